@@ -1,0 +1,40 @@
+"""Whose block is this?
+
+From a range of a device that has gone bad to everything that owned it::
+
+    import whoseblock
+
+    with whoseblock.open("disk.img") as fs:
+        for owner in fs.owners(1257472, 4096):
+            print(owner)
+
+`open` gives a `whoseblock.fs.base.Filesystem`; docs/api.md has the whole of it.
+"""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import os
+
+    from whoseblock.fs.base import Filesystem
+    from whoseblock.media.base import Media
+
+__all__ = ["__version__", "open"]
+
+__version__ = "0.1.0"
+
+
+def open(  # noqa: A001 - like gzip.open: it is only ever used with the module's name
+    target: "str | os.PathLike[str] | Media",
+    *,
+    log_device: "str | os.PathLike[str] | Media | None" = None,
+) -> "Filesystem":
+    """Open the filesystem on a device, an image, or any `whoseblock.media.Media`.
+
+    ``log_device`` is where an XFS filesystem keeps an external log.  The result closes what it was
+    made of, and is a context manager.  Raises `WhoseblockError` and its kin.
+    """
+    # Importing whoseblock must cost nothing; opening something may.
+    from whoseblock.lookup import open_filesystem
+
+    return open_filesystem(target, log_device=log_device)

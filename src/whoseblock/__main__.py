@@ -1,0 +1,5 @@
+"""``python -m whoseblock``."""
+
+from whoseblock.cli import main
+
+main()

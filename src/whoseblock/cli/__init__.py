@@ -1,0 +1,59 @@
+"""The command line: one module for each verb, nothing but arguments and presentation."""
+
+import os
+import sys
+
+import click
+
+from whoseblock import __version__
+from whoseblock.cli.completion import completion
+from whoseblock.cli.lookup import lookup
+from whoseblock.cli.terminal import printable
+from whoseblock.errors import WhoseblockError, exit_codes
+
+__all__ = ["cli", "main"]
+
+#: What a shell reports of a program that SIGPIPE ended; and of one that Ctrl-C did.
+_BROKEN_PIPE, _INTERRUPTED = 141, 130
+
+
+def _exit_status() -> str:
+    """Write the registry of exit codes as a paragraph that click leaves as it is."""
+    lines = "".join(f"\n  {code:>3}  {meaning}" for code, meaning in exit_codes().items())
+    return f"\b\nExit status:{lines}"
+
+
+@click.group(epilog=_exit_status(), context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, message="%(prog)s %(version)s")
+def cli() -> None:
+    """Whose block is this?
+
+    From a page of persistent memory that is poisoned, or a sector that has gone bad, to everything
+    that owned it: every file that shares it with every path, or which metadata, or nobody.
+    """
+
+
+cli.add_command(lookup)
+cli.add_command(completion)
+
+
+def main() -> None:
+    """Run the command line; errors become one sentence, a hint, and an exit code."""
+    try:
+        code = cli.main(prog_name="whoseblock", standalone_mode=False) or 0
+        sys.stdout.flush()
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except WhoseblockError as error:
+        click.echo(f"whoseblock: {printable(str(error))}", err=True)
+        if error.hint:
+            click.echo(f"hint: {error.hint}", err=True)
+        code = error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        code = _INTERRUPTED
+    except BrokenPipeError:
+        # The reader has gone; the interpreter must not find that out again when it closes stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = _BROKEN_PIPE
+    sys.exit(code)

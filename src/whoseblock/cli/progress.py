@@ -1,0 +1,62 @@
+"""A progress bar on standard error, for work that takes long enough to wonder."""
+
+import sys
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING, Final, Self
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+__all__ = ["ProgressBar"]
+
+#: Work that is done within so many seconds shows nothing, and does not load what would show it.
+_PATIENCE_S: Final = 1.0
+
+
+class ProgressBar:
+    """A `whoseblock.fs.base.Progress` that shows itself on a terminal."""
+
+    def __init__(self) -> None:
+        self._begun = time.monotonic()
+        self._shown = sys.stderr.isatty()
+        self._bar: Progress | None = None
+        self._tasks: dict[str, TaskID] = {}
+
+    def __call__(self, what: str, done: int, total: int | None) -> None:
+        """Show that ``done`` of ``total`` (None if nobody knows) is done of ``what``."""
+        if not self._shown or time.monotonic() - self._begun < _PATIENCE_S:
+            return
+        if self._bar is None:
+            self._bar = _start_bar()
+        if what not in self._tasks:
+            self._tasks[what] = self._bar.add_task(what, total=total)
+        self._bar.update(self._tasks[what], completed=done)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+
+def _start_bar() -> "Progress":
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )
+    bar.start()
+    return bar

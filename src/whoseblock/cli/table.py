@@ -1,0 +1,81 @@
+"""Answers as a table for people."""
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+
+from whoseblock.cli.terminal import printable
+from whoseblock.fs.base import Answer, FileOwner, MetadataOwner, Outside, Owner
+
+__all__ = ["table_lines"]
+
+_HEADINGS = ("START", "LENGTH", "OWNER", "INODE", "WHAT", "FILE OFFSET", "FLAGS", "PATH")
+#: Columns are as wide as these many answers need; later ones push them wider.
+_SAMPLE = 256
+
+_Row = tuple[str, ...]
+
+
+def table_lines(answers: Iterable[Answer]) -> Iterator[str]:
+    """Give the lines of the table as the answers come.
+
+    A file with many paths takes a line for each; a note stands below the first answer that has it.
+    """
+    said: set[str] = set()
+    widths = [len(heading) for heading in _HEADINGS]
+    waiting = iter(answers)
+    headings = True
+    while batch := list(islice(waiting, _SAMPLE)):
+        blocks = [(list(_rows(answer)), _new_notes(answer, said)) for answer in batch]
+        for rows, _ in blocks:
+            for row in rows:
+                widths = [max(width, len(cell)) for width, cell in zip(widths, row, strict=True)]
+        if headings:
+            yield _line(_HEADINGS, widths)
+            headings = False
+        for rows, notes in blocks:
+            for row in rows:
+                yield _line(row, widths)
+            yield from notes
+
+
+def _new_notes(answer: Answer, said: set[str]) -> list[str]:
+    new = [note for note in answer.notes if note not in said]
+    said.update(new)
+    title = "note" if answer.complete else "incomplete"
+    return [f"  {title}: {printable(note)}" for note in new]
+
+
+def _rows(answer: Answer) -> Iterator[_Row]:
+    for owner in answer:
+        facts, paths = _facts(owner, complete=answer.complete)
+        first, *more = paths or ("",)
+        yield (str(owner.start), str(owner.length), owner.kind, *facts, first)
+        for path in more:
+            yield ("",) * (len(_HEADINGS) - 1) + (path,)
+
+
+def _facts(owner: Owner, *, complete: bool) -> tuple[tuple[str, str, str, str], list[str]]:
+    """Give inode, what, file offset and flags; and the paths, or what stands in their place."""
+    flags = {
+        "shared": isinstance(owner, FileOwner) and owner.shared,
+        "unwritten": isinstance(owner, FileOwner) and owner.unwritten,
+        "unlinked": isinstance(owner, FileOwner) and owner.unlinked is True,
+        "incomplete": not complete,
+    }
+    marks = ",".join(name for name, true in flags.items() if true)
+    if isinstance(owner, FileOwner):
+        offset = "" if owner.file_offset is None else str(owner.file_offset)
+        paths = [f"({owner.detail})"] if isinstance(owner.detail, str) else []
+        paths += map(printable, owner.paths) if isinstance(owner.paths, tuple) else ()
+        return (str(owner.inode), owner.what, offset, marks), paths
+    if isinstance(owner, MetadataOwner):
+        detail = [owner.detail] if isinstance(owner.detail, str) else []
+        if isinstance(owner.inodes, tuple):
+            detail.append(f"inodes {owner.inodes[0]} to {owner.inodes[1]}")
+        return ("", owner.what, "", marks), [f"({text})" for text in detail]
+    return ("", "", "", marks), [f"({owner.what})"] if isinstance(owner, Outside) else []
+
+
+def _line(row: _Row, widths: list[int]) -> str:
+    cells = (cell.ljust(width) for cell, width in zip(row[:-1], widths, strict=False))
+    return "  ".join([*cells, row[-1]]).rstrip()

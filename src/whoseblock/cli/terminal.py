@@ -1,0 +1,29 @@
+"""Writing text from an adversary to a terminal."""
+
+__all__ = ["printable"]
+
+_SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t", "\\": "\\\\"}
+
+
+def printable(text: str) -> str:
+    r"""Escape whatever a terminal could take for more than text.
+
+    Control characters, invisible and direction-changing ones, and bytes that are not UTF-8 become
+    ``\n``, ``\x1b``, ``\u202e``; a backslash becomes two, so that no two names look alike.
+    """
+    if text.isprintable() and "\\" not in text:
+        return text
+    return "".join(map(_escape, text))
+
+
+def _escape(char: str) -> str:
+    if char in _SHORT:
+        return _SHORT[char]
+    if char.isprintable():
+        return char
+    code = ord(char)
+    if 0xDC80 <= code <= 0xDCFF:  # noqa: PLR2004 - the lone surrogates of os.fsdecode
+        code -= 0xDC00
+    if code <= 0xFF:  # noqa: PLR2004 - what two digits hold
+        return f"\\x{code:02x}"
+    return f"\\u{code:04x}" if code <= 0xFFFF else f"\\U{code:08x}"  # noqa: PLR2004

@@ -1,0 +1,123 @@
+"""Every error that whoseblock raises on purpose, each class with its exit code.
+
+::
+
+    WhoseblockError
+    ├── TargetError            the target cannot be opened
+    ├── RangeSyntaxError       a range is not written as START[+LENGTH]
+    ├── OutOfDeviceError       a range ends past the device
+    ├── NotAFilesystemError    nothing that we know is on the target
+    ├── UnsupportedError       a filesystem that we know, with a feature that we do not
+    └── BlockError             a block that we need cannot be had
+        ├── MediaError         the medium does not give it back
+        └── CorruptError       it does not verify
+
+A message is one sentence; ``hint`` says what to do about it.  The table of exit codes in the
+documentation and in the man page is made from `exit_codes`.
+"""
+
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from whoseblock.ranges import ByteRange
+
+__all__ = [
+    "BlockError",
+    "CorruptError",
+    "MediaError",
+    "NotAFilesystemError",
+    "OutOfDeviceError",
+    "RangeSyntaxError",
+    "TargetError",
+    "UnsupportedError",
+    "WhoseblockError",
+    "exit_codes",
+]
+
+
+class WhoseblockError(Exception):
+    """Any other failure of whoseblock."""
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class TargetError(WhoseblockError):
+    """The target cannot be opened."""
+
+    exit_code = 3
+
+
+class RangeSyntaxError(WhoseblockError):
+    """A range is not written as START[+LENGTH]."""
+
+    exit_code = 4
+
+
+class OutOfDeviceError(WhoseblockError):
+    """A range ends past the end of the device."""
+
+    exit_code = 5
+
+
+class NotAFilesystemError(WhoseblockError):
+    """No filesystem that whoseblock knows is on the target."""
+
+    exit_code = 6
+
+
+class UnsupportedError(WhoseblockError):
+    """The filesystem has a feature that whoseblock does not know."""
+
+    exit_code = 7
+
+
+class BlockError(WhoseblockError):
+    """Metadata that the whole answer rests on cannot be had."""
+
+    exit_code = 8
+
+
+class MediaError(BlockError):
+    """The medium does not give back a range that is needed.
+
+    ``ranges`` are the bytes that failed, exactly: disjoint, ascending, in the address space of the
+    medium.
+    """
+
+    exit_code = 9
+
+    def __init__(self, ranges: "Iterable[ByteRange]", reason: str = "input/output error") -> None:
+        self.ranges = tuple(ranges)
+        self.reason = reason
+        where = ", ".join(str(bad) for bad in self.ranges)
+        super().__init__(f"cannot read {where}: {reason}")
+
+
+class CorruptError(BlockError):
+    """A metadata block does not verify."""
+
+    exit_code = 10
+
+    def __init__(self, what: str, start: int, reason: str) -> None:
+        self.start = start
+        self.reason = reason
+        super().__init__(f"{what} at byte {start}: {reason}")
+
+
+def exit_codes() -> dict[int, str]:
+    """Give every exit code with its meaning, in order."""
+    codes = {0: "Every question was answered; see `complete` and `notes` for what is missing."}
+    todo: list[type[WhoseblockError]] = [WhoseblockError]
+    while todo:
+        error = todo.pop()
+        codes[error.exit_code] = (error.__doc__ or "").partition("\n")[0]
+        todo += error.__subclasses__()
+    codes[2] = "The command line is wrong."
+    codes[130] = "Interrupted."
+    return dict(sorted(codes.items()))

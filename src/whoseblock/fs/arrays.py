@@ -1,0 +1,53 @@
+"""Answers to many questions as NumPy columns."""
+
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = ["FORKS", "KINDS", "WHATS", "OwnerArrays"]
+
+#: What the numbers in `OwnerArrays.kind` mean, in the words of the contract.
+KINDS: Final = ("file", "metadata", "free", "staging", "outside", "unknown")
+#: What the numbers in `OwnerArrays.fork` mean.
+FORKS: Final = ("", "data", "attr")
+#: What the numbers in `OwnerArrays.what` mean.
+WHATS: Final = (
+    "",
+    "data",
+    "directory",
+    "symlink",
+    "xattr",
+    "extent-map",
+    "unknown",
+    "static",
+    "log",
+    "ag",
+    "inode-btree",
+    "inodes",
+    "refcount-btree",
+    "past the end of the filesystem",
+)
+
+
+class OwnerArrays(NamedTuple):
+    """One element for each row of every answer, but for `complete` and `notes`.
+
+    Rows are ordered by question, then as in an answer.  ``start``, ``length`` and ``file_offset``
+    are bytes; ``file_offset`` is -1 where there is none, ``inode`` 0.  ``complete`` has one element
+    a question, and ``notes`` the notes of the questions that have any.
+    """
+
+    question: "NDArray[np.int64]"
+    start: "NDArray[np.int64]"
+    length: "NDArray[np.int64]"
+    kind: "NDArray[np.uint8]"
+    what: "NDArray[np.uint8]"
+    fork: "NDArray[np.uint8]"
+    inode: "NDArray[np.uint64]"
+    file_offset: "NDArray[np.int64]"
+    unwritten: "NDArray[np.bool_]"
+    shared: "NDArray[np.bool_]"
+    complete: "NDArray[np.bool_]"
+    notes: dict[int, tuple[str, ...]]

@@ -1,0 +1,213 @@
+"""What every filesystem answers, and in which words.
+
+The rows are those of the ``lookup --json`` contract: their attributes are its fields, and
+`msgspec` encodes them to it as they are.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Final, Protocol, Self, overload
+
+from msgspec import UNSET, Struct, UnsetType
+
+from whoseblock.ranges import ByteRange
+
+if TYPE_CHECKING:
+    from whoseblock.fs.arrays import OwnerArrays
+
+__all__ = [
+    "MAX_NOTES",
+    "Answer",
+    "FileOwner",
+    "Filesystem",
+    "Free",
+    "MetadataOwner",
+    "Outside",
+    "Owner",
+    "Paths",
+    "Progress",
+    "Staging",
+    "Unknown",
+    "distinct",
+]
+
+#: Told ``(what is being done, how much is done, how much there is or None)``, many times.
+Progress = Callable[[str, int, int | None], None]
+
+#: A badly damaged filesystem has thousands of things to say; nobody reads more than this many.
+MAX_NOTES: Final = 20
+
+
+class Owner(Struct, frozen=True, tag_field="kind", tag="owner"):
+    """One row of an answer: ``length`` bytes from ``start`` that one owner has."""
+
+    start: int
+    length: int
+
+    @property
+    def kind(self) -> str:
+        """The ``kind`` of the contract."""
+        return str(self.__struct_config__.tag)
+
+
+class FileOwner(Owner, frozen=True, tag="file"):
+    """A file has the bytes: its data, or its attributes, or the map of either.
+
+    ``file_offset`` is in bytes within the fork, None for a block of the extent map.  ``paths`` is
+    left out if nobody asked for it.  ``detail`` names a file that belongs to the filesystem itself.
+    """
+
+    inode: int
+    fork: str
+    what: str
+    file_offset: int | None
+    unwritten: bool
+    shared: bool
+    paths: tuple[str, ...] | UnsetType = UNSET
+    unlinked: bool | UnsetType = UNSET
+    detail: str | UnsetType = UNSET
+
+
+class MetadataOwner(Owner, frozen=True, tag="metadata"):
+    """The filesystem has the bytes; ``what`` is the kernel's GETFSMAP class.
+
+    ``inodes`` are the first and the last inode that lie there, if inodes do.
+    """
+
+    what: str
+    inodes: tuple[int, int] | UnsetType = UNSET
+    detail: str | UnsetType = UNSET
+
+
+class Free(Owner, frozen=True, tag="free"):
+    """Nobody has the bytes, and the filesystem says so itself."""
+
+
+class Staging(Owner, frozen=True, tag="staging"):
+    """The bytes are reserved for a copy-on-write that has not happened."""
+
+
+class Outside(Owner, frozen=True, tag="outside"):
+    """The bytes are on the device but not in the filesystem."""
+
+    what: str
+
+
+class Unknown(Owner, frozen=True, tag="unknown"):
+    """Nobody can say; a note on the answer says why."""
+
+
+class Answer(Struct, frozen=True):
+    """Everything known about one range; a sequence of its rows.
+
+    The rows are ordered by start, inode and file offset, and together cover the range.
+    ``complete`` is false if an owner, a path or a certainty may be missing, and ``notes`` say
+    what.
+    """
+
+    start: int
+    length: int
+    complete: bool
+    notes: tuple[str, ...]
+    owners: tuple[Owner, ...]
+
+    def __len__(self) -> int:
+        return len(self.owners)
+
+    def __iter__(self) -> Iterator[Owner]:
+        return iter(self.owners)
+
+    def __getitem__(self, index: int) -> Owner:
+        return self.owners[index]
+
+
+class Paths(Struct, frozen=True):
+    """Every path of an inode, in byte order; a sequence of them.
+
+    Each begins with ``/``, the root of the filesystem.  Bytes that are not UTF-8 are lone
+    surrogates, as with `os.fsdecode`.
+    """
+
+    paths: tuple[str, ...] = ()
+    complete: bool = True
+    notes: tuple[str, ...] = ()
+    unlinked: bool = False
+    detail: str = ""
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.paths)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[str, ...]: ...
+    def __getitem__(self, index: int | slice) -> str | tuple[str, ...]:
+        return self.paths[index]
+
+
+class Filesystem(Protocol):
+    """A filesystem that knows who owns its blocks.
+
+    Ranges are bytes of the device that the filesystem is on.
+    """
+
+    name: str
+    size: int
+    device_size: int
+    block_size: int
+    progress: Progress
+
+    @property
+    def reads(self) -> Counter[str]:
+        """How many blocks of metadata were read from the medium, by kind."""
+
+    def owners(self, start: int, length: int, *, paths: bool = True) -> Answer:
+        """Say who owns ``length`` bytes from ``start``; raises `OutOfDeviceError`."""
+
+    def owners_many(
+        self, ranges: Iterable[tuple[int, int]], *, paths: bool = True
+    ) -> Iterator[Answer]:
+        """Answer many ``(start, length)`` together, in the order asked."""
+
+    def owners_of(self, starts: Sequence[int], lengths: Sequence[int]) -> "OwnerArrays":
+        """Answer many ranges as NumPy columns, without paths."""
+
+    def paths(self, inode: int) -> Paths:
+        """Give every path of ``inode``."""
+
+    def paths_many(self, inodes: Iterable[int]) -> dict[int, Paths]:
+        """Give every path of each of ``inodes``, searching once for all."""
+
+    def close(self) -> None:
+        """Let go of the device."""
+
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None: ...
+
+
+def distinct(notes: Iterable[str]) -> tuple[str, ...]:
+    """Drop the notes that repeat others, and those past `MAX_NOTES`, counting the latter."""
+    once = tuple(dict.fromkeys(notes))
+    if len(once) <= MAX_NOTES:
+        return once
+    return (*once[:MAX_NOTES], f"and {len(once) - MAX_NOTES} more notes of this kind")
+
+
+def check_within(wanted: ByteRange, device: str, device_size: int) -> None:
+    """Raise `OutOfDeviceError` unless ``wanted`` lies on the device."""
+    from whoseblock.errors import OutOfDeviceError
+
+    if wanted.start < 0 or wanted.length <= 0 or wanted.end > device_size:
+        raise OutOfDeviceError(
+            f"the range {wanted} is not within {device!r}, which has {device_size} bytes",
+            hint="offsets count from the start of the device or image that is named",
+        )

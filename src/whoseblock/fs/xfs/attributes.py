@@ -1,0 +1,197 @@
+"""Reading extended attributes, parent pointers among them, and remote symbolic links."""
+
+from collections.abc import Iterator
+from typing import Final, NamedTuple
+
+from whoseblock.errors import BlockError, CorruptError
+from whoseblock.fs.xfs.format.attr import (
+    DA_BLOCK,
+    PARENT_REC,
+    REMOTE_HEADER,
+    XFS_ATTR3_LEAF_MAGIC,
+    XFS_ATTR3_RMT_CRC_OFF,
+    XFS_ATTR3_RMT_MAGIC,
+    XFS_ATTR_INCOMPLETE,
+    XFS_ATTR_PARENT,
+    XFS_DA3_CRC_OFF,
+    XFS_DA3_NODE_MAGIC,
+    XFS_DA_NODE_MAXDEPTH,
+    XFS_SYMLINK_MAGIC,
+    Attribute,
+    DaBlockInfo,
+    leaf_attributes,
+    node_children,
+    short_attributes,
+)
+from whoseblock.fs.xfs.format.checksum import crc_matches
+from whoseblock.fs.xfs.format.inode import ATTR_FORK, DATA_FORK, XFS_DINODE_FMT_LOCAL
+from whoseblock.fs.xfs.inodes import Extent, InodeTable
+from whoseblock.fs.xfs.volume import DADDR, Volume
+
+__all__ = ["Attributes", "ParentPointer"]
+
+#: The kernel's limit on what a symbolic link may hold, XFS_SYMLINK_MAXLEN.
+_SYMLINK_MAXLEN: Final = 1024
+
+
+class ParentPointer(NamedTuple):
+    """One name of a file: the directory's inode and generation, and the name there."""
+
+    parent: int
+    generation: int
+    name: bytes
+
+
+class Attributes:
+    """The attribute forks of a volume's inodes; every method raises `BlockError`."""
+
+    def __init__(self, volume: Volume, inodes: InodeTable) -> None:
+        self.volume = volume
+        self.inodes = inodes
+
+    def parents(self, ino: int) -> list[ParentPointer]:
+        """Give the parent pointers of an inode."""
+        found = []
+        for attribute in self._all(ino):
+            if not attribute.flags & XFS_ATTR_PARENT or attribute.flags & XFS_ATTR_INCOMPLETE:
+                continue
+            if len(attribute.value) != PARENT_REC.size or b"/" in attribute.name:
+                start = self.inodes.get(ino).start
+                raise CorruptError(f"parent pointer of inode {ino}", start, "not well-formed")
+            record = PARENT_REC.unpack_from(attribute.value)
+            found.append(ParentPointer(record.ino, record.gen, attribute.name))
+        return found
+
+    def values(self, ino: int) -> Iterator[Attribute]:
+        """Give every attribute of an inode with its value; parent pointers are left out."""
+        for attribute in self._all(ino):
+            if attribute.flags & (XFS_ATTR_PARENT | XFS_ATTR_INCOMPLETE):
+                continue
+            if attribute.remote_block is None:
+                yield attribute
+            else:
+                value = self._remote_value(ino, attribute.remote_block, attribute.remote_length)
+                yield attribute._replace(value=value)
+
+    def readlink(self, ino: int) -> bytes:
+        """Give what a symbolic link holds."""
+        inode = self.inodes.get(ino)
+        size = inode.core.size
+        if not inode.core.is_symlink or size > _SYMLINK_MAXLEN:
+            raise CorruptError(f"inode {ino}", inode.start, "not a symbolic link")
+        fork = inode.core.fork(DATA_FORK, self.volume.inode_size)
+        if fork is not None and fork.format == XFS_DINODE_FMT_LOCAL:
+            return inode.fork_bytes(fork)[:size]
+        target = b""
+        # One header for each extent, unlike attributes, which have one for each block.
+        for extent in self.inodes.extents(ino, DATA_FORK):
+            length = extent.blocks * self.volume.block_size
+            part = min(size - len(target), length - REMOTE_HEADER.size)
+            if part > 0:
+                target += self._remote_part(
+                    ino, extent.start, length, XFS_SYMLINK_MAGIC, len(target), part
+                )
+        if len(target) != size:
+            raise CorruptError(f"inode {ino}", inode.start, "part of the link is missing")
+        return target
+
+    # ------------------------------------------------------------------ the fork
+
+    def _all(self, ino: int) -> Iterator[Attribute]:
+        inode = self.inodes.get(ino)
+        fork = inode.core.fork(ATTR_FORK, self.volume.inode_size)
+        if fork is None:
+            return
+        if fork.format == XFS_DINODE_FMT_LOCAL:
+            yield from short_attributes(inode.fork_bytes(fork), inode.start)
+            return
+        extents = list(self.inodes.extents(ino, ATTR_FORK))
+        if not extents:
+            return
+        number: int | None = self._first_leaf(ino, extents)
+        seen: set[int] = set()
+        while number is not None:
+            start, block, header = self._da_block(ino, extents, number)
+            if number in seen or header.magic != XFS_ATTR3_LEAF_MAGIC:
+                raise CorruptError(f"attribute leaf of inode {ino}", start, "not the next leaf")
+            seen.add(number)
+            yield from leaf_attributes(block, header.entries, start)
+            number = header.forw or None
+
+    def _first_leaf(self, ino: int, extents: list[Extent]) -> int:
+        """Descend to the leftmost leaf, from which the leaves are chained."""
+        number = 0
+        for _ in range(XFS_DA_NODE_MAXDEPTH):
+            start, block, header = self._da_block(ino, extents, number)
+            if header.magic == XFS_ATTR3_LEAF_MAGIC:
+                return number
+            number = node_children(block, header.entries, start)[0]
+        raise CorruptError(f"attributes of inode {ino}", start, "a tree too high")
+
+    def _da_block(
+        self, ino: int, extents: list[Extent], number: int
+    ) -> tuple[int, bytes, DaBlockInfo]:
+        """Read block ``number`` of the fork, a node or a leaf."""
+        volume = self.volume
+        start = self._where(ino, extents, number)
+        block = volume.read("attr", start, volume.block_size)
+        header = DA_BLOCK.unpack_from(block)
+        faults = {
+            "wrong magic number": header.magic not in (XFS_ATTR3_LEAF_MAGIC, XFS_DA3_NODE_MAGIC),
+            "checksum mismatch": not crc_matches(block, XFS_DA3_CRC_OFF),
+            "of another filesystem": header.uuid != volume.uuid,
+            "of another inode": header.owner != ino,
+            "written for another place": header.blkno * DADDR != start,
+        }
+        for reason, true in faults.items():
+            if true:
+                raise CorruptError(f"attribute block of inode {ino}", start, reason)
+        return start, block, header
+
+    def _where(self, ino: int, extents: list[Extent], number: int) -> int:
+        for extent in extents:
+            if extent.offset <= number < extent.offset + extent.blocks:
+                return extent.start + (number - extent.offset) * self.volume.block_size
+        start = self.inodes.get(ino).start
+        raise CorruptError(f"attributes of inode {ino}", start, f"no block {number} in the fork")
+
+    # ------------------------------------------------------------------ remote blocks
+
+    def _remote_value(self, ino: int, number: int, length: int) -> bytes:
+        extents = list(self.inodes.extents(ino, ATTR_FORK))
+        size = self.volume.block_size
+        value = b""
+        while len(value) < length:
+            part = min(length - len(value), size - REMOTE_HEADER.size)
+            start = self._where(ino, extents, number)
+            value += self._remote_part(ino, start, size, XFS_ATTR3_RMT_MAGIC, len(value), part)
+            number += 1
+        return value
+
+    def _remote_part(  # noqa: PLR0913 - what is expected of the header, field by field
+        self, ino: int, start: int, length: int, magic: int, offset: int, size: int
+    ) -> bytes:
+        """Read ``size`` bytes that follow a header, which must say ``offset`` and ``size``."""
+        volume = self.volume
+        block = volume.read("remote", start, length)
+        header = REMOTE_HEADER.unpack_from(block)
+        faults = {
+            "wrong magic number": header.magic != magic,
+            "checksum mismatch": not crc_matches(block, XFS_ATTR3_RMT_CRC_OFF),
+            "of another filesystem": header.uuid != volume.uuid,
+            "of another inode": header.owner != ino,
+            "written for another place": header.blkno * DADDR != start,
+            "another part": (header.offset, header.bytes) != (offset, size),
+        }
+        for reason, true in faults.items():
+            if true:
+                raise CorruptError(f"remote block of inode {ino}", start, reason)
+        return block[REMOTE_HEADER.size : REMOTE_HEADER.size + size]
+
+
+def parents_or_none(attributes: Attributes, ino: int) -> list[ParentPointer] | None:
+    """Give the parent pointers of an inode, None if they cannot be had."""
+    try:
+        return attributes.parents(ino)
+    except BlockError:
+        return None

@@ -1,0 +1,357 @@
+"""Who owns many ranges: each leaf that a question touches is read once, and matched with NumPy.
+
+What is sound is answered here; a question that touches anything odd (a damaged block, a gap that
+the free-space btree does not confirm, an owner that nobody knows, the end of the filesystem) goes
+to `OwnerFinder`, so that there is one place that knows what to say about it.
+"""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import numpy as np
+
+from whoseblock.errors import OutOfDeviceError
+from whoseblock.fs.arrays import OwnerArrays
+from whoseblock.fs.base import check_within, distinct
+from whoseblock.fs.xfs.btree import BNOBT, RMAPBT, AgTree, Fault, Leaf
+from whoseblock.fs.xfs.format.btree import (
+    XFS_RMAP_NON_INODE,
+    XFS_RMAP_OFF_ATTR_FORK,
+    XFS_RMAP_OFF_BMBT_BLOCK,
+    XFS_RMAP_OFF_MASK,
+    XFS_RMAP_OFF_UNWRITTEN,
+)
+from whoseblock.fs.xfs.owners import OwnerFinder
+from whoseblock.fs.xfs.rows import (
+    ATTR,
+    DATA,
+    EXTENT_MAP,
+    FILE,
+    FILE_DATA,
+    FREE,
+    NO_FORK,
+    NOTHING,
+    SPECIAL_OWNERS,
+    UNKNOWN,
+    XATTR,
+    Piece,
+    data_what,
+)
+from whoseblock.ranges import ByteRange
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
+
+    Ints = NDArray[np.int64]
+
+__all__ = ["check_many", "find_many", "pieces_by_question"]
+
+#: Candidates are taken one by one up to so many for each question and record, else by blocks...
+_PLENTY: Final = 4
+#: ... of so many records.
+_BLOCK: Final = 64
+
+
+#: A row of an answer: the question it answers, and the fields of `Piece`.
+_ROW: Final = np.dtype(
+    [
+        ("question", np.int64),
+        ("start", np.int64),
+        ("length", np.int64),
+        ("kind", np.uint8),
+        ("what", np.uint8),
+        ("fork", np.uint8),
+        ("inode", np.uint64),
+        ("file_offset", np.int64),
+        ("unwritten", np.bool_),
+        ("shared", np.bool_),
+    ]
+)
+
+
+def find_many(finder: OwnerFinder, starts: "ArrayLike", lengths: "ArrayLike") -> OwnerArrays:
+    """Answer ``lengths[i]`` bytes from ``starts[i]`` for every i; all lie on the device."""
+    volume = finder.volume
+    low = np.asarray(starts, dtype=np.int64)
+    high = low + np.asarray(lengths, dtype=np.int64)
+    odd = high > volume.size
+    if not volume.sb.has_rmapbt:
+        odd[:] = True
+    first_group = low // volume.ag_bytes
+    last_group = (np.minimum(high, volume.size) - 1) // volume.ag_bytes
+    parts = []
+    for agno in _groups_between(first_group[~odd], last_group[~odd]):
+        here = np.flatnonzero((first_group <= agno) & (agno <= last_group) & ~odd)
+        parts.append(_find_in_group(finder, _Questions(agno, here, low[here], high[here]), odd))
+    rows = np.concatenate(parts) if parts else np.empty(0, _ROW)
+    _set_whats(finder, rows, odd)
+    notes: dict[int, tuple[str, ...]] = {}
+    if odd.any():
+        rows = np.concatenate(
+            [rows[~odd[rows["question"]]], _find_singly(finder, low, high, odd, notes)]
+        )
+    rows = rows[np.lexsort([rows[key] for key in ("file_offset", "inode", "start", "question")])]
+    complete = np.ones(low.size, dtype=np.bool_)
+    complete[list(notes)] = False
+    return OwnerArrays(
+        question=rows["question"],
+        start=rows["start"],
+        length=rows["length"],
+        kind=rows["kind"],
+        what=rows["what"],
+        fork=rows["fork"],
+        inode=rows["inode"],
+        file_offset=rows["file_offset"],
+        unwritten=rows["unwritten"],
+        shared=rows["shared"],
+        complete=complete,
+        notes=notes,
+    )
+
+
+def pieces_by_question(arrays: OwnerArrays) -> Iterator[tuple[list[Piece], tuple[str, ...]]]:
+    """Give the pieces and the notes of each question, in the order asked."""
+    columns = (getattr(arrays, name).tolist() for name in Piece._fields)
+    pieces = list(map(Piece._make, zip(*columns, strict=True)))
+    counts = np.bincount(arrays.question, minlength=arrays.complete.size)
+    at = 0
+    for question, count in enumerate(counts.tolist()):
+        yield pieces[at : at + count], arrays.notes.get(question, ())
+        at += count
+
+
+def check_many(starts: "ArrayLike", lengths: "ArrayLike", device: str, device_size: int) -> None:
+    """Raise `OutOfDeviceError` unless every range lies on the device."""
+    try:
+        low, length = np.asarray(starts, np.int64), np.asarray(lengths, np.int64)
+    except OverflowError:
+        raise OutOfDeviceError(
+            f"a range ends past {device!r}, which has {device_size} bytes"
+        ) from None
+    wrong = np.flatnonzero((low < 0) | (length <= 0) | (low > device_size - length))
+    for index in wrong[:1].tolist():
+        check_within(ByteRange(int(low[index]), int(length[index])), device, device_size)
+
+
+def _groups_between(first: "Ints", last: "Ints") -> list[int]:
+    """Give every group that a question touches, in order."""
+    touched = set(first.tolist())
+    for one, other in set(zip(first.tolist(), last.tolist(), strict=True)):
+        touched.update(range(one, other + 1))
+    return sorted(touched)
+
+
+def _find_singly(
+    finder: OwnerFinder,
+    low: "Ints",
+    high: "Ints",
+    odd: "NDArray[np.bool_]",
+    notes: dict[int, tuple[str, ...]],
+) -> "NDArray[np.void]":
+    """Let `OwnerFinder` answer the odd questions."""
+    rows: list[tuple[int | bool, ...]] = []
+    for question in np.flatnonzero(odd).tolist():
+        said: list[str] = []
+        start, end = int(low[question]), int(high[question])
+        rows += [(question, *piece) for piece in finder.find(start, end - start, said)]
+        if said:
+            notes[question] = distinct(said)
+    return np.array(rows, _ROW)
+
+
+class _Questions(NamedTuple):
+    """The questions, by number, that touch one allocation group; bytes from low up to high."""
+
+    agno: int
+    number: "Ints"
+    low: "Ints"
+    high: "Ints"
+
+
+def _find_in_group(
+    finder: OwnerFinder, questions: _Questions, odd: "NDArray[np.bool_]"
+) -> "NDArray[np.void]":
+    """Answer the part of the questions that lies in their group; mark the odd ones."""
+    volume, agno = finder.volume, questions.agno
+    base, size = agno * volume.ag_bytes, volume.block_size
+    blocks = volume.ag_blocks(agno)
+    starts = np.maximum(questions.low, base)
+    ends = np.minimum(questions.high, base + blocks * size)
+    low, high = (starts - base) // size, -(-(ends - base) // size)
+    faults: list[Fault] = []
+
+    records = _load(finder.tree(agno, RMAPBT), *_merge(low, high), faults)
+    first = records["startblock"].astype(np.int64)
+    after = first + records["blockcount"]
+    reach = np.maximum.accumulate(after)
+    asked, index = _touching(
+        after, np.searchsorted(reach, low, "right"), np.searchsorted(first, high), low
+    )
+    begin, end = np.maximum(first[index], low[asked]), np.minimum(after[index], high[asked])
+    owned = _rows(asked, begin, end)
+    _classify(owned, records[index], size)
+    _mark_shared(owned)
+
+    # A gap is what no record covers; where no question is, leaves are missing, not records.
+    gap_low = np.concatenate(([0], reach))
+    gap_high = np.concatenate((first, [blocks]))
+    real = gap_high > gap_low
+    gap_asked, gap_from, gap_to = _intersect(gap_low[real], gap_high[real], low, high)
+    space = _load(finder.tree(agno, BNOBT), *_merge(gap_from, gap_to), faults)
+    free_low = space["startblock"].astype(np.int64)
+    gap, free_from, free_to = _intersect(free_low, free_low + space["blockcount"], gap_from, gap_to)
+    free = _rows(gap_asked[gap], free_from, free_to)
+    free["kind"] = FREE
+
+    confirmed = np.bincount(gap, free_to - free_from, gap_from.size)
+    odd[questions.number[gap_asked[confirmed != gap_to - gap_from]]] = True
+    for fault in faults:
+        odd[questions.number[(fault.low < high) & (low < fault.high)]] = True
+    odd[questions.number[asked[owned["kind"] == UNKNOWN]]] = True
+
+    rows = np.concatenate((owned, free))
+    which = rows["question"]
+    piece_start = np.maximum(base + rows["start"] * size, starts[which])
+    piece_end = np.minimum(base + (rows["start"] + rows["length"]) * size, ends[which])
+    # How much of its record was cut off before a piece counts towards its place in the file.
+    skipped = piece_start[: owned.size] - base - first[index] * size
+    rows["file_offset"][: owned.size] += np.where(owned["file_offset"] < 0, 0, skipped)
+    rows["start"], rows["length"] = piece_start, piece_end - piece_start
+    rows["question"] = questions.number[which]
+    return rows
+
+
+def _rows(question: "Ints", low: "Ints", high: "Ints") -> "NDArray[np.void]":
+    """Make rows of blocks from ``low`` up to ``high``, of which nothing else is known."""
+    rows = np.zeros(question.size, _ROW)
+    rows["question"], rows["start"], rows["length"] = question, low, high - low
+    rows["file_offset"] = -1
+    return rows
+
+
+def _load(tree: AgTree, lows: "Ints", highs: "Ints", faults: list[Fault]) -> "NDArray[np.void]":
+    """Read every leaf that a question touches, and give its records in order, verified."""
+    layout = tree.shape.record
+    leaves = list(tree.leaves(lows.tolist(), highs.tolist(), faults)) if lows.size else []
+    raw = b"".join(
+        leaf.block[leaf.offset : leaf.offset + leaf.numrecs * layout.size] for leaf in leaves
+    )
+    records = np.frombuffer(raw, layout.dtype())
+    if not records.size:
+        return records
+    counts = np.array([leaf.numrecs for leaf in leaves])
+    leaf_of = np.repeat(np.arange(len(leaves)), counts)
+    start = records["startblock"].astype(np.int64)
+    end = start + records["blockcount"]
+    low = np.array([leaf.low for leaf in leaves])[leaf_of]
+    high = np.array([leaf.high for leaf in leaves])[leaf_of]
+    wrong = (start < low) | (end > high) | (end <= start)
+    wrong[1:] |= (start[1:] < start[:-1]) & (leaf_of[1:] == leaf_of[:-1])
+    if wrong.any():
+        broken = np.unique(leaf_of[wrong])
+        faults += [_fault(leaves[number]) for number in broken.tolist()]
+        records = records[~np.isin(leaf_of, broken)]
+        start = records["startblock"]
+    if (start[1:] < start[:-1]).any():
+        records = records[np.argsort(start, kind="stable")]
+    return records
+
+
+def _fault(leaf: Leaf) -> Fault:
+    return Fault(leaf.low, leaf.high, f"btree block {leaf.agbno} holds records out of order")
+
+
+def _merge(low: "Ints", high: "Ints") -> "tuple[Ints, Ints]":
+    """Join questions that touch or overlap; the result ascends."""
+    order = np.argsort(low, kind="stable")
+    low, high = low[order], np.maximum.accumulate(high[order])
+    begins = np.concatenate(([True], low[1:] > high[:-1]))[: low.size]
+    return low[begins], high[np.concatenate((begins[1:], [True]))[: low.size]]
+
+
+def _touching(ends: "Ints", first: "Ints", stop: "Ints", low: "Ints") -> "tuple[Ints, Ints]":
+    """Give every pair of a question and a record of its window that ends past its ``low``.
+
+    The window of question i is the records from ``first[i]`` up to ``stop[i]``.  One early record
+    that ends late makes the windows of all after it begin there; so if the windows are large, the
+    largest ends of blocks of records are matched first, which skips what cannot match.
+    """
+    counts = np.maximum(stop - first, 0)
+    if counts.sum() <= _PLENTY * (ends.size + low.size) or ends.size <= _BLOCK:
+        question, record = _expand(first, counts)
+    else:
+        largest = np.maximum.reduceat(ends, np.arange(0, ends.size, _BLOCK))
+        asked, block = _touching(largest, first // _BLOCK, -(-stop // _BLOCK), low)
+        block_first = np.maximum(first[asked], block * _BLOCK)
+        block_stop = np.minimum(stop[asked], (block + 1) * _BLOCK)
+        position, record = _expand(block_first, np.maximum(block_stop - block_first, 0))
+        question = asked[position]
+    keep = ends[record] > low[question]
+    return question[keep], record[keep]
+
+
+def _expand(first: "Ints", counts: "Ints") -> "tuple[Ints, Ints]":
+    """Give (i, first[i]), (i, first[i] + 1), … ``counts[i]`` times for every i."""
+    owner = np.repeat(np.arange(counts.size), counts)
+    begin = np.cumsum(counts) - counts
+    return owner, np.arange(owner.size) - (begin - first)[owner]
+
+
+def _intersect(
+    starts: "Ints", ends: "Ints", low: "Ints", high: "Ints"
+) -> "tuple[Ints, Ints, Ints]":
+    """Intersect disjoint ascending intervals with questions: question, from, to."""
+    first = np.searchsorted(ends, low, "right")
+    stop = np.searchsorted(starts, high)
+    question, index = _expand(first, np.maximum(stop - first, 0))
+    return (
+        question,
+        np.maximum(starts[index], low[question]),
+        np.minimum(ends[index], high[question]),
+    )
+
+
+def _classify(rows: "NDArray[np.void]", records: "NDArray[np.void]", block_size: int) -> None:
+    """Set what `rows.classify` and `rows.piece_of` say of the record of each row."""
+    owner, offset = records["owner"].astype(np.uint64), records["offset"].astype(np.uint64)
+    special = (owner & np.uint64(XFS_RMAP_NON_INODE)) != 0
+    attr = (offset & np.uint64(XFS_RMAP_OFF_ATTR_FORK)) != 0
+    extent_map = (offset & np.uint64(XFS_RMAP_OFF_BMBT_BLOCK)) != 0
+    placed = ~(special | extent_map)
+    rows["kind"] = np.where(special, UNKNOWN, FILE)
+    what = np.where(extent_map, EXTENT_MAP, np.where(attr, XATTR, FILE_DATA))
+    rows["what"] = np.where(special, NOTHING, what)
+    rows["fork"] = np.where(special, NO_FORK, np.where(attr, ATTR, DATA))
+    for value, (kind, special_what) in SPECIAL_OWNERS.items():
+        is_it = owner == np.uint64(value)
+        rows["kind"][is_it], rows["what"][is_it] = kind, special_what
+    rows["inode"] = np.where(special, np.uint64(0), owner)
+    block = (offset & np.uint64(XFS_RMAP_OFF_MASK)).astype(np.int64)
+    rows["file_offset"] = np.where(placed, block * block_size, -1)
+    rows["unwritten"] = placed & ((offset & np.uint64(XFS_RMAP_OFF_UNWRITTEN)) != 0)
+
+
+def _mark_shared(rows: "NDArray[np.void]") -> None:
+    """Mark the rows of files, in blocks, that overlap another one of the same question.
+
+    They are ordered by question, then by start.
+    """
+    pick = np.flatnonzero((rows["kind"] == FILE) & (rows["what"] == FILE_DATA))
+    if pick.size:
+        # Questions are set apart in one number line, farther than any block number is large.
+        begin = (rows["question"][pick] << 32) + rows["start"][pick]
+        end = begin + rows["length"][pick]
+        earlier = np.concatenate(([False], np.maximum.accumulate(end)[:-1] > begin[1:]))
+        later = np.concatenate((begin[1:] < end[:-1], [False]))
+        rows["shared"][pick] = earlier | later
+
+
+def _set_whats(finder: OwnerFinder, rows: "NDArray[np.void]", odd: "NDArray[np.bool_]") -> None:
+    """Let the inodes tell directories and symlinks from plain data."""
+    data = np.flatnonzero((rows["kind"] == FILE) & (rows["what"] == FILE_DATA))
+    inodes, which = np.unique(rows["inode"][data], return_inverse=True)
+    modes, faults = finder.inodes.modes(inodes.tolist())
+    whats = [data_what(modes.get(inode, 0)) for inode in inodes.tolist()]
+    rows["what"][data] = np.array(whats, dtype=np.uint8)[which]
+    unreadable = np.isin(inodes, np.array(list(faults), dtype=np.uint64))[which]
+    odd[rows["question"][data[unreadable]]] = True

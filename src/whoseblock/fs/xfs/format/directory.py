@@ -1,0 +1,106 @@
+"""Directories: entries in the inode (short form) and in directory blocks (xfs_da_format.h).
+
+Only the part of a directory below 32 GiB holds entries; above lie its hash and free-space indexes,
+which finding a name *by inode* has no use for.
+"""
+
+import struct
+from collections.abc import Iterator
+from typing import Final, NamedTuple
+
+from whoseblock.errors import CorruptError
+from whoseblock.fs.layout import Be32, Be64, Bytes4, Layout, Uuid
+
+__all__ = ["DIR_BLOCK", "DirBlockHeader", "Entry", "block_entries", "short_entries"]
+
+XFS_DIR3_BLOCK_MAGIC: Final = 0x58444233  # "XDB3": the whole directory in one block
+XFS_DIR3_DATA_MAGIC: Final = 0x58444433  # "XDD3": one of several
+XFS_DIR3_DATA_CRC_OFF: Final = 4
+#: Where the hash index begins, in bytes of the directory.
+XFS_DIR2_LEAF_OFFSET: Final = 1 << 35
+#: ``struct xfs_dir3_data_hdr``: the block header, three free-space hints, padding.
+_DATA_HDR_SIZE = 64
+_DATA_FREE_TAG = b"\xff\xff"
+_ALIGN = 8
+#: inumber, namelen, one byte of name, ftype, tag: nothing shorter is an entry.
+_MIN_ENTRY = 16
+
+_ENTRY_HEAD = struct.Struct(">QB")
+_UNUSED_HEAD = struct.Struct(">2xH")
+_BLOCK_TAIL = struct.Struct(">II")
+
+
+class DirBlockHeader(NamedTuple):
+    """``struct xfs_dir3_blk_hdr``."""
+
+    magic: Be32
+    crc: Bytes4
+    blkno: Be64
+    lsn: Be64
+    uuid: Uuid
+    owner: Be64
+
+
+DIR_BLOCK: Final = Layout(DirBlockHeader)
+
+
+class Entry(NamedTuple):
+    """One name."""
+
+    inumber: int
+    name: bytes
+
+
+def short_entries(fork: bytes, start: int) -> tuple[int, list[Entry]]:
+    """Decode a short-form directory: its parent, and its entries (without ``.`` and ``..``).
+
+    ``start`` is the byte that the fork begins at, for the message of `CorruptError`.
+    """
+    if len(fork) < 2:  # noqa: PLR2004 - count and i8count
+        raise CorruptError("short-form directory", start, "the fork is too small")
+    count, i8count = fork[0], fork[1]
+    width = 8 if i8count else 4
+    at = 2 + width
+    parent = int.from_bytes(fork[2:at], "big")
+    entries = []
+    for _ in range(count):
+        name_at = at + 3
+        after = name_at + (fork[at] if at < len(fork) else len(fork)) + 1
+        if after + width > len(fork) or after == name_at + 1:
+            raise CorruptError("short-form directory", start, "an entry ends past the fork")
+        inumber = int.from_bytes(fork[after : after + width], "big")
+        entries.append(Entry(inumber, fork[name_at : after - 1]))
+        at = after + width
+    return parent, entries
+
+
+def block_entries(block: bytes, start: int) -> Iterator[Entry]:
+    """Decode the entries of a directory block, ``.`` and ``..`` among them.
+
+    The header has been verified; ``start`` is for the message of `CorruptError`, which is raised
+    when an entry does not fit, after those before it were given.
+    """
+    end = len(block)
+    if block[:4] == XFS_DIR3_BLOCK_MAGIC.to_bytes(4, "big"):
+        count, _stale = _BLOCK_TAIL.unpack_from(block, end - _BLOCK_TAIL.size)
+        end -= _BLOCK_TAIL.size + count * 8
+    at = _DATA_HDR_SIZE
+    while at < end:
+        if block[at : at + 2] == _DATA_FREE_TAG:
+            (size,) = _UNUSED_HEAD.unpack_from(block, at)
+            if size < _ALIGN or size % _ALIGN or at + size > end:
+                raise CorruptError("directory block", start, f"bad free space at {at}")
+            at += size
+            continue
+        if at + _MIN_ENTRY > end:
+            raise CorruptError("directory block", start, f"no room for an entry at {at}")
+        inumber, namelen = _ENTRY_HEAD.unpack_from(block, at)
+        # inumber, namelen, the name, ftype, padding, and the tag that repeats the offset.
+        size = -(-(_ENTRY_HEAD.size + namelen + 1 + 2) // _ALIGN) * _ALIGN
+        if namelen == 0 or at + size > end:
+            raise CorruptError("directory block", start, f"bad entry at {at}")
+        name_at = at + _ENTRY_HEAD.size
+        yield Entry(inumber, block[name_at : name_at + namelen])
+        at += size
+    if at != end:
+        raise CorruptError("directory block", start, "entries end past the hash index")

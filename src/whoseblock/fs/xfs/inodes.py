@@ -1,0 +1,234 @@
+"""Reading inodes, verified, and the blocks of their forks."""
+
+from collections.abc import Iterable, Iterator
+from typing import Final, NamedTuple
+
+from whoseblock.errors import BlockError, CorruptError
+from whoseblock.fs.xfs.format.btree import (
+    BMBT_REC,
+    LONG_HEADER,
+    XFS_BMAP_CRC_MAGIC,
+    XFS_BTREE_LBLOCK_CRC_OFF,
+    XFS_BTREE_MAXLEVELS,
+    BmbtRec,
+)
+from whoseblock.fs.xfs.format.checksum import crc_matches
+from whoseblock.fs.xfs.format.inode import (
+    DINODE,
+    XFS_DINODE_CRC_OFF,
+    XFS_DINODE_FMT_BTREE,
+    XFS_DINODE_FMT_EXTENTS,
+    XFS_DINODE_FMT_LOCAL,
+    XFS_DINODE_MAGIC,
+    Dinode,
+    Fork,
+)
+from whoseblock.fs.xfs.volume import DADDR, Volume
+
+__all__ = ["Extent", "InodeTable", "LoadedInode"]
+
+_CACHED_INODES: Final = 4096
+#: Inodes closer together than this are read together, as far as that makes no larger read.
+_READ_GAP: Final = 16 * 1024
+_READ_MOST: Final = 256 * 1024
+
+_MAGIC_BYTES: Final = XFS_DINODE_MAGIC.to_bytes(2, "big")
+_VERSION_AT: Final = 4
+_MODE_AT: Final = 2
+_INO_AT: Final = 152
+_UUID_AT: Final = 160
+_BMDR_HEADER: Final = 4
+
+
+class LoadedInode(NamedTuple):
+    """An inode that has been verified, with the bytes of its forks."""
+
+    core: Dinode
+    raw: bytes
+    start: int
+
+    def fork_bytes(self, fork: Fork) -> bytes:
+        """Give the bytes of a fork that lie in the inode."""
+        return self.raw[fork.offset : fork.offset + fork.size]
+
+
+class Extent(NamedTuple):
+    """``blocks`` blocks of a fork from its block ``offset`` on, which lie at byte ``start``."""
+
+    offset: int
+    start: int
+    blocks: int
+
+
+class InodeTable:
+    """The inodes of a volume."""
+
+    def __init__(self, volume: Volume) -> None:
+        self.volume = volume
+        self._cache: dict[int, LoadedInode] = {}
+
+    def get(self, ino: int) -> LoadedInode:
+        """Read an inode; raises `BlockError`."""
+        inode = self._cache.get(ino)
+        if inode is None:
+            start = self.volume.inode_to_byte(ino)
+            if start is None:
+                raise CorruptError(f"inode {ino}", 0, "there can be no such inode")
+            raw = self.volume.read("inode", start, self.volume.inode_size)
+            inode = self.verified(ino, raw, start)
+        return inode
+
+    def verified(self, ino: int, raw: bytes, start: int) -> LoadedInode:
+        """Verify the inode ``ino`` that was read from byte ``start``; raises `CorruptError`."""
+        if fault := self._fault(ino, raw):
+            raise CorruptError(f"inode {ino}", start, fault)
+        if len(self._cache) >= _CACHED_INODES:
+            self._cache.clear()
+        inode = self._cache[ino] = LoadedInode(DINODE.unpack_from(raw), raw, start)
+        return inode
+
+    def _fault(self, ino: int, raw: bytes | memoryview) -> str:
+        if raw[:2] != _MAGIC_BYTES:
+            return "wrong magic number"
+        if raw[_VERSION_AT] != 3:  # noqa: PLR2004 - version 5 filesystems have inodes of version 3
+            return f"version {raw[_VERSION_AT]}"
+        if not crc_matches(raw, XFS_DINODE_CRC_OFF):
+            return "checksum mismatch"
+        if raw[_INO_AT:_UUID_AT] != ino.to_bytes(8, "big"):
+            return "it is another inode"
+        if raw[_UUID_AT : _UUID_AT + 16] != self.volume.uuid:
+            return "of another filesystem"
+        return ""
+
+    def modes(self, inodes: Iterable[int]) -> tuple[dict[int, int], dict[int, str]]:
+        """Give the mode of each of many inodes, and what is wrong with those that have none.
+
+        Neighbours are read together; they need not be asked for in order.
+        """
+        modes: dict[int, int] = {}
+        faults: dict[int, str] = {}
+        for run in self._runs(sorted(set(inodes)), faults):
+            first = run[0][1]
+            try:
+                size = run[-1][1] + self.volume.inode_size - first
+                whole = memoryview(self.volume.read("inode", first, size))
+            except BlockError:
+                self._modes_singly(run, modes, faults)
+                continue
+            for ino, start in run:
+                raw = whole[start - first : start - first + self.volume.inode_size]
+                if fault := self._fault(ino, raw):
+                    faults[ino] = str(CorruptError(f"inode {ino}", start, fault))
+                else:
+                    modes[ino] = raw[_MODE_AT] << 8 | raw[_MODE_AT + 1]
+        return modes, faults
+
+    def _modes_singly(
+        self, run: list[tuple[int, int]], modes: dict[int, int], faults: dict[int, str]
+    ) -> None:
+        """Part of a run cannot be read: find out which inodes of it can."""
+        for ino, _ in run:
+            try:
+                modes[ino] = self.get(ino).core.mode
+            except BlockError as error:
+                faults[ino] = str(error)
+
+    def _runs(self, inodes: list[int], faults: dict[int, str]) -> Iterator[list[tuple[int, int]]]:
+        """Group ascending inodes, each with its byte, into what one read gets."""
+        run: list[tuple[int, int]] = []
+        for ino in inodes:
+            start = self.volume.inode_to_byte(ino)
+            if start is None:
+                faults[ino] = str(CorruptError(f"inode {ino}", 0, "there can be no such inode"))
+                continue
+            if run and (start - run[-1][1] > _READ_GAP or start - run[0][1] > _READ_MOST):
+                yield run
+                run = []
+            run.append((ino, start))
+        if run:
+            yield run
+
+    # ------------------------------------------------------------------ forks
+
+    def extents(self, ino: int, which: str) -> Iterator[Extent]:
+        """Give the extents of a fork, in the order of the fork; raises `BlockError`.
+
+        A fork that lies in the inode, or is not there, has none.
+        """
+        inode = self.get(ino)
+        fork = inode.core.fork(which, self.volume.inode_size)
+        if fork is None or fork.format == XFS_DINODE_FMT_LOCAL:
+            return
+        raw = inode.fork_bytes(fork)
+        if fork.format == XFS_DINODE_FMT_EXTENTS:
+            if fork.nextents * BMBT_REC.size > len(raw):
+                raise CorruptError(f"inode {ino}", inode.start, "more extents than fit")
+            yield from self._decode_extents(ino, raw, 0, fork.nextents, inode.start)
+        elif fork.format == XFS_DINODE_FMT_BTREE:
+            yield from self._walk_map(ino, raw, inode.start)
+
+    def _walk_map(self, ino: int, root: bytes, start: int) -> Iterator[Extent]:
+        """Walk the btree of an extent map, whose root is in the fork; bounded as `AgTree` is."""
+        level = int.from_bytes(root[:2], "big")
+        count = int.from_bytes(root[2:_BMDR_HEADER], "big")
+        # A key and a pointer are 8 bytes each.
+        most = (len(root) - _BMDR_HEADER) // 16
+        if not 0 < level < XFS_BTREE_MAXLEVELS or not 0 < count <= most:
+            raise CorruptError(f"inode {ino}", start, "impossible root of the extent map")
+        todo = [(child, level - 1) for child in self._children(root, _BMDR_HEADER, most, count)]
+        seen: set[int] = set()
+        while todo:
+            fsbno, level = todo.pop()
+            block, count, start = self._read_map_block(ino, fsbno, level)
+            if fsbno in seen:
+                raise CorruptError(f"extent map of inode {ino}", start, "reached twice")
+            seen.add(fsbno)
+            if level == 0:
+                yield from self._decode_extents(ino, block, LONG_HEADER.size, count, start)
+                continue
+            most = (len(block) - LONG_HEADER.size) // 16
+            children = self._children(block, LONG_HEADER.size, most, count)
+            todo += [(child, level - 1) for child in children]
+
+    @staticmethod
+    def _children(block: bytes, offset: int, most: int, count: int) -> list[int]:
+        """Give the pointers of a node, last first, as a stack wants them."""
+        at = offset + most * 8
+        return [
+            int.from_bytes(block[at + index * 8 : at + index * 8 + 8], "big")
+            for index in range(count - 1, -1, -1)
+        ]
+
+    def _read_map_block(self, ino: int, fsbno: int, level: int) -> tuple[bytes, int, int]:
+        volume = self.volume
+        title = f"extent map of inode {ino}"
+        start = volume.fsb_to_byte(fsbno)
+        if start is None:
+            raise CorruptError(title, 0, f"there can be no block {fsbno}")
+        block = volume.read("bmbt", start, volume.block_size)
+        header = LONG_HEADER.unpack_from(block)
+        record_size = 16
+        faults = {
+            "wrong magic number": header.magic != XFS_BMAP_CRC_MAGIC,
+            "checksum mismatch": not crc_matches(block, XFS_BTREE_LBLOCK_CRC_OFF),
+            "of another filesystem": header.uuid != volume.uuid,
+            "of another inode": header.owner != ino,
+            "written for another place": header.blkno * DADDR != start,
+            "wrong level": header.level != level,
+            "more records than fit": header.numrecs
+            > (volume.block_size - LONG_HEADER.size) // record_size,
+        }
+        for reason, true in faults.items():
+            if true:
+                raise CorruptError(title, start, reason)
+        return block, header.numrecs, start
+
+    def _decode_extents(
+        self, ino: int, raw: bytes, offset: int, count: int, at: int
+    ) -> Iterator[Extent]:
+        for index in range(count):
+            record: BmbtRec = BMBT_REC.unpack_from(raw, offset + index * BMBT_REC.size)
+            start = self.volume.fsb_to_byte(record.startblock, record.blockcount)
+            if start is None or record.blockcount == 0:
+                raise CorruptError(f"extent map of inode {ino}", at, "an extent that cannot be")
+            yield Extent(record.startoff, start, record.blockcount)

@@ -1,0 +1,177 @@
+"""Who owns one range: the rmap btree asked for exactly that range.
+
+Plain Python without NumPy: one question reads a handful of blocks, and importing NumPy would take
+longer than all of it.
+"""
+
+from collections.abc import Iterator
+from itertools import accumulate
+
+from whoseblock.errors import BlockError
+from whoseblock.fs.xfs.btree import BNOBT, REFCOUNTBT, RMAPBT, AgTree, Fault, Shape
+from whoseblock.fs.xfs.format.btree import XFS_REFC_COWFLAG
+from whoseblock.fs.xfs.inodes import InodeTable
+from whoseblock.fs.xfs.rows import (
+    FILE_DATA,
+    FREE,
+    OUTSIDE,
+    PAST_END,
+    UNKNOWN,
+    UNKNOWN_DATA,
+    Piece,
+    data_what,
+    is_shareable,
+    piece_of,
+)
+from whoseblock.fs.xfs.volume import Volume
+
+__all__ = ["OwnerFinder"]
+
+
+class OwnerFinder:
+    """Answers single questions; keeps the trees, and with them the blocks that were read."""
+
+    def __init__(self, volume: Volume, inodes: InodeTable) -> None:
+        self.volume = volume
+        self.inodes = inodes
+        self._trees: dict[tuple[int, str], AgTree] = {}
+
+    def tree(self, agno: int, shape: Shape) -> AgTree:
+        """Give a tree of an allocation group, the same one each time."""
+        key = agno, shape.kind
+        if key not in self._trees:
+            # Blocks reserved for copy-on-write sort behind all others, by a flag in the key.
+            limit = 1 << 32 if shape is REFCOUNTBT else self.volume.ag_blocks(agno)
+            self._trees[key] = AgTree(self.volume, agno, shape, limit)
+        return self._trees[key]
+
+    def find(self, start: int, length: int, notes: list[str]) -> list[Piece]:
+        """Give the pieces of a range of the device, in the order of the contract.
+
+        Whatever may be missing or uncertain is told in ``notes``.
+        """
+        volume = self.volume
+        end = start + length
+        within = min(end, volume.size)
+        pieces: list[Piece] = []
+        at = start
+        while at < within:
+            agno = at // volume.ag_bytes
+            upto = min((agno + 1) * volume.ag_bytes, within)
+            if volume.sb.has_rmapbt:
+                pieces += self._find_in_group(agno, at, upto, notes)
+            else:
+                pieces.append(Piece(at, upto - at, UNKNOWN))
+            at = upto
+        if at < end:
+            pieces.append(self._past_end(at, end, notes))
+        return pieces
+
+    def _past_end(self, start: int, end: int, notes: list[str]) -> Piece:
+        if self.volume.sb.rtstart:
+            notes.append("past the data section lies the realtime section, which is not read")
+            return Piece(start, end - start, UNKNOWN)
+        return Piece(start, end - start, OUTSIDE, PAST_END)
+
+    def _find_in_group(self, agno: int, start: int, end: int, notes: list[str]) -> list[Piece]:
+        base, size = agno * self.volume.ag_bytes, self.volume.block_size
+        low, high = (start - base) // size, -(-(end - base) // size)
+        faults: list[Fault] = []
+        pieces: list[Piece] = []
+        gaps: list[tuple[int, int]] = []
+        covered = low
+        for record in self.tree(agno, RMAPBT).find(low, high, faults):
+            first, count = record[0], record[1]
+            if first > covered:
+                gaps.append((covered, first))
+            covered = max(covered, first + count)
+            clipped = max(start, base + first * size)
+            length = min(end, base + (first + count) * size) - clipped
+            piece = piece_of(record, clipped, length, clipped - base - first * size, size)
+            if piece.what == FILE_DATA:
+                piece = self._with_what(piece, notes)
+            elif piece.kind == UNKNOWN:
+                notes.append(f"the rmap btree names an owner that nobody knows: {record[2]:#x}")
+            pieces.append(piece)
+        if covered < high:
+            gaps.append((covered, high))
+        for gap_low, gap_high in gaps:
+            for first, after, kind in self._gap(agno, gap_low, gap_high, faults, notes):
+                clipped = max(start, base + first * size)
+                pieces.append(Piece(clipped, min(end, base + after * size) - clipped, kind))
+        # What is damaged somewhere in the group matters only where it touches the question.
+        faults = [fault for fault in faults if fault.low < high and low < fault.high]
+        notes += [fault.note for fault in faults]
+        pieces.sort(key=lambda piece: (piece.start, piece.inode, piece.file_offset))
+        _mark_shared(pieces)
+        if faults:
+            self._mark_counted(agno, pieces, notes)
+        return pieces
+
+    def _with_what(self, piece: Piece, notes: list[str]) -> Piece:
+        """Let the inode tell whether the blocks are a directory's, a symlink's or plain data."""
+        try:
+            return piece._replace(what=data_what(self.inodes.get(piece.inode).core.mode))
+        except BlockError as error:
+            notes.append(str(error))
+            return piece._replace(what=UNKNOWN_DATA)
+
+    def _gap(
+        self, agno: int, low: int, high: int, faults: list[Fault], notes: list[str]
+    ) -> Iterator[tuple[int, int, int]]:
+        """Say what blocks are that no record of the rmap btree covers: free, or unknown.
+
+        They are free if the free-space btree says so too, and nothing of the rmap btree is lost
+        that might have covered them.
+        """
+        if any(fault.low < high and low < fault.high for fault in faults):
+            yield low, high, UNKNOWN
+            return
+        lost: list[Fault] = []
+        at = low
+        for first, count in self.tree(agno, BNOBT).find(low, high, lost):
+            first, after = max(first, at), min(first + count, high)  # noqa: PLW2901
+            if first > at:
+                yield at, first, UNKNOWN
+                self._note_gap(agno, at, first, notes)
+            if after > first:
+                yield first, after, FREE
+                at = after
+        notes += [fault.note for fault in lost if fault.low < high and low < fault.high]
+        if at < high:
+            yield at, high, UNKNOWN
+            self._note_gap(agno, at, high, notes)
+
+    def _note_gap(self, agno: int, low: int, high: int, notes: list[str]) -> None:
+        start = self.volume.ag_to_byte(agno, low)
+        length = (high - low) * self.volume.block_size
+        notes.append(f"neither the rmap nor the free-space btree accounts for {start}+{length}")
+
+    def _mark_counted(self, agno: int, pieces: list[Piece], notes: list[str]) -> None:
+        """Ask the refcount btree which pieces are shared, where records of sharers are lost."""
+        base, size = agno * self.volume.ag_bytes, self.volume.block_size
+        if not self.volume.sb.has_reflink:
+            return
+        lost: list[Fault] = []
+        for index, piece in enumerate(pieces):
+            if not is_shareable(piece) or piece.shared:
+                continue
+            low, high = (piece.start - base) // size, -(-(piece.end - base) // size)
+            for first, _, count in self.tree(agno, REFCOUNTBT).find(low, high, lost):
+                if count > 1 and not first & XFS_REFC_COWFLAG:
+                    pieces[index] = piece._replace(shared=True)
+        notes += [fault.note for fault in lost]
+
+
+def _mark_shared(pieces: list[Piece]) -> None:
+    """Mark the pieces, ordered by start, that overlap another one of a file.
+
+    Every owner of the range is among them, so that no count of references need be read.
+    """
+    shareable = [index for index, piece in enumerate(pieces) if is_shareable(piece)]
+    reach = list(accumulate((pieces[index].end for index in shareable), max, initial=0))
+    for number, index in enumerate(shareable):
+        piece = pieces[index]
+        following = shareable[number + 1 : number + 2]
+        if reach[number] > piece.start or any(pieces[at].start < piece.end for at in following):
+            pieces[index] = piece._replace(shared=True)

@@ -1,0 +1,176 @@
+"""From a reverse-mapping record to a row of an answer.
+
+Single questions and bulk ones go different ways to the same `Piece`; what a piece means, and how it
+is shown, is said once, here.
+"""
+
+import stat
+from typing import Final, NamedTuple
+
+from msgspec import UNSET
+
+from whoseblock.fs.arrays import FORKS, KINDS, WHATS
+from whoseblock.fs.base import (
+    FileOwner,
+    Free,
+    MetadataOwner,
+    Outside,
+    Owner,
+    Paths,
+    Staging,
+    Unknown,
+)
+from whoseblock.fs.xfs.format.ag import AG_HEADERS
+from whoseblock.fs.xfs.format.btree import (
+    XFS_RMAP_NON_INODE,
+    XFS_RMAP_OFF_ATTR_FORK,
+    XFS_RMAP_OFF_BMBT_BLOCK,
+    XFS_RMAP_OFF_MASK,
+    XFS_RMAP_OFF_UNWRITTEN,
+    XFS_RMAP_OWN_AG,
+    XFS_RMAP_OWN_COW,
+    XFS_RMAP_OWN_FS,
+    XFS_RMAP_OWN_INOBT,
+    XFS_RMAP_OWN_INODES,
+    XFS_RMAP_OWN_LOG,
+    XFS_RMAP_OWN_REFC,
+)
+from whoseblock.fs.xfs.volume import Volume
+
+__all__ = [
+    "SPECIAL_OWNERS",
+    "Piece",
+    "classify",
+    "data_what",
+    "is_shareable",
+    "make_row",
+    "piece_of",
+]
+
+# The numbers of the words in KINDS, FORKS and WHATS.
+FILE, METADATA, FREE, STAGING, OUTSIDE, UNKNOWN = range(len(KINDS))
+NO_FORK, DATA, ATTR = range(len(FORKS))
+(
+    NOTHING,
+    FILE_DATA,
+    DIRECTORY,
+    SYMLINK,
+    XATTR,
+    EXTENT_MAP,
+    UNKNOWN_DATA,
+    STATIC,
+    LOG,
+    AG,
+    INODE_BTREE,
+    INODES,
+    REFCOUNT_BTREE,
+    PAST_END,
+) = range(len(WHATS))
+
+#: Owners that are no inodes: kind and what.  Any other is unknown.
+SPECIAL_OWNERS: Final = {
+    XFS_RMAP_OWN_FS: (METADATA, STATIC),
+    XFS_RMAP_OWN_LOG: (METADATA, LOG),
+    XFS_RMAP_OWN_AG: (METADATA, AG),
+    XFS_RMAP_OWN_INOBT: (METADATA, INODE_BTREE),
+    XFS_RMAP_OWN_INODES: (METADATA, INODES),
+    XFS_RMAP_OWN_REFC: (METADATA, REFCOUNT_BTREE),
+    XFS_RMAP_OWN_COW: (STAGING, NOTHING),
+}
+
+
+class Piece(NamedTuple):
+    """A row in numbers; the columns of `OwnerArrays` but for the question."""
+
+    start: int
+    length: int
+    kind: int
+    what: int = NOTHING
+    fork: int = NO_FORK
+    inode: int = 0
+    file_offset: int = -1
+    unwritten: bool = False
+    shared: bool = False
+
+    @property
+    def end(self) -> int:
+        """The first byte past it."""
+        return self.start + self.length
+
+
+def classify(owner: int, offset: int) -> tuple[int, int, int]:
+    """Give kind, what and fork of a record; what a data fork holds only its inode can tell."""
+    if owner & XFS_RMAP_NON_INODE:
+        return *SPECIAL_OWNERS.get(owner, (UNKNOWN, NOTHING)), NO_FORK
+    fork = ATTR if offset & XFS_RMAP_OFF_ATTR_FORK else DATA
+    if offset & XFS_RMAP_OFF_BMBT_BLOCK:
+        return FILE, EXTENT_MAP, fork
+    return FILE, XATTR if fork == ATTR else FILE_DATA, fork
+
+
+def piece_of(
+    record: tuple[int, ...], start: int, length: int, skipped: int, block_size: int
+) -> Piece:
+    """Make the piece of a record that was clipped to ``length`` bytes from ``start``.
+
+    ``skipped`` bytes of the record lie before it.
+    """
+    _, _, owner, offset = record
+    kind, what, fork = classify(owner, offset)
+    if kind != FILE:
+        return Piece(start, length, kind, what)
+    if what == EXTENT_MAP:
+        return Piece(start, length, kind, what, fork, owner)
+    file_offset = (offset & XFS_RMAP_OFF_MASK) * block_size + skipped
+    unwritten = bool(offset & XFS_RMAP_OFF_UNWRITTEN)
+    return Piece(start, length, kind, what, fork, owner, file_offset, unwritten)
+
+
+def data_what(mode: int) -> int:
+    """Say what the data fork of an inode of this mode holds."""
+    if stat.S_ISDIR(mode):
+        return DIRECTORY
+    return SYMLINK if stat.S_ISLNK(mode) else FILE_DATA
+
+
+def is_shareable(piece: Piece) -> bool:
+    """Tell whether the filesystem could let others share it: only what files hold."""
+    return piece.kind == FILE and piece.fork == DATA and piece.what != EXTENT_MAP
+
+
+def make_row(volume: Volume, piece: Piece, paths: Paths | None) -> Owner:
+    """Show a piece in the words of the contract."""
+    start, length = piece.start, piece.length
+    if piece.kind == FILE:
+        return FileOwner(
+            start,
+            length,
+            piece.inode,
+            FORKS[piece.fork],
+            WHATS[piece.what],
+            None if piece.what == EXTENT_MAP else piece.file_offset,
+            piece.unwritten,
+            piece.shared,
+            UNSET if paths is None else paths.paths,
+            True if paths is not None and paths.unlinked else UNSET,
+            UNSET if paths is None or not paths.detail else paths.detail,
+        )
+    if piece.kind == METADATA:
+        inodes = volume.inodes_within(start, length) if piece.what == INODES else UNSET
+        detail = _static_detail(volume, start, length) if piece.what == STATIC else UNSET
+        return MetadataOwner(start, length, WHATS[piece.what], inodes, detail)
+    if piece.kind == FREE:
+        return Free(start, length)
+    if piece.kind == STAGING:
+        return Staging(start, length)
+    if piece.kind == OUTSIDE:
+        return Outside(start, length, WHATS[piece.what])
+    return Unknown(start, length)
+
+
+def _static_detail(volume: Volume, start: int, length: int) -> str:
+    """Name the headers of an allocation group that a range of static metadata touches."""
+    agno, offset = divmod(start, volume.ag_bytes)
+    first, last = offset // volume.sb.sectsize, (offset + length - 1) // volume.sb.sectsize
+    names = AG_HEADERS[first : last + 1] or ("header block",)
+    return f"{', '.join(names)} of AG {agno}"

@@ -1,0 +1,106 @@
+"""A device or an image file, read with pread(2)."""
+
+import errno
+import os
+import stat
+from typing import Final
+
+from whoseblock.errors import MediaError, TargetError
+from whoseblock.ranges import ByteRange, merge
+
+__all__ = ["SECTOR", "FileMedia"]
+
+#: Linux counts media errors in sectors of this many bytes, whatever the device's own are.
+SECTOR: Final = 512
+
+#: What read(2) says when the medium, not the caller, is at fault: EIO from nearly every device,
+#: the others where the block layer is more exact (``blk_errors`` in the kernel's blk-core.c).
+_MEDIA_ERRNOS = frozenset(
+    {errno.EIO, errno.ENODATA, errno.EILSEQ, errno.EREMOTEIO, errno.ETIMEDOUT}
+)
+
+
+class FileMedia:
+    """A block device or an image file.
+
+    Opened read-only unless ``writable``.  Raises `TargetError` if it cannot be opened, or is
+    neither of the two.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, writable: bool = False) -> None:
+        self.name = os.fspath(path)
+        # O_NONBLOCK: opening a FIFO by mistake must not wait for its writer.
+        flags = (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC | os.O_NONBLOCK
+        try:
+            self._fd = os.open(self.name, flags)
+        except OSError as error:
+            hint = "" if os.geteuid() == 0 or error.errno != errno.EACCES else "try as root"
+            raise TargetError(f"cannot open {self.name!r}: {error.strerror}", hint=hint) from error
+        mode = os.fstat(self._fd).st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
+            os.close(self._fd)
+            raise TargetError(
+                f"{self.name!r} is neither an image file nor a block device",
+                hint="name the device or the image that the filesystem is on",
+            )
+        self.size = os.lseek(self._fd, 0, os.SEEK_END)
+
+    def pread(self, offset: int, length: int) -> bytes:
+        """Give exactly ``length`` bytes from ``offset``.
+
+        Raises `MediaError` with exactly the sectors that failed; past the end counts as failed.
+        """
+        try:
+            data = os.pread(self._fd, length, offset)
+        except OSError as error:
+            if error.errno not in _MEDIA_ERRNOS:
+                raise
+        else:
+            if len(data) == length:
+                return data
+        return self._pread_slowly(offset, length)
+
+    def _pread_slowly(self, offset: int, length: int) -> bytes:
+        """Read by halves down to sectors, so that the good ones are told from the bad."""
+        pieces: list[bytes] = []
+        bad: list[ByteRange] = []
+        todo = [(offset, length)]
+        reason = ""
+        while todo:
+            start, size = todo.pop()
+            try:
+                data = os.pread(self._fd, size, start)
+            except OSError as error:
+                if error.errno not in _MEDIA_ERRNOS:
+                    raise
+                data = b""
+                reason = reason or os.strerror(error.errno).lower()
+            if len(data) == size:
+                pieces.append(data)
+                continue
+            if start >= self.size:
+                reason = reason or "past the end of the device"
+                bad.append(ByteRange(start, size))
+                continue
+            middle = min(start + size // 2, self.size) // SECTOR * SECTOR
+            if middle <= start:
+                middle = start // SECTOR * SECTOR + SECTOR
+            if middle >= start + size:
+                bad.append(ByteRange(start, size))
+            else:
+                todo += [(middle, start + size - middle), (start, middle - start)]
+        if bad:
+            raise MediaError(merge(bad), reason or "short read")
+        return b"".join(pieces)
+
+    def pwrite(self, offset: int, data: bytes) -> None:
+        """Write all of ``data`` at ``offset``; the caller has opened it ``writable``."""
+        view = memoryview(data)
+        while view:
+            written = os.pwrite(self._fd, view, offset)
+            view = view[written:]
+            offset += written
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._fd)
