@@ -1,0 +1,72 @@
+# The interface for people: `make` says what there is. Everything runs in a virtual environment of the
+# checkout's own, .venv, built from the lock file. Nothing here needs root.
+
+PYTHON ?= python3
+WORKERS ?= auto
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test check lint types bench man lock clean
+
+help: ## say what there is
+	@awk -F '## ' '/^[a-z]+:.*## / { sub(/:.*/, "", $$1); printf "make %-6s %s\n", $$1, $$2 }' Makefile
+
+demo: $(READY) ## poison a small real XFS image and say whose every failed block was
+	@$(BIN)/python demo/demo.py
+
+test: $(READY) ## run all tests that can run here; each of the others says why it was skipped
+	$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 $(ARGS)
+
+check: lint types test ## lint, types and tests: what a change must pass
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(READY)
+	$(BIN)/mypy
+
+bench: $(READY) ## measure against xfs_db on images made for it
+	$(BIN)/python -m bench $(ARGS)
+
+man: $(READY) ## write the man page, build/whoseblock.1
+	@mkdir -p build
+	$(BIN)/python -m whoseblock.cli.man > build/whoseblock.1
+
+# uv only writes the lock files, hence is not in them. Whatever index this machine is set to is left
+# aside, so that the files and hashes are the public one's; and no URL is written.
+LOCK := env -u UV_INDEX -u UV_DEFAULT_INDEX -u UV_INDEX_URL -u UV_EXTRA_INDEX_URL -u UV_FIND_LINKS \
+	build/uv/bin/uv pip compile pyproject.toml --no-config --quiet --upgrade \
+	--universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header
+
+lock: | build/uv ## resolve the dependencies anew into requirements/
+	$(LOCK) --output-file requirements/core.lock
+	$(LOCK) --group dev --constraint requirements/core.lock --output-file requirements/dev.lock
+
+build/uv:
+	$(PYTHON) -m venv $@
+	$@/bin/pip install --quiet uv
+
+clean: ## remove all that make made
+	rm -rf $(VENV) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Made anew, never patched up, when what it is made from changes. The checkout itself is installed
+# editable and without build isolation: even the build backend is the locked one.
+$(READY): requirements/dev.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo 'whoseblock needs Python 3.11 or newer: install the package python3.11 (or newer)' \
+			'and its -venv, then: make PYTHON=python3.11' >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+		echo '$(PYTHON) cannot make virtual environments: install the package python3-venv' >&2; \
+		exit 1; }
+	@echo 'making $(VENV) from requirements/dev.lock' >&2
+	@rm -rf $(VENV)
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip --disable-pip-version-check install -qq --require-hashes -r requirements/dev.lock
+	@$(BIN)/pip --disable-pip-version-check install -qq --no-deps --no-build-isolation -e .
+	@touch $@

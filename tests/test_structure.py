@@ -1,0 +1,180 @@
+"""The house rules that a machine can check: floors, sizes, docstrings, and what files may name."""
+
+import ast
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+TOP = Path(__file__).resolve().parent.parent
+PACKAGE = TOP / "src" / "whoseblock"
+MAX_LINES = 600
+
+
+class Room(NamedTuple):
+    """Modules on one floor, and the highest floor that they may know besides themselves."""
+
+    modules: tuple[str, ...]
+    floor: int
+    knows: int
+
+
+# The table of ARCHITECTURE.md. A * stands for any name. Of the rooms that fit a module, the first
+# is its own.
+ROOMS = (
+    Room(("ranges", "errors"), 0, -1),
+    Room(("media",), 1, 0),
+    Room(("fs.layout", "fs.*.format"), 2, 0),
+    Room(("fs",), 3, 2),
+    Room(("stack",), 3, 1),
+    Room(("lookup",), 4, 3),
+    Room(("processes",), 4, 0),
+    Room(("journal", "respond"), 5, 4),
+    Room(("sources", "watch"), 6, 5),
+    Room(("study",), 6, 4),
+    Room(("cli", "__main__"), 7, 7),
+    # The package itself, which is the Python API: it shows anything but the command line.
+    Room(("",), 7, 6),
+)
+
+# A format module takes bytes and gives records; it has no use for these.
+INPUT_AND_OUTPUT = {"fcntl", "io", "mmap", "os", "pathlib", "shutil", "socket", "subprocess", "sys"}
+
+# Lock files and scripts work with whatever mirror a machine has. In pieces: this file counts too.
+REGISTRIES = [
+    ".".join(pieces)
+    for pieces in (
+        ("pypi", "org"),
+        ("pythonhosted", "org"),
+        ("deb", "debian", "org"),
+        ("archive", "ubuntu", "com"),
+        ("npmjs", "org"),
+        ("crates", "io"),
+    )
+]
+
+
+def module_name(path: Path) -> str:
+    """Name a module from within the package; the package itself is ''."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+every_module = pytest.mark.parametrize("module", MODULES)
+
+
+def room_of(module: str) -> Room:
+    """Look a module up in the table."""
+    names = module.split(".")
+    for room in ROOMS:
+        for pattern in room.modules:
+            wanted = pattern.split(".")
+            if len(wanted) <= len(names) and all(
+                want in ("*", name) for want, name in zip(wanted, names, strict=False)
+            ):
+                return room
+    raise LookupError(f"{module!r} has no room: add it to ARCHITECTURE.md, and here")
+
+
+def imports(source: bytes, package: str) -> Iterator[str]:
+    """Give the full name of all that is imported, in functions and under TYPE_CHECKING too."""
+    above = package.split(".")
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            start = above[: len(above) - node.level + 1] if node.level else []
+            base = ".".join([*start, node.module] if node.module else start)
+            # What is imported from a package is either a module in it or something that it shows.
+            for full in (f"{base}.{alias.name}" for alias in node.names):
+                yield full if full.removeprefix("whoseblock.") in MODULES else base
+
+
+def imports_of(module: str) -> list[str]:
+    """Give what a module of the package imports."""
+    path = MODULES[module]
+    package = ".".join(("whoseblock", *path.parent.relative_to(PACKAGE).parts))
+    return list(imports(path.read_bytes(), package))
+
+
+def upward(module: str, imported: list[str]) -> list[str]:
+    """Give those imports that a module's floor does not allow."""
+    own = room_of(module)
+    inside = [name for name in imported if name.split(".")[0] == "whoseblock"]
+    rooms = {name: room_of(name.removeprefix("whoseblock").removeprefix(".")) for name in inside}
+    return [name for name, room in rooms.items() if room is not own and room.floor > own.knows]
+
+
+def committed_files() -> dict[str, bytes]:
+    """Give the files that are committed, or would be by ``git add``."""
+    git = ["git", "-c", f"safe.directory={TOP}", "-C", str(TOP)]
+    listing = [*git, "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
+    try:
+        names = subprocess.run(listing, capture_output=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("without git and a checkout nobody knows which files are the project's")
+    paths = (Path(name) for name in names.decode().split("\0") if name)
+    return {str(path): (TOP / path).read_bytes() for path in paths if (TOP / path).is_file()}
+
+
+@every_module
+def test_imports_go_down_only(module: str) -> None:
+    assert upward(module, imports_of(module)) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("ranges", b"import whoseblock.media"),
+        ("media.device", b"from whoseblock.fs.base import Owner"),
+        ("media.device", b"def late():\n    from whoseblock import lookup"),
+        ("fs.xfs.format.ag", b"from ...base import Owner"),
+        ("fs.xfs.format.ag", b"from whoseblock.media import FileMedia"),
+        ("stack", b"from whoseblock.fs import base"),
+        ("lookup", b"import whoseblock"),
+        ("", b"import whoseblock.cli"),
+    ],
+)
+def test_an_import_that_goes_up_is_seen(module: str, source: bytes) -> None:
+    package = f"whoseblock.{module}".rpartition(".")[0]
+    assert upward(module, list(imports(source, package))) != []
+
+
+@every_module
+def test_filesystems_do_not_know_each_other(module: str) -> None:
+    filesystems = {path.name for path in (PACKAGE / "fs").iterdir() if path.is_dir()}
+    own = module.split(".")[1:2] if module.startswith("fs.") else []
+    if not filesystems & set(own):
+        return
+    known = {name.split(".")[2] for name in imports_of(module) if name.startswith("whoseblock.fs.")}
+    assert known & filesystems <= set(own)
+
+
+@every_module
+def test_format_modules_do_no_input_or_output(module: str) -> None:
+    if room_of(module).floor == 2:
+        assert {name.split(".")[0] for name in imports_of(module)} & INPUT_AND_OUTPUT == set()
+
+
+@every_module
+def test_modules_say_what_they_are(module: str) -> None:
+    assert ast.get_docstring(ast.parse(MODULES[module].read_bytes()))
+
+
+def test_no_program_is_long() -> None:
+    programs = {name: text for name, text in committed_files().items() if name.endswith(".py")}
+    lines = {name: text.count(b"\n") for name, text in programs.items()}
+    assert {name: count for name, count in lines.items() if count > MAX_LINES} == {}
+
+
+def test_no_file_names_a_package_registry() -> None:
+    named = [
+        (name, registry)
+        for name, text in committed_files().items()
+        for registry in REGISTRIES
+        if registry.encode() in text
+    ]
+    assert named == []
