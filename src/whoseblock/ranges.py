@@ -21,8 +21,10 @@ _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "s": 51
 #: What LENGTH defaults to: one unit, but for the powers of 1024 one byte.
 _DEFAULT_LENGTHS = _UNITS | dict.fromkeys("KMGT", 1)
 
-# ASCII only: \d would also take digits of other scripts.
-_NUMBER = re.compile(r"(0[xX][0-9a-fA-F]+|[0-9]+)([KMGTspb]?)")
+# ASCII only: \d would also take digits of other scripts.  No offset has more digits than these, and
+# int() of a long text takes quadratic time.
+_NUMBER = r"(0[xX][0-9a-fA-F]{1,32}|[0-9]{1,32})([KMGTspb]?)"
+_RANGE = re.compile(rf"{_NUMBER}(?:\+{_NUMBER})?")
 
 
 class ByteRange(NamedTuple):
@@ -41,22 +43,8 @@ class ByteRange(NamedTuple):
         return f"{self.start}+{self.length}"
 
 
-def _parse_number(text: str, whole: str, block_size: int | None) -> tuple[int, str]:
-    """Give the value in bytes and the suffix of one number of the range ``whole``."""
-    match = _NUMBER.fullmatch(text)
-    if match is None or len(text) > 40:  # noqa: PLR2004 - int() of a long text is quadratic
-        raise RangeSyntaxError(
-            f"{whole!r} is not a range: {text!r} is no number, with or without a unit",
-            hint="write START[+LENGTH], with K M G T s p b as units: 1257472+4096, 307p, 2456s+8s",
-        )
-    digits, suffix = match.groups()
-    if suffix == "b" and block_size is None:
-        raise RangeSyntaxError(
-            f"{whole!r} counts in filesystem blocks, and no filesystem says how large they are",
-            hint="give the range in bytes, sectors (s) or 4096-byte pages (p)",
-        )
-    unit = _UNITS[suffix] if suffix != "b" else block_size or 0
-    return int(digits, 16 if digits[:2] in ("0x", "0X") else 10) * unit, suffix
+def _value(digits: str, unit: int) -> int:
+    return (int(digits) if digits.isdecimal() else int(digits, 16)) * unit
 
 
 def parse_range(text: str, block_size: int | None = None) -> ByteRange:
@@ -72,17 +60,30 @@ def parse_range(text: str, block_size: int | None = None) -> ByteRange:
 
     Raises `RangeSyntaxError` for anything else, for an empty range, and for one past 2**63.
     """
-    whole = text.strip()
-    start_text, plus, length_text = whole.partition("+")
-    start, suffix = _parse_number(start_text, whole, block_size)
-    if plus:
-        length, _ = _parse_number(length_text, whole, block_size)
-    else:
-        length = _DEFAULT_LENGTHS[suffix] if suffix != "b" else block_size or 0
+    text = text.strip()
+    match = _RANGE.fullmatch(text)
+    if match is None:
+        raise RangeSyntaxError(
+            f"{text!r} is not a range",
+            hint="write START[+LENGTH], with K M G T s p b as units: 1257472+4096, 307p, 2456s+8s",
+        )
+    start_digits, start_suffix, length_digits, length_suffix = match.groups()
+    units, defaults = _UNITS, _DEFAULT_LENGTHS
+    if start_suffix == "b" or length_suffix == "b":
+        if block_size is None:
+            raise RangeSyntaxError(
+                f"{text!r} counts in filesystem blocks, and no filesystem says how large they are",
+                hint="give the range in bytes, sectors (s) or 4096-byte pages (p)",
+            )
+        units, defaults = units | {"b": block_size}, defaults | {"b": block_size}
+    start = _value(start_digits, units[start_suffix])
+    length = (
+        _value(length_digits, units[length_suffix]) if length_digits else defaults[start_suffix]
+    )
     if length == 0:
-        raise RangeSyntaxError(f"{whole!r} is an empty range", hint="ask for one byte or more")
+        raise RangeSyntaxError(f"{text!r} is an empty range", hint="ask for one byte or more")
     if start + length > _MAX_OFFSET:
-        raise RangeSyntaxError(f"{whole!r} ends past the largest offset, 2**63 bytes")
+        raise RangeSyntaxError(f"{text!r} ends past the largest offset, 2**63 bytes")
     return ByteRange(start, length)
 
 

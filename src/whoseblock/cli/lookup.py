@@ -9,7 +9,7 @@ import click
 
 from whoseblock.cli.progress import ProgressBar
 from whoseblock.fs.base import Answer
-from whoseblock.ranges import ByteRange, parse_range, parse_ranges
+from whoseblock.ranges import parse_range, parse_ranges
 
 __all__ = ["lookup"]
 
@@ -72,7 +72,9 @@ def lookup(  # noqa: PLR0913 - one for each argument
                 parse_ranges(ranges_file or (), _name_of(ranges_file), filesystem.block_size),
             )
         )
-        answers = _counted(filesystem.owners_many(asked, paths=not no_paths), asked, progress)
+        answers = filesystem.owners_many(asked, paths=not no_paths)
+        if progress.shown:
+            answers = _counted(answers, len(asked), progress)
         lines = _json_lines(answers) if as_json else _table_lines(answers)
         _write(lines)
 
@@ -81,11 +83,9 @@ def _name_of(file: TextIO | None) -> str:
     return getattr(file, "name", "standard input")
 
 
-def _counted(
-    answers: Iterable[Answer], asked: list[ByteRange], progress: ProgressBar
-) -> Iterator[Answer]:
+def _counted(answers: Iterable[Answer], total: int, progress: ProgressBar) -> Iterator[Answer]:
     for number, answer in enumerate(answers, 1):
-        progress("ranges answered", number, len(asked))
+        progress("ranges answered", number, total)
         yield answer
 
 

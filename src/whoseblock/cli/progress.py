@@ -19,13 +19,13 @@ class ProgressBar:
 
     def __init__(self) -> None:
         self._begun = time.monotonic()
-        self._shown = sys.stderr.isatty()
+        self.shown = sys.stderr.isatty()
         self._bar: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
 
     def __call__(self, what: str, done: int, total: int | None) -> None:
         """Show that ``done`` of ``total`` (None if nobody knows) is done of ``what``."""
-        if not self._shown or time.monotonic() - self._begun < _PATIENCE_S:
+        if not self.shown or time.monotonic() - self._begun < _PATIENCE_S:
             return
         if self._bar is None:
             self._bar = _start_bar()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final, Protocol, Self, overload
 
 from msgspec import UNSET, Struct, UnsetType
 
-from whoseblock.ranges import ByteRange
+from whoseblock.errors import OutOfDeviceError
 
 if TYPE_CHECKING:
     from whoseblock.fs.arrays import OwnerArrays
@@ -202,12 +202,10 @@ def distinct(notes: Iterable[str]) -> tuple[str, ...]:
     return (*once[:MAX_NOTES], f"and {len(once) - MAX_NOTES} more notes of this kind")
 
 
-def check_within(wanted: ByteRange, device: str, device_size: int) -> None:
-    """Raise `OutOfDeviceError` unless ``wanted`` lies on the device."""
-    from whoseblock.errors import OutOfDeviceError
-
-    if wanted.start < 0 or wanted.length <= 0 or wanted.end > device_size:
+def check_within(start: int, length: int, device: str, device_size: int) -> None:
+    """Raise `OutOfDeviceError` unless ``length`` bytes from ``start`` lie on the device."""
+    if start < 0 or length <= 0 or start + length > device_size:
         raise OutOfDeviceError(
-            f"the range {wanted} is not within {device!r}, which has {device_size} bytes",
+            f"the range {start}+{length} is not within {device!r}, which has {device_size} bytes",
             hint="offsets count from the start of the device or image that is named",
         )

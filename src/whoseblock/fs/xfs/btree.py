@@ -16,9 +16,9 @@ answered for; everything else is still found.
 
 import struct
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import accumulate
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from whoseblock.errors import BlockError, CorruptError
 from whoseblock.fs.layout import Layout
@@ -88,6 +88,13 @@ INOBT: Final = Shape(
 )
 
 
+class _Numbers(Protocol):
+    """Ascending integers: a tuple of one, or a NumPy array of very many."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> int: ...
+
+
 class Fault(NamedTuple):
     """Keys from ``low`` up to, not including, ``high`` whose records are lost, and why."""
 
@@ -141,6 +148,8 @@ class AgTree:
         space = volume.block_size - SHORT_HEADER.size
         self._most_children = space // (self._key_size + 4)
         self._most_records = space // shape.record.size
+        self._magic = shape.magic.to_bytes(4, "big")
+        self._uuid_and_owner = volume.uuid + agno.to_bytes(4, "big")
         self._cache: dict[int, _Node] = {}
 
     def _root(self) -> tuple[int, int]:
@@ -171,9 +180,7 @@ class AgTree:
                     at = SHORT_HEADER.size + index * record.size
                     yield record.struct.unpack_from(leaf.block, at)
 
-    def leaves(
-        self, lows: Sequence[int], highs: Sequence[int], faults: list[Fault]
-    ) -> Iterator[Leaf]:
+    def leaves(self, lows: _Numbers, highs: _Numbers, faults: list[Fault]) -> Iterator[Leaf]:
         """Give every leaf, in order, that touches one of many disjoint ascending questions."""
         for agbno, low, high in self._touched(lows, highs, faults):
             try:
@@ -184,7 +191,7 @@ class AgTree:
                 yield Leaf(agbno, low, high, block, SHORT_HEADER.size, count)
 
     def _touched(
-        self, lows: Sequence[int], highs: Sequence[int], faults: list[Fault]
+        self, lows: _Numbers, highs: _Numbers, faults: list[Fault]
     ) -> Iterator[tuple[int, int, int]]:
         """Descend to the leaves that touch a question: each one's block and promised keys."""
         try:
@@ -261,24 +268,32 @@ class AgTree:
             raise self._corrupt(agbno, "past the end of its allocation group")
         start = volume.ag_to_byte(self.agno, agbno)
         block = volume.read(self.shape.kind, start, volume.block_size)
+        # The header is compared as bytes, but for counts, siblings and LSN: of thousands of leaves,
+        # decoding each header to compare its fields takes as long as all the rest.
+        count = int.from_bytes(block[6:8], "big")
+        if (
+            block[:6] == self._magic + level.to_bytes(2, "big")
+            and block[16:24] == (start // DADDR).to_bytes(8, "big")
+            and block[32:52] == self._uuid_and_owner
+            and crc_matches(block, XFS_BTREE_SBLOCK_CRC_OFF)
+            and (level == 0 or count)
+            and count <= (self._most_children if level else self._most_records)
+        ):
+            return block, count
+        raise self._corrupt(agbno, self._header_fault(block, level, start))
+
+    def _header_fault(self, block: bytes, level: int, start: int) -> str:
+        """Say which part of a header is not as it should be."""
         header = SHORT_HEADER.unpack_from(block)
-        if header.magic != self.shape.magic:
-            raise self._corrupt(agbno, "wrong magic number")
-        if not crc_matches(block, XFS_BTREE_SBLOCK_CRC_OFF):
-            raise self._corrupt(agbno, "checksum mismatch")
-        if header.uuid != volume.uuid:
-            raise self._corrupt(agbno, "of another filesystem")
-        if header.owner != self.agno:
-            raise self._corrupt(agbno, f"owned by AG {header.owner}")
-        if header.blkno * DADDR != start:
-            raise self._corrupt(agbno, f"written for byte {header.blkno * DADDR}")
-        if header.level != level:
-            raise self._corrupt(agbno, f"level {header.level}, not {level}")
-        if header.numrecs > (self._most_children if level else self._most_records):
-            raise self._corrupt(agbno, f"{header.numrecs} records")
-        if level and not header.numrecs:
-            raise self._corrupt(agbno, "a node without children")
-        return block, header.numrecs
+        faults = {
+            "wrong magic number": header.magic != self.shape.magic,
+            "checksum mismatch": not crc_matches(block, XFS_BTREE_SBLOCK_CRC_OFF),
+            "of another filesystem": header.uuid != self.volume.uuid,
+            f"owned by AG {header.owner}": header.owner != self.agno,
+            f"written for byte {header.blkno * DADDR}": header.blkno * DADDR != start,
+            f"level {header.level}, not {level}": header.level != level,
+        }
+        return next((why for why, true in faults.items() if true), f"{header.numrecs} records")
 
     def _corrupt(self, agbno: int, reason: str) -> CorruptError:
         return CorruptError(

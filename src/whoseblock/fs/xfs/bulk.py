@@ -37,10 +37,11 @@ from whoseblock.fs.xfs.rows import (
     Piece,
     data_what,
 )
-from whoseblock.ranges import ByteRange
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
+
+    from whoseblock.fs.xfs.volume import Volume
 
     Ints = NDArray[np.int64]
 
@@ -74,36 +75,38 @@ def find_many(finder: OwnerFinder, starts: "ArrayLike", lengths: "ArrayLike") ->
     volume = finder.volume
     low = np.asarray(starts, dtype=np.int64)
     high = low + np.asarray(lengths, dtype=np.int64)
+    # In ascending order every search below walks through memory instead of jumping about in it.
+    order = np.argsort(low)
+    low, high = low[order], high[order]
     odd = high > volume.size
     if not volume.sb.has_rmapbt:
         odd[:] = True
-    first_group = low // volume.ag_bytes
-    last_group = (np.minimum(high, volume.size) - 1) // volume.ag_bytes
-    parts = []
-    for agno in _groups_between(first_group[~odd], last_group[~odd]):
-        here = np.flatnonzero((first_group <= agno) & (agno <= last_group) & ~odd)
-        parts.append(_find_in_group(finder, _Questions(agno, here, low[here], high[here]), odd))
-    rows = np.concatenate(parts) if parts else np.empty(0, _ROW)
+    parts = [
+        _find_in_group(finder, questions, odd)
+        for questions in _by_group(volume, low[~odd], high[~odd], np.flatnonzero(~odd))
+    ]
+    rows = _join(parts)
     _set_whats(finder, rows, odd)
     notes: dict[int, tuple[str, ...]] = {}
     if odd.any():
-        rows = np.concatenate(
-            [rows[~odd[rows["question"]]], _find_singly(finder, low, high, odd, notes)]
-        )
-    rows = rows[np.lexsort([rows[key] for key in ("file_offset", "inode", "start", "question")])]
+        single = _find_singly(finder, low, high, odd, notes)
+        rows = _join([rows[~odd[rows["question"]]], single])
+        notes = {int(order[question]): said for question, said in notes.items()}
+    rows["question"] = order[rows["question"]]
+    at = _answer_order(rows, low.size)
     complete = np.ones(low.size, dtype=np.bool_)
     complete[list(notes)] = False
     return OwnerArrays(
-        question=rows["question"],
-        start=rows["start"],
-        length=rows["length"],
-        kind=rows["kind"],
-        what=rows["what"],
-        fork=rows["fork"],
-        inode=rows["inode"],
-        file_offset=rows["file_offset"],
-        unwritten=rows["unwritten"],
-        shared=rows["shared"],
+        question=rows["question"][at],
+        start=rows["start"][at],
+        length=rows["length"][at],
+        kind=rows["kind"][at],
+        what=rows["what"][at],
+        fork=rows["fork"][at],
+        inode=rows["inode"][at],
+        file_offset=rows["file_offset"][at],
+        unwritten=rows["unwritten"][at],
+        shared=rows["shared"][at],
         complete=complete,
         notes=notes,
     )
@@ -130,15 +133,45 @@ def check_many(starts: "ArrayLike", lengths: "ArrayLike", device: str, device_si
         ) from None
     wrong = np.flatnonzero((low < 0) | (length <= 0) | (low > device_size - length))
     for index in wrong[:1].tolist():
-        check_within(ByteRange(int(low[index]), int(length[index])), device, device_size)
+        check_within(int(low[index]), int(length[index]), device, device_size)
 
 
-def _groups_between(first: "Ints", last: "Ints") -> list[int]:
-    """Give every group that a question touches, in order."""
-    touched = set(first.tolist())
-    for one, other in set(zip(first.tolist(), last.tolist(), strict=True)):
-        touched.update(range(one, other + 1))
-    return sorted(touched)
+class _Questions(NamedTuple):
+    """The questions, by number, that touch one allocation group: bytes from low up to high."""
+
+    agno: int
+    number: "Ints"
+    low: "Ints"
+    high: "Ints"
+
+
+def _by_group(volume: "Volume", low: "Ints", high: "Ints", number: "Ints") -> Iterator[_Questions]:
+    """Deal the questions, which ascend, out to the groups that they touch."""
+    first, last = low // volume.ag_bytes, (high - 1) // volume.ag_bytes
+    long = np.flatnonzero(first < last)
+    groups = set(first[_run_starts(first)].tolist())
+    for begin, end in zip(first[long].tolist(), last[long].tolist(), strict=True):
+        groups.update(range(begin, end + 1))
+    for agno in sorted(groups):
+        start, stop = np.searchsorted(first, [agno, agno + 1])
+        across = long[(first[long] < agno) & (agno <= last[long])]
+        here = np.concatenate((across, np.arange(start, stop)))
+        yield _Questions(agno, number[here], low[here], high[here])
+
+
+def _answer_order(rows: "NDArray[np.void]", questions: int) -> "Ints":
+    """Give the order of rows by question, and of those of one question as an answer has them."""
+    question = rows["question"]
+    counts = np.bincount(question, minlength=questions)
+    # Nearly every question has one row, whose place is known without sorting.
+    alone = counts[question] == 1
+    order = np.empty(rows.size, dtype=np.int64)
+    order[(np.cumsum(counts) - counts)[question[alone]]] = np.flatnonzero(alone)
+    several = np.flatnonzero(~alone)
+    some = rows[several]
+    keys = [some[name] for name in ("file_offset", "inode", "start", "question")]
+    order[np.repeat(counts > 1, counts)] = several[np.lexsort(keys)]
+    return order
 
 
 def _find_singly(
@@ -157,15 +190,6 @@ def _find_singly(
         if said:
             notes[question] = distinct(said)
     return np.array(rows, _ROW)
-
-
-class _Questions(NamedTuple):
-    """The questions, by number, that touch one allocation group; bytes from low up to high."""
-
-    agno: int
-    number: "Ints"
-    low: "Ints"
-    high: "Ints"
 
 
 def _find_in_group(
@@ -190,7 +214,8 @@ def _find_in_group(
     begin, end = np.maximum(first[index], low[asked]), np.minimum(after[index], high[asked])
     owned = _rows(asked, begin, end)
     _classify(owned, records[index], size)
-    _mark_shared(owned)
+    if (reach[:-1] > first[1:]).any():
+        _mark_shared(owned)
 
     # A gap is what no record covers; where no question is, leaves are missing, not records.
     gap_low = np.concatenate(([0], reach))
@@ -209,7 +234,7 @@ def _find_in_group(
         odd[questions.number[(fault.low < high) & (low < fault.high)]] = True
     odd[questions.number[asked[owned["kind"] == UNKNOWN]]] = True
 
-    rows = np.concatenate((owned, free))
+    rows = _join([owned, free])
     which = rows["question"]
     piece_start = np.maximum(base + rows["start"] * size, starts[which])
     piece_end = np.minimum(base + (rows["start"] + rows["length"]) * size, ends[which])
@@ -219,6 +244,18 @@ def _find_in_group(
     rows["start"], rows["length"] = piece_start, piece_end - piece_start
     rows["question"] = questions.number[which]
     return rows
+
+
+def _join(parts: "list[NDArray[np.void]]") -> "NDArray[np.void]":
+    """Put rows behind one another; as bytes, because NumPy copies structures one by one."""
+    return np.concatenate([np.empty(0, np.uint8), *(part.view(np.uint8) for part in parts)]).view(
+        _ROW
+    )
+
+
+def _run_starts(values: "NDArray[np.generic]") -> "NDArray[np.intp]":
+    """Give the index of each value that differs from the one before it."""
+    return np.flatnonzero(np.concatenate(([True], values[1:] != values[:-1]))[: values.size])
 
 
 def _rows(question: "Ints", low: "Ints", high: "Ints") -> "NDArray[np.void]":
@@ -232,7 +269,7 @@ def _rows(question: "Ints", low: "Ints", high: "Ints") -> "NDArray[np.void]":
 def _load(tree: AgTree, lows: "Ints", highs: "Ints", faults: list[Fault]) -> "NDArray[np.void]":
     """Read every leaf that a question touches, and give its records in order, verified."""
     layout = tree.shape.record
-    leaves = list(tree.leaves(lows.tolist(), highs.tolist(), faults)) if lows.size else []
+    leaves = list(tree.leaves(lows, highs, faults)) if lows.size else []
     raw = b"".join(
         leaf.block[leaf.offset : leaf.offset + leaf.numrecs * layout.size] for leaf in leaves
     )
@@ -263,8 +300,10 @@ def _fault(leaf: Leaf) -> Fault:
 
 def _merge(low: "Ints", high: "Ints") -> "tuple[Ints, Ints]":
     """Join questions that touch or overlap; the result ascends."""
-    order = np.argsort(low, kind="stable")
-    low, high = low[order], np.maximum.accumulate(high[order])
+    if (low[1:] < low[:-1]).any():
+        order = np.argsort(low, kind="stable")
+        low, high = low[order], high[order]
+    high = np.maximum.accumulate(high)
     begins = np.concatenate(([True], low[1:] > high[:-1]))[: low.size]
     return low[begins], high[np.concatenate((begins[1:], [True]))[: low.size]]
 
@@ -314,21 +353,23 @@ def _intersect(
 def _classify(rows: "NDArray[np.void]", records: "NDArray[np.void]", block_size: int) -> None:
     """Set what `rows.classify` and `rows.piece_of` say of the record of each row."""
     owner, offset = records["owner"].astype(np.uint64), records["offset"].astype(np.uint64)
-    special = (owner & np.uint64(XFS_RMAP_NON_INODE)) != 0
     attr = (offset & np.uint64(XFS_RMAP_OFF_ATTR_FORK)) != 0
     extent_map = (offset & np.uint64(XFS_RMAP_OFF_BMBT_BLOCK)) != 0
-    placed = ~(special | extent_map)
-    rows["kind"] = np.where(special, UNKNOWN, FILE)
-    what = np.where(extent_map, EXTENT_MAP, np.where(attr, XATTR, FILE_DATA))
-    rows["what"] = np.where(special, NOTHING, what)
-    rows["fork"] = np.where(special, NO_FORK, np.where(attr, ATTR, DATA))
-    for value, (kind, special_what) in SPECIAL_OWNERS.items():
-        is_it = owner == np.uint64(value)
-        rows["kind"][is_it], rows["what"][is_it] = kind, special_what
-    rows["inode"] = np.where(special, np.uint64(0), owner)
-    block = (offset & np.uint64(XFS_RMAP_OFF_MASK)).astype(np.int64)
-    rows["file_offset"] = np.where(placed, block * block_size, -1)
-    rows["unwritten"] = placed & ((offset & np.uint64(XFS_RMAP_OFF_UNWRITTEN)) != 0)
+    rows["kind"], rows["fork"], rows["what"] = FILE, DATA, FILE_DATA
+    rows["fork"][attr], rows["what"][attr] = ATTR, XATTR
+    rows["what"][extent_map] = EXTENT_MAP
+    rows["inode"] = owner
+    rows["unwritten"] = (offset & np.uint64(XFS_RMAP_OFF_UNWRITTEN)) != 0
+    rows["file_offset"] = (offset & np.uint64(XFS_RMAP_OFF_MASK)).astype(np.int64) * block_size
+    special = np.flatnonzero((owner & np.uint64(XFS_RMAP_NON_INODE)) != 0)
+    rows["kind"][special] = UNKNOWN
+    for name, nothing in (("what", NOTHING), ("fork", NO_FORK), ("inode", 0)):
+        rows[name][special] = nothing
+    for value, (kind, what) in SPECIAL_OWNERS.items():
+        is_it = special[owner[special] == np.uint64(value)]
+        rows["kind"][is_it], rows["what"][is_it] = kind, what
+    for placeless in (special, np.flatnonzero(extent_map)):
+        rows["file_offset"][placeless], rows["unwritten"][placeless] = -1, False
 
 
 def _mark_shared(rows: "NDArray[np.void]") -> None:
@@ -349,7 +390,11 @@ def _mark_shared(rows: "NDArray[np.void]") -> None:
 def _set_whats(finder: OwnerFinder, rows: "NDArray[np.void]", odd: "NDArray[np.bool_]") -> None:
     """Let the inodes tell directories and symlinks from plain data."""
     data = np.flatnonzero((rows["kind"] == FILE) & (rows["what"] == FILE_DATA))
-    inodes, which = np.unique(rows["inode"][data], return_inverse=True)
+    inode = rows["inode"][data]
+    # The extents of one file often lie side by side: what is the same as before needs no sorting.
+    heads = _run_starts(inode)
+    inodes, which = np.unique(inode[heads], return_inverse=True)
+    which = np.repeat(which, np.diff(heads, append=inode.size))
     modes, faults = finder.inodes.modes(inodes.tolist())
     whats = [data_what(modes.get(inode, 0)) for inode in inodes.tolist()]
     rows["what"][data] = np.array(whats, dtype=np.uint8)[which]

@@ -19,7 +19,6 @@ from whoseblock.fs.xfs.rows import FILE, Piece, make_row
 from whoseblock.fs.xfs.volume import Volume, open_superblock
 from whoseblock.media.base import Media
 from whoseblock.media.mounts import mount_note
-from whoseblock.ranges import ByteRange
 
 __all__ = ["XfsFilesystem"]
 
@@ -100,7 +99,7 @@ class XfsFilesystem:
 
         Raises `OutOfDeviceError`; damaged metadata makes the answer incomplete, with a note.
         """
-        check_within(ByteRange(start, length), self._media.name, self.device_size)
+        check_within(start, length, self._media.name, self.device_size)
         notes: list[str] = []
         pieces = self._finder.find(start, length, notes)
         known = self.paths_many(_inodes_of(pieces)) if paths else {}
@@ -116,7 +115,7 @@ class XfsFilesystem:
         wanted = iter(ranges)
         while batch := list(islice(wanted, _BATCH)):
             for start, length in batch:
-                check_within(ByteRange(start, length), self._media.name, self.device_size)
+                check_within(start, length, self._media.name, self.device_size)
             yield from self._answer_batch(batch, paths=paths)
 
     def _answer_batch(self, batch: list[tuple[int, int]], *, paths: bool) -> Iterator[Answer]:
@@ -169,7 +168,7 @@ class XfsFilesystem:
         rows = []
         missing = [*self.doubts, *notes]
         for piece in pieces:
-            paths = known.get(piece.inode) if piece.kind == FILE else None
+            paths = known.get(piece.inode) if known and piece.kind == FILE else None
             if paths is not None and not paths.complete:
                 missing += paths.notes
             rows.append(make_row(self.volume, piece, paths))
