@@ -33,9 +33,8 @@ types: $(READY)
 bench: $(READY) ## measure against xfs_db on images made for it
 	$(BIN)/python -m bench $(ARGS)
 
-man: $(READY) ## write the man page, build/whoseblock.1
-	@mkdir -p build
-	$(BIN)/python -m whoseblock.cli.man > build/whoseblock.1
+man: $(READY) ## write the man page, docs/man/whoseblock.1, which the wheel installs
+	$(BIN)/python -m whoseblock.cli.man > docs/man/whoseblock.1
 
 # uv only writes the lock files, hence is not in them. Whatever index this machine is set to is left
 # aside, so that the files and hashes are the public one's; and no URL is written.

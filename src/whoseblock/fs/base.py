@@ -5,7 +5,7 @@ The rows are those of the ``lookup --json`` contract: their attributes are its f
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Protocol, Self, overload
 
@@ -14,6 +14,8 @@ from msgspec import UNSET, Struct, UnsetType
 from whoseblock.errors import OutOfDeviceError
 
 if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
     from whoseblock.fs.arrays import OwnerArrays
 
 __all__ = [
@@ -173,7 +175,7 @@ class Filesystem(Protocol):
     ) -> Iterator[Answer]:
         """Answer many ``(start, length)`` together, in the order asked."""
 
-    def owners_of(self, starts: Sequence[int], lengths: Sequence[int]) -> "OwnerArrays":
+    def owners_of(self, starts: "ArrayLike", lengths: "ArrayLike") -> "OwnerArrays":
         """Answer many ranges as NumPy columns, without paths."""
 
     def paths(self, inode: int) -> Paths:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import islice
 from types import TracebackType
-from typing import Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
 from whoseblock.fs.arrays import OwnerArrays
 from whoseblock.fs.base import Answer, Paths, Progress, check_within, distinct
@@ -19,6 +19,9 @@ from whoseblock.fs.xfs.rows import FILE, Piece, make_row
 from whoseblock.fs.xfs.volume import Volume, open_superblock
 from whoseblock.media.base import Media
 from whoseblock.media.mounts import mount_note
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
 
 __all__ = ["XfsFilesystem"]
 
@@ -143,7 +146,7 @@ class XfsFilesystem:
         starts, lengths = zip(*batch, strict=True)
         return pieces_by_question(find_many(self._finder, starts, lengths))
 
-    def owners_of(self, starts: Sequence[int], lengths: Sequence[int]) -> OwnerArrays:
+    def owners_of(self, starts: "ArrayLike", lengths: "ArrayLike") -> OwnerArrays:
         """Answer many ranges as NumPy columns, without paths; see `OwnerArrays`.
 
         `doubts` make every question incomplete, and stand in no question's notes.  Raises

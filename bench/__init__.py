@@ -1,0 +1,1 @@
+"""Measurements: ratios against peers taken in one run, on images made for it."""

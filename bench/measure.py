@@ -1,0 +1,72 @@
+"""Running commands as whole processes, and comparing them pair by pair."""
+
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+__all__ = ["Command", "Comparison", "Run", "compare", "measured", "peak_memory"]
+
+
+Command = Sequence[str | Path]
+
+#: Linux counts the memory that a process had before exec(2) to what it became.  This small process
+#: stands between, so that the benchmark's own memory is not taken for that of what it runs.
+_GO_BETWEEN = """
+import os, resource, subprocess, sys
+status = subprocess.call(sys.argv[1:], stdout=subprocess.DEVNULL)
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+sys.exit(status)
+"""
+
+
+class Run(NamedTuple):
+    """One run of a command: wall seconds, and what it printed."""
+
+    seconds: float
+    output: bytes
+
+
+def measured(command: Command, stdin: Path | None = None) -> Run:
+    """Run a command to its end; raises `CalledProcessError` if it fails."""
+    with tempfile.TemporaryFile() as sink, (stdin or Path(os.devnull)).open("rb") as source:
+        begun = time.perf_counter()
+        subprocess.run(command, stdin=source, stdout=sink, check=True)
+        seconds = time.perf_counter() - begun
+        sink.seek(0)
+        return Run(seconds, sink.read())
+
+
+def peak_memory(command: Command) -> int:
+    """Run a command to its end, and give the most memory that it ever had resident, in bytes."""
+    through = [sys.executable, "-I", "-S", "-c", _GO_BETWEEN, *command]
+    return int(subprocess.run(through, stdout=subprocess.PIPE, check=True).stdout) * 1024
+
+
+class Comparison(NamedTuple):
+    """The medians of both sides, and the median of the ratios of neighbouring runs."""
+
+    ours: float
+    theirs: float
+    ratio: float
+
+
+def compare(
+    ours: Callable[[], float], theirs: Callable[[], float], *, rounds: int = 5
+) -> Comparison:
+    """Take both in turn, one round uncounted; the ratio is theirs by ours.
+
+    A machine that others use too is slow at times: runs side by side are slowed alike.
+    """
+    ours(), theirs()
+    pairs = [(ours(), theirs()) for _ in range(rounds)]
+    return Comparison(
+        statistics.median(mine for mine, _ in pairs),
+        statistics.median(peer for _, peer in pairs),
+        statistics.median(peer / mine for mine, peer in pairs),
+    )

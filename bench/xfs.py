@@ -1,0 +1,205 @@
+"""What issue-sized questions to XFS images cost, against xfs_db."""
+
+import random
+import re
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from tests.support.tools import xfsprogs
+
+import whoseblock
+from bench.images import BLOCK, many_extents, many_files
+from bench.measure import Command, Run, compare, measured, peak_memory
+from whoseblock.fs.xfs import XfsFilesystem
+
+__all__ = ["Result", "measure_all"]
+
+QUESTIONS = 100_000
+EXTENTS = 120_000
+FILES = 200_000
+GROWTH = (1_000, 10_000, 100_000, 1_000_000)
+
+_LOOKUP = [sys.executable, "-m", "whoseblock", "lookup"]
+_OWNER = re.compile(rb"^\d+: \d+/\d+ len \d+ owner (-?\d+) ", re.MULTILINE)
+
+
+class Result(NamedTuple):
+    """One line of the table: what was measured, ours and theirs, and what was to be reached."""
+
+    what: str
+    ours: float
+    theirs: float
+    unit: str
+    ratio: float
+    target: float
+    at_least: bool
+
+    @property
+    def met(self) -> bool:
+        """Whether the target was reached."""
+        return self.ratio >= self.target if self.at_least else self.ratio <= self.target
+
+
+def measure_all(folder: Path) -> Iterator[Result]:
+    """Make the images that are not there yet, and measure."""
+    yield from _bulk(_image(folder, f"extents-{EXTENTS}"), folder)
+    yield from _one_path(_image(folder, f"files-{FILES}"))
+    for extents in GROWTH:
+        yield from _blocks_read(_image(folder, f"extents-{extents}"), extents)
+
+
+def _image(folder: Path, name: str) -> Path:
+    """Make an image, or take the one of an earlier run; its name says all that it is made from."""
+    path = folder / f"{name}.img"
+    if not path.exists():
+        print(f"making {path.name} …", file=sys.stderr)
+        unfinished = path.with_suffix(".unfinished")
+        kind, _, number = name.partition("-")
+        if kind == "files":
+            many_files(unfinished, int(number))
+        else:
+            many_extents(unfinished, int(number), files=max(int(number) // 2000, 1))
+        unfinished.rename(path)
+    return path
+
+
+def _open(path: Path) -> XfsFilesystem:
+    filesystem = whoseblock.open(path)
+    assert isinstance(filesystem, XfsFilesystem)  # noqa: S101 - its trees are looked into below
+    return filesystem
+
+
+def _fsbno(filesystem: XfsFilesystem, start: int) -> int:
+    """Give a byte's filesystem block number, which is what xfs_db takes."""
+    sb = filesystem.volume.sb
+    agno, agbno = divmod(start // BLOCK, sb.agblocks)
+    return agno << sb.agblklog | agbno
+
+
+def _owned_blocks(filesystem: XfsFilesystem, wanted: int) -> list[int]:
+    """Give so many blocks of files, each of another extent while there are enough, at random."""
+    size = filesystem.volume.ag_bytes
+    whole = range(0, filesystem.size, size)
+    lengths = [min(size, filesystem.size - start) for start in whole]
+    rows = filesystem.owners_of(list(whole), lengths)
+    starts = rows.start[rows.kind == 0]
+    generator = np.random.default_rng(20201)
+    return list(map(int, generator.choice(starts, wanted, replace=starts.size < wanted)))
+
+
+def _bulk(image: Path, folder: Path) -> Iterator[Result]:
+    """Ask for the owners of many blocks, none of them twice."""
+    with _open(image) as filesystem:
+        blocks = _owned_blocks(filesystem, QUESTIONS)
+        ranges, commands = folder / "ranges.txt", folder / "commands.txt"
+        ranges.write_text("".join(f"{start}+{BLOCK}\n" for start in blocks))
+        numbers = [_fsbno(filesystem, start) for start in blocks]
+        commands.write_text("".join(f"fsmap {number} {number}\n" for number in numbers))
+        ours: Command = [*_LOOKUP, image, "--ranges", ranges, "--json", "--no-paths"]
+        theirs: Command = [xfsprogs("xfs_db"), "-r", image]
+        _check_same(filesystem, blocks, measured(theirs, commands))
+
+        whole = compare(lambda: measured(ours).seconds, lambda: measured(theirs, commands).seconds)
+        yield Result(
+            f"{QUESTIONS:,} ranges on {EXTENTS:,} extents, whole process",
+            whole.ours, whole.theirs, "s", whole.ratio, 2, at_least=True,
+        )  # fmt: skip
+
+        starts, lengths = np.array(blocks), np.full(len(blocks), BLOCK)
+
+        def through_api() -> float:
+            begun = time.perf_counter()
+            filesystem.owners_of(starts, lengths)
+            return time.perf_counter() - begun
+
+        api = compare(through_api, lambda: measured(theirs, commands).seconds)
+        yield Result(
+            "the same through the API, once open",
+            api.ours, api.theirs, "s", api.ratio, 30, at_least=True,
+        )  # fmt: skip
+
+        few = blocks[:20_000]
+
+        def one_by_one() -> float:
+            begun = time.perf_counter()
+            for start in few:
+                filesystem.owners(start, BLOCK, paths=False)
+            return (time.perf_counter() - begun) / len(few)
+
+        def each_of_theirs() -> float:
+            return measured(theirs, commands).seconds / len(blocks)
+
+        point = compare(one_by_one, each_of_theirs)
+        yield Result(
+            "one warm question through the API (ours by theirs)",
+            point.ours * 1e6, point.theirs * 1e6, "µs", 1 / point.ratio, 3, at_least=False,
+        )  # fmt: skip
+
+
+def _check_same(filesystem: XfsFilesystem, blocks: list[int], theirs: Run) -> None:
+    """Make sure that both name the same inodes: a faster wrong answer is worth nothing."""
+    owners = list(map(int, _OWNER.findall(theirs.output)))
+    rows = filesystem.owners_of(blocks, [BLOCK] * len(blocks))
+    if rows.inode.tolist() != owners:
+        raise RuntimeError("xfs_db and whoseblock name different owners")
+
+
+def _one_path(image: Path) -> Iterator[Result]:
+    """Ask for the path of one block, with nothing that names it but the directories."""
+    with _open(image) as filesystem:
+        rows = filesystem.owners_of([0], [filesystem.size])
+        data = rows.start[(rows.kind == 0) & (rows.what == 1)].tolist()
+        start = random.Random(7).choice(data)  # noqa: S311 - a sample, not a secret
+        number = _fsbno(filesystem, start)
+    ours: Command = [*_LOOKUP, image, f"{start}+{BLOCK}"]
+    blockuse = ["-c", "blockget -n", "-c", f"fsblock {number}", "-c", "blockuse -n"]
+    theirs: Command = [xfsprogs("xfs_db"), "-r", *blockuse, image]
+    name = re.search(rb"file-\d+", measured(ours).output)
+    if name is None or not measured(theirs).output.rstrip().endswith(name[0]):
+        raise RuntimeError("xfs_db and whoseblock name different files")
+    times = compare(lambda: measured(ours).seconds, lambda: measured(theirs).seconds, rounds=3)
+    title = f"one question with path on {FILES:,} files, no parent pointers"
+    yield Result(title, times.ours, times.theirs, "s", times.ratio, 6, at_least=True)
+    mine, peer = peak_memory(ours), peak_memory(theirs)
+    yield Result("its memory", mine / 1e6, peer / 1e6, "MB", peer / mine, 10, at_least=True)
+
+
+def _blocks_read(image: Path, extents: int) -> Iterator[Result]:
+    """Count the btree blocks that one lookup reads, against the heights that xfs_db prints."""
+    with _open(image) as filesystem:
+        blocks = _owned_blocks(filesystem, 200)
+        ag_bytes = filesystem.volume.ag_bytes
+    heights: dict[int, int] = {}
+    most_read = most_high = 0
+    for start in blocks:
+        agno = start // ag_bytes
+        if agno not in heights:
+            heights[agno] = _rmap_height(image, agno)
+        with _open(image) as filesystem:
+            filesystem.owners(start, BLOCK, paths=False)
+            read = filesystem.reads["rmapbt"]
+        if read != heights[agno]:
+            raise RuntimeError(f"{read} blocks read for byte {start}, not {heights[agno]}")
+        most_read, most_high = max(most_read, read), max(most_high, heights[agno])
+    yield Result(
+        f"rmap btree blocks read by one lookup, {extents:,} extents",
+        most_read, most_high, "", most_read / most_high, 1, at_least=False,
+    )  # fmt: skip
+
+
+def _rmap_height(image: Path, agno: int) -> int:
+    command: Command = [
+        xfsprogs("xfs_db"),
+        "-r",
+        "-c",
+        f"agf {agno}",
+        "-c",
+        "print rmaplevel",
+        image,
+    ]
+    printed = subprocess.run(command, check=True, capture_output=True).stdout
+    return int(printed.split()[-1])

@@ -1,0 +1,68 @@
+"""``python -m whoseblock.cli.man``: the man page, from what --help is made from."""
+
+import inspect
+import sys
+from collections.abc import Iterator
+
+import click
+
+from whoseblock import __version__
+from whoseblock.cli import cli
+from whoseblock.errors import exit_codes
+
+__all__ = ["man_page"]
+
+
+def man_page() -> str:
+    """Write whoseblock(1) in the man(7) macros of roff."""
+    context = click.Context(cli, info_name="whoseblock")
+    lines = [
+        f'.TH WHOSEBLOCK 1 "" "whoseblock {__version__}" "User Commands"',
+        ".SH NAME",
+        r"whoseblock \- whose block is this?",
+        ".SH SYNOPSIS",
+    ]
+    commands = [(name, cli.commands[name]) for name in cli.list_commands(context)]
+    for name, command in commands:
+        usage = " ".join(command.collect_usage_pieces(click.Context(command)))
+        lines += [".B whoseblock", f".B {_text(name)}", _text(usage), ".br"]
+    lines += [".SH DESCRIPTION", *_paragraphs(cli.help or "")]
+    for name, command in commands:
+        lines += [f".SH {_text(name.upper())}", *_paragraphs(command.help or "")]
+        lines += _options(command)
+        lines += _paragraphs(command.epilog or "")
+    lines.append(".SH EXIT STATUS")
+    for code, meaning in exit_codes().items():
+        lines += [".TP", f".B {code}", _text(meaning)]
+    return "\n".join(lines) + "\n"
+
+
+def _options(command: click.Command) -> Iterator[str]:
+    context = click.Context(command)
+    for parameter in command.get_params(context):
+        record = parameter.get_help_record(context)
+        if record and isinstance(parameter, click.Option):
+            names, meaning = record
+            yield from (".TP", f".B {_text(names)}", _text(meaning))
+
+
+def _paragraphs(text: str) -> Iterator[str]:
+    """Write paragraphs; one that begins with click's mark for it keeps its lines."""
+    for paragraph in inspect.cleandoc(text).split("\n\n"):
+        if paragraph.startswith("\b\n"):
+            lines = paragraph.removeprefix("\b\n").split("\n")
+            yield from (".PP", ".nf", *map(_text, lines), ".fi")
+        else:
+            yield from (".PP", _text(paragraph))
+
+
+def _text(text: str) -> str:
+    """Escape what roff would take for a request or an escape, line by line."""
+    escaped = text.replace("\\", r"\e").replace("-", r"\-")
+    return "\n".join(
+        rf"\&{line}" if line[:1] in {".", "'"} else line for line in escaped.split("\n")
+    )
+
+
+if __name__ == "__main__":
+    sys.stdout.write(man_page())
