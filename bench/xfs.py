@@ -192,14 +192,5 @@ def _blocks_read(image: Path, extents: int) -> Iterator[Result]:
 
 
 def _rmap_height(image: Path, agno: int) -> int:
-    command: Command = [
-        xfsprogs("xfs_db"),
-        "-r",
-        "-c",
-        f"agf {agno}",
-        "-c",
-        "print rmaplevel",
-        image,
-    ]
-    printed = subprocess.run(command, check=True, capture_output=True).stdout
-    return int(printed.split()[-1])
+    ask = ["-c", f"agf {agno}", "-c", "print rmaplevel"]
+    return int(measured([xfsprogs("xfs_db"), "-r", *ask, image]).output.split()[-1])
