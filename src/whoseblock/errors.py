@@ -87,16 +87,18 @@ class MediaError(BlockError):
     """The medium does not give back a range that is needed.
 
     ``ranges`` are the bytes that failed, exactly: disjoint, ascending, in the address space of the
-    medium.
+    medium.  ``what`` names the structure that lies there, if whoever read it knows.
     """
 
     exit_code = 9
 
-    def __init__(self, ranges: "Iterable[ByteRange]", reason: str = "input/output error") -> None:
+    def __init__(
+        self, ranges: "Iterable[ByteRange]", reason: str = "input/output error", what: str = ""
+    ) -> None:
         self.ranges = tuple(ranges)
         self.reason = reason
         where = ", ".join(str(bad) for bad in self.ranges)
-        super().__init__(f"cannot read {where}: {reason}")
+        super().__init__(f"{what or 'the medium'} cannot be read at {where}: {reason}")
 
 
 class CorruptError(BlockError):
@@ -120,4 +122,5 @@ def exit_codes() -> dict[int, str]:
         todo += error.__subclasses__()
     codes[2] = "The command line is wrong."
     codes[130] = "Interrupted."
+    codes[141] = "Whoever read the output has gone."
     return dict(sorted(codes.items()))

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, closing
 
 from whoseblock.fs.base import Answer, Filesystem
 from whoseblock.fs.xfs import XfsFilesystem
@@ -22,18 +23,19 @@ def open_filesystem(
     Raises `TargetError`, `NotAFilesystemError` or `UnsupportedError`; what was opened here is then
     closed again.
     """
-    media = FileMedia(target) if isinstance(target, str | os.PathLike) else target
-    log_media: Media | None
-    try:
-        if isinstance(log_device, str | os.PathLike):
-            log_media = FileMedia(log_device)
-        else:
-            log_media = log_device
-        return XfsFilesystem(media, log_media)
-    except BaseException:
-        if media is not target:
-            media.close()
-        raise
+    with ExitStack() as undo:
+        media = _open_media(target, undo)
+        log_media = None if log_device is None else _open_media(log_device, undo)
+        filesystem = XfsFilesystem(media, log_media)
+        undo.pop_all()
+    return filesystem
+
+
+def _open_media(given: str | os.PathLike[str] | Media, undo: ExitStack) -> Media:
+    """Open what is named by its path; ``undo`` closes it, but nothing that was given open."""
+    if isinstance(given, str | os.PathLike):
+        return undo.enter_context(closing(FileMedia(given)))
+    return given
 
 
 def lookup(

@@ -54,10 +54,14 @@ def main() -> None:
         if error.hint:
             click.echo(f"hint: {error.hint}", err=True)
         code = error.exit_code
-    except (click.Abort, KeyboardInterrupt):
-        code = _INTERRUPTED
     except BrokenPipeError:
         # The reader has gone; the interpreter must not find that out again when it closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = _BROKEN_PIPE
+    except OSError as error:
+        # Nothing of ours: a full disk under the output, say.
+        click.echo(f"whoseblock: {printable(error.strerror or str(error))}", err=True)
+        code = WhoseblockError.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        code = _INTERRUPTED
     sys.exit(code)

@@ -60,7 +60,8 @@ def lookup(  # noqa: PLR0913 - one for each argument
 
     Every file that shares the range with every path, or which metadata, or nobody.
     """
-    from whoseblock import open as open_filesystem
+    from whoseblock.lookup import lookup as owners_of
+    from whoseblock.lookup import open_filesystem
 
     if not ranges and ranges_file is None:
         raise click.UsageError("Give a RANGE, or --ranges FILE.")
@@ -72,7 +73,7 @@ def lookup(  # noqa: PLR0913 - one for each argument
                 parse_ranges(ranges_file or (), _name_of(ranges_file), filesystem.block_size),
             )
         )
-        answers = filesystem.owners_many(asked, paths=not no_paths)
+        answers = owners_of(filesystem, asked, paths=not no_paths)
         if progress.shown:
             answers = _counted(answers, len(asked), progress)
         lines = _json_lines(answers) if as_json else _table_lines(answers)

@@ -16,9 +16,9 @@ answered for; everything else is still found.
 
 import struct
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import accumulate
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from whoseblock.errors import BlockError, CorruptError
 from whoseblock.fs.layout import Layout
@@ -47,7 +47,7 @@ from whoseblock.fs.xfs.volume import DADDR, Volume
 if TYPE_CHECKING:
     from whoseblock.fs.xfs.format.ag import Agf, Agi
 
-__all__ = ["BNOBT", "INOBT", "REFCOUNTBT", "RMAPBT", "AgTree", "Fault", "Leaf", "Shape"]
+__all__ = ["BNOBT", "INOBT", "REFCOUNTBT", "RMAPBT", "AgTree", "Fault", "Leaf", "Node", "Shape"]
 
 #: Decoded blocks kept by one tree; a lookup needs as many as the tree is high.
 _CACHED_BLOCKS: Final = 1024
@@ -61,7 +61,6 @@ class Shape(NamedTuple):
     """
 
     kind: str
-    title: str
     magic: int
     record: Layout[RmapRec] | Layout[AllocRec] | Layout[RefcountRec] | Layout[InobtRec]
     key_code: str
@@ -76,23 +75,10 @@ class Shape(NamedTuple):
 
 _RMAP_KEY_CODE = f"I{RMAP_KEY.size - 4}x"
 
-RMAPBT: Final = Shape(
-    "rmapbt", "rmap btree block", XFS_RMAP_CRC_MAGIC, RMAP_REC, _RMAP_KEY_CODE * 2, "II16x"
-)
-BNOBT: Final = Shape("bnobt", "free-space btree block", XFS_ABTB_CRC_MAGIC, ALLOC_REC, "I4x", "II")
-REFCOUNTBT: Final = Shape(
-    "refcountbt", "refcount btree block", XFS_REFC_CRC_MAGIC, REFCOUNT_REC, "I", "II4x"
-)
-INOBT: Final = Shape(
-    "inobt", "inode btree block", XFS_IBT_CRC_MAGIC, INOBT_REC, "I", "I12x", XFS_INODES_PER_CHUNK
-)
-
-
-class _Numbers(Protocol):
-    """Ascending integers: a tuple of one, or a NumPy array of very many."""
-
-    def __len__(self) -> int: ...
-    def __getitem__(self, index: int, /) -> int: ...
+RMAPBT: Final = Shape("rmapbt", XFS_RMAP_CRC_MAGIC, RMAP_REC, _RMAP_KEY_CODE * 2, "II16x")
+BNOBT: Final = Shape("bnobt", XFS_ABTB_CRC_MAGIC, ALLOC_REC, "I4x", "II")
+REFCOUNTBT: Final = Shape("refcountbt", XFS_REFC_CRC_MAGIC, REFCOUNT_REC, "I", "II4x")
+INOBT: Final = Shape("inobt", XFS_IBT_CRC_MAGIC, INOBT_REC, "I", "I12x", XFS_INODES_PER_CHUNK)
 
 
 class Fault(NamedTuple):
@@ -118,10 +104,10 @@ class Leaf(NamedTuple):
     numrecs: int
 
 
-class _Node(NamedTuple):
-    """A block decoded for searching: the key range of each child or record.
+class Node(NamedTuple):
+    """A block decoded for searching: the range of keys of each child or record.
 
-    ``reach[i]`` is the largest of ``ends[:i + 1]``.
+    ``ends`` are exclusive; ``reach[i]`` is the largest of ``ends[:i + 1]``.
     """
 
     level: int
@@ -150,7 +136,7 @@ class AgTree:
         self._most_records = space // shape.record.size
         self._magic = shape.magic.to_bytes(4, "big")
         self._uuid_and_owner = volume.uuid + agno.to_bytes(4, "big")
-        self._cache: dict[int, _Node] = {}
+        self._cache: dict[int, Node] = {}
 
     def _root(self) -> tuple[int, int]:
         """Find the root block and the number of levels; raises `BlockError`."""
@@ -168,21 +154,24 @@ class AgTree:
     def find(self, low: int, high: int, faults: list[Fault]) -> Iterator[tuple[int, ...]]:
         """Give every record that touches keys from ``low`` up to ``high``, in order."""
         record = self.shape.record
-        for agbno, promised_low, promised_high in self._touched((low,), (high,), faults):
+
+        def touched(node: Node) -> list[int]:
+            window = range(bisect_right(node.reach, low), bisect_left(node.starts, high))
+            return [index for index in window if node.ends[index] > low]
+
+        for agbno, promised_low, promised_high in self._descend(touched, faults):
             try:
                 leaf = self._node(agbno, 0, promised_low, promised_high)
             except BlockError as error:
                 faults.append(Fault(promised_low, promised_high, str(error)))
                 continue
-            first = bisect_right(leaf.reach, low)
-            for index in range(first, bisect_left(leaf.starts, high)):
-                if leaf.ends[index] > low:
-                    at = SHORT_HEADER.size + index * record.size
-                    yield record.struct.unpack_from(leaf.block, at)
+            for index in touched(leaf):
+                at = SHORT_HEADER.size + index * record.size
+                yield record.struct.unpack_from(leaf.block, at)
 
-    def leaves(self, lows: _Numbers, highs: _Numbers, faults: list[Fault]) -> Iterator[Leaf]:
-        """Give every leaf, in order, that touches one of many disjoint ascending questions."""
-        for agbno, low, high in self._touched(lows, highs, faults):
+    def leaves(self, touched: Callable[[Node], list[int]], faults: list[Fault]) -> Iterator[Leaf]:
+        """Give every leaf, in order, below the children that ``touched`` picks of each node."""
+        for agbno, low, high in self._descend(touched, faults):
             try:
                 block, count = self._read(agbno, 0)
             except BlockError as error:
@@ -190,10 +179,10 @@ class AgTree:
             else:
                 yield Leaf(agbno, low, high, block, SHORT_HEADER.size, count)
 
-    def _touched(
-        self, lows: _Numbers, highs: _Numbers, faults: list[Fault]
+    def _descend(
+        self, touched: Callable[[Node], list[int]], faults: list[Fault]
     ) -> Iterator[tuple[int, int, int]]:
-        """Descend to the leaves that touch a question: each one's block and promised keys."""
+        """Descend to the leaves that are touched: each one's block and promised keys."""
         try:
             root, levels = self._root()
             if not 0 < levels <= XFS_BTREE_MAXLEVELS:
@@ -217,15 +206,12 @@ class AgTree:
             except BlockError as error:
                 faults.append(Fault(low, high, str(error)))
                 continue
-            first = bisect_right(node.reach, lows[0])
-            last = bisect_left(node.starts, highs[-1])
-            for index in range(last - 1, first - 1, -1):
-                start, end = node.starts[index], node.ends[index]
-                question = bisect_right(highs, start)
-                if question < len(lows) and lows[question] < end:
-                    todo.append((node.children[index], level - 1, start, end))
+            todo += [
+                (node.children[index], level - 1, node.starts[index], node.ends[index])
+                for index in reversed(touched(node))
+            ]
 
-    def _node(self, agbno: int, level: int, low: int, high: int) -> _Node:
+    def _node(self, agbno: int, level: int, low: int, high: int) -> Node:
         """Give a block decoded, from the cache or from the medium; raises `BlockError`."""
         node = self._cache.get(agbno)
         if node is None:
@@ -239,7 +225,7 @@ class AgTree:
             raise self._corrupt(agbno, "holds keys that its parent does not promise")
         return node
 
-    def _decode(self, agbno: int, level: int) -> _Node:
+    def _decode(self, agbno: int, level: int) -> Node:
         block, count = self._read(agbno, level)
         offset = SHORT_HEADER.size
         children: tuple[int, ...] = ()
@@ -259,7 +245,7 @@ class AgTree:
             ends = tuple(map(int.__add__, starts, flat[1::2]))
         if any(map(int.__ge__, starts, ends)) or list(starts) != sorted(starts):
             raise self._corrupt(agbno, "keys out of order")
-        return _Node(level, block, starts, ends, list(accumulate(ends, max)), children)
+        return Node(level, block, starts, ends, list(accumulate(ends, max)), children)
 
     def _read(self, agbno: int, level: int) -> tuple[bytes, int]:
         """Read a block and verify its header; gives it with its number of records."""
@@ -296,8 +282,5 @@ class AgTree:
         return next((why for why, true in faults.items() if true), f"{header.numrecs} records")
 
     def _corrupt(self, agbno: int, reason: str) -> CorruptError:
-        return CorruptError(
-            f"{self.shape.title} {agbno} of AG {self.agno}",
-            self.volume.ag_to_byte(self.agno, agbno),
-            reason,
-        )
+        start = self.volume.ag_to_byte(self.agno, agbno)
+        return CorruptError(self.volume.describe(self.shape.kind, start), start, reason)

@@ -13,7 +13,7 @@ import numpy as np
 from whoseblock.errors import OutOfDeviceError
 from whoseblock.fs.arrays import OwnerArrays
 from whoseblock.fs.base import check_within, distinct
-from whoseblock.fs.xfs.btree import BNOBT, RMAPBT, AgTree, Fault, Leaf
+from whoseblock.fs.xfs.btree import BNOBT, RMAPBT, AgTree, Fault, Leaf, Node
 from whoseblock.fs.xfs.format.btree import (
     XFS_RMAP_NON_INODE,
     XFS_RMAP_OFF_ATTR_FORK,
@@ -52,6 +52,9 @@ _PLENTY: Final = 4
 #: ... of so many records.
 _BLOCK: Final = 64
 
+
+#: Past every block number.
+_NEVER: Final = 1 << 62
 
 #: A row of an answer: the question it answers, and the fields of `Piece`.
 _ROW: Final = np.dtype(
@@ -221,7 +224,11 @@ def _find_in_group(
     gap_low = np.concatenate(([0], reach))
     gap_high = np.concatenate((first, [blocks]))
     real = gap_high > gap_low
-    gap_asked, gap_from, gap_to = _intersect(gap_low[real], gap_high[real], low, high)
+    gap_low, gap_high = gap_low[real], gap_high[real]
+    next_gap = np.searchsorted(gap_high, low, "right")
+    gapped = np.flatnonzero(np.append(gap_low, _NEVER)[next_gap] < high)
+    gap_asked, gap_from, gap_to = _intersect(gap_low, gap_high, low[gapped], high[gapped])
+    gap_asked = gapped[gap_asked]
     space = _load(finder.tree(agno, BNOBT), *_merge(gap_from, gap_to), faults)
     free_low = space["startblock"].astype(np.int64)
     gap, free_from, free_to = _intersect(free_low, free_low + space["blockcount"], gap_from, gap_to)
@@ -269,7 +276,14 @@ def _rows(question: "Ints", low: "Ints", high: "Ints") -> "NDArray[np.void]":
 def _load(tree: AgTree, lows: "Ints", highs: "Ints", faults: list[Fault]) -> "NDArray[np.void]":
     """Read every leaf that a question touches, and give its records in order, verified."""
     layout = tree.shape.record
-    leaves = list(tree.leaves(lows, highs, faults)) if lows.size else []
+
+    def touched(node: Node) -> list[int]:
+        # The first question that ends past a child's start touches it, or none does.
+        question = np.searchsorted(highs, node.starts, "right")
+        begins = np.append(lows, _NEVER)[question]
+        return np.flatnonzero(begins < np.array(node.ends)).tolist()
+
+    leaves = list(tree.leaves(touched, faults)) if lows.size else []
     raw = b"".join(
         leaf.block[leaf.offset : leaf.offset + leaf.numrecs * layout.size] for leaf in leaves
     )

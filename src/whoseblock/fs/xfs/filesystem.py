@@ -82,6 +82,8 @@ class XfsFilesystem:
                 "the filesystem was made without a reverse mapping (rmapbt=0): nobody can say who"
                 " owns a block without reading every inode"
             )
+        if sb.inprogress:
+            notes.append("mkfs.xfs has not finished making the filesystem")
         if sb.needs_repair:
             notes.append("the filesystem is marked as needing xfs_repair")
         if mounted := mount_note(self._media.name):

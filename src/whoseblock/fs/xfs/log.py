@@ -32,6 +32,8 @@ _DIRTY = (
 def log_note(volume: Volume, log_media: Media | None = None) -> str:
     """Give the note that the state of the log calls for; "" if it is clean."""
     sb = volume.sb
+    if not sb.logblocks:
+        return "the superblock knows of no log"
     if sb.logstart:
         media, start = volume.media, volume.fsb_to_byte(sb.logstart, sb.logblocks)
         if start is None:

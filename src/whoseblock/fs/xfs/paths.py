@@ -17,6 +17,7 @@ from whoseblock.fs.xfs.btree import INOBT, AgTree, Fault
 from whoseblock.fs.xfs.directories import Directories
 from whoseblock.fs.xfs.format.ag import NULLAGINO, XFS_AGI_UNLINKED_BUCKETS
 from whoseblock.fs.xfs.format.btree import XFS_INODES_PER_CHUNK, InobtRec
+from whoseblock.fs.xfs.format.superblock import NULLFSINO
 from whoseblock.fs.xfs.inodes import InodeTable
 from whoseblock.fs.xfs.volume import Volume
 
@@ -56,7 +57,7 @@ class PathFinder:
             sb.gquotino: "group quota",
             sb.pquotino: "project quota",
         }
-        for absent in (0, (1 << 64) - 1):
+        for absent in (0, NULLFSINO):
             self._internal.pop(absent, None)
 
     def find(self, inodes: Iterable[int]) -> dict[int, Paths]:

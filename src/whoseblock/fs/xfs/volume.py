@@ -7,9 +7,17 @@ counts in bytes.
 """
 
 from collections import Counter
+from collections.abc import Iterator
+from itertools import chain
 from typing import Final
 
-from whoseblock.errors import BlockError, CorruptError, NotAFilesystemError, UnsupportedError
+from whoseblock.errors import (
+    BlockError,
+    CorruptError,
+    MediaError,
+    NotAFilesystemError,
+    UnsupportedError,
+)
 from whoseblock.fs.xfs.format.ag import (
     AGF,
     AGI,
@@ -22,6 +30,7 @@ from whoseblock.fs.xfs.format.ag import (
 )
 from whoseblock.fs.xfs.format.checksum import crc_matches
 from whoseblock.fs.xfs.format.superblock import (
+    NULLFSINO,
     SUPERBLOCK,
     XFS_SB_MAGIC,
     XFS_SB_VERSION_5,
@@ -32,11 +41,30 @@ from whoseblock.media.base import Media
 
 __all__ = ["Volume", "open_superblock"]
 
+#: What `Volume.read` reads, by the name it is counted under.
+KINDS: Final = {
+    "agf": "AGF",
+    "agi": "AGI",
+    "rmapbt": "rmap btree block",
+    "bnobt": "free-space btree block",
+    "refcountbt": "refcount btree block",
+    "inobt": "inode btree block",
+    "bmbt": "extent map block",
+    "inode": "inode",
+    "inode-chunk": "inode chunk",
+    "dir": "directory block",
+    "attr": "attribute block",
+    "remote": "remote value block",
+}
+
 _LARGEST_SECTOR: Final = 32 * 1024
 #: Disk addresses in metadata count 512-byte blocks ("daddr").
 DADDR: Final = 512
-#: How much of a device is searched for a copy of a lost superblock, and in which steps.
-_SEARCH_LIMIT: Final = 1 << 40
+#: How mkfs.xfs may have divided a device whose first superblock is lost.
+_COMMON_BLOCK_SIZES: Final = (4096, 1024, 2048, 8192, 16384, 32768, 65536)
+_MOST_LIKELY_GROUPS: Final = 64
+#: How much of the device is searched if it was none of these, and in which steps.
+_SEARCH_LIMIT: Final = 16 << 30
 _SEARCH_STEP: Final = 1 << 20
 _MAGIC_BYTES = XFS_SB_MAGIC.to_bytes(4, "big")
 
@@ -107,9 +135,22 @@ class Volume:
     # ------------------------------------------------------------------ what
 
     def read(self, kind: str, start: int, length: int) -> bytes:
-        """Read one block of metadata; raises `MediaError`."""
+        """Read one block of metadata, of a kind of `KINDS`; raises `MediaError` that names it."""
         self.reads[kind] += 1
-        return self.media.pread(start, length)
+        try:
+            return self.media.pread(start, length)
+        except MediaError as error:
+            what = self.describe(kind, start)
+            raise MediaError(error.ranges, error.reason, what) from error
+
+    def describe(self, kind: str, start: int) -> str:
+        """Name the block of a kind that is at byte ``start``."""
+        agno, offset = divmod(start, self.ag_bytes)
+        if kind in ("agf", "agi"):
+            return f"{KINDS[kind]} of AG {agno}"
+        if kind in ("inode", "inode-chunk"):
+            return f"{KINDS[kind]} {self.join_inode(agno, offset // self.inode_size)}"
+        return f"{KINDS[kind]} {offset // self.block_size} of AG {agno}"
 
     def agf(self, agno: int) -> Agf:
         """Give the AGF of a group, verified; raises `BlockError`."""
@@ -172,19 +213,14 @@ def open_superblock(media: Media) -> tuple[Superblock, tuple[str, ...]]:
         sb = _read_superblock(media, 0)
     except BlockError as error:
         first = str(error)
-        try:
-            magic = media.pread(0, min(len(_MAGIC_BYTES), media.size))
-        except BlockError:
-            magic = _MAGIC_BYTES
-        # Only a device that begins like XFS, or whose beginning is lost, is worth a search.
-        copy = _find_copy(media) if magic == _MAGIC_BYTES else None
+        copy = _find_copy(media) if _may_be_xfs(media) else None
         if copy is None:
             raise NotAFilesystemError(
                 f"no XFS filesystem on {media.name!r}: {first}",
                 hint="for a disk with partitions, name the partition",
             ) from error
         sb, start = copy
-        notes = (f"the first {first}; the copy at byte {start} was used in its place",)
+        notes = (f"{first}; the copy of the superblock at byte {start} was used in its place",)
     if sb.version == XFS_SB_VERSION_5 and sb.unknown_incompat:
         raise UnsupportedError(
             f"{media.name!r} is XFS with features that this whoseblock does not know"
@@ -194,25 +230,73 @@ def open_superblock(media: Media) -> tuple[Superblock, tuple[str, ...]]:
     return sb, notes
 
 
+def _may_be_xfs(media: Media) -> bool:
+    """Tell whether a search is worth it: the device begins like XFS, or its beginning is lost.
+
+    A rescued image has zeros where nothing could be read.
+    """
+    try:
+        head = media.pread(0, min(DADDR, media.size))
+    except BlockError:
+        return True
+    return head.startswith(_MAGIC_BYTES) or not any(head)
+
+
 def _find_copy(media: Media) -> tuple[Superblock, int] | None:
     """Search for a superblock at the start of a later group, verified against where it stands."""
-    for base in range(0, min(media.size, _SEARCH_LIMIT), _SEARCH_STEP):
-        length = min(_SEARCH_STEP, media.size - base)
+    for start in chain(_likely_copies(media.size), _possible_copies(media)):
         try:
-            chunk = media.pread(base, length)
+            sb = _read_copy(media, start)
+        except BlockError:
+            continue
+        return _best_copy(media, sb, start)
+    return None
+
+
+def _read_copy(media: Media, start: int) -> Superblock:
+    """Read a copy of the superblock; raises `BlockError` if it is none for where it stands."""
+    sb = _read_superblock(media, start)
+    agno, rest = divmod(start, sb.agblocks * sb.blocksize)
+    if rest or not 0 < agno < sb.agcount or sb.version != XFS_SB_VERSION_5:
+        raise CorruptError("copy of the superblock", start, "of another place")
+    # mkfs.xfs leaves this set in the copies.
+    return sb._replace(inprogress=0)
+
+
+def _best_copy(media: Media, sb: Superblock, start: int) -> tuple[Superblock, int]:
+    """Prefer a copy that knows the root directory.
+
+    mkfs.xfs tells only those of the last and of the middle group.
+    """
+    for agno in (sb.agcount - 1, (sb.agcount - 1) // 2):
+        at = agno * sb.agblocks * sb.blocksize
+        try:
+            copy = _read_copy(media, at)
+        except BlockError:
+            continue
+        if copy.uuid == sb.uuid and copy.rootino != NULLFSINO:
+            return copy, at
+    return sb, start
+
+
+def _likely_copies(size: int) -> Iterator[int]:
+    """Give where the second group begins if mkfs.xfs divided the device evenly, as it does."""
+    for block_size in _COMMON_BLOCK_SIZES:
+        blocks = size // block_size
+        for groups in range(2, _MOST_LIKELY_GROUPS + 1):
+            if start := -(-blocks // groups) * block_size:
+                yield start
+
+
+def _possible_copies(media: Media) -> Iterator[int]:
+    """Give every sector near the start of the device that begins like a superblock."""
+    for base in range(0, min(media.size, _SEARCH_LIMIT), _SEARCH_STEP):
+        try:
+            chunk = media.pread(base, min(_SEARCH_STEP, media.size - base))
         except BlockError:
             continue
         at = chunk.find(_MAGIC_BYTES)
         while at >= 0:
-            start = base + at
-            if start and at % DADDR == 0:
-                try:
-                    sb = _read_superblock(media, start)
-                except BlockError:
-                    pass
-                else:
-                    agno, rest = divmod(start, sb.agblocks * sb.blocksize)
-                    if rest == 0 and agno < sb.agcount and sb.version == XFS_SB_VERSION_5:
-                        return sb, start
+            if at % DADDR == 0:
+                yield base + at
             at = chunk.find(_MAGIC_BYTES, at + 1)
-    return None

@@ -15,7 +15,6 @@ XFS_DINODE_FMT_BTREE: Final = 3
 XFS_DIFLAG2_BIGTIME: Final = 1 << 3
 XFS_DIFLAG2_NREXT64: Final = 1 << 4
 XFS_DIFLAG2_METADATA: Final = 1 << 5
-XFS_DIFLAG_REALTIME: Final = 1 << 0
 #: The big timestamps count from the earliest second of the small ones.
 XFS_BIGTIME_EPOCH_OFFSET: Final = 1 << 31
 _NSEC_PER_SEC = 1_000_000_000

@@ -10,6 +10,7 @@ __all__ = ["SUPERBLOCK", "Superblock", "parse_superblock"]
 
 XFS_SB_MAGIC: Final = 0x58465342  # "XFSB"
 XFS_SB_CRC_OFF: Final = 224
+NULLFSINO: Final = (1 << 64) - 1
 XFS_SB_VERSION_NUMBITS: Final = 0x000F
 XFS_SB_VERSION_5: Final = 5
 
@@ -19,7 +20,6 @@ XFS_SB_FEAT_RO_COMPAT_REFLINK: Final = 1 << 2
 XFS_SB_FEAT_INCOMPAT_META_UUID: Final = 1 << 2
 XFS_SB_FEAT_INCOMPAT_NEEDSREPAIR: Final = 1 << 4
 XFS_SB_FEAT_INCOMPAT_PARENT: Final = 1 << 7
-XFS_SB_FEAT_INCOMPAT_METADIR: Final = 1 << 8
 #: FTYPE, SPINODES, META_UUID, BIGTIME, NEEDSREPAIR, NREXT64, EXCHRANGE, PARENT, METADIR, ZONED,
 #: ZONE_GAPS: every one that this code was written with in mind.
 XFS_SB_FEAT_INCOMPAT_ALL: Final = (1 << 11) - 1
@@ -118,11 +118,6 @@ class Superblock(NamedTuple):
     def has_parent(self) -> bool:
         """Whether every file knows its names (parent pointers)."""
         return bool(self.features_incompat & XFS_SB_FEAT_INCOMPAT_PARENT)
-
-    @property
-    def has_metadir(self) -> bool:
-        """Whether metadata files live in a directory tree of their own."""
-        return bool(self.features_incompat & XFS_SB_FEAT_INCOMPAT_METADIR)
 
     @property
     def needs_repair(self) -> bool:
