@@ -167,7 +167,7 @@ def run(image: Path) -> int:
             error = read(medium, failure.page)
             answer = fs.owners(*failure.page)
             print(f"\npage {failure.page.start // PAGE}: {error or 'could be read!'}")
-            print(f"  this was {failure.what}, of")
+            print(f"  it was {failure.what}:")
             for row in answer:
                 print(*(f"    {line}" for line in describe(row)), sep="\n")
             for note in answer.notes:

@@ -234,9 +234,12 @@ class PathFinder:
         radius = _FIRST_RING
         while low > 0 or high < limit:
             new_low, new_high = max(home - radius, 0), min(home + radius, limit)
+            # A chunk may lie across the edge of a ring: it belongs where it begins.
             ring = [
-                *map(InobtRec._make, tree.find(new_low, low, faults)),
-                *map(InobtRec._make, tree.find(high, new_high, faults)),
+                chunk
+                for begin, end in ((new_low, low), (high, new_high))
+                for chunk in map(InobtRec._make, tree.find(begin, end, faults))
+                if begin <= chunk.startino < end
             ]
             yield from sorted(ring, key=lambda chunk: abs(chunk.startino - home))
             low, high = new_low, new_high

@@ -1,0 +1,55 @@
+"""Fixtures, and what happens to a test for which this machine lacks something.
+
+Such a test is skipped, and says what would bring it.  With WHOSEBLOCK_REQUIRE_ALL=1 in the
+environment it fails instead: where everything ought to be there, nothing may be skipped unseen.
+"""
+
+import os
+from collections.abc import Generator
+from pathlib import Path
+
+import pytest
+from tests.support.tools import Missing
+from tests.support.zoo import Zoo
+
+_REQUIRE_ALL = os.environ.get("WHOSEBLOCK_REQUIRE_ALL", "") not in ("", "0")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if call.excinfo is not None and isinstance(call.excinfo.value, Missing):
+        report.outcome = "skipped"
+        report.longrepr = (str(item.path), 0, f"Skipped: {call.excinfo.value}")
+    if _REQUIRE_ALL and report.skipped and not hasattr(report, "wasxfail"):
+        why = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
+        report.outcome = "failed"
+        report.longrepr = f"WHOSEBLOCK_REQUIRE_ALL is set, and this was not run: {why}"
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    report = yield
+    if _REQUIRE_ALL and report.skipped:
+        report.outcome = "failed"
+        report.longrepr = f"WHOSEBLOCK_REQUIRE_ALL is set, and not collected: {report.longrepr}"
+    return report
+
+
+@pytest.fixture(scope="session")
+def session_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give one folder that all processes of this session share."""
+    base = tmp_path_factory.getbasetemp()
+    # Each process of pytest-xdist has a folder of its own within the session's.
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "zoo"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def zoo(session_folder: Path) -> Zoo:
+    """Give the filled images, each made when first asked for."""
+    return Zoo(session_folder)

@@ -1,0 +1,89 @@
+"""Mounting images, and never leaving a mount or a loop device behind."""
+
+import contextlib
+import ctypes
+import fcntl
+import functools
+import os
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.support.tools import Missing, run
+
+__all__ = ["frozen", "loop_device", "mounted"]
+
+_CLONE_NEWNS = 0x20000  # linux/sched.h
+_FIFREEZE = 0xC0045877  # linux/fs.h
+_FITHAW = 0xC0045878
+
+
+@functools.cache
+def _own_mount_namespace() -> None:
+    """Put this process in a mount namespace of its own.
+
+    Even if it is killed, its mounts end with it, and with them their loop devices.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(_CLONE_NEWNS) != 0:
+        raise OSError(ctypes.get_errno(), "unshare(CLONE_NEWNS)")
+    run(["mount", "--make-rprivate", "/"])
+
+
+@contextlib.contextmanager
+def mounted(image: Path, *options: str) -> Iterator[bytes]:
+    """Mount an image through a loop device and give the folder; it is unmounted in any case.
+
+    ``Missing`` says that this kernel cannot mount what the image holds.
+    """
+    _own_mount_namespace()
+    with tempfile.TemporaryDirectory(prefix="whoseblock-mount-") as folder:
+        # Copies of one image, with one UUID, are mounted side by side.
+        given = ",".join(("loop", "nouuid", *options))
+        done = subprocess.run(
+            ["mount", "-t", "xfs", "-o", given, image, folder], capture_output=True, check=False
+        )
+        if done.returncode:
+            words = done.stderr.decode(errors="replace").strip()
+            raise Missing(f"this kernel does not mount {image.name}: {words}")
+        try:
+            yield os.fsencode(folder)
+        finally:
+            _unmount(folder)
+
+
+def _unmount(folder: str) -> None:
+    for _ in range(50):
+        done = subprocess.run(["umount", folder], capture_output=True, check=False)
+        if done.returncode == 0:
+            return
+        time.sleep(0.1)
+    # Whoever still holds it open, the mount must not outlive the test; but the test fails.
+    run(["umount", "--lazy", folder])
+    raise RuntimeError(f"{folder} was still busy: {done.stderr.decode(errors='replace')}")
+
+
+@contextlib.contextmanager
+def frozen(folder: bytes) -> Iterator[None]:
+    """Freeze a mounted filesystem: all its metadata is in place, and its log stays dirty."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.ioctl(descriptor, _FIFREEZE, 0)
+        try:
+            yield
+        finally:
+            fcntl.ioctl(descriptor, _FITHAW, 0)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def loop_device(file: Path) -> Iterator[str]:
+    """Attach a file to a loop device, for what is not the main device of a mount."""
+    device = run(["losetup", "--find", "--show", file]).decode().strip()
+    try:
+        yield device
+    finally:
+        run(["losetup", "--detach", device])

@@ -1,0 +1,92 @@
+"""The programs and privileges that tests ask for, and what to do when one is missing."""
+
+import functools
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+__all__ = [
+    "Missing",
+    "need_loop_mounts",
+    "need_root",
+    "run",
+    "sees",
+    "xfsprogs",
+]
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+
+#: Where `tools/xfsprogs` puts the newest xfsprogs; another folder can be named by the environment.
+_NEWEST = Path(os.environ.get("WHOSEBLOCK_XFSPROGS") or CHECKOUT / "build" / "xfsprogs" / "bin")
+
+#: Not every user has these in PATH.
+_SYSTEM = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"))
+
+
+class Missing(Exception):  # noqa: N818 - no error of ours: it becomes a skip
+    """This machine lacks something; the message says what would bring it."""
+
+
+def run(command: Sequence[str | Path], stdin: bytes | None = None) -> bytes:
+    """Run a program and give its standard output; its failure is ours, with its words."""
+    done = subprocess.run(command, input=stdin, capture_output=True, check=False)
+    if done.returncode:
+        words = (done.stderr + done.stdout).decode(errors="replace").strip()
+        raise RuntimeError(f"{' '.join(map(str, command))} gave {done.returncode}: {words}")
+    return done.stdout
+
+
+def xfsprogs(name: str, *, newest: bool = True) -> Path:
+    """Find a program of xfsprogs: the newest that there is, or else the system's own."""
+    ours = _NEWEST / name
+    if newest and os.access(ours, os.X_OK):
+        return ours
+    found = shutil.which(name, path=_SYSTEM)
+    if found is None:
+        raise Missing(f"{name} is not here: run tools/xfsprogs, or install the package xfsprogs")
+    return Path(found)
+
+
+@functools.cache
+def sees(option: str, *more: str, newest: bool = True) -> bool:
+    """Whether mkfs.xfs knows an option; asked with -N, which writes nothing."""
+    mkfs = xfsprogs("mkfs.xfs", newest=newest)
+    with tempfile.NamedTemporaryFile() as file:
+        file.truncate(1 << 30)
+        done = subprocess.run(
+            [mkfs, "-N", "-f", option, *more, file.name], capture_output=True, check=False
+        )
+    return done.returncode == 0
+
+
+def need_root() -> None:
+    """Raise `Missing` unless this process may mount."""
+    if os.geteuid() != 0:
+        raise Missing("mounting needs root: run the tests as root to compare with the kernel")
+
+
+@functools.cache
+def _loop_mounts_fail() -> str:
+    """Try one loop mount of a fresh filesystem; what went wrong, or nothing."""
+    from tests.support.mounts import mounted
+
+    with tempfile.TemporaryDirectory() as folder:
+        image = Path(folder) / "probe.xfs"
+        with image.open("wb") as file:
+            file.truncate(320 << 20)
+        try:
+            run([xfsprogs("mkfs.xfs", newest=False), "-q", "-m", "rmapbt=1", image])
+            with mounted(image):
+                return ""
+        except RuntimeError as error:
+            return str(error)
+
+
+def need_loop_mounts() -> None:
+    """Raise `Missing` unless XFS on a loop device can be mounted here."""
+    need_root()
+    if why := _loop_mounts_fail():
+        raise Missing(f"XFS cannot be mounted from a loop device here ({why}): load xfs and loop")
