@@ -24,6 +24,7 @@ from whoseblock.fs.xfs.format.attr import (
     short_attributes,
 )
 from whoseblock.fs.xfs.format.checksum import crc_matches
+from whoseblock.fs.xfs.format.directory import is_name
 from whoseblock.fs.xfs.format.inode import ATTR_FORK, DATA_FORK, XFS_DINODE_FMT_LOCAL
 from whoseblock.fs.xfs.inodes import Extent, InodeTable
 from whoseblock.fs.xfs.volume import DADDR, Volume
@@ -55,7 +56,7 @@ class Attributes:
         for attribute in self._all(ino):
             if not attribute.flags & XFS_ATTR_PARENT or attribute.flags & XFS_ATTR_INCOMPLETE:
                 continue
-            if len(attribute.value) != PARENT_REC.size or b"/" in attribute.name:
+            if len(attribute.value) != PARENT_REC.size or not is_name(attribute.name):
                 start = self.inodes.get(ino).start
                 raise CorruptError(f"parent pointer of inode {ino}", start, "not well-formed")
             record = PARENT_REC.unpack_from(attribute.value)

@@ -29,6 +29,7 @@ from whoseblock.fs.xfs.rows import (
     FILE,
     FILE_DATA,
     FREE,
+    MAX_FILE_SIZE,
     NO_FORK,
     NOTHING,
     SPECIAL_OWNERS,
@@ -374,7 +375,10 @@ def _classify(rows: "NDArray[np.void]", records: "NDArray[np.void]", block_size:
     rows["what"][extent_map] = EXTENT_MAP
     rows["inode"] = owner
     rows["unwritten"] = (offset & np.uint64(XFS_RMAP_OFF_UNWRITTEN)) != 0
-    rows["file_offset"] = (offset & np.uint64(XFS_RMAP_OFF_MASK)).astype(np.int64) * block_size
+    block = (offset & np.uint64(XFS_RMAP_OFF_MASK)).astype(np.int64)
+    rows["file_offset"] = block * block_size
+    past = block + records["blockcount"] > MAX_FILE_SIZE // block_size
+    rows["kind"][past & ~extent_map] = UNKNOWN
     special = np.flatnonzero((owner & np.uint64(XFS_RMAP_NON_INODE)) != 0)
     rows["kind"][special] = UNKNOWN
     for name, nothing in (("what", NOTHING), ("fork", NO_FORK), ("inode", 0)):

@@ -13,6 +13,7 @@ from whoseblock.fs.xfs.format.directory import (
     XFS_DIR3_DATA_MAGIC,
     Entry,
     block_entries,
+    is_name,
     short_entries,
 )
 from whoseblock.fs.xfs.format.inode import DATA_FORK, XFS_DINODE_FMT_LOCAL
@@ -87,7 +88,7 @@ class Directories:
         try:
             for entry in entries:
                 if entry.inumber in wanted and entry.name not in (b".", b".."):
-                    if b"/" in entry.name or b"\0" in entry.name:
+                    if not is_name(entry.name):
                         raise CorruptError("directory", start, f"no name is {entry.name!r}")  # noqa: TRY301
                     yield entry
         except CorruptError as error:

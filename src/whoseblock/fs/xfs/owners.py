@@ -81,7 +81,7 @@ class OwnerFinder:
         gaps: list[tuple[int, int]] = []
         covered = low
         for record in self.tree(agno, RMAPBT).find(low, high, faults):
-            first, count = record[0], record[1]
+            first, count, owner, place = record
             if first > covered:
                 gaps.append((covered, first))
             covered = max(covered, first + count)
@@ -91,7 +91,7 @@ class OwnerFinder:
             if piece.what == FILE_DATA:
                 piece = self._with_what(piece, notes)
             elif piece.kind == UNKNOWN:
-                notes.append(f"the rmap btree names an owner that nobody knows: {record[2]:#x}")
+                notes.append(f"no owner can be what the rmap btree says: {owner:#x} at {place:#x}")
             pieces.append(piece)
         if covered < high:
             gaps.append((covered, high))

@@ -8,6 +8,7 @@ many names were found as the link count says.  Many questions share one search.
 """
 
 from collections.abc import Collection, Iterable, Iterator
+from itertools import chain
 from typing import Final, NamedTuple
 
 from whoseblock.errors import BlockError
@@ -23,11 +24,11 @@ from whoseblock.fs.xfs.volume import Volume
 
 __all__ = ["PathFinder"]
 
-#: No path that the kernel ever made is longer; one on a damaged image might be endless.
-_MAX_PATH: Final = 16 << 20
 #: How far from its file a directory is searched for first, in inodes, and how much farther then.
 _FIRST_RING: Final = 64 * XFS_INODES_PER_CHUNK
 _RING_GROWTH: Final = 4
+#: A search over a badly damaged device keeps so many faults in mind.
+_MOST_FAULTS: Final = 1000
 _S_IFDIR_NIBBLE: Final = 0x4
 _ALL_CHUNK = range(XFS_INODES_PER_CHUNK)
 
@@ -183,7 +184,6 @@ class PathFinder:
     def _join(self, link: _Link, search: "_Search", notes: list[str]) -> bytes | None:
         root = self.volume.sb.rootino
         names = [link.name]
-        length = len(link.name)
         at = link.parent
         while at != root:
             up = search.up.get(at)
@@ -192,8 +192,7 @@ class PathFinder:
                 notes.append(f"the path to {link.name!r} in directory inode {link.parent}: {why}")
                 return None
             names.append(up.name)
-            length += len(up.name) + 1
-            if length > _MAX_PATH:
+            if len(names) > len(search.up) + 1:
                 notes.append(f"the path to {link.name!r} goes round in circles")
                 return None
             at = up.parent
@@ -206,16 +205,18 @@ class PathFinder:
         if not search.missing:
             return
         homes = {self.volume.split_inode(ino)[0] for ino in search.missing}
-        order = sorted(
-            range(self.volume.sb.agcount), key=lambda agno: min(abs(agno - home) for home in homes)
-        )
-        for agno in order:
+        groups = self.volume.groups_on_device
+        others = (agno for agno in range(groups) if agno not in homes)
+        for agno in chain(sorted(homes), others):
             faults: list[Fault] = []
             for chunk in self._chunks(agno, search.missing, faults):
                 self._search_chunk(agno, chunk, search)
                 if not search.missing:
                     return
             search.faults += [fault.note for fault in faults]
+            del search.faults[_MOST_FAULTS:]
+        if groups < self.volume.sb.agcount:
+            search.faults.insert(0, "the device ends before the filesystem does")
 
     def _chunks(
         self, agno: int, missing: Collection[int], faults: list[Fault]

@@ -67,6 +67,9 @@ NO_FORK, DATA, ATTR = range(len(FORKS))
     PAST_END,
 ) = range(len(WHATS))
 
+#: No file is larger, so that no record of a place past it is true.
+MAX_FILE_SIZE: Final = 1 << 63
+
 #: Owners that are no inodes: kind and what.  Any other is unknown.
 SPECIAL_OWNERS: Final = {
     XFS_RMAP_OWN_FS: (METADATA, STATIC),
@@ -115,13 +118,16 @@ def piece_of(
 
     ``skipped`` bytes of the record lie before it.
     """
-    _, _, owner, offset = record
+    _, count, owner, offset = record
     kind, what, fork = classify(owner, offset)
     if kind != FILE:
         return Piece(start, length, kind, what)
     if what == EXTENT_MAP:
         return Piece(start, length, kind, what, fork, owner)
-    file_offset = (offset & XFS_RMAP_OFF_MASK) * block_size + skipped
+    block = offset & XFS_RMAP_OFF_MASK
+    if (block + count) * block_size > MAX_FILE_SIZE:
+        return Piece(start, length, UNKNOWN)
+    file_offset = block * block_size + skipped
     unwritten = bool(offset & XFS_RMAP_OFF_UNWRITTEN)
     return Piece(start, length, kind, what, fork, owner, file_offset, unwritten)
 

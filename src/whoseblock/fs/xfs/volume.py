@@ -91,6 +91,11 @@ class Volume:
 
     # ------------------------------------------------------------------ where
 
+    @property
+    def groups_on_device(self) -> int:
+        """How many groups begin before the device ends: an image may be cut off, or lie."""
+        return min(self.sb.agcount, -(-self.media.size // self.ag_bytes))
+
     def ag_blocks(self, agno: int) -> int:
         """Give the length of a group in blocks; the last may be shorter."""
         return min(self.sb.agblocks, self.sb.dblocks - agno * self.sb.agblocks)

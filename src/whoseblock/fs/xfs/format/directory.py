@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 from whoseblock.errors import CorruptError
 from whoseblock.fs.layout import Be32, Be64, Bytes4, Layout, Uuid
 
-__all__ = ["DIR_BLOCK", "DirBlockHeader", "Entry", "block_entries", "short_entries"]
+__all__ = ["DIR_BLOCK", "DirBlockHeader", "Entry", "block_entries", "is_name", "short_entries"]
 
 XFS_DIR3_BLOCK_MAGIC: Final = 0x58444233  # "XDB3": the whole directory in one block
 XFS_DIR3_DATA_MAGIC: Final = 0x58444433  # "XDD3": one of several
@@ -42,6 +42,11 @@ class DirBlockHeader(NamedTuple):
 
 
 DIR_BLOCK: Final = Layout(DirBlockHeader)
+
+
+def is_name(name: bytes) -> bool:
+    """Tell whether the kernel could have given a file this name."""
+    return name not in {b"", b".", b".."} and b"/" not in name and b"\0" not in name
 
 
 class Entry(NamedTuple):
