@@ -6,6 +6,7 @@ Each is made once a session, by whichever test process needs it first.
 import fcntl
 import os
 import random
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -126,6 +127,8 @@ def _populate(image: Path, geometry: Geometry) -> Truth:
     xfsprogs("xfs_db")
     rng = random.Random(geometry.name)
     content = image.with_suffix(".content")
+    # An earlier attempt may have found that this mkfs.xfs cannot fill an image.
+    shutil.rmtree(content, ignore_errors=True)
     content.mkdir()
     _make_content(os.fsencode(content), rng)
     make_image(image, geometry, content=content)
