@@ -27,7 +27,7 @@ from whoseblock.fs.xfs.format.checksum import crc_matches
 from whoseblock.fs.xfs.format.directory import is_name
 from whoseblock.fs.xfs.format.inode import ATTR_FORK, DATA_FORK, XFS_DINODE_FMT_LOCAL
 from whoseblock.fs.xfs.inodes import Extent, InodeTable
-from whoseblock.fs.xfs.volume import DADDR, Volume
+from whoseblock.fs.xfs.volume import Volume
 
 __all__ = ["Attributes", "ParentPointer"]
 
@@ -140,13 +140,9 @@ class Attributes:
         faults = {
             "wrong magic number": header.magic not in (XFS_ATTR3_LEAF_MAGIC, XFS_DA3_NODE_MAGIC),
             "checksum mismatch": not crc_matches(block, XFS_DA3_CRC_OFF),
-            "of another filesystem": header.uuid != volume.uuid,
-            "of another inode": header.owner != ino,
-            "written for another place": header.blkno * DADDR != start,
         }
-        for reason, true in faults.items():
-            if true:
-                raise CorruptError(f"attribute block of inode {ino}", start, reason)
+        faults |= volume.ownership_faults(header, ino, start)
+        volume.verify(f"attribute block of inode {ino}", start, faults)
         return start, block, header
 
     def _where(self, ino: int, extents: list[Extent], number: int) -> int:
@@ -179,14 +175,10 @@ class Attributes:
         faults = {
             "wrong magic number": header.magic != magic,
             "checksum mismatch": not crc_matches(block, XFS_ATTR3_RMT_CRC_OFF),
-            "of another filesystem": header.uuid != volume.uuid,
-            "of another inode": header.owner != ino,
-            "written for another place": header.blkno * DADDR != start,
             "another part": (header.offset, header.bytes) != (offset, size),
         }
-        for reason, true in faults.items():
-            if true:
-                raise CorruptError(f"remote block of inode {ino}", start, reason)
+        faults |= volume.ownership_faults(header, ino, start)
+        volume.verify(f"remote block of inode {ino}", start, faults)
         return block[REMOTE_HEADER.size : REMOTE_HEADER.size + size]
 
 

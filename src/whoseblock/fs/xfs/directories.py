@@ -18,7 +18,7 @@ from whoseblock.fs.xfs.format.directory import (
 )
 from whoseblock.fs.xfs.format.inode import DATA_FORK, XFS_DINODE_FMT_LOCAL
 from whoseblock.fs.xfs.inodes import InodeTable, LoadedInode
-from whoseblock.fs.xfs.volume import DADDR, Volume
+from whoseblock.fs.xfs.volume import Volume
 
 __all__ = ["Directories"]
 
@@ -148,11 +148,6 @@ class Directories:
         faults = {
             "wrong magic number": header.magic not in (XFS_DIR3_BLOCK_MAGIC, XFS_DIR3_DATA_MAGIC),
             "checksum mismatch": not crc_matches(block, XFS_DIR3_DATA_CRC_OFF),
-            "of another filesystem": header.uuid != volume.uuid,
-            "of another inode": header.owner != ino,
-            "written for another place": header.blkno * DADDR != start,
         }
-        for reason, true in faults.items():
-            if true:
-                raise CorruptError(title, start, reason)
+        volume.verify(title, start, faults | volume.ownership_faults(header, ino, start))
         return block

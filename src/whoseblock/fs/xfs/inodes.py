@@ -23,7 +23,7 @@ from whoseblock.fs.xfs.format.inode import (
     Dinode,
     Fork,
 )
-from whoseblock.fs.xfs.volume import DADDR, Volume
+from whoseblock.fs.xfs.volume import Volume
 
 __all__ = ["Extent", "InodeTable", "LoadedInode"]
 
@@ -211,16 +211,11 @@ class InodeTable:
         faults = {
             "wrong magic number": header.magic != XFS_BMAP_CRC_MAGIC,
             "checksum mismatch": not crc_matches(block, XFS_BTREE_LBLOCK_CRC_OFF),
-            "of another filesystem": header.uuid != volume.uuid,
-            "of another inode": header.owner != ino,
-            "written for another place": header.blkno * DADDR != start,
             "wrong level": header.level != level,
             "more records than fit": header.numrecs
             > (volume.block_size - LONG_HEADER.size) // record_size,
         }
-        for reason, true in faults.items():
-            if true:
-                raise CorruptError(title, start, reason)
+        volume.verify(title, start, faults | volume.ownership_faults(header, ino, start))
         return block, header.numrecs, start
 
     def _decode_extents(

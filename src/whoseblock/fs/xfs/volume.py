@@ -9,7 +9,7 @@ counts in bytes.
 from collections import Counter
 from collections.abc import Iterator
 from itertools import chain
-from typing import Final
+from typing import Final, Protocol
 
 from whoseblock.errors import (
     BlockError,
@@ -43,8 +43,8 @@ __all__ = ["Volume", "open_superblock"]
 
 #: What `Volume.read` reads, by the name it is counted under.
 KINDS: Final = {
-    "agf": "AGF",
-    "agi": "AGI",
+    "agf": "AGF of AG",
+    "agi": "AGI of AG",
     "rmapbt": "rmap btree block",
     "bnobt": "free-space btree block",
     "refcountbt": "refcount btree block",
@@ -67,6 +67,17 @@ _MOST_LIKELY_GROUPS: Final = 64
 _SEARCH_LIMIT: Final = 16 << 30
 _SEARCH_STEP: Final = 1 << 20
 _MAGIC_BYTES = XFS_SB_MAGIC.to_bytes(4, "big")
+
+
+class OwnedHeader(Protocol):
+    """What the headers of all blocks that belong to inodes have in common."""
+
+    @property
+    def uuid(self) -> bytes: ...
+    @property
+    def owner(self) -> int: ...
+    @property
+    def blkno(self) -> int: ...
 
 
 class Volume:
@@ -152,7 +163,7 @@ class Volume:
         """Name the block of a kind that is at byte ``start``."""
         agno, offset = divmod(start, self.ag_bytes)
         if kind in ("agf", "agi"):
-            return f"{KINDS[kind]} of AG {agno}"
+            return f"{KINDS[kind]} {agno}"
         if kind in ("inode", "inode-chunk"):
             return f"{KINDS[kind]} {self.join_inode(agno, offset // self.inode_size)}"
         return f"{KINDS[kind]} {offset // self.block_size} of AG {agno}"
@@ -162,9 +173,8 @@ class Volume:
         if agno not in self._agfs:
             start, raw = self._read_header("agf", agno, 1)
             agf = AGF.unpack_from(raw)
-            self._check_header("AGF", start, agno, agf, XFS_AGF_MAGIC)
-            if not crc_matches(raw, XFS_AGF_CRC_OFF):
-                raise CorruptError(f"AGF of AG {agno}", start, "checksum mismatch")
+            faults = {"checksum mismatch": not crc_matches(raw, XFS_AGF_CRC_OFF)}
+            self._verify_header("agf", start, agf, XFS_AGF_MAGIC, faults)
             self._agfs[agno] = agf
         return self._agfs[agno]
 
@@ -173,9 +183,8 @@ class Volume:
         if agno not in self._agis:
             start, raw = self._read_header("agi", agno, 2)
             agi = AGI.unpack_from(raw)
-            self._check_header("AGI", start, agno, agi, XFS_AGI_MAGIC)
-            if not crc_matches(raw, XFS_AGI_CRC_OFF):
-                raise CorruptError(f"AGI of AG {agno}", start, "checksum mismatch")
+            faults = {"checksum mismatch": not crc_matches(raw, XFS_AGI_CRC_OFF)}
+            self._verify_header("agi", start, agi, XFS_AGI_MAGIC, faults)
             self._agis[agno] = agi
         return self._agis[agno]
 
@@ -184,18 +193,34 @@ class Volume:
         start = agno * self.ag_bytes + sector * self.sb.sectsize
         return start, self.read(kind, start, self.sb.sectsize)
 
-    def _check_header(
-        self, name: str, start: int, agno: int, header: Agf | Agi, magic: int
+    def _verify_header(
+        self, kind: str, start: int, header: Agf | Agi, magic: int, faults: dict[str, bool]
     ) -> None:
-        faults = {
+        agno = start // self.ag_bytes
+        wrong = {
             "wrong magic number": header.magicnum != magic,
+            **faults,
             "of another filesystem": header.uuid != self.uuid,
             "of another allocation group": header.seqno != agno,
             "wrong length of the group": header.length != self.ag_blocks(agno),
         }
+        self.verify(self.describe(kind, start), start, wrong)
+
+    # ------------------------------------------------------------------ whether
+
+    def verify(self, what: str, start: int, faults: dict[str, bool]) -> None:
+        """Raise `CorruptError` with the first fault that is true."""
         for reason, true in faults.items():
             if true:
-                raise CorruptError(f"{name} of AG {agno}", start, reason)
+                raise CorruptError(what, start, reason)
+
+    def ownership_faults(self, header: OwnedHeader, ino: int, start: int) -> dict[str, bool]:
+        """Say what may be wrong with a block of an inode that is sound in itself."""
+        return {
+            "of another filesystem": header.uuid != self.uuid,
+            "of another inode": header.owner != ino,
+            "written for another place": header.blkno * DADDR != start,
+        }
 
 
 def _read_superblock(media: Media, start: int) -> Superblock:
