@@ -97,20 +97,20 @@ def find_many(finder: OwnerFinder, starts: "ArrayLike", lengths: "ArrayLike") ->
         rows = _join([rows[~odd[rows["question"]]], single])
         notes = {int(order[question]): said for question, said in notes.items()}
     rows["question"] = order[rows["question"]]
-    at = _answer_order(rows, low.size)
+    rows = _pick(rows, _answer_order(rows, low.size))
     complete = np.ones(low.size, dtype=np.bool_)
     complete[list(notes)] = False
     return OwnerArrays(
-        question=rows["question"][at],
-        start=rows["start"][at],
-        length=rows["length"][at],
-        kind=rows["kind"][at],
-        what=rows["what"][at],
-        fork=rows["fork"][at],
-        inode=rows["inode"][at],
-        file_offset=rows["file_offset"][at],
-        unwritten=rows["unwritten"][at],
-        shared=rows["shared"][at],
+        question=rows["question"],
+        start=rows["start"],
+        length=rows["length"],
+        kind=rows["kind"],
+        what=rows["what"],
+        fork=rows["fork"],
+        inode=rows["inode"],
+        file_offset=rows["file_offset"],
+        unwritten=rows["unwritten"],
+        shared=rows["shared"],
         complete=complete,
         notes=notes,
     )
@@ -217,7 +217,7 @@ def _find_in_group(
     )
     begin, end = np.maximum(first[index], low[asked]), np.minimum(after[index], high[asked])
     owned = _rows(asked, begin, end)
-    _classify(owned, records[index], size)
+    _classify(owned, records, index, size)
     if (reach[:-1] > first[1:]).any():
         _mark_shared(owned)
 
@@ -256,9 +256,18 @@ def _find_in_group(
 
 def _join(parts: "list[NDArray[np.void]]") -> "NDArray[np.void]":
     """Put rows behind one another; as bytes, because NumPy copies structures one by one."""
-    return np.concatenate([np.empty(0, np.uint8), *(part.view(np.uint8) for part in parts)]).view(
+    filled = [part for part in parts if part.size]
+    if len(filled) == 1:
+        return filled[0]
+    return np.concatenate([np.empty(0, np.uint8), *(part.view(np.uint8) for part in filled)]).view(
         _ROW
     )
+
+
+def _pick(rows: "NDArray[np.void]", index: "Ints") -> "NDArray[np.void]":
+    """Give the rows at ``index``, in its order; as bytes, like `_join`."""
+    table = rows.view(np.uint8).reshape(-1, _ROW.itemsize)
+    return np.take(table, index, axis=0).reshape(-1).view(_ROW)
 
 
 def _run_starts(values: "NDArray[np.generic]") -> "NDArray[np.intp]":
@@ -277,35 +286,39 @@ def _rows(question: "Ints", low: "Ints", high: "Ints") -> "NDArray[np.void]":
 def _load(tree: AgTree, lows: "Ints", highs: "Ints", faults: list[Fault]) -> "NDArray[np.void]":
     """Read every leaf that a question touches, and give its records in order, verified."""
     layout = tree.shape.record
+    if not lows.size:
+        return np.empty(0, layout.dtype())
+    begins = np.append(lows, _NEVER)
 
     def touched(node: Node) -> list[int]:
         # The first question that ends past a child's start touches it, or none does.
         question = np.searchsorted(highs, node.starts, "right")
-        begins = np.append(lows, _NEVER)[question]
-        return np.flatnonzero(begins < np.array(node.ends)).tolist()
+        return np.flatnonzero(begins[question] < np.array(node.ends)).tolist()
 
-    leaves = list(tree.leaves(touched, faults)) if lows.size else []
+    leaves = [leaf for leaf in tree.leaves(touched, faults) if leaf.numrecs]
     raw = b"".join(
         leaf.block[leaf.offset : leaf.offset + leaf.numrecs * layout.size] for leaf in leaves
     )
     records = np.frombuffer(raw, layout.dtype())
-    if not records.size:
+    if not leaves:
         return records
     counts = np.array([leaf.numrecs for leaf in leaves])
-    leaf_of = np.repeat(np.arange(len(leaves)), counts)
+    firsts = np.cumsum(counts) - counts
     start = records["startblock"].astype(np.int64)
     end = start + records["blockcount"]
-    low = np.array([leaf.low for leaf in leaves])[leaf_of]
-    high = np.array([leaf.high for leaf in leaves])[leaf_of]
-    wrong = (start < low) | (end > high) | (end <= start)
-    wrong[1:] |= (start[1:] < start[:-1]) & (leaf_of[1:] == leaf_of[:-1])
-    if wrong.any():
-        broken = np.unique(leaf_of[wrong])
-        faults += [_fault(leaves[number]) for number in broken.tolist()]
-        records = records[~np.isin(leaf_of, broken)]
-        start = records["startblock"]
-    if (start[1:] < start[:-1]).any():
-        records = records[np.argsort(start, kind="stable")]
+    wrong = end <= start
+    falls = start[1:] < start[:-1]
+    wrong[1:] |= falls
+    # That a leaf begins before the one before it ends is no fault: their keys may overlap.
+    wrong[firsts] = end[firsts] <= start[firsts]
+    broken = np.logical_or.reduceat(wrong, firsts)
+    broken |= start[firsts] < [leaf.low for leaf in leaves]
+    broken |= np.maximum.reduceat(end, firsts) > [leaf.high for leaf in leaves]
+    if broken.any():
+        faults += [_fault(leaves[number]) for number in np.flatnonzero(broken).tolist()]
+        records = records[~np.repeat(broken, counts)]
+    if falls.any():
+        records = records[np.argsort(records["startblock"], kind="stable")]
     return records
 
 
@@ -365,9 +378,12 @@ def _intersect(
     )
 
 
-def _classify(rows: "NDArray[np.void]", records: "NDArray[np.void]", block_size: int) -> None:
-    """Set what `rows.classify` and `rows.piece_of` say of the record of each row."""
-    owner, offset = records["owner"].astype(np.uint64), records["offset"].astype(np.uint64)
+def _classify(
+    rows: "NDArray[np.void]", records: "NDArray[np.void]", index: "Ints", block_size: int
+) -> None:
+    """Set what `rows.classify` and `rows.piece_of` say of record ``index[i]`` in row i."""
+    owner = records["owner"].astype(np.uint64)[index]
+    offset = records["offset"].astype(np.uint64)[index]
     attr = (offset & np.uint64(XFS_RMAP_OFF_ATTR_FORK)) != 0
     extent_map = (offset & np.uint64(XFS_RMAP_OFF_BMBT_BLOCK)) != 0
     rows["kind"], rows["fork"], rows["what"] = FILE, DATA, FILE_DATA
@@ -377,7 +393,7 @@ def _classify(rows: "NDArray[np.void]", records: "NDArray[np.void]", block_size:
     rows["unwritten"] = (offset & np.uint64(XFS_RMAP_OFF_UNWRITTEN)) != 0
     block = (offset & np.uint64(XFS_RMAP_OFF_MASK)).astype(np.int64)
     rows["file_offset"] = block * block_size
-    past = block + records["blockcount"] > MAX_FILE_SIZE // block_size
+    past = block + records["blockcount"][index] > MAX_FILE_SIZE // block_size
     rows["kind"][past & ~extent_map] = UNKNOWN
     special = np.flatnonzero((owner & np.uint64(XFS_RMAP_NON_INODE)) != 0)
     rows["kind"][special] = UNKNOWN
