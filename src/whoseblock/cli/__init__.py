@@ -24,7 +24,27 @@ def _exit_status() -> str:
     return f"\b\nExit status:{lines}"
 
 
-@click.group(epilog=_exit_status(), context_settings={"help_option_names": ["-h", "--help"]})
+class _ReaderGoneError(Exception):
+    """Whoever read our output has gone."""
+
+
+class _Group(click.Group):
+    """A group that tells us of a broken pipe, where click would end the program by itself."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            raise _ReaderGoneError from None
+        return result
+
+
+@click.group(
+    cls=_Group,
+    epilog=_exit_status(),
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.version_option(__version__, message="%(prog)s %(version)s")
 def cli() -> None:
     """Whose block is this?
@@ -45,7 +65,6 @@ def main() -> None:
     gc.set_threshold(100_000, 50, 100)
     try:
         code = cli.main(prog_name="whoseblock", standalone_mode=False) or 0
-        sys.stdout.flush()
     except click.ClickException as error:
         error.show()
         code = error.exit_code
@@ -54,7 +73,7 @@ def main() -> None:
         if error.hint:
             click.echo(f"hint: {error.hint}", err=True)
         code = error.exit_code
-    except BrokenPipeError:
+    except _ReaderGoneError:
         # The reader has gone; the interpreter must not find that out again when it closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = _BROKEN_PIPE
