@@ -15,7 +15,7 @@ from tests.support.mounts import frozen, loop_device, mounted
 from tests.support.questions import around_edges
 from tests.support.tools import Missing, need_loop_mounts, sees
 from tests.support.truth import Truth
-from tests.support.zoo import by_kernel, with_nameless
+from tests.support.zoo import Zoo, by_kernel, with_nameless
 
 import whoseblock
 
@@ -197,3 +197,14 @@ def test_version_4_nothing_is_claimed(tmp_path: Path) -> None:
     image = make_image(tmp_path / "image.img", geometry)
     size = xfsdb.superblock(image).size
     assert_nothing_claimed(image, [], size)
+
+
+def test_a_mounted_image_is_said_to_be(zoo: Zoo) -> None:
+    truth = zoo.filled("4k")
+    row = next(row for row in truth.rows if row.kind == "file")
+    with mounted(truth.image, "ro", "norecovery"), whoseblock.open(truth.image) as fs:
+        answer = fs.owners(row.start, row.length)
+        assert not answer.complete
+        assert "it is mounted at" in answer.notes[0]
+    with whoseblock.open(truth.image) as fs:
+        assert fs.owners(row.start, row.length).complete
