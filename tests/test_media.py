@@ -2,6 +2,7 @@
 
 import errno
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -127,7 +128,9 @@ class PmemMachine(RuleBasedStateMachine):
 
     @initialize()
     def begin(self) -> None:
-        self.path = Path(os.path.realpath(f"/tmp/whoseblock-pmem-{os.getpid()}-{id(self)}"))  # noqa: S108
+        descriptor, name = tempfile.mkstemp()
+        os.close(descriptor)
+        self.path = Path(name)
         self.bytes = bytearray(os.urandom(SECTORS * SECTOR))
         self.path.write_bytes(self.bytes)
         self.pmem = EmulatedPmem(FileMedia(self.path, writable=True))

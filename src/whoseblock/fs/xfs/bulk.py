@@ -154,7 +154,7 @@ def _by_group(volume: "Volume", low: "Ints", high: "Ints", number: "Ints") -> It
     first, last = low // volume.ag_bytes, (high - 1) // volume.ag_bytes
     long = np.flatnonzero(first < last)
     groups = set(first[_run_starts(first)].tolist())
-    for begin, end in zip(first[long].tolist(), last[long].tolist(), strict=True):
+    for begin, end in set(zip(first[long].tolist(), last[long].tolist(), strict=True)):
         groups.update(range(begin, end + 1))
     for agno in sorted(groups):
         start, stop = np.searchsorted(first, [agno, agno + 1])
