@@ -68,10 +68,11 @@ def test_every_link_attribute_and_time(truth: Truth, fs: XfsFilesystem) -> None:
             assert found == expected
             values += len(found)
             longest = max(longest, *map(len, found.values()), 0)
-    # The fill has links in the inode and remote ones, attributes in every form.
+    # The fill has links in the inode and remote ones, and attributes in every form: at random, but
+    # on each image some value of many blocks.
     assert links > 2
     assert values > 100
-    assert longest > 60_000
+    assert longest > 32 * 1024
 
 
 def test_generations_are_those_of_xfs_db(truth: Truth, fs: XfsFilesystem) -> None:
