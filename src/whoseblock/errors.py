@@ -5,6 +5,7 @@
     WhoseblockError
     ├── TargetError            the target cannot be opened
     ├── RangeSyntaxError       a range is not written as START[+LENGTH]
+    ├── MalformedError         a file of failures is not in its format
     ├── OutOfDeviceError       a range ends past the device
     ├── NotAFilesystemError    nothing that we know is on the target
     ├── UnsupportedError       a filesystem that we know, with a feature that we do not
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BlockError",
     "CorruptError",
+    "MalformedError",
     "MediaError",
     "NotAFilesystemError",
     "OutOfDeviceError",
@@ -57,6 +59,18 @@ class RangeSyntaxError(WhoseblockError):
     """A range is not written as START[+LENGTH]."""
 
     exit_code = 4
+
+
+class MalformedError(WhoseblockError):
+    """A file that tells of failures is not in its format."""
+
+    exit_code = 11
+
+    def __init__(self, name: str, line: int | None, expected: str, *, hint: str = "") -> None:
+        self.name = name
+        self.line = line
+        where = name if line is None else f"{name}, line {line}"
+        super().__init__(f"{where}: expected {expected}", hint=hint)
 
 
 class OutOfDeviceError(WhoseblockError):

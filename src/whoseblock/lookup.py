@@ -1,16 +1,44 @@
-"""The main job: a failure in, findings out."""
+"""The main job: a failure in, findings out.
+
+`Lookup` takes failed ranges of a target, or of devices that the failures name themselves, follows
+them down the stack, asks the filesystem that is found there, and puts the answers together in the
+words of the question: every ``start`` is a byte of the device that was asked about.
+"""
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
+from itertools import islice
+from types import TracebackType
+from typing import Final, NamedTuple, Self
 
-from whoseblock.fs.base import Answer, Filesystem
-from whoseblock.fs.xfs import XfsFilesystem
+from msgspec import UNSET
+from msgspec.structs import replace
+
+from whoseblock.errors import NotAFilesystemError, WhoseblockError
+from whoseblock.fs import recognise
+from whoseblock.fs.base import (
+    AddressSpace,
+    Answer,
+    FileOwner,
+    Filesystem,
+    Outside,
+    Owner,
+    Progress,
+    Unknown,
+    Via,
+    check_within,
+    distinct,
+    no_progress,
+)
 from whoseblock.media.base import Media
 from whoseblock.media.device import FileMedia
-from whoseblock.ranges import ByteRange
+from whoseblock.stack.base import Landing, Layer, descend
 
-__all__ = ["lookup", "open_filesystem"]
+__all__ = ["Asked", "Lookup", "open_filesystem"]
+
+#: So many questions are answered together: enough to share reads, few enough to hold.
+_BATCH: Final = 1 << 16
 
 
 def open_filesystem(
@@ -26,7 +54,7 @@ def open_filesystem(
     with ExitStack() as undo:
         media = _open_media(target, undo)
         log_media = None if log_device is None else _open_media(log_device, undo)
-        filesystem = XfsFilesystem(media, log_media)
+        filesystem = recognise.open_filesystem(media, log_media)
         undo.pop_all()
     return filesystem
 
@@ -38,8 +66,190 @@ def _open_media(given: str | os.PathLike[str] | Media, undo: ExitStack) -> Media
     return given
 
 
-def lookup(
-    filesystem: Filesystem, ranges: Iterable[ByteRange], *, paths: bool = True
-) -> Iterator[Answer]:
-    """Say whose each range is, in the order asked."""
-    return filesystem.owners_many(ranges, paths=paths)
+class Asked(NamedTuple):
+    """``length`` bytes from ``start`` of ``layer`` that failed.
+
+    ``origin`` says where that was read, "" if a person asked; only then must it be on the device.
+    """
+
+    start: int
+    length: int
+    layer: Layer
+    origin: str = ""
+
+
+class _Leaf:
+    """What is on a layer that nothing is made of: who answers for it, or why nobody does.
+
+    ``wanted`` are the questions to it of the present batch, and ``told`` its answers.
+    """
+
+    def __init__(self, space: AddressSpace | None, why: str = "") -> None:
+        self.space = space
+        self.why = why
+        self.wanted: list[tuple[int, int]] = []
+        self.told: list[Answer] = []
+
+    def ask(self, start: int, length: int) -> int:
+        """Note a question down; give the number of its answer."""
+        self.wanted.append((start, length))
+        return len(self.wanted) - 1
+
+    def answer(self, *, paths: bool) -> None:
+        """Have all questions answered."""
+        self.told = list(self.space.owners_many(self.wanted, paths=paths)) if self.space else []
+        self.wanted = []
+
+
+class _Part(NamedTuple):
+    """A part of a question: where it led, and who answers for it by which number, if anybody."""
+
+    landing: Landing
+    leaf: _Leaf | None
+    number: int
+
+
+class Lookup:
+    """Answers questions about layers; a context manager, which closes what it opened.
+
+    ``open_leaf`` opens what is on a layer that nothing is made of, and raises a `WhoseblockError`
+    that says why there is nothing.
+    """
+
+    def __init__(self, open_leaf: Callable[[Layer], AddressSpace]) -> None:
+        self.progress: Progress = no_progress
+        self._open_leaf = open_leaf
+        self._leaves: dict[Layer, _Leaf] = {}
+
+    def answers(self, asked: Iterable[Asked], *, paths: bool = True) -> Iterator[Answer]:
+        """Say whose each range is, in the order asked.
+
+        Raises `OutOfDeviceError` for a range without an origin that is not on its device.
+        """
+        waiting = iter(asked)
+        while batch := list(islice(waiting, _BATCH)):
+            yield from self._answer_batch(batch, paths=paths)
+
+    def leaf(self, layer: Layer) -> AddressSpace:
+        """Give what is on a layer that nothing is made of.
+
+        Raises `NotAFilesystemError` with the reason why there is nothing.
+        """
+        found = self._find_leaf(layer)
+        if found.space is None:
+            raise NotAFilesystemError(found.why)
+        return found.space
+
+    def _find_leaf(self, layer: Layer) -> _Leaf:
+        leaf = self._leaves.get(layer)
+        if leaf is None:
+            try:
+                space = self._open_leaf(layer)
+            except WhoseblockError as error:
+                leaf = _Leaf(None, str(error))
+            else:
+                space.progress = self.progress
+                leaf = _Leaf(space)
+            self._leaves[layer] = leaf
+        return leaf
+
+    def _answer_batch(self, batch: Sequence[Asked], *, paths: bool) -> Iterator[Answer]:
+        parts = [list(self._parts(asked)) for asked in batch]
+        for leaf in self._leaves.values():
+            leaf.answer(paths=paths)
+        return map(_put_together, batch, parts)
+
+    def _parts(self, asked: Asked) -> Iterator[_Part]:
+        """Follow a range down, and note down what is to be asked of whom."""
+        if not asked.origin:
+            check_within(asked.start, asked.length, asked.layer.name, asked.layer.size)
+        for landing in descend(asked.layer, asked.start, asked.length):
+            if landing.layer is None:
+                yield _Part(landing, None, 0)
+            else:
+                leaf = self._find_leaf(landing.layer)
+                yield _Part(landing, leaf, leaf.ask(landing.offset, landing.length))
+
+    def close(self) -> None:
+        """Close every filesystem that was opened."""
+        for leaf in self._leaves.values():
+            if leaf.space is not None:
+                leaf.space.close()
+        self._leaves.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _put_together(asked: Asked, parts: Sequence[_Part]) -> Answer:
+    """Make one answer in the terms of the question from those of the filesystems."""
+    origin = asked.origin or UNSET
+    if len(parts) == 1 and (alone := _alone(parts[0])) is not None:
+        return alone if origin is UNSET else replace(alone, origin=origin)
+    rows: list[Owner] = []
+    missing: list[str] = []
+    remarks: list[str] = []
+    for part in parts:
+        rows += _rows_of(part, missing, remarks)
+    if len(parts) > 1:
+        rows.sort(key=_order)
+    way = tuple(Via(*step) for step in parts[0].landing.way)
+    return Answer(
+        asked.start,
+        asked.length,
+        not missing,
+        distinct([*missing, *remarks]),
+        tuple(rows),
+        origin,
+        via=way,
+    )
+
+
+def _alone(part: _Part) -> Answer | None:
+    """Give the filesystem's own answer, if the filesystem itself was asked."""
+    landing = part.landing
+    if part.leaf is None or not part.leaf.told or len(landing.way) > 1:
+        return None
+    if landing.doubts or landing.remarks:
+        return None
+    return part.leaf.told[part.number]
+
+
+def _rows_of(part: _Part, missing: list[str], remarks: list[str]) -> Iterator[Owner]:
+    """Give the rows of one part, in the terms of the question, each with its way."""
+    landing, leaf = part.landing, part.leaf
+    missing += landing.doubts
+    remarks += landing.remarks
+    name = landing.way[-1].layer
+    if leaf is not None and leaf.space is not None:
+        answer = leaf.told[part.number]
+        notes = [f"{name}: {note}" for note in answer.notes]
+        (remarks if answer.complete else missing).extend(notes)
+        for row in answer.owners:
+            distance = row.start - landing.offset
+            yield replace(row, start=landing.start + distance, via=_way(landing, distance))
+        return
+    if leaf is None and landing.certain:
+        yield Outside(landing.start, landing.length, landing.what, via=_way(landing, 0))
+        return
+    missing.append(f"{name}: {leaf.why if leaf else landing.what}")
+    yield Unknown(landing.start, landing.length, via=_way(landing, 0))
+
+
+def _way(landing: Landing, distance: int) -> tuple[Via, ...]:
+    return tuple(Via(layer, start + distance) for layer, start in landing.way)
+
+
+def _order(row: Owner) -> tuple[int, int, int]:
+    """Order rows as the contract does: by start, inode, file offset."""
+    if isinstance(row, FileOwner):
+        return row.start, row.inode, row.file_offset or 0
+    return row.start, 0, 0

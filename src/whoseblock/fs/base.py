@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MAX_NOTES",
+    "AddressSpace",
     "Answer",
     "FileOwner",
     "Filesystem",
@@ -31,18 +32,42 @@ __all__ = [
     "Progress",
     "Staging",
     "Unknown",
+    "Via",
     "distinct",
+    "no_progress",
 ]
 
 #: Told ``(what is being done, how much is done, how much there is or None)``, many times.
 Progress = Callable[[str, int, int | None], None]
 
+
+def no_progress(_what: str, _done: int, _total: int | None) -> None:
+    """Tell nobody."""
+
+
 #: A badly damaged filesystem has thousands of things to say; nobody reads more than this many.
 MAX_NOTES: Final = 20
 
 
-class Owner(Struct, frozen=True, tag_field="kind", tag="owner"):
-    """One row of an answer: ``length`` bytes from ``start`` that one owner has."""
+class Via(Struct, frozen=True):
+    """A place in one layer of the stack: byte ``start`` of ``layer``."""
+
+    layer: str
+    start: int
+
+
+class _Placed(Struct, frozen=True, kw_only=True):
+    """What came through a stack of layers knows its way: the same place in each, downwards."""
+
+    via: tuple[Via, ...] | UnsetType = UNSET
+
+
+class Owner(_Placed, frozen=True, tag_field="kind", tag="owner"):
+    """One row of an answer: ``length`` bytes from ``start`` that one owner has.
+
+    ``via`` is where the row begins in each layer, from the one that was asked about down to the
+    filesystem's; it is left out if the filesystem itself was asked.
+    """
 
     start: int
     length: int
@@ -100,12 +125,13 @@ class Unknown(Owner, frozen=True, tag="unknown"):
     """Nobody can say; a note on the answer says why."""
 
 
-class Answer(Struct, frozen=True):
+class Answer(_Placed, frozen=True):
     """Everything known about one range; a sequence of its rows.
 
     The rows are ordered by start, inode and file offset, and together cover the range.
     ``complete`` is false if an owner, a path or a certainty may be missing, and ``notes`` say
-    what.
+    what.  ``via`` is the way of the first byte, as far down as it goes; every row has its own.
+    ``origin`` says where the failure was read, if it was read from somewhere.
     """
 
     start: int
@@ -113,6 +139,7 @@ class Answer(Struct, frozen=True):
     complete: bool
     notes: tuple[str, ...]
     owners: tuple[Owner, ...]
+    origin: str | UnsetType = UNSET
 
     def __len__(self) -> int:
         return len(self.owners)
@@ -151,17 +178,30 @@ class Paths(Struct, frozen=True):
         return self.paths[index]
 
 
-class Filesystem(Protocol):
+class AddressSpace(Protocol):
+    """A device of a filesystem, and who owns its bytes: the data, the log, the realtime device."""
+
+    name: str
+    device_size: int
+    block_size: int
+    progress: Progress
+
+    def owners_many(
+        self, ranges: Iterable[tuple[int, int]], *, paths: bool = True
+    ) -> Iterator[Answer]:
+        """Answer many ``(start, length)`` together, in the order asked."""
+
+    def close(self) -> None:
+        """Let go of the device."""
+
+
+class Filesystem(AddressSpace, Protocol):
     """A filesystem that knows who owns its blocks.
 
     Ranges are bytes of the device that the filesystem is on.
     """
 
-    name: str
     size: int
-    device_size: int
-    block_size: int
-    progress: Progress
 
     @property
     def reads(self) -> Counter[str]:
@@ -170,22 +210,17 @@ class Filesystem(Protocol):
     def owners(self, start: int, length: int, *, paths: bool = True) -> Answer:
         """Say who owns ``length`` bytes from ``start``; raises `OutOfDeviceError`."""
 
-    def owners_many(
-        self, ranges: Iterable[tuple[int, int]], *, paths: bool = True
-    ) -> Iterator[Answer]:
-        """Answer many ``(start, length)`` together, in the order asked."""
-
     def owners_of(self, starts: "ArrayLike", lengths: "ArrayLike") -> "OwnerArrays":
         """Answer many ranges as NumPy columns, without paths."""
+
+    def file_size(self, inode: int) -> int | None:
+        """Give the size of a file in bytes, None if its inode cannot be read."""
 
     def paths(self, inode: int) -> Paths:
         """Give every path of ``inode``."""
 
     def paths_many(self, inodes: Iterable[int]) -> dict[int, Paths]:
         """Give every path of each of ``inodes``, searching once for all."""
-
-    def close(self) -> None:
-        """Let go of the device."""
 
     def __enter__(self) -> Self: ...
     def __exit__(

@@ -7,8 +7,9 @@ from itertools import islice
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
+from whoseblock.errors import BlockError
 from whoseblock.fs.arrays import OwnerArrays
-from whoseblock.fs.base import Answer, Paths, Progress, check_within, distinct
+from whoseblock.fs.base import Answer, Paths, Progress, check_within, distinct, no_progress
 from whoseblock.fs.xfs.attributes import Attributes
 from whoseblock.fs.xfs.format.superblock import XFS_SB_VERSION_5
 from whoseblock.fs.xfs.inodes import InodeTable
@@ -37,10 +38,6 @@ _REALTIME_REMARK: Final = (
 )
 
 
-def _no_progress(_what: str, _done: int, _total: int | None) -> None:
-    """Tell nobody."""
-
-
 class XfsFilesystem:
     """An XFS filesystem on ``media``, which is closed with it.
 
@@ -52,7 +49,7 @@ class XfsFilesystem:
 
     def __init__(self, media: Media, log_media: Media | None = None) -> None:
         sb, self._superblock_notes = open_superblock(media)
-        self.progress: Progress = _no_progress
+        self.progress: Progress = no_progress
         self.volume = Volume(media, sb)
         self.size = self.volume.size
         self.device_size = media.size
@@ -179,6 +176,13 @@ class XfsFilesystem:
             rows.append(make_row(self.volume, piece, paths))
         said = distinct([*missing, *self.remarks]) if missing else self.remarks
         return Answer(start, length, not missing, said, tuple(rows))
+
+    def file_size(self, inode: int) -> int | None:
+        """Give the size of a file in bytes, None if its inode cannot be read."""
+        try:
+            return self.inodes.get(inode).core.size
+        except BlockError:
+            return None
 
     def paths(self, inode: int) -> Paths:
         """Give every path of ``inode``, and what may be missing."""

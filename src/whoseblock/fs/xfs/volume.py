@@ -39,7 +39,7 @@ from whoseblock.fs.xfs.format.superblock import (
 )
 from whoseblock.media.base import Media
 
-__all__ = ["Volume", "open_superblock"]
+__all__ = ["Volume", "begins_with_superblock", "open_superblock"]
 
 #: What `Volume.read` reads, by the name it is counted under.
 KINDS: Final = {
@@ -230,6 +230,15 @@ def _read_superblock(media: Media, start: int) -> Superblock:
     if DADDR < sector_size <= _LARGEST_SECTOR:
         head = media.pread(start, min(sector_size, media.size - start))
     return parse_superblock(head, start)
+
+
+def begins_with_superblock(media: Media) -> bool:
+    """Tell whether a superblock that verifies is where the first one belongs."""
+    try:
+        _read_superblock(media, 0)
+    except BlockError:
+        return False
+    return True
 
 
 def open_superblock(media: Media) -> tuple[Superblock, tuple[str, ...]]:

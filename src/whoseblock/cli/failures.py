@@ -1,0 +1,182 @@
+"""The options with which failures are given, in whatever form one has them."""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Final, NamedTuple, TextIO, TypeVar
+
+import click
+
+from whoseblock.ranges import parse_range, parse_ranges
+from whoseblock.sources.base import Failure
+
+__all__ = ["Given", "failure_options"]
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+_STATUSES: Final = "?*/-"
+
+
+def _file() -> click.File:
+    return click.File("r", encoding="utf-8", errors="surrogateescape")
+
+
+_OPTIONS: Final = (
+    click.option(
+        "--ranges",
+        type=_file(),
+        metavar="FILE",
+        help="Read more ranges from FILE, one a line; - is standard input, # starts a comment.",
+    ),
+    click.option(
+        "--mapfile",
+        "mapfiles",
+        type=_file(),
+        multiple=True,
+        metavar="FILE",
+        help="Take what GNU ddrescue did not rescue from its map FILE.",
+    ),
+    click.option(
+        "--mapfile-status",
+        "statuses",
+        default=_STATUSES,
+        show_default=True,
+        metavar="CHARS",
+        help="Which of the map's statuses count: ? not tried, * not trimmed, / not scraped, - bad.",
+    ),
+    click.option(
+        "--badblocks",
+        type=_file(),
+        multiple=True,
+        metavar="FILE",
+        help="Take the block numbers that badblocks or dumpe2fs -b printed; needs --block-size.",
+    ),
+    click.option(
+        "--block-size",
+        type=click.IntRange(512, 1 << 20),
+        metavar="BYTES",
+        help="What the numbers in --badblocks FILE count; badblocks counts 1024 unless told.",
+    ),
+    click.option(
+        "--ndctl",
+        type=_file(),
+        multiple=True,
+        metavar="FILE",
+        help="Take the bad blocks in the output of ndctl list --media-errors.",
+    ),
+    click.option(
+        "--smart",
+        type=_file(),
+        multiple=True,
+        metavar="FILE",
+        help="Take the addresses of failed self-tests and logged errors from smartctl --json -x.",
+    ),
+    click.option(
+        "--dmesg",
+        type=_file(),
+        multiple=True,
+        metavar="FILE",
+        help="Take memory failures and I/O errors from a kernel log.",
+    ),
+    click.option(
+        "--sysfs-badblocks",
+        is_flag=True,
+        help="Take what the kernel holds now in the bad-blocks lists of TARGET, its disk, its region.",
+    ),
+    click.option(
+        "--pfn", "pfns", multiple=True, metavar="N", help="Take a page frame number of memory."
+    ),
+    click.option(
+        "--phys",
+        "addresses",
+        multiple=True,
+        metavar="ADDRESS",
+        help="Take the page of memory at a physical address.",
+    ),
+)
+
+
+def failure_options(command: _Command) -> _Command:
+    """Add the options to a command, which passes what it was given to `Given`."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+class Given(NamedTuple):
+    """What was given on the command line; the fields are the names of the options."""
+
+    texts: tuple[str, ...]
+    ranges: TextIO | None
+    mapfiles: tuple[TextIO, ...]
+    statuses: str
+    badblocks: tuple[TextIO, ...]
+    block_size: int | None
+    ndctl: tuple[TextIO, ...]
+    smart: tuple[TextIO, ...]
+    dmesg: tuple[TextIO, ...]
+    sysfs_badblocks: bool
+    pfns: tuple[str, ...]
+    addresses: tuple[str, ...]
+
+    @property
+    def names_devices(self) -> bool:
+        """Whether some form is given that says itself which device failed."""
+        return bool(self.ndctl or self.smart or self.dmesg or self.pfns or self.addresses)
+
+    @property
+    def of_the_target(self) -> bool:
+        """Whether some form is given whose addresses are those of TARGET."""
+        return bool(self.texts or self.ranges or self.mapfiles or self.badblocks)
+
+    def check(self, *, target: bool) -> None:
+        """Refuse what makes no question, with a usage error."""
+        if not (self.of_the_target or self.names_devices or self.sysfs_badblocks):
+            raise click.UsageError("Give a RANGE, or a FILE with failures: see --help.")
+        if not target and (self.of_the_target or self.sysfs_badblocks):
+            raise click.UsageError("Name the TARGET that the ranges are of.")
+        if self.badblocks and self.block_size is None:
+            raise click.UsageError(
+                "--badblocks needs --block-size: badblocks counts 1024 bytes unless it got -b."
+            )
+
+    def ranges_asked(self, block_size: int | None) -> Iterator[Failure]:
+        """Give the ranges that were written as ranges; ``block_size`` is what ``b`` means."""
+        for text in self.texts:
+            yield Failure(*parse_range(text, block_size))
+        if self.ranges is not None:
+            for start, length in parse_ranges(self.ranges, name_of(self.ranges), block_size):
+                yield Failure(start, length)
+
+    def failures(self, page_size: int) -> Iterator[Failure]:
+        """Give every failure from the files that tell of some; raises `MalformedError`."""
+        from whoseblock.sources.memory import failure_of_address, failure_of_pfn
+
+        for lines in self._by_line():
+            yield from lines
+        for number in self.pfns:
+            yield failure_of_pfn(number, page_size)
+        for address in self.addresses:
+            yield failure_of_address(address, page_size)
+
+    def _by_line(self) -> Iterator[Iterable[Failure]]:
+        from whoseblock.sources.badblocks import read_badblocks
+        from whoseblock.sources.dmesg import read_dmesg
+        from whoseblock.sources.mapfile import read_mapfile
+        from whoseblock.sources.ndctl import read_ndctl
+        from whoseblock.sources.smart import read_smart
+
+        for file in self.mapfiles:
+            yield read_mapfile(file, name_of(file), self.statuses)
+        for file in self.badblocks:
+            yield read_badblocks(file, name_of(file), self.block_size or 0)
+        for file in self.ndctl:
+            yield read_ndctl(file.read(), name_of(file))
+        for file in self.smart:
+            yield read_smart(file.read(), name_of(file))
+        for file in self.dmesg:
+            yield read_dmesg(file, name_of(file))
+
+
+def name_of(file: TextIO) -> str:
+    """Say what to call a file in a message."""
+    name = getattr(file, "name", "-")
+    return "standard input" if name in ("-", "<stdin>") else str(name)

@@ -1,0 +1,1 @@
+"""Who reports failures: one module for each form in which people have them."""

@@ -1,0 +1,35 @@
+"""Bad-blocks lists as sysfs shows them: lines ``SECTOR COUNT`` of 512-byte sectors.
+
+The form of ``badblocks_show`` in the kernel's block/badblocks.c; the kernel writes it for disks in
+/sys/block/*/badblocks, and for regions of persistent memory in /sys/bus/nd/devices/*/badblocks.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import Final
+
+from whoseblock.errors import MalformedError
+from whoseblock.sources.base import Failure
+
+__all__ = ["read_sysfs_badblocks"]
+
+_SECTOR: Final = 512
+_MOST_DIGITS: Final = 20
+
+
+def read_sysfs_badblocks(lines: Iterable[str], device: str, name: str) -> Iterator[Failure]:
+    """Give every range of a list of ``device``; ``name`` is the file's, for messages.
+
+    Raises `MalformedError`.
+    """
+    for number, line in enumerate(lines, 1):
+        fields = line.split()
+        if not fields:
+            continue
+        if len(fields) != 2 or not all(  # noqa: PLR2004
+            field.isascii() and field.isdecimal() and len(field) <= _MOST_DIGITS for field in fields
+        ):
+            raise MalformedError(name, number, "SECTOR COUNT, two numbers")
+        sector, count = map(int, fields)
+        if not count or sector + count > 1 << 54:
+            raise MalformedError(name, number, "one sector or more, below 2**63 bytes")
+        yield Failure(sector * _SECTOR, count * _SECTOR, device, f"{name}, line {number}")
