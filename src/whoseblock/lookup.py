@@ -24,6 +24,7 @@ from whoseblock.fs.base import (
     Filesystem,
     Outside,
     Owner,
+    Paths,
     Progress,
     Unknown,
     Via,
@@ -70,12 +71,14 @@ class Asked(NamedTuple):
     """``length`` bytes from ``start`` of ``layer`` that failed.
 
     ``origin`` says where that was read, "" if a person asked; only then must it be on the device.
+    ``named`` has the layer stand in the answer even if the filesystem is on it directly.
     """
 
     start: int
     length: int
     layer: Layer
     origin: str = ""
+    named: bool = False
 
 
 class _Leaf:
@@ -129,6 +132,21 @@ class Lookup:
         waiting = iter(asked)
         while batch := list(islice(waiting, _BATCH)):
             yield from self._answer_batch(batch, paths=paths)
+
+    @property
+    def layers(self) -> dict[str, Layer]:
+        """The layers that were asked for what is on them, by their names."""
+        return {layer.name: layer for layer in self._leaves}
+
+    def file_size(self, layer: Layer, inode: int) -> int | None:
+        """Give the size of a file of the filesystem on a layer, None if that is not known."""
+        space = self._find_leaf(layer).space
+        return space.file_size(inode) if isinstance(space, Filesystem) else None
+
+    def paths_many(self, layer: Layer, inodes: Iterable[int]) -> dict[int, Paths]:
+        """Give every path of each of ``inodes`` of the filesystem on a layer."""
+        space = self._find_leaf(layer).space
+        return space.paths_many(inodes) if isinstance(space, Filesystem) else {}
 
     def leaf(self, layer: Layer) -> AddressSpace:
         """Give what is on a layer that nothing is made of.
@@ -192,7 +210,7 @@ class Lookup:
 def _put_together(asked: Asked, parts: Sequence[_Part]) -> Answer:
     """Make one answer in the terms of the question from those of the filesystems."""
     origin = asked.origin or UNSET
-    if len(parts) == 1 and (alone := _alone(parts[0])) is not None:
+    if len(parts) == 1 and not asked.named and (alone := _alone(parts[0])) is not None:
         return alone if origin is UNSET else replace(alone, origin=origin)
     rows: list[Owner] = []
     missing: list[str] = []
@@ -218,7 +236,7 @@ def _alone(part: _Part) -> Answer | None:
     landing = part.landing
     if part.leaf is None or not part.leaf.told or len(landing.way) > 1:
         return None
-    if landing.doubts or landing.remarks:
+    if landing.doubts or landing.remarks or landing.layer is None:
         return None
     return part.leaf.told[part.number]
 

@@ -125,9 +125,12 @@ def _sweep(rows: Sequence[Owner]) -> Iterator[tuple[str, int]]:
     here = [0] * len(KINDS)
     before = 0
     for edge in sorted(edges):
-        rank = next((rank for rank, count in enumerate(here) if count), None)
-        if rank is not None:
-            yield KINDS[rank], edge - before
+        if any(here):
+            # The first that any row has.
+            yield (
+                next(kind for kind, count in zip(KINDS, here, strict=True) if count),
+                edge - before,
+            )
         for changed, by in edges[edge]:
             here[changed] += by
         before = edge

@@ -1,47 +1,265 @@
 """What the user names, as layers: a device or an image, its companions, this machine's devices."""
 
 import os
-import stat
-from collections.abc import Callable, Iterable, Iterator
+import re
+from collections.abc import Iterator
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
+from functools import partial
 from types import TracebackType
-from typing import Final, Literal, Self
+from typing import Final, Self
 
-from whoseblock.errors import BlockError, NotAFilesystemError, TargetError, UnsupportedError
+from whoseblock.errors import NotAFilesystemError, TargetError, UnsupportedError
 from whoseblock.fs import recognise
 from whoseblock.fs.base import AddressSpace
 from whoseblock.fs.xfs import XfsFilesystem
-from whoseblock.fs.xfs.external import OtherDevice, log_owner
+from whoseblock.fs.xfs.external import OtherDevice, Role, log_owner
 from whoseblock.media.base import Media
 from whoseblock.media.device import FileMedia
 from whoseblock.media.mounts import mount_note
 from whoseblock.stack.assembly import Assembly
 from whoseblock.stack.base import PHYSICAL_MEMORY, Layer
-from whoseblock.stack.devices import device_layer
+from whoseblock.stack.devices import Devices
 from whoseblock.stack.host import Host
-from whoseblock.stack.nvdimm import physical_memory, region_layer
+from whoseblock.stack.mounted import other_devices
+from whoseblock.stack.nvdimm import Nvdimm
 
 __all__ = ["Target", "TargetOptions"]
+
+_REGION: Final = re.compile(r"region[0-9]+", re.ASCII)
 
 
 @dataclass(frozen=True)
 class TargetOptions:
     """How to look at a target.
 
-    ``members`` are further disks or images of its volume group or array.  ``at_filesystem`` takes
-    the target for a filesystem's device as it is.  ``device`` says which of the kernel's devices
-    the target is a copy of.  ``log_device`` and ``realtime_device`` belong to its filesystem, and
-    ``address_space`` says of which of the three the ranges are.  ``root`` is where /sys and /proc
-    are read.
+    ``members`` are further disks or images of its volume groups and arrays.  ``at_filesystem``
+    takes the target for a filesystem's device as it is.  ``device`` is the kernel's name of the
+    device that the target is a copy of.  ``others`` are the log and the realtime device of its
+    filesystem, and ``address_space`` says of which of them the ranges are, if not of the target.
+    ``root`` is where /sys and /proc are read.
     """
 
     members: tuple[str, ...] = ()
     at_filesystem: bool = False
     device: str = ""
-    log_device: str | None = None
-    realtime_device: str | None = None
-    address_space: Literal["data", "log", "realtime"] = "data"
-    through_loop: bool = False
+    others: dict[Role, str] = field(default_factory=dict)
+    address_space: Role | None = None
     root: str = "/"
+
+
+class Target:
+    """A target and all that is known around it; a context manager.
+
+    ``path`` is a device or an image; None if all failures name their own devices.  Raises
+    `TargetError`.
+    """
+
+    def __init__(self, path: str | None, options: TargetOptions) -> None:
+        self.host = Host(options.root)
+        self.path = path
+        self._options = options
+        self._devices = Devices(self.host)
+        self._memory = Nvdimm(self.host, self._devices)
+        self._undo = ExitStack()
+        self._assembly = Assembly(recognise.begins_with_filesystem)
+        self._named: dict[str, Layer] = {}
+        self._looked_into: set[Layer] = set()
+        #: The layers of filesystems' other devices, and those of their data.
+        self._roles: dict[Layer, tuple[Role, Layer]] = {}
+        with ExitStack() as undo:
+            undo.callback(self._undo.close)
+            self.members = [self._named_by_user(name) for name in options.members]
+            self.root = None if path is None else self._root(path)
+            self._assembly.finish()
+            self.layer = self._asked()
+            undo.pop_all()
+
+    def _root(self, path: str) -> Layer:
+        """Give the layer of the target, which may be a copy of a device of the host."""
+        if not self._options.device:
+            return self._named_by_user(path, alone=self._options.at_filesystem)
+        media = self._undo.enter_context(closing(FileMedia(path)))
+        layer = self._bound(self._options.device, path, media)
+        self._named[self._options.device] = layer
+        return layer
+
+    def _bound(self, device: str, path: str, media: Media) -> Layer:
+        """Have a device of the host read from a copy of it."""
+        if self.host.device_folder(device) is not None:
+            layer = self._devices.layer(device)
+            layer.read_from(partial(FileMedia, path))
+        else:
+            layer = Layer(device, media.size, "image", open_media=partial(FileMedia, path))
+        if not layer.segments and not self._options.at_filesystem:
+            self._assembly.add(layer, media)
+        return layer
+
+    def _named_by_user(self, path: str, *, alone: bool = False) -> Layer:
+        """Give the layer of a device or an image; ``alone`` looks no further."""
+        device = self.host.device_at(path) if self.host.live else None
+        if device is not None and not alone:
+            return self._looked(self._devices.layer(device))
+        media = self._undo.enter_context(closing(FileMedia(path)))
+        name = device or self._unused_name(path)
+        note = "" if device else mount_note(path)
+        layer = Layer(
+            name,
+            media.size,
+            "disk" if device else "image",
+            open_media=partial(FileMedia, path),
+            doubts=(f"{name}: {note}",) if note else (),
+        )
+        if not alone:
+            self._assembly.add(layer, media)
+        self._named[name] = layer
+        return layer
+
+    def _unused_name(self, path: str) -> str:
+        name = os.path.basename(path) or path  # noqa: PTH119 - a name, not a place
+        return path if name in self._named else name
+
+    def _looked(self, layer: Layer) -> Layer:
+        """Have what the kernel knows no use of looked into, down to every leaf below ``layer``."""
+        todo = [layer]
+        while todo:
+            one = todo.pop()
+            if one in self._looked_into:
+                continue
+            self._looked_into.add(one)
+            todo += [segment.to for segment in one.segments if segment.to is not None]
+            if one.readable and not one.segments:
+                try:
+                    media = self._undo.enter_context(closing(one.open()))
+                except TargetError:
+                    # It is said when somebody asks about it.
+                    continue
+                self._assembly.add(one, media)
+        return layer
+
+    def _asked(self) -> Layer | None:
+        """Give the layer that ranges without a device are of."""
+        for role, path in self._options.others.items():
+            layer = self._named_by_user(path, alone=True)
+            if self.root is not None:
+                self._roles[layer] = (role, self.root)
+            if role == self._options.address_space:
+                return layer
+        if self._options.address_space:
+            raise TargetError(
+                f"which device is the {self._options.address_space} of the filesystem?",
+                hint="name it with --log-device or --realtime-device",
+            )
+        return self.root
+
+    @property
+    def is_device(self) -> bool:
+        """Whether the kernel knows the target itself, and therefore what it is made of."""
+        return self.path is not None and self.host.device_at(self.path) is not None
+
+    # ------------------------------------------------------------------ devices that failures name
+
+    def layer_of(self, device: str) -> Layer:
+        """Give the layer that the kernel calls ``device``; raises `TargetError`."""
+        if device not in self._named:
+            if device == PHYSICAL_MEMORY:
+                layer = self._memory.memory()
+            elif _REGION.fullmatch(device):
+                layer = self._memory.region(device)
+            else:
+                layer = self._devices.layer(device)
+            if self.host.live:
+                self._looked(layer)
+                self._assembly.finish()
+            self._named[device] = layer
+        return self._named[device]
+
+    def bad_block_lists(self) -> Iterator[tuple[str, str, str]]:
+        """Give the bad-blocks lists of the target, its disk and its region.
+
+        Each with the device that it counts from, its name, and its text.
+        """
+        name = self._options.device or (self.host.device_at(self.path) if self.path else None)
+        folder = self.host.device_folder(name) if name else None
+        if name is None or folder is None:
+            raise TargetError(
+                f"the kernel has no list of bad blocks of {self.path!r}, which is no device",
+                hint="name a device, not an image",
+            )
+        places = [(name, folder)]
+        if (folder / "partition").exists():
+            places.append((folder.parent.name, folder.parent))
+        if region := self._memory.region_of(name):
+            places.append((region, self.host.root / "sys/bus/nd/devices" / region))
+        for device, place in places:
+            if text := self.host.text(place / "badblocks"):
+                yield device, f"{device}/badblocks", text
+
+    # ------------------------------------------------------------------ what is on a layer
+
+    def open_leaf(self, layer: Layer) -> AddressSpace:
+        """Open what is on a layer that nothing is made of.
+
+        Raises `NotAFilesystemError`, `UnsupportedError` or `TargetError` that says why not.
+        """
+        if layer in self._roles:
+            return self._open_other(layer, *self._roles[layer])
+        for data, role, device, _ in other_devices(self.host):
+            if self._is_device(layer, device):
+                return self._open_other(layer, role, self.layer_of(data))
+        if not layer.readable:
+            raise NotAFilesystemError("it cannot be read here, so that nobody knows what is on it")
+        with ExitStack() as undo:
+            media = undo.enter_context(closing(layer.open()))
+            try:
+                filesystem = recognise.open_filesystem(media, self._log_of(layer, undo))
+            except NotAFilesystemError as error:
+                raise self._no_filesystem(layer, media, error) from error
+            undo.pop_all()
+        return filesystem
+
+    def _is_device(self, layer: Layer, device: str) -> bool:
+        return layer is self._named.get(device) or layer.name == device
+
+    def _log_of(self, layer: Layer, undo: ExitStack) -> Media | None:
+        """Open the external log of the filesystem on a layer, if it is known."""
+        path = self._options.others.get("log")
+        if path is None or layer is not self.root:
+            return None
+        return undo.enter_context(closing(FileMedia(path)))
+
+    def _open_other(self, layer: Layer, role: Role, data: Layer) -> AddressSpace:
+        """Open the log or the realtime device of the filesystem on ``data``."""
+        with ExitStack() as undo:
+            below = undo.enter_context(closing(data.open()))
+            filesystem = recognise.open_filesystem(below)
+            if not isinstance(filesystem, XfsFilesystem):
+                raise UnsupportedError(f"{data.name} has no {role} device")
+            media = layer.open()
+            return OtherDevice(filesystem.volume, media, role)
+
+    def _no_filesystem(self, layer: Layer, media: Media, error: NotAFilesystemError) -> Exception:
+        """Say what is there instead of a filesystem, as far as one can see."""
+        if layer is self.root:
+            return error
+        if owner := log_owner(media):
+            return NotAFilesystemError(
+                f"it looks like the external log of the XFS filesystem {owner}; look at that with"
+                " --log-device, and --address-space log"
+            )
+        return NotAFilesystemError("no filesystem that whoseblock knows")
+
+    def close(self) -> None:
+        """Let go of all that was opened to look into it."""
+        self._undo.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()

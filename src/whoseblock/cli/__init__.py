@@ -9,6 +9,7 @@ import click
 from whoseblock import __version__
 from whoseblock.cli.completion import completion
 from whoseblock.cli.lookup import lookup
+from whoseblock.cli.stack import stack
 from whoseblock.cli.terminal import printable
 from whoseblock.errors import WhoseblockError, exit_codes
 
@@ -55,6 +56,7 @@ def cli() -> None:
 
 
 cli.add_command(lookup)
+cli.add_command(stack)
 cli.add_command(completion)
 
 

@@ -1,7 +1,7 @@
 """The options with which failures are given, in whatever form one has them."""
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Final, NamedTuple, TextIO, TypeVar
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Final, NamedTuple, Self, TextIO, TypeVar
 
 import click
 
@@ -79,7 +79,7 @@ _OPTIONS: Final = (
     click.option(
         "--sysfs-badblocks",
         is_flag=True,
-        help="Take what the kernel holds now in the bad-blocks lists of TARGET, its disk, its region.",
+        help="Take the kernel's present bad-blocks lists of TARGET, its disk, its region.",
     ),
     click.option(
         "--pfn", "pfns", multiple=True, metavar="N", help="Take a page frame number of memory."
@@ -117,6 +117,16 @@ class Given(NamedTuple):
     pfns: tuple[str, ...]
     addresses: tuple[str, ...]
 
+    @classmethod
+    def of(cls, texts: tuple[str, ...], options: Mapping[str, Any]) -> Self:
+        """Take what belongs here from all options of a command."""
+        return cls(texts, **{name: options[name] for name in cls._fields[1:]})
+
+    @property
+    def few(self) -> bool:
+        """Whether there are only ranges, which people and programs write by hand."""
+        return not (self.names_devices or self.mapfiles or self.badblocks or self.sysfs_badblocks)
+
     @property
     def names_devices(self) -> bool:
         """Whether some form is given that says itself which device failed."""
@@ -148,32 +158,42 @@ class Given(NamedTuple):
 
     def failures(self, page_size: int) -> Iterator[Failure]:
         """Give every failure from the files that tell of some; raises `MalformedError`."""
-        from whoseblock.sources.memory import failure_of_address, failure_of_pfn
+        # Each module is loaded only for what was given.
+        if self.mapfiles:
+            from whoseblock.sources.mapfile import read_mapfile
 
-        for lines in self._by_line():
-            yield from lines
-        for number in self.pfns:
-            yield failure_of_pfn(number, page_size)
-        for address in self.addresses:
-            yield failure_of_address(address, page_size)
+            for file in self.mapfiles:
+                yield from read_mapfile(file, name_of(file), self.statuses)
+        if self.badblocks and self.block_size:
+            from whoseblock.sources.badblocks import read_badblocks
 
-    def _by_line(self) -> Iterator[Iterable[Failure]]:
-        from whoseblock.sources.badblocks import read_badblocks
-        from whoseblock.sources.dmesg import read_dmesg
-        from whoseblock.sources.mapfile import read_mapfile
-        from whoseblock.sources.ndctl import read_ndctl
-        from whoseblock.sources.smart import read_smart
+            for file in self.badblocks:
+                yield from read_badblocks(file, name_of(file), self.block_size)
+        yield from self._documents()
+        if self.dmesg:
+            from whoseblock.sources.dmesg import read_dmesg
 
-        for file in self.mapfiles:
-            yield read_mapfile(file, name_of(file), self.statuses)
-        for file in self.badblocks:
-            yield read_badblocks(file, name_of(file), self.block_size or 0)
-        for file in self.ndctl:
-            yield read_ndctl(file.read(), name_of(file))
-        for file in self.smart:
-            yield read_smart(file.read(), name_of(file))
-        for file in self.dmesg:
-            yield read_dmesg(file, name_of(file))
+            for file in self.dmesg:
+                yield from read_dmesg(file, name_of(file), page_size)
+        if self.pfns or self.addresses:
+            from whoseblock.sources.memory import failure_of_address, failure_of_pfn
+
+            for number in self.pfns:
+                yield failure_of_pfn(number, page_size)
+            for address in self.addresses:
+                yield failure_of_address(address, page_size)
+
+    def _documents(self) -> Iterator[Failure]:
+        if self.ndctl:
+            from whoseblock.sources.ndctl import read_ndctl
+
+            for file in self.ndctl:
+                yield from read_ndctl(file.read(), name_of(file))
+        if self.smart:
+            from whoseblock.sources.smart import read_smart
+
+            for file in self.smart:
+                yield from read_smart(file.read(), name_of(file))
 
 
 def name_of(file: TextIO) -> str:

@@ -2,14 +2,20 @@
 
 import sys
 from collections.abc import Iterable, Iterator
-from itertools import chain
-from typing import TextIO
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from whoseblock.cli.failures import Given, failure_options
 from whoseblock.cli.progress import ProgressBar
+from whoseblock.cli.targets import options_of, target_options
+from whoseblock.cli.terminal import printable
 from whoseblock.fs.base import Answer
-from whoseblock.ranges import parse_range, parse_ranges
+
+if TYPE_CHECKING:
+    from whoseblock.lookup import Lookup
+    from whoseblock.sources.resolve import Resolver
+    from whoseblock.target import Target
 
 __all__ = ["lookup"]
 
@@ -25,83 +31,114 @@ Ranges are START[+LENGTH]: decimal or 0x…, with an optional suffix:
 LENGTH defaults to one unit of START's suffix; for K M G T to one byte.
 
 \b
+TARGET is a filesystem's device or image, a whole disk or its image with partitions, LVM or
+md on it, or nothing when the failure names its own device.
+
+\b
 Examples:
   whoseblock lookup disk.img 307p              the 307th page
-  whoseblock lookup /dev/pmem0 2456s+8s        eight sectors
+  whoseblock lookup /dev/sda 2456s+8s          eight sectors of a disk with partitions
   whoseblock lookup disk.img 0x133000+4K 1G    two ranges
-  whoseblock lookup disk.img --ranges bad.txt --json"""
+  whoseblock lookup disk.img --ranges bad.txt --json
+  whoseblock lookup rescued.img --mapfile rescued.map --summary
+  whoseblock lookup rescued.img --mapfile rescued.map --output damaged.csv
+  whoseblock lookup --pfn 0x10140a             a page of persistent memory
+  dmesg | whoseblock lookup --dmesg -          all that the kernel has complained of
+  smartctl --json -x /dev/sda | whoseblock lookup /dev/sda --smart -"""
 )
-@click.argument("target", type=click.Path())
+@click.argument("target", required=False, type=click.Path())
 @click.argument("ranges", nargs=-1, metavar="[RANGE]...")
-@click.option(
-    "--ranges",
-    "ranges_file",
-    type=click.File("r", encoding="utf-8", errors="surrogateescape"),
-    help="Read more ranges from FILE, one a line; - is standard input, # starts a comment.",
-    metavar="FILE",
-)
+@failure_options
+@target_options
 @click.option("--json", "as_json", is_flag=True, help="Write JSON Lines, one object a range.")
 @click.option("--no-paths", is_flag=True, help="Name files by inode only, which is faster.")
 @click.option(
-    "--log-device",
-    type=click.Path(),
-    metavar="DEVICE",
-    help="Where an XFS filesystem keeps an external log, to tell whether it is clean.",
+    "--summary",
+    is_flag=True,
+    help="Write what each file lost, and totals, instead of every range.",
 )
-def lookup(  # noqa: PLR0913 - one for each argument
-    target: str,
-    ranges: tuple[str, ...],
-    ranges_file: TextIO | None,
-    as_json: bool,
-    no_paths: bool,
-    log_device: str | None,
-) -> None:
-    """Say who owns each RANGE of TARGET, a device or an image with a filesystem.
+@click.option(
+    "--output",
+    type=click.Path(dir_okay=False),
+    metavar="FILE",
+    help="Write the list of --summary to FILE, as CSV or JSON by its suffix.",
+)
+def lookup(target: str | None, ranges: tuple[str, ...], **options: Any) -> None:  # noqa: ANN401
+    """Say who owns each RANGE of TARGET, a device or an image.
 
-    Every file that shares the range with every path, or which metadata, or nobody.
+    Every file that shares the range with every path, or which metadata, or nobody; and the way
+    from the device that was asked about down to the filesystem.
     """
-    from whoseblock.lookup import lookup as owners_of
-    from whoseblock.lookup import open_filesystem
+    from whoseblock.lookup import Lookup
+    from whoseblock.sources.resolve import Resolver
+    from whoseblock.target import Target
 
-    if not ranges and ranges_file is None:
-        raise click.UsageError("Give a RANGE, or --ranges FILE.")
-    with open_filesystem(target, log_device=log_device) as filesystem, ProgressBar() as progress:
-        filesystem.progress = progress
-        asked = list(
-            chain(
-                (parse_range(text, filesystem.block_size) for text in ranges),
-                parse_ranges(ranges_file or (), _name_of(ranges_file), filesystem.block_size),
-            )
+    given = Given.of(ranges, options)
+    given.check(target=target is not None)
+    output = options["output"]
+    if output is not None and not output.endswith((".csv", ".json")):
+        raise click.UsageError("--output FILE ends in .csv or in .json, to say what to write.")
+    where = options_of(options)
+    with Target(target, where) as opened, Lookup(opened.open_leaf) as finder:
+        with ProgressBar() as progress:
+            finder.progress = progress
+            resolver = Resolver(opened, device=where.device)
+            asked = resolver.asked(_failures(given, opened, finder))
+            if options["summary"] or output is not None:
+                from whoseblock.cli.summary import summarise
+
+                lines: Iterable[bytes] = summarise(
+                    finder, asked, output, paths=not options["no_paths"], as_json=options["as_json"]
+                )
+            else:
+                # A wrong range is said before the first is answered, if there are but ranges.
+                wanted = list(asked) if given.few else asked
+                answers = finder.answers(wanted, paths=not options["no_paths"])
+                if progress.shown:
+                    answers = _counted(answers, progress)
+                lines = _json_lines(answers) if options["as_json"] else _table_lines(answers)
+            _write(lines)
+        _tell(resolver, opened)
+
+
+def _failures(given: Given, target: "Target", finder: "Lookup") -> Iterator[Any]:
+    """Give every failure, in the order of the help: what is written out, files, the kernel's."""
+    block_size = None
+    if target.layer is not None and not target.layer.segments:
+        # What cannot be opened at all is said before anything else is.
+        block_size = finder.leaf(target.layer).block_size
+    yield from given.ranges_asked(block_size)
+    yield from given.failures(target.host.page_size)
+    if given.sysfs_badblocks:
+        from whoseblock.sources.sysfs import read_sysfs_badblocks
+
+        for device, name, text in target.bad_block_lists():
+            yield from read_sysfs_badblocks(text.splitlines(), device, name)
+
+
+def _tell(resolver: "Resolver", target: "Target") -> None:
+    """Say what was understood or left out, where nobody takes it for an answer."""
+    if resolver.taken_for:
+        told = f"failures of {printable(resolver.taken_for)} were taken to be of {target.path}"
+        click.echo(f"whoseblock: {told}", err=True)
+    for device, count in resolver.passed_over.most_common():
+        what = "failure" if count == 1 else "failures"
+        click.echo(
+            f"whoseblock: {count} {what} of {printable(device)} passed over: not on {target.path}",
+            err=True,
         )
-        answers = owners_of(filesystem, asked, paths=not no_paths)
-        if progress.shown:
-            answers = _counted(answers, len(asked), progress)
-        lines = _json_lines(answers) if as_json else _table_lines(answers)
-        _write(lines)
 
 
-def _name_of(file: TextIO | None) -> str:
-    return getattr(file, "name", "standard input")
-
-
-def _counted(answers: Iterable[Answer], total: int, progress: ProgressBar) -> Iterator[Answer]:
+def _counted(answers: Iterable[Answer], progress: ProgressBar) -> Iterator[Answer]:
     for number, answer in enumerate(answers, 1):
-        progress("ranges answered", number, total)
+        progress("ranges answered", number, None)
         yield answer
 
 
 def _json_lines(answers: Iterable[Answer]) -> Iterator[bytes]:
-    import msgspec
+    from whoseblock.cli.encode import encode_json
 
-    encode = msgspec.json.Encoder().encode
-    for answer in answers:
-        try:
-            yield encode(answer)
-        except UnicodeEncodeError:
-            # Lone surrogates stand for bytes that are not UTF-8; only this way are they escaped.
-            import json
-
-            yield json.dumps(msgspec.to_builtins(answer)).encode()
+    return map(encode_json, answers)
 
 
 def _table_lines(answers: Iterable[Answer]) -> Iterator[bytes]:

@@ -7,7 +7,7 @@ The rows are those of the ``lookup --json`` contract: their attributes are its f
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, Protocol, Self, overload
+from typing import TYPE_CHECKING, Final, Protocol, Self, overload, runtime_checkable
 
 from msgspec import UNSET, Struct, UnsetType
 
@@ -195,6 +195,7 @@ class AddressSpace(Protocol):
         """Let go of the device."""
 
 
+@runtime_checkable
 class Filesystem(AddressSpace, Protocol):
     """A filesystem that knows who owns its blocks.
 

@@ -1,4 +1,4 @@
-"""JSON that programs print, read with care: nothing is where one expects it until it was looked at."""
+"""JSON that programs print: nothing is where one expects it until one has looked."""
 
 import json
 from collections.abc import Iterator

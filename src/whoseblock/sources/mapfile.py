@@ -37,15 +37,13 @@ def read_mapfile(lines: Iterable[str], name: str, statuses: str = LOST) -> Itera
     expected = -1
     for number, line in numbered:
         fields = line.split()
-        # One comparison for the ordinary line; comments may follow the fields.
+        # A short test for the ordinary line; comments may stand behind the fields.
         if len(fields) != 3 or line[0] == "#":  # noqa: PLR2004
             fields = line.partition("#")[0].split()
             if not fields:
                 continue
-            if len(fields) != 3:  # noqa: PLR2004
-                raise MalformedError(name, number, _LINE)
-        position, length, status = fields
         try:
+            position, length, status = fields
             start, size = _number(position), _number(length)
         except ValueError:
             raise MalformedError(name, number, _LINE) from None

@@ -1,4 +1,4 @@
-"""Disks and images put together offline: partitions, volume groups and arrays, from what they hold.
+"""Disks and images put together offline: partitions, arrays and volume groups, from what they hold.
 
 Every medium at hand is added; `Assembly.finish` then looks into each, and into whatever it finds
 there, until nothing new is found.
@@ -6,19 +6,29 @@ there, until nothing new is found.
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack, closing
-from typing import Final
+from functools import partial
+from typing import Final, NamedTuple
 
-from whoseblock.errors import BlockError
 from whoseblock.media.base import Media
 from whoseblock.media.mapped import Copy, MappedMedia, Part
+from whoseblock.stack.arrays import ArrayMember, build_array
 from whoseblock.stack.base import Ending, Layer, Linear, Segment
+from whoseblock.stack.lvm import PhysicalVolume, read_physical_volume
+from whoseblock.stack.md import read_member
 from whoseblock.stack.partitions import Table, read_partitions
+from whoseblock.stack.volumes import GroupPart, build_group
 
-__all__ = ["Assembly"]
+__all__ = ["Assembly", "partition_name", "slice_of"]
 
 #: More layers than any machine has; a disk full of tables within tables could have more.
 _MOST_LAYERS: Final = 10_000
+
+
+class _Found(NamedTuple):
+    """A layer that was found, and how it is read."""
+
+    layer: Layer
+    media: Media
 
 
 class Assembly:
@@ -30,35 +40,74 @@ class Assembly:
 
     def __init__(self, is_filesystem: Callable[[Media], bool]) -> None:
         self._is_filesystem = is_filesystem
-        self._todo: list[tuple[Layer, Media]] = []
-        self._layers = 0
+        self._todo: list[_Found] = []
+        self._count = 0
+        self._members: dict[bytes, list[ArrayMember]] = defaultdict(list)
+        self._parts: list[GroupPart] = []
 
     def add(self, layer: Layer, media: Media) -> None:
-        """Have a layer looked into, which nothing is known to be made of."""
-        if self._layers < _MOST_LAYERS:
-            self._layers += 1
-            self._todo.append((layer, media))
+        """Have a layer looked into, of which nothing is known to be made."""
+        if self._count < _MOST_LAYERS:
+            self._count += 1
+            self._todo.append(_Found(layer, media))
 
     def finish(self) -> None:
         """Look into all that was added, and into all that is found there."""
         while self._todo:
             while self._todo:
                 self._look_into(*self._todo.pop())
+            # Only when all members have been seen can an array be put together, and only then can
+            # physical volumes be found on it.
+            members, self._members = self._members, defaultdict(list)
+            for same in members.values():
+                self._add_all(build_array(same))
+            if not self._todo:
+                parts, self._parts = self._parts, []
+                self._add_all(build_group(parts))
+
+    def _add_all(self, found: Iterable[tuple[Layer, Media]]) -> None:
+        for layer, media in found:
+            self.add(layer, media)
 
     def _look_into(self, layer: Layer, media: Media) -> None:
-        if self._is_filesystem(media):
+        # md first: a member that has its superblock at its end begins like the array does.
+        if member := read_member(media):
+            self._members[member.array].append(ArrayMember(layer, media, member))
+        elif self._is_filesystem(media):
             return
-        table = read_partitions(media)
-        if table is not None:
+        elif volume := read_physical_volume(media):
+            self._add_volume(layer, media, volume)
+        elif table := read_partitions(media):
             self._add_partitions(layer, media, table)
 
+    def _add_volume(self, layer: Layer, media: Media, volume: PhysicalVolume) -> None:
+        self._parts.append(GroupPart(layer, media, volume))
+
     def _add_partitions(self, layer: Layer, media: Media, table: Table) -> None:
-        layer.remarks += table.notes
+        layer.remarks += tuple(f"{layer.name}: {note}" for note in table.notes)
         segments: list[Segment] = [Ending(*structure) for structure in table.structures]
         for partition in table.partitions:
             name = partition_name(layer.name, partition.number)
-            part = _slice(name, media, partition.start, partition.length)
-            below = Layer(name, partition.length, "partition", open_media=lambda part=part: part)
-            segments.append(Linear(partition.start, partition.length, below, what=partition.type))
+            part = slice_of(name, media, partition.start, partition.length)
+            below = Layer(name, partition.length, "partition", open_media=partial(_same, part))
+            segments.append(Linear(partition.start, partition.length, below, what=partition.name))
             self.add(below, part)
         layer.segments = segments
+
+
+def _same(media: Media) -> Media:
+    return media
+
+
+def partition_name(disk: str, number: int) -> str:
+    """Name a partition as the kernel does: a ``p`` keeps two numbers apart."""
+    return f"{disk}{'p' if disk[-1:].isdecimal() else ''}{number}"
+
+
+def slice_of(name: str, media: Media, start: int, length: int) -> Media:
+    """Give ``length`` bytes from ``start`` of a medium as one of its own."""
+
+    def locate(offset: int, size: int) -> Iterable[Part]:
+        return (Part(size, (Copy(media, start + offset),)),)
+
+    return MappedMedia(name, min(length, max(media.size - start, 0)), locate)

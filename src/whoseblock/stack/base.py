@@ -115,8 +115,9 @@ class Layer:
     """An address space of ``size`` bytes, cut into segments, which may overlap.
 
     A layer without segments is one that nothing is made of.  What no segment of one with segments
-    covers is ``gap``.  ``kind`` is a word for people: disk, partition, volume.  ``open`` reads the
-    layer; the caller closes what it gives.
+    covers is ``gap``; unless ``gap_certain``, nobody can say what else it may be.  ``kind`` is a
+    word for people: disk, partition, volume.  ``open`` reads the layer; the caller closes what it
+    gives.
     """
 
     def __init__(  # noqa: PLR0913 - what there is to say of a layer
@@ -127,6 +128,7 @@ class Layer:
         *,
         open_media: Callable[[], Media] | None = None,
         gap: str = "unpartitioned",
+        gap_certain: bool = True,
         remarks: Iterable[str] = (),
         doubts: Iterable[str] = (),
     ) -> None:
@@ -134,6 +136,7 @@ class Layer:
         self.size = size
         self.kind = kind
         self.gap = gap
+        self.gap_certain = gap_certain
         #: Worth telling of every answer that comes through here.
         self.remarks = tuple(remarks)
         #: What makes every such answer incomplete.
@@ -162,6 +165,10 @@ class Layer:
         """Whether `open` can give anything."""
         return self._open_media is not None
 
+    def read_from(self, open_media: Callable[[], Media]) -> None:
+        """Have the layer read from a copy of it."""
+        self._open_media = open_media
+
     def open(self) -> Media:
         """Open the layer for reading; raises `TargetError`."""
         if self._open_media is None:
@@ -181,11 +188,14 @@ class Layer:
             if low >= high:
                 continue
             if covered < low:
-                yield Piece(covered, low - covered, what=self.gap)
+                yield self._gap(covered, low)
             yield from segment.pieces(low, high - low)
             covered = max(covered, high)
         if covered < end:
-            yield Piece(covered, end - covered, what=self.gap)
+            yield self._gap(covered, end)
+
+    def _gap(self, start: int, end: int) -> Piece:
+        return Piece(start, end - start, what=self.gap, certain=self.gap_certain)
 
     def __repr__(self) -> str:
         return f"<{self.kind} {self.name}, {self.size} bytes>"
@@ -242,7 +252,7 @@ def _descend(layer: Layer, start: int, length: int, above: _Above) -> Iterator[L
     # A table may promise more than there is.
     inside = max(min(length, layer.size - start), 0)
     if inside and not layer.segments:
-        yield Landing(asked, inside, way, layer, start, "", True, remarks, doubts)
+        yield Landing(asked, inside, way, layer, start, remarks=remarks, doubts=doubts)
     for piece in layer.pieces(start, inside) if inside and layer.segments else ():
         place = asked + piece.start - start
         here = _moved(way, piece.start - start)
@@ -256,7 +266,8 @@ def _descend(layer: Layer, start: int, length: int, above: _Above) -> Iterator[L
         yield Landing(place, piece.length, here, None, 0, what, certain, told, doubts)
     if inside < length:
         what, beyond = f"past the end of {layer.name}", _moved(way, inside)
-        yield Landing(asked + inside, length - inside, beyond, None, 0, what, True, remarks, doubts)
+        last = Landing(asked + inside, length - inside, beyond, None, 0, what)
+        yield last._replace(remarks=remarks, doubts=doubts)
 
 
 def _moved(way: tuple[Step, ...], distance: int) -> tuple[Step, ...]:

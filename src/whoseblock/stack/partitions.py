@@ -194,7 +194,7 @@ class _Entry(NamedTuple):
     boot: int
     type: int
     first: int
-    count: int
+    sectors: int
 
 
 def _mbr_entries(raw: bytes) -> list[_Entry]:
@@ -216,8 +216,8 @@ def _read_mbr(media: Media) -> Table | None:  # noqa: PLR0911 - as above
     used = [(number, entry) for number, entry in enumerate(entries, 1) if entry.type]
     if not used or any(entry.type == _PROTECTIVE for _, entry in used):
         return None
-    places = sorted((entry.first, entry.first + entry.count) for _, entry in used)
-    if any(entry.count == 0 or entry.first == 0 for _, entry in used):
+    places = sorted((entry.first, entry.first + entry.sectors) for _, entry in used)
+    if any(entry.sectors == 0 or entry.first == 0 for _, entry in used):
         return None
     if places[-1][1] * sector > media.size or _overlap(places):
         return None
@@ -238,7 +238,7 @@ def _overlap(places: list[tuple[int, int]]) -> bool:
 
 def _mbr_partition(number: int, entry: _Entry, base: int, sector: int) -> Partition:
     start = (base + entry.first) * sector
-    return Partition(number, start, entry.count * sector, f"0x{entry.type:02x}")
+    return Partition(number, start, entry.sectors * sector, f"0x{entry.type:02x}")
 
 
 class _Chain:
@@ -258,7 +258,7 @@ class _Chain:
         In each record, one entry is a partition, relative to the record, and one the next record,
         relative to the extended partition.
         """
-        end = extended.first + extended.count
+        end = extended.first + extended.sectors
         seen: set[int] = set()
         at: int | None = extended.first
         while at is not None:
@@ -273,10 +273,10 @@ class _Chain:
             self.structures.append(Structure(at * self._sector, 512, "extended boot record"))
             following = None
             for entry in _mbr_entries(raw):
-                if entry.type in _EXTENDED and entry.count and following is None:
+                if entry.type in _EXTENDED and entry.sectors and following is None:
                     following = extended.first + entry.first
-                elif entry.type and entry.count and entry.type not in _EXTENDED:
-                    if not entry.first or at + entry.first + entry.count > end:
+                elif entry.type and entry.sectors and entry.type not in _EXTENDED:
+                    if not entry.first or at + entry.first + entry.sectors > end:
                         self._give_up(extended, "makes no sense", at)
                         return
                     self.partitions.append(_mbr_partition(self._number, entry, at, self._sector))
@@ -289,8 +289,10 @@ class _Chain:
             f"its extended boot record at byte {at * self._sector} {why}: logical partitions from"
             f" number {self._number} on are not known"
         )
-        rest = [ByteRange(extended.first * self._sector, extended.count * self._sector)]
-        for known in (*self.partitions, *self.structures):
-            rest = subtract(rest, ByteRange(known.start, known.length))
+        rest = [ByteRange(extended.first * self._sector, extended.sectors * self._sector)]
+        known = [ByteRange(part.start, part.length) for part in self.partitions]
+        known += [ByteRange(part.start, part.length) for part in self.structures]
+        for one in known:
+            rest = subtract(rest, one)
         what = "extended partition, of which a boot record is lost"
         self.structures += [Structure(*part, what, certain=False) for part in rest]

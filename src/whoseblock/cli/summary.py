@@ -1,0 +1,205 @@
+"""``lookup --summary`` and ``--output``: what each file lost, for people, spreadsheets, shells."""
+
+import csv
+import io
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from msgspec import UNSET, Struct, UnsetType
+
+from whoseblock.cli.encode import encode_json
+from whoseblock.cli.terminal import printable
+from whoseblock.fs.base import Paths
+from whoseblock.ranges import ByteRange, merge
+from whoseblock.stack.base import Layer
+from whoseblock.summary import KINDS, FileLoss, Summary
+
+if TYPE_CHECKING:
+    from whoseblock.lookup import Asked, Lookup
+
+__all__ = ["summarise"]
+
+#: A range of a terabyte has millions of owners: they are asked for in parts of this size.
+_PART: Final = 64 << 20
+#: What a spreadsheet would take for a formula.
+_FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")
+_MEANING: Final = {
+    "file": "in files (bytes that several files share are counted once)",
+    "metadata": "in the filesystem's metadata",
+    "unknown": "of which nobody knows",
+    "unwritten": "allocated but never written: no data is lost",
+    "staging": "reserved for a copy-on-write",
+    "free": "free",
+    "outside": "outside of any filesystem",
+}
+
+
+class _File(Struct, frozen=True):
+    """One line of the list, as it is written."""
+
+    path: str
+    layer: str
+    inode: int
+    what: str
+    bytes: int
+    ranges: int
+    size: int | None
+    share: float | None
+    shared: bool
+    shell: str
+    paths: tuple[str, ...] | UnsetType = UNSET
+
+
+def summarise(
+    finder: "Lookup", asked: "Iterable[Asked]", output: str | None, *, paths: bool, as_json: bool
+) -> Iterator[bytes]:
+    """Ask everything, write the list to ``output``, and give the lines of the summary."""
+    summary = Summary(lambda name, inode: finder.file_size(finder.layers[name], inode))
+    for answer in finder.answers(_once(asked), paths=False):
+        summary.add(answer)
+    files = list(_files(finder, summary, paths=paths))
+    if output is not None:
+        _write_list(Path(output), files)
+    if as_json:
+        yield encode_json(_totals(summary) | {"files": files})
+    else:
+        for line in _page(summary, files):
+            yield line.encode(errors="backslashreplace")
+
+
+def _once(asked: "Iterable[Asked]") -> "Iterator[Asked]":
+    """Give every byte once, however often it was reported, in parts that can be held."""
+    from whoseblock.lookup import Asked
+
+    ranges: dict[Layer, list[ByteRange]] = {}
+    for one in asked:
+        ranges.setdefault(one.layer, []).append(ByteRange(one.start, one.length))
+    for layer, wanted in ranges.items():
+        for start, length in merge(wanted):
+            for at in range(start, start + length, _PART):
+                yield Asked(at, min(_PART, start + length - at), layer, "summary", named=True)
+
+
+def _files(finder: "Lookup", summary: Summary, *, paths: bool) -> Iterator[_File]:
+    losses = summary.files
+    known: dict[str, dict[int, Paths]] = {}
+    if paths:
+        inodes: dict[str, list[int]] = {}
+        for loss in losses:
+            inodes.setdefault(loss.layer, []).append(loss.inode)
+        known = {
+            name: finder.paths_many(finder.layers[name], wanted) for name, wanted in inodes.items()
+        }
+    for loss in losses:
+        yield _file(loss, known.get(loss.layer, {}).get(loss.inode), summary)
+
+
+def _file(loss: FileLoss, paths: Paths | None, summary: Summary) -> _File:
+    if paths is not None and not paths.complete:
+        summary.notes.update(dict.fromkeys(paths.notes))
+        summary.incomplete += 1
+    names = paths.paths if paths else ()
+    first = names[0] if names else ""
+    return _File(
+        first,
+        loss.layer,
+        loss.inode,
+        loss.what,
+        loss.lost,
+        loss.ranges,
+        loss.size,
+        None if loss.share is None else round(loss.share, 6),
+        loss.shared,
+        quoted(first) if first else "",
+        names,
+    )
+
+
+def _totals(summary: Summary) -> dict[str, Any]:
+    return {
+        "bytes": summary.asked,
+        "complete": not summary.incomplete,
+        "notes": list(summary.notes),
+        "totals": summary.totals,
+        "metadata": dict(summary.metadata),
+    }
+
+
+# ------------------------------------------------------------------ for people
+
+
+def _page(summary: Summary, files: list[_File]) -> Iterator[str]:
+    rows = [("BYTES LOST", "RANGES", "SHARE", "INODE", "WHAT", "PATH")]
+    several = len({file.layer for file in files}) > 1
+    for file in files:
+        share = "" if file.share is None else f"{file.share:.1%}"
+        path = printable(file.path) if file.path else "(no path)"
+        if isinstance(file.paths, tuple) and len(file.paths) > 1:
+            path += f"  (and {len(file.paths) - 1} more)"
+        what = f"{file.what}, shared" if file.shared else file.what
+        where = f"{file.layer}: " if several else ""
+        row = (str(file.bytes), str(file.ranges), share, str(file.inode), what, where + path)
+        rows.append(row)
+    if files:
+        widths = [max(len(row[column]) for row in rows) for column in range(5)]
+        for row in rows:
+            cells = [row[0].rjust(widths[0]), row[1].rjust(widths[1]), row[2].rjust(widths[2])]
+            cells += [row[3].rjust(widths[3]), row[4].ljust(widths[4])]
+            yield "  ".join([*cells, row[5]]).rstrip()
+        yield ""
+    width = max(len(str(summary.asked)), 10)
+    for kind in KINDS:
+        if count := summary.totals[kind]:
+            detail = ""
+            if kind == "metadata":
+                parts = (f"{what} {size}" for what, size in sorted(summary.metadata.items()))
+                detail = f": {', '.join(parts)}"
+            yield f"{count:>{width}}  {_MEANING[kind]}{detail}"
+    yield f"{summary.asked:>{width}}  asked"
+    title = "incomplete" if summary.incomplete else "note"
+    for note in summary.notes:
+        yield f"  {title}: {printable(note)}"
+
+
+# ------------------------------------------------------------------ for programs
+
+
+def _write_list(path: Path, files: list[_File]) -> None:
+    if path.suffix == ".json":
+        # One file a line, which tools that go by lines can read too.
+        lines = b",\n".join(encode_json(file) for file in files)
+        path.write_bytes(b"[\n" + lines + b"\n]\n" if files else b"[]\n")
+        return
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    names = [name for name in _File.__struct_fields__ if name != "paths"]
+    writer.writerow([*names, "other_paths"])
+    for file in files:
+        others = file.paths[1:] if isinstance(file.paths, tuple) else ()
+        cells = [getattr(file, name) for name in names]
+        writer.writerow([_cell(cell) for cell in (*cells, " ".join(map(quoted, others)))])
+    path.write_text(text.getvalue(), encoding="utf-8", newline="")
+
+
+def _cell(value: object) -> object:
+    """Make a cell of a spreadsheet that is text and nothing else; it keeps to its line."""
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        text = printable(value) if not value.startswith("$'") else value
+        return f"'{text}" if text.startswith(_FORMULA) else text
+    return value
+
+
+def quoted(path: str) -> str:
+    r"""Quote a path so that a shell takes it for one word: ``'it is'``, ``$'two\nlines'``."""
+    if path.isprintable() and path.isascii() and "'" not in path:
+        return path if path.replace("/", "").replace("_", "").isalnum() else f"'{path}'"
+    pieces = []
+    for byte in path.encode("utf-8", "surrogateescape"):
+        char = chr(byte)
+        plain = 0x20 <= byte < 0x7F and char not in "'\\"  # noqa: PLR2004 - printable ASCII
+        # Octal, always of three digits: it ends where it ends, whatever follows.
+        pieces.append(char if plain else f"\\{byte:03o}")
+    return f"$'{''.join(pieces)}'"

@@ -1,0 +1,84 @@
+"""The options that say how to look at a target."""
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from whoseblock.target import TargetOptions
+
+__all__ = ["options_of", "target_options"]
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+_OPTIONS: Final = (
+    click.option(
+        "--at-filesystem",
+        is_flag=True,
+        help="Take TARGET for a filesystem's own device, and look for no partitions or volumes.",
+    ),
+    click.option(
+        "--member",
+        "members",
+        multiple=True,
+        type=click.Path(),
+        metavar="IMAGE",
+        help="Another disk or image of the same volume group or array; may be repeated.",
+    ),
+    click.option(
+        "--device",
+        default="",
+        metavar="NAME",
+        help="Which of the kernel's devices TARGET is, or is a copy of: sda, pmem0.",
+    ),
+    click.option(
+        "--log-device",
+        type=click.Path(),
+        metavar="DEVICE",
+        help="Where an XFS filesystem keeps an external log.",
+    ),
+    click.option(
+        "--realtime-device",
+        type=click.Path(),
+        metavar="DEVICE",
+        help="Where an XFS filesystem keeps its realtime section.",
+    ),
+    click.option(
+        "--address-space",
+        type=click.Choice(["data", "log", "realtime"]),
+        default="data",
+        show_default=True,
+        help="Which of the filesystem's devices the RANGEs are of.",
+    ),
+    click.option(
+        "--root",
+        default="/",
+        type=click.Path(exists=True, file_okay=False),
+        metavar="FOLDER",
+        help="Read /sys and /proc below FOLDER, where a snapshot of a machine is unpacked.",
+    ),
+)
+
+
+def target_options(command: _Command) -> _Command:
+    """Add the options to a command, which passes what it was given to `options_of`."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+def options_of(options: Mapping[str, Any]) -> "TargetOptions":
+    """Put the options together."""
+    from whoseblock.target import TargetOptions
+
+    others = {"log": options["log_device"], "realtime": options["realtime_device"]}
+    space = options["address_space"]
+    return TargetOptions(
+        members=options["members"],
+        at_filesystem=options["at_filesystem"],
+        device=options["device"],
+        others={role: path for role, path in others.items() if path is not None},  # type: ignore[misc]
+        address_space=None if space == "data" else space,
+        root=options["root"],
+    )
