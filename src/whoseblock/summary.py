@@ -38,13 +38,15 @@ class FileLoss(NamedTuple):
 class _Count:
     """What is counted of one file, or of one part of it that is not data."""
 
-    __slots__ = ("lost", "ranges", "shared", "size", "within")
+    __slots__ = ("end", "lost", "ranges", "shared", "size", "within")
 
     def __init__(self, size: int | None) -> None:
         self.lost: int = 0
         self.ranges: int = 0
         self.within: int = 0
         self.shared = False
+        #: Where the last row ended: one that goes on there is of the same range.
+        self.end: tuple[int, int | None] = (-1, None)
         self.size = size
 
 
@@ -89,7 +91,9 @@ class Summary:
             size = self._size_of(layer, row.inode) if row.what == "data" else None
             count = self._files[key] = _Count(size)
         count.lost += row.length
-        count.ranges += 1
+        offset = row.file_offset
+        count.ranges += count.end != (row.start, offset)
+        count.end = row.start + row.length, None if offset is None else offset + row.length
         count.shared |= row.shared
         if count.size is not None and row.file_offset is not None:
             count.within += max(min(row.length, count.size - row.file_offset), 0)

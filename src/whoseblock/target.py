@@ -18,9 +18,10 @@ from whoseblock.media.base import Media
 from whoseblock.media.device import FileMedia
 from whoseblock.media.mounts import mount_note
 from whoseblock.stack.assembly import Assembly
-from whoseblock.stack.base import PHYSICAL_MEMORY, Layer
+from whoseblock.stack.base import PHYSICAL_MEMORY, Layer, Segment
 from whoseblock.stack.devices import Devices
 from whoseblock.stack.host import Host
+from whoseblock.stack.loops import below_loop
 from whoseblock.stack.mounted import other_devices
 from whoseblock.stack.nvdimm import Nvdimm
 
@@ -34,7 +35,8 @@ class TargetOptions:
     """How to look at a target.
 
     ``members`` are further disks or images of its volume groups and arrays.  ``at_filesystem``
-    takes the target for a filesystem's device as it is.  ``device`` is the kernel's name of the
+    takes the target for a filesystem's device as it is.  ``through_loop`` goes from a loop device
+    into the filesystem that holds its file, too.  ``device`` is the kernel's name of the
     device that the target is a copy of.  ``others`` are the log and the realtime device of its
     filesystem, and ``address_space`` says of which of them the ranges are, if not of the target.
     ``root`` is where /sys and /proc are read.
@@ -43,6 +45,7 @@ class TargetOptions:
     members: tuple[str, ...] = ()
     at_filesystem: bool = False
     device: str = ""
+    through_loop: bool = False
     others: dict[Role, str] = field(default_factory=dict)
     address_space: Role | None = None
     root: str = "/"
@@ -127,6 +130,9 @@ class Target:
             if one in self._looked_into:
                 continue
             self._looked_into.add(one)
+            if self._options.through_loop and not one.beneath:
+                one.beneath = tuple(below_loop(self.host, one.name, self._devices.layer))
+                todo += [below for file in one.beneath for below in _layers_below(file)]
             todo += [segment.to for segment in one.segments if segment.to is not None]
             if one.readable and not one.segments:
                 try:
@@ -230,6 +236,10 @@ class Target:
 
     def _open_other(self, layer: Layer, role: Role, data: Layer) -> AddressSpace:
         """Open the log or the realtime device of the filesystem on ``data``."""
+        if not data.readable or not layer.readable:
+            raise NotAFilesystemError(
+                f"it is the {role} device of the filesystem on {data.name}, which is not at hand"
+            )
         with ExitStack() as undo:
             below = undo.enter_context(closing(data.open()))
             filesystem = recognise.open_filesystem(below)
@@ -263,3 +273,15 @@ class Target:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _layers_below(segment: Segment) -> list[Layer]:
+    """Give the layers that a segment leads into, at any depth."""
+    found: list[Layer] = []
+    todo = [segment]
+    while todo:
+        layer = todo.pop().to
+        if layer is not None and layer not in found:
+            found.append(layer)
+            todo += layer.segments
+    return found

@@ -22,6 +22,7 @@ def _file() -> click.File:
 _OPTIONS: Final = (
     click.option(
         "--ranges",
+        "ranges_file",
         type=_file(),
         metavar="FILE",
         help="Read more ranges from FILE, one a line; - is standard input, # starts a comment.",
@@ -105,7 +106,7 @@ class Given(NamedTuple):
     """What was given on the command line; the fields are the names of the options."""
 
     texts: tuple[str, ...]
-    ranges: TextIO | None
+    ranges_file: TextIO | None
     mapfiles: tuple[TextIO, ...]
     statuses: str
     badblocks: tuple[TextIO, ...]
@@ -135,7 +136,7 @@ class Given(NamedTuple):
     @property
     def of_the_target(self) -> bool:
         """Whether some form is given whose addresses are those of TARGET."""
-        return bool(self.texts or self.ranges or self.mapfiles or self.badblocks)
+        return bool(self.texts or self.ranges_file or self.mapfiles or self.badblocks)
 
     def check(self, *, target: bool) -> None:
         """Refuse what makes no question, with a usage error."""
@@ -152,8 +153,10 @@ class Given(NamedTuple):
         """Give the ranges that were written as ranges; ``block_size`` is what ``b`` means."""
         for text in self.texts:
             yield Failure(*parse_range(text, block_size))
-        if self.ranges is not None:
-            for start, length in parse_ranges(self.ranges, name_of(self.ranges), block_size):
+        if self.ranges_file is not None:
+            for start, length in parse_ranges(
+                self.ranges_file, name_of(self.ranges_file), block_size
+            ):
                 yield Failure(start, length)
 
     def failures(self, page_size: int) -> Iterator[Failure]:

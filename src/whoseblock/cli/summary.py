@@ -12,11 +12,11 @@ from whoseblock.cli.encode import encode_json
 from whoseblock.cli.terminal import printable
 from whoseblock.fs.base import Paths
 from whoseblock.ranges import ByteRange, merge
-from whoseblock.stack.base import Layer
 from whoseblock.summary import KINDS, FileLoss, Summary
 
 if TYPE_CHECKING:
     from whoseblock.lookup import Asked, Lookup
+    from whoseblock.stack.base import Layer
 
 __all__ = ["summarise"]
 

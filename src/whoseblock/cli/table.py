@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 
 from whoseblock.cli.terminal import printable
-from whoseblock.fs.base import Answer, FileOwner, MetadataOwner, Outside, Owner
+from whoseblock.fs.base import Answer, FileOwner, MetadataOwner, Outside, Owner, Via
 
 __all__ = ["table_lines"]
 
@@ -18,24 +18,37 @@ _Row = tuple[str, ...]
 def table_lines(answers: Iterable[Answer]) -> Iterator[str]:
     """Give the lines of the table as the answers come.
 
-    A file with many paths takes a line for each; a note stands below the first answer that has it.
+    A file with many paths takes a line for each.  Below the rows of an answer stand the ways that
+    they took through the stack, and notes, each with the first answer that has it.
     """
     said: set[str] = set()
     widths = [len(heading) for heading in _HEADINGS]
     waiting = iter(answers)
     headings = True
     while batch := list(islice(waiting, _SAMPLE)):
-        blocks = [(list(_rows(answer)), _new_notes(answer, said)) for answer in batch]
+        blocks = [
+            (list(_rows(answer)), [*_ways(answer), *_new_notes(answer, said)]) for answer in batch
+        ]
         for rows, _ in blocks:
             for row in rows:
                 widths = [max(width, len(cell)) for width, cell in zip(widths, row, strict=True)]
         if headings:
             yield _line(_HEADINGS, widths)
             headings = False
-        for rows, notes in blocks:
+        for rows, below in blocks:
             for row in rows:
                 yield _line(row, widths)
-            yield from notes
+            yield from below
+
+
+def _ways(answer: Answer) -> Iterator[str]:
+    """Give the ways down from the range, one line for each that its rows took."""
+    ways: dict[tuple[str, ...], tuple[Via, ...]] = {}
+    for owner in answer:
+        if isinstance(owner.via, tuple):
+            ways.setdefault(tuple(step.layer for step in owner.via), owner.via)
+    for way in ways.values():
+        yield "  " + " → ".join(f"{printable(step.layer)} {step.start}" for step in way)
 
 
 def _new_notes(answer: Answer, said: set[str]) -> list[str]:

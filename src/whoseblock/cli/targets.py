@@ -19,6 +19,11 @@ _OPTIONS: Final = (
         help="Take TARGET for a filesystem's own device, and look for no partitions or volumes.",
     ),
     click.option(
+        "--through-loop",
+        is_flag=True,
+        help="Go from a loop device into the filesystem that holds its file, too.",
+    ),
+    click.option(
         "--member",
         "members",
         multiple=True,
@@ -77,6 +82,7 @@ def options_of(options: Mapping[str, Any]) -> "TargetOptions":
     return TargetOptions(
         members=options["members"],
         at_filesystem=options["at_filesystem"],
+        through_loop=options["through_loop"],
         device=options["device"],
         others={role: path for role, path in others.items() if path is not None},  # type: ignore[misc]
         address_space=None if space == "data" else space,

@@ -76,7 +76,7 @@ def _read(part: Part, place: int) -> bytes:
     reason = "nothing is there"
     for number, copy in enumerate(part.copies):
         if copy.media is None:
-            reason = f"it is on {copy.name or 'a device'}, which is missing"
+            reason = f"not at hand: {copy.name or 'its device'}"
             continue
         try:
             return copy.media.pread(copy.start, part.length)

@@ -93,7 +93,7 @@ def _reader(member: ArrayMember | None, number: int, about: MdMember) -> Member:
         return Member(None, 0, f"member {number}")
     behind = about.events - member.about.events > _EVENTS_BEHIND
     if behind or member.about.recovering:
-        return Member(None, 0, f"{member.layer.name}, which is not up to date and")
+        return Member(None, 0, f"{member.layer.name}, not up to date")
     return Member(member.media, member.about.start, member.layer.name)
 
 

@@ -142,6 +142,8 @@ class Layer:
         #: What makes every such answer incomplete.
         self.doubts = tuple(doubts)
         self._open_media = open_media
+        #: What the layer itself is made of, where a question is to go there as well.
+        self.beneath: tuple[Segment, ...] = ()
         self._segments: list[Segment] = []
         self._starts: list[int] = []
         #: The furthest end of all segments so far: one that begins early may end late.
@@ -177,6 +179,12 @@ class Layer:
 
     def pieces(self, start: int, length: int) -> Iterator[Piece]:
         """Say where each part of a range leads; overlapping segments each have their say."""
+        for segment in self.beneath:
+            high = min(start + length, segment.start + segment.length)
+            if start < high:
+                yield from segment.pieces(start, high - start)
+        if not self._segments:
+            return
         end = start + length
         last = bisect_right(self._starts, end - 1)
         # The first whose end, or the end of any before it, lies past the start.
@@ -253,7 +261,7 @@ def _descend(layer: Layer, start: int, length: int, above: _Above) -> Iterator[L
     inside = max(min(length, layer.size - start), 0)
     if inside and not layer.segments:
         yield Landing(asked, inside, way, layer, start, remarks=remarks, doubts=doubts)
-    for piece in layer.pieces(start, inside) if inside and layer.segments else ():
+    for piece in layer.pieces(start, inside) if inside else ():
         place = asked + piece.start - start
         here = _moved(way, piece.start - start)
         told = (*remarks, piece.remark) if piece.remark else remarks

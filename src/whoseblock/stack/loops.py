@@ -1,0 +1,130 @@
+"""Loop devices, and where the files behind them lie.
+
+The filesystem that holds such a file tells its extents by FS_IOC_FIEMAP
+(Documentation/filesystems/fiemap.rst, include/uapi/linux/fiemap.h).
+"""
+
+import fcntl
+import os
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from struct import Struct
+from typing import Final, NamedTuple
+
+from whoseblock.stack.base import Layer, Linear, Piece, Segment
+from whoseblock.stack.host import Host
+
+__all__ = ["BackingFile", "backing_file", "below_loop", "file_extents"]
+
+_FS_IOC_FIEMAP: Final = 0xC020660B
+#: start, length, flags, mapped extents, room for extents
+_FIEMAP: Final = Struct("<QQIII4x")
+#: logical, physical, length, flags
+_EXTENT: Final = Struct("<QQQ16xI12x")
+_ROOM: Final = 512
+_LAST: Final = 0x1
+#: Extents that have no place of their own: unknown, delayed, encoded, not aligned, inline.
+_NO_PLACE: Final = 0x2 | 0x4 | 0x8 | 0x80 | 0x100 | 0x200
+
+
+class BackingFile(NamedTuple):
+    """The file behind a loop device: byte 0 of the device is byte ``offset`` of it."""
+
+    path: str
+    offset: int
+
+
+class _Extent(NamedTuple):
+    logical: int
+    physical: int
+    length: int
+    flags: int
+
+
+def backing_file(host: Host, loop: str) -> BackingFile | None:
+    """Give the file behind a loop device (loop.ko's attributes in sysfs); None if there is none."""
+    folder = host.root / "sys/class/block" / loop / "loop"
+    path, offset = host.text(folder / "backing_file"), host.number(folder / "offset")
+    return BackingFile(path, offset or 0) if path else None
+
+
+def file_extents(path: str, start: int, length: int) -> Iterator[_Extent]:
+    """Give the extents of a part of a file; raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        end = start + length
+        while start < end:
+            buffer = bytearray(_FIEMAP.size + _ROOM * _EXTENT.size)
+            _FIEMAP.pack_into(buffer, 0, start, end - start, 0, 0, _ROOM)
+            fcntl.ioctl(descriptor, _FS_IOC_FIEMAP, buffer)
+            count = _FIEMAP.unpack_from(buffer)[3]
+            for number in range(count):
+                place = _FIEMAP.size + number * _EXTENT.size
+                extent = _Extent(*_EXTENT.unpack_from(buffer, place))
+                yield extent
+                start = max(start, extent.logical + extent.length)
+                if extent.flags & _LAST:
+                    return
+            if not count:
+                return
+    finally:
+        os.close(descriptor)
+
+
+class _FileSegment(NamedTuple):
+    """A whole file, which leads to the device that its filesystem is on."""
+
+    start: int
+    length: int
+    path: str
+    to: Layer
+    what: str = "extents of the file"
+
+    def pieces(self, start: int, length: int) -> Iterable[Piece]:
+        """Say where each extent of a part of the file leads."""
+        try:
+            extents = list(file_extents(self.path, start, length))
+        except OSError as error:
+            what = f"the extents of {self.path} cannot be had: {error.strerror}"
+            return [Piece(start, length, what=what, certain=False)]
+        pieces = []
+        end = start + length
+        for extent in extents:
+            low, high = max(start, extent.logical), min(end, extent.logical + extent.length)
+            if low >= high:
+                continue
+            if start < low:
+                pieces.append(Piece(start, low - start, what=f"hole in {self.path}"))
+            if extent.flags & _NO_PLACE:
+                what = f"a part of {self.path} that has no place of its own"
+                pieces.append(Piece(low, high - low, what=what, certain=False))
+            else:
+                place = extent.physical + low - extent.logical
+                pieces.append(Piece(low, high - low, self.to, place))
+            start = high
+        if start < end:
+            pieces.append(Piece(start, end - start, what=f"hole in {self.path}"))
+        return pieces
+
+
+def below_loop(host: Host, loop: str, device_layer: Callable[[str], Layer]) -> list[Segment]:
+    """Give what a loop device is made of: its file, and the device of the file's filesystem.
+
+    Empty if it is no loop device, or if the filesystem is on no single device.
+    """
+    backing = backing_file(host, loop) if host.live else None
+    if backing is None:
+        return []
+    try:
+        status = Path(backing.path).stat()
+    except OSError:
+        # Deleted, or in another mount namespace.
+        return []
+    number = f"{os.major(status.st_dev)}:{os.minor(status.st_dev)}"
+    device = host.device_numbered(number)
+    if device is None:
+        return []
+    file = Layer(backing.path, status.st_size, "backing file")
+    file.segments = [_FileSegment(0, status.st_size, backing.path, device_layer(device))]
+    size = max(status.st_size - backing.offset, 0)
+    return [Linear(0, size, file, backing.offset)] if size else []
