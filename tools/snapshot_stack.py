@@ -103,9 +103,7 @@ def main() -> None:
         for volume in sorted(Path("/sys/block").glob("dm-*")):
             name = (volume / "dm" / "name").read_text().strip()
             # Without --showkeys dmsetup writes zeros in place of keys.
-            done = subprocess.run(
-                ["dmsetup", "table", name], stdout=subprocess.PIPE, check=False
-            )
+            done = subprocess.run(["dmsetup", "table", name], stdout=subprocess.PIPE, check=False)
             add(archive, f"dm-tables/{volume.name}", done.stdout)
     print(f"{sys.argv[1]} written: look at it before you send it")
 

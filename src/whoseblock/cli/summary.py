@@ -36,7 +36,11 @@ _MEANING: Final = {
 
 
 class _File(Struct, frozen=True):
-    """One line of the list, as it is written."""
+    """One line of the list, as it is written.
+
+    ``bytes`` are those of the device that were lost, ``data_bytes`` those of them that the file
+    has before its end, and ``share`` is their part of its ``size``.
+    """
 
     path: str
     layer: str
@@ -44,6 +48,7 @@ class _File(Struct, frozen=True):
     what: str
     bytes: int
     ranges: int
+    data_bytes: int
     size: int | None
     share: float | None
     shared: bool
@@ -108,8 +113,9 @@ def _file(loss: FileLoss, paths: Paths | None, summary: Summary) -> _File:
         loss.what,
         loss.lost,
         loss.ranges,
+        loss.within,
         loss.size,
-        None if loss.share is None else round(loss.share, 6),
+        loss.share,
         loss.shared,
         quoted(first) if first else "",
         names,
