@@ -108,7 +108,9 @@ def _text(volume: Volume) -> str:
             f'type = "striped"\nstripe_count = {len(stripes)}\n{size}stripes = [{names}]\n}}\n'
         )
         first += extents
-    uuid = "-".join(["AAAAAA", "aaaa", "aaaa", "aaaa", "aaaa", "aaaa", volume.name[:6].rjust(6, "b")])
+    uuid = "-".join(
+        ["AAAAAA", "aaaa", "aaaa", "aaaa", "aaaa", "aaaa", volume.name[:6].rjust(6, "b")]
+    )
     return (
         f'{volume.name} {{\nid = "{uuid}"\nstatus = ["READ", "WRITE", "VISIBLE"]\nflags = []\n'
         f"segment_count = {len(segments)}\n{''.join(segments)}}}\n"

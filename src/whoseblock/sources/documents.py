@@ -1,15 +1,16 @@
 """JSON that programs print: nothing is where one expects it until one has looked."""
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any, Final
 
 from whoseblock.errors import MalformedError
 
-__all__ = ["as_list", "as_number", "as_text", "find", "read_documents"]
+__all__ = ["as_list", "as_number", "as_text", "find", "objects", "read_documents"]
 
-#: Python would follow nested brackets until its stack is full.
-_DEEPEST: Final = 64
+#: int() alone would also take spaces, underscores and digits of other scripts.
+_NUMBER: Final = re.compile(r"0[xX][0-9a-fA-F]{1,16}|[0-9]{1,20}", re.ASCII)
 _MOST: Final = 1 << 63
 
 
@@ -54,11 +55,8 @@ def as_text(value: Any) -> str:  # noqa: ANN401
 
 def as_number(value: Any, name: str, expected: str) -> int:  # noqa: ANN401
     """Give a whole number, also one written as text; raises `MalformedError`."""
-    if isinstance(value, str) and len(value) <= _DEEPEST:
-        try:
-            value = int(value, 16 if value[:2] in ("0x", "0X") else 10)
-        except ValueError:
-            value = None
+    if isinstance(value, str) and _NUMBER.fullmatch(value):
+        value = int(value, 16 if value[:2] in ("0x", "0X") else 10)
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < _MOST:
         raise MalformedError(name, None, expected)
     return value

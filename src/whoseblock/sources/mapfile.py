@@ -1,16 +1,19 @@
 """GNU ddrescue's map of what it rescued, and what not.
 
-The form is that of "Mapfile structure" in the manual of GNU ddrescue: comments, one line with the
-state of the program, then lines ``POSITION SIZE STATUS``, ascending and without gaps.
+The form is that of "Mapfile structure" in the manual of GNU ddrescue: comments from a ``#`` at the
+begin of a line or after whitespace; one line with the state of the program; then lines ``POSITION
+SIZE STATUS``, ascending and without gaps.  Before version 1.20 the same was called a logfile, and
+before 1.22 the state had no third field.
 """
 
+import re
 from collections.abc import Iterable, Iterator
 from typing import Final
 
 from whoseblock.errors import MalformedError
 from whoseblock.sources.base import Failure
 
-__all__ = ["LOST", "read_mapfile"]
+__all__ = ["LOST", "check_statuses", "read_mapfile"]
 
 #: Every status but ``+``, finished: not tried, not trimmed, not scraped, bad.
 LOST: Final = "?*/-"
@@ -21,7 +24,22 @@ _MOST: Final = 1 << 63
 #: int() of a long text takes quadratic time, and no offset has more digits.
 _LONGEST: Final = 24
 
+#: What ``current_pass`` may be: decimal, and positive.
+_PASS: Final = re.compile(r"0*[1-9][0-9]{0,8}", re.ASCII)
+
+#: A line as ddrescue itself writes it.
+_WRITTEN: Final = re.compile(r"0x([0-9A-F]{8,16})  0x([0-9A-F]{8,16})  ([?*/+-])\n", re.ASCII)
+
 _LINE: Final = "POSITION SIZE STATUS, as ddrescue writes them"
+
+
+def check_statuses(text: str) -> str:
+    """Give the statuses asked for as they are; raises `MalformedError` unless each is one."""
+    if not text or not set(text) <= _STATUSES:
+        raise MalformedError(
+            "the statuses of a map", None, f"one or more of ? * / - and +, and not {text!r}"
+        )
+    return text
 
 
 def read_mapfile(lines: Iterable[str], name: str, statuses: str = LOST) -> Iterator[Failure]:
@@ -30,31 +48,34 @@ def read_mapfile(lines: Iterable[str], name: str, statuses: str = LOST) -> Itera
     ``name`` is the file's, for messages.  Raises `MalformedError` for a line of another form, and
     where the blocks leave a gap or overlap, as ddrescue itself does.
     """
-    if not statuses or not set(statuses) <= _STATUSES:
-        raise MalformedError(name, None, f"statuses among ?*/-+, and not {statuses!r}")
+    wanted = frozenset(check_statuses(statuses))
     numbered = enumerate(lines, 1)
     _read_state(numbered, name)
     expected = -1
     for number, line in numbered:
-        fields = line.split()
-        # A short test for the ordinary line; comments may stand behind the fields.
-        if len(fields) != 3 or line[0] == "#":  # noqa: PLR2004
-            fields = line.partition("#")[0].split()
+        # Maps have millions of lines, nearly all of one form.
+        match = _WRITTEN.fullmatch(line)
+        if match is not None:
+            position, length, status = match.groups()
+            start, size = int(position, 16), int(length, 16)
+        else:
+            fields = _without_comment(line.split())
             if not fields:
                 continue
-        try:
-            position, length, status = fields
-            start, size = _number(position), _number(length)
-        except ValueError:
-            raise MalformedError(name, number, _LINE) from None
-        if status not in _STATUSES or size <= 0 or start + size > _MOST:
+            try:
+                position, length, status = fields
+                start, size = _number(position), _number(length)
+            except ValueError:
+                raise MalformedError(name, number, _LINE) from None
+        # Of a file without bytes ddrescue writes one block without bytes.
+        if status not in _STATUSES or start + size > _MOST or (not size and start):
             raise MalformedError(name, number, _LINE)
-        if expected not in (-1, start):
+        if start != expected and expected > 0:
             raise MalformedError(
                 name, number, f"the block after the last one, at {expected:#x}, not {start:#x}"
             )
         expected = start + size
-        if status in statuses:
+        if status in wanted and size:
             yield Failure(start, size, "", f"{name}, line {number}")
     if expected == -1:
         raise MalformedError(name, None, "at least one block, in a line POSITION SIZE STATUS")
@@ -64,23 +85,32 @@ def _read_state(numbered: Iterator[tuple[int, str]], name: str) -> None:
     """Take the lines up to the one with the state: position, phase and, since 1.22, pass."""
     expected = "a line POSITION PHASE [PASS], with which ddrescue begins its map"
     for number, line in numbered:
-        fields = line.partition("#")[0].split()
+        fields = _without_comment(line.split())
         if not fields:
             continue
         if len(fields) not in (2, 3) or fields[1] not in _PHASES:
             raise MalformedError(name, number, expected)
         try:
             _number(fields[0])
-            _number(fields[-1] if len(fields) == 3 else "0")  # noqa: PLR2004
         except ValueError:
             raise MalformedError(name, number, expected) from None
+        if not _PASS.fullmatch(*fields[2:] or ("1",)):
+            raise MalformedError(name, number, expected)
         return
     raise MalformedError(name, None, expected)
 
 
+def _without_comment(fields: list[str]) -> list[str]:
+    """Give the fields of a line before a comment."""
+    for number, field in enumerate(fields):
+        if field[0] == "#":
+            return fields[:number]
+    return fields
+
+
 def _number(text: str) -> int:
     """Read a number as C does: ``0x`` for hexadecimal, a leading 0 for octal."""
-    if text[:2] == "0x" and len(text) <= _LONGEST:
+    if text[:2] in ("0x", "0X") and len(text) <= _LONGEST:
         return int(text, 16)
     if not text.isascii() or not text.isdecimal() or len(text) > _LONGEST:
         raise ValueError(text)
