@@ -87,9 +87,9 @@ def test_the_damaged_files_are_those_whose_contents_differ(zoo: Zoo, tmp_path: P
     lines = (line.split() for line in rescue_map.read_text().splitlines() if "-" in line.split())
     found = [ByteRange(int(start, 16), int(length, 16)) for start, length, _ in lines]
     assert found == merge(bad)
+    options = ["--mapfile", str(rescue_map), "--summary", "--json"]
     answer = subprocess.run(
-        [sys.executable, "-m", "whoseblock", "lookup", rescued, "--mapfile", rescue_map]
-        + ["--summary", "--json"],
+        [sys.executable, "-m", "whoseblock", "lookup", str(rescued), *options],
         capture_output=True,
         check=True,
     )

@@ -1,4 +1,4 @@
-"""Whole disks: the answers are those of the bare filesystem images, which their own oracles gave."""
+"""Whole disks: the answers are those of the bare filesystem images, by their own oracles."""
 
 import json
 import random
@@ -61,8 +61,8 @@ class Disk:
             if covered < low:
                 rows.append({"kind": "outside", "start": covered, "length": low - covered})
             shift = place.start - place.at
-            for row in oracles[place.image].rows(low - shift, high - low):
-                rows.append(row | {"start": row["start"] + shift})
+            bare = oracles[place.image].rows(low - shift, high - low)
+            rows += [row | {"start": row["start"] + shift} for row in bare]
             covered = high
         if covered < end:
             rows.append({"kind": "outside", "start": covered, "length": end - covered})
@@ -176,8 +176,6 @@ def test_mbr_with_logical_partitions(images: dict[Path, Expectation], tmp_path: 
     disk.put(Place(63 * SECTOR, first.stat().st_size, first, 0))
     disk.put(Place(last * SECTOR, second.stat().st_size, second, 0))
     # In the small one is nothing, of which whoseblock says that it does not know.
-    questions = [place for place in disk.places]
-    assert questions
     done = subprocess.run(
         [sys.executable, "-m", "whoseblock", "lookup", disk.path, f"{logical}s+2s", "--json"],
         capture_output=True,

@@ -1,5 +1,6 @@
 """Device-mapper's tables: as text, as the kernel's ioctl gives them, and byte by byte."""
 
+import contextlib
 from struct import pack
 
 import pytest
@@ -113,10 +114,8 @@ def test_a_key_is_not_kept() -> None:
 
 @given(st.binary(min_size=312, max_size=600))
 def test_any_answer_is_read_or_refused(answer: bytes) -> None:
-    try:
+    with contextlib.suppress(UnsupportedError):
         decode_table(answer)
-    except UnsupportedError:
-        pass
 
 
 @pytest.mark.parametrize(

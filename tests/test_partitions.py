@@ -3,6 +3,7 @@
 import json
 import shutil
 import subprocess
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -99,7 +100,7 @@ def test_every_table_is_read_as_sfdisk_reads_it(
     spans = [(part.start, part.start + part.length) for part in table.partitions]
     spans += [(one.start, one.start + one.length) for one in table.structures]
     spans.sort()
-    assert all(end <= start for (_, end), (start, _) in zip(spans, spans[1:], strict=False))
+    assert all(end <= start for (_, end), (start, _) in pairwise(spans))
 
 
 DISK = Layout("gpt", "label: gpt\nstart=2050, size=10001\nstart=20000, size=3333, name=two\n")
@@ -219,5 +220,5 @@ def test_any_bytes_at_all(data: bytes, tmp_path_factory: pytest.TempPathFactory)
     image.write_bytes(data[:510] + b"\x55\xaa" + data[510:] + bytes(100_000))
     table = read_partitions(FileMedia(image))
     for part in table.partitions if table else ():
-        assert 0 < part.start
+        assert part.start > 0
         assert part.length > 0

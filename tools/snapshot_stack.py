@@ -62,7 +62,7 @@ def save(archive: tarfile.TarFile, path: Path) -> None:
     entry = tarfile.TarInfo(str(path).lstrip("/"))
     try:
         if path.is_symlink():
-            entry.type, entry.linkname = tarfile.SYMTYPE, os.readlink(path)
+            entry.type, entry.linkname = tarfile.SYMTYPE, os.readlink(path)  # noqa: PTH115 - 3.8
             archive.addfile(entry)
         elif path.is_dir():
             entry.type, entry.mode = tarfile.DIRTYPE, 0o755

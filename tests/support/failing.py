@@ -20,6 +20,7 @@ __all__ = ["failing_device"]
 
 
 def _serve(image: str, folder: str, ranges: Sequence[str]) -> None:
+    # Only where libfuse is can it be imported.
     import mfusepy
 
     bad = [tuple(map(int, text.split("+"))) for text in ranges]

@@ -179,12 +179,12 @@ def _write_list(path: Path, files: list[_File]) -> None:
         return
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    names = [name for name in _File.__struct_fields__ if name != "paths"]
-    writer.writerow([*names, "other_paths"])
+    names = [name for name in _File.__struct_fields__ if name not in ("shell", "paths")]
+    writer.writerow([*names, "shell", "other_paths"])
     for file in files:
         others = file.paths[1:] if isinstance(file.paths, tuple) else ()
-        cells = [getattr(file, name) for name in names]
-        writer.writerow([_cell(cell) for cell in (*cells, " ".join(map(quoted, others)))])
+        cells = [_cell(getattr(file, name)) for name in names]
+        writer.writerow([*cells, file.shell, " ".join(map(quoted, others))])
     path.write_text(text.getvalue(), encoding="utf-8", newline="")
 
 
@@ -193,7 +193,7 @@ def _cell(value: object) -> object:
     if value is None:
         return ""
     if isinstance(value, str):
-        text = printable(value) if not value.startswith("$'") else value
+        text = printable(value)
         return f"'{text}" if text.startswith(_FORMULA) else text
     return value
 

@@ -27,7 +27,7 @@ class Part(NamedTuple):
 
 
 class MappedMedia:
-    """``size`` bytes, of which ``locate(start, length)`` gives the parts in order.
+    """``size`` bytes; ``locate(start, length)`` gives the parts of a range in order.
 
     A part is read from the first of its copies that can be read.  Closing it closes nothing: the
     media below belong to whoever opened them, unless ``close_below`` is given.
@@ -43,7 +43,7 @@ class MappedMedia:
     ) -> None:
         self.name = name
         self.size = size
-        self._locate = locate
+        self.parts = locate
         self._close_below = close_below
 
     def pread(self, offset: int, length: int) -> bytes:
@@ -54,7 +54,7 @@ class MappedMedia:
         bad: list[ByteRange] = []
         reason = ""
         place = offset
-        for part in self._locate(offset, length):
+        for part in self.parts(offset, length):
             try:
                 data.append(_read(part, place))
             except MediaError as error:

@@ -28,7 +28,7 @@ _LONGEST: Final = 24
 _PASS: Final = re.compile(r"0*[1-9][0-9]{0,8}", re.ASCII)
 
 #: A line as ddrescue itself writes it.
-_WRITTEN: Final = re.compile(r"0x([0-9A-F]{8,16})  0x([0-9A-F]{8,16})  ([?*/+-])\n", re.ASCII)
+_WRITTEN: Final = re.compile(r"0x([0-9A-F]{8,16})  0x([0-9A-F]{8,16})  ([?*/+-])\s*", re.ASCII)
 
 _LINE: Final = "POSITION SIZE STATUS, as ddrescue writes them"
 
@@ -53,7 +53,7 @@ def read_mapfile(lines: Iterable[str], name: str, statuses: str = LOST) -> Itera
     _read_state(numbered, name)
     expected = -1
     for number, line in numbered:
-        # Maps have millions of lines, nearly all of one form.
+        # Maps have millions of lines, nearly all of this one form.
         match = _WRITTEN.fullmatch(line)
         if match is not None:
             position, length, status = match.groups()
@@ -67,10 +67,12 @@ def read_mapfile(lines: Iterable[str], name: str, statuses: str = LOST) -> Itera
                 start, size = _number(position), _number(length)
             except ValueError:
                 raise MalformedError(name, number, _LINE) from None
+            if status not in _STATUSES:
+                raise MalformedError(name, number, _LINE)
         # Of a file without bytes ddrescue writes one block without bytes.
-        if status not in _STATUSES or start + size > _MOST or (not size and start):
+        if start + size > _MOST or (not size and start):
             raise MalformedError(name, number, _LINE)
-        if start != expected and expected > 0:
+        if expected not in (-1, start):
             raise MalformedError(
                 name, number, f"the block after the last one, at {expected:#x}, not {start:#x}"
             )
@@ -110,8 +112,9 @@ def _without_comment(fields: list[str]) -> list[str]:
 
 def _number(text: str) -> int:
     """Read a number as C does: ``0x`` for hexadecimal, a leading 0 for octal."""
-    if text[:2] in ("0x", "0X") and len(text) <= _LONGEST:
-        return int(text, 16)
-    if not text.isascii() or not text.isdecimal() or len(text) > _LONGEST:
+    # int() would also take underscores and digits of other scripts.
+    if len(text) > _LONGEST or not text.isascii() or not text.isalnum():
         raise ValueError(text)
+    if text[:2] in ("0x", "0X"):
+        return int(text, 16)
     return int(text, 8 if text[0] == "0" else 10)

@@ -38,7 +38,9 @@ class Resolver:
         target = self._target
         for start, length, device, origin in failures:
             if not device and target.layer is not None:
-                yield Asked(start, length, target.layer, origin)
+                # The log is not what the target's name stands for.
+                other = target.layer is not target.root
+                yield Asked(start, length, target.layer, origin, named=other)
             elif (layer := self._layer_of(device)) is None:
                 self.passed_over[device] += 1
             elif target.root is None or self._reaches(layer, start, length, target.root):

@@ -4,6 +4,7 @@ Names of fields as in smartmontools' ataprint.cpp, nvmeprint.cpp and scsiprint.c
 logical blocks of ``logical_block_size`` bytes, which must be there.
 """
 
+import re
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -16,14 +17,33 @@ __all__ = ["read_smart"]
 _EXPECTED: Final = "the JSON that smartctl --json -x prints"
 _LBA: Final = "a logical block address in every entry"
 _BLOCK_SIZES: Final = range(512, 1 << 17)
-#: Bits of the ATA error register: data that cannot be corrected, an address that is not found.
-_UNC, _IDNF = 0x40, 0x10
+#: Data that cannot be corrected, an address that is not found.  The bits of the error register mean
+#: that for some commands only, and smartctl knows which; only those that read or write have an
+#: address.
+_LOST: Final = re.compile(r"Error: .*\b(?:UNC|IDNF)\b.* at LBA = ", re.ASCII)
+#: What stands where there is no address: all ones, in 48 bits or 64.
+_NO_LBA: Final = frozenset({(1 << 48) - 1, (1 << 64) - 1})
 #: What a 28-bit address reaches; the low bits of a longer one say nothing.
 _LBA28_BLOCKS: Final = 1 << 28
-#: The status code type of NVMe's media and data integrity errors.
+#: What the 32 bits of the standard self-test log reach.
+_LBA32_BLOCKS: Final = 1 << 32
+#: The status code type of NVMe's media and data integrity errors, and of them those that say that
+#: data were not written, not read, or fail their check.
 _NVME_MEDIA_ERRORS: Final = 2
-#: Results of self-tests that were broken off, in the upper half of the ATA status.
-_ABORTED: Final = frozenset({0x1, 0x2, 0x3, 0xF})
+_NVME_LOST: Final = range(0x80, 0x85)
+#: Results of NVMe and SCSI self-tests that ended with a failure, and were not broken off.
+_NVME_FAILED: Final = range(0x5, 0x8)
+_SCSI_FAILED: Final = range(0x3, 0x8)
+#: Results of self-tests that failed, in the upper half of the ATA status.
+_ATA_FAILED: Final = range(0x3, 0x9)
+
+#: The SCSI sense key of an error of the medium; a background scan also reports what it corrected.
+_MEDIUM_ERROR: Final = 0x3
+
+#: The types of smartctl(8) for disks that the kernel does not see.
+_BEHIND: Final = re.compile(
+    r"3ware|aacraid|areca|cciss|hpt|intelliprop|jmb39x|jms56x|megaraid|sssraid", re.ASCII
+)
 
 _Place = tuple[int, str]
 
@@ -36,7 +56,10 @@ def read_smart(text: str, name: str) -> Iterator[Failure]:
     for document in read_documents(text, name, _EXPECTED):
         if find(document, "smartctl") is None:
             raise MalformedError(name, None, _EXPECTED)
-        places = dict(reversed([*_places(document, name)]))
+        places: dict[int, str] = {}
+        for lba, log in _places(document, name):
+            if lba not in _NO_LBA:
+                places.setdefault(lba, log)
         if not places:
             continue
         size = as_number(
@@ -44,11 +67,21 @@ def read_smart(text: str, name: str) -> Iterator[Failure]:
         )
         if size not in _BLOCK_SIZES or size & (size - 1):
             raise MalformedError(name, None, "a logical_block_size that is a power of two")
-        device = as_text(find(document, "device", "name")).rpartition("/")[2]
+        device = _device(document)
         for lba, log in sorted(places.items()):
             if (lba + 1) * size > 1 << 63:
                 raise MalformedError(name, None, _LBA)
             yield Failure(lba * size, size, device, f"{name}, {log}")
+
+
+def _device(document: Any) -> str:  # noqa: ANN401
+    """Give the kernel's name of the disk, or a name that no disk has if it is behind a controller.
+
+    Then smartctl was given the name of the controller, or of a volume that it made.
+    """
+    if _BEHIND.search(as_text(find(document, "device", "type"))):
+        return as_text(find(document, "device", "info_name")).removeprefix("/dev/")
+    return as_text(find(document, "device", "name")).rpartition("/")[2]
 
 
 def _places(document: Any, name: str) -> Iterator[_Place]:  # noqa: ANN401
@@ -58,16 +91,17 @@ def _places(document: Any, name: str) -> Iterator[_Place]:  # noqa: ANN401
 
 
 def _ata(document: Any, name: str) -> Iterator[_Place]:  # noqa: ANN401
-    for log in ("standard", "extended"):
+    blocks = find(document, "user_capacity", "blocks")
+    for log in ("extended", "standard"):
+        if log == "standard" and isinstance(blocks, int) and blocks > _LBA32_BLOCKS:
+            continue
         for entry in as_list(find(document, "ata_smart_self_test_log", log, "table")):
-            status = find(entry, "status", "value")
-            if find(entry, "status", "passed") is True or find(entry, "lba") is None:
-                continue
-            if isinstance(status, int) and status >> 4 in _ABORTED:
-                continue
-            yield as_number(entry["lba"], name, _LBA), f"{log} self-test log"
+            status, lba = find(entry, "status", "value"), find(entry, "lba")
+            # Where a test that failed has no address, smartctl leaves it out.
+            if isinstance(status, int) and status >> 4 in _ATA_FAILED and lba is not None:
+                yield _value(lba, name), f"{log} self-test log"
     for entry in as_list(find(document, "ata_pending_defects_log", "table")):
-        yield as_number(find(entry, "lba"), name, _LBA), "pending defects log"
+        yield _value(find(entry, "lba"), name), "pending defects log"
     yield from _ata_errors(document, name)
 
 
@@ -75,46 +109,68 @@ def _ata_errors(document: Any, name: str) -> Iterator[_Place]:  # noqa: ANN401
     extended = find(document, "ata_smart_error_log", "extended", "table")
     log = "extended" if extended is not None else "summary"
     blocks = find(document, "user_capacity", "blocks")
+    if log == "summary" and not (isinstance(blocks, int) and blocks <= _LBA28_BLOCKS):
+        # The summary has 28 bits of the address, even where the command had more.
+        return
     for entry in as_list(find(document, "ata_smart_error_log", log, "table")):
-        registers = find(entry, "completion_registers")
-        error = find(registers, "error")
-        if not isinstance(error, int) or not error & (_UNC | _IDNF):
+        if not _LOST.match(as_text(find(entry, "error_description"))):
             continue
+        registers = find(entry, "completion_registers")
         lba = as_number(find(registers, "lba"), name, _LBA)
-        if log == "summary":
-            # The summary has 24 bits in lba and four more in the device register, and no more even
-            # where the command had more.
-            if not isinstance(blocks, int) or blocks > _LBA28_BLOCKS:
-                continue
-            device = as_number(find(registers, "device"), name, "a device register")
-            lba |= (device & 0xF) << 24
-        yield lba, f"{log} error log"
+        # Commands with 28 bits have the upper four in the device register, others have none there.
+        device = as_number(find(registers, "device"), name, "a device register")
+        yield lba | (device & 0xF) << 24, f"{log} error log"
 
 
 def _nvme(document: Any, name: str) -> Iterator[_Place]:  # noqa: ANN401
+    # The logs are the controller's, of all its namespaces, but the block size is of one.
+    namespaces = [find(one, "id") for one in as_list(find(document, "nvme_namespaces"))]
     for entry in as_list(find(document, "nvme_self_test_log", "table")):
-        if find(entry, "self_test_result", "value") and find(entry, "lba") is not None:
-            yield _value(find(entry, "lba"), name), "self-test log"
+        result, lba = find(entry, "self_test_result", "value"), find(entry, "lba")
+        if _is_in(result, _NVME_FAILED) and lba is not None and _is_of(entry, namespaces):
+            yield _value(lba, name), "self-test log"
     for entry in as_list(find(document, "nvme_error_information_log", "table")):
-        kind = find(entry, "status_field", "status_code_type")
-        if kind == _NVME_MEDIA_ERRORS and find(entry, "lba") is not None:
-            yield _value(find(entry, "lba"), name), "error information log"
+        status, lba = find(entry, "status_field"), find(entry, "lba")
+        if (
+            find(status, "status_code_type") == _NVME_MEDIA_ERRORS
+            and _is_in(find(status, "status_code"), _NVME_LOST)
+            and lba is not None
+            and _is_of(entry, namespaces)
+        ):
+            yield _value(lba, name), "error information log"
+
+
+def _is_in(value: Any, numbers: range) -> bool:  # noqa: ANN401
+    return isinstance(value, int) and value in numbers
+
+
+def _is_of(entry: Any, namespaces: list[Any]) -> bool:  # noqa: ANN401
+    """Tell whether an entry is of the one namespace that smartctl tells of."""
+    return len(namespaces) == 1 and find(entry, "nsid") == namespaces[0]
 
 
 def _scsi(document: Any, name: str) -> Iterator[_Place]:  # noqa: ANN401
     for key, log in document.items():
-        if key.startswith("scsi_self_test_") and find(log, "lba_first_failure") is not None:
-            yield _value(find(log, "lba_first_failure"), name), "self-test log"
-        elif key == "scsi_pending_defects" and isinstance(log, dict):
-            for entry in log.values():
-                if (lba := find(entry, "LBA")) is not None:
-                    yield as_number(lba, name, _LBA), "pending defects log"
+        if key.startswith("scsi_self_test_"):
+            lba = find(log, "lba_first_failure")
+            if _is_in(find(log, "result", "value"), _SCSI_FAILED) and lba is not None:
+                yield _value(lba, name), "self-test log"
+        elif key == "scsi_pending_defects":
+            # The parameter code, from 1 on, is the index: the first element is null.
+            for entry in as_list(find(log, "table")):
+                if entry is not None:
+                    yield _value(find(entry, "lba"), name), "pending defects log"
         elif key == "scsi_background_scan" and isinstance(log, dict):
-            for entry in log.values():
-                if (lba := find(entry, "lba")) is not None:
-                    yield as_number(lba, name, _LBA), "background scan log"
+            for result, entry in log.items():
+                lba = find(entry, "lba")
+                sense = find(entry, "sense_key", "value")
+                if result.startswith("result_") and lba is not None and sense == _MEDIUM_ERROR:
+                    yield _value(lba, name), "background scan log"
 
 
 def _value(lba: Any, name: str) -> int:  # noqa: ANN401
     """Take an address as a number, or as the value of an object."""
-    return as_number(lba.get("value") if isinstance(lba, dict) else lba, name, _LBA)
+    value = lba.get("value") if isinstance(lba, dict) else lba
+    if isinstance(value, int) and value in _NO_LBA:
+        return value
+    return as_number(value, name, _LBA)

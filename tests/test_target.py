@@ -1,0 +1,283 @@
+"""Devices of this machine, and filesystems that have more than one."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.support.disks import copy_range, partition
+from tests.support.images import MIB, sparse_file
+from tests.support.mounts import frozen, loop_device, mounted
+from tests.support.snapshots import facts, unpacked
+from tests.support.tools import need_loop_mounts, run, xfsprogs
+from tests.support.zoo import Zoo
+
+from whoseblock.stack.base import descend
+from whoseblock.stack.devices import Devices
+from whoseblock.stack.host import Host
+from whoseblock.stack.loops import file_extents
+from whoseblock.stack.mounted import other_devices
+
+SECTOR = 512
+
+
+def whoseblock(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "whoseblock", *arguments],
+        capture_output=True,
+        check=False,
+        encoding="utf-8",
+    )
+
+
+def lookup(*arguments: str | Path) -> list[dict[str, Any]]:
+    done = whoseblock("lookup", *arguments, "--json")
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def ways(answer: dict[str, Any]) -> set[tuple[str, ...]]:
+    return {tuple(step["layer"] for step in row["via"]) for row in answer["owners"]}
+
+
+# ------------------------------------------------------------------ what a running kernel says
+
+
+def test_partitions_of_a_real_disk_are_those_of_lsblk(session_folder: Path) -> None:
+    known = facts("disk")
+    root = unpacked("disk", session_folder)
+    text = Path(__file__).parent.joinpath("fixtures/stack/disk.lsblk.json").read_text()
+    (disk,) = (
+        device for device in json.loads(text)["blockdevices"] if device["name"] == known["disk"]
+    )
+    layer = Devices(Host(root)).layer(known["disk"])
+    assert layer.size == disk["size"]
+    assert [
+        (segment.to.name, segment.start // SECTOR, segment.length)
+        for segment in layer.segments
+        if segment.to is not None
+    ] == [(part["name"], part["start"], part["size"]) for part in disk["children"]]
+
+
+def test_swap_is_named(session_folder: Path) -> None:
+    layer = Devices(Host(unpacked("disk", session_folder))).layer(facts("disk")["swap"])
+    (landing,) = descend(layer, 0, SECTOR)
+    assert (landing.what, landing.certain) == ("swap space", True)
+
+
+def test_mounts_tell_of_external_logs_and_realtime_sections(session_folder: Path) -> None:
+    known = facts("disk")
+    found = {
+        (data, role, device)
+        for data, role, device, _ in other_devices(Host(unpacked("disk", session_folder)))
+    }
+    assert found == {
+        (known["data"], "log", known["log"]),
+        (known["data"], "realtime", known["realtime"]),
+    }
+
+
+@pytest.mark.parametrize("role", ["log", "realtime"])
+def test_a_device_in_such_use_is_not_taken_for_a_filesystem(
+    role: str, session_folder: Path
+) -> None:
+    known = facts("disk")
+    log = session_folder / f"{role}.dmesg"
+    log.write_text(f"I/O error, dev {known[role]}, sector 8\n")
+    root = unpacked("disk", session_folder)
+    (answer,) = lookup("--dmesg", log, "--root", root)
+    assert [row["kind"] for row in answer["owners"]] == ["unknown"]
+    assert f"{role} device of the filesystem on {known['data']}" in answer["notes"][0]
+
+
+# ------------------------------------------------------------------ this machine
+
+
+def test_a_loop_device_with_partitions(zoo: Zoo, tmp_path: Path) -> None:
+    need_loop_mounts()
+    truth = zoo.filled("4k")
+    disk = sparse_file(tmp_path / "disk.img", 400 * MIB)
+    size = truth.image.stat().st_size
+    partition(disk, f"label: gpt\nstart=2053, size={size // SECTOR}\n")
+    copy_range(truth.image, 0, disk, 2053 * SECTOR, size)
+    row = next(row for row in truth.rows if row.kind == "file" and row.shared)
+    place = 2053 * SECTOR + row.start
+    (expected,) = lookup(disk, f"{place}+{SECTOR}")
+    with loop_device(disk) as loop:
+        name = loop.rpartition("/")[2]
+        run(["partx", "--add", loop])
+        try:
+            part = Path(f"{loop}p1")
+            for _ in range(50):
+                if part.exists():
+                    break
+                time.sleep(0.1)
+            (answer,) = lookup(loop, f"{place}+{SECTOR}")
+            assert ways(answer) == {(name, f"{name}p1")}
+            (alone,) = lookup(part, f"{row.start}+{SECTOR}")
+            assert "via" not in alone
+            log = tmp_path / "log"
+            log.write_text(f"I/O error, dev {name}, sector {place // SECTOR} op 0x0:(READ)\n")
+            (by_log,) = lookup("--dmesg", log)
+            (of_part,) = lookup(part, "--dmesg", log)
+            tree = whoseblock("stack", loop)
+            wrong = whoseblock("lookup", loop, "0", "--at-filesystem")
+        finally:
+            run(["partx", "--delete", loop])
+    for other in (answer, by_log, of_part):
+        rows = [(row["start"], row["inode"], row["paths"]) for row in other["owners"]]
+        assert rows == [(row["start"], row["inode"], row["paths"]) for row in expected["owners"]]
+    assert by_log["origin"] == f"{log}, line 1"
+    assert f"{2053 * SECTOR}+{size}  {name}p1  partition: xfs" in tree.stdout
+    assert wrong.returncode == 6
+
+
+def test_a_failure_of_another_device_is_passed_over_and_told(zoo: Zoo, tmp_path: Path) -> None:
+    need_loop_mounts()
+    truth = zoo.filled("4k")
+    log = tmp_path / "log"
+    log.write_text("I/O error, dev nosuchdisk, sector 8\n")
+    with loop_device(truth.image) as loop:
+        done = whoseblock("lookup", loop, "--dmesg", log, "--json")
+    assert done.returncode == 0
+    assert done.stdout == ""
+    assert "1 failure of nosuchdisk passed over" in done.stderr
+    assert whoseblock("lookup", "--dmesg", log).returncode == 3
+
+
+def test_an_image_of_several_devices_must_be_named(zoo: Zoo, tmp_path: Path) -> None:
+    truth = zoo.filled("4k")
+    log = tmp_path / "log"
+    log.write_text("I/O error, dev sda, sector 8\nI/O error, dev sdb, sector 16\n")
+    done = whoseblock("lookup", truth.image, "--dmesg", log)
+    assert done.returncode == 3
+    assert "which of them" in done.stderr
+    assert "--device" in done.stderr
+    (answer,) = lookup(truth.image, "--dmesg", log, "--device", "sdb")
+    assert (answer["start"], answer["via"][0]["layer"]) == (16 * SECTOR, "sdb")
+
+
+def test_through_a_loop_device_into_the_filesystem_that_holds_its_file(
+    zoo: Zoo, tmp_path: Path
+) -> None:
+    need_loop_mounts()
+    truth = zoo.filled("4k")
+    row = next(row for row in truth.rows if row.kind == "file" and not row.unwritten)
+    outer = sparse_file(tmp_path / "outer.img", 600 * MIB)
+    run([xfsprogs("mkfs.xfs"), "-q", "-m", "rmapbt=1,reflink=1", outer])
+    with mounted(outer) as folder:
+        root = Path(os.fsdecode(folder))
+        inner, clone = root / "inner.img", root / "clone.img"
+        sparse_file(inner, MIB + truth.image.stat().st_size)
+        copy_range(truth.image, 0, inner, MIB, truth.image.stat().st_size)
+        run(["cp", "--reflink=always", inner, clone])
+        run(["sync", "-f", inner])
+        loop = run(["losetup", "-f", "--show", "-o", str(MIB), inner]).decode().strip()
+        try:
+            question = f"{row.start}+{SECTOR}"
+            (plain,) = lookup(loop, question)
+            # Frozen, the outer filesystem's metadata is on its device.
+            with frozen(folder):
+                (deep,) = lookup(loop, question, "--through-loop")
+        finally:
+            run(["losetup", "--detach", loop])
+        numbers = {inner.stat().st_ino: "/inner.img", clone.stat().st_ino: "/clone.img"}
+        extents = list(file_extents(str(inner), MIB + row.start, SECTOR))
+    assert "via" not in plain
+    # Beyond these, the outer image lies in a file too, on whatever disk this machine has.
+    below = [owner for owner in deep["owners"] if len(owner["via"]) == 3]
+    # The file and its clone share the block; whoever asks learns of both.
+    assert {owner["inode"]: owner["paths"] for owner in below} == {
+        number: [path] for number, path in numbers.items()
+    }
+    for owner in below:
+        assert owner["start"] == row.start
+        assert owner["file_offset"] == MIB + row.start
+        assert owner["via"][1] == {"layer": str(inner), "start": MIB + row.start}
+        extent = extents[0]
+        place = extent.physical + MIB + row.start - extent.logical
+        assert owner["via"][2]["start"] == place
+    # The filesystem on the loop device itself answers as before.
+    own = [owner for owner in deep["owners"] if len(owner["via"]) == 1]
+    assert [owner["inode"] for owner in own] == [owner["inode"] for owner in plain["owners"]]
+    # The outer one is mounted, hence read behind the kernel's back.
+    assert deep["complete"] is False
+    assert any("mounted" in note for note in deep["notes"])
+
+
+# ------------------------------------------------------------------ address spaces of their own
+
+
+@pytest.fixture
+def three_devices(tmp_path: Path) -> dict[str, Path]:
+    """Give an XFS with its log and its realtime section elsewhere."""
+    devices = {
+        "data": sparse_file(tmp_path / "data.img", 400 * MIB),
+        "log": sparse_file(tmp_path / "log.img", 128 * MIB),
+        "realtime": sparse_file(tmp_path / "rt.img", 200 * MIB),
+    }
+    given = ["-l", f"logdev={devices['log']},size=64m", "-r", f"rtdev={devices['realtime']}"]
+    run([xfsprogs("mkfs.xfs", newest=False), "-q", *given, devices["data"]])
+    return devices
+
+
+def test_the_log_is_an_address_space_of_its_own(three_devices: dict[str, Path]) -> None:
+    options = ("--log-device", three_devices["log"], "--address-space", "log")
+    inside, beyond = lookup(three_devices["data"], "0+4K", f"{64 * MIB - 512}+1024", *options)
+    (row,) = inside["owners"]
+    assert (row["kind"], row["what"], row["start"], row["length"]) == ("metadata", "log", 0, 4096)
+    assert inside["complete"] is True
+    assert row["via"] == [{"layer": "log.img", "start": 0}]
+    assert [row["kind"] for row in beyond["owners"]] == ["metadata", "outside"]
+
+
+def test_the_realtime_section_is_an_address_space_of_its_own(
+    three_devices: dict[str, Path],
+) -> None:
+    options = ("--realtime-device", three_devices["realtime"], "--address-space", "realtime")
+    (answer,) = lookup(three_devices["data"], "1M+4K", *options)
+    # Its owners are not known here; that is said, and nothing is called free.
+    assert [row["kind"] for row in answer["owners"]] == ["unknown"]
+    assert answer["complete"] is False
+    assert "realtime" in answer["notes"][0]
+
+
+def test_an_address_space_needs_its_device(three_devices: dict[str, Path]) -> None:
+    done = whoseblock("lookup", three_devices["data"], "0", "--address-space", "log")
+    assert done.returncode == 3
+    assert "--log-device" in done.stderr
+
+
+def test_a_log_that_is_named_makes_the_answer_complete(three_devices: dict[str, Path]) -> None:
+    (without,) = lookup(three_devices["data"], "0")
+    (with_log,) = lookup(three_devices["data"], "0", "--log-device", three_devices["log"])
+    assert without["complete"] is False
+    assert not any("log" in note for note in with_log["notes"])
+
+
+def test_a_log_found_on_a_disk_is_not_called_free(
+    three_devices: dict[str, Path], tmp_path: Path
+) -> None:
+    disk = sparse_file(tmp_path / "disk.img", 300 * MIB)
+    partition(disk, "label: gpt\nstart=4096, size=262144\n")
+    copy_range(three_devices["log"], 0, disk, 4096 * SECTOR, 128 * MIB)
+    (answer,) = lookup(disk, "4096s")
+    assert [row["kind"] for row in answer["owners"]] == ["unknown"]
+    assert "external log of the XFS filesystem" in answer["notes"][0]
+
+
+def test_the_machines_own_snapshot_can_be_taken(tmp_path: Path) -> None:
+    out = tmp_path / "machine.tar.xz"
+    tool = Path(__file__).resolve().parents[1] / "tools" / "snapshot_stack.py"
+    run([sys.executable, tool, out])
+    run(["tar", "xJf", out, "-C", tmp_path])
+    disks = sorted(path.name for path in (tmp_path / "sys/block").iterdir())
+    assert disks == sorted(path.name for path in Path("/sys/block").iterdir())
+    for disk in disks:
+        done = whoseblock("stack", disk, "--root", tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.startswith(disk)
