@@ -3,13 +3,15 @@
 import json
 import platform
 import sys
+from itertools import chain
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 from tests.support.tools import Missing, need_loop_mounts
 
-from bench.xfs import Result, measure_all
+from bench import maps, xfs
+from bench.measure import Result
 
 _FOLDER = Path("build/bench")
 
@@ -19,7 +21,7 @@ def _number(value: float, unit: str) -> str:
 
 
 def _show(results: list[Result]) -> None:
-    table = Table("measured", "whoseblock", "xfs_db", "ratio", "target", "")
+    table = Table("measured", "whoseblock", "against", "ratio", "target", "")
     for result in results:
         table.add_row(
             result.what,
@@ -41,7 +43,7 @@ def main() -> int:
         return 0
     _FOLDER.mkdir(parents=True, exist_ok=True)
     results = []
-    for result in measure_all(_FOLDER):
+    for result in chain(xfs.measure_all(_FOLDER), maps.measure_all(_FOLDER)):
         results.append(result)
         print(f"{result.what}: {result.ratio:.2f}x", file=sys.stderr)
     _show(results)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["Command", "Comparison", "Run", "compare", "measured", "peak_memory"]
+__all__ = ["Command", "Comparison", "Result", "Run", "compare", "measured", "peak_memory"]
 
 
 Command = Sequence[str | Path]
@@ -23,6 +23,23 @@ status = subprocess.call(sys.argv[1:], stdout=subprocess.DEVNULL)
 print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
 sys.exit(status)
 """
+
+
+class Result(NamedTuple):
+    """One line of the table: what was measured, ours and theirs, and what was to be reached."""
+
+    what: str
+    ours: float
+    theirs: float
+    unit: str
+    ratio: float
+    target: float
+    at_least: bool
+
+    @property
+    def met(self) -> bool:
+        """Whether the target was reached."""
+        return self.ratio >= self.target if self.at_least else self.ratio <= self.target
 
 
 class Run(NamedTuple):

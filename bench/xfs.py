@@ -6,17 +6,16 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from tests.support.tools import xfsprogs
 
 import whoseblock
 from bench.images import BLOCK, many_extents, many_files
-from bench.measure import Command, Run, compare, measured, peak_memory
+from bench.measure import Command, Result, Run, compare, measured, peak_memory
 from whoseblock.fs.xfs import XfsFilesystem
 
-__all__ = ["Result", "measure_all"]
+__all__ = ["EXTENTS", "image", "measure_all"]
 
 QUESTIONS = 100_000
 EXTENTS = 120_000
@@ -27,32 +26,15 @@ _LOOKUP = [sys.executable, "-m", "whoseblock", "lookup"]
 _OWNER = re.compile(rb"^\d+: \d+/\d+ len \d+ owner (-?\d+) ", re.MULTILINE)
 
 
-class Result(NamedTuple):
-    """One line of the table: what was measured, ours and theirs, and what was to be reached."""
-
-    what: str
-    ours: float
-    theirs: float
-    unit: str
-    ratio: float
-    target: float
-    at_least: bool
-
-    @property
-    def met(self) -> bool:
-        """Whether the target was reached."""
-        return self.ratio >= self.target if self.at_least else self.ratio <= self.target
-
-
 def measure_all(folder: Path) -> Iterator[Result]:
     """Make the images that are not there yet, and measure."""
-    yield from _bulk(_image(folder, f"extents-{EXTENTS}"), folder)
-    yield from _one_path(_image(folder, f"files-{FILES}"))
+    yield from _bulk(image(folder, f"extents-{EXTENTS}"), folder)
+    yield from _one_path(image(folder, f"files-{FILES}"))
     for extents in GROWTH:
-        yield from _blocks_read(_image(folder, f"extents-{extents}"), extents)
+        yield from _blocks_read(image(folder, f"extents-{extents}"), extents)
 
 
-def _image(folder: Path, name: str) -> Path:
+def image(folder: Path, name: str) -> Path:
     """Make an image, or take the one of an earlier run; its name says all that it is made from."""
     path = folder / f"{name}.img"
     if not path.exists():

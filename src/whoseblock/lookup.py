@@ -12,7 +12,7 @@ from itertools import islice
 from types import TracebackType
 from typing import Final, NamedTuple, Self
 
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
 
 from whoseblock.errors import NotAFilesystemError, WhoseblockError
@@ -131,7 +131,10 @@ class Lookup:
         """
         waiting = iter(asked)
         while batch := list(islice(waiting, _BATCH)):
-            yield from self._answer_batch(batch, paths=paths)
+            if self._are_plain(batch):
+                yield from self._answer_plainly(batch, paths=paths)
+            else:
+                yield from self._answer_batch(batch, paths=paths)
 
     @property
     def layers(self) -> dict[str, Layer]:
@@ -170,6 +173,24 @@ class Lookup:
                 leaf = _Leaf(space)
             self._leaves[layer] = leaf
         return leaf
+
+    @staticmethod
+    def _are_plain(batch: Sequence[Asked]) -> bool:
+        """Tell whether a filesystem itself is asked, so that its answers are ours as they are."""
+        layer = batch[0].layer
+        if layer.segments or layer.beneath or layer.remarks or layer.doubts:
+            return False
+        size = layer.size
+        return all(
+            asked.layer is layer and not asked.named and asked.start + asked.length <= size
+            for asked in batch
+        )
+
+    def _answer_plainly(self, batch: Sequence[Asked], *, paths: bool) -> Iterator[Answer]:
+        space = self.leaf(batch[0].layer)
+        told = space.owners_many(((asked.start, asked.length) for asked in batch), paths=paths)
+        for asked, answer in zip(batch, told, strict=True):
+            yield replace(answer, origin=asked.origin) if asked.origin else answer
 
     def _answer_batch(self, batch: Sequence[Asked], *, paths: bool) -> Iterator[Answer]:
         parts = [list(self._parts(asked)) for asked in batch]
@@ -210,8 +231,6 @@ class Lookup:
 def _put_together(asked: Asked, parts: Sequence[_Part]) -> Answer:
     """Make one answer in the terms of the question from those of the filesystems."""
     origin = asked.origin or UNSET
-    if len(parts) == 1 and not asked.named and (alone := _alone(parts[0])) is not None:
-        return alone if origin is UNSET else replace(alone, origin=origin)
     rows: list[Owner] = []
     missing: list[str] = []
     remarks: list[str] = []
@@ -219,7 +238,10 @@ def _put_together(asked: Asked, parts: Sequence[_Part]) -> Answer:
         rows += _rows_of(part, missing, remarks)
     if len(parts) > 1:
         rows.sort(key=_order)
-    way = tuple(Via(*step) for step in parts[0].landing.way)
+    way: tuple[Via, ...] | UnsetType = _way(parts[0].landing, 0)
+    if not (asked.named or asked.layer.segments or asked.layer.beneath):
+        # The filesystem itself was asked, though not only for what it has.
+        rows, way = [replace(row, via=UNSET) for row in rows], UNSET
     return Answer(
         asked.start,
         asked.length,
@@ -229,16 +251,6 @@ def _put_together(asked: Asked, parts: Sequence[_Part]) -> Answer:
         origin,
         via=way,
     )
-
-
-def _alone(part: _Part) -> Answer | None:
-    """Give the filesystem's own answer, if the filesystem itself was asked."""
-    landing = part.landing
-    if part.leaf is None or not part.leaf.told or len(landing.way) > 1:
-        return None
-    if landing.doubts or landing.remarks or landing.layer is None:
-        return None
-    return part.leaf.told[part.number]
 
 
 def _rows_of(part: _Part, missing: list[str], remarks: list[str]) -> Iterator[Owner]:

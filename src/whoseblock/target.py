@@ -68,6 +68,7 @@ class Target:
         self._assembly = Assembly(recognise.begins_with_filesystem)
         self._named: dict[str, Layer] = {}
         self._looked_into: set[Layer] = set()
+        self._images: dict[Layer, str] = {}
         #: The layers of filesystems' other devices, and those of their data.
         self._roles: dict[Layer, tuple[Role, Layer]] = {}
         with ExitStack() as undo:
@@ -75,6 +76,7 @@ class Target:
             self.members = [self._named_by_user(name) for name in options.members]
             self.root = None if path is None else self._root(path)
             self._assembly.finish()
+            self._doubt_mounted()
             self.layer = self._asked()
             undo.pop_all()
 
@@ -105,18 +107,26 @@ class Target:
             return self._looked(self._devices.layer(device))
         media = self._undo.enter_context(closing(FileMedia(path)))
         name = device or self._unused_name(path)
-        note = "" if device else mount_note(path)
         layer = Layer(
             name,
             media.size,
             "disk" if device else "image",
             open_media=partial(FileMedia, path),
-            doubts=(f"{name}: {note}",) if note else (),
         )
         if not alone:
             self._assembly.add(layer, media)
+            self._images[layer] = path
         self._named[name] = layer
         return layer
+
+    def _doubt_mounted(self) -> None:
+        """Have every answer from an image of a disk say if something of it is mounted.
+
+        A filesystem that fills an image says so itself.
+        """
+        for layer, path in self._images.items():
+            if layer.segments and (note := mount_note(path)):
+                layer.doubts += (f"{layer.name}: {note}",)
 
     def _unused_name(self, path: str) -> str:
         name = os.path.basename(path) or path  # noqa: PTH119 - a name, not a place

@@ -49,14 +49,15 @@ def _mounts() -> Iterator[tuple[int, str]]:
 
 
 def _loop_devices(image: os.stat_result) -> Iterator[int]:
-    """Give the loop devices whose backing file is ``image``."""
+    """Give the loop devices whose backing file is ``image``, and their partitions."""
     for loop in _SYS_BLOCK.glob("loop*"):
         try:
             backing = (loop / "loop/backing_file").read_text(errors="surrogateescape").rstrip("\n")
             status = Path(backing).stat()
-            major, _, minor = (loop / "dev").read_text().strip().partition(":")
         except OSError:
             # Not set up, or its file is deleted or in another mount namespace.
             continue
         if (status.st_dev, status.st_ino) == (image.st_dev, image.st_ino):
-            yield os.makedev(int(major), int(minor))
+            for numbered in (loop / "dev", *loop.glob(f"{loop.name}p*/dev")):
+                major, _, minor = numbered.read_text().strip().partition(":")
+                yield os.makedev(int(major), int(minor))
