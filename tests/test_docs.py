@@ -6,6 +6,7 @@ image as disk.img:
 - ``console`` blocks: each line after ``$ `` is a command, and what follows is what it must print;
 - ``pycon`` blocks: sessions, run as doctest does; all of one document are one session;
 - ``python`` blocks: programs that must end well;
+- a block after ``<!-- needs: PROGRAM -->`` is run where that program is;
 - any block after ``<!-- file: NAME -->`` becomes that file;
 - ``sh`` blocks are not run, and must say why in ``<!-- not run: REASON -->``.
 """
@@ -14,6 +15,7 @@ import ast
 import doctest
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -22,6 +24,7 @@ from typing import NamedTuple
 
 import pytest
 from demo.demo import unpack
+from tests.support.tools import Missing
 
 import whoseblock
 from whoseblock.errors import exit_codes
@@ -50,6 +53,10 @@ class Block(NamedTuple):
     @property
     def file(self) -> str:
         return self._after("file:")
+
+    @property
+    def needs(self) -> str:
+        return self._after("needs:")
 
     @property
     def reason_not_to_run(self) -> str:
@@ -96,7 +103,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         program.write_text(f'#!/bin/sh\nexec "{sys.executable}"{arguments} "$@"\n')
         program.chmod(0o755)
     return {
-        "PATH": os.pathsep.join((str(folder), os.environ.get("PATH", os.defpath))),
+        "PATH": os.pathsep.join((str(folder), os.environ.get("PATH", os.defpath), "/usr/sbin")),
         "PYTHONPATH": str(Path(whoseblock.__file__).parents[1]),
         "LC_ALL": "C.UTF-8",
         "HOME": str(folder),
@@ -148,6 +155,8 @@ def test_what_is_shown_is_so(
         if block.file:
             (tmp_path / block.file).write_text(block.text, "utf-8")
         elif block.language == "console":
+            if block.needs and shutil.which(block.needs, path=environment["PATH"]) is None:
+                raise Missing(f"{document.name} shows {block.needs}, which is not here")
             for command, expected in commands(block):
                 _, printed = run(["sh", "-c", command], environment)
                 assert printed == expected, f"{where}: {command}"

@@ -29,7 +29,7 @@ ROOMS = (
     Room(("fs.layout", "fs.*.format"), 2, 0),
     Room(("fs",), 3, 2),
     Room(("stack",), 3, 1),
-    Room(("lookup",), 4, 3),
+    Room(("lookup", "summary", "target"), 4, 3),
     Room(("processes",), 4, 0),
     Room(("journal", "respond"), 5, 4),
     Room(("sources", "watch"), 6, 5),
