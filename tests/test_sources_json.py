@@ -112,7 +112,7 @@ def test_the_list_of_a_raw_namespace_is_the_disks_only_where_that_is_certain() -
     raw["badblocks"] = [{"offset": 3, "length": 1}]
     disk, region = [("pmem0.2", 3 * 512, 512)], [("region0", 3 * 512, 512)]
     # ndctl as root and as anybody print the same form.
-    with pytest.raises(MalformedError, match="the region of namespace0.2 too") as error:
+    with pytest.raises(MalformedError, match=r"the region of namespace0.2 too") as error:
         ndctl(raw)
     assert "ndctl list --regions" in error.value.hint
     # As anybody ndctl lists no bad blocks of regions; as root the same.
@@ -146,7 +146,7 @@ def test_the_list_of_a_raw_namespace_is_the_disks_only_where_that_is_certain() -
     ],
 )
 def test_a_list_that_is_not_ndctls_is_refused(path: tuple[Any, ...], new: object) -> None:
-    with pytest.raises(MalformedError, match="^n: expected"):
+    with pytest.raises(MalformedError, match=r"^n: expected"):
         ndctl(replaced(namespace(0), path, new))
 
 
@@ -213,7 +213,7 @@ def test_short_registers_count_only_where_they_reach_everything() -> None:
 def test_a_block_size_is_not_guessed() -> None:
     document = load("smart-ata-failed.json")
     del document["logical_block_size"]
-    with pytest.raises(MalformedError, match="logical_block_size"):
+    with pytest.raises(MalformedError, match=r"logical_block_size"):
         smart(document)
 
 
@@ -246,7 +246,7 @@ def test_a_disk_behind_a_controller_is_not_taken_for_the_volume() -> None:
 def test_what_is_not_json_is_refused(
     read: Callable[[str, str], Any], text: str, line: int | None
 ) -> None:
-    with pytest.raises(MalformedError, match="^x") as error:
+    with pytest.raises(MalformedError, match=r"^x") as error:
         list(read(text, "x"))
     assert error.value.line == line
 

@@ -1,0 +1,225 @@
+"""What is read of LVM's and md's metadata, against their own tools, and when it is damaged."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tests.support.snapshots import FIXTURES, facts, unpacked
+from tests.support.tools import Missing, run
+
+from whoseblock.media.device import FileMedia
+from whoseblock.media.mapped import MappedMedia
+from whoseblock.media.pmem import EmulatedPmem
+from whoseblock.ranges import ByteRange
+from whoseblock.stack.assembly import slice_of
+from whoseblock.stack.lvm import VolumeGroup, read_physical_volume
+from whoseblock.stack.lvm_text import Section, Value, parse_text
+from whoseblock.stack.md import read_member
+
+MIB = 1 << 20
+SECTOR = 512
+
+slow = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+# ------------------------------------------------------------------ LVM's text
+
+names = st.from_regex(r"[a-z][a-z0-9_.+-]{0,8}", fullmatch=True)
+texts = st.text(alphabet=st.characters(min_codepoint=32, max_codepoint=126), max_size=12)
+values: st.SearchStrategy[Value] = st.recursive(
+    st.integers(-(10**15), 10**15) | texts, lambda inner: st.lists(inner, max_size=3), max_leaves=6
+)
+sections: st.SearchStrategy[Section] = st.recursive(
+    st.dictionaries(names, values, max_size=4),
+    lambda inner: st.dictionaries(names, values | inner, max_size=3),
+    max_leaves=6,
+)
+
+
+def written(value: "Value | Section") -> str:
+    """Write a value as LVM does."""
+    if isinstance(value, dict):
+        inside = "\n".join(
+            f"{name} {written(one)}" if isinstance(one, dict) else f"{name} = {written(one)}"
+            for name, one in value.items()
+        )
+        return f"{{\n{inside}\n}}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(written, value))}]"
+    if isinstance(value, str):
+        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return str(value)
+
+
+@given(sections)
+def test_every_text_is_read_as_it_was_written(section: Section) -> None:
+    text = written(section)[1:-1] + "\n# a comment {\n"
+    assert parse_text(text) == section
+
+
+@given(st.text(alphabet='ab1 {}[]=,"\\#\n', max_size=200))
+def test_any_text_is_read_or_refused(text: str) -> None:
+    try:
+        parse_text(text)
+    except ValueError:
+        return
+
+
+def test_sections_without_end_are_refused() -> None:
+    for text in ("a {" * 100_000, "a = " + "[" * 100_000):
+        with pytest.raises(ValueError, match=r"without end|no value"):
+            parse_text(text)
+
+
+# ------------------------------------------------------------------ physical volumes
+
+
+def group_on(media: FileMedia | EmulatedPmem | MappedMedia) -> VolumeGroup | None:
+    volume = read_physical_volume(media)
+    return volume.group if volume else None
+
+
+@pytest.fixture(scope="module")
+def second_disk(session_folder: Path) -> Path:
+    return unpacked("lvm-images", session_folder) / "lvm-b.img"
+
+
+def test_segments_are_those_that_lvs_prints(second_disk: Path) -> None:
+    group = group_on(FileMedia(second_disk))
+    assert group is not None
+    report = json.loads((FIXTURES / "lvm-lvs.json").read_text())["report"][0]["seg"]
+    printed = {
+        (row["lv_name"].strip("[]"), int(row["seg_start_pe"]), int(row["seg_size_pe"]))
+        for row in report
+        if row["segtype"] in ("linear", "striped")
+    }
+    ours = {
+        (volume.name, segment.first, segment.extents)
+        for volume in group.logical
+        for segment in volume.segments
+        if segment.kind == "striped"
+    }
+    # LVM itself shows the snapshot's segment under the name of its volume.
+    assert printed <= ours
+    ranges = {
+        one
+        for row in report
+        for one in row["seg_pe_ranges"].split()
+        if row["segtype"] in ("linear", "striped")
+    }
+    disks = {"pv0": "/dev/loop0p2", "pv1": "/dev/loop1"}
+    told = {
+        f"{disks[name]}:{first}-{first + segment.extents // len(segment.stripes) - 1}"
+        for volume in group.logical
+        for segment in volume.segments
+        if segment.kind == "striped"
+        for name, first in segment.stripes
+    }
+    assert ranges <= told
+
+
+def test_physical_volumes_are_those_that_pvs_prints(second_disk: Path) -> None:
+    group = group_on(FileMedia(second_disk))
+    assert group is not None
+    report = json.loads((FIXTURES / "lvm-pvs.json").read_text())["report"][0]["pv"]
+    assert {(row["pv_uuid"], int(row["pv_pe_count"])) for row in report} == {
+        (volume.uuid, volume.extents) for volume in group.volumes
+    }
+    assert {volume.start for volume in group.volumes} == {MIB}
+
+
+@slow
+@given(
+    lost=st.sets(st.integers(0, 40), max_size=4),
+    flips=st.lists(st.tuples(st.integers(0, 64 * SECTOR - 1), st.integers(0, 7)), max_size=3),
+)
+def test_damaged_metadata_is_never_another_group(
+    lost: set[int],
+    flips: list[tuple[int, int]],
+    second_disk: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    right = group_on(FileMedia(second_disk))
+    head = bytearray(second_disk.read_bytes()[:MIB])
+    for at, bit in flips:
+        head[at] ^= 1 << bit
+    path = tmp_path_factory.getbasetemp() / "damaged-pv.img"
+    path.write_bytes(head)
+    media = EmulatedPmem(FileMedia(path), [ByteRange(at * SECTOR, SECTOR) for at in lost])
+    volume = read_physical_volume(media)
+    if volume is None or volume.group is None:
+        # Metadata that cannot be read is said to be so; an area of nothing is no group.
+        return
+    # An older text in the ring is never taken for the newest.
+    assert volume.group == right
+
+
+# ------------------------------------------------------------------ md
+
+MEMBERS = sorted(facts("md")["members"].values())
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+def test_superblocks_are_those_that_mdadm_prints(name: str, session_folder: Path) -> None:
+    mdadm = shutil.which("mdadm", path="/usr/sbin:/sbin:/usr/bin")
+    if mdadm is None:
+        raise Missing("mdadm is not here: install the package mdadm")
+    image = unpacked("md-images", session_folder) / name
+    printed = run([mdadm, "--examine", image]).decode()
+    member = read_member(FileMedia(image))
+    assert member is not None
+
+    def field(title: str) -> str:
+        found = re.search(rf"^\s*{title} : (.*)$", printed, re.MULTILINE)
+        return found[1].strip() if found else ""
+
+    assert field("Raid Level") == f"raid{member.level}"
+    assert int(field("Raid Devices")) == member.members
+    assert int(field("Events")) == member.events
+    if member.chunk:
+        assert field("Chunk Size") == f"{member.chunk // 1024}K"
+    if field("Data Offset"):
+        assert int(field("Data Offset").split()[0]) * SECTOR == member.start
+        assert field("Device Role") == f"Active device {member.role}"
+        assert field("Array UUID").replace(":", "") == member.array.hex()
+
+
+@slow
+@given(
+    name=st.sampled_from(["raid1-0.img", "raid5la-1.img", "raid5ls-2.img", "raid5old-0.img"]),
+    flips=st.lists(st.tuples(st.integers(0, 4095), st.integers(0, 7)), max_size=2),
+    lost=st.booleans(),
+)
+def test_a_damaged_superblock_is_never_another(
+    name: str,
+    flips: list[tuple[int, int]],
+    lost: bool,  # noqa: FBT001
+    session_folder: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    image = unpacked("md-images", session_folder) / name
+    right = read_member(FileMedia(image))
+    data = bytearray(image.read_bytes())
+    places = [at for at in range(0, len(data), SECTOR) if data[at : at + 4] == b"\xfc\x4e\x2b\xa9"]
+    (place,) = places
+    for at, bit in flips:
+        if place + at < len(data):
+            data[place + at] ^= 1 << bit
+    path = tmp_path_factory.getbasetemp() / "damaged-member.img"
+    path.write_bytes(data)
+    poison = [ByteRange(place, SECTOR)] if lost else []
+    found = read_member(EmulatedPmem(FileMedia(path), poison))
+    # Two bits may cancel out in a sum, but only in fields that come to the same.
+    if found is not None and len(flips) < 2:
+        assert found._replace(role=right.role if right else 0) == right
+
+
+def test_a_partition_that_holds_a_member_is_told_from_its_disk(session_folder: Path) -> None:
+    image = unpacked("md-images", session_folder) / "raid5la-0.img"
+    media = FileMedia(image)
+    inner = slice_of("part", media, 0, media.size)
+    assert read_member(inner) == read_member(media)
