@@ -153,9 +153,11 @@ def test_a_message_without_its_number_is_refused(line: str) -> None:
 @given(
     st.lists(
         st.sampled_from(
-            ["Memory failure: ", "0x", "12", "f", ": ", "I/O", "critical medium", " error, dev "]
-            + ["sda", ", sector ", " op 0x1:(", "WRITE", "FLUSH)", " ", "\n", "\u0661", "\0"]
-            + ["\udc80"]
+            [
+                *("Memory failure: ", "0x", "12", "f", ": ", "I/O", "critical medium"),
+                *(" error, dev ", "sda", ", sector ", " op 0x1:(", "WRITE", "FLUSH)"),
+                *(" ", "\n", "\u0661", "\0", "\udc80"),
+            ]
         )
     ).map("".join)
     | st.text()
