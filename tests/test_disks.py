@@ -12,8 +12,12 @@ import pytest
 from tests.support.disks import Place, Volume, copy_range, make_group, partition, places_of
 from tests.support.expect import Expectation, normal
 from tests.support.images import MIB, sparse_file
-from tests.support.tools import need_loop_mounts
+from tests.support.snapshots import tags, unpacked
+from tests.support.tools import need_loop_mounts, run
 from tests.support.zoo import Zoo
+
+from whoseblock.stack.base import descend
+from whoseblock.target import Target, TargetOptions
 
 SECTOR = 512
 
@@ -228,3 +232,58 @@ def test_lvm_linear_and_striped_over_two_disks(
     # What a volume has beyond its image is past the end of the filesystem: outside, too.
     check(disk, images, "--member", str(other.path), count=200)
     check(other, images, "--member", str(disk.path), count=200)
+
+
+def test_a_backup_that_may_be_a_leftover_is_doubted(
+    images: dict[Path, Expectation], tmp_path: Path
+) -> None:
+    (image, *_) = images
+    disk = Disk(tmp_path / "leftover.img", 500 * MIB)
+    partition(disk.path, f"label: gpt\nstart=4099, size={sectors(image)}\n")
+    disk.put(Place(4099 * SECTOR, image.stat().st_size, image, 0))
+    with disk.path.open("r+b") as file:
+        file.write(bytes(34 * SECTOR))
+    (answer,) = ask(disk.path, "4099s")
+    assert answer["complete"] is False
+    assert any("leftover" in note for note in answer["notes"])
+
+
+def ask(disk: Path, *arguments: str) -> list[dict[str, Any]]:
+    done = subprocess.run(
+        [sys.executable, "-m", "whoseblock", "lookup", disk, *arguments, "--json"],
+        capture_output=True,
+        check=True,
+    )
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_a_table_over_an_old_physical_volume_counts(
+    images: dict[Path, Expectation], tmp_path: Path
+) -> None:
+    need_loop_mounts()
+    (image, *_) = images
+    disk = Disk(tmp_path / "reused.img", 500 * MIB)
+    make_group("old", [disk.path], [Volume("gone", ((((0, 0),), 100),))])
+    run(["sfdisk", "--quiet", "--no-reread", "--wipe=never", disk.path],
+        stdin=f"label: dos\nstart=4099, size={sectors(image)}, type=83\n".encode())  # fmt: skip
+    disk.put(Place(4099 * SECTOR, image.stat().st_size, image, 0))
+    assert b"LABELONE" in disk.path.read_bytes()[:2048]
+    check(disk, images, count=30)
+
+
+def test_a_member_of_the_oldest_kind_in_the_last_partition(
+    session_folder: Path, tmp_path: Path
+) -> None:
+    """A superblock of version 0.90 does not say whether it is the partition's or the disk's."""
+    member = unpacked("md-images", session_folder) / "raid5old-0.img"
+    size = member.stat().st_size
+    start = 2048 * SECTOR
+    disk = sparse_file(tmp_path / "old.img", start + size)
+    partition(disk, f"label: dos\nstart=2048, size={size // SECTOR}, type=fd\n")
+    copy_range(member, 0, disk, start, size)
+    at, _, offset = next(tags(member))
+    with Target(str(disk), TargetOptions()) as target:
+        assert target.root is not None
+        (landing,) = descend(target.root, start + at, 1)
+    assert [step.layer for step in landing.way] == ["old.img", "old.img1", "md/12"]
+    assert landing.offset == offset

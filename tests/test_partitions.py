@@ -45,7 +45,7 @@ def layouts(draw: st.DrawFn) -> Layout:
         lines.append("start=50001, size=70000, type=5")
         at = 50001
         for _ in range(logical):
-            at += draw(st.integers(2, 3000))
+            at += draw(st.integers(2049, 4500))
             size = draw(st.integers(1, 5000))
             lines.append(f"start={at}, size={size}, type=83")
             at += size + 1

@@ -126,6 +126,7 @@ def test_a_loop_device_with_partitions(zoo: Zoo, tmp_path: Path) -> None:
             (of_part,) = lookup(part, "--dmesg", log)
             tree = whoseblock("stack", loop)
             wrong = whoseblock("lookup", loop, "0", "--at-filesystem")
+            (header,) = lookup(loop, "1s")
         finally:
             run(["partx", "--delete", loop])
     for other in (answer, by_log, of_part):
@@ -134,6 +135,58 @@ def test_a_loop_device_with_partitions(zoo: Zoo, tmp_path: Path) -> None:
     assert by_log["origin"] == f"{log}, line 1"
     assert f"{2053 * SECTOR}+{size}  {name}p1  partition: xfs" in tree.stdout
     assert wrong.returncode == 6
+    assert [row["what"] for row in header["owners"]] == ["primary GPT header"]
+
+
+def test_a_filesystem_over_partitions_that_the_kernel_still_has(zoo: Zoo, tmp_path: Path) -> None:
+    need_loop_mounts()
+    truth = zoo.filled("4k")
+    disk = sparse_file(tmp_path / "disk.img", 400 * MIB)
+    partition(disk, "label: gpt\nstart=2053, size=100000\n")
+    row = next(row for row in truth.rows if row.kind == "file" and row.shared)
+    with loop_device(disk) as loop:
+        run(["partx", "--add", loop])
+        try:
+            # mkfs would refuse a device of which partitions are in use, not one that has them.
+            copy_range(truth.image, 0, Path(loop), 0, truth.image.stat().st_size)
+            (answer,) = lookup(loop, f"{row.start}+{SECTOR}")
+        finally:
+            run(["partx", "--delete", loop])
+    assert {owner["inode"] for owner in answer["owners"]} >= {row.inode}
+
+
+def test_an_image_of_a_disk_of_which_a_partition_is_mounted_says_so(
+    zoo: Zoo, tmp_path: Path
+) -> None:
+    need_loop_mounts()
+    truth = zoo.filled("4k")
+    disk = sparse_file(tmp_path / "disk.img", 400 * MIB)
+    size = truth.image.stat().st_size
+    partition(disk, f"label: gpt\nstart=2048, size={size // SECTOR}\n")
+    copy_range(truth.image, 0, disk, 2048 * SECTOR, size)
+    (before,) = lookup(disk, "2048s")
+    with mounted(disk, f"offset={2048 * SECTOR}", "ro", "norecovery"):
+        (while_mounted,) = lookup(disk, "2048s")
+    assert before["complete"] is True
+    assert while_mounted["complete"] is False
+    assert any("it is mounted at" in note for note in while_mounted["notes"])
+
+
+def test_what_an_image_lacks_of_its_device_is_unknown(session_folder: Path, tmp_path: Path) -> None:
+    whole = unpacked("pmem-images", session_folder) / "pmem0.img"
+    short = tmp_path / "short.img"
+    short.write_bytes(b"")
+    os.truncate(short, 200 * MIB)
+    copy_range(whole, 0, short, 0, 200 * MIB)
+    root = unpacked("pmem", session_folder)
+    start = 0x100C00000 + 200 * MIB - 4096
+    inside, beyond = (
+        lookup(short, "--phys", hex(place), "--device", "pmem0", "--root", root)[0]
+        for place in (start, start + 4096)
+    )
+    assert [owner["kind"] for owner in inside["owners"]] != ["unknown"]
+    assert [owner["kind"] for owner in beyond["owners"]] == ["unknown"]
+    assert beyond["complete"] is False
 
 
 def test_a_failure_of_another_device_is_passed_over_and_told(zoo: Zoo, tmp_path: Path) -> None:

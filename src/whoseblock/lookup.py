@@ -34,7 +34,7 @@ from whoseblock.fs.base import (
 )
 from whoseblock.media.base import Media
 from whoseblock.media.device import FileMedia
-from whoseblock.stack.base import Landing, Layer, descend
+from whoseblock.stack.base import Landing, Layer, Step, descend
 
 __all__ = ["Asked", "Lookup", "open_filesystem"]
 
@@ -206,8 +206,28 @@ class Lookup:
             if landing.layer is None:
                 yield _Part(landing, None, 0)
             else:
-                leaf = self._find_leaf(landing.layer)
-                yield _Part(landing, leaf, leaf.ask(landing.offset, landing.length))
+                yield from self._parts_on(landing, self._find_leaf(landing.layer))
+
+    @staticmethod
+    def _parts_on(landing: Landing, leaf: _Leaf) -> Iterator[_Part]:
+        """Ask a leaf for what it has; an image may be shorter than the device it is a copy of."""
+        length = landing.length
+        if leaf.space is not None:
+            length = min(length, max(leaf.space.device_size - landing.offset, 0))
+        if length:
+            inside = landing._replace(length=length)
+            yield _Part(inside, leaf, leaf.ask(landing.offset, length))
+        if length < landing.length:
+            way = tuple(Step(step.layer, step.start + length) for step in landing.way)
+            rest = landing._replace(
+                start=landing.start + length,
+                length=landing.length - length,
+                way=way,
+                layer=None,
+                what="past the end of what can be read of it",
+                certain=False,
+            )
+            yield _Part(rest, None, 0)
 
     def close(self) -> None:
         """Close every filesystem that was opened."""

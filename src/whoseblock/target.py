@@ -17,13 +17,14 @@ from whoseblock.fs.xfs.external import OtherDevice, Role, log_owner
 from whoseblock.media.base import Media
 from whoseblock.media.device import FileMedia
 from whoseblock.media.mounts import mount_note
-from whoseblock.stack.assembly import Assembly
-from whoseblock.stack.base import PHYSICAL_MEMORY, Layer, Segment
+from whoseblock.stack.assembly import Assembly, with_structures
+from whoseblock.stack.base import PHYSICAL_MEMORY, Layer, Linear, Segment
 from whoseblock.stack.devices import Devices
 from whoseblock.stack.host import Host
 from whoseblock.stack.loops import below_loop
 from whoseblock.stack.mounted import other_devices
 from whoseblock.stack.nvdimm import Nvdimm
+from whoseblock.stack.partitions import read_partitions
 
 __all__ = ["Target", "TargetOptions"]
 
@@ -96,8 +97,8 @@ class Target:
             layer.read_from(partial(FileMedia, path))
         else:
             layer = Layer(device, media.size, "image", open_media=partial(FileMedia, path))
-        if not layer.segments and not self._options.at_filesystem:
-            self._assembly.add(layer, media)
+        if not self._options.at_filesystem:
+            self._look_at(layer, media)
         return layer
 
     def _named_by_user(self, path: str, *, alone: bool = False) -> Layer:
@@ -143,15 +144,30 @@ class Target:
             if self._options.through_loop and not one.beneath:
                 one.beneath = tuple(below_loop(self.host, one.name, self._devices.layer))
                 todo += [below for file in one.beneath for below in _layers_below(file)]
-            todo += [segment.to for segment in one.segments if segment.to is not None]
-            if one.readable and not one.segments:
+            if one.readable:
                 try:
                     media = self._undo.enter_context(closing(one.open()))
                 except TargetError:
                     # It is said when somebody asks about it.
-                    continue
-                self._assembly.add(one, media)
+                    media = None
+                if media is not None:
+                    self._look_at(one, media)
+            todo += [segment.to for segment in one.segments if segment.to is not None]
         return layer
+
+    def _look_at(self, layer: Layer, media: Media) -> None:
+        """Complete what the kernel says of a device with what is on it."""
+        if not layer.segments:
+            self._assembly.add(layer, media)
+        elif not all(
+            isinstance(one, Linear) and one.to.kind == "partition" for one in layer.segments
+        ):
+            return
+        elif recognise.begins_with_filesystem(media):
+            # Made over the table: the kernel has not looked since, and no table can be there.
+            layer.segments = []
+        elif table := read_partitions(media):
+            layer.segments = with_structures(layer.segments, table)
 
     def _asked(self) -> Layer | None:
         """Give the layer that ranges without a device are of."""

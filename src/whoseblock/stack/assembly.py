@@ -5,7 +5,7 @@ there, until nothing new is found.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Final, NamedTuple
 
@@ -13,12 +13,12 @@ from whoseblock.media.base import Media
 from whoseblock.media.mapped import Copy, MappedMedia, Part
 from whoseblock.stack.arrays import ArrayMember, build_array
 from whoseblock.stack.base import Ending, Layer, Linear, Segment
-from whoseblock.stack.lvm import PhysicalVolume, read_physical_volume
-from whoseblock.stack.md import read_member
+from whoseblock.stack.lvm import read_physical_volume
+from whoseblock.stack.md import RESERVED_0_90, MdMember, read_member
 from whoseblock.stack.partitions import Table, read_partitions
 from whoseblock.stack.volumes import GroupPart, build_group
 
-__all__ = ["Assembly", "partition_name", "slice_of"]
+__all__ = ["Assembly", "partition_name", "slice_of", "with_structures"]
 
 #: More layers than any machine has; a disk full of tables within tables could have more.
 _MOST_LAYERS: Final = 10_000
@@ -71,20 +71,23 @@ class Assembly:
 
     def _look_into(self, layer: Layer, media: Media) -> None:
         # md first: a member that has its superblock at its end begins like the array does.
-        if member := read_member(media):
+        table = read_partitions(media)
+        member = read_member(media)
+        if member and not (table and _may_be_of_the_last(member, table, media.size)):
             self._members[member.array].append(ArrayMember(layer, media, member))
         elif self._is_filesystem(media):
             return
-        elif volume := read_physical_volume(media):
-            self._add_volume(layer, media, volume)
-        elif table := read_partitions(media):
+        elif table and not table.doubts:
+            # What makes a physical volume wipes a table; what writes a table may leave a label.
             self._add_partitions(layer, media, table)
-
-    def _add_volume(self, layer: Layer, media: Media, volume: PhysicalVolume) -> None:
-        self._parts.append(GroupPart(layer, media, volume))
+        elif volume := read_physical_volume(media):
+            self._parts.append(GroupPart(layer, media, volume))
+        elif table:
+            self._add_partitions(layer, media, table)
 
     def _add_partitions(self, layer: Layer, media: Media, table: Table) -> None:
         layer.remarks += tuple(f"{layer.name}: {note}" for note in table.notes)
+        layer.doubts += tuple(f"{layer.name}: {doubt}" for doubt in table.doubts)
         segments: list[Segment] = [Ending(*structure) for structure in table.structures]
         for partition in table.partitions:
             name = partition_name(layer.name, partition.number)
@@ -95,8 +98,30 @@ class Assembly:
         layer.segments = segments
 
 
+def _may_be_of_the_last(member: MdMember, table: Table, size: int) -> bool:
+    """Tell whether a superblock at the end of a disk is that of the disk's last partition.
+
+    One of version 0.90 does not say where the device that it is of begins.
+    """
+    end = max((part.start + part.length for part in table.partitions), default=0)
+    return member.nameless and size - end < RESERVED_0_90
+
+
 def _same(media: Media) -> Media:
     return media
+
+
+def with_structures(segments: Sequence[Segment], table: Table) -> list[Segment]:
+    """Add the table's own places to the partitions that the kernel knows.
+
+    Only if these are the table's: it may have been changed since the kernel read it.  An extended
+    partition, which the kernel shows as one of two sectors, gives way to its boot records.
+    """
+    known = {(part.start, part.length) for part in table.partitions}
+    ours = [segment for segment in segments if (segment.start, segment.length) in known]
+    if len(ours) != len(known):
+        return list(segments)
+    return [*ours, *(Ending(*structure) for structure in table.structures)]
 
 
 def partition_name(disk: str, number: int) -> str:

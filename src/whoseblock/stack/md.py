@@ -14,12 +14,12 @@ from whoseblock.errors import BlockError, UnsupportedError
 from whoseblock.media.base import Media
 from whoseblock.stack.raid import Raid0, Raid1, Raid5, Raid10, Striping
 
-__all__ = ["LINEAR", "MdMember", "data_size", "read_member", "striping_of"]
+__all__ = ["LINEAR", "RESERVED_0_90", "MdMember", "data_size", "read_member", "striping_of"]
 
 MD_SB_MAGIC: Final = 0xA92B4EFC
 _SECTOR: Final = 512
 _SUPERBLOCK_BYTES: Final = 4096
-_RESERVED_0_90: Final = 64 * 1024
+RESERVED_0_90: Final = 64 * 1024
 
 #: magic, major, features, -, array UUID, array name, -, level, layout, component size, chunk,
 #: members, -, -, -, ..., data offset, data size, super offset, recovery offset, device number
@@ -47,6 +47,7 @@ class MdMember(NamedTuple):
 
     ``role`` is its number in the array, or a word for what it is instead.  ``unsettled`` says why
     its data cannot be followed now, "" if it can.  ``recovering`` members hold only a part.
+    ``nameless`` superblocks, of version 0.90, tell neither a name nor their own place.
     """
 
     array: bytes
@@ -62,6 +63,7 @@ class MdMember(NamedTuple):
     events: int
     unsettled: str
     recovering: bool
+    nameless: bool
 
 
 def read_member(media: Media) -> MdMember | None:
@@ -72,7 +74,7 @@ def read_member(media: Media) -> MdMember | None:
         raw = _try_read(media, sector * _SECTOR)
         if member := _parse_v1(raw, sector):
             return member
-    aligned = media.size // _RESERVED_0_90 * _RESERVED_0_90 - _RESERVED_0_90
+    aligned = media.size // RESERVED_0_90 * RESERVED_0_90 - RESERVED_0_90
     return _parse_0_90(_try_read(media, aligned), aligned)
 
 
@@ -133,6 +135,7 @@ def _parse_v1(raw: bytes, sector: int) -> MdMember | None:
         events,
         unsettled,
         bool(features & _RECOVERY_OFFSET),
+        nameless=False,
     )
 
 
@@ -165,6 +168,7 @@ def _parse_0_90(raw: bytes, place: int) -> MdMember | None:
         words[_W_EVENTS] | words[_W_EVENTS + 1] << 32,
         "it is being reshaped" if words[_W_MINOR] == _MINORS_0_90[1] else "",
         recovering=False,
+        nameless=True,
     )
 
 

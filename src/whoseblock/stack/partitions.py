@@ -72,12 +72,16 @@ class Structure(NamedTuple):
 
 
 class Table(NamedTuple):
-    """A partition table that verified; ``kind`` is ``gpt`` or ``mbr``."""
+    """A partition table that verified; ``kind`` is ``gpt`` or ``mbr``.
+
+    ``doubts`` say why it may be another's all the same.
+    """
 
     kind: str
     partitions: tuple[Partition, ...]
     structures: tuple[Structure, ...]
     notes: tuple[str, ...] = ()
+    doubts: tuple[str, ...] = ()
 
 
 def read_partitions(media: Media) -> Table | None:
@@ -144,9 +148,16 @@ def _read_gpt(media: Media, sector: int) -> Table | None:
     header = primary or backup
     if header is None:
         return None
-    if primary is None and not _is_protected(media):
-        # A disk that was given an MBR later keeps its old backup at the end.
+    # A disk that was put to another use later may keep its old backup at the end.
+    head = _try_read(media, 0, 512)
+    if primary is None and any(head) and not _is_protective(head):
         return None
+    doubts = []
+    if primary is None and not any(head):
+        doubts.append(
+            "its first sector and its primary GPT are lost, or never were: if the backup GPT is a"
+            " leftover, its partitions are not there"
+        )
     notes = []
     if primary is None:
         notes.append("its primary GPT does not verify: the backup is used")
@@ -161,14 +172,11 @@ def _read_gpt(media: Media, sector: int) -> Table | None:
             structures.append(Structure(found.at * sector, sector, f"{word} header"))
             at = found.entries_at * sector
             structures.append(Structure(at, len(found.entries), f"{word} entries"))
-    return Table("gpt", partitions, tuple(structures), tuple(notes))
+    return Table("gpt", partitions, tuple(structures), tuple(notes), tuple(doubts))
 
 
-def _is_protected(media: Media) -> bool:
-    """Tell whether the MBR says that there is a GPT; one that is lost says nothing against it."""
-    raw = _try_read(media, 0, 512)
-    if not any(raw):
-        return True
+def _is_protective(raw: bytes) -> bool:
+    """Tell whether an MBR says that there is a GPT."""
     return raw[510:512] == _MBR_SIGNATURE and any(
         entry.type == _PROTECTIVE for entry in _mbr_entries(raw)
     )
