@@ -9,12 +9,12 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from itertools import islice
-from types import TracebackType
-from typing import Final, NamedTuple, Self
+from typing import Final, NamedTuple
 
 from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
 
+from whoseblock.closing import Closing
 from whoseblock.errors import NotAFilesystemError, WhoseblockError
 from whoseblock.fs import recognise
 from whoseblock.fs.base import (
@@ -112,7 +112,7 @@ class _Part(NamedTuple):
     number: int
 
 
-class Lookup:
+class Lookup(Closing):
     """Answers questions about layers; a context manager, which closes what it opened.
 
     ``open_leaf`` opens what is on a layer that nothing is made of, and raises a `WhoseblockError`
@@ -235,17 +235,6 @@ class Lookup:
             if leaf.space is not None:
                 leaf.space.close()
         self._leaves.clear()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _put_together(asked: Asked, parts: Sequence[_Part]) -> Answer:

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from functools import partial
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
+from whoseblock.closing import Closing
 from whoseblock.errors import NotAFilesystemError, TargetError, UnsupportedError
 from whoseblock.fs import recognise
 from whoseblock.fs.base import AddressSpace
@@ -52,7 +52,7 @@ class TargetOptions:
     root: str = "/"
 
 
-class Target:
+class Target(Closing):
     """A target and all that is known around it; a context manager.
 
     ``path`` is a device or an image; None if all failures name their own devices.  Raises
@@ -288,17 +288,6 @@ class Target:
     def close(self) -> None:
         """Let go of all that was opened to look into it."""
         self._undo.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _layers_below(segment: Segment) -> list[Layer]:

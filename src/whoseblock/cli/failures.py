@@ -19,6 +19,12 @@ def _file() -> click.File:
     return click.File("r", encoding="utf-8", errors="surrogateescape")
 
 
+def _check_statuses(_context: click.Context, _option: click.Parameter, value: str) -> str:
+    if not value or not set(value) <= set("?*/-+"):
+        raise click.BadParameter("one or more of ? * / - and +")
+    return value
+
+
 _OPTIONS: Final = (
     click.option(
         "--ranges",
@@ -39,6 +45,7 @@ _OPTIONS: Final = (
         "--mapfile-status",
         "statuses",
         default=_STATUSES,
+        callback=_check_statuses,
         show_default=True,
         metavar="CHARS",
         help="Which of the map's statuses count: ? not tried, * not trimmed, / not scraped, - bad.",

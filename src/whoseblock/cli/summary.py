@@ -22,6 +22,8 @@ __all__ = ["summarise"]
 
 #: A range of a terabyte has millions of owners: they are asked for in parts of this size.
 _PART: Final = 64 << 20
+#: Whoever watches needs no more than this.
+_TELL_EVERY: Final = 1024
 #: What a spreadsheet would take for a formula.
 _FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")
 _MEANING: Final = {
@@ -61,8 +63,10 @@ def summarise(
 ) -> Iterator[bytes]:
     """Ask everything, write the list to ``output``, and give the lines of the summary."""
     summary = Summary(lambda name, inode: finder.file_size(finder.layers[name], inode))
-    for answer in finder.answers(_once(asked), paths=False):
+    for number, answer in enumerate(finder.answers(_once(asked), paths=False)):
         summary.add(answer)
+        if number % _TELL_EVERY == 0:
+            finder.progress("ranges answered", number, None)
     files = list(_files(finder, summary, paths=paths))
     if output is not None:
         _write_list(Path(output), files)

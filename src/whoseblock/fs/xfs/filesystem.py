@@ -4,9 +4,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import islice
-from types import TracebackType
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Final
 
+from whoseblock.closing import Closing
 from whoseblock.errors import BlockError
 from whoseblock.fs.arrays import OwnerArrays
 from whoseblock.fs.base import Answer, Paths, Progress, check_within, distinct, no_progress
@@ -38,7 +38,7 @@ _REALTIME_REMARK: Final = (
 )
 
 
-class XfsFilesystem:
+class XfsFilesystem(Closing):
     """An XFS filesystem on ``media``, which is closed with it.
 
     ``log_media`` is the device of an external log, to tell whether it is clean.  Raises
@@ -209,17 +209,6 @@ class XfsFilesystem:
         self._media.close()
         if self._log_media is not None:
             self._log_media.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _inodes_of(pieces: Iterable[Piece]) -> Iterator[int]:
