@@ -169,6 +169,29 @@ def test_the_kernels_own_lists_of_bad_blocks(session_folder: Path) -> None:
     assert {answer["via"][0]["layer"] for answer in answers} == {"pmem0"}
 
 
+def test_the_disks_list_is_about_its_partition_as_far_as_it_reaches(
+    session_folder: Path, tmp_path: Path
+) -> None:
+    root = unpacked("pmem", session_folder)
+    image = tmp_path / "part.img"
+    with image.open("wb") as file:
+        file.truncate(20000 * 512)
+    options = ["--sysfs-badblocks", "--json", "--device", "pmem0.1p1", "--root", str(root)]
+    done = subprocess.run(
+        [sys.executable, "-m", "whoseblock", "lookup", str(image), *options],
+        capture_output=True,
+        check=False,
+    )
+    (answer,) = map(json.loads, done.stdout.splitlines())
+    # The list has 2100 4 and 40 2, in sectors of the disk; the partition begins at 2050.
+    assert (answer["start"], answer["length"]) == (2100 * 512, 4 * 512)
+    assert answer["via"] == [
+        {"layer": "pmem0.1", "start": 2100 * 512},
+        {"layer": "pmem0.1p1", "start": 50 * 512},
+    ]
+    assert b"1 failure of pmem0.1 passed over" in done.stderr
+
+
 def test_without_a_target_a_page_names_its_own_way(session_folder: Path) -> None:
     (answer,) = lookup(
         "--pfn", facts("pmem")["pfn"], "--root", str(unpacked("pmem", session_folder))

@@ -104,7 +104,7 @@ def lookup(target: str | None, ranges: tuple[str, ...], **options: Any) -> None:
 def _failures(given: Given, target: "Target", finder: "Lookup") -> Iterator[Any]:
     """Give every failure, in the order of the help: what is written out, files, the kernel's."""
     block_size = None
-    if target.layer is not None and not target.layer.segments:
+    if given.of_the_target and target.layer is not None and not target.layer.segments:
         # What cannot be opened at all is said before anything else is.
         block_size = finder.leaf(target.layer).block_size
     yield from given.ranges_asked(block_size)

@@ -98,9 +98,8 @@ def _says(segment: "Segment", finder: "Lookup") -> str:
 
 
 def _about(layer: "Layer", finder: "Lookup") -> str:
-    if layer.segments:
-        return layer.kind
-    return f"{layer.kind}: {_content(layer, finder)}"
+    kind = printable(layer.kind)
+    return kind if layer.segments else f"{kind}: {_content(layer, finder)}"
 
 
 def _content(layer: "Layer", finder: "Lookup") -> str:

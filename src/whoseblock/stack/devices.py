@@ -13,6 +13,7 @@ from whoseblock.media.device import FileMedia
 from whoseblock.stack.base import Ending, Layer, Linear, Segment
 from whoseblock.stack.dm import dm_table, segments_on
 from whoseblock.stack.host import SECTOR, Host
+from whoseblock.stack.loops import backing_file
 from whoseblock.stack.md import LINEAR, striping_of
 from whoseblock.stack.raid import MemberSegment
 
@@ -53,7 +54,8 @@ class Devices:
         elif (folder / "md").is_dir():
             kind = f"md {self.host.text(folder / 'md/level') or ''}".strip()
         elif (folder / "loop").is_dir():
-            kind = "loop device"
+            backing = backing_file(self.host, name)
+            kind = f"loop device over {backing.path}" if backing else "loop device"
         return Layer(shown, size, kind, open_media=opener, gap=gap)
 
     def _kind_of_volume(self, folder: Path) -> str:

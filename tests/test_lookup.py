@@ -1,0 +1,120 @@
+"""Questions about layers that are put together by hand: splitting, joining, and several owners."""
+
+from functools import partial
+from pathlib import Path
+
+import pytest
+from tests.support.expect import Expectation
+from tests.support.zoo import Zoo
+
+from whoseblock.errors import NotAFilesystemError, OutOfDeviceError
+from whoseblock.fs.base import FileOwner, Outside, Unknown, Via
+from whoseblock.fs.recognise import open_filesystem
+from whoseblock.lookup import Asked, Lookup
+from whoseblock.media.device import FileMedia
+from whoseblock.stack.base import Ending, Layer, Linear, descend
+
+
+def image_layer(name: str, image: Path) -> Layer:
+    return Layer(name, image.stat().st_size, "image", open_media=partial(FileMedia, image))
+
+
+@pytest.fixture
+def lookup() -> Lookup:
+    return Lookup(lambda layer: open_filesystem(layer.open()))
+
+
+def test_one_failure_that_reaches_two_filesystems_gives_all_owners(
+    zoo: Zoo, lookup: Lookup
+) -> None:
+    """Two volumes over the same part of a disk, as device-mapper lets one make them."""
+    first, second = zoo.filled("4k"), zoo.filled("1k")
+    disk = Layer("disk", 1 << 40, "disk")
+    disk.segments = [
+        Linear(4096, first.image.stat().st_size, image_layer("one", first.image)),
+        Linear(12288, second.image.stat().st_size, image_layer("two", second.image)),
+    ]
+    # Where both have files.
+    row = next(
+        row
+        for row in first.rows
+        if row.kind == "file"
+        and any(
+            other.kind == "file" and other.start <= row.start - 8192 < other.end
+            for other in second.rows
+        )
+    )
+    with lookup:
+        (answer,) = lookup.answers([Asked(row.start + 4096, 512, disk)])
+    expected = {
+        "one": Expectation(first).rows(row.start, 512),
+        "two": Expectation(second).rows(row.start - 8192, 512),
+    }
+    for name, rows in expected.items():
+        mine = [owner for owner in answer if owner.via and owner.via[-1].layer == name]
+        assert [owner.kind for owner in mine] == [one["kind"] for one in rows]
+        inodes = [owner.inode for owner in mine if isinstance(owner, FileOwner)]
+        assert inodes == [one["inode"] for one in rows if one["kind"] == "file"]
+    assert {owner.start for owner in answer} == {row.start + 4096}
+
+
+def test_what_nobody_can_follow_is_unknown_and_the_rest_is_answered(
+    zoo: Zoo, lookup: Lookup
+) -> None:
+    truth = zoo.filled("4k")
+    disk = Layer("disk", 1 << 40, "disk")
+    disk.segments = [
+        Ending(0, 512, "MBR"),
+        Ending(512, 512, "a thin pool", certain=False, remark="a remark"),
+        Linear(1024, 4096, image_layer("part", truth.image)),
+    ]
+    with lookup:
+        (answer,) = lookup.answers([Asked(256, 1000, disk)])
+    assert answer.complete is False
+    assert [(type(row), row.start, row.length) for row in answer.owners[:2]] == [
+        (Outside, 256, 256),
+        (Unknown, 512, 512),
+    ]
+    assert answer.owners[2].via == (Via("disk", 1024), Via("part", 0))
+    assert "disk: a thin pool" in answer.notes
+    assert "a remark" in answer.notes
+
+
+def test_layers_that_are_made_of_each_other_come_to_an_end() -> None:
+    one, two = Layer("one", 1000, "disk"), Layer("two", 1000, "disk")
+    one.segments, two.segments = [Linear(0, 1000, two)], [Linear(0, 1000, one)]
+    (landing,) = descend(one, 10, 20)
+    assert landing.layer is None
+    assert not landing.certain
+    assert len(landing.way) < 100
+
+
+def test_a_range_that_a_person_asked_for_must_be_on_the_device(zoo: Zoo, lookup: Lookup) -> None:
+    layer = image_layer("image", zoo.filled("4k").image)
+    with lookup, pytest.raises(OutOfDeviceError):
+        list(lookup.answers([Asked(layer.size, 1, layer)]))
+
+
+def test_a_range_that_a_file_told_of_need_not_be(zoo: Zoo, lookup: Lookup) -> None:
+    layer = image_layer("image", zoo.filled("4k").image)
+    with lookup:
+        (answer,) = lookup.answers([Asked(layer.size - 512, 1024, layer, "a map")])
+    assert [row.start for row in answer][-1] == layer.size
+    assert isinstance(answer.owners[-1], Outside)
+    assert answer.origin == "a map"
+
+
+def test_a_layer_without_a_filesystem_is_asked_for_only_once() -> None:
+    asked = []
+
+    def nothing(layer: Layer) -> None:
+        asked.append(layer)
+        raise NotAFilesystemError("nothing here")
+
+    layer = Layer("empty", 4096, "disk")
+    disk = Layer("disk", 8192, "disk")
+    disk.segments = [Linear(0, 4096, layer)]
+    with Lookup(nothing) as lookup:  # type: ignore[arg-type]
+        answers = list(lookup.answers([Asked(0, 512, disk), Asked(512, 512, disk)]))
+    assert asked == [layer]
+    assert [answer.notes for answer in answers] == [("empty: nothing here",)] * 2
