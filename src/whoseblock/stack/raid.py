@@ -237,7 +237,7 @@ class MemberSegment(NamedTuple):
     striping: Striping
     number: int
     to_start: int = 0
-    what: str = "array data"
+    what: str = ""
 
     def pieces(self, start: int, length: int) -> Iterable[Piece]:
         """Say where each chunk of a part of the segment leads."""
