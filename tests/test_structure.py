@@ -30,7 +30,7 @@ ROOMS = (
     Room(("fs",), 3, 2),
     Room(("stack",), 3, 1),
     Room(("lookup", "summary", "target"), 4, 3),
-    Room(("processes",), 4, 0),
+    Room(("processes",), 4, 3),
     Room(("journal", "respond"), 5, 4),
     Room(("sources", "watch"), 6, 5),
     Room(("study",), 6, 4),

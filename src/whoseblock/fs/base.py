@@ -25,10 +25,13 @@ __all__ = [
     "FileOwner",
     "Filesystem",
     "Free",
+    "Mapping",
     "MetadataOwner",
+    "OpenFile",
     "Outside",
     "Owner",
     "Paths",
+    "Process",
     "Progress",
     "Staging",
     "Unknown",
@@ -78,11 +81,60 @@ class Owner(_Placed, frozen=True, tag_field="kind", tag="owner"):
         return str(self.__struct_config__.tag)
 
 
+class Mapping(Struct, frozen=True):
+    """A part of a file in a process's memory: ``length`` bytes from byte ``file_offset``.
+
+    ``address`` is where they begin in the address space of the process.  ``shared`` is MAP_SHARED;
+    a process with a private mapping that it wrote to may have a copy of its own.
+    """
+
+    address: int
+    length: int
+    file_offset: int
+    shared: bool
+    readable: bool
+    writable: bool
+    executable: bool
+
+
+class OpenFile(Struct, frozen=True):
+    """A file descriptor: its number, its flags as in open(2), and its offset in bytes."""
+
+    fd: int
+    flags: tuple[str, ...]
+    offset: int
+
+
+class Process(Struct, frozen=True):
+    """A process that uses a file.
+
+    ``pid`` is its number as we see it, and together with ``start_time``, in clock ticks since the
+    machine booted, names it for ever; ``started`` is the same moment as UTC, ISO 8601.
+    ``namespace_pid`` is its number in its own pid namespace if that differs.  ``command`` is the
+    name that the kernel has for it.  ``cgroup`` is the path of its control group, and ``unit`` the
+    unit of systemd that the path names.
+    """
+
+    pid: int
+    start_time: int
+    started: str
+    command: str
+    uid: int
+    mappings: tuple[Mapping, ...] = ()
+    open: tuple[OpenFile, ...] = ()
+    namespace_pid: int | UnsetType = UNSET
+    cgroup: str | UnsetType = UNSET
+    unit: str | UnsetType = UNSET
+
+
 class FileOwner(Owner, frozen=True, tag="file"):
     """A file has the bytes: its data, or its attributes, or the map of either.
 
     ``file_offset`` is in bytes within the fork, None for a block of the extent map.  ``paths`` is
     left out if nobody asked for it.  ``detail`` names a file that belongs to the filesystem itself.
+    Of a mounted filesystem, ``generation`` tells the inode from others that had its number,
+    ``mounted_at`` are the places where one can open the file now, and ``processes`` those who have
+    this part of it mapped, or the file open.
     """
 
     inode: int
@@ -94,6 +146,9 @@ class FileOwner(Owner, frozen=True, tag="file"):
     paths: tuple[str, ...] | UnsetType = UNSET
     unlinked: bool | UnsetType = UNSET
     detail: str | UnsetType = UNSET
+    generation: int | UnsetType = UNSET
+    mounted_at: tuple[str, ...] | UnsetType = UNSET
+    processes: tuple[Process, ...] | UnsetType = UNSET
 
 
 class MetadataOwner(Owner, frozen=True, tag="metadata"):
