@@ -12,8 +12,8 @@ from tests.support.zoo import Zoo
 
 import whoseblock
 from whoseblock.errors import OutOfDeviceError
+from whoseblock.fs.pieces import FILE, FILE_DATA
 from whoseblock.fs.xfs import bulk
-from whoseblock.fs.xfs.rows import FILE, FILE_DATA
 
 Ints = NDArray[np.int64]
 

@@ -186,7 +186,8 @@ class Answer(_Placed, frozen=True):
     The rows are ordered by start, inode and file offset, and together cover the range.
     ``complete`` is false if an owner, a path or a certainty may be missing, and ``notes`` say
     what.  ``via`` is the way of the first byte, as far down as it goes; every row has its own.
-    ``origin`` says where the failure was read, if it was read from somewhere.
+    ``origin`` says where the failure was read, if it was read from somewhere.  ``verified`` is
+    there if the owners were asked for again in the end: whether they were still the same.
     """
 
     start: int
@@ -195,6 +196,7 @@ class Answer(_Placed, frozen=True):
     notes: tuple[str, ...]
     owners: tuple[Owner, ...]
     origin: str | UnsetType = UNSET
+    verified: bool | UnsetType = UNSET
 
     def __len__(self) -> int:
         return len(self.owners)
@@ -210,7 +212,7 @@ class Paths(Struct, frozen=True):
     """Every path of an inode, in byte order; a sequence of them.
 
     Each begins with ``/``, the root of the filesystem.  Bytes that are not UTF-8 are lone
-    surrogates, as with `os.fsdecode`.
+    surrogates, as with `os.fsdecode`.  ``mounted_at`` is as in `FileOwner`.
     """
 
     paths: tuple[str, ...] = ()
@@ -218,6 +220,7 @@ class Paths(Struct, frozen=True):
     notes: tuple[str, ...] = ()
     unlinked: bool = False
     detail: str = ""
+    mounted_at: tuple[str, ...] | UnsetType = UNSET
 
     def __len__(self) -> int:
         return len(self.paths)

@@ -13,6 +13,20 @@ import numpy as np
 from whoseblock.errors import OutOfDeviceError
 from whoseblock.fs.arrays import OwnerArrays
 from whoseblock.fs.base import check_within, distinct
+from whoseblock.fs.pieces import (
+    ATTR,
+    DATA,
+    EXTENT_MAP,
+    FILE,
+    FILE_DATA,
+    FREE,
+    NO_FORK,
+    NOTHING,
+    UNKNOWN,
+    XATTR,
+    Piece,
+    data_what,
+)
 from whoseblock.fs.xfs.btree import BNOBT, RMAPBT, AgTree, Fault, Leaf, Node
 from whoseblock.fs.xfs.format.btree import (
     XFS_RMAP_NON_INODE,
@@ -22,22 +36,7 @@ from whoseblock.fs.xfs.format.btree import (
     XFS_RMAP_OFF_UNWRITTEN,
 )
 from whoseblock.fs.xfs.owners import OwnerFinder
-from whoseblock.fs.xfs.rows import (
-    ATTR,
-    DATA,
-    EXTENT_MAP,
-    FILE,
-    FILE_DATA,
-    FREE,
-    MAX_FILE_SIZE,
-    NO_FORK,
-    NOTHING,
-    SPECIAL_OWNERS,
-    UNKNOWN,
-    XATTR,
-    Piece,
-    data_what,
-)
+from whoseblock.fs.xfs.rows import MAX_FILE_SIZE, SPECIAL_OWNERS
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray

@@ -10,13 +10,14 @@ from whoseblock.closing import Closing
 from whoseblock.errors import BlockError
 from whoseblock.fs.arrays import OwnerArrays
 from whoseblock.fs.base import Answer, Paths, Progress, check_within, distinct, no_progress
+from whoseblock.fs.pieces import FILE, Piece
 from whoseblock.fs.xfs.attributes import Attributes
 from whoseblock.fs.xfs.format.superblock import XFS_SB_VERSION_5
 from whoseblock.fs.xfs.inodes import InodeTable
 from whoseblock.fs.xfs.log import log_note
 from whoseblock.fs.xfs.owners import OwnerFinder
 from whoseblock.fs.xfs.paths import PathFinder
-from whoseblock.fs.xfs.rows import FILE, Piece, make_row
+from whoseblock.fs.xfs.rows import make_row
 from whoseblock.fs.xfs.volume import Volume, open_superblock
 from whoseblock.media.base import Media
 from whoseblock.media.mounts import mount_note

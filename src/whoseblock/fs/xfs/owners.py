@@ -5,13 +5,9 @@ longer than all of it.
 """
 
 from collections.abc import Iterator
-from itertools import accumulate
 
 from whoseblock.errors import BlockError
-from whoseblock.fs.xfs.btree import BNOBT, REFCOUNTBT, RMAPBT, AgTree, Fault, Shape
-from whoseblock.fs.xfs.format.btree import XFS_REFC_COWFLAG
-from whoseblock.fs.xfs.inodes import InodeTable
-from whoseblock.fs.xfs.rows import (
+from whoseblock.fs.pieces import (
     FILE_DATA,
     FREE,
     OUTSIDE,
@@ -21,8 +17,12 @@ from whoseblock.fs.xfs.rows import (
     Piece,
     data_what,
     is_shareable,
-    piece_of,
+    mark_shared,
 )
+from whoseblock.fs.xfs.btree import BNOBT, REFCOUNTBT, RMAPBT, AgTree, Fault, Shape
+from whoseblock.fs.xfs.format.btree import XFS_REFC_COWFLAG
+from whoseblock.fs.xfs.inodes import InodeTable
+from whoseblock.fs.xfs.rows import piece_of
 from whoseblock.fs.xfs.volume import Volume
 
 __all__ = ["OwnerFinder"]
@@ -103,7 +103,7 @@ class OwnerFinder:
         faults = [fault for fault in faults if fault.low < high and low < fault.high]
         notes += [fault.note for fault in faults]
         pieces.sort(key=lambda piece: (piece.start, piece.inode, piece.file_offset))
-        _mark_shared(pieces)
+        mark_shared(pieces)
         if faults:
             self._mark_counted(agno, pieces, notes)
         return pieces
@@ -161,17 +161,3 @@ class OwnerFinder:
                 if count > 1 and not first & XFS_REFC_COWFLAG:
                     pieces[index] = piece._replace(shared=True)
         notes += [fault.note for fault in lost]
-
-
-def _mark_shared(pieces: list[Piece]) -> None:
-    """Mark the pieces, ordered by start, that overlap another one of a file.
-
-    Every owner of the range is among them, so that no count of references need be read.
-    """
-    shareable = [index for index, piece in enumerate(pieces) if is_shareable(piece)]
-    reach = list(accumulate((pieces[index].end for index in shareable), max, initial=0))
-    for number, index in enumerate(shareable):
-        piece = pieces[index]
-        following = shareable[number + 1 : number + 2]
-        if reach[number] > piece.start or any(pieces[at].start < piece.end for at in following):
-            pieces[index] = piece._replace(shared=True)

@@ -1,24 +1,34 @@
 """From a reverse-mapping record to a row of an answer.
 
-Single questions and bulk ones go different ways to the same `Piece`; what a piece means, and how it
-is shown, is said once, here.
+Single questions and bulk ones go different ways to the same `Piece`; what a record means is said
+once, here.
 """
 
-import stat
-from typing import Final, NamedTuple
+from typing import Final
 
 from msgspec import UNSET
 
-from whoseblock.fs.arrays import FORKS, KINDS, WHATS
-from whoseblock.fs.base import (
-    FileOwner,
-    Free,
-    MetadataOwner,
-    Outside,
-    Owner,
-    Paths,
-    Staging,
-    Unknown,
+from whoseblock.fs.base import Owner, Paths
+from whoseblock.fs.pieces import (
+    AG,
+    ATTR,
+    DATA,
+    EXTENT_MAP,
+    FILE,
+    FILE_DATA,
+    INODE_BTREE,
+    INODES,
+    LOG,
+    METADATA,
+    NO_FORK,
+    NOTHING,
+    REFCOUNT_BTREE,
+    STAGING,
+    STATIC,
+    UNKNOWN,
+    XATTR,
+    Piece,
+    row_of,
 )
 from whoseblock.fs.xfs.format.ag import AG_HEADERS
 from whoseblock.fs.xfs.format.btree import (
@@ -37,35 +47,7 @@ from whoseblock.fs.xfs.format.btree import (
 )
 from whoseblock.fs.xfs.volume import Volume
 
-__all__ = [
-    "SPECIAL_OWNERS",
-    "Piece",
-    "classify",
-    "data_what",
-    "is_shareable",
-    "make_row",
-    "piece_of",
-]
-
-# The numbers of the words in KINDS, FORKS and WHATS.
-FILE, METADATA, FREE, STAGING, OUTSIDE, UNKNOWN = range(len(KINDS))
-NO_FORK, DATA, ATTR = range(len(FORKS))
-(
-    NOTHING,
-    FILE_DATA,
-    DIRECTORY,
-    SYMLINK,
-    XATTR,
-    EXTENT_MAP,
-    UNKNOWN_DATA,
-    STATIC,
-    LOG,
-    AG,
-    INODE_BTREE,
-    INODES,
-    REFCOUNT_BTREE,
-    PAST_END,
-) = range(len(WHATS))
+__all__ = ["SPECIAL_OWNERS", "classify", "make_row", "piece_of"]
 
 #: No file is larger, so that no record of a place past it is true.
 MAX_FILE_SIZE: Final = 1 << 63
@@ -80,25 +62,6 @@ SPECIAL_OWNERS: Final = {
     XFS_RMAP_OWN_REFC: (METADATA, REFCOUNT_BTREE),
     XFS_RMAP_OWN_COW: (STAGING, NOTHING),
 }
-
-
-class Piece(NamedTuple):
-    """A row in numbers; the columns of `OwnerArrays` but for the question."""
-
-    start: int
-    length: int
-    kind: int
-    what: int = NOTHING
-    fork: int = NO_FORK
-    inode: int = 0
-    file_offset: int = -1
-    unwritten: bool = False
-    shared: bool = False
-
-    @property
-    def end(self) -> int:
-        """The first byte past it."""
-        return self.start + self.length
 
 
 def classify(owner: int, offset: int) -> tuple[int, int, int]:
@@ -132,46 +95,12 @@ def piece_of(
     return Piece(start, length, kind, what, fork, owner, file_offset, unwritten)
 
 
-def data_what(mode: int) -> int:
-    """Say what the data fork of an inode of this mode holds."""
-    if stat.S_ISDIR(mode):
-        return DIRECTORY
-    return SYMLINK if stat.S_ISLNK(mode) else FILE_DATA
-
-
-def is_shareable(piece: Piece) -> bool:
-    """Tell whether the filesystem could let others share it: only what files hold."""
-    return piece.kind == FILE and piece.fork == DATA and piece.what != EXTENT_MAP
-
-
 def make_row(volume: Volume, piece: Piece, paths: Paths | None) -> Owner:
     """Show a piece in the words of the contract."""
     start, length = piece.start, piece.length
-    if piece.kind == FILE:
-        return FileOwner(
-            start,
-            length,
-            piece.inode,
-            FORKS[piece.fork],
-            WHATS[piece.what],
-            None if piece.what == EXTENT_MAP else piece.file_offset,
-            piece.unwritten,
-            piece.shared,
-            UNSET if paths is None else paths.paths,
-            True if paths is not None and paths.unlinked else UNSET,
-            UNSET if paths is None or not paths.detail else paths.detail,
-        )
-    if piece.kind == METADATA:
-        inodes = volume.inodes_within(start, length) if piece.what == INODES else UNSET
-        detail = _static_detail(volume, start, length) if piece.what == STATIC else UNSET
-        return MetadataOwner(start, length, WHATS[piece.what], inodes, detail)
-    if piece.kind == FREE:
-        return Free(start, length)
-    if piece.kind == STAGING:
-        return Staging(start, length)
-    if piece.kind == OUTSIDE:
-        return Outside(start, length, WHATS[piece.what])
-    return Unknown(start, length)
+    inodes = volume.inodes_within(start, length) if piece.what == INODES else UNSET
+    detail = _static_detail(volume, start, length) if piece.what == STATIC else UNSET
+    return row_of(piece, paths, inodes=inodes, detail=detail)
 
 
 def _static_detail(volume: Volume, start: int, length: int) -> str:
