@@ -28,13 +28,15 @@ def open(  # noqa: A001 - like gzip.open: it is only ever used with the module's
     target: "str | os.PathLike[str] | Media",
     *,
     log_device: "str | os.PathLike[str] | Media | None" = None,
+    offline: bool = False,
 ) -> "Filesystem":
-    """Open the filesystem on a device, an image, or any `whoseblock.media.Media`.
+    """Open the filesystem of a mount point, on a device, an image, or any `whoseblock.media.Media`.
 
-    ``log_device`` is where an XFS filesystem keeps an external log.  The result closes what it was
-    made of, and is a context manager.  Raises `WhoseblockError` and its kin.
+    The kernel is asked about what is mounted, and the disk about all else; ``offline`` asks the
+    disk in any case.  ``log_device`` is where an XFS filesystem keeps an external log.  The result
+    closes what it was made of, and is a context manager.  Raises `WhoseblockError` and its kin.
     """
     # Importing whoseblock must cost nothing; opening something may.
     from whoseblock.lookup import open_filesystem
 
-    return open_filesystem(target, log_device=log_device)
+    return open_filesystem(target, log_device=log_device, offline=offline)

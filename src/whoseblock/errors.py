@@ -9,6 +9,7 @@
     ├── OutOfDeviceError       a range ends past the device
     ├── NotAFilesystemError    nothing that we know is on the target
     ├── UnsupportedError       a filesystem that we know, with a feature that we do not
+    ├── PrivilegeError         the kernel answers only those who have a certain capability
     └── BlockError             a block that we need cannot be had
         ├── MediaError         the medium does not give it back
         └── CorruptError       it does not verify
@@ -31,6 +32,7 @@ __all__ = [
     "MediaError",
     "NotAFilesystemError",
     "OutOfDeviceError",
+    "PrivilegeError",
     "RangeSyntaxError",
     "TargetError",
     "UnsupportedError",
@@ -89,6 +91,12 @@ class UnsupportedError(WhoseblockError):
     """The filesystem has a feature that whoseblock does not know."""
 
     exit_code = 7
+
+
+class PrivilegeError(WhoseblockError):
+    """A capability is missing without which the kernel does not answer."""
+
+    exit_code = 12
 
 
 class BlockError(WhoseblockError):

@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from itertools import islice
+from pathlib import Path
 from typing import Final, NamedTuple
 
 from msgspec import UNSET, UnsetType
@@ -46,12 +47,20 @@ def open_filesystem(
     target: str | os.PathLike[str] | Media,
     *,
     log_device: str | os.PathLike[str] | Media | None = None,
+    offline: bool = False,
 ) -> Filesystem:
     """Recognise and open the filesystem on ``target``.
 
-    Raises `TargetError`, `NotAFilesystemError` or `UnsupportedError`; what was opened here is then
+    The kernel answers for what is mounted, unless ``offline``.  Raises `TargetError`,
+    `NotAFilesystemError`, `UnsupportedError` or `PrivilegeError`; what was opened here is then
     closed again.
     """
+    if isinstance(target, str | os.PathLike) and not offline:
+        device = recognise.mounted_device(target)
+        size = Path(target).stat().st_size if Path(target).is_file() else None
+        mounted = None if device is None else recognise.open_mounted(device, size)
+        if mounted is not None:
+            return mounted
     with ExitStack() as undo:
         media = _open_media(target, undo)
         log_media = None if log_device is None else _open_media(log_device, undo)
@@ -87,9 +96,9 @@ class _Leaf:
     ``wanted`` are the questions to it of the present batch, and ``told`` its answers.
     """
 
-    def __init__(self, space: AddressSpace | None, why: str = "") -> None:
+    def __init__(self, space: AddressSpace | None, error: WhoseblockError | None = None) -> None:
         self.space = space
-        self.why = why
+        self.error = error
         self.wanted: list[tuple[int, int]] = []
         self.told: list[Answer] = []
 
@@ -154,11 +163,11 @@ class Lookup(Closing):
     def leaf(self, layer: Layer) -> AddressSpace:
         """Give what is on a layer that nothing is made of.
 
-        Raises `NotAFilesystemError` with the reason why there is nothing.
+        Raises the `WhoseblockError` that says why there is nothing.
         """
         found = self._find_leaf(layer)
         if found.space is None:
-            raise NotAFilesystemError(found.why)
+            raise found.error or NotAFilesystemError("there is nothing")
         return found.space
 
     def _find_leaf(self, layer: Layer) -> _Leaf:
@@ -167,7 +176,7 @@ class Lookup(Closing):
             try:
                 space = self._open_leaf(layer)
             except WhoseblockError as error:
-                leaf = _Leaf(None, str(error))
+                leaf = _Leaf(None, error)
             else:
                 space.progress = self.progress
                 leaf = _Leaf(space)
@@ -279,7 +288,7 @@ def _rows_of(part: _Part, missing: list[str], remarks: list[str]) -> Iterator[Ow
     if leaf is None and landing.certain:
         yield Outside(landing.start, landing.length, landing.what, via=_way(landing, 0))
         return
-    missing.append(f"{name}: {leaf.why if leaf else landing.what}")
+    missing.append(f"{name}: {leaf.error if leaf else landing.what}")
     yield Unknown(landing.start, landing.length, via=_way(landing, 0))
 
 

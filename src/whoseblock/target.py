@@ -6,17 +6,18 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Final
 
 from whoseblock.closing import Closing
-from whoseblock.errors import NotAFilesystemError, TargetError, UnsupportedError
+from whoseblock.errors import BlockError, NotAFilesystemError, TargetError, UnsupportedError
 from whoseblock.fs import recognise
 from whoseblock.fs.base import AddressSpace
 from whoseblock.fs.xfs import XfsFilesystem
 from whoseblock.fs.xfs.external import OtherDevice, Role, log_owner
 from whoseblock.media.base import Media
 from whoseblock.media.device import FileMedia
-from whoseblock.media.mounts import mount_note
+from whoseblock.media.mounts import mount_note, mounted_readers
 from whoseblock.stack.assembly import Assembly, with_structures
 from whoseblock.stack.base import PHYSICAL_MEMORY, Layer, Linear, Segment
 from whoseblock.stack.devices import Devices
@@ -28,6 +29,8 @@ from whoseblock.stack.partitions import read_partitions
 
 __all__ = ["Target", "TargetOptions"]
 
+#: A size for what has none of its own (2**63 - 1, the largest loff_t).
+_NO_END: Final = (1 << 63) - 1
 _REGION: Final = re.compile(r"region[0-9]+", re.ASCII)
 
 
@@ -40,7 +43,7 @@ class TargetOptions:
     into the filesystem that holds its file, too.  ``device`` is the kernel's name of the
     device that the target is a copy of.  ``others`` are the log and the realtime device of its
     filesystem, and ``address_space`` says of which of them the ranges are, if not of the target.
-    ``root`` is where /sys and /proc are read.
+    ``root`` is where /sys and /proc are read.  ``offline`` asks no kernel about what is mounted.
     """
 
     members: tuple[str, ...] = ()
@@ -50,13 +53,14 @@ class TargetOptions:
     others: dict[Role, str] = field(default_factory=dict)
     address_space: Role | None = None
     root: str = "/"
+    offline: bool = False
 
 
 class Target(Closing):
     """A target and all that is known around it; a context manager.
 
-    ``path`` is a device or an image; None if all failures name their own devices.  Raises
-    `TargetError`.
+    ``path`` is a device, an image or a mount point; None if all failures name their own devices.
+    Raises `TargetError`.
     """
 
     def __init__(self, path: str | None, options: TargetOptions) -> None:
@@ -77,18 +81,30 @@ class Target(Closing):
             self.members = [self._named_by_user(name) for name in options.members]
             self.root = None if path is None else self._root(path)
             self._assembly.finish()
-            self._doubt_mounted()
+            self._find_mounted()
             self.layer = self._asked()
             undo.pop_all()
 
     def _root(self, path: str) -> Layer:
         """Give the layer of the target, which may be a copy of a device of the host."""
+        if self.host.live and Path(path).is_dir():
+            return self._mount_point(path)
         if not self._options.device:
             return self._named_by_user(path, alone=self._options.at_filesystem)
         media = self._undo.enter_context(closing(FileMedia(path)))
         layer = self._bound(self._options.device, path, media)
         self._named[self._options.device] = layer
         return layer
+
+    def _mount_point(self, path: str) -> Layer:
+        """Give the layer of the device that is mounted at a folder."""
+        device = recognise.mounted_device(path) or 0
+        name = self.host.device_numbered(device)
+        if name is None:
+            # Not on one block device: whether the kernel tells anything, it will say.
+            return Layer(path, _NO_END, "mounted filesystem", device=device)
+        layer = self._devices.layer(name)
+        return self._looked(layer) if self._options.through_loop else layer
 
     def _bound(self, device: str, path: str, media: Media) -> Layer:
         """Have a device of the host read from a copy of it."""
@@ -120,14 +136,23 @@ class Target(Closing):
         self._named[name] = layer
         return layer
 
-    def _doubt_mounted(self) -> None:
-        """Have every answer from an image of a disk say if something of it is mounted.
+    def _find_mounted(self) -> None:
+        """Find out what of the images is mounted by loop devices: there the kernel knows more.
 
-        A filesystem that fills an image says so itself.
+        Offline, or where it is not clear which layer that is, every answer says that it may be old;
+        a filesystem that fills an image says so itself.
         """
         for layer, path in self._images.items():
-            if layer.segments and (note := mount_note(path)):
-                layer.doubts += (f"{layer.name}: {note}",)
+            leaves = {segment.start: segment.to for segment in layer.segments if segment.to}
+            unclear = False
+            for reader in mounted_readers(path):
+                leaf = layer if reader.whole else leaves.get(reader.offset)
+                if leaf is None or leaf.segments or self._options.offline:
+                    unclear = True
+                else:
+                    leaf.device = reader.device
+            if unclear and layer.segments:
+                layer.doubts += (f"{layer.name}: {mount_note(path)}",)
 
     def _unused_name(self, path: str) -> str:
         name = os.path.basename(path) or path  # noqa: PTH119 - a name, not a place
@@ -239,12 +264,22 @@ class Target(Closing):
         for data, role, device, _ in other_devices(self.host):
             if self._is_device(layer, device):
                 return self._open_other(layer, role, self.layer_of(data))
+        doubts: list[str] = []
+        if layer.device is not None and not self._options.offline:
+            try:
+                if mounted := recognise.open_mounted(layer.device, layer.size):
+                    return mounted
+            except BlockError as error:
+                if not layer.readable:
+                    raise
+                # The kernel has shut it down, perhaps over the very failure that is asked about.
+                doubts.append(f"{error}; the disk was read instead")
         if not layer.readable:
             raise NotAFilesystemError("it cannot be read here, so that nobody knows what is on it")
         with ExitStack() as undo:
             media = undo.enter_context(closing(layer.open()))
             try:
-                filesystem = recognise.open_filesystem(media, self._log_of(layer, undo))
+                filesystem = recognise.open_filesystem(media, self._log_of(layer, undo), doubts)
             except NotAFilesystemError as error:
                 raise self._no_filesystem(layer, media, error) from error
             undo.pop_all()

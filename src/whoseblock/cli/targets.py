@@ -19,6 +19,11 @@ _OPTIONS: Final = (
         help="Take TARGET for a filesystem's own device, and look for no partitions or volumes.",
     ),
     click.option(
+        "--offline",
+        is_flag=True,
+        help="Read the disk even if it is mounted, and do not ask the kernel, which knows better.",
+    ),
+    click.option(
         "--through-loop",
         is_flag=True,
         help="Go from a loop device into the filesystem that holds its file, too.",
@@ -82,6 +87,7 @@ def options_of(options: Mapping[str, Any]) -> "TargetOptions":
     return TargetOptions(
         members=options["members"],
         at_filesystem=options["at_filesystem"],
+        offline=options["offline"],
         through_loop=options["through_loop"],
         device=options["device"],
         others={role: path for role, path in others.items() if path is not None},  # type: ignore[misc]

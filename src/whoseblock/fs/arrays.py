@@ -6,7 +6,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["FORKS", "KINDS", "WHATS", "OwnerArrays"]
+__all__ = ["FORKS", "KINDS", "WHATS", "OwnerArrays", "as_columns", "row_dtype"]
 
 #: What the numbers in `OwnerArrays.kind` mean, in the words of the contract.
 KINDS: Final = ("file", "metadata", "free", "staging", "outside", "unknown")
@@ -51,3 +51,43 @@ class OwnerArrays(NamedTuple):
     shared: "NDArray[np.bool_]"
     complete: "NDArray[np.bool_]"
     notes: dict[int, tuple[str, ...]]
+
+
+def row_dtype() -> "np.dtype[np.void]":
+    """Give the type of a row: the question that it answers, and the fields of a `Piece`."""
+    import numpy as np
+
+    return np.dtype(
+        [
+            ("question", np.int64),
+            ("start", np.int64),
+            ("length", np.int64),
+            ("kind", np.uint8),
+            ("what", np.uint8),
+            ("fork", np.uint8),
+            ("inode", np.uint64),
+            ("file_offset", np.int64),
+            ("unwritten", np.bool_),
+            ("shared", np.bool_),
+        ]
+    )
+
+
+def as_columns(
+    rows: "NDArray[np.void]", complete: "NDArray[np.bool_]", notes: dict[int, tuple[str, ...]]
+) -> OwnerArrays:
+    """Take rows of `row_dtype` apart."""
+    return OwnerArrays(
+        question=rows["question"],
+        start=rows["start"],
+        length=rows["length"],
+        kind=rows["kind"],
+        what=rows["what"],
+        fork=rows["fork"],
+        inode=rows["inode"],
+        file_offset=rows["file_offset"],
+        unwritten=rows["unwritten"],
+        shared=rows["shared"],
+        complete=complete,
+        notes=notes,
+    )

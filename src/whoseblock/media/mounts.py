@@ -1,63 +1,193 @@
-"""Whether a device or an image is mounted, and a raw reading of it therefore stale."""
+"""Mounts as the kernel lists them, and whether a raw reading of a device or image is stale.
+
+The lists are those of proc_pid_mountinfo(5), one for each mount namespace.
+"""
 
 import os
+import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final, NamedTuple
 
-__all__ = ["mount_note"]
+__all__ = [
+    "Mount",
+    "Reader",
+    "find_mounts",
+    "mount_note",
+    "mount_point_device",
+    "mounted_readers",
+    "namespaces",
+    "read_mounts",
+    "readers",
+]
 
 _SYS_BLOCK = Path("/sys/block")
-_MOUNTINFO = Path("/proc/self/mountinfo")
+_PROC = Path("/proc")
+#: Fields before the optional ones, which a lone dash ends, and fields after it.
+_FIXED, _AFTER = 6, 3
+#: Starts of partitions in sysfs count sectors of this many bytes.
+_SECTOR: Final = 512
+_ESCAPED: Final = re.compile(r"\\([0-7]{3})")
+
+
+class Mount(NamedTuple):
+    """One mount: the part ``root`` of a filesystem's tree, shown at ``point``.
+
+    ``device`` is the filesystem's number as `os.makedev` gives it; ``options`` are those of the
+    filesystem.  Names are as `os.fsdecode` gives them.
+    """
+
+    id: int
+    parent: int
+    device: int
+    root: str
+    point: str
+    kind: str
+    source: str
+    options: tuple[str, ...]
+
+
+def read_mounts(text: str) -> Iterator[Mount]:
+    """Read a list of mounts; lines that are none are passed over."""
+    for line in text.split("\n"):
+        fields = line.split(" ")
+        if "-" not in fields[_FIXED:]:
+            continue
+        end = fields.index("-", _FIXED)
+        if len(fields) <= end + _AFTER:
+            continue
+        major, _, minor = fields[2].partition(":")
+        kind, source, options = fields[end + 1 : end + 1 + _AFTER]
+        try:
+            numbers = int(fields[0]), int(fields[1]), os.makedev(int(major), int(minor))
+        except (ValueError, OverflowError):
+            continue
+        root, point = _unescaped(fields[3]), _unescaped(fields[4])
+        yield Mount(*numbers, root, point, kind, _unescaped(source), tuple(options.split(",")))
+
+
+def _unescaped(name: str) -> str:
+    r"""Undo the kernel's ``\040`` for bytes that would end a field or a line."""
+    return _ESCAPED.sub(lambda match: chr(int(match[1], 8)), name) if "\\" in name else name
+
+
+def _mounts_of(process: str) -> list[Mount]:
+    try:
+        text = (_PROC / process / "mountinfo").read_bytes()
+    except OSError:
+        # It has ended, or we may not look.
+        return []
+    return list(read_mounts(os.fsdecode(text)))
+
+
+def namespaces() -> Iterator[int]:
+    """Give one process of each mount namespace but our own, as far as we may see."""
+    seen = {_namespace("self"), None}
+    for process in _PROC.iterdir():
+        name = process.name
+        if name.isdecimal() and (own := _namespace(name)) not in seen:
+            seen.add(own)
+            yield int(name)
+
+
+def _namespace(process: str) -> Path | None:
+    try:
+        return (_PROC / process / "ns/mnt").readlink()
+    except OSError:
+        return None
+
+
+def find_mounts(device: int) -> tuple[int | None, list[Mount]]:
+    """Give the mounts of a filesystem, by the number of its device.
+
+    Those of our own mount namespace if there are any, with None; otherwise those of another one,
+    with a process that is in it.  No mounts: none was found.
+    """
+    if mounts := [mount for mount in _mounts_of("self") if mount.device == device]:
+        return None, mounts
+    for process in namespaces():
+        if mounts := [mount for mount in _mounts_of(str(process)) if mount.device == device]:
+            return process, mounts
+    return None, []
+
+
+class Reader(NamedTuple):
+    """A block device that reads a device or an image: itself, or by a loop device.
+
+    ``device`` is its number, ``name`` the kernel's name for the loop device, "" if there is none.
+    Byte 0 of it is byte ``offset`` of what it reads; ``whole`` if it reads all of that.
+    """
+
+    device: int
+    name: str
+    offset: int
+    whole: bool
+
+
+def readers(path: str | os.PathLike[str]) -> list[Reader]:
+    """Give the devices that read a device or an image: those that what is on it is mounted from."""
+    try:
+        status = Path(path).stat()
+    except (OSError, ValueError):
+        return []
+    if stat.S_ISBLK(status.st_mode):
+        return [Reader(status.st_rdev, "", 0, whole=True)]
+    return list(_loop_devices(status)) if stat.S_ISREG(status.st_mode) else []
+
+
+def mounted_readers(path: str | os.PathLike[str]) -> list[Reader]:
+    """Give those `readers` that something is mounted from, in any mount namespace."""
+    return [reader for reader in readers(path) if find_mounts(reader.device)[1]]
 
 
 def mount_note(name: str) -> str:
     """Give the note that reading the mounted device or image ``name`` calls for; "" if it is not.
 
-    An image counts as mounted if a loop device that is made of it is.  Mounts in other mount
-    namespaces are not seen.
+    An image counts as mounted if a loop device that is made of it is, or a partition of that.
     """
-    try:
-        status = Path(name).stat()
-    except OSError:
-        return ""
-    if stat.S_ISBLK(status.st_mode):
-        devices = {status.st_rdev}
-    elif stat.S_ISREG(status.st_mode):
-        devices = set(_loop_devices(status))
-    else:
-        return ""
-    for device, where in _mounts() if devices else ():
-        if device in devices:
-            return (
-                f"it is mounted at {where}: what is on the disk is older than what the kernel"
-                " knows, and this answer may be too"
-            )
+    for reader in mounted_readers(name):
+        process, mounts = find_mounts(reader.device)
+        where = mounts[0].point if mounts else "?"
+        if process is not None:
+            where += f" in the mount namespace of process {process}"
+        return (
+            f"it is mounted at {where}: what is on the disk is older than what the kernel"
+            " knows, and this answer may be too"
+        )
     return ""
 
 
-def _mounts() -> Iterator[tuple[int, str]]:
-    """Give the device and the place of every mount (proc_pid_mountinfo(5), fields 3 and 5)."""
+def mount_point_device(folder: str | os.PathLike[str]) -> int | None:
+    """Give the number of the device that is mounted at a folder; None if it is no mount point."""
     try:
-        lines = _MOUNTINFO.read_text(errors="surrogateescape").splitlines()
-    except OSError:
-        return
-    for line in lines:
-        fields = line.split(" ")
-        major, _, minor = fields[2].partition(":")
-        yield os.makedev(int(major), int(minor)), fields[4]
+        device, place = os.stat(folder).st_dev, os.path.realpath(folder)  # noqa: PTH116 - may be bytes
+    except (OSError, ValueError):
+        return None
+    here = any((mount.device, mount.point) == (device, place) for mount in _mounts_of("self"))
+    return device if here else None
 
 
-def _loop_devices(image: os.stat_result) -> Iterator[int]:
+def _loop_devices(image: os.stat_result) -> Iterator[Reader]:
     """Give the loop devices whose backing file is ``image``, and their partitions."""
     for loop in _SYS_BLOCK.glob("loop*"):
         try:
             backing = (loop / "loop/backing_file").read_text(errors="surrogateescape").rstrip("\n")
             status = Path(backing).stat()
-        except OSError:
+            if (status.st_dev, status.st_ino) != (image.st_dev, image.st_ino):
+                continue
+            offset, limit = (
+                int((loop / "loop" / of).read_text()) for of in ("offset", "sizelimit")
+            )
+            yield Reader(_number(loop), loop.name, offset, whole=not (offset or limit))
+            for part in loop.glob(f"{loop.name}p*"):
+                start = int((part / "start").read_text()) * _SECTOR
+                yield Reader(_number(part), loop.name, offset + start, whole=False)
+        except (OSError, ValueError):
             # Not set up, or its file is deleted or in another mount namespace.
             continue
-        if (status.st_dev, status.st_ino) == (image.st_dev, image.st_ino):
-            for numbered in (loop / "dev", *loop.glob(f"{loop.name}p*/dev")):
-                major, _, minor = numbered.read_text().strip().partition(":")
-                yield os.makedev(int(major), int(minor))
+
+
+def _number(device: Path) -> int:
+    major, _, minor = (device / "dev").read_text().strip().partition(":")
+    return os.makedev(int(major), int(minor))

@@ -131,6 +131,7 @@ class Layer:
         gap_certain: bool = True,
         remarks: Iterable[str] = (),
         doubts: Iterable[str] = (),
+        device: int | None = None,
     ) -> None:
         self.name = name
         self.size = size
@@ -141,6 +142,8 @@ class Layer:
         self.remarks = tuple(remarks)
         #: What makes every such answer incomplete.
         self.doubts = tuple(doubts)
+        #: The number of the block device of this machine that reads it, as `os.makedev` gives it.
+        self.device = device
         self._open_media = open_media
         #: What the layer itself is made of, where a question is to go there as well.
         self.beneath: tuple[Segment, ...] = ()

@@ -4,6 +4,7 @@ What is made of a device stands in its ``holders`` in sysfs, where exactly in ta
 of these (Documentation/admin-guide/md.rst for md's).
 """
 
+import os
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -56,7 +57,10 @@ class Devices:
         elif (folder / "loop").is_dir():
             backing = backing_file(self.host, name)
             kind = f"loop device over {backing.path}" if backing else "loop device"
-        return Layer(shown, size, kind, open_media=opener, gap=gap)
+        major, _, minor = (self.host.text(folder / "dev") or "").partition(":")
+        known = self.host.live and major.isdecimal() and minor.isdecimal()
+        device = os.makedev(int(major), int(minor)) if known else None
+        return Layer(shown, size, kind, open_media=opener, gap=gap, device=device)
 
     def _kind_of_volume(self, folder: Path) -> str:
         uuid = self.host.text(folder / "dm/uuid") or ""

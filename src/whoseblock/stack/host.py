@@ -63,9 +63,9 @@ class Host:
             return None
         if not stat.S_ISBLK(status.st_mode):
             return None
-        return self.device_numbered(f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}")
+        return self.device_numbered(status.st_rdev)
 
-    def device_numbered(self, number: str) -> str | None:
-        """Give the kernel's name of the block device with a number, written ``8:1``."""
-        folder = self.root / "sys/dev/block" / number
+    def device_numbered(self, number: int) -> str | None:
+        """Give the kernel's name of the block device with a number as `os.makedev` gives it."""
+        folder = self.root / "sys/dev/block" / f"{os.major(number)}:{os.minor(number)}"
         return folder.resolve().name if folder.is_dir() else None

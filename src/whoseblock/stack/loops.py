@@ -120,8 +120,7 @@ def below_loop(host: Host, loop: str, device_layer: Callable[[str], Layer]) -> l
     except OSError:
         # Deleted, or in another mount namespace.
         return []
-    number = f"{os.major(status.st_dev)}:{os.minor(status.st_dev)}"
-    device = host.device_numbered(number)
+    device = host.device_numbered(status.st_dev)
     if device is None:
         return []
     file = Layer(backing.path, status.st_size, "backing file")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import numpy as np
 
 from whoseblock.errors import OutOfDeviceError
-from whoseblock.fs.arrays import OwnerArrays
+from whoseblock.fs.arrays import OwnerArrays, as_columns, row_dtype
 from whoseblock.fs.base import check_within, distinct
 from whoseblock.fs.pieces import (
     ATTR,
@@ -56,21 +56,7 @@ _BLOCK: Final = 64
 #: Past every block number.
 _NEVER: Final = 1 << 62
 
-#: A row of an answer: the question it answers, and the fields of `Piece`.
-_ROW: Final = np.dtype(
-    [
-        ("question", np.int64),
-        ("start", np.int64),
-        ("length", np.int64),
-        ("kind", np.uint8),
-        ("what", np.uint8),
-        ("fork", np.uint8),
-        ("inode", np.uint64),
-        ("file_offset", np.int64),
-        ("unwritten", np.bool_),
-        ("shared", np.bool_),
-    ]
-)
+_ROW: Final = row_dtype()
 
 
 def find_many(finder: OwnerFinder, starts: "ArrayLike", lengths: "ArrayLike") -> OwnerArrays:
@@ -99,20 +85,7 @@ def find_many(finder: OwnerFinder, starts: "ArrayLike", lengths: "ArrayLike") ->
     rows = _pick(rows, _answer_order(rows, low.size))
     complete = np.ones(low.size, dtype=np.bool_)
     complete[list(notes)] = False
-    return OwnerArrays(
-        question=rows["question"],
-        start=rows["start"],
-        length=rows["length"],
-        kind=rows["kind"],
-        what=rows["what"],
-        fork=rows["fork"],
-        inode=rows["inode"],
-        file_offset=rows["file_offset"],
-        unwritten=rows["unwritten"],
-        shared=rows["shared"],
-        complete=complete,
-        notes=notes,
-    )
+    return as_columns(rows, complete, notes)
 
 
 def pieces_by_question(arrays: OwnerArrays) -> Iterator[tuple[list[Piece], tuple[str, ...]]]:

@@ -42,13 +42,17 @@ _REALTIME_REMARK: Final = (
 class XfsFilesystem(Closing):
     """An XFS filesystem on ``media``, which is closed with it.
 
-    ``log_media`` is the device of an external log, to tell whether it is clean.  Raises
-    `NotAFilesystemError` and `UnsupportedError`.
+    ``log_media`` is the device of an external log, to tell whether it is clean.  ``doubts`` are
+    what the caller knows that makes every answer incomplete.  Raises `NotAFilesystemError` and
+    `UnsupportedError`.
     """
 
     name = "xfs"
 
-    def __init__(self, media: Media, log_media: Media | None = None) -> None:
+    def __init__(
+        self, media: Media, log_media: Media | None = None, doubts: Iterable[str] = ()
+    ) -> None:
+        self._told = tuple(doubts)
         sb, self._superblock_notes = open_superblock(media)
         self.progress: Progress = no_progress
         self.volume = Volume(media, sb)
@@ -69,7 +73,7 @@ class XfsFilesystem(Closing):
     def doubts(self) -> tuple[str, ...]:
         """What makes every answer incomplete, whatever is asked."""
         sb = self.volume.sb
-        notes = list(self._superblock_notes)
+        notes = [*self._told, *self._superblock_notes]
         if sb.version != XFS_SB_VERSION_5:
             notes.append(
                 f"XFS version {sb.version} has neither a reverse mapping nor checksums: nobody can"

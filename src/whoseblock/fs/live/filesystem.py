@@ -1,0 +1,368 @@
+"""A mounted filesystem, behind the `Filesystem` protocol: the kernel answers."""
+
+import errno
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from itertools import islice
+from typing import TYPE_CHECKING, Final, Self
+
+from msgspec import UNSET
+
+from whoseblock.closing import Closing
+from whoseblock.errors import BlockError, UnsupportedError
+from whoseblock.fs.arrays import OwnerArrays, as_columns, row_dtype
+from whoseblock.fs.base import (
+    Answer,
+    Owner,
+    Paths,
+    Progress,
+    check_within,
+    distinct,
+    no_progress,
+)
+from whoseblock.fs.live import kernel
+from whoseblock.fs.live.format import XFS_FSOP_GEOM_FLAGS_RMAPBT, InodeFacts
+from whoseblock.fs.live.paths import PathFinder, gone_note
+from whoseblock.fs.live.records import detail_of, piece_of
+from whoseblock.fs.live.view import View, open_view
+from whoseblock.fs.pieces import (
+    FILE,
+    FILE_DATA,
+    INODES,
+    METADATA,
+    OUTSIDE,
+    PAST_END,
+    UNKNOWN,
+    UNKNOWN_DATA,
+    Piece,
+    data_what,
+    mark_shared,
+    row_of,
+)
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
+__all__ = ["LiveFilesystem"]
+
+#: So many questions are answered together, and their paths found in one search.
+_BATCH: Final = 1 << 12
+#: How often is asked who owns a range while its owners come and go.
+_ATTEMPTS: Final = 4
+
+_NO_RMAP: Final = (
+    "the filesystem was made without a reverse mapping (rmapbt=0): nobody can say who owns a block"
+    " without reading every inode"
+)
+
+
+class LiveFilesystem(Closing):
+    """The filesystem that a `View` shows, which is closed with it.
+
+    ``device_size`` is the size of its device in bytes.  Raises `PrivilegeError`,
+    `UnsupportedError` if the kernel does not tell of this kind who owns what, and `BlockError`
+    if it has shut the filesystem down.
+    """
+
+    def __init__(self, view: View, device_size: int) -> None:
+        self.view = view
+        self.name = view.kind
+        self.device_size = device_size
+        self.progress: Progress = no_progress
+        #: What the kernel was asked, and how often.
+        self.asked: Counter[str] = Counter()
+        try:
+            self.geometry = kernel.geometry(view.fd)
+            self._device = kernel.data_device(view.fd)
+        except OSError as error:
+            raise _no_answers(view, error) from error
+        self.size = self.geometry.size if self.geometry else device_size
+        self.block_size = self.geometry.blocksize if self.geometry else _block_size(view)
+        self._facts: dict[int, InodeFacts | None] = {}
+
+    @classmethod
+    def on(cls, device: int, device_size: int) -> Self | None:
+        """Open what is mounted of the device of a number; None if nothing is."""
+        try:
+            view = open_view(device)
+        except OSError as error:
+            raise BlockError(f"the kernel does not answer: {error.strerror}") from error
+        if view is None:
+            return None
+        with ExitStack() as undo:
+            undo.callback(view.close)
+            filesystem = cls(view, device_size)
+            undo.pop_all()
+        return filesystem
+
+    @property
+    def reads(self) -> Counter[str]:
+        """How often the kernel was asked, by the kind of question."""
+        return self.asked
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """What makes every answer incomplete, whatever is asked."""
+        if self.geometry and not self.geometry.flags & XFS_FSOP_GEOM_FLAGS_RMAPBT:
+            return (_NO_RMAP,)
+        return ()
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What is said with every answer, though nothing is missing."""
+        remarks = []
+        if self.geometry and self.geometry.rtblocks:
+            remarks.append(
+                "the filesystem has a realtime section, an address space of its own; this answer is"
+                " about the data section"
+            )
+        if self.view.process is not None:
+            remarks.append(
+                f"it is mounted only in the mount namespace of process {self.view.process}, at"
+                f" {self.view.point}"
+            )
+        return tuple(remarks)
+
+    # ------------------------------------------------------------------ owners
+
+    def owners(self, start: int, length: int, *, paths: bool = True) -> Answer:
+        """Say who owns ``length`` bytes from ``start`` of the device.
+
+        Raises `OutOfDeviceError`.
+        """
+        (answer,) = self.owners_many([(start, length)], paths=paths)
+        return answer
+
+    def owners_many(
+        self, ranges: Iterable[tuple[int, int]], *, paths: bool = True
+    ) -> Iterator[Answer]:
+        """Answer many ``(start, length)``, in the order asked.
+
+        Raises `OutOfDeviceError` before the batch that has such a range is answered.
+        """
+        wanted = iter(ranges)
+        while batch := list(islice(wanted, _BATCH)):
+            for start, length in batch:
+                check_within(start, length, self.view.point, self.device_size)
+            self._facts.clear()
+            found = [self._find(start, length) for start, length in batch]
+            known: dict[int, Paths] = {}
+            if paths:
+                owners = {
+                    piece.inode for pieces, _ in found for piece in pieces if piece.kind == FILE
+                }
+                known = self._paths_of(owners)
+            for (start, length), (pieces, notes) in zip(batch, found, strict=True):
+                yield self._answer(start, length, pieces, notes, known)
+
+    def owners_of(self, starts: "ArrayLike", lengths: "ArrayLike") -> OwnerArrays:
+        """Answer many ranges as NumPy columns, without paths; see `OwnerArrays`.
+
+        Raises `OutOfDeviceError`.
+        """
+        import numpy as np
+
+        ranges = list(zip(np.asarray(starts).tolist(), np.asarray(lengths).tolist(), strict=True))
+        for start, length in ranges:
+            check_within(start, length, self.view.point, self.device_size)
+        self._facts.clear()
+        rows: list[tuple[int | bool, ...]] = []
+        said: dict[int, tuple[str, ...]] = {}
+        for number, (start, length) in enumerate(ranges):
+            pieces, notes = self._find(start, length)
+            rows += ((number, *piece) for piece in pieces)
+            if notes:
+                said[number] = distinct(notes)
+        complete = np.full(len(ranges), not self.doubts)
+        complete[list(said)] = False
+        return as_columns(np.array(rows, row_dtype()), complete, said)
+
+    def _find(self, start: int, length: int) -> tuple[list[Piece], list[str]]:
+        """Give the pieces of a range in the order of the contract, and what may be missing.
+
+        The number of an inode may be given to another while we ask.  An owner is known for sure if
+        its generation was the same before the question and after it.
+        """
+        before: set[int] = set()
+        for attempt in range(1, _ATTEMPTS + 1):
+            notes: list[str] = []
+            pieces = self._ask(start, length, notes)
+            owners = {piece.inode for piece in pieces if piece.kind == FILE}
+            changed = {inode for inode in owners & before if self._has_changed(inode)}
+            if attempt > 1 and (not (owners - before or changed) or attempt == _ATTEMPTS):
+                break
+            if not owners:
+                break
+            before = owners
+            for inode in owners:
+                self._inode(inode)
+        for inode in (owners - before) | changed:
+            self._facts[inode] = None
+        pieces = [self._with_what(piece, notes) for piece in pieces]
+        mark_shared(pieces)
+        if any(piece.kind == UNKNOWN for piece in pieces) and not (notes or self.doubts):
+            notes.append(
+                f"the kernel names no files on {self.name}: what is neither free nor metadata is"
+                " unknown"
+            )
+        return pieces, notes
+
+    def _has_changed(self, number: int) -> bool:
+        """Look at an inode again: whether it is another one than it was, which is kept in mind."""
+        old, new = self._facts[number], self.inode(number)
+        self._facts[number] = new
+        return old is None or new is None or old.generation != new.generation
+
+    def _ask(self, start: int, length: int, notes: list[str]) -> list[Piece]:
+        """Ask the kernel once; what the data of an inode is, is not known yet."""
+        end = start + length
+        pieces: list[Piece] = []
+        failed = False
+        self.asked["fsmap"] += 1
+        try:
+            for record in kernel.fsmap(self.view.fd, self._device, start, min(end, self.size)):
+                low = max(start, record.physical)
+                high = min(end, record.physical + record.length)
+                if low < high:
+                    pieces.append(piece_of(record, low, high))
+        except OSError as error:
+            notes.append(
+                f"the kernel cannot say whose all of {start}+{length} is: {error.strerror}"
+            )
+            failed = True
+        pieces.sort(key=_order)
+        pieces += list(self._gaps(pieces, start, end, notes, failed=failed))
+        pieces.sort(key=_order)
+        return pieces
+
+    def _gaps(
+        self, pieces: list[Piece], start: int, end: int, notes: list[str], *, failed: bool
+    ) -> Iterator[Piece]:
+        """Give what no record covers: past the end of the filesystem, or unknown."""
+        covered = start
+        for piece in (*pieces, Piece(end, 0, UNKNOWN)):
+            if covered < piece.start:
+                yield from self._gap(covered, piece.start, notes, failed=failed)
+            covered = max(covered, piece.end)
+
+    def _gap(self, low: int, high: int, notes: list[str], *, failed: bool) -> Iterator[Piece]:
+        past = max(low, self.size) if self.geometry else low
+        if past < high and not failed and self._is_past_end(past):
+            yield Piece(past, high - past, OUTSIDE, PAST_END)
+            high = past
+        if low < high:
+            yield Piece(low, high - low, UNKNOWN)
+            if not failed:
+                notes.append(f"the kernel does not account for {low}+{high - low}")
+
+    def _is_past_end(self, place: int) -> bool:
+        if self.geometry:
+            return place >= self.size
+        # Only where nothing at all follows does the filesystem end before its device.
+        return not any(kernel.fsmap(self.view.fd, self._device, place, self.device_size))
+
+    def _with_what(self, piece: Piece, notes: list[str]) -> Piece:
+        """Let the inode tell whether the blocks are a directory's, a symlink's or plain data."""
+        if piece.kind != FILE:
+            return piece
+        facts = self._inode(piece.inode)
+        if piece.what != FILE_DATA:
+            return piece
+        if facts is None:
+            notes.append(gone_note(piece.inode))
+            return piece._replace(what=UNKNOWN_DATA)
+        return piece._replace(what=data_what(facts.mode))
+
+    def _inode(self, number: int) -> InodeFacts | None:
+        if number not in self._facts:
+            self._facts[number] = self.inode(number)
+        return self._facts[number]
+
+    def _answer(
+        self,
+        start: int,
+        length: int,
+        pieces: list[Piece],
+        notes: list[str],
+        known: dict[int, Paths],
+    ) -> Answer:
+        rows = []
+        missing = [*self.doubts, *notes]
+        for piece in pieces:
+            paths = known.get(piece.inode) if piece.kind == FILE else None
+            if paths is not None and not paths.complete:
+                missing += paths.notes
+            rows.append(self._row(piece, paths))
+        said = distinct([*missing, *self.remarks])
+        return Answer(start, length, not missing, said, tuple(rows))
+
+    def _row(self, piece: Piece, paths: Paths | None) -> Owner:
+        start, length, geometry = piece.start, piece.length, self.geometry
+        if piece.kind == METADATA:
+            inodes = (
+                geometry.inodes_within(start, length)
+                if geometry and piece.what == INODES
+                else UNSET
+            )
+            return row_of(piece, None, inodes=inodes, detail=detail_of(piece, geometry))
+        facts = self._facts.get(piece.inode) if piece.kind == FILE else None
+        return row_of(piece, paths, generation=UNSET if facts is None else facts.generation)
+
+    # ------------------------------------------------------------------ files
+
+    def inode(self, number: int) -> InodeFacts | None:
+        """Give type, links, flags, size and generation of an inode; None if there is none."""
+        if self.geometry is None:
+            return None
+        self.asked["inode"] += 1
+        return kernel.inode_facts(self.view.fd, number)
+
+    def file_size(self, inode: int) -> int | None:
+        """Give the size of a file in bytes, None if there is no such file."""
+        facts = self.inode(inode)
+        return None if facts is None else facts.size
+
+    def paths(self, inode: int) -> Paths:
+        """Give every path of ``inode``, and what may be missing."""
+        return self.paths_many((inode,))[inode]
+
+    def paths_many(self, inodes: Iterable[int]) -> dict[int, Paths]:
+        """Give every path of each of ``inodes``, in one search for all."""
+        self._facts.clear()
+        for inode in (asked := set(inodes)):
+            self._inode(inode)
+        return self._paths_of(asked)
+
+    def _paths_of(self, inodes: Iterable[int]) -> dict[int, Paths]:
+        """Give the paths of inodes that were looked at, and are still the same."""
+        if self.geometry is None or self.view.root is None:
+            note = f"the kernel does not name the files of {self.name}"
+            return {inode: Paths(complete=False, notes=(note,)) for inode in inodes}
+        finder = PathFinder(self.view, self.view.root, self.geometry, self.progress)
+        facts = {inode: self._facts.get(inode) for inode in inodes}
+        return finder.find(
+            {inode: None if one is None else one.generation for inode, one in facts.items()}
+        )
+
+    def close(self) -> None:
+        """Let go of the filesystem."""
+        self.view.close()
+
+
+def _order(piece: Piece) -> tuple[int, int, int]:
+    return piece.start, piece.inode, piece.file_offset
+
+
+def _block_size(view: View) -> int:
+    return os.fstatvfs(view.fd).f_bsize
+
+
+def _no_answers(view: View, error: OSError) -> Exception:
+    if error.errno in (errno.ENOTTY, errno.EOPNOTSUPP, errno.ENOSYS):
+        return UnsupportedError(
+            f"the kernel does not tell who owns what on {view.kind}, mounted at {view.point!r}",
+            hint="unmount it, and ask the device",
+        )
+    return BlockError(f"the kernel does not answer for {view.point!r}: {error.strerror}")

@@ -1,0 +1,89 @@
+"""Asking while everything changes: no crash, and nobody named who never had the range."""
+
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tests.support.churn import History, Key, Place
+from tests.support.images import Geometry, make_image
+from tests.support.mounts import mounted
+from tests.support.tools import CHECKOUT, need_loop_mounts
+
+import whoseblock
+from whoseblock.fs.base import Answer, FileOwner
+
+SECONDS = 60
+WORKERS = 3
+
+
+@pytest.mark.parametrize("parent", [True, False], ids=["parent", "noparent"])
+def test_nobody_is_named_who_never_had_it(tmp_path: Path, *, parent: bool) -> None:
+    need_loop_mounts()
+    geometry = Geometry("churn", size=400 << 20, parent=parent)
+    image = make_image(tmp_path / "churn.img", geometry)
+    told: list[Answer] = []
+    with mounted(image) as folder:
+        histories = [tmp_path / f"history-{number}" for number in range(WORKERS)]
+        workers = [
+            subprocess.Popen(
+                [sys.executable, "-m", "tests.support.churn", os.fsdecode(folder), f"w{number}",
+                 str(SECONDS), history],
+                cwd=CHECKOUT, stdout=subprocess.PIPE,
+            )
+            for number, history in enumerate(histories)
+        ]  # fmt: skip
+        rng = random.Random(parent)
+        with whoseblock.open(os.fsdecode(folder)) as fs:
+            busy: list[int] = [0]
+            end = time.monotonic() + SECONDS
+            while time.monotonic() < end:
+                near = rng.choice(busy)
+                start = min(max(near + rng.randrange(-1 << 20, 1 << 20), 0), fs.size - 1)
+                answer = fs.owners(start, min(rng.choice((512, 4096, 1 << 16)), fs.size - start))
+                told.append(answer)
+                busy += (row.start for row in answer if isinstance(row, FileOwner))
+                del busy[:-500]
+                if rng.random() < 0.02:
+                    everything = fs.owners(0, fs.size, paths=False)
+                    busy += (row.start for row in everything if isinstance(row, FileOwner))
+                    told.append(everything)
+        steps = [int(worker.communicate()[0]) for worker in workers]
+        assert [worker.returncode for worker in workers] == [0] * WORKERS
+    history = History.load(histories)
+    rows = [row for answer in told for row in answer if isinstance(row, FileOwner)]
+    checked = sum(check(row, history) for row in rows)
+    complete = sum(answer.complete for answer in told)
+    # Were nothing found, or everything in doubt, nothing would be shown.
+    assert min(steps) > 100
+    assert checked > 1000
+    assert complete > len(told) / 2
+    for answer in told:
+        assert covers(answer)
+        assert answer.complete or answer.notes
+
+
+def check(row: FileOwner, history: History) -> bool:
+    """Compare one row with the history; False if it is not about one of its files."""
+    if row.what != "data" or not isinstance(row.generation, int):
+        return False
+    key: Key = row.inode, row.generation
+    assert key in history.names, row
+    assert row.file_offset is not None
+    assert history.had(key, Place(row.file_offset, row.start, row.length)), row
+    if isinstance(row.paths, tuple):
+        assert set(row.paths) <= history.names[key], row
+    return True
+
+
+def covers(answer: Answer) -> bool:
+    """Whether the rows cover the range, whatever happened meanwhile."""
+    place = answer.start
+    for row in answer:
+        if row.start > place:
+            return False
+        place = max(place, row.start + row.length)
+    return place == answer.start + answer.length
