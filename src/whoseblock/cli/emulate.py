@@ -100,7 +100,7 @@ def emulate(
         medium = EmulatedPmem(base, bad, stubborn=never, sector=int(sector))
         if not medium.size:
             raise TargetError(f"{image!r} does not hold one whole sector")
-        served = _detached() if options["background"] else None
+        served = _detached() if options["background"] else _nothing
         with _mount_point(directory) as folder:
 
             def tell() -> None:
@@ -108,7 +108,7 @@ def emulate(
                 with suppress(OSError):
                     for line in _told(medium, folder, in_place=in_place):
                         click.echo(line)
-                if served is not None:
+                with suppress(OSError):
                     served()
 
             serve(medium, folder, tell)
@@ -174,9 +174,17 @@ def _told(medium: "EmulatedPmem", folder: Path, *, in_place: bool) -> Iterator[s
     sectors = f"{failing // medium.sector} of {medium.size // medium.sector} sectors bad"
     kept = "written in place" if in_place else "kept as it is"
     yield f"{printable(str(folder / 'device'))} serves {printable(medium.name)}, {kept}: {sectors}"
-    device = shlex.quote(str(folder / "device"))
-    yield f"  a loop device on it: losetup --find --show --direct-io=on {printable(device)}"
-    yield f"  to stop: umount {printable(shlex.quote(str(folder)))}"
+    device, place = (printable(shlex.quote(str(path))) for path in (folder / "device", folder))
+    if os.geteuid() == 0:
+        yield f"  a loop device on it: losetup --find --show --direct-io=on {device}"
+        yield f"  to stop: umount {place}"
+    else:
+        yield "  a loop device on it needs root, as whom to run this, too"
+        yield f"  to stop: fusermount3 -u {place}"
+
+
+def _nothing() -> None:
+    """Do what there is to do in the foreground once it serves."""
 
 
 def _detached() -> Callable[[], None]:

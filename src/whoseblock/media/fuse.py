@@ -182,6 +182,6 @@ def _say_that_writeback_comes_here() -> None:
 
     With a filesystem mounted on our device that would be waiting for ourselves.
     """
-    # Without the privilege there can be no loop device, either.
+    # Without the privilege it is as with any other file that FUSE serves.
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_IO_FLUSHER, 1, 0, 0, 0)

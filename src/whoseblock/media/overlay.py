@@ -33,7 +33,6 @@ class OverlayMedia:
         self.name = base.name
         self.size = base.size
         self._file = tempfile.TemporaryFile(prefix="whoseblock-", buffering=0)  # noqa: SIM115
-        self._file.truncate(base.size)
         self._marks: dict[int, bytearray] = {}
 
     def pread(self, offset: int, length: int) -> bytes:
