@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tests.support.tools import Missing, run
 
-__all__ = ["frozen", "loop_device", "mounted"]
+__all__ = ["frozen", "loop_device", "mounted", "own_mount_namespace"]
 
 _CLONE_NEWNS = 0x20000  # linux/sched.h
 _FIFREEZE = 0xC0045877  # linux/fs.h
@@ -21,7 +21,7 @@ _FITHAW = 0xC0045878
 
 
 @functools.cache
-def _own_mount_namespace() -> None:
+def own_mount_namespace() -> None:
     """Put this process in a mount namespace of its own.
 
     Even if it is killed, its mounts end with it, and with them their loop devices.
@@ -33,15 +33,16 @@ def _own_mount_namespace() -> None:
 
 
 @contextlib.contextmanager
-def mounted(image: Path, *options: str) -> Iterator[bytes]:
+def mounted(image: Path, *options: str, loop: bool = True) -> Iterator[bytes]:
     """Mount an image through a loop device and give the folder; it is unmounted in any case.
 
-    ``Missing`` says that this kernel cannot mount what the image holds.
+    ``image`` is a device itself if not ``loop``.  ``Missing`` says that this kernel cannot mount
+    what the image holds.
     """
-    _own_mount_namespace()
+    own_mount_namespace()
     with tempfile.TemporaryDirectory(prefix="whoseblock-mount-") as folder:
         # Copies of one image, with one UUID, are mounted side by side.
-        given = ",".join(("loop", "nouuid", *options))
+        given = ",".join((*["loop"] * loop, "nouuid", *options))
         done = subprocess.run(
             ["mount", "-t", "xfs", "-o", given, image, folder], capture_output=True, check=False
         )
@@ -80,9 +81,9 @@ def frozen(folder: bytes) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def loop_device(file: Path) -> Iterator[str]:
+def loop_device(file: Path, *options: str) -> Iterator[str]:
     """Attach a file to a loop device, for what is not the main device of a mount."""
-    device = run(["losetup", "--find", "--show", file]).decode().strip()
+    device = run(["losetup", "--find", "--show", *options, file]).decode().strip()
     try:
         yield device
     finally:

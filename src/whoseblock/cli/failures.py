@@ -8,7 +8,7 @@ import click
 from whoseblock.ranges import parse_range, parse_ranges
 from whoseblock.sources.base import Failure
 
-__all__ = ["Given", "failure_options"]
+__all__ = ["Given", "failure_options", "image_failure_options"]
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -25,7 +25,8 @@ def _check_statuses(_context: click.Context, _option: click.Parameter, value: st
     return value
 
 
-_OPTIONS: Final = (
+#: The forms whose addresses are those of the device or image that is named.
+_OF_THE_IMAGE: Final = (
     click.option(
         "--ranges",
         "ranges_file",
@@ -63,6 +64,10 @@ _OPTIONS: Final = (
         metavar="BYTES",
         help="What the numbers in --badblocks FILE count; badblocks counts 1024 unless told.",
     ),
+)
+
+#: The forms that say themselves which device failed, or that ask the kernel.
+_OF_ANY: Final = (
     click.option(
         "--ndctl",
         type=_file(),
@@ -104,7 +109,14 @@ _OPTIONS: Final = (
 
 def failure_options(command: _Command) -> _Command:
     """Add the options to a command, which passes what it was given to `Given`."""
-    for option in reversed(_OPTIONS):
+    for option in reversed((*_OF_THE_IMAGE, *_OF_ANY)):
+        command = option(command)
+    return command
+
+
+def image_failure_options(command: _Command) -> _Command:
+    """Add those options that tell of failures of the image that a command is given."""
+    for option in reversed(_OF_THE_IMAGE):
         command = option(command)
     return command
 
@@ -118,17 +130,17 @@ class Given(NamedTuple):
     statuses: str
     badblocks: tuple[TextIO, ...]
     block_size: int | None
-    ndctl: tuple[TextIO, ...]
-    smart: tuple[TextIO, ...]
-    dmesg: tuple[TextIO, ...]
-    sysfs_badblocks: bool
-    pfns: tuple[str, ...]
-    addresses: tuple[str, ...]
+    ndctl: tuple[TextIO, ...] = ()
+    smart: tuple[TextIO, ...] = ()
+    dmesg: tuple[TextIO, ...] = ()
+    sysfs_badblocks: bool = False
+    pfns: tuple[str, ...] = ()
+    addresses: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, texts: tuple[str, ...], options: Mapping[str, Any]) -> Self:
         """Take what belongs here from all options of a command."""
-        return cls(texts, **{name: options[name] for name in cls._fields[1:]})
+        return cls(texts, **{name: options[name] for name in cls._fields[1:] if name in options})
 
     @property
     def few(self) -> bool:

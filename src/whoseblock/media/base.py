@@ -1,8 +1,8 @@
 """What every medium can do."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
-__all__ = ["Media"]
+__all__ = ["Media", "WritableMedia"]
 
 
 class Media(Protocol):
@@ -21,3 +21,14 @@ class Media(Protocol):
 
     def close(self) -> None:
         """Let go of it."""
+
+
+@runtime_checkable
+class WritableMedia(Media, Protocol):
+    """A medium that can be written."""
+
+    def pwrite(self, offset: int, data: bytes) -> None:
+        """Write all of ``data`` at ``offset``."""
+
+    def sync(self) -> None:
+        """Have what was written outlast a failure of the machine."""

@@ -101,6 +101,10 @@ class FileMedia:
             view = view[written:]
             offset += written
 
+    def sync(self) -> None:
+        """Have what was written outlast a failure of the machine."""
+        os.fsync(self._fd)
+
     def close(self) -> None:
         """Close the file."""
         os.close(self._fd)

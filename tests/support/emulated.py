@@ -1,0 +1,135 @@
+"""An image served as a failing device by ``whoseblock emulate``, and never left behind."""
+
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.support.mounts import loop_device, own_mount_namespace
+from tests.support.tools import CHECKOUT, Missing, need_root
+
+from whoseblock.ranges import ByteRange
+
+__all__ = ["Emulated", "emulated", "need_fuse"]
+
+_PATIENCE_S = 20
+
+
+def need_fuse() -> None:
+    """Raise `Missing` unless FUSE can be used here."""
+    os.environ.setdefault("FUSE_LIBRARY_NAME", "fuse3")
+    try:
+        import mfusepy  # noqa: F401 - whether libfuse is there shows here
+    except (ImportError, OSError, AttributeError) as error:
+        raise Missing(f"no FUSE: install the package libfuse3-3 ({error})") from error
+    if not os.access("/dev/fuse", os.R_OK | os.W_OK):
+        raise Missing("/dev/fuse is not here, or not for us")
+
+
+@dataclass(frozen=True)
+class Emulated:
+    """What is served at ``folder`` by the process ``server``."""
+
+    folder: Path
+    server: subprocess.Popen[bytes]
+
+    @property
+    def device(self) -> Path:
+        return self.folder / "device"
+
+    @property
+    def control(self) -> Path:
+        return self.folder / "control"
+
+    def bad(self) -> list[ByteRange]:
+        """Give all bad ranges of this moment, stubborn ones too, ascending."""
+        return [bad for _, bad in self._lines()]
+
+    def stubborn(self) -> list[ByteRange]:
+        """Give those that nothing heals."""
+        return [bad for mark, bad in self._lines() if mark == "stubborn"]
+
+    def _lines(self) -> Iterator[tuple[str, ByteRange]]:
+        for line in self.control.read_text().splitlines():
+            mark, text = line.split(" ")
+            start, length = text.split("+")
+            yield mark, ByteRange(int(start), int(length))
+
+    def add(self, bad: ByteRange, *, stubborn: bool = False) -> None:
+        """Have one more range fail."""
+        self.write("stubborn" if stubborn else "bad", bad)
+
+    def write(self, *words: object) -> None:
+        """Write one line to the file ``control``."""
+        self.control.write_text(" ".join(map(str, words)))
+
+    def statistics(self) -> dict[str, int]:
+        """Give the numbers in the file ``statistics``."""
+        lines = (self.folder / "statistics").read_text().splitlines()
+        return {name: int(number) for name, number in map(str.split, lines)}
+
+    @contextlib.contextmanager
+    def loop(self, *, direct_io: bool = True) -> Iterator[Path]:
+        """Give a loop device over it; it is let go of in any case."""
+        need_root()
+        option = f"--direct-io={'on' if direct_io else 'off'}"
+        try:
+            over = contextlib.ExitStack()
+            device = over.enter_context(loop_device(self.device, option))
+        except (OSError, RuntimeError) as error:
+            raise Missing(f"no loop device over FUSE: load loop ({error})") from error
+        with over:
+            yield Path(device)
+
+
+@contextlib.contextmanager
+def emulated(  # noqa: PLR0913 - as many as the command has
+    image: Path,
+    folder: Path,
+    *options: str | Path,
+    bad: Iterable[ByteRange] = (),
+    stubborn: Iterable[ByteRange] = (),
+    in_place: bool = True,
+    sector: int = 512,
+) -> Iterator[Emulated]:
+    """Serve an image at ``folder``; it is unmounted, and the process ended, in any case."""
+    need_fuse()
+    if os.geteuid() == 0:
+        # Else a test that mounts something later would see but a copy of this mount.
+        own_mount_namespace()
+    words: list[str | Path] = [image, folder, f"--sector={sector}", *options]
+    words += [f"--bad={one}" for one in map(str, bad)]
+    words += [f"--stubborn={one}" for one in map(str, stubborn)]
+    words += ["--in-place"] * in_place
+    with subprocess.Popen(
+        [sys.executable, "-m", "whoseblock", "emulate", *words],
+        cwd=CHECKOUT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as server:
+        try:
+            assert server.stdout is not None
+            assert server.stderr is not None
+            if not server.stdout.readline():
+                raise Missing(f"FUSE does not serve here: {server.stderr.read().decode()}")
+            yield Emulated(folder, server)
+        finally:
+            _end(folder, server)
+
+
+def _end(folder: Path, server: subprocess.Popen[bytes]) -> None:
+    unmount = ["umount"] if os.geteuid() == 0 else ["fusermount3", "-u"]
+    if os.path.ismount(folder) or server.poll() is not None:
+        subprocess.run([*unmount, folder], capture_output=True, check=False)
+    server.terminate()
+    try:
+        server.wait(_PATIENCE_S)
+    except subprocess.TimeoutExpired:
+        server.kill()
+        server.wait(_PATIENCE_S)
+    # If somebody still has it open, that is no reason to leave the mount behind.
+    lazy = ["umount", "--lazy"] if os.geteuid() == 0 else ["fusermount3", "-u", "-z"]
+    subprocess.run([*lazy, folder], capture_output=True, check=False)
