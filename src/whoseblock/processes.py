@@ -6,6 +6,7 @@ namespace of the process.  Nobody is stopped, attached to, or waited for.
 
 What uses a file without a mapping and a descriptor of its own is not seen: the kernel itself (loop
 devices, swap, exports), files registered with io_uring, descriptors on their way through a socket.
+Nor is who uses it through overlayfs, as containers do: there it is a file of another device.
 """
 
 import errno
@@ -289,10 +290,11 @@ class _Scan:
             if stat.threads > 1:
                 names = _names(folder, "task")
                 tasks += [f"task/{name}/" for name in names if name != str(pid)]
-            # They all share their memory, but one that has just ended shows nothing of it.
-            any(self._maps(folder, task, seen) for task in tasks)
+            # Descriptors first: many programs close theirs as soon as they have their mapping.
             for task in self._with_own_tables(pid, tasks):
                 self._descriptors(folder, task, seen)
+            # They all share their memory, but one that has just ended shows nothing of it.
+            any(self._maps(folder, task, seen) for task in tasks)
         except (FileNotFoundError, ProcessLookupError):
             raise
         except OSError:
@@ -336,10 +338,11 @@ class _Scan:
 
     def _mappings(self, lines: bytes, file: _File, seen: _Seen) -> None:
         for piece in lines.split(file.text)[:-1]:
-            addresses, _, rest = piece[piece.rfind(b"\n") + 1 :].partition(b" ")
+            begin = piece.rfind(b"\n") + 1
+            addresses, _, rest = piece[begin:].partition(b" ")
             permissions, _, offset = rest.partition(b" ")
-            # More fields come before the text where it is in a path.
-            if b" " in offset:
+            # In a path, more comes before it: more fields, or what it has just been split from.
+            if not begin or b" " in offset:
                 continue
             start = int(offset, 16)
             if start >= file.end:
@@ -494,18 +497,18 @@ def _read(folder: int, name: str) -> bytes:
 
 
 def _lines(folder: int, name: str) -> Iterator[bytes]:
-    # Many whole lines at a time.  Of one that is longer than any piece, and a path may have
-    # millions of bytes, the end may be missing.
+    # Many whole lines at a time, each with a newline before it.  Of one that is very long, and a
+    # path may have millions of bytes, something is left out in the middle.
     descriptor = os.open(name, os.O_RDONLY, dir_fd=folder)
     try:
-        pieces: list[bytes] = []
+        pieces = [b"\n"]
         while piece := os.read(descriptor, _PIECE):
             pieces.append(piece)
             if len(pieces) == _MOST_PIECES:
                 whole, _, rest = b"".join(pieces).rpartition(b"\n")
                 yield whole
-                pieces = [rest[:_HEAD]]
-        if pieces:
+                pieces = [b"\n", rest[:_HEAD]]
+        if len(pieces) > 1:
             yield b"".join(pieces)
     finally:
         os.close(descriptor)
