@@ -9,6 +9,7 @@
     ├── OutOfDeviceError       a range ends past the device
     ├── NotAFilesystemError    nothing that we know is on the target
     ├── UnsupportedError       a filesystem that we know, with a feature that we do not
+    ├── JournalError           the journal cannot be opened, read or written
     └── BlockError             a block that we need cannot be had
         ├── MediaError         the medium does not give it back
         └── CorruptError       it does not verify
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BlockError",
     "CorruptError",
+    "JournalError",
     "MalformedError",
     "MediaError",
     "NotAFilesystemError",
@@ -89,6 +91,15 @@ class UnsupportedError(WhoseblockError):
     """The filesystem has a feature that whoseblock does not know."""
 
     exit_code = 7
+
+
+class JournalError(WhoseblockError):
+    """The journal cannot be opened, read or written.
+
+    Whoever gets it before an act on a device does not act: what is not journaled did not happen.
+    """
+
+    exit_code = 13
 
 
 class BlockError(WhoseblockError):
