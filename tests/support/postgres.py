@@ -16,8 +16,9 @@ __all__ = ["Postgres", "server"]
 
 #: The user that runs the server, which refuses root.
 _USER = "postgres"
-_PATIENCE_S = 30.0
-PASSWORD = "s3cr3t/ünd@more"  # noqa: S105 - of a server that only the tests see
+_PATIENCE_S = 60.0
+#: What a server needs, in bytes.
+_ROOM = 512 << 20
 
 
 class Postgres:
@@ -32,15 +33,16 @@ class Postgres:
     def start(self) -> None:
         """Start the server, and wait until it answers."""
         data = self.folder / "data"
-        words = ["-D", data, "-k", self.folder, "-c", "listen_addresses="]
-        self._process = subprocess.Popen(
-            [*_as_user(), self._programs / "postgres", *words],
-            stdout=subprocess.DEVNULL,
-            stderr=(self.folder / "log").open("ab"),
-            cwd=self.folder,
-        )
+        words: list[str | Path] = ["-D", data, "-k", self.folder, "-c", "listen_addresses="]
+        with (self.folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [*_as_user(), self._programs / "postgres", *words],
+                stdout=subprocess.DEVNULL,
+                stderr=log,
+                cwd=self.folder,
+            )
         deadline = time.monotonic() + _PATIENCE_S
-        ready = [self._programs / "pg_isready", "-q", "-h", self.folder]
+        ready: list[str | Path] = [self._programs / "pg_isready", "-q", "-h", self.folder]
         while subprocess.run(ready, check=False).returncode:
             if time.monotonic() > deadline or self._process.poll() is not None:
                 raise RuntimeError((self.folder / "log").read_text(errors="replace"))
@@ -53,11 +55,26 @@ class Postgres:
             self._process.wait(_PATIENCE_S)
             self._process = None
 
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Have the server and all its sessions stand still: it is there, and does not answer."""
+        assert self._process is not None
+        sessions = map(
+            int, self.sql("SELECT pid FROM pg_stat_activity WHERE datname <> ''").split()
+        )
+        alive = [pid for pid in (*sessions, self._process.pid) if os.path.exists(f"/proc/{pid}")]
+        try:
+            for pid in alive:
+                os.kill(pid, signal.SIGSTOP)
+            yield
+        finally:
+            for pid in alive:
+                os.kill(pid, signal.SIGCONT)
+
     def sql(self, statement: str, database: str = "postgres") -> str:
         """Have psql run a statement; give what it prints."""
-        words = ["-X", "-A", "-t", "-q", "-v", "ON_ERROR_STOP=1", "-h", self.folder, "-d", database]
-        psql = [*_as_user(), self._programs / "psql", *words, "-c", statement]
-        return run(psql).decode()
+        words = f"-XAtq -v ON_ERROR_STOP=1 -h {self.folder} -d {database} -U {_USER} -c".split()
+        return run([self._programs / "psql", *words, statement]).decode()
 
     def new_database(self) -> str:
         """Make a database; give its URL."""
@@ -92,16 +109,22 @@ def server() -> Iterator[Postgres]:
     """Make a server and start it; it is gone in any case, with all that it had."""
     programs = _programs()
     # A unix socket has a short name: not in the folder of a test, whose name is long.
-    folder = Path(tempfile.mkdtemp(prefix="whoseblock-pg-"))
+    folder = Path(tempfile.mkdtemp(prefix="whoseblock-pg-", dir=_fast_folder()))
     postgres = Postgres(folder, programs)
     try:
         if os.geteuid() == 0:
             shutil.chown(folder, _USER, _USER)
-        superuser = f"--username={_USER}"
-        words = ["--auth=trust", "--encoding=UTF8", "--locale=C.UTF-8", superuser, "-D"]
+        words = f"--auth=trust --encoding=UTF8 --locale=C.UTF-8 --username={_USER} -D".split()
         run([*_as_user(), programs / "initdb", *words, folder / "data"])
         postgres.start()
         yield postgres
     finally:
-        postgres.stop()
+        postgres.stop(signal.SIGQUIT)
         shutil.rmtree(folder)
+
+
+def _fast_folder() -> str | None:
+    """Give a folder in memory, where fsync costs nothing, if there is one with room."""
+    memory = "/dev/shm"  # noqa: S108 - a folder of our own is made in it
+    roomy = os.path.isdir(memory) and shutil.disk_usage(memory).free > _ROOM
+    return memory if roomy else None

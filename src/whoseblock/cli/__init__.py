@@ -8,6 +8,7 @@ import click
 
 from whoseblock import __version__
 from whoseblock.cli.completion import completion
+from whoseblock.cli.journal import journal
 from whoseblock.cli.lookup import lookup
 from whoseblock.cli.stack import stack
 from whoseblock.cli.terminal import printable
@@ -57,6 +58,7 @@ def cli() -> None:
 
 cli.add_command(lookup)
 cli.add_command(stack)
+cli.add_command(journal)
 cli.add_command(completion)
 
 

@@ -1,6 +1,7 @@
 """The database below a journal: how it is opened, kept durable and locked, and how it fails."""
 
 import json
+import logging
 import os
 import sqlite3
 import time
@@ -25,6 +26,7 @@ __all__ = ["Database", "missing"]
 #: So long one writer waits for another, in seconds.
 _PATIENCE_S: Final = 30.0
 _RETRY_S: Final = 0.01
+_LOG: Final = "whoseblock"
 
 
 class Database(Closing):
@@ -64,6 +66,7 @@ class Database(Closing):
         """
         with self._faults(), self._connected() as connection:
             connection.execution_options(whoseblock_writes=True)
+            self._check_file()
             with connection.begin():
                 if lock is not None and connection.dialect.name == "postgresql":
                     key = digest(json.dumps(lock).encode())
@@ -95,12 +98,21 @@ class Database(Closing):
     @contextmanager
     def _connected(self) -> Iterator[Connection]:
         """Connect; what nobody knows the state of any more is not used again."""
-        with self._engine.connect() as connection:
+        with self._connect() as connection:
             try:
                 yield connection
             except OSError:
                 connection.invalidate()
                 raise
+
+    def _connect(self) -> Connection:
+        try:
+            return self._engine.connect()
+        except OSError:
+            # A connection that was kept is broken, and pg8000 says so in a way that SQLAlchemy does
+            # not understand: the others may be too, and all are made anew.
+            self._engine.dispose()
+            return self._engine.connect()
 
 
 def _inode_of(file: Path) -> tuple[int, int]:
@@ -190,6 +202,7 @@ def _postgresql(place: Place, *, write: bool) -> Engine:
             place.url,
             connect_args=place.arguments,
             pool_pre_ping=True,
+            pool_logging_name=_LOG,
             hide_parameters=True,
         )
     except ModuleNotFoundError as error:
@@ -214,5 +227,7 @@ def _postgresql(place: Place, *, write: bool) -> Engine:
         cursor.close()
         connection.commit()
 
+    # That a broken connection does not close well is nothing to tell anybody.
+    logging.getLogger(f"sqlalchemy.pool.impl.QueuePool.{_LOG}").setLevel(logging.CRITICAL)
     event.listen(engine, "connect", prepare)
     return engine

@@ -20,8 +20,8 @@ _PORT: Final = 5432
 _FORM: Final = (
     "write a path, or postgresql://USER:PASSWORD@HOST/DATABASE, with %40 for @ and %2F for /"
 )
-#: Nobody waits longer than this for a server, in seconds.
-_TIMEOUT_S: Final = 60
+#: Nobody waits longer than this for a server, in seconds; it may itself wait for a lock meanwhile.
+_TIMEOUT_S: Final = 40
 _OPTIONS: Final = frozenset({"host", "port", "sslmode", "sslrootcert"})
 
 

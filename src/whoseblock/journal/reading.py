@@ -76,8 +76,10 @@ def find(connection: Connection, wanted: Filter, after: int, limit: int) -> list
 def _conditions(wanted: Filter) -> list[ColumnElement[bool]]:
     conditions: list[ColumnElement[bool]] = []
     if wanted.device is not None:
-        names = (failures.c.device, failures.c.identity, failures.c.target)
-        conditions.append(or_(*(name == wanted.device for name in names)))
+        # People name a device by its node, the kernel without.
+        named = failures.c.device == wanted.device.removeprefix("/dev/")
+        others = (failures.c.device, failures.c.identity, failures.c.target)
+        conditions.append(or_(named, *(name == wanted.device for name in others)))
     if wanted.host is not None:
         conditions.append(hosts.c.name == wanted.host)
     if wanted.open is not None:

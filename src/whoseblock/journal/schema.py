@@ -215,15 +215,11 @@ step_events: Final = Table(
     _id(),
     _to("steps", "step"),
     Column("number", Integer, nullable=False),
-    Column(
-        "state",
-        String(16),
-        CheckConstraint(text(f"state IN ({_STATES})"), name="state"),
-        nullable=False,
-    ),
+    Column("state", String(16), nullable=False),
     _to("runs", "run"),
     Column("at", Utc, nullable=False),
     Column("detail", JsonText, nullable=False),
+    CheckConstraint(text(f"state IN ({_STATES})"), name="state"),
     # Two writers cannot both append what follows the same event.
     UniqueConstraint("step", "number"),
 )
