@@ -98,6 +98,8 @@ def test_a_filesystem_that_is_read_only(tmp_path: Path) -> None:
         run_program(["mount", "-o", "remount,ro", folder])
         refusal(lambda: open_journal(file))
         refusal(lambda: open_journal(str(folder / "new" / "journal.sqlite")))
+        with open_journal(file, write=False) as journal:
+            assert state_of(journal) is State.PLANNED
         run_program(["mount", "-o", "remount,rw", folder])
         with opened(file) as (journal, _):
             assert state_of(journal) is State.PLANNED
@@ -180,6 +182,20 @@ def test_another_writer_for_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyP
         other.execute("COMMIT")
         other.close()
         run.started(step)
+
+
+def test_what_ends_a_run_is_not_hidden_by_the_journal(tmp_path: Path) -> None:
+    file = tmp_path / "journal.sqlite"
+
+    def interrupted() -> None:
+        with opened(str(file)):
+            file.unlink()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    with pytest.raises(JournalError, match="removed"), opened(str(file)):
+        file.unlink()
 
 
 # ------------------------------------------------------------------ PostgreSQL

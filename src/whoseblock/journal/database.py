@@ -41,7 +41,7 @@ class Database(Closing):
         self.write = write
         self._inode: tuple[int, int] | None = None
         if place.file is None:
-            self._engine = _postgresql(place, write=write)
+            self._engine = _postgresql(place)
         else:
             self._inode = _find_or_make(place, write=write)
             self._engine = _sqlite(place, write=write)
@@ -55,6 +55,10 @@ class Database(Closing):
     def reading(self) -> Iterator[Connection]:
         """Give a connection that sees one state of the database."""
         with self._faults(), self._connected() as connection, connection.begin():
+            if connection.dialect.name == "postgresql":
+                connection.exec_driver_sql(
+                    "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"
+                )
             yield connection
 
     @contextmanager
@@ -149,8 +153,13 @@ def missing(place: Place) -> JournalError:
 
 
 def _sqlite(place: Place, *, write: bool) -> Engine:
-    name = quote(os.fsencode(place.file or ""))
+    file = place.file or Path()
+    name = quote(os.fsencode(file))
     mode = "rw" if write else "ro"
+    if not write and not os.access(file.parent, os.W_OK) and not Path(f"{file}-wal").exists():
+        # Even to read, SQLite makes files beside the database, unless it is told that nobody
+        # writes: as on a filesystem that is mounted read-only.
+        mode += "&immutable=1"
 
     def connect() -> sqlite3.Connection:
         connection = sqlite3.connect(
@@ -196,7 +205,7 @@ def _keep_log(connection: sqlite3.Connection, place: Place) -> None:
         return
 
 
-def _postgresql(place: Place, *, write: bool) -> Engine:
+def _postgresql(place: Place) -> Engine:
     try:
         engine = create_engine(
             place.url,
@@ -219,11 +228,6 @@ def _postgresql(place: Place, *, write: bool) -> Engine:
             " WHERE current_setting('synchronous_commit') = 'off'"
         )
         cursor.execute(f"SET lock_timeout = '{_PATIENCE_S:.0f}s'")
-        if not write:
-            cursor.execute(
-                "SET SESSION CHARACTERISTICS AS TRANSACTION"
-                " ISOLATION LEVEL REPEATABLE READ, READ ONLY"
-            )
         cursor.close()
         connection.commit()
 
