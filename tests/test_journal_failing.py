@@ -7,6 +7,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -295,6 +296,29 @@ def test_who_may_only_read(own_server: Postgres) -> None:
     own_server.sql(f"ALTER DATABASE {database} SET default_transaction_read_only = on")
     with open_journal(url) as journal:
         assert "cannot be written" in str(refusal(lambda: journal.begin_run([], "1")))
+
+
+def test_passwords(own_server: Postgres) -> None:
+    own_server.sql("DROP ROLE IF EXISTS careful; CREATE ROLE careful SUPERUSER LOGIN")
+    own_server.sql("ALTER ROLE careful PASSWORD 's3cr3t/@:é%'")
+    own_server.ask_for_password("careful")
+    url = own_server.new_database().replace("postgres@", "careful:s3cr3t%2F%40%3A%C3%A9%25@")
+    # The server reads its rules when it comes to it.
+    deadline = time.monotonic() + 10
+    wrong = url.replace("s3cr3t", "s3cr3t2")
+    while True:
+        try:
+            open_journal(wrong).close()
+        except JournalError:
+            break
+        assert time.monotonic() < deadline
+    error = refusal(lambda: open_journal(wrong))
+    assert "does not let this user in" in str(error)
+    assert "s3cr3t" not in f"{error} {error.hint}"
+    with opened(url) as (journal, run):
+        step_of(run)
+        assert state_of(journal) is State.PLANNED
+        assert "s3cr3t" not in journal.name
 
 
 def test_a_database_or_a_server_that_is_not_there(own_server: Postgres) -> None:
