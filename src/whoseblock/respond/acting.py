@@ -6,17 +6,16 @@ is found out anew each time.  The plan only says which owners may be changed.
 
 import contextlib
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 
-from whoseblock.errors import WhoseblockError
 from whoseblock.fs.base import FileOwner, Filesystem
 from whoseblock.fs.live import LiveFilesystem
 from whoseblock.fs.recognise import open_filesystem
 from whoseblock.ranges import ByteRange
-from whoseblock.respond.copies import Copies, CopyError, Replacement, agree, believe, find
-from whoseblock.respond.device import Content, Device
+from whoseblock.respond.copies import Copies, CopyError, Replacement, believe, find
+from whoseblock.respond.device import Content
 from whoseblock.respond.free import zero_mounted, zero_unmounted
 from whoseblock.respond.owners import OpenOwner, Place, is_nobodys, owners_now, places_of
 from whoseblock.respond.planning import Act, Part
@@ -115,7 +114,7 @@ def _inode(keeper: Keeper | None) -> int:
 
 
 @contextlib.contextmanager
-def _quarantined(fs: LiveFilesystem, step: StepParameters) -> "Iterator[QuarantineKeeper | None]":
+def _quarantined(fs: LiveFilesystem, step: StepParameters) -> Iterator[QuarantineKeeper | None]:
     """Open the file that has the blocks in quarantine, if they are to have one."""
     if not step.quarantine:
         yield None
@@ -135,9 +134,7 @@ def _zero_unmounted(kind: Act, step: StepParameters, site: Site) -> Done:
         return _zeroed(zero_unmounted(afresh, device, step.run))
 
 
-def _zero(
-    fs: LiveFilesystem, step: StepParameters, site: Site, journal_device: int | None
-) -> Done:
+def _zero(fs: LiveFilesystem, step: StepParameters, site: Site, journal_device: int | None) -> Done:
     if journal_device == fs.device:
         raise NotNowError(
             "the journal is on the filesystem that would have to be frozen: name another one with"
@@ -241,11 +238,14 @@ class _Change:
             raise RefusedError("no good copy was named")
         good: list[tuple[OpenOwner, Replacement]] = []
         reasons: list[str] = []
-        for owner in owners:
-            good += self._believed(copies, owner, lost[owner.place], reasons)
-        if not good:
-            raise RefusedError("; ".join(dict.fromkeys(reasons)) or "there is no copy")
-        return self._agreed(content, good)
+        with contextlib.ExitStack() as stack:
+            for owner in owners:
+                for believed in self._believed(copies, owner, lost[owner.place], reasons):
+                    stack.enter_context(believed)
+                    good.append((owner, believed))
+            if not good:
+                raise RefusedError("; ".join(dict.fromkeys(reasons)) or "there is no copy")
+            return self._agreed(content, good)
 
     def _believed(
         self,
@@ -253,14 +253,17 @@ class _Change:
         owner: OpenOwner,
         lost: Sequence[ByteRange],
         reasons: list[str],
-    ) -> "Iterator[tuple[OpenOwner, Replacement]]":
+    ) -> Iterator[Replacement]:
         paths = self._fs.paths(owner.place.inode)
         finding = msgspec.json.encode({"inode": owner.place.inode, "lost": lost})
         try:
             for candidate in find(copies, paths.paths, finding):
                 try:
-                    yield owner, believe(
-                        owner.fd, candidate, lost, whole=copies.whole, window=copies.window
+                    yield (
+                        owner,
+                        believe(
+                            owner.fd, candidate, lost, whole=copies.whole, window=copies.window
+                        ),
                     )
                 except CopyError as error:
                     reasons.append(str(error))
@@ -268,7 +271,7 @@ class _Change:
             reasons.append(str(error))
 
     @staticmethod
-    def _agreed(content: Content, good: "Sequence[tuple[OpenOwner, Replacement]]") -> bytes:
+    def _agreed(content: Content, good: Sequence[tuple[OpenOwner, Replacement]]) -> bytes:
         """Fill in what the copies have; raises `RefusedError` if they do not agree."""
         found = [
             content.with_lost(_reader(owner.place.offset, replacement))

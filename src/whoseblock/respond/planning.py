@@ -158,7 +158,10 @@ def _data(site: Site, owners: int, options: Options) -> tuple[Act, str]:
     first = "put the failed blocks into quarantine; " if options.quarantine else ""
     after = "zero what failed" if options.quarantine else "zero what failed, and give it back"
     if options.copies:
-        return Act.RESTORE, f"{first}write the good copy once elsewhere, give it to {files}; {after}"
+        return (
+            Act.RESTORE,
+            f"{first}write the good copy once elsewhere, give it to {files}; {after}",
+        )
     return Act.PUNCH, f"{first}give zeros to {files} for what cannot be read; {after}"
 
 
