@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fcntl
 import os
 import random
 from collections.abc import Iterator
@@ -83,6 +84,11 @@ def check_reading(media: DirectMedia, content: bytes, bad: list[ByteRange]) -> N
             assert error.value.reason == "input/output error"
         else:
             assert media.pread(offset, end - offset) == content[offset:end]
+        good = dict(media.readable(offset, end - offset))
+        assert all(content[at : at + len(data)] == data for at, data in good.items())
+        parts = [ByteRange(at, len(data)) for at, data in good.items()]
+        assert merge([*parts, *lost]) == [ByteRange(offset, end - offset)]
+        assert sum(one.length for one in (*parts, *lost)) == end - offset
         first, last = offset // media.align * media.align, -(-end // media.align) * media.align
         assert media.failing(offset, end - offset) == clip(bad, first, last)
 
@@ -171,6 +177,21 @@ def test_a_descriptor_stays_as_it_is(tmp_path: Path) -> None:
     os.close(descriptor)
 
 
+def test_a_leased_file_is_not_opened_again(tmp_path: Path) -> None:
+    content = fill(tmp_path / "file", 3 * BLOCK)
+    descriptor = os.open(tmp_path / "file", os.O_RDWR)
+    fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+    flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
+    with DirectMedia(descriptor, writable=True, reopen=False) as media:
+        assert fcntl.fcntl(descriptor, fcntl.F_GETFL) == flags | os.O_DIRECT
+        assert media.pread(100, BLOCK) == content[100:][:BLOCK]
+        media.pwrite(BLOCK, bytes(BLOCK))
+    assert fcntl.fcntl(descriptor, fcntl.F_GETFL) == flags
+    assert fcntl.fcntl(descriptor, fcntl.F_GETLEASE) == fcntl.F_WRLCK
+    os.close(descriptor)
+    assert (tmp_path / "file").read_bytes() == content[:BLOCK] + bytes(BLOCK) + content[-BLOCK:]
+
+
 def test_past_the_end_is_lost_and_no_more(tmp_path: Path) -> None:
     content = fill(tmp_path / "file", 2 * BLOCK + 100)
     with DirectMedia(tmp_path / "file") as media:
@@ -223,5 +244,17 @@ def test_what_is_no_medium_is_refused_at_once(tmp_path: Path, kind: str) -> None
         path = Path("/dev/null")
     elif kind == "closed":
         path = 1 << 20
+    before = len(os.listdir("/proc/self/fd"))
     with pytest.raises(TargetError):
         DirectMedia(path)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_descriptor_without_direct_access_stays_so() -> None:
+    reading, writing = os.pipe()
+    flags = fcntl.fcntl(reading, fcntl.F_GETFL)
+    with pytest.raises(TargetError):
+        DirectMedia(reading, reopen=False)
+    assert fcntl.fcntl(reading, fcntl.F_GETFL) == flags
+    os.close(reading)
+    os.close(writing)

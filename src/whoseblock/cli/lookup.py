@@ -142,7 +142,7 @@ def _counted(answers: Iterable[Answer], progress: ProgressBar) -> Iterator[Answe
 
 
 def _json_lines(answers: Iterable[Answer]) -> Iterator[bytes]:
-    from whoseblock.cli.encode import encode_json
+    from whoseblock.encode import encode_json
 
     return map(encode_json, answers)
 

@@ -65,7 +65,7 @@ class FileMedia:
         )
         if found.lost:
             raise MediaError(found.lost, found.reason)
-        return b"".join(found.pieces)
+        return found.data
 
     def pwrite(self, offset: int, data: bytes) -> None:
         """Write all of ``data`` at ``offset``; the caller has opened it ``writable``."""

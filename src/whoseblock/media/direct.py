@@ -14,7 +14,6 @@ import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
-from pathlib import Path
 from typing import Final, NamedTuple
 
 from whoseblock.closing import Closing
@@ -50,22 +49,26 @@ class DirectMedia(Closing):
     """A block device or a regular file, opened with O_DIRECT.
 
     It is given by its path, or by a descriptor, through which it is opened once more: flags and
-    offset of the descriptor stay as they are, and whoever opened it closes it.  Opened read-only
-    unless ``writable``.  Reading leaves the time of the last access alone where we may say so.
+    offset of the descriptor stay as they are, and whoever opened it closes it.  Not to open it
+    again, as whoever holds a lease on a file must not, ``reopen`` is False: then the descriptor
+    itself has O_DIRECT until this is closed.  Opened read-only unless ``writable``.  Reading leaves
+    the time of the last access alone where we may say so.
 
     ``align`` is the logical sector, by which reads succeed or fail.  Raises `TargetError` if it
     cannot be opened, is neither of the two, or is on a filesystem without O_DIRECT.
     """
 
-    def __init__(self, given: int | str | os.PathLike[str], *, writable: bool = False) -> None:
-        path = f"/proc/self/fd/{given}" if isinstance(given, int) else os.fspath(given)
-        self.name = path
-        # O_NONBLOCK: opening a FIFO by mistake must not wait for its writer.
-        flags = (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC | os.O_NONBLOCK
+    def __init__(
+        self, given: int | str | os.PathLike[str], *, writable: bool = False, reopen: bool = True
+    ) -> None:
+        self.name = os.fspath(given) if not isinstance(given, int) else f"descriptor {given}"
+        self._borrowed = False
         try:
-            if isinstance(given, int):
-                self.name = os.fspath(Path(path).readlink())
-            self._fd = _open(path, flags | os.O_DIRECT)
+            if isinstance(given, int) and not reopen:
+                self._fd = os.dup(given)
+                self._borrowed = _set_direct(self._fd)
+            else:
+                self._fd = _open_direct(given, writable=writable)
         except OSError as error:
             raise TargetError(
                 f"cannot open {self.name!r} past the page cache: {error.strerror}"
@@ -74,7 +77,7 @@ class DirectMedia(Closing):
             self._is_device = self._check_kind()
             self.align = self._alignment().read
         except BaseException:
-            os.close(self._fd)
+            self.close()
             raise
 
     @property
@@ -104,7 +107,7 @@ class DirectMedia(Closing):
             if found.lost:
                 lost += found.lost
                 reason = reason or found.reason
-            pieces += found.pieces
+            pieces.append(found.data)
         if lost:
             raise MediaError(merge(lost), reason)
         return b"".join(pieces)
@@ -119,6 +122,11 @@ class DirectMedia(Closing):
         end = start + length
         end = max(end, min(-(-end // self.align) * self.align, self.size))
         return merge(lost for found in self._readings(first, end - first) for lost in found.lost)
+
+    def readable(self, start: int, length: int) -> Iterator[tuple[int, bytes]]:
+        """Give what can be read of a range, in pieces of at most 1 MiB, each with its offset."""
+        for found in self._readings(start, length):
+            yield from found.pieces
 
     def pwrite(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         """Write all of ``data`` at ``offset``.
@@ -147,6 +155,9 @@ class DirectMedia(Closing):
 
     def close(self) -> None:
         """Close it."""
+        if self._borrowed:
+            flags = fcntl.fcntl(self._fd, fcntl.F_GETFL)
+            fcntl.fcntl(self._fd, fcntl.F_SETFL, flags & ~os.O_DIRECT)
         os.close(self._fd)
 
     def _check_kind(self) -> bool:
@@ -196,12 +207,29 @@ class DirectMedia(Closing):
         return told
 
 
-def _open(path: str, flags: int) -> int:
+def _open_direct(given: int | str | os.PathLike[str], *, writable: bool) -> int:
+    path = f"/proc/self/fd/{given}" if isinstance(given, int) else given
+    # O_NONBLOCK: opening a FIFO by mistake must not wait for its writer.
+    flags = (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC | os.O_NONBLOCK | os.O_DIRECT
     try:
         return os.open(path, flags | os.O_NOATIME)
     except PermissionError:
         # Only the owner of a file may leave its time alone.
         return os.open(path, flags)
+
+
+def _set_direct(fd: int) -> bool:
+    """Have a descriptor of our own go past the page cache; closes it if it cannot.
+
+    So do then all descriptors that were made from the same one.  Says whether they did not before.
+    """
+    try:
+        flags = fcntl.fcntl(fd, fcntl.F_GETFL)
+        fcntl.fcntl(fd, fcntl.F_SETFL, flags | os.O_DIRECT)
+    except BaseException:
+        os.close(fd)
+        raise
+    return not flags & os.O_DIRECT
 
 
 @contextmanager

@@ -17,11 +17,16 @@ MEDIA_ERRNOS: Final = frozenset(
 
 
 class Reading(NamedTuple):
-    """What could be read, in order, and what not: disjoint, ascending, with the reason."""
+    """What could be read, and where, and what not, with the reason: both disjoint, ascending."""
 
-    pieces: list[bytes]
+    pieces: list[tuple[int, bytes]]
     lost: list[ByteRange]
     reason: str
+
+    @property
+    def data(self) -> bytes:
+        """What could be read, joined."""
+        return b"".join(data for _, data in self.pieces)
 
 
 def read_by_halves(
@@ -33,7 +38,7 @@ def read_by_halves(
     error that is not the medium's fault is passed on.  Pieces are halved down to single sectors of
     ``sector`` bytes; past ``size``, the end of the medium, all counts as failed.
     """
-    pieces: list[bytes] = []
+    pieces: list[tuple[int, bytes]] = []
     lost: list[ByteRange] = []
     reason = ""
     inside = min(start + length, size) - start
@@ -51,7 +56,7 @@ def read_by_halves(
             data = b""
             reason = reason or os.strerror(error.errno).lower()
         if len(data) == count:
-            pieces.append(data)
+            pieces.append((at, data))
             continue
         middle = (at + count // 2) // sector * sector
         if middle <= at:
