@@ -228,8 +228,6 @@ class _Work:
 
     def resume(self, only: str | None) -> None:
         """Go on with the plans that were to be done and are not finished."""
-        from msgspec import convert
-
         from whoseblock.lookup import Asked, Lookup
         from whoseblock.target import Target, TargetOptions
 
@@ -329,7 +327,7 @@ def _plain(where: "TargetOptions") -> dict[str, Any]:
 
 
 def _write_json(record: object) -> None:
-    from whoseblock.cli.encode import encode_json
+    from whoseblock.encode import encode_json
 
     sys.stdout.buffer.write(encode_json(record) + b"\n")
     sys.stdout.buffer.flush()

@@ -5,14 +5,16 @@ is found out anew each time.  The plan only says which owners may be changed.
 """
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import msgspec
 
+from whoseblock.errors import MediaError, WhoseblockError
 from whoseblock.fs.base import FileOwner, Filesystem
 from whoseblock.fs.live import LiveFilesystem
 from whoseblock.fs.recognise import open_filesystem
+from whoseblock.media.direct import DirectMedia
 from whoseblock.ranges import ByteRange
 from whoseblock.respond.copies import Copies, CopyError, Replacement, believe, find
 from whoseblock.respond.device import Content
@@ -21,7 +23,7 @@ from whoseblock.respond.owners import OpenOwner, Place, is_nobodys, owners_now, 
 from whoseblock.respond.planning import Act, Part
 from whoseblock.respond.quarantine import QuarantineKeeper
 from whoseblock.respond.reasons import ChangedError, NotHealedError, NotNowError, RefusedError
-from whoseblock.respond.relocate import Change, Keeper, overwrite, relocate
+from whoseblock.respond.relocate import Change, Keeper, Source, overwrite, relocate
 from whoseblock.respond.sites import Site
 
 __all__ = ["StepParameters", "act", "check", "parameters_of"]
@@ -193,8 +195,9 @@ class _Change:
             content = device.content(run)
             if not content.failing:
                 return Done("every sector can be read again: nothing was changed")
-            change = Change(content, self._replacement(content, owners))
-            if len(owners) == 1 and self._keeper is None and change.replacement is not None:
+            others = self._changed_before(owners, stack)
+            change = Change(content, self._replacement(content, [*owners, *others]))
+            if len(owners) == 1 and not others and self._may_overwrite(change):
                 with contextlib.suppress(NotNowError):
                     if overwrite(self._fs, device, owners[0], change):
                         return Done(f"wrote {_list(content.failing)} anew in its place")
@@ -203,13 +206,16 @@ class _Change:
             )
             if not keeper.has_run():
                 keeper.share(owners[0])
-            relocate(self._fs, device, keeper, owners, change)
+            relocate(self._fs, device, keeper, owners, change, _source(others, change))
             if not keeper.is_alone():
                 return None
             done = _settle(self._site, keeper)
         what = "zeros" if self._kind is Act.PUNCH else "the good copy"
         files = "the file" if len(owners) == 1 else f"{len(owners)} files"
         return done._replace(says=f"gave {what} to {files}; {done.says}")
+
+    def _may_overwrite(self, change: Change) -> bool:
+        return self._keeper is None and self._kind is Act.RESTORE and change.replacement is not None
 
     def _places(self) -> list[Place]:
         """Give the owners that are there now; raises `ChangedError` if one was not planned."""
@@ -224,6 +230,22 @@ class _Change:
             inodes = ", ".join(str(place.inode) for place in sorted(strangers))
             raise ChangedError(f"inode {inodes} came to have it since it was planned: plan anew")
         return sorted(places)
+
+    def _changed_before(
+        self, owners: Sequence[OpenOwner], stack: contextlib.ExitStack
+    ) -> list[OpenOwner]:
+        """Open the planned owners that have something else by now.
+
+        An attempt that was broken off may have given them the good copy, and theirs may be the
+        only one there is.
+        """
+        here = {owner.place for owner in owners}
+        found = []
+        for place in self._step.owners:
+            if place not in here:
+                with contextlib.suppress(RefusedError):
+                    found.append(stack.enter_context(OpenOwner(self._fs, place)))
+        return found
 
     def _replacement(self, content: Content, owners: Sequence[OpenOwner]) -> bytes | None:
         """Give what is to stand in the place of the run; None is a hole."""
@@ -259,11 +281,8 @@ class _Change:
         try:
             for candidate in find(copies, paths.paths, finding):
                 try:
-                    yield (
-                        owner,
-                        believe(
-                            owner.fd, candidate, lost, whole=copies.whole, window=copies.window
-                        ),
+                    yield believe(
+                        owner.fd, candidate, lost, whole=copies.whole, window=copies.window
                     )
                 except CopyError as error:
                     reasons.append(str(error))
@@ -280,6 +299,16 @@ class _Change:
         if any(one != found[0] for one in found):
             raise RefusedError("the copies of what the files share differ from one another")
         return found[0]
+
+
+def _source(others: Sequence[OpenOwner], change: Change) -> Source | None:
+    """Find a file that an earlier attempt gave the very replacement: it is to stay shared."""
+    data, run = change.replacement, change.before.run
+    for owner in others if data is not None else ():
+        with contextlib.suppress(MediaError, WhoseblockError), DirectMedia(owner.fd) as media:
+            if media.pread(owner.place.offset, run.length) == data:
+                return Source(owner.fd, owner.place.offset)
+    return None
 
 
 def _reader(offset: int, replacement: Replacement) -> Callable[[int, int], bytes]:

@@ -63,13 +63,13 @@ class QuarantineKeeper(Keeper):
 
 
 def _open_folder(fs: LiveFilesystem) -> int:
-    if fs.view.root is None:
+    if fs.view.top is None:
         raise RefusedError("the root of the filesystem cannot be reached")
     try:
         with contextlib.suppress(FileExistsError):
-            os.mkdir(FOLDER, 0o700, dir_fd=fs.view.root)
+            os.mkdir(FOLDER, 0o700, dir_fd=fs.view.top)
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-        fd = os.open(FOLDER, flags, dir_fd=fs.view.root)
+        fd = os.open(FOLDER, flags, dir_fd=fs.view.top)
     except OSError as error:
         raise NotNowError(f"/{FOLDER} cannot be made: {error.strerror}") from error
     status = os.fstat(fd)

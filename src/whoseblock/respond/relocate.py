@@ -26,7 +26,7 @@ from whoseblock.respond.device import Content, Device
 from whoseblock.respond.owners import OpenOwner, owners_now, places_of, whole_blocks
 from whoseblock.respond.reasons import ChangedError, NotHealedError, NotNowError, RefusedError
 
-__all__ = ["Change", "Keeper", "overwrite", "relocate"]
+__all__ = ["Change", "Keeper", "Source", "overwrite", "relocate"]
 
 #: How often a file is tried that others write to all the time.
 _ATTEMPTS: Final = 5
@@ -95,6 +95,13 @@ class Keeper:
         os.close(self.fd)
 
 
+class Source(NamedTuple):
+    """A place in a file that holds a replacement."""
+
+    fd: int
+    offset: int
+
+
 class Change(NamedTuple):
     """What a run of blocks held when the replacement was made, and that; None is a hole."""
 
@@ -102,35 +109,65 @@ class Change(NamedTuple):
     replacement: bytes | None
 
 
-def relocate(
+def relocate(  # noqa: PLR0913 - what, where, whose, for what
     fs: LiveFilesystem,
     device: Device,
     keeper: Keeper,
     owners: Sequence[OpenOwner],
     change: Change,
+    source: Source | None = None,
 ) -> None:
     """Give every owner of the keeper's run the replacement in its place.
 
-    Raises `ChangedError` if one of them has something else there by now, and `NotNowError` if
-    others do not let go of a file; those before it have been changed then.  The times and rights of
-    the files stay.
+    ``source`` is a file that has it already, from an attempt that was broken off.  Raises
+    `ChangedError` if an owner has something else there by now, and `NotNowError` if others do not
+    let go of a file; those before it have been changed then.  The times and rights of the files
+    stay.
     """
     with contextlib.ExitStack() as stack:
-        first: int | None = None
+        good = _Replacement(fs, stack, change.replacement, source)
         for owner in owners:
             length = _length_in(owner, keeper.run)
             spare = _temporary(fs)
             stack.callback(_give_back, spare, keeper.run.length)
-            if change.replacement is None:
-                os.ftruncate(spare, length)
-            elif first is None:
-                _write(spare, change.replacement[:length])
-                first = spare
-            else:
-                _share_or_write(first, spare, change.replacement[:length])
+            good.put_into(spare, length)
             os.fsync(spare)
             _Exchange(fs, device, owner, change).run(spare, length)
         calls.sync_filesystem(fs.view.fd)
+
+
+class _Replacement:
+    """What the owners are given: written once, and shared by all."""
+
+    def __init__(
+        self,
+        fs: LiveFilesystem,
+        stack: contextlib.ExitStack,
+        data: bytes | None,
+        source: Source | None,
+    ) -> None:
+        self._data = data
+        self._source = source
+        if data is not None and source is None:
+            fd = _temporary(fs)
+            stack.callback(_give_back, fd, len(data))
+            _write(fd, data)
+            self._source = Source(fd, 0)
+
+    def put_into(self, spare: int, length: int) -> None:
+        """Give a spare file the first ``length`` bytes, which then are all it has."""
+        if self._data is None or self._source is None:
+            os.ftruncate(spare, length)
+            return
+        try:
+            calls.clone_range(self._source.fd, self._source.offset, len(self._data), spare, 0)
+        except OSError as error:
+            # No sharing here, or not of a last block that is not full.
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+                raise
+            _write(spare, self._data)
+        if length < len(self._data):
+            os.ftruncate(spare, length)
 
 
 class _Exchange:
@@ -247,10 +284,11 @@ def _reads_as(device: Device, run: ByteRange, sectors: Sequence[ByteRange], data
 
 def _temporary(fs: LiveFilesystem) -> int:
     """Make a file without a name; it ends with its descriptor."""
-    if fs.view.root is None:
+    if fs.view.top is None:
         raise RefusedError("the root of the filesystem cannot be reached")
     try:
-        return os.open(".", _TEMPORARY, 0o600, dir_fd=fs.view.root)
+        # On the mount that the owners are opened on: ranges are exchanged only within one.
+        return os.open(".", _TEMPORARY, 0o600, dir_fd=fs.view.top)
     except OSError as error:
         raise NotNowError(f"no file can be made there: {error.strerror}") from error
 
@@ -261,14 +299,6 @@ def _write(file: int, data: bytes) -> None:
     while at < len(view):
         at += os.pwrite(file, view[at:], at)
     os.fsync(file)
-
-
-def _share_or_write(first: int, spare: int, data: bytes) -> None:
-    """Let a file share what was written once; one that ends sooner must have its own."""
-    if os.fstat(first).st_size == len(data):
-        calls.clone_range(first, 0, len(data), spare, 0)
-    else:
-        _write(spare, data)
 
 
 def _give_back(file: int, length: int) -> None:
