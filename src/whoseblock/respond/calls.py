@@ -96,9 +96,7 @@ def sample(file: int) -> bytearray | None:
     return request
 
 
-def commit_range(
-    file: int, start: int, length: int, other: int, noted: bytearray
-) -> None:
+def commit_range(file: int, start: int, length: int, other: int, noted: bytearray) -> None:
     """Exchange blocks of ``file`` with those that ``other`` has from its byte 0 on.
 
     All at once, and only if nobody has changed the file since `sample`: otherwise raises
@@ -141,7 +139,7 @@ def keeping_attributes(file: int) -> Iterator[None]:
         capability = os.getxattr(file, _CAPABILITY)
     except OSError:
         capability = None
-    # Only if all went well: what went wrong is that others changed the file, and the times are theirs.
+    # Only if all went well: otherwise others changed the file, and the times are theirs.
     yield
     if os.fstat(file).st_mode != status.st_mode:
         os.fchmod(file, status.st_mode & 0o7777)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from whoseblock.closing import Closing
-from whoseblock.errors import MediaError
+from whoseblock.errors import MediaError, TargetError
 from whoseblock.media.direct import DirectMedia
 from whoseblock.media.mounts import readers
 from whoseblock.ranges import ByteRange, merge, subtract
@@ -45,7 +45,9 @@ class Device(Closing):
     `NotNowError` if it cannot be had.
     """
 
-    def __init__(self, path: str, shift: int = 0, *, exclusive: bool = False) -> None:
+    def __init__(
+        self, path: str, shift: int = 0, *, writable: bool = False, exclusive: bool = False
+    ) -> None:
         self.path = path
         self._shift = shift
         self._undo = contextlib.ExitStack()
@@ -55,11 +57,11 @@ class Device(Closing):
             if claim is not None:
                 self._undo.callback(os.close, claim)
             try:
-                self.media = DirectMedia(path, writable=True)
-            except OSError as error:
-                raise NotNowError(
-                    f"{path!r} cannot be opened for writing: {error.strerror}"
-                ) from error
+                self.media = DirectMedia(path, writable=writable)
+            except TargetError as error:
+                # Linux can be made to let nobody write to what is mounted.
+                why = " for writing, perhaps since it is mounted" if writable else ""
+                raise NotNowError(f"{path!r} cannot be opened{why}: {error}") from error
             self._undo.callback(self.media.close)
             undo.pop_all()
         self.align = self.media.align
@@ -112,9 +114,7 @@ class Device(Closing):
                     f"the kernel lets nobody write to {self.path!r} while it is mounted:"
                     f" {error.strerror}"
                 ) from error
-            raise NotHealedError(
-                f"the device does not take the write: {error.strerror}"
-            ) from error
+            raise NotHealedError(f"the device does not take the write: {error.strerror}") from error
         self.check_zero(sectors)
 
     def check_zero(self, sectors: Sequence[ByteRange]) -> None:

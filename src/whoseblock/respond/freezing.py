@@ -72,7 +72,7 @@ def frozen(place: int, limit_s: float = LIMIT_S) -> Iterator[Frozen]:
 def _start_guard(theirs: socket.socket, place: int, limit_s: float) -> "subprocess.Popen[bytes]":
     hard_s = max(HARD_LIMIT_S, limit_s)
     numbers = [theirs.fileno(), place, os.getpid(), limit_s, hard_s]
-    return subprocess.Popen(
+    return subprocess.Popen(  # noqa: S603 - our own program, and numbers
         [sys.executable, "-I", "-S", Path(guard.__file__), *map(str, numbers)],
         stdin=subprocess.DEVNULL,
         pass_fds=(theirs.fileno(), place),

@@ -1,4 +1,4 @@
-"""Failed blocks in quarantine: files that hold them for ever, so that nobody is given them again."""
+"""Failed blocks in quarantine: files that hold them for ever, so that nobody gets them again."""
 
 import contextlib
 import os

@@ -1,7 +1,7 @@
 """Giving the files that share failed blocks other blocks, all together, and healing the old ones.
 
-The replacement is written once.  A file of our own, the *keeper*, shares the failed blocks until the
-end: first it keeps anybody from being given them anew, and once all owners have been given the
+The replacement is written once.  A file of our own, the *keeper*, shares the failed blocks until
+the end: first it keeps anybody from being given them anew, and once all owners have been given the
 replacement it is alone with them.  Then they can be written in place through it, without freezing
 anything: nobody else has them, and nobody can come to have them.  Only after that are they given
 back, or kept in quarantine for ever.
@@ -23,7 +23,7 @@ from whoseblock.media.direct import DirectMedia
 from whoseblock.ranges import ByteRange
 from whoseblock.respond import calls
 from whoseblock.respond.device import Content, Device
-from whoseblock.respond.owners import OpenOwner, Place, owners_now, places_of
+from whoseblock.respond.owners import OpenOwner, owners_now, places_of, whole_blocks
 from whoseblock.respond.reasons import ChangedError, NotHealedError, NotNowError, RefusedError
 
 __all__ = ["Change", "Keeper", "overwrite", "relocate"]
@@ -79,17 +79,14 @@ class Keeper:
         """
         if not self.is_alone():
             raise ChangedError(f"others have {self.run}, too")
-        failing = device.failing([self.run])
+        content = device.content(self.run)
         try:
-            with contextlib.closing(DirectMedia(self.fd, writable=True)) as media:
-                for start, length in failing:
-                    media.pwrite(start - self.run.start, bytes(length))
-                media.sync()
+            _write_through(self.fd, 0, content, content.data)
         except (MediaError, OSError) as error:
             raise NotHealedError(f"the device does not take the write: {error}") from error
         if not self.has_run():
             raise NotHealedError("what was written went elsewhere")
-        device.check_zero(failing)
+        device.check_zero(content.failing)
 
     def close(self) -> None:
         """Give the run back."""
@@ -202,26 +199,35 @@ def overwrite(fs: LiveFilesystem, device: Device, owner: OpenOwner, change: Chan
     something else there by now, or shares it.
     """
     run, failing, _ = change.before
+    if owner.place.offset + run.length > owner.size:
+        # Whole blocks are written, and that would make the file longer.
+        return False
     data = change.replacement or bytes(run.length)
     with calls.write_lease(owner.fd), calls.keeping_attributes(owner.fd):
         _Exchange(fs, device, owner, change).check()
         if places_of(owners_now(fs, run), run) != {owner.place}:
             raise ChangedError(f"others have {run}, too")
         try:
-            with contextlib.closing(DirectMedia(owner.fd, writable=True)) as media:
-                for start, length in failing:
-                    at = start - run.start
-                    media.pwrite(owner.place.offset + at, data[at : at + length])
-                media.sync()
+            _write_through(owner.fd, owner.place.offset, change.before, data)
         except (MediaError, OSError):
             return False
-        finally:
-            # A direct write past the end makes the file longer.
-            if os.fstat(owner.fd).st_size != owner.size:
-                os.ftruncate(owner.fd, owner.size)
         if places_of(owners_now(fs, run), run) != {owner.place}:
             raise ChangedError("what was written went elsewhere")
     return _reads_as(device, run, failing, data)
+
+
+def _write_through(file: int, offset: int, content: Content, data: bytes) -> None:
+    """Write what fails of a run through the file that has it at ``offset``.
+
+    Of files that have ever shared blocks the kernel writes only whole blocks past the cache, so
+    that good neighbours within a block are written, too, as they were.
+    """
+    run = content.run
+    with DirectMedia(file, writable=True) as media:
+        for start, length in whole_blocks(content.failing, media.write_align):
+            at = start - run.start
+            media.pwrite(offset + at, data[at : at + length])
+        media.sync()
 
 
 def _reads_as(device: Device, run: ByteRange, sectors: Sequence[ByteRange], data: bytes) -> bool:
