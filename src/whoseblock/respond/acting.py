@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from whoseblock.encode import encode_json
 from whoseblock.errors import MediaError, WhoseblockError
 from whoseblock.fs.base import FileOwner, Filesystem
 from whoseblock.fs.live import LiveFilesystem
@@ -267,7 +268,10 @@ class _Change:
                     good.append((owner, believed))
             if not good:
                 raise RefusedError("; ".join(dict.fromkeys(reasons)) or "there is no copy")
-            return self._agreed(content, good)
+            try:
+                return self._agreed(content, good)
+            except CopyError as error:
+                raise RefusedError(str(error)) from error
 
     def _believed(
         self,
@@ -277,7 +281,7 @@ class _Change:
         reasons: list[str],
     ) -> Iterator[Replacement]:
         paths = self._fs.paths(owner.place.inode)
-        finding = msgspec.json.encode({"inode": owner.place.inode, "lost": lost})
+        finding = encode_json(self._fs.owners(*self._step.run))
         try:
             for candidate in find(copies, paths.paths, finding):
                 try:

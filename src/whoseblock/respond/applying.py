@@ -12,7 +12,7 @@ from whoseblock.journal.run import Run
 from whoseblock.lookup import Asked
 from whoseblock.ranges import ByteRange
 from whoseblock.respond.acting import StepParameters, act, check, parameters_of
-from whoseblock.respond.copies import Copies, CopyError
+from whoseblock.respond.copies import Copies
 from whoseblock.respond.notify import NotifyError, run_command, signal_processes
 from whoseblock.respond.planning import Act, Part
 from whoseblock.respond.reasons import NotHealedError, RefusedError
@@ -129,7 +129,7 @@ def _do(run: Run, step: Step, doing: _Doing) -> Outcome:
         return _change(run, step, doing)
     except JournalError:
         raise
-    except (RefusedError, CopyError) as error:
+    except RefusedError as error:
         run.left(step.id, str(error))
         return Outcome(step, State.LEFT, str(error))
     except (NotHealedError, NotifyError, WhoseblockError, OSError) as error:

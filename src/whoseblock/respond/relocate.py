@@ -260,7 +260,8 @@ def _write_through(file: int, offset: int, content: Content, data: bytes) -> Non
     that good neighbours within a block are written, too, as they were.
     """
     run = content.run
-    with DirectMedia(file, writable=True) as media:
+    # Not opened anew: a lease would keep even us from it.
+    with DirectMedia(file, writable=True, reopen=False) as media:
         for start, length in whole_blocks(content.failing, media.write_align):
             at = start - run.start
             media.pwrite(offset + at, data[at : at + length])
