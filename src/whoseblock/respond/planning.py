@@ -77,17 +77,13 @@ def parts_of(site: Site, rows: list[Owner], options: Options) -> Iterator[Part]:
     """Say what can be done about rows of one site."""
     filesystem = site.filesystem
     failing, why = failing_at(site, rows)
-    if filesystem is None or why:
-        for row in rows:
-            place = ByteRange(row.start, row.length)
-            says = why or "no filesystem that whoseblock knows: nothing is done"
-            yield Part(site, place, (), (row,), Act.ADVISE, says)
-        return
-    if not failing:
-        for row in rows:
-            place = ByteRange(row.start, row.length)
-            says = "every sector can be read: nothing is to be done"
-            yield Part(site, place, (), (row,), Act.NOTHING, says)
+    if filesystem is None or why or not failing:
+        act = Act.ADVISE if filesystem is None or why else Act.NOTHING
+        says = why or "every sector can be read: nothing is to be done"
+        if filesystem is None:
+            says = "no filesystem that whoseblock knows: nothing is done"
+        for part, owners in _same_owners(rows):
+            yield Part(site, part, (), owners, act, says)
         return
     for run in whole_blocks(failing, filesystem.block_size):
         length = min(run.end, filesystem.device_size) - run.start
