@@ -150,7 +150,8 @@ def _data(site: Site, owners: int, options: Options) -> tuple[Act, str]:
         )
     if not site.mounted:
         return Act.ADVISE, "data of files is changed only while the filesystem is mounted: mount it"
-    files = "the file" if owners == 1 else f"all {owners} files, which go on sharing it"
+    many = "both files" if owners == 2 else f"all {owners} files"  # noqa: PLR2004 - two are both
+    files = "the file" if owners == 1 else f"{many}, which go on sharing it"
     first = "put the failed blocks into quarantine; " if options.quarantine else ""
     after = "zero what failed" if options.quarantine else "zero what failed, and give it back"
     if options.copies:
