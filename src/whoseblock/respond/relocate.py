@@ -54,7 +54,12 @@ class Keeper:
     def share(self, owner: OpenOwner) -> None:
         """Share the run that an owner has; raises `ChangedError` if it has it no more."""
         length = _length_in(owner, self.run)
-        calls.clone_range(owner.fd, owner.place.offset, length, self.fd, 0)
+        try:
+            calls.clone_range(owner.fd, owner.place.offset, length, self.fd, 0)
+        except OSError as error:
+            if error.errno != errno.EOPNOTSUPP:
+                raise
+            raise RefusedError("the filesystem was made to share no blocks (reflink=0)") from error
         os.fsync(self.fd)
         if not self.has_run():
             raise ChangedError(f"inode {owner.place.inode} has no longer {self.run}")
