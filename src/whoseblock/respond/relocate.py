@@ -88,7 +88,8 @@ class Keeper:
         try:
             _write_through(self.fd, 0, content, content.data)
         except (MediaError, OSError) as error:
-            raise NotHealedError(f"the device does not take the write: {error}") from error
+            why = getattr(error, "strerror", None) or str(error)
+            raise NotHealedError(f"the device does not take the write: {why}") from error
         if not self.has_run():
             raise NotHealedError("what was written went elsewhere")
         device.check_zero(content.failing)
