@@ -67,7 +67,7 @@ def _on_a_real_kernel(image: Path, shared: ByteRange, free: ByteRange) -> int:
     # In a mount namespace of its own nothing is left behind, whatever happens.
     program = [sys.executable, __file__, str(image), str(shared), str(free)]
     sys.stdout.flush()
-    done = subprocess.run(command, check=False)
+    done = subprocess.run(["unshare", "--mount", *program], check=False)
     if done.returncode == _LACKING:
         raise _CannotError("see above")
     return done.returncode
