@@ -28,7 +28,7 @@ from whoseblock.respond.owners import (
     owners_now,
     places_of,
 )
-from whoseblock.respond.planning import Act, Part
+from whoseblock.respond.planning import Act, Part, in_quarantine
 from whoseblock.respond.quarantine import QuarantineKeeper
 from whoseblock.respond.reasons import ChangedError, NotHealedError, NotNowError, RefusedError
 from whoseblock.respond.relocate import Change, Keeper, Source, overwrite, relocate
@@ -70,6 +70,7 @@ def parameters_of(part: Part, copies: Copies | None, *, quarantine: bool) -> Ste
         if isinstance(row, FileOwner)
         and row.file_offset is not None
         and isinstance(row.generation, int)
+        and not in_quarantine(row)
     )
     return StepParameters(
         layer=part.site.layer.name,
