@@ -41,7 +41,7 @@ class Trial:
         """See that a killed run left nothing behind, and that the journal tells the truth of it."""
         self.ground.check_after(ran)
         failure.check_readable(self.ground)
-        plans = self.ground.plans()[known:]
+        plans = self.ground.plans(known)
         assert len(plans) <= 1
         check_order(ran)
         states = {step.state for plan in plans for step in plan.steps}
@@ -56,7 +56,7 @@ class Trial:
 
     def finish(self, failure: Failure, arguments: list[str], known: int) -> None:
         """Go on after a kill, and see that all is done then."""
-        if not self.ground.plans()[known:]:
+        if not self.ground.plans(known):
             # Killed before there was a plan: nothing was broken off, and it is done as if new.
             ran = self.victim.run(*arguments)
         else:
@@ -65,7 +65,7 @@ class Trial:
         self.ground.check_after(ran)
         check_order(ran)
         failure.check_finished(self.ground)
-        (plan,) = self.ground.plans()[known:]
+        (plan,) = self.ground.plans(known)
         check_history(plan)
         assert not self.ground.unfinished()
         again = self.resume()
@@ -85,7 +85,7 @@ class Trial:
     def kill(self, *, at: int | None = None, after: bool = False, delay: float | None = None) -> Ran:
         """Have something fail, kill the run that deals with it, and go on."""
         failure, arguments = self.fail()
-        known = len(self.ground.plans())
+        known = self.ground.last_plan()
         ran = self.victim.run(*arguments, at=at, after=after, delay=delay)
         assert ran.killed or delay is not None, ran.output
         self.check_killed(failure, ran, known)
@@ -95,13 +95,13 @@ class Trial:
     def undisturbed(self) -> Ran:
         """Have something fail and dealt with; give the run."""
         failure, arguments = self.fail()
-        known = len(self.ground.plans())
+        known = self.ground.last_plan()
         ran = self.victim.run(*arguments)
         assert ran.code == 0, ran.output
         self.ground.check_after(ran)
         check_order(ran)
         failure.check_finished(self.ground)
-        check_history(self.ground.plans()[known])
+        check_history(self.ground.plans(known)[0])
         return ran
 
 
@@ -127,7 +127,7 @@ def check_history(plan: Plan) -> None:
 @pytest.fixture
 def trial(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Trial]:
     kind, exchange = request.param
-    with ground(tmp_path, exchange=exchange) as made, victim(tmp_path / "runs") as program:
+    with ground(exchange=exchange) as made, victim(tmp_path / "runs") as program:
         yield Trial(made, program, kind)
 
 

@@ -107,7 +107,7 @@ def subtract_all(ranges: list[ByteRange], cuts: list[ByteRange]) -> list[ByteRan
 
 
 def _mark(ground: Ground, failure: Failure) -> Failure:
-    os.sync()
+    ground.sync()
     for name in failure.contents:
         file = os.open(ground.root / name, os.O_RDONLY)
         os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)

@@ -9,6 +9,7 @@ import fcntl
 import json
 import mmap
 import os
+import sqlite3
 import subprocess
 import sys
 import time
@@ -20,18 +21,20 @@ from typing import NamedTuple
 from tests.support.emulated import Emulated, emulated
 from tests.support.images import MIB, Geometry, make_image
 from tests.support.kernel import getfsmap
-from tests.support.mounts import mounted
+from tests.support.mounts import mounted, small_filesystem
 from tests.support.tools import CHECKOUT, need_loop_mounts, sees, xfsprogs
 from tests.support.truth import Row
 
-from whoseblock.journal import Plan, State, open_journal
+from whoseblock.journal import Plan, open_journal
 from whoseblock.ranges import ByteRange, merge
+from whoseblock.respond.calls import sync_filesystem
 
 __all__ = ["BLOCK", "SECTOR", "Ground", "Ran", "Victim", "check_repair", "ground", "victim"]
 
 BLOCK = 4096
 SECTOR = 512
 _PATIENCE_S = 10.0
+_SIZE = 64 * MIB
 _FITHAW = 0xC0045878  # linux/fs.h
 
 
@@ -84,8 +87,9 @@ class Victim:
         self.program.stdin.write(json.dumps(order) + "\n")
         self.program.stdin.flush()
         told = json.loads(self.program.stdout.readline())
-        lines = tuple(trace.read_text().splitlines()) if trace.exists() else ()
-        ran = Ran(told["pid"], told["code"], told["seconds"], lines, output.read_text())
+        # Killed at once, it made neither.
+        said, passed = (file.read_text() if file.exists() else "" for file in (output, trace))
+        ran = Ran(told["pid"], told["code"], told["seconds"], tuple(passed.splitlines()), said)
         self.kills += ran.killed
         return ran
 
@@ -249,13 +253,28 @@ class Ground:
                 file.flush()
                 os.fsync(file.fileno())
 
-    def plans(self) -> list[Plan]:
-        """Give all plans of the journal, the oldest first; none if there is no journal yet."""
-        if not self.journal.exists() or not self.journal.stat().st_size:
+    def sync(self) -> None:
+        """Have all of the filesystem on the device."""
+        folder = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY)
+        sync_filesystem(folder)
+        os.close(folder)
+
+    def plans(self, after: int = 0) -> list[Plan]:
+        """Give the plans of the journal with greater numbers; none if there is no journal yet."""
+        if not self.last_plan() > after:
             return []
         with open_journal(str(self.journal), write=False) as journal:
-            found = {plan.id: plan for one in journal.histories() for plan in one.plans}
-        return [found[number] for number in sorted(found)]
+            return [journal.plan(number) for number in range(after + 1, self.last_plan() + 1)]
+
+    def last_plan(self) -> int:
+        """Ask the database itself for the number of the newest plan, 0 if there is none."""
+        if not self.journal.exists():
+            return 0
+        with contextlib.closing(sqlite3.connect(self.journal)) as database:
+            if not database.execute("SELECT 1 FROM sqlite_schema WHERE name='plans'").fetchone():
+                return 0
+            (number,) = database.execute("SELECT max(id) FROM plans").fetchone()
+        return int(number or 0)
 
     def unfinished(self) -> Sequence[Plan]:
         with open_journal(str(self.journal)) as journal:
@@ -270,13 +289,19 @@ class Ground:
 
 
 @contextlib.contextmanager
-def ground(folder: Path, *, exchange: bool = True, size: int = 64 * MIB) -> Iterator[Ground]:
+def ground(*, exchange: bool = True) -> Iterator[Ground]:
     """Make a filesystem on failing media and mount it; nothing of it is left, in any case."""
     need_loop_mounts()
+    # In memory: what is waited for is the kernel, not a disk that has nothing to do with it.
+    with small_filesystem("tmpfs", Path(), 4 * _SIZE) as folder:
+        yield from _ground_in(folder, exchange=exchange)
+
+
+def _ground_in(folder: Path, *, exchange: bool) -> Iterator[Ground]:
     option = f"exchange={exchange:d}"
     parent = exchange and sees("-n", "parent=1")
     more = ("-i", option) if sees("-i", option) else ()
-    geometry = Geometry("killed", size=size, parent=parent, more=more)
+    geometry = Geometry("killed", size=_SIZE, parent=parent, more=more)
     image = make_image(folder / "disk", geometry)
     (folder / "copies").mkdir()
     with emulated(image, folder / "at") as served, served.loop() as loop:
@@ -296,7 +321,3 @@ class _Unmounting:
         with contextlib.suppress(OSError, AssertionError):
             thaw(self._made.root)
         self._made.unmount()
-
-
-#: For those who compare states of steps.
-FINISHED = frozenset({State.VERIFIED})
