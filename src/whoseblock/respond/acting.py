@@ -319,8 +319,10 @@ def _source(others: Sequence[OpenOwner], change: Change) -> Source | None:
     """Find a file that an earlier attempt gave the very replacement: it is to stay shared."""
     data, run = change.replacement, change.before.run
     for owner in others if data is not None else ():
+        # The last block of a file is rarely full.
+        length = min(run.length, owner.size - owner.place.offset)
         with contextlib.suppress(MediaError, WhoseblockError), DirectMedia(owner.fd) as media:
-            if media.pread(owner.place.offset, run.length) == data:
+            if length > 0 and media.pread(owner.place.offset, length) == data[:length]:
                 return Source(owner.fd, owner.place.offset)
     return None
 
