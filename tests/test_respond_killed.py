@@ -68,9 +68,10 @@ class Trial:
         (plan,) = self.ground.plans(known)
         check_history(plan)
         assert not self.ground.unfinished()
-        again = self.resume()
-        assert (again.code, "nothing was broken off" in again.output) == (0, True)
-        assert not ACTING & set(again.begun()) - {"mkdir"}
+        if len(self.past) % _SAMPLE == 0:
+            again = self.resume()
+            assert (again.code, "nothing was broken off" in again.output) == (0, True)
+            assert not ACTING & set(again.begun()) - {"mkdir"}
         for one in self.chance.sample(self.past, min(_SAMPLE, len(self.past))):
             one.check_finished(self.ground)
         if len(self.past) % _OFTEN == 0:
@@ -137,12 +138,11 @@ NAMES = [f"{kind}{'' if exchange else '-lease'}" for kind, exchange in KINDS]
 
 @pytest.mark.parametrize("trial", KINDS, ids=NAMES, indirect=True)
 def test_killed_at_every_boundary(trial: Trial) -> None:
-    boundaries = len(trial.undisturbed().begun())
-    for number in range(1, boundaries + 1):
-        for after in (False, True):
-            trial.kill(at=number, after=after)
+    usual = trial.undisturbed()
+    for at, after in usual.moments():
+        trial.kill(at=at, after=after)
     trial.check_all()
-    print(f"{trial.kind}: {trial.victim.kills} kills at {boundaries} boundaries")
+    print(f"{trial.kind}: {trial.victim.kills} kills at {len(usual.begun())} boundaries")
 
 
 @pytest.mark.parametrize("trial", KINDS, ids=NAMES, indirect=True)

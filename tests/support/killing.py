@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -54,6 +55,19 @@ class Ran(NamedTuple):
     def begun(self) -> list[str]:
         """Give the names of the boundaries that were reached."""
         return [line.split()[2].rstrip(":") for line in self.trace if line[0] == "<"]
+
+    def moments(self) -> list[tuple[int, bool]]:
+        """Give the moments between boundaries, each as one to die at, and whether after it.
+
+        Where one ends and the next begins, they are seen from either side in turn; at the borders
+        of one within another nothing happens.
+        """
+        found = [(1, False)]
+        for last, line in pairwise(self.trace):
+            if (last[0], line[0]) == (">", "<"):
+                after = len(found) % 2 == 0
+                found.append((int((last if after else line).split()[1]), after))
+        return [*found, (int(self.trace[-1].split()[1]), True)]
 
 
 @dataclass
@@ -166,6 +180,8 @@ def check_repair(image: Path) -> None:
         [xfsprogs("xfs_repair"), "-n", "-f", image], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
+    # Of a log that is not clean it says so, and looks at nothing that is in it.
+    assert "ALERT" not in done.stderr, done.stderr
 
 
 def read_direct(path: Path) -> tuple[bytes, list[ByteRange]]:
@@ -217,7 +233,21 @@ class Ground:
         self.root = Path(os.fsdecode(self._mount.enter_context(mounted(self.loop, loop=False))))
 
     def unmount(self) -> None:
+        """Unmount the filesystem, and wait until the kernel has let go of the device, too.
+
+        Copies of the mount that a killed run made for itself end a moment later.
+        """
         self._mount.close()
+        deadline = time.monotonic() + _PATIENCE_S
+        while True:
+            try:
+                os.close(os.open(self.loop, os.O_RDONLY | os.O_EXCL))
+            except OSError as error:
+                assert error.errno == errno.EBUSY
+                assert time.monotonic() < deadline, "somebody still has it mounted"
+                time.sleep(0.01)
+            else:
+                return
 
     def check_repair(self) -> None:
         """See what xfs_repair says, and mount the filesystem again."""

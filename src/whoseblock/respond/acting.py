@@ -164,6 +164,8 @@ def _settle(site: Site, keeper: Keeper) -> Done:
     """Heal blocks that only their keeper has, or keep them for good."""
     with contextlib.closing(site.device()) as device:
         failing = device.failing([keeper.run])
+        if isinstance(keeper, QuarantineKeeper) and keeper.kept:
+            return Done(f"{keeper.run} is in quarantine", kept=failing)
         healed = "zeroed"
         try:
             keeper.heal(device)
