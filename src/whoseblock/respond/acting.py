@@ -165,6 +165,8 @@ def _settle(site: Site, keeper: Keeper) -> Done:
     """Heal blocks that only their keeper has, or keep them for good."""
     with contextlib.closing(site.device()) as device:
         failing = device.failing([keeper.run])
+        if isinstance(keeper, QuarantineKeeper) and keeper.kept:
+            return Done(f"{keeper.run} is in quarantine", kept=failing)
         healed = "zeroed"
         try:
             keeper.heal(device)
@@ -320,8 +322,10 @@ def _source(others: Sequence[OpenOwner], change: Change) -> Source | None:
     """Find a file that an earlier attempt gave the very replacement: it is to stay shared."""
     data, run = change.replacement, change.before.run
     for owner in others if data is not None else ():
+        # The last block of a file is rarely full.
+        length = min(run.length, owner.size - owner.place.offset)
         with contextlib.suppress(MediaError, WhoseblockError), DirectMedia(owner.fd) as media:
-            if media.pread(owner.place.offset, run.length) == data:
+            if length > 0 and media.pread(owner.place.offset, length) == data[:length]:
                 return Source(owner.fd, owner.place.offset)
     return None
 
