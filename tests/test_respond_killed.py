@@ -56,11 +56,8 @@ class Trial:
 
     def finish(self, failure: Failure, arguments: list[str], known: int) -> None:
         """Go on after a kill, and see that all is done then."""
-        if not self.ground.plans(known):
-            # Killed before there was a plan: nothing was broken off, and it is done as if new.
-            ran = self.victim.run(*arguments)
-        else:
-            ran = self.resume()
+        # Killed before there was a plan, nothing was broken off, and it is done as if new.
+        ran = self.resume() if self.ground.plans(known) else self.victim.run(*arguments)
         assert ran.code == 0, ran.output
         self.ground.check_after(ran)
         check_order(ran)
@@ -83,7 +80,9 @@ class Trial:
         for one in self.past:
             one.check_finished(self.ground)
 
-    def kill(self, *, at: int | None = None, after: bool = False, delay: float | None = None) -> Ran:
+    def kill(
+        self, *, at: int | None = None, after: bool = False, delay: float | None = None
+    ) -> Ran:
         """Have something fail, kill the run that deals with it, and go on."""
         failure, arguments = self.fail()
         known = self.ground.last_plan()
@@ -142,7 +141,6 @@ def test_killed_at_every_boundary(trial: Trial) -> None:
     for at, after in usual.moments():
         trial.kill(at=at, after=after)
     trial.check_all()
-    print(f"{trial.kind}: {trial.victim.kills} kills at {len(usual.begun())} boundaries")
 
 
 @pytest.mark.parametrize("trial", KINDS, ids=NAMES, indirect=True)
@@ -151,4 +149,3 @@ def test_killed_at_random_moments(trial: Trial) -> None:
     for _ in range(15):
         trial.kill(delay=trial.chance.random() * usual)
     trial.check_all()
-    print(f"{trial.kind}: {trial.victim.kills} kills within {usual:.2f} seconds")

@@ -17,6 +17,7 @@ import os
 import pkgutil
 import select
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable
@@ -26,7 +27,7 @@ import whoseblock
 from whoseblock import cli
 from whoseblock.journal.run import Run
 from whoseblock.media.direct import DirectMedia
-from whoseblock.respond import calls, freezing, relocate
+from whoseblock.respond import calls, freezing, guard, relocate
 from whoseblock.respond.device import Device
 from whoseblock.respond.quarantine import QuarantineKeeper
 from whoseblock.respond.relocate import Keeper
@@ -67,18 +68,18 @@ class Boundaries:
         self.trace = os.open(trace, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         self._at, self._after = at, after
 
-    def wrap(self, owner: Any, attribute: str, name: str = "") -> None:
+    def wrap(self, owner: object, attribute: str, name: str = "") -> None:
         """Make a boundary of a function of a module, or of a method."""
         function = getattr(owner, attribute)
         told = name or attribute
 
         @functools.wraps(function)
-        def bounded(*arguments: Any, **more: Any) -> Any:
+        def bounded(*arguments: object, **more: object) -> object:
             return self.passing(told, functools.partial(function, *arguments, **more))
 
         setattr(owner, attribute, bounded)
 
-    def passing(self, name: str, act: Callable[[], Any]) -> Any:
+    def passing(self, name: str, act: Callable[[], object]) -> object:
         if self.trace is None:
             return act()
         self._count += 1
@@ -114,11 +115,11 @@ def _bound() -> Boundaries:
     boundaries.wrap(freezing, "_start_guard", "start_guard")
     order = freezing._order
 
-    def ordering(ours: Any, what: bytes, why: str) -> None:
-        name = "freeze" if what == freezing.guard.FREEZE else "thaw"
+    def ordering(ours: socket.socket, what: bytes, why: str) -> None:
+        name = "freeze" if what == guard.FREEZE else "thaw"
         boundaries.passing(name, lambda: order(ours, what, why))
 
-    freezing._order = ordering
+    freezing._order = ordering  # type: ignore[assignment] # the same but for its name
     return boundaries
 
 
@@ -144,7 +145,7 @@ def _child(boundaries: Boundaries, order: dict[str, Any]) -> None:
     except SystemExit as end:
         sys.stdout.flush()
         os._exit(end.code if isinstance(end.code, int) else 1)
-    except BaseException:
+    except BaseException:  # noqa: BLE001 - a child of a fork ends here, whatever it is
         sys.excepthook(*sys.exc_info())
         sys.stderr.flush()
         os._exit(99)
