@@ -1,6 +1,7 @@
 """Random lives of a few files: all designs against a model that keeps a set for every page."""
 
 from collections import defaultdict
+from itertools import pairwise
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -222,7 +223,7 @@ class Life(RuleBasedStateMachine):
         if not hasattr(self, "disk"):
             return
         segments = list(self.space.segments())
-        for one, other in zip(segments, segments[1:], strict=False):
+        for one, other in pairwise(segments):
             assert one.end <= other.start
         assert all(one.start < one.end and one.keys for one in segments)
 

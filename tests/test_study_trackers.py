@@ -175,7 +175,7 @@ def test_made_up_extents_are_shared_by_as_many_as_asked() -> None:
     space = Space(made_up(3000, 5, seed=1))
     assert {len(segment.keys) for segment in space.segments()} == {5}
     assert made_up(3000, 5, seed=1) == made_up(3000, 5, seed=1)
-    assert any(one.count == 512 and one.page % 512 == 0 for one in made_up(9000, 1, seed=1).files)
+    assert any(one.length == 512 and one.page % 512 == 0 for one in made_up(9000, 1, seed=1).files)
 
 
 def kernel_sizes() -> dict[str, int]:

@@ -11,6 +11,7 @@ from whoseblock.cli.completion import completion
 from whoseblock.cli.emulate import emulate
 from whoseblock.cli.lookup import lookup
 from whoseblock.cli.stack import stack
+from whoseblock.cli.study import study
 from whoseblock.cli.terminal import printable
 from whoseblock.errors import WhoseblockError, exit_codes
 
@@ -59,6 +60,7 @@ def cli() -> None:
 cli.add_command(lookup)
 cli.add_command(stack)
 cli.add_command(emulate)
+cli.add_command(study)
 cli.add_command(completion)
 
 

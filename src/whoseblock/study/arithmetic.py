@@ -6,7 +6,14 @@ from typing import Final, NamedTuple
 from whoseblock.study.results import Report, WorkloadResult
 from whoseblock.study.sizes import PAGE, RB_ROOT_CACHED, SHARED_FILE
 
-__all__ = ["DEVICES", "Extrapolation", "break_even", "bytes_a_page", "extrapolate", "per_page_bytes"]
+__all__ = [
+    "DEVICES",
+    "Extrapolation",
+    "break_even",
+    "bytes_a_page",
+    "extrapolate",
+    "per_page_bytes",
+]
 
 #: Persistent memory of one machine: a module, a large host, and the most that there was.
 DEVICES: Final = {"128 GiB": 128 << 30, "1 TiB": 1 << 40, "6 TiB": 6 << 40}

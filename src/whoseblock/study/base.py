@@ -5,6 +5,7 @@ number here, and an index, the page of the file.  Both make one number, the key:
 compares mappings first, and the next page of a file has the next key.
 """
 
+from dataclasses import dataclass
 from typing import Final, NamedTuple, Protocol
 
 from whoseblock.study.counts import Counts
@@ -16,7 +17,8 @@ INDEX_BITS: Final = 51
 _INDEX_MASK: Final = (1 << INDEX_BITS) - 1
 
 
-class Owner(NamedTuple):
+@dataclass(frozen=True, order=True, slots=True)
+class Owner:
     """Page ``index`` of the file ``mapping``."""
 
     mapping: int
@@ -52,8 +54,8 @@ class Found(NamedTuple):
 class Tracker(Protocol):
     """One of the designs.
 
-    ``count`` pages from ``page`` become, or are no longer, those from ``index`` of the file: as many
-    as the entry has that was put into the file's mapping, or taken out of it.
+    ``count`` pages from ``page`` become, or are no longer, those from ``index`` of the file: as
+    many as the entry has that was put into the file's mapping, or taken out of it.
     """
 
     name: str

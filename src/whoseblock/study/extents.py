@@ -23,12 +23,12 @@ _QUESTION: Final = 1 << 30
 
 
 class Extent(NamedTuple):
-    """``count`` pages of a file, from its page ``index``, which lie from ``page`` of the device."""
+    """``length`` pages of a file, from its page ``first``, that lie from ``page`` of the device."""
 
     mapping: int
-    index: int
+    first: int
     page: int
-    count: int
+    length: int
 
 
 class Extents(NamedTuple):
@@ -79,8 +79,8 @@ def _joined(extents: list[Extent]) -> list[Extent]:
         mapping, index, page, count = extent
         if joined:
             last = joined[-1]
-            if (last.mapping, last.index + last.count, last.page + last.count) == extent[:3]:
-                joined[-1] = Extent(last.mapping, last.index, last.page, last.count + count)
+            if (last.mapping, last.first + last.length, last.page + last.length) == extent[:3]:
+                joined[-1] = Extent(last.mapping, last.first, last.page, last.length + count)
                 continue
         joined.append(Extent(mapping, index, page, count))
     return joined
@@ -108,8 +108,8 @@ def made_up(pages: int, sharing: int, seed: int, *, longest: int = 256) -> Exten
             if gap:
                 free.append((at, gap))
             at += gap
-            for one in range(sharing):
-                files.append(Extent(group * sharing + one, index, at, length))
+            clones = range(group * sharing, (group + 1) * sharing)
+            files += (Extent(mapping, index, at, length) for mapping in clones)
             at += length
             index += length
         left -= index

@@ -5,7 +5,7 @@ Needs matplotlib, which is an extra: ``pip install 'whoseblock[study]'``.
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from whoseblock.study.arithmetic import break_even, bytes_a_page, extrapolate, per_page_bytes
 from whoseblock.study.results import Report
@@ -20,7 +20,7 @@ __all__ = ["draw"]
 _COLOURS: Final = {"per page": "#D55E00", "per extent": "#0072B2", "on demand": "#009E73"}
 _MARKERS: Final = {"per page": "o", "per extent": "s", "on demand": "D"}
 _GREY: Final = "#666666"
-_STYLE: Final = {
+_STYLE: Final[dict[str, Any]] = {
     "svg.hashsalt": "whoseblock", "svg.fonttype": "path", "font.size": 10,
     "axes.grid": True, "grid.color": "#dddddd", "axes.axisbelow": True,
     "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False,
@@ -42,7 +42,7 @@ def draw(report: Report, folder: Path) -> Iterator[Path]:
     }
     if report.times:
         pictures |= {"fault": _faults, "failure": _failures, "break-even": _break_even}
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(_STYLE):  # type: ignore[arg-type]
         for name, picture in pictures.items():
             figure = Figure(figsize=(7, 4.2))
             picture(figure.add_subplot(), report)

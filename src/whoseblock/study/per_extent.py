@@ -19,7 +19,6 @@ So this had to be decided here, each time in favour of the idea:
 """
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from whoseblock.study.base import INDEX_BITS, Found, Owner, owner_of
@@ -28,6 +27,8 @@ from whoseblock.study.rbtree import Tree
 from whoseblock.study.sizes import ADDRESS_SPACE, SHARED_FILE
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from whoseblock.study.entries import Entries
     from whoseblock.study.space import Segment
 

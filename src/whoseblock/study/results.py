@@ -4,8 +4,8 @@ from msgspec import Struct
 
 __all__ = [
     "Blindness",
-    "Failures",
     "FailureTime",
+    "Failures",
     "FaultTime",
     "LostLeaf",
     "Report",

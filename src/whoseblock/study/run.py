@@ -103,7 +103,7 @@ class Run:
         """Let each file be mapped as a whole by a process of its own, of the same number."""
         for mapping in self.space.mappings():
             last = self.space.extents(mapping)[-1]
-            self.processes.map(mapping, mapping, 0, last.index + last.count)
+            self.processes.map(mapping, mapping, 0, last.first + last.length)
 
     def _sample(self) -> None:
         self._samples.append(tuple(tracker.counts.memory for tracker in self.trackers))
@@ -172,7 +172,7 @@ class Run:
         owners = files = 0
         for mapping in self.space.mappings():
             files += 1
-            owners += sum(extent.count for extent in self.space.extents(mapping))
+            owners += sum(extent.length for extent in self.space.extents(mapping))
         pages = len(set(self.entries.pages.values()))
         known = {mapping for mapping in self.space.mappings() if self.entries.of(mapping)}
         return WorkloadResult(
@@ -220,7 +220,7 @@ def run_workload(
     steps: Iterable[Step]
     if workload == LIFE:
         steps = life(run.space, seed, life_steps, source.extents.others)
-        about = sum(extent.count for extent in source.extents.files) // 2 + life_steps
+        about = sum(extent.length for extent in source.extents.files) // 2 + life_steps
     else:
         entries = fault_in(run.space, workload, seed)
         about = len(entries)
@@ -228,4 +228,3 @@ def run_workload(
     run.go(steps, about)
     run.compare_all()
     return run.result(workload.name)
-

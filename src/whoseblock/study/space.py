@@ -123,15 +123,15 @@ class Space:
 
     def add(self, extent: Extent) -> None:
         """Give pages of the device to a file, which has nothing there."""
-        key = key_of(extent.mapping, extent.index)
-        insort(self._files[extent.mapping], (key, extent.page, extent.count))
+        key = key_of(extent.mapping, extent.first)
+        insort(self._files[extent.mapping], (key, extent.page, extent.length))
         self.rmap_updates += 1
         self._change(extent, add=True)
 
     def reflink(self, source: Extent, mapping: int, index: int) -> list[Extent]:
         """Share an extent of one file with another, in place of what that had; gives the latter."""
-        removed = self.remove(mapping, index, source.count)
-        self.add(Extent(mapping, index, source.page, source.count))
+        removed = self.remove(mapping, index, source.length)
+        self.add(Extent(mapping, index, source.page, source.length))
         return removed
 
     def allocate(self, count: int) -> int | None:
@@ -153,8 +153,8 @@ class Space:
 
     def _change(self, extent: Extent, *, add: bool) -> None:
         """Add or remove one owner of a run of pages."""
-        start, end = extent.page, extent.page + extent.count
-        key = key_of(extent.mapping, extent.index)
+        start, end = extent.page, extent.page + extent.length
+        key = key_of(extent.mapping, extent.first)
         self.changed.add(start, end)
         first, last = self._cut(start), self._cut(end)
         new: list[Segment] = []

@@ -2,7 +2,7 @@
 
 import gc
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from typing import Final, NamedTuple
@@ -25,7 +25,8 @@ class Plan(NamedTuple):
     """What a study does.
 
     The extents of the sweep are made up, ``sweep_pages`` of data each, unless there are
-    ``sweep_images``.  ``life_steps`` are those of the life after its faults.
+    ``sweep_images``; with neither there is none.  ``life_steps`` are those of the life after its
+    faults.
     """
 
     image: str
@@ -57,7 +58,7 @@ def study(plan: Plan, progress: Progress = no_progress) -> Report:
         # The longest first, so that no processor waits for the last one.
         kinds = [WORKLOADS[3], WORKLOADS[1], WORKLOADS[2], WORKLOADS[0], LIFE]
         jobs = [_Job(plan.image, workload, plan) for workload in kinds]
-        jobs += [_Job(one, WORKLOADS[0], plan) for one in plan.sweep_images or SHARING]
+        jobs += [_Job(one, WORKLOADS[0], plan) for one in _swept(plan)]
         results: list[WorkloadResult] = []
         processor = 0.0
         for number, (result, taken) in enumerate(_results(jobs, plan.jobs), 1):
@@ -81,10 +82,15 @@ def study(plan: Plan, progress: Progress = no_progress) -> Report:
         )
 
 
+def _swept(plan: Plan) -> Sequence[str | int]:
+    """Give the images of the sweep, or by how many files made-up pages are shared."""
+    return plan.sweep_images or (SHARING if plan.sweep_pages else ())
+
+
 def _times(plan: Plan, source: ImageSource) -> Iterator[FaultTime]:
     """Time faults by themselves, with no other work beside."""
     yield fault_times(source, plan.seed)
-    for one in plan.sweep_images or SHARING:
+    for one in _swept(plan):
         with _source(one, plan) as swept:
             yield fault_times(swept, plan.seed)
 

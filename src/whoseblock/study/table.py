@@ -129,7 +129,7 @@ def _disk(report: Report) -> Table:
     upkeep, lost = report.upkeep, report.lost_leaf
     assert upkeep is not None  # noqa: S101 - the caller has looked
     updates = report.workloads[-1].rmap_updates
-    rows = [
+    rows: list[tuple[str, ...]] = [
         ("blocks of the reverse mapping", f"{upkeep.rmap_bytes:,} bytes"),
         ("share of all metadata, log and inodes included",
          f"{_share(upkeep.rmap_bytes, upkeep.metadata_bytes):.2%}"),
@@ -140,10 +140,13 @@ def _disk(report: Report) -> Table:
         ("records that the life put in, took out or changed", f"{updates:,}"),
     ]  # fmt: skip
     if lost is not None:
-        rows.append((
-            "one leaf lost: pages that cannot be answered for",
-            f"{lost.pages - lost.complete:,} of {lost.pages:,}, {lost.wrong:,} answered wrongly",
-        ))
+        untold = f"{lost.pages - lost.complete:,} of {lost.pages:,}"
+        rows.append(
+            (
+                "one leaf lost: pages that cannot be answered for",
+                f"{untold}, {lost.wrong:,} answered wrongly",
+            )
+        )
     return Table("disk", "What on-demand lives on, on the disk", ("what", "how much"), rows)
 
 
@@ -152,7 +155,7 @@ def _share(part: int, whole: int) -> float:
 
 
 def _extrapolated(report: Report) -> Table:
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (one.device, design, size(memory), f"{memory / (one.pages * 4096):.3%}")
         for one in extrapolate(report)
         for design, memory in (

@@ -108,16 +108,16 @@ def life(space: Space, seed: int, steps: int, others: list[tuple[int, int]]) -> 
         if not extents:
             continue
         extent = rng.choice(extents)
-        at = rng.randrange(extent.count)
-        count = min(rng.randint(1, 64), extent.count - at) if what == "reflink" else 1
-        part = Extent(extent.mapping, extent.index + at, extent.page + at, count)
+        at = rng.randrange(extent.length)
+        count = min(rng.randint(1, 64), extent.length - at) if what == "reflink" else 1
+        part = Extent(extent.mapping, extent.first + at, extent.page + at, count)
         if what == "truncate":
             # The rest of a random half of the file, at most.
-            upto = extents[-1].index + extents[-1].count
+            upto = extents[-1].first + extents[-1].length
             part = Extent(mapping, rng.randint(upto // 2, upto), 0, 0)
         if what == "reflink" and part.mapping == mapping:
             continue
-        yield Step(what, part, (mapping, part.index))
+        yield Step(what, part, (mapping, part.first))
 
 
 def _any_page(
@@ -129,7 +129,7 @@ def _any_page(
         extents = space.extents(rng.choice(mappings))
         if extents:
             extent = rng.choice(extents)
-            return extent.page + rng.randrange(extent.count)
+            return extent.page + rng.randrange(extent.length)
     if kind < 0.8 and others:  # noqa: PLR2004
         page, count = rng.choice(others)
         return page + rng.randrange(count)

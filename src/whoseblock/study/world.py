@@ -26,7 +26,7 @@ class World:
         self.associations = 0
 
     def fault(self, extent: Extent) -> list[tuple[int, int]]:
-        """Fault in an entry of ``extent.count`` pages, unless it is there already."""
+        """Fault in an entry of ``extent.length`` pages, unless it is there already."""
         mapping, index, page, count = extent
         key = mapping << INDEX_BITS | index
         entries = self.entries
