@@ -5,7 +5,7 @@ from itertools import pairwise
 
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from whoseblock.media.overlay import OverlayMedia
 from whoseblock.media.pmem import EmulatedPmem
@@ -20,11 +20,13 @@ from whoseblock.study.per_page import PerPage
 from whoseblock.study.space import Space
 from whoseblock.study.world import World
 
-PAGES = 96
+PAGES = 48
 FIRST_PFN = 0x1000
-INDEXES = 24
+INDEXES = 12
 
-mappings = st.integers(1, 4)
+mappings = st.integers(1, 3)
+#: Which of the pages that files have, in order.
+picks = st.integers(0, 1 << 16)
 indexes = st.integers(0, INDEXES - 1)
 counts = st.integers(1, 8)
 
@@ -44,20 +46,24 @@ class Life(RuleBasedStateMachine):
     """Every rule does the same to the study's world and to two dictionaries."""
 
     @initialize(
-        extents=st.lists(st.tuples(mappings, indexes, st.integers(0, 60), counts), max_size=12)
+        extents=st.lists(
+            st.tuples(mappings, indexes, st.integers(0, PAGES - 8), counts), max_size=6
+        ),
+        cloned=counts,
     )
-    def begin(self, extents: list[tuple[int, int, int, int]]) -> None:
+    def begin(self, extents: list[tuple[int, int, int, int]], cloned: int) -> None:
         #: The model: page of the device by file and index, on the disk and faulted in.
         self.disk: dict[Owner, int] = {}
         self.faulted: dict[Owner, int] = {}
         #: Pages that have a tree, in the RFC's way.
         self.trees: set[int] = set()
-        files = []
+        files: list[Extent] = []
+        # At least one extent is shared by all: without sharing there is nothing to find.
+        extents = [*((mapping, 0, 20, cloned) for mapping in (1, 2, 3)), *extents]
         for mapping, index, page, count in extents:
             places = {Owner(mapping, index + at): page + at for at in range(count)}
             if places.keys() & self.disk.keys():
                 continue
-            # One file never has one page twice here, nor at two places: the model needs no order.
             self.disk |= places
             files.append(Extent(mapping, index, page, count))
         used = set(self.disk.values())
@@ -71,7 +77,7 @@ class Life(RuleBasedStateMachine):
         )
         self.world = World(self.space, self.entries, self.trackers)
         self.processes = Processes()
-        for mapping in range(1, 5):
+        for mapping in range(1, 4):
             self.processes.map(100 + mapping, mapping, 0, INDEXES * 2)
         self.gone: set[int] = set()
 
@@ -97,11 +103,15 @@ class Life(RuleBasedStateMachine):
 
     # ------------------------------------------------------------------ what happens
 
-    @rule(mapping=mappings, index=indexes, count=counts)
-    def fault(self, mapping: int, index: int, count: int) -> None:
-        page = self.disk.get(Owner(mapping, index))
-        if page is None:
-            return
+    def picked(self, pick: int) -> tuple[int, int, int]:
+        """Give one of the pages that files have: file, index, page of the device."""
+        owner = sorted(self.disk)[pick % len(self.disk)]
+        return owner.mapping, owner.index, self.disk[owner]
+
+    @precondition(lambda self: self.disk)
+    @rule(pick=picks, count=counts)
+    def fault(self, pick: int, count: int) -> None:
+        mapping, index, page = self.picked(pick)
         run = 0
         while run < count and self.disk.get(Owner(mapping, index + run)) == page + run:
             run += 1
@@ -110,8 +120,10 @@ class Life(RuleBasedStateMachine):
             if Owner(mapping, index + at) not in self.faulted:
                 self.learn(Owner(mapping, index + at), page + at)
 
-    @rule(mapping=mappings, index=indexes, count=counts)
-    def write(self, mapping: int, index: int, count: int) -> None:
+    @precondition(lambda self: self.disk)
+    @rule(pick=picks, count=counts)
+    def write(self, pick: int, count: int) -> None:
+        mapping, index, _ = self.picked(pick)
         before = dict(self.disk)
         self.world.write(mapping, index, count)
         for owner in [Owner(mapping, at) for at in range(index, index + count)]:
@@ -160,10 +172,11 @@ class Life(RuleBasedStateMachine):
         self.processes.unmap(100 + mapping, mapping)
         self.gone.add(mapping)
 
-    @rule(source=mappings, index=indexes, count=counts, receiver=mappings, to=indexes)
-    def reflink(self, source: int, index: int, count: int, receiver: int, to: int) -> None:
-        page = self.disk.get(Owner(source, index))
-        if page is None or source == receiver:
+    @precondition(lambda self: self.disk)
+    @rule(pick=picks, count=counts, receiver=mappings, to=indexes)
+    def reflink(self, pick: int, count: int, receiver: int, to: int) -> None:
+        source, index, page = self.picked(pick)
+        if source == receiver:
             return
         run = 0
         while run < count and self.disk.get(Owner(source, index + run)) == page + run:

@@ -137,6 +137,18 @@ def test_records_join_when_the_extents_do() -> None:
     assert memory(world) == [0, 0, 0]
 
 
+def test_records_that_join_keep_the_owners_of_both() -> None:
+    world = world_of(Extent(1, 0, 100, 10), Extent(2, 0, 100, 10), Extent(3, 0, 103, 7))
+    world.fault(Extent(1, 0, 100, 1))
+    world.fault(Extent(2, 5, 105, 1))
+    assert memory(world)[1] == 2 * (192 + 40)
+    world.truncate(3, 0)
+    world.fault(Extent(1, 1, 101, 1))
+    assert memory(world)[1] == 192 + 2 * 40
+    assert world.trackers[1].owners(105) == (Owner(2, 5),)
+    assert world.trackers[1].owners(100) == (Owner(1, 0),)
+
+
 def test_what_was_faulted_before_it_was_shared_is_found() -> None:
     world = world_of(Extent(1, 0, 100, 10), Extent(2, 50, 500, 1))
     world.fault(Extent(1, 7, 107, 1))

@@ -32,7 +32,7 @@ class Plan(NamedTuple):
     image: str
     sweep_images: tuple[str, ...] = ()
     seed: int = 2020
-    sweep_pages: int = 1024
+    sweep_pages: int = 512
     life_steps: int = 20_000
     jobs: int = 1
     timed: bool = True
