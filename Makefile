@@ -10,7 +10,7 @@ READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test check lint types bench man lock clean
+.PHONY: help demo test check lint types bench study man lock clean
 
 help: ## say what there is
 	@awk -F '## ' '/^[a-z]+:.*## / { sub(/:.*/, "", $$1); printf "make %-6s %s\n", $$1, $$2 }' Makefile
@@ -32,6 +32,9 @@ types: $(READY)
 
 bench: $(READY) ## measure against xfs_db on images made for it
 	$(BIN)/python -m bench $(ARGS)
+
+study: $(READY) ## measure the three designs against each other, and write docs/study.md anew
+	$(BIN)/python -m bench.study
 
 man: $(READY) ## write the man page, docs/man/whoseblock.1, which the wheel installs
 	$(BIN)/python -m whoseblock.cli.man > docs/man/whoseblock.1

@@ -1,0 +1,128 @@
+"""``make study``: make the images, carry out the study, and write it into docs/study.md.
+
+The images are made once, into build/study; delete that folder to have them made anew.
+"""
+
+import json
+import os
+import platform
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from tests.support.tools import Missing, need_loop_mounts
+
+from bench.study_images import FACTORS, aged, shared
+from bench.upkeep import Price, price
+from whoseblock.study.figures import draw
+from whoseblock.study.results import Report
+from whoseblock.study.study import Plan, study
+from whoseblock.study.table import Table, as_markdown, as_text, tables
+
+__all__ = ["render"]
+
+_FOLDER = Path("build/study")
+_DOCUMENT = Path("docs/study.md")
+_RESULTS = Path("docs/study")
+_MARKED = re.compile(r"(?<=<!-- table: )([\w-]+)( -->\n).*?(?=<!-- end -->)", re.DOTALL)
+
+
+def render(document: str, results: dict[str, Any]) -> str:
+    """Put the tables of a study's results where a document has marks for them."""
+    report = msgspec.convert(results["report"], Report)
+    known = {table.name: table for table in (*tables(report), *_more(results))}
+
+    def table(match: re.Match[str]) -> str:
+        lines = "".join(line + "\n" for line in as_markdown(known[match[1]]))
+        return f"{match[1]}{match[2]}\n{lines}\n"
+
+    return _MARKED.sub(table, document)
+
+
+def _more(results: dict[str, Any]) -> Iterator[Table]:
+    """Give the tables about the machine and about the kernel's own upkeep."""
+    report, paid = results["report"], Price(**results["price"])
+    faulted = report["workloads"][0]["associations"]
+    yield Table(
+        "machine",
+        "Where this was measured",
+        ("what", "value"),
+        [
+            ("Python", results["python"]),
+            ("kernel that made the images", results["kernel"]),
+            ("processors", f"{results['processors']}"),
+            ("pages faulted in by each of the first four workloads", f"{faulted:,}"),
+            ("all workloads and the sweep together", f"{report['seconds']:.0f} s"),
+            ("the same, processor time", f"{report['processor_seconds']:.0f} s"),
+        ],
+    )
+    kept = paid.space_without - paid.space_with
+    yield Table(
+        "kernel",
+        "What the kernel pays",
+        ("with a reverse mapping, against without", "value"),
+        [
+            (f"time of {paid.writes:,} writes that break sharing, median of {paid.rounds} rounds",
+             f"{paid.time:.2f} times"),
+            ("the same, least and most of the rounds",
+             f"{paid.time_least:.2f} to {paid.time_most:.2f} times"),
+            ("one such write, with and without",
+             f"{paid.write_with * 1e6:.0f} µs and {paid.write_without * 1e6:.0f} µs"),
+            ("bytes written to the device meanwhile", f"{paid.written:.2f} times"),
+            ("space that a fresh filesystem of 1 GiB offers",
+             f"{kept / (1 << 20):.1f} MiB less, {kept / (1 << 30):.2%} of the device"),
+        ],
+    )  # fmt: skip
+
+
+def _image(name: str, factor: int = 0) -> str:
+    """Make an image, or take the one of an earlier run."""
+    path = _FOLDER / f"{name}.img"
+    if not path.exists():
+        print(f"making {path.name} …", file=sys.stderr)
+        unfinished = path.with_suffix(".unfinished")
+        if factor:
+            shared(unfinished, factor)
+        else:
+            aged(unfinished)
+        unfinished.rename(path)
+    return str(path)
+
+
+def main() -> int:
+    """Carry out the study, and rewrite what is committed of it."""
+    try:
+        need_loop_mounts()
+    except Missing as reason:
+        print(f"nothing measured: {reason}", file=sys.stderr)
+        print("without root: whoseblock study IMAGE, with the image of the demo", file=sys.stderr)
+        return 0
+    _FOLDER.mkdir(parents=True, exist_ok=True)
+    sweep = tuple(_image(f"shared-by-{factor}", factor) for factor in FACTORS)
+    plan = Plan(_image("aged"), sweep_images=sweep, jobs=min(os.cpu_count() or 1, 4))
+    report = study(plan)
+    results = {
+        "python": platform.python_version(),
+        "kernel": platform.release().partition("-")[0],
+        "processors": os.cpu_count(),
+        "report": msgspec.to_builtins(report),
+        "price": price(_FOLDER)._asdict(),
+    }
+    for line in as_text(tables(report)):
+        print(line)
+    drawn = list(draw(report, _RESULTS))
+    (_RESULTS / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    text = _DOCUMENT.read_text("utf-8")
+    _DOCUMENT.write_text(render(text, results), "utf-8")
+    print(f"\nwrote {_DOCUMENT}, and {len(drawn)} pictures beside it")
+    wrong = sum(one.disagreements for one in (*report.workloads, *report.sweep))
+    if wrong:
+        print(f"THE DESIGNS DISAGREED {wrong} times", file=sys.stderr)
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,91 @@
+"""The images that the study is made on: files and their clones, by the real mkfs.xfs and kernel."""
+
+import os
+import random
+from pathlib import Path
+
+from tests.support import calls
+from tests.support.mounts import mounted
+from tests.support.tools import run, xfsprogs
+
+__all__ = ["FACTORS", "PAGES", "aged", "shared"]
+
+#: By how many files the data is shared.
+FACTORS = (1, 2, 4, 8, 16, 32, 64)
+#: Pages of data in an image of one factor.
+PAGES = 2048
+#: Pages that the files of one factor have together, in the image of all of them.
+MAPPED = 150_000
+
+_PAGE = 4096
+_MIB = 1 << 20
+#: A quarter of the data is cut into extents of so many pages.
+_PIECE = 16
+_WRITES = 16
+
+
+def shared(path: Path, factor: int) -> None:
+    """Make an image whose data is shared by ``factor`` files, all of it alike."""
+    _make(path, 320 * _MIB)
+    with mounted(path) as root:
+        _fill(root, factor, PAGES)
+
+
+def aged(path: Path) -> None:
+    """Make an image with data of every factor, and some writes to every clone afterwards.
+
+    Every file is written through the kernel, which copies what is shared.
+    """
+    _make(path, 1536 * _MIB)
+    rng = random.Random(307)  # noqa: S311 - repeatable
+    with mounted(path) as root:
+        for factor in FACTORS:
+            folder = root + b"/%d" % factor
+            os.mkdir(folder)  # noqa: PTH102 - bytes
+            for name in _fill(folder, factor, MAPPED // factor):
+                if factor > 1:
+                    _write_some(name, rng)
+
+
+def _make(path: Path, size: int) -> None:
+    with path.open("wb") as file:
+        file.truncate(size)
+    options = ["-q", "-m", "rmapbt=1,reflink=1", "-d", "agcount=4,su=2m,sw=1"]
+    run([xfsprogs("mkfs.xfs", newest=False), *options, path])
+
+
+def _fill(folder: bytes, factor: int, data: int) -> list[bytes]:
+    """Write a large file and one in pieces, and clone both."""
+    names = []
+    large = data * 3 // 4
+    for title, pages in ((b"large", large), (b"pieces", data - large)):
+        first = folder + b"/%s-0" % title
+        file = os.open(first, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            for at in range(0, pages, 256):
+                os.pwrite(file, bytes(min(256, pages - at) * _PAGE), at * _PAGE)
+            os.fsync(file)
+            if title == b"pieces":
+                for at in range(_PIECE, pages, _PIECE + 1):
+                    calls.punch_hole(file, at * _PAGE, _PAGE)
+            names.append(first)
+            for clone in range(1, factor):
+                names.append(folder + b"/%s-%d" % (title, clone))
+                other = os.open(names[-1], os.O_RDWR | os.O_CREAT, 0o644)
+                try:
+                    calls.clone_range(file, 0, 0, other, 0)
+                finally:
+                    os.close(other)
+        finally:
+            os.close(file)
+    return names
+
+
+def _write_some(name: bytes, rng: random.Random) -> None:
+    file = os.open(name, os.O_RDWR)
+    try:
+        pages = os.fstat(file).st_size // _PAGE
+        for _ in range(_WRITES):
+            os.pwrite(file, bytes(_PAGE), rng.randrange(pages) * _PAGE)
+    finally:
+        os.close(file)

@@ -1,0 +1,107 @@
+"""``whoseblock study``: the three designs of the fsdax discussion, measured."""
+
+import os
+from pathlib import Path
+
+import click
+
+from whoseblock.cli.encode import encode_json
+from whoseblock.cli.progress import ProgressBar
+from whoseblock.errors import UnsupportedError
+
+__all__ = ["study"]
+
+
+@click.command(
+    epilog="""\b
+The designs: per page (a tree on every shared page), per extent (an address space for every
+shared extent), on demand (nothing until a page fails, then a look into the reverse mapping).
+docs/study.md explains what is measured, and what it means.
+
+\b
+Examples:
+  whoseblock study disk.img                       tables
+  whoseblock study disk.img --json                all numbers
+  whoseblock study disk.img --figures pictures    pictures, too"""
+)
+@click.argument("image", type=click.Path())
+@click.option(
+    "--sweep",
+    "sweep",
+    multiple=True,
+    type=click.Path(),
+    metavar="IMAGE",
+    help="Another image, for the sweep of sharing; may be repeated. Else extents are made up.",
+)
+@click.option("--seed", default=2020, show_default=True, help="What all that is random follows.")
+@click.option(
+    "--steps",
+    default=20_000,
+    show_default=True,
+    type=click.IntRange(min=0),
+    help="Writes, cuts, clones and failures in the last workload.",
+)
+@click.option(
+    "--jobs",
+    default=min(os.cpu_count() or 1, 4),
+    show_default="one a processor, at most 4",
+    type=click.IntRange(min=1),
+    help="Workloads that run side by side.",
+)
+@click.option(
+    "--no-times", is_flag=True, help="Leave out what is timed, and differs from run to run."
+)
+@click.option("--json", "as_json", is_flag=True, help="Write one JSON object.")
+@click.option(
+    "--figures",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="FOLDER",
+    help="Draw pictures into FOLDER, as SVG and PNG; needs matplotlib.",
+)
+def study(  # noqa: PLR0913 - as many as there are options
+    image: str,
+    sweep: tuple[str, ...],
+    seed: int,
+    steps: int,
+    jobs: int,
+    no_times: bool,
+    as_json: bool,
+    figures: Path | None,
+) -> None:
+    """Measure three ways to know who owns a failed page, on the extents of IMAGE.
+
+    IMAGE is an XFS image with a reverse mapping, and is not written. Its files are faulted in, in
+    several orders, and change; pages fail; the designs are compared with each other all the while.
+    """
+    if figures is not None:
+        _need_matplotlib()
+    from whoseblock.study.study import Plan
+    from whoseblock.study.study import study as carry_out
+
+    plan = Plan(
+        image, sweep_images=sweep, seed=seed, life_steps=steps, jobs=jobs, timed=not no_times
+    )
+    with ProgressBar() as progress:
+        report = carry_out(plan, progress)
+    if as_json:
+        click.echo(encode_json(report))
+    else:
+        from whoseblock.study.table import as_text, tables
+
+        for line in as_text(tables(report)):
+            click.echo(line)
+    if figures is not None:
+        from whoseblock.study.figures import draw
+
+        for path in draw(report, figures):
+            click.echo(f"whoseblock: drew {path}", err=True)
+
+
+def _need_matplotlib() -> None:
+    try:
+        import matplotlib as mpl  # noqa: F401 - only whether it is there
+    except ImportError:
+        raise UnsupportedError(
+            "pictures need matplotlib, which is not here",
+            hint="pip install 'whoseblock[study]'",
+        ) from None

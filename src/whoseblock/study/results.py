@@ -1,0 +1,154 @@
+"""What a study finds, as records that are the JSON."""
+
+from msgspec import Struct
+
+__all__ = [
+    "Blindness",
+    "FailureTime",
+    "Failures",
+    "FaultTime",
+    "LostLeaf",
+    "Report",
+    "TrackerResult",
+    "Upkeep",
+    "WorkloadResult",
+]
+
+
+class Failures(Struct, frozen=True):
+    """What became of the failures of a workload by one design.
+
+    ``told`` counts the owners that were found, ``missed`` those that the filesystem knows besides.
+    ``free`` pages were zeroed and cleared; of ``unknown`` ones nothing can be done.
+    """
+
+    files: int
+    free: int
+    metadata: int
+    unknown: int
+    told: int
+    missed: int
+
+
+class TrackerResult(Struct, frozen=True):
+    """What one design cost in one workload; the fields of `whoseblock.study.counts.Counts`.
+
+    ``allocated`` is ``memory`` with what kmalloc() rounds up, and ``memory_over_time`` the memory
+    after each of equal parts of the workload's steps.
+    """
+
+    design: str
+    memory: int
+    peak: int
+    allocated: int
+    allocations: int
+    frees: int
+    comparisons: int
+    rotations: int
+    locks: int
+    page_writes: int
+    probes: int
+    memory_over_time: tuple[int, ...]
+    failures: Failures
+
+
+class Blindness(Struct, frozen=True):
+    """What tracking faults cannot know, at the end of a workload.
+
+    ``owners`` counts every pair of a page and a file that has it, ``known`` those that were
+    faulted in; ``files`` and ``files_known`` the same of files.
+    """
+
+    owners: int
+    known: int
+    files: int
+    files_known: int
+
+
+class WorkloadResult(Struct, frozen=True):
+    """One workload: what happened, that all agreed, and what each design paid.
+
+    ``faults`` put entries in, of ``associations`` pages; in the end ``pages`` different pages of
+    the device are faulted in, by ``entries``.  ``checked`` counts the comparisons of all designs'
+    owners of a page, of which ``disagreements`` failed.
+    """
+
+    workload: str
+    extents: str
+    sharing: float
+    steps: int
+    faults: int
+    associations: int
+    pages: int
+    entries: int
+    checked: int
+    disagreements: int
+    rmap_updates: int
+    blindness: Blindness
+    trackers: tuple[TrackerResult, ...]
+
+
+class FaultTime(Struct, frozen=True):
+    """Seconds per fault: without a tracker, and what each design adds to them."""
+
+    extents: str
+    sharing: float
+    faults: int
+    none: float
+    added: dict[str, float]
+
+
+class FailureTime(Struct, frozen=True):
+    """What one failure takes in one design: median and worst seconds, and blocks read."""
+
+    design: str
+    failures: int
+    median: float
+    worst: float
+    blocks_median: float
+    blocks_worst: int
+
+
+class Upkeep(Struct, frozen=True):
+    """What the reverse mapping takes on the disk, in bytes and records."""
+
+    size: int
+    rmap_bytes: int
+    metadata_bytes: int
+    data_bytes: int
+    records: int
+    file_records: int
+    levels: int
+    groups: int
+
+
+class LostLeaf(Struct, frozen=True):
+    """One block of the reverse mapping is lost, and with it what it told of ``pages`` pages.
+
+    ``complete`` of them can be told all the same; of the rest nothing is said that is ``wrong``.
+    """
+
+    records: int
+    pages: int
+    complete: int
+    wrong: int
+
+
+class Report(Struct, frozen=True):
+    """All of a study.
+
+    What differs from run to run is in ``times``, ``failure_times``, ``seconds``, which is how long
+    all workloads took together, and ``processor_seconds``, how long they would have taken one by
+    one on a processor of their own.
+    """
+
+    extents: str
+    seed: int
+    upkeep: Upkeep | None
+    lost_leaf: LostLeaf | None
+    workloads: tuple[WorkloadResult, ...]
+    sweep: tuple[WorkloadResult, ...]
+    times: tuple[FaultTime, ...]
+    failure_times: tuple[FailureTime, ...]
+    seconds: float
+    processor_seconds: float

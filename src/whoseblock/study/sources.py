@@ -1,0 +1,140 @@
+"""Where a study's extents come from: an image, or nowhere."""
+
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol, Self
+
+from whoseblock.closing import Closing
+from whoseblock.errors import UnsupportedError
+from whoseblock.fs.recognise import open_filesystem
+from whoseblock.fs.xfs import XfsFilesystem
+from whoseblock.media.device import FileMedia
+from whoseblock.media.overlay import OverlayMedia
+from whoseblock.media.pmem import EmulatedPmem
+from whoseblock.study.base import Found, key_of
+from whoseblock.study.extents import Extents, extents_of, made_up
+from whoseblock.study.on_demand import DiskLookup, SpaceLookup
+from whoseblock.study.sizes import PAGE
+from whoseblock.study.space import Space
+
+__all__ = ["ImageSource", "MadeUpSource", "Source", "open_image"]
+
+
+class Source(Protocol):
+    """Extents, and who can be asked about them later."""
+
+    name: str
+
+    @property
+    def extents(self) -> Extents:
+        """What there is."""
+
+    def space(self) -> Space:
+        """Give a filesystem of the study that has just these extents."""
+
+    def lookup(self, space: Space) -> Callable[[int], Found]:
+        """Give who answers when a page fails."""
+
+    def keys_of(self, pages: list[int], space: Space) -> Iterator[list[int]]:
+        """Give the keys of the owners of many pages, as `lookup` would."""
+
+    def media(self) -> EmulatedPmem:
+        """Give a device to fail; what is written to it is forgotten."""
+
+
+def open_image(path: str) -> XfsFilesystem:
+    """Open an image for questions only; raises `UnsupportedError` if it has no reverse mapping."""
+    filesystem = open_filesystem(FileMedia(path))
+    if isinstance(filesystem, XfsFilesystem) and filesystem.volume.sb.has_rmapbt:
+        return filesystem
+    filesystem.close()
+    raise UnsupportedError(
+        f"{path!r} has no reverse mapping to ask",
+        hint="the study needs an XFS made with -m rmapbt=1",
+    )
+
+
+class ImageSource(Closing):
+    """A real XFS image, which is never written."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.name = Path(path).name
+        self.filesystem = open_image(path)
+
+    @cached_property
+    def extents(self) -> Extents:
+        """What files have written."""
+        return extents_of(self.filesystem)
+
+    def space(self) -> Space:
+        """Give a filesystem of the study that has just these extents."""
+        return Space(self.extents)
+
+    def lookup(self, space: Space) -> DiskLookup:
+        """Ask the image, which knows nothing of what the study has changed."""
+        return DiskLookup(self.filesystem, space)
+
+    def keys_of(self, pages: list[int], space: Space) -> Iterator[list[int]]:
+        """Ask the image about many pages together."""
+        rows = self.filesystem.owners_of([page * PAGE for page in pages], [PAGE] * len(pages))
+        inodes, offsets = rows.inode.tolist(), (rows.file_offset // PAGE).tolist()
+        found: list[list[int]] = [[] for _ in pages]
+        for number, question in enumerate(rows.question.tolist()):
+            found[question].append(key_of(inodes[number], offsets[number]))
+        for page, keys in zip(pages, found, strict=True):
+            yield space.keys(page) if page in space.changed else sorted(keys)
+
+    def media(self) -> EmulatedPmem:
+        """Give the image as a device to fail."""
+        return EmulatedPmem(OverlayMedia(FileMedia(self.path)))
+
+    def close(self) -> None:
+        """Close the image."""
+        self.filesystem.close()
+
+
+class _Blank:
+    """A device full of zeros."""
+
+    name = "a made-up device"
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def pread(self, _offset: int, length: int) -> bytes:
+        return bytes(length)
+
+    def close(self) -> None:
+        pass
+
+
+class MadeUpSource:
+    """Extents that are made up, for as much sharing as is asked for."""
+
+    def __init__(self, pages: int, sharing: int, seed: int) -> None:
+        self.name = f"made up, {sharing} files a page"
+        self.extents = made_up(pages, sharing, seed)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing is open."""
+
+    def space(self) -> Space:
+        """Give a filesystem of the study that has just these extents."""
+        return Space(self.extents)
+
+    def lookup(self, space: Space) -> SpaceLookup:
+        """Ask what is in memory: there is no disk."""
+        return SpaceLookup(space)
+
+    def keys_of(self, pages: list[int], space: Space) -> Iterator[list[int]]:
+        """Give the keys of the owners of many pages."""
+        return map(space.keys, pages)
+
+    def media(self) -> EmulatedPmem:
+        """Give an empty device to fail."""
+        return EmulatedPmem(OverlayMedia(_Blank(self.extents.pages * PAGE)))

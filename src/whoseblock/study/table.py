@@ -1,0 +1,260 @@
+"""A report as text: titled tables, as lines for a terminal or for Markdown."""
+
+import re
+from collections.abc import Iterable, Iterator
+from typing import Final, NamedTuple
+
+from whoseblock.study.arithmetic import break_even, bytes_a_page, extrapolate, per_page_bytes
+from whoseblock.study.results import Report, WorkloadResult
+
+__all__ = ["Table", "as_markdown", "as_text", "tables"]
+
+_NUMBER: Final = re.compile(r"[\d,.]+(%| µs| bytes| [KMGT]iB)?")
+
+
+class Table(NamedTuple):
+    """Rows of texts below headings; ``name`` is for programs, ``note`` for people."""
+
+    name: str
+    title: str
+    headings: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+    note: str = ""
+
+
+def tables(report: Report) -> Iterator[Table]:
+    """Give all tables of a report, those with times only if it has any."""
+    yield _workloads(report)
+    yield _memory(report)
+    yield _work(report)
+    yield _sweep(report)
+    yield _failures(report)
+    if report.upkeep is not None:
+        yield _disk(report)
+    yield _extrapolated(report)
+    if report.times:
+        yield _fault_times(report)
+        yield _failure_times(report)
+        yield _break_even(report)
+
+
+def _workloads(report: Report) -> Table:
+    return Table(
+        "workloads",
+        f"What happened, on the extents of {report.extents}",
+        ("workload", "faults", "pages of entries", "pages of the device", "owners a page",
+         "comparisons of owners", "disagreements"),
+        [
+            (one.workload, f"{one.faults:,}", f"{one.associations:,}", f"{one.pages:,}",
+             f"{one.sharing:.2f}", f"{one.checked:,}", f"{one.disagreements:,}")
+            for one in report.workloads
+        ],
+    )  # fmt: skip
+
+
+def _memory(report: Report) -> Table:
+    return Table(
+        "memory",
+        "Bytes of kernel memory",
+        ("workload", "design", "at the end", "at most", "at the end, as kmalloc rounds",
+         "a page of the device"),
+        [
+            (one.workload, tracker.design, f"{tracker.memory:,}", f"{tracker.peak:,}",
+             f"{tracker.allocated:,}", f"{bytes_a_page(one, tracker.design):.1f}")
+            for one in report.workloads
+            for tracker in one.trackers
+        ],
+    )  # fmt: skip
+
+
+def _work(report: Report) -> Table:
+    return Table(
+        "work",
+        "Operations for each page of an entry",
+        ("workload", "design", "allocations", "comparisons", "rotations", "locks",
+         "struct pages rewritten"),
+        [
+            (one.workload, tracker.design, *(
+                f"{count / max(one.associations, 1):.3f}"
+                for count in (tracker.allocations, tracker.comparisons, tracker.rotations,
+                              tracker.locks, tracker.page_writes)
+            ))
+            for one in report.workloads
+            for tracker in one.trackers
+        ],
+    )  # fmt: skip
+
+
+def _sweep(report: Report) -> Table:
+    designs = [tracker.design for tracker in report.workloads[0].trackers]
+    return Table(
+        "sweep",
+        "Bytes of kernel memory a page, by how many files share it",
+        ("extents", "owners a page", "16 + 40·n", *designs),
+        [
+            (one.extents, f"{one.sharing:.2f}", _formula(one),
+             *(f"{bytes_a_page(one, design):.1f}" for design in designs))
+            for one in report.sweep
+        ],
+    )  # fmt: skip
+
+
+def _formula(result: WorkloadResult) -> str:
+    """Give the formula's value where all pages have as many owners."""
+    whole = result.sharing == int(result.sharing)
+    return f"{per_page_bytes(int(result.sharing))}" if whole else ""
+
+
+def _failures(report: Report) -> Table:
+    life = report.workloads[-1]
+    blind = life.blindness
+    return Table(
+        "failures",
+        "What each design could say of the failures of a life",
+        ("design", "owners known", "free, cleared", "metadata", "nothing known",
+         "owners found", "owners missed"),
+        [
+            (tracker.design, *(f"{count:,}" for count in (
+                tracker.failures.files, tracker.failures.free, tracker.failures.metadata,
+                tracker.failures.unknown, tracker.failures.told, tracker.failures.missed)))
+            for tracker in life.trackers
+        ],
+        f"{blind.files - blind.files_known:,} of {blind.files:,} files have no page faulted in at"
+        f" the end; of {blind.owners:,} pairs of a page and its file {blind.known:,} are known to"
+        " who tracks faults.",
+    )  # fmt: skip
+
+
+def _disk(report: Report) -> Table:
+    upkeep, lost = report.upkeep, report.lost_leaf
+    assert upkeep is not None  # noqa: S101 - the caller has looked
+    updates = report.workloads[-1].rmap_updates
+    rows: list[tuple[str, ...]] = [
+        ("blocks of the reverse mapping", f"{upkeep.rmap_bytes:,} bytes"),
+        ("share of all metadata, log and inodes included",
+         f"{_share(upkeep.rmap_bytes, upkeep.metadata_bytes):.2%}"),
+        ("share of what files have written",
+         f"{_share(upkeep.rmap_bytes, upkeep.data_bytes):.3%}"),
+        ("records", f"{upkeep.records:,}, {upkeep.file_records:,} of them for data of files"),
+        ("levels of the highest of its trees", f"{upkeep.levels:,}"),
+        ("records that the life put in, took out or changed", f"{updates:,}"),
+    ]  # fmt: skip
+    if lost is not None:
+        untold = f"{lost.pages - lost.complete:,} of {lost.pages:,}"
+        rows.append(
+            (
+                "one leaf lost: pages that cannot be answered for",
+                f"{untold}, {lost.wrong:,} answered wrongly",
+            )
+        )
+    return Table("disk", "What on-demand lives on, on the disk", ("what", "how much"), rows)
+
+
+def _share(part: int, whole: int) -> float:
+    return part / whole if whole else 0.0
+
+
+def _extrapolated(report: Report) -> Table:
+    rows: list[tuple[str, ...]] = [
+        (one.device, design, size(memory), f"{memory / (one.pages * 4096):.3%}")
+        for one in extrapolate(report)
+        for design, memory in (
+            *one.memory.items(),
+            *([("(reverse mapping, on the disk)", one.on_disk)] if one.on_disk else ()),
+        )
+    ]
+    return Table(
+        "extrapolated",
+        "Extrapolated, not measured: a device full of such extents, all of them faulted in",
+        ("device", "design", "bytes", "of the device"),
+        rows,
+    )
+
+
+def _fault_times(report: Report) -> Table:
+    designs = list(report.times[0].added)
+    return Table(
+        "fault-times",
+        "Time of a fault, relative to no tracking",
+        ("extents", "owners a page", "faults timed", *designs),
+        [
+            (one.extents, f"{one.sharing:.2f}", f"{one.faults:,}",
+             *(f"{1 + one.added[design] / one.none:.2f}" for design in designs))
+            for one in report.times
+        ],
+    )  # fmt: skip
+
+
+def _failure_times(report: Report) -> Table:
+    return Table(
+        "failure-times",
+        "Time and blocks of one failure",
+        ("design", "failures", "median", "longest", "blocks read", "at most"),
+        [
+            (one.design, f"{one.failures:,}", f"{one.median * 1e6:,.1f} µs",
+             f"{one.worst * 1e6:,.1f} µs", f"{one.blocks_median:.3g}", f"{one.blocks_worst:,}")
+            for one in report.failure_times
+        ],
+    )  # fmt: skip
+
+
+def _break_even(report: Report) -> Table:
+    slower = (1, 10, 100)
+    found = {factor: break_even(report, factor) for factor in slower}
+    return Table(
+        "break-even",
+        "Failures that would make tracking cheaper, counting time alone",
+        ("design", "question takes", "failures in a million faults",
+         "failures a day at 1,000 faults a second"),
+        [
+            (design, "as measured" if factor == 1 else f"{factor} times as long",
+             f"{failures:,.0f}", f"{failures * 86.4:,.0f}")
+            for factor in slower
+            for design, failures in found[factor].items()
+        ],
+    )  # fmt: skip
+
+
+def size(count: int) -> str:
+    """Write bytes with a unit that leaves one to four digits before the point."""
+    value = float(count)
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if value < 1024:  # noqa: PLR2004
+            return f"{value:.0f} {unit}" if unit == "bytes" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.2f} TiB"
+
+
+def as_text(some: Iterable[Table]) -> Iterator[str]:
+    """Write tables for a terminal."""
+    for number, table in enumerate(some):
+        if number:
+            yield ""
+        yield table.title
+        rows = [tuple(heading.upper() for heading in table.headings), *table.rows]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        aligns = [str.rjust if right else str.ljust for right in _to_the_right(table)]
+        for row in rows:
+            cells = map(lambda align, cell, width: align(cell, width), aligns, row, widths)
+            yield ("  " + "  ".join(cells)).rstrip()
+        if table.note:
+            yield f"  {table.note}"
+
+
+def as_markdown(table: Table) -> Iterator[str]:
+    """Write a table for a document."""
+    yield "| " + " | ".join(table.headings) + " |"
+    yield "|" + "|".join("---:" if right else "---" for right in _to_the_right(table)) + "|"
+    for row in table.rows:
+        yield "| " + " | ".join(row) + " |"
+    if table.note:
+        yield ""
+        yield table.note
+
+
+def _to_the_right(table: Table) -> list[bool]:
+    """Tell which columns hold but numbers."""
+    return [
+        all(not cell or _NUMBER.fullmatch(cell) for cell in column)
+        for column in zip(*table.rows, strict=True)
+    ]

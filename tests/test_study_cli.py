@@ -1,0 +1,200 @@
+"""``whoseblock study``, what it prints, and what follows from the numbers."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+from bench.study import render
+from demo.demo import unpack
+from tests.support.tools import CHECKOUT, Missing
+
+from whoseblock.errors import OutOfDeviceError, TargetError, UnsupportedError
+from whoseblock.study.arithmetic import break_even, extrapolate
+from whoseblock.study.dax import DaxDevice, Pagemap
+from whoseblock.study.results import FailureTime, FaultTime, Report
+from whoseblock.study.sources import MadeUpSource
+from whoseblock.study.study import Plan, study
+from whoseblock.study.table import Table, as_markdown, as_text, size, tables
+
+RESULTS = CHECKOUT / "docs" / "study" / "results.json"
+DOCUMENT = CHECKOUT / "docs" / "study.md"
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    image = tmp_path_factory.mktemp("study") / "disk.img"
+    unpack(image)
+    return image
+
+
+@pytest.fixture(scope="module")
+def report(demo: Path) -> Report:
+    plan = Plan(str(demo), sweep_pages=64, life_steps=500)
+    return study(plan)
+
+
+def run(*words: str | Path, environment: dict[str, str] | None = None) -> tuple[int, str, str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "whoseblock", "study", *words],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(CHECKOUT / "src"), **(environment or {})},
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_without_times_every_run_is_the_same(demo: Path) -> None:
+    words = (demo, "--no-times", "--steps=300")
+    code, printed, _ = run(*words, "--jobs=1")
+    assert code == 0
+    assert "disagreements".upper() in printed
+    assert run(*words, "--jobs=2")[:2] == (0, printed)
+    assert run(*words, "--jobs=1", "--seed=1")[1] != printed
+
+
+def test_json_is_the_report(demo: Path) -> None:
+    code, printed, _ = run(demo, "--json", "--no-times", "--steps=300", "--jobs=1")
+    assert code == 0
+    found = msgspec.json.decode(printed, type=Report)
+    assert [one.disagreements for one in found.workloads] == [0] * 5
+    assert [one.sharing for one in found.sweep] == [1, 2, 4, 8, 16, 32, 64]
+    assert not found.times
+    assert not found.failure_times
+
+
+def test_another_image_can_be_swept(demo: Path) -> None:
+    code, printed, _ = run(demo, "--sweep", demo, "--json", "--no-times", "--steps=10", "--jobs=1")
+    assert code == 0
+    assert [one["extents"] for one in json.loads(printed)["sweep"]] == ["disk.img"]
+
+
+def test_what_cannot_be_opened_is_said(tmp_path: Path) -> None:
+    code, printed, said = run(tmp_path / "none")
+    assert (code, printed) == (TargetError.exit_code, "")
+    assert "cannot open" in said
+
+
+def test_pictures(demo: Path, report: Report, tmp_path: Path) -> None:
+    try:
+        from whoseblock.study.figures import draw
+
+        drawn = list(draw(report, tmp_path / "new" / "folder"))
+    except ImportError:
+        raise Missing("matplotlib is not here: install the extra 'study'") from None
+    assert {path.suffix for path in drawn} == {".svg", ".png"}
+    assert len(drawn) == 12
+    before = [path.read_bytes() for path in drawn]
+    assert [path.read_bytes() for path in draw(report, tmp_path / "again")] == before
+    code, _, said = run(demo, "--no-times", "--steps=10", "--jobs=1", "--figures", tmp_path / "cli")
+    assert code == 0
+    assert said.count("drew") == len(list((tmp_path / "cli").iterdir())) == 6
+
+
+def test_without_matplotlib_pictures_are_refused_at_once(demo: Path, tmp_path: Path) -> None:
+    (tmp_path / "matplotlib.py").write_text("raise ImportError\n")
+    path = {"PYTHONPATH": f"{tmp_path}{os.pathsep}{CHECKOUT / 'src'}"}
+    code, printed, said = run(demo, "--figures", tmp_path / "none", environment=path)
+    assert (code, printed) == (UnsupportedError.exit_code, "")
+    assert "whoseblock[study]" in said
+
+
+def test_the_sweep_follows_the_formula(report: Report) -> None:
+    table = next(one for one in tables(report) if one.name == "sweep")
+    for row in table.rows:
+        assert float(row[2]) == float(row[3])
+
+
+def test_break_even_by_hand(report: Report) -> None:
+    fault = FaultTime("x", 1.0, 10, 1e-6, {"per page": 3e-6, "per extent": 2e-6, "on demand": 1e-6})
+    failures = (
+        FailureTime("per page", 1, 1e-6, 1e-6, 0, 0),
+        FailureTime("per extent", 1, 2e-4, 2e-4, 0, 0),
+        FailureTime("on demand, cold", 1, 101e-6, 1e-3, 3, 4),
+    )
+    some = msgspec.structs.replace(report, times=(fault,), failure_times=failures)
+    # A million faults cost 2 s more; a failure saves 100 µs. Per extent it never pays.
+    assert break_even(some) == pytest.approx({"per page": 20_000})
+    assert break_even(some, 10)["per page"] == pytest.approx(2e6 / 1009)
+    assert break_even(msgspec.structs.replace(report, times=())) == {}
+
+
+def test_extrapolation_is_by_pages(report: Report) -> None:
+    first = report.workloads[0]
+    for one in extrapolate(report):
+        assert one.memory["per page"] == pytest.approx(256 * 96 / first.pages * one.pages, rel=1e-6)
+        assert one.memory["on demand"] == 0
+        assert one.on_disk > 0
+    titles = [table.title for table in tables(report) if table.name == "extrapolated"]
+    assert "not measured" in titles[0]
+
+
+def test_tables_as_text_and_as_markdown() -> None:
+    table = Table("n", "A title", ("name", "many"), [("a", "1,000"), ("longer", "5")], "A note.")
+    assert list(as_text([table, table]))[:6] == [
+        "A title",
+        "  NAME     MANY",
+        "  a       1,000",
+        "  longer      5",
+        "  A note.",
+        "",
+    ]
+    assert list(as_markdown(table)) == [
+        "| name | many |", "|---|---:|", "| a | 1,000 |", "| longer | 5 |", "", "A note.",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(0, "0 bytes"), (2048, "2.0 KiB"), (3 << 30, "3.0 GiB"), (6 << 40, "6.00 TiB")],
+)
+def test_sizes(count: int, text: str) -> None:
+    assert size(count) == text
+
+
+def test_a_device_without_a_holder_knows_nothing() -> None:
+    with MadeUpSource(10, 2, seed=1) as source:
+        media = source.media()
+        outcome = Pagemap(0x100, DaxDevice(media)).memory_failure(0x101)
+        assert (outcome.kind, outcome.cleared) == ("unknown", False)
+        media.close()
+
+
+def test_other_page_frames_are_refused() -> None:
+    with MadeUpSource(10, 2, seed=1) as source:
+        media = source.media()
+        pagemap = Pagemap(0x100, DaxDevice(media))
+        for pfn in (0xFF, 0x100 + source.extents.pages):
+            with pytest.raises(OutOfDeviceError, match=f"{pfn:#x}"):
+                pagemap.memory_failure(pfn)
+        media.close()
+
+
+# ---------------------------------------------------------------------- the document
+
+
+def test_the_document_shows_the_results_beside_it() -> None:
+    text = DOCUMENT.read_text("utf-8")
+    assert render(text, json.loads(RESULTS.read_text("utf-8"))) == text, "run make study"
+
+
+def test_the_document_shows_every_picture() -> None:
+    text = DOCUMENT.read_text("utf-8")
+    shown = set(re.findall(r"!\[[^\]]+\]\(study/([\w-]+\.svg)\)", text))
+    assert shown == {path.name for path in RESULTS.parent.glob("*.svg")}
+    assert {Path(name).stem for name in shown} == {
+        path.stem for path in RESULTS.parent.glob("*.png")
+    }
+
+
+def test_what_is_committed_agreed_with_itself() -> None:
+    results = json.loads(RESULTS.read_text("utf-8"))
+    report = msgspec.convert(results["report"], Report)
+    assert sum(one.disagreements for one in (*report.workloads, *report.sweep)) == 0
+    assert all(one.associations >= 1_000_000 for one in report.workloads[:4])
+    assert report.processor_seconds < 2 * 60

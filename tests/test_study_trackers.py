@@ -1,0 +1,221 @@
+"""The three designs by hand: what they hold after a few faults, and what it weighs."""
+
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.support.tools import Missing
+
+from whoseblock.study import sizes
+from whoseblock.study.arithmetic import per_page_bytes
+from whoseblock.study.base import Owner, key_of, owner_of
+from whoseblock.study.entries import Entries
+from whoseblock.study.extents import Extent, Extents, made_up
+from whoseblock.study.intervals import Intervals
+from whoseblock.study.on_demand import OnDemand, SpaceLookup
+from whoseblock.study.per_extent import PerExtent
+from whoseblock.study.per_page import PerPage
+from whoseblock.study.space import Segment, Space
+from whoseblock.study.world import World
+
+
+def world_of(*files: Extent, pages: int = 4096) -> World:
+    space = Space(Extents(sorted(files), [(pages - 1000, 1000)], pages, []))
+    entries = Entries()
+    trackers = (
+        PerPage(),
+        PerExtent(space.segment_at, entries),
+        OnDemand(SpaceLookup(space)),
+    )
+    return World(space, entries, trackers)
+
+
+def memory(world: World) -> list[int]:
+    for tracker in world.trackers:
+        assert tracker.recount() == tracker.counts.memory
+    return [tracker.counts.memory for tracker in world.trackers]
+
+
+@pytest.mark.parametrize(
+    ("owners", "weight"), [(1, 0), (2, 96), (3, 136), (4, 176), (8, 336), (64, 2576)]
+)
+def test_a_page_of_n_owners_weighs_16_and_40_n(owners: int, weight: int) -> None:
+    tracker = PerPage()
+    for mapping in range(1, owners + 1):
+        tracker.associate(307, mapping, 256)
+    assert tracker.counts.memory == tracker.recount() == per_page_bytes(owners) == weight
+    assert tracker.owners(307) == tuple(Owner(one, 256) for one in range(1, owners + 1))
+    assert tracker.owners(308) == ()
+
+
+def test_an_entry_of_2_mib_is_512_pages() -> None:
+    tracker = PerPage()
+    for mapping in (1, 2):
+        tracker.associate(1024, mapping, 512, 512)
+    assert tracker.counts.memory == 512 * (16 + 2 * 40)
+    assert tracker.counts.allocations == 512 * 3
+    assert tracker.owners(1024 + 511) == (Owner(1, 1023), Owner(2, 1023))
+
+
+def test_root_and_node_stay_with_the_last_owner() -> None:
+    tracker = PerPage()
+    for mapping in (1, 2, 3):
+        tracker.associate(7, mapping, 0)
+    tracker.disassociate(7, 2, 0)
+    assert tracker.counts.memory == 96
+    tracker.disassociate(7, 1, 0)
+    assert tracker.counts.memory == tracker.recount() == 56
+    assert tracker.owners(7) == (Owner(3, 0),)
+    tracker.disassociate(7, 3, 0)
+    assert tracker.counts.memory == tracker.recount() == 0
+    assert tracker.counts.peak == 136
+    assert tracker.counts.allocations == tracker.counts.frees == 4
+
+
+def test_what_is_not_there_is_not_forgotten() -> None:
+    tracker = PerPage()
+    tracker.disassociate(7, 1, 0)
+    tracker.associate(7, 1, 0)
+    tracker.disassociate(7, 2, 0)
+    assert tracker.owners(7) == (Owner(1, 0),)
+
+
+def test_kmalloc_rounds_up() -> None:
+    tracker = PerPage()
+    for mapping in (1, 2):
+        tracker.associate(0, mapping, 0)
+    assert tracker.counts.allocated == 16 + 2 * 64
+
+
+def test_a_shared_extent_is_one_record() -> None:
+    world = world_of(Extent(1, 0, 100, 10), Extent(2, 5, 100, 10), Extent(1, 20, 200, 4))
+    for page in (3, 4, 9):
+        world.fault(Extent(1, page, 100 + page, 1))
+    assert memory(world) == [0, 192 + 40, 0]
+    world.fault(Extent(2, 9, 104, 1))
+    assert memory(world) == [96, 192 + 2 * 40, 0]
+    # Not shared, hence free of charge.
+    world.fault(Extent(1, 20, 200, 1))
+    assert memory(world) == [96, 192 + 2 * 40, 0]
+    per_extent = world.trackers[1]
+    assert per_extent.owners(104) == (Owner(1, 4), Owner(2, 9))
+    assert per_extent.owners(103) == (Owner(1, 3),)
+    assert per_extent.owners(102) == ()
+    assert world.trackers[2].owners(102) == (Owner(1, 2), Owner(2, 7))
+
+
+def test_a_write_cuts_an_extent_in_three() -> None:
+    files = [Extent(mapping, 0, 100, 10) for mapping in (1, 2, 3)]
+    world = world_of(*files)
+    for extent in files:
+        for at in range(10):
+            world.fault(Extent(extent.mapping, at, 100 + at, 1))
+    assert memory(world) == [10 * (16 + 3 * 40), 192 + 3 * 40, 0]
+    world.write(2, 4)
+    assert memory(world) == [9 * 136 + 96, 3 * 192 + (3 + 2 + 3) * 40, 0]
+    assert world.trackers[1].owners(104) == (Owner(1, 4), Owner(3, 4))
+    # The shorter part of ten pages cut after four is four, that of six cut after one is one.
+    assert world.trackers[1].counts.page_writes == 4 + 1
+    # A second write leaves one file, whose page needs no record.
+    world.write(1, 4)
+    assert memory(world) == [9 * 136 + 56, 2 * 192 + (3 + 3) * 40, 0]
+
+
+def test_records_join_when_the_extents_do() -> None:
+    world = world_of(Extent(1, 0, 100, 10), Extent(2, 0, 100, 10), Extent(3, 0, 103, 7))
+    for mapping in (1, 2):
+        for at in range(10):
+            world.fault(Extent(mapping, at, 100 + at, 1))
+    world.fault(Extent(3, 0, 103, 1))
+    assert memory(world)[1] == 2 * 192 + (2 + 3) * 40
+    world.truncate(3, 0)
+    assert memory(world)[1] == 192 + 2 * 40
+    world.evict(1)
+    assert memory(world)[1] == 192 + 40
+    world.evict(2)
+    assert memory(world) == [0, 0, 0]
+
+
+def test_records_that_join_keep_the_owners_of_both() -> None:
+    world = world_of(Extent(1, 0, 100, 10), Extent(2, 0, 100, 10), Extent(3, 0, 103, 7))
+    world.fault(Extent(1, 0, 100, 1))
+    world.fault(Extent(2, 5, 105, 1))
+    assert memory(world)[1] == 2 * (192 + 40)
+    world.truncate(3, 0)
+    world.fault(Extent(1, 1, 101, 1))
+    assert memory(world)[1] == 192 + 2 * 40
+    assert world.trackers[1].owners(105) == (Owner(2, 5),)
+    assert world.trackers[1].owners(100) == (Owner(1, 0),)
+
+
+def test_what_was_faulted_before_it_was_shared_is_found() -> None:
+    world = world_of(Extent(1, 0, 100, 10), Extent(2, 50, 500, 1))
+    world.fault(Extent(1, 7, 107, 1))
+    assert memory(world)[1] == 0
+    world.reflink(Extent(1, 5, 105, 5), 2, 0)
+    world.fault(Extent(2, 2, 107, 1))
+    assert world.trackers[1].owners(107) == (Owner(1, 7), Owner(2, 2))
+    assert memory(world)[1] == 192 + 2 * 40
+
+
+def test_keys() -> None:
+    assert owner_of(key_of(1 << 40, (1 << 51) - 1)) == Owner(1 << 40, (1 << 51) - 1)
+
+
+def test_segments() -> None:
+    space = Space(Extents([Extent(1, 0, 10, 10), Extent(2, 3, 15, 5)], [(0, 10)], 100, []))
+    assert space.segment_at(12) == Segment(10, 15, (key_of(1, 0),))
+    assert space.segment_at(17) == Segment(15, 20, (key_of(1, 5), key_of(2, 3)))
+    assert space.segment_at(5) == Segment(0, 10, ())
+    assert space.segment_at(50) == Segment(20, 100, ())
+    assert space.page_of(key_of(2, 4)) == 16
+    assert space.page_of(key_of(2, 2)) is None
+    assert space.page_of(key_of(3, 0)) is None
+    assert Space(Extents([], [], 10, [])).segment_at(3) == Segment(0, 10, ())
+
+
+def test_intervals() -> None:
+    runs = Intervals()
+    for start, end in ((10, 20), (30, 40), (20, 25), (5, 6), (24, 31)):
+        runs.add(start, end)
+    assert [one for one in range(50) if one in runs] == [5, *range(10, 40)]
+    assert len(runs) == 31
+
+
+def test_made_up_extents_are_shared_by_as_many_as_asked() -> None:
+    space = Space(made_up(3000, 5, seed=1))
+    assert {len(segment.keys) for segment in space.segments()} == {5}
+    assert made_up(3000, 5, seed=1) == made_up(3000, 5, seed=1)
+    assert any(one.length == 512 and one.page % 512 == 0 for one in made_up(9000, 1, seed=1).files)
+
+
+def kernel_sizes() -> dict[str, int]:
+    """Read the sizes of structures from the type information of the running kernel (BTF)."""
+    try:
+        raw = Path("/sys/kernel/btf/vmlinux").read_bytes()
+    except OSError as error:
+        raise Missing(f"this kernel shows no types: {error}") from error
+    _, _, _, header, types, length, strings, _ = struct.unpack_from("<HBBIIIII", raw)
+    at, end = header + types, header + types + length
+    # What follows the three words of a type, by its kind: bytes, and bytes for each member.
+    fixed = {1: 4, 3: 12, 14: 4, 17: 4}
+    each = {4: 12, 5: 12, 6: 8, 13: 8, 15: 12, 19: 12}
+    found: dict[str, Any] = {}
+    while at < end:
+        name, info, size = struct.unpack_from("<III", raw, at)
+        kind = info >> 24 & 31
+        at += 12 + fixed.get(kind, 0) + each.get(kind, 0) * (info & 0xFFFF)
+        if kind == 4:
+            start = header + strings + name
+            found[raw[start : raw.index(0, start)].decode()] = size
+    return found
+
+
+def test_the_structures_weigh_what_the_kernel_says() -> None:
+    found = kernel_sizes()
+    assert found["rb_node"] == sizes.RB_NODE
+    assert found["rb_root_cached"] == sizes.RB_ROOT_CACHED
+    assert sizes.SHARED_FILE == 40
+    # Options of the kernel's configuration add to it.
+    assert sizes.ADDRESS_SPACE <= found["address_space"] <= sizes.ADDRESS_SPACE + 64
