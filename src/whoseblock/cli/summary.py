@@ -11,6 +11,7 @@ from msgspec import UNSET, Struct, UnsetType
 from whoseblock.cli.encode import encode_json
 from whoseblock.cli.terminal import printable
 from whoseblock.fs.base import Paths
+from whoseblock.lookup import Wish
 from whoseblock.ranges import ByteRange, merge
 from whoseblock.summary import KINDS, FileLoss, Summary
 
@@ -63,7 +64,7 @@ def summarise(
 ) -> Iterator[bytes]:
     """Ask everything, write the list to ``output``, and give the lines of the summary."""
     summary = Summary(lambda name, inode: finder.file_size(finder.layers[name], inode))
-    for number, answer in enumerate(finder.answers(_once(asked), paths=False)):
+    for number, answer in enumerate(finder.answers(_once(asked), Wish(paths=False))):
         summary.add(answer)
         if number % _TELL_EVERY == 0:
             finder.progress("ranges answered", number, None)
