@@ -58,7 +58,7 @@ def mounted(image: Path, *options: str, loop: bool = True) -> Iterator[bytes]:
 @contextlib.contextmanager
 def small_filesystem(kind: str, image: Path, size: int) -> Iterator[Path]:
     """Mount an empty filesystem of ``size`` bytes: tmpfs, or ext4 in ``image``."""
-    _own_mount_namespace()
+    own_mount_namespace()
     with tempfile.TemporaryDirectory(prefix="whoseblock-mount-") as folder:
         if kind == "tmpfs":
             run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder])
