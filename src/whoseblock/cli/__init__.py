@@ -12,7 +12,9 @@ from whoseblock.cli.emulate import emulate
 from whoseblock.cli.journal import journal
 from whoseblock.cli.lookup import lookup
 from whoseblock.cli.stack import stack
+from whoseblock.cli.status import status
 from whoseblock.cli.terminal import printable
+from whoseblock.cli.watch import watch
 from whoseblock.errors import WhoseblockError, exit_codes
 
 __all__ = ["cli", "main"]
@@ -61,6 +63,8 @@ cli.add_command(lookup)
 cli.add_command(stack)
 cli.add_command(emulate)
 cli.add_command(journal)
+cli.add_command(watch)
+cli.add_command(status)
 cli.add_command(completion)
 
 

@@ -105,7 +105,7 @@ class FilesystemErrorSource:
                     "inode": event.inode,
                     "generation": event.generation,
                     "error": code,
-                    "count": event.count,
+                    "count": event.times,
                 },
             )
 
@@ -120,7 +120,11 @@ class FilesystemErrorSource:
 
 class _Statfs(ctypes.Structure):
     # linux/asm-generic/statfs.h on 64-bit machines; what is before the fsid is all that matters.
-    _fields_ = [("head", ctypes.c_long * 7), ("fsid", ctypes.c_int * 2), ("rest", ctypes.c_long * 16)]
+    _fields_ = [
+        ("head", ctypes.c_long * 7),
+        ("fsid", ctypes.c_int * 2),
+        ("rest", ctypes.c_long * 16),
+    ]
 
 
 def _fsid(point: str) -> bytes:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from typing import Final
 
 from whoseblock.stack.host import Host
+from whoseblock.watch import reports
 from whoseblock.watch.formats.health import (
     EVENT_BYTES,
     XFS_IOC_HEALTH_MONITOR,
@@ -24,7 +25,6 @@ from whoseblock.watch.formats.health import (
     monitor_request,
     read_health,
 )
-from whoseblock.watch import reports
 from whoseblock.watch.mounted import Mounted
 from whoseblock.watch.reports import Failed, FileFailed, Ill, Report
 
@@ -129,7 +129,7 @@ class HealthSource:
         what = event.what
         if isinstance(what, Lost):
             told = f"events of {mounted.point} found no room"
-            yield reports.Lost(source=self.name, at=time.time(), count=what.count, what=told)
+            yield reports.Lost(source=self.name, at=time.time(), count=what.events, what=told)
         elif isinstance(what, Media) and event.domain == Domain.DATADEV and device:
             yield Failed(
                 source=self.name,
@@ -154,8 +154,10 @@ class HealthSource:
                 generation=what.generation,
                 start=what.start,
                 length=what.length,
-                detail={"error": errno.errorcode.get(what.error, str(what.error)),
-                        "event": _kind_word(event.kind)},
+                detail={
+                    "error": errno.errorcode.get(what.error, str(what.error)),
+                    "event": _kind_word(event.kind),
+                },
             )
         elif event.kind in _WORDS:
             told = f"{_WORDS[Kind(event.kind)]} ({_domain_word(event.domain)})"

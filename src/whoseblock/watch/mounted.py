@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 
 from whoseblock.media.mounts import read_mounts
 
-__all__ = ["Mounted", "MountTable"]
+__all__ = ["MountTable", "Mounted"]
 
 _PLACE: Final = Path("/proc/self/mountinfo")
 _PIECE: Final = 1 << 20

@@ -89,6 +89,11 @@ class Spool:
         self._forget_gone()
         return len(self._files)
 
+    @property
+    def has_more(self) -> bool:
+        """Whether anything waits."""
+        return any(self._path.glob(f"*{_SUFFIX}"))
+
     def take(self, most: int) -> Batch:
         """Give the oldest reports, about ``most`` of them; they stay until `drop`."""
         reports: list[Report] = []

@@ -64,14 +64,15 @@ class TraceSource:
             self._folder.mkdir()
         try:
             self._events = [event for event in _EVENTS if self._enable(event)]
-            if not self._events:
-                raise UnsupportedError("the kernel has none of the tracepoints")
-            self._fd = os.open(
-                self._folder / "trace_pipe", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
-            )
+            self._fd = self._open()
         except BaseException:
             self._remove()
             raise
+
+    def _open(self) -> int:
+        if not self._events:
+            raise UnsupportedError("the kernel has none of the tracepoints")
+        return os.open(self._folder / "trace_pipe", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
 
     def _enable(self, event: str) -> bool:
         """Have an event recorded; False if the kernel does not have it."""
@@ -129,7 +130,7 @@ class TraceSource:
                 detail={"pfn": hex(event.pfn), "page": event.kind, "verdict": event.result},
             )
         elif isinstance(event, LostEvents):
-            yield self._lost(event.count)
+            yield self._lost(event.events)
         elif isinstance(event, BlockError):
             yield from self._request(event, clock)
 

@@ -31,7 +31,7 @@ _INODES: Final = {
 
 
 class FilesystemError(NamedTuple):
-    """A filesystem found an error: ``error`` is an errno, and ``count`` more were found since.
+    """A filesystem found an error: ``error`` is an errno, of which ``times`` were found.
 
     ``fsid`` is the filesystem as statfs(2) has it, ``inode`` 0 if it is none of a file.
     """
@@ -40,7 +40,7 @@ class FilesystemError(NamedTuple):
     inode: int
     generation: int
     error: int
-    count: int
+    times: int
 
 
 def read_fanotify(data: bytes) -> Iterator[FilesystemError | None]:

@@ -83,7 +83,7 @@ class FileRange(NamedTuple):
 class Lost(NamedTuple):
     """So many events found no room."""
 
-    count: int
+    events: int
 
 
 class HealthEvent(NamedTuple):
@@ -103,9 +103,7 @@ def monitor_request() -> bytes:
 def read_health(data: bytes) -> list[HealthEvent]:
     """Read whole events; what is left over at the end is none."""
     whole = len(data) - len(data) % EVENT_BYTES
-    return [
-        _event(*fields) for fields in _EVENT.iter_unpack(memoryview(data)[:whole])
-    ]
+    return [_event(*fields) for fields in _EVENT.iter_unpack(memoryview(data)[:whole])]
 
 
 def _event(domain: int, kind: int, nanoseconds: int, body: bytes) -> HealthEvent:

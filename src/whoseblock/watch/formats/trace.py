@@ -51,9 +51,9 @@ class BlockError(NamedTuple):
 
 
 class LostEvents(NamedTuple):
-    """The buffer was full: ``count`` events are gone, 0 if nobody counted."""
+    """The buffer was full: ``events`` are gone, 0 if nobody counted."""
 
-    count: int
+    events: int
 
 
 def read_trace_line(line: bytes) -> MemoryFailure | BlockError | LostEvents | None:
@@ -71,8 +71,12 @@ def read_trace_line(line: bytes) -> MemoryFailure | BlockError | LostEvents | No
         memory = _MEMORY.match(body)
         if memory is None:
             return None
-        return MemoryFailure(seconds, int(memory[1], 16), memory[2].decode("ascii", "replace"),
-                             memory[3].decode("ascii"))
+        return MemoryFailure(
+            seconds,
+            int(memory[1], 16),
+            memory[2].decode("ascii", "replace"),
+            memory[3].decode("ascii"),
+        )
     block = _BLOCK.match(body)
     if block is None:
         return None

@@ -1,0 +1,341 @@
+"""What the worker does with a batch of reports: journal, look up, journal the owners, act."""
+
+import errno
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from whoseblock import __version__
+from whoseblock.closing import Closing
+from whoseblock.errors import JournalError, WhoseblockError
+from whoseblock.fs.base import Answer, FileOwner, Filesystem, Unknown
+from whoseblock.journal import Filter, open_journal
+from whoseblock.lookup import Asked, Lookup, Wish
+from whoseblock.media.mounts import read_mounts
+from whoseblock.ranges import ByteRange, subtract
+from whoseblock.stack.host import Host
+from whoseblock.stack.loops import file_extents
+from whoseblock.target import Target, TargetOptions
+from whoseblock.watch.actions import Actor, NoResponder, Responder, choose
+from whoseblock.watch.entries import Entered, close_healed, coalesced, enter
+from whoseblock.watch.log import say
+from whoseblock.watch.places import settle
+from whoseblock.watch.policy import Policy
+from whoseblock.watch.reports import Failed, FileFailed, Ill, Listed, Lost, Report
+from whoseblock.watch.state import Lists, StateFolder
+from whoseblock.watch.statistics import Statistics, count
+
+__all__ = ["Processor", "Setup"]
+
+_WISH: Final = Wish(paths=True, processes=True, verified=True)
+#: So many owners of a failure are named in its line of the log.
+_NAMED: Final = 5
+_HEALED: Final = "the kernel's list of bad blocks has it no longer"
+#: Extents without a place on the device: unknown, delayed, encoded, inline (linux/fiemap.h).
+_NO_PLACE: Final = 0x2 | 0x4 | 0x8 | 0x200
+
+
+class Setup(NamedTuple):
+    """How the daemon was told to work.
+
+    ``journal`` is the URL, None for the usual one, and ``root`` where /sys and /proc are.
+    ``since`` is when the daemon began: what failed before that says nothing of how quick it is.
+    """
+
+    state: StateFolder
+    policy: Policy
+    journal: str | None = None
+    root: str = "/"
+    since: float = 0.0
+    responder: Responder = NoResponder()
+
+
+class Processor(Closing):
+    """Deals with batches; raises `JournalError` if the journal cannot be had.
+
+    Whatever was done before an error is done again by the next, and comes to the same.
+    """
+
+    def __init__(self, setup: Setup) -> None:
+        self._setup = setup
+        self._undo = ExitStack()
+        with ExitStack() as undo:
+            undo.callback(self._undo.close)
+            self._journal = self._undo.enter_context(open_journal(setup.journal))
+            run = self._journal.begin_run(sys.argv, __version__)
+            self._run = self._undo.enter_context(run)
+            undo.pop_all()
+        self._lists = dict((setup.state.load("lists.json", Lists) or Lists()).ranges)
+        self._actor = Actor(self._journal, self._run, setup.policy, setup.state, setup.responder)
+        self._statistics = Statistics()
+
+    def resume(self) -> Statistics:
+        """Do what an earlier daemon planned and did not do."""
+        return self._actor.resume()
+
+    def process(self, reports: Sequence[Report]) -> Statistics:
+        """Deal with a batch; give what there was to count."""
+        self._statistics = done = Statistics()
+        options = TargetOptions(root=self._setup.root)
+        with Target(None, options) as target, Lookup(target.open_leaf) as finder:
+            failed: list[Failed] = []
+            lists: dict[str, Listed] = {}
+            for report in reports:
+                count(done.reports, {report.source: 1})
+                match report:
+                    case Failed():
+                        failed.append(report)
+                    case FileFailed():
+                        failed += self._of_file(report, target, finder)
+                    case Listed():
+                        failed += self._appeared(report, target)
+                        lists[report.device] = report
+                    case Lost() | Ill():
+                        self._tell(report)
+            self._enter(failed, target, finder)
+        if lists:
+            self._setup.state.save("lists.json", Lists(self._lists))
+        return done
+
+    def count_unhealed(self) -> Statistics:
+        """Count what is open, of this host."""
+        ranges = size = 0
+        for one in self._journal.failures(Filter(host=self._journal.host.name, open=True)):
+            ranges += 1
+            size += one.failure.length
+        return Statistics(unhealed=(ranges, size))
+
+    # ------------------------------------------------------------------ reports
+
+    def _tell(self, report: Lost | Ill) -> None:
+        """Log what cannot be journaled, for it is of no bytes."""
+        at = datetime.fromtimestamp(report.at, UTC).isoformat(timespec="milliseconds")
+        if isinstance(report, Lost):
+            count(self._statistics.lost, {report.source: report.count or 1})
+            known = report.count or None
+            say("err", "events-lost", source=report.source, at=at, count=known, why=report.what)
+        else:
+            count(self._statistics.ill, {report.source: 1})
+            place = report.place or None
+            say("err", "filesystem-ill", source=report.source, at=at, place=place, what=report.what)
+
+    def _appeared(self, listed: Listed, target: Target) -> Iterator[Failed]:
+        """Give what a list has that it had not, and close what it has no longer."""
+        before = self._lists.get(listed.device, ())
+        for gone in _without(before, listed.ranges):
+            for place in settle(target, listed.device, *gone):
+                healed = close_healed(self._journal, self._run, place, _HEALED)
+                self._statistics.healed += healed
+                if healed:
+                    say(
+                        "notice",
+                        "healed",
+                        device=place.device,
+                        start=gone.start,
+                        length=gone.length,
+                        failures=healed,
+                    )
+        for new in _without(listed.ranges, before):
+            yield Failed(
+                source=listed.source,
+                at=listed.at,
+                key=f"{listed.key}:{new.start}",
+                device=listed.device,
+                start=new.start,
+                length=new.length,
+                origin=listed.origin,
+            )
+        self._lists[listed.device] = listed.ranges
+
+    def _of_file(self, report: FileFailed, target: Target, finder: Lookup) -> Iterator[Failed]:
+        """Say where on its device a part of a file is."""
+        try:
+            found = list(_extents_of(report, target, finder))
+        except (WhoseblockError, OSError) as error:
+            found, why = [], str(error)
+        else:
+            why = "it has no blocks there"
+        for number, (start, length) in enumerate(found):
+            detail = {
+                "inode": report.inode,
+                "file_offset": report.start,
+                "file_length": report.length,
+                **report.detail,
+            }
+            yield Failed(
+                source=report.source,
+                at=report.at,
+                key=f"{report.key}:{number}",
+                device=report.device,
+                start=start,
+                length=length,
+                origin=f"health monitor of {report.place}",
+                detail=detail,
+            )
+        if not found:
+            what = (
+                f"{report.length} bytes from {report.start} of inode {report.inode} failed, and"
+                f" where they are is not known: {why}"
+            )
+            self._tell(Ill(source=report.source, at=report.at, place=report.place, what=what))
+
+    # ------------------------------------------------------------------ entries
+
+    def _enter(self, failed: Iterable[Failed], target: Target, finder: Lookup) -> None:
+        """Journal failures, then look for the owners of those that are new, then act."""
+        entered: dict[int, tuple[Entered, Failed]] = {}
+        for repeated in coalesced(failed):
+            one = repeated.failed
+            for place in settle(target, one.device, one.start, one.length):
+                for entry in enter(self._journal, self._run, repeated, place):
+                    if entry.new:
+                        count(self._statistics.failures, {place.device: 1})
+                    entered.setdefault(entry.number, (entry, one))
+        self._statistics.latest = time.time() if entered else None
+        wanted = [both for both in entered.values() if self._is_wanted(both[0])]
+        answers = self._answers(wanted, finder)
+        for (entry, one), answer in zip(wanted, answers, strict=True):
+            if not entry.looked:
+                self._run.record_finding(entry.number, answer)
+                self._count(answer, one)
+                _log(entry, one, answer)
+        if not self._setup.policy.rules:
+            return
+        # Only now: no failure's record waits for what is done about another.
+        points = _mount_points(target.host)
+        for (entry, _), answer in zip(wanted, answers, strict=True):
+            if not entry.planned:
+                chosen = choose(self._setup.policy, answer, entry.place.device, points)
+                self._statistics.add(self._actor.act(entry.number, chosen))
+
+    def _is_wanted(self, entry: Entered) -> bool:
+        """Whether the owners are to be asked for: the first time, or to go on where one ended."""
+        if not entry.looked:
+            return True
+        return entry.replayed and not entry.planned and bool(self._setup.policy.rules)
+
+    def _answers(self, wanted: Sequence[tuple[Entered, Failed]], finder: Lookup) -> list[Answer]:
+        """Ask for the owners of all; where that goes wrong, of each by itself."""
+        asked = [
+            Asked(entry.place.start, entry.place.length, entry.place.layer, one.origin, named=True)
+            for entry, one in wanted
+            if entry.place.layer is not None
+        ]
+        try:
+            told = list(finder.answers(asked, _WISH))
+        except JournalError:
+            raise
+        except (WhoseblockError, OSError):
+            told = [_ask_one(one, finder) for one in asked]
+        answers = iter(told)
+        return [
+            _nobody(entry.place.start, entry.place.length, one.origin, entry.place.why)
+            if entry.place.layer is None
+            else next(answers)
+            for entry, one in wanted
+        ]
+
+    def _count(self, answer: Answer, one: Failed) -> None:
+        kinds: dict[str, int] = defaultdict(int)
+        for row in answer:
+            unwritten = isinstance(row, FileOwner) and row.unwritten
+            kinds["unwritten" if unwritten else row.kind] += row.length
+        count(self._statistics.bytes, kinds)
+        if one.at >= self._setup.since:
+            self._statistics.reacted(max(time.time() - one.at, 0.0))
+
+    def close(self) -> None:
+        """End the run, and close the journal."""
+        self._undo.close()
+
+
+def _without(ranges: Iterable[ByteRange], others: Iterable[ByteRange]) -> list[ByteRange]:
+    left = list(ranges)
+    for one in others:
+        left = subtract(left, one)
+    return left
+
+
+def _ask_one(asked: Asked, finder: Lookup) -> Answer:
+    try:
+        (answer,) = finder.answers([asked], _WISH)
+    except (WhoseblockError, OSError) as error:
+        return _nobody(asked.start, asked.length, asked.origin, str(error))
+    return answer
+
+
+def _nobody(start: int, length: int, origin: str, why: str) -> Answer:
+    """Make the answer that nobody gave."""
+    return Answer(
+        start, length, complete=False, notes=(why,), owners=(Unknown(start, length),), origin=origin
+    )
+
+
+def _mount_points(host: Host) -> dict[str, set[str]]:
+    """Give the places where what is on a device is mounted, by the kernel's name of the device."""
+    points: dict[str, set[str]] = defaultdict(set)
+    for mount in read_mounts(host.text(host.root / "proc/self/mountinfo") or ""):
+        name = host.device_numbered(mount.device)
+        if name is not None:
+            points[name].add(mount.point)
+            shown = host.text(host.root / "sys/class/block" / name / "dm/name")
+            if shown:
+                points[shown].add(mount.point)
+    return points
+
+
+def _extents_of(report: FileFailed, target: Target, finder: Lookup) -> Iterator[tuple[int, int]]:
+    """Give the bytes of the device of the filesystem that a part of a file has."""
+    layer = target.layer_of(report.device)
+    filesystem = finder.leaf(layer)
+    if not isinstance(filesystem, Filesystem):
+        return
+    paths = filesystem.paths(report.inode)
+    places = paths.mounted_at if isinstance(paths.mounted_at, tuple) else ()
+    for place in places:
+        if Path(place).lstat().st_ino != report.inode:
+            continue
+        end = report.start + report.length
+        for extent in file_extents(place, report.start, report.length):
+            low = max(report.start, extent.logical)
+            high = min(end, extent.logical + extent.length)
+            if low < high and not extent.flags & _NO_PLACE:
+                yield extent.physical + low - extent.logical, high - low
+        return
+    raise FileNotFoundError(errno.ENOENT, "no path leads to it now")
+
+
+def _log(entry: Entered, one: Failed, answer: Answer) -> None:
+    """Say in a line what failed, and whose it was."""
+    kinds = dict.fromkeys(row.kind for row in answer)
+    files: dict[str, None] = {}
+    pids: dict[int, None] = {}
+    for row in answer:
+        if isinstance(row, FileOwner):
+            names = row.mounted_at or row.paths
+            inode = (f"inode {row.inode}",)
+            files |= dict.fromkeys(names if isinstance(names, tuple) and names else inode)
+            users = row.processes if isinstance(row.processes, tuple) else ()
+            pids |= dict.fromkeys(process.pid for process in users)
+    fields: dict[str, Any] = {}
+    for name, values in (("files", list(files)), ("pids", list(map(str, pids)))):
+        more = f" and {len(values) - _NAMED} more" if len(values) > _NAMED else ""
+        fields[name] = ", ".join(values[:_NAMED]) + more if values else None
+    say(
+        "err",
+        "failure",
+        failure=entry.number,
+        device=entry.place.device,
+        start=entry.place.start,
+        length=entry.place.length,
+        source=one.source,
+        owners=",".join(kinds),
+        **fields,
+        complete=str(answer.complete).lower(),
+        verdict=one.detail.get("verdict"),
+    )
