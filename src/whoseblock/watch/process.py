@@ -10,6 +10,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from msgspec.structs import replace
+
 from whoseblock import __version__
 from whoseblock.closing import Closing
 from whoseblock.errors import JournalError, WhoseblockError
@@ -35,6 +37,8 @@ __all__ = ["Processor", "Setup"]
 _WISH: Final = Wish(paths=True, processes=True, verified=True)
 #: So many owners of a failure are named in its line of the log.
 _NAMED: Final = 5
+#: What failed so long before the daemon began may have had other owners, in seconds.
+_LATE_S: Final = 60.0
 _HEALED: Final = "the kernel's list of bad blocks has it no longer"
 #: Extents without a place on the device: unknown, delayed, encoded, inline (linux/fiemap.h).
 _NO_PLACE: Final = 0x2 | 0x4 | 0x8 | 0x200
@@ -201,7 +205,10 @@ class Processor(Closing):
         answers = self._answers(wanted, finder)
         for (entry, one), answer in zip(wanted, answers, strict=True):
             if not entry.looked:
-                self._run.record_finding(entry.number, answer)
+                told = answer
+                if one.at < self._setup.since - _LATE_S:
+                    told = replace(answer, notes=(*answer.notes, _late_note(one)))
+                self._run.record_finding(entry.number, told)
                 self._count(answer, one)
                 _log(entry, one, answer)
         if not self._setup.policy.rules:
@@ -259,6 +266,11 @@ def _without(ranges: Iterable[ByteRange], others: Iterable[ByteRange]) -> list[B
     for one in others:
         left = subtract(left, one)
     return left
+
+
+def _late_note(one: Failed) -> str:
+    at = datetime.fromtimestamp(one.at, UTC).isoformat(timespec="seconds")
+    return f"it failed at {at}, before it was watched: the owners are those of later"
 
 
 def _ask_one(asked: Asked, finder: Lookup) -> Answer:

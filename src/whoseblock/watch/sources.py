@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from hashlib import blake2b
 from pathlib import Path
 from typing import Final, Protocol, runtime_checkable
 
@@ -14,7 +15,7 @@ from whoseblock.watch.kmsg import KmsgSource
 from whoseblock.watch.lists import ListSource
 from whoseblock.watch.log import say
 from whoseblock.watch.mounted import Mounted
-from whoseblock.watch.state import Lists, Position, StateFolder
+from whoseblock.watch.state import Lists, Position, StateFolder, usual_state_folder
 from whoseblock.watch.tracing import TraceSource
 
 __all__ = ["PAST", "Sources"]
@@ -49,7 +50,7 @@ class Sources:
         self._position = position if position.boot == self._boot else Position(self._boot)
         makers: dict[str, Callable[[], Source]] = {
             "kmsg": self._kmsg,
-            "tracepoint": lambda: TraceSource(host.root / _TRACEFS, host),
+            "tracepoint": self._trace,
             "sysfs": self._lists,
             "xfs-health": lambda: HealthSource(host),
             "fanotify": FilesystemErrorSource,
@@ -66,6 +67,13 @@ class Sources:
         place = Path(self._host.root / "dev/kmsg")
         after = self._position.sequence
         return KmsgSource(place, self._boot, self._host.page_size, after)
+
+    def _trace(self) -> Source:
+        # Of two daemons with one instance, each would have half of the events.
+        name = "whoseblock"
+        if self._state.path != usual_state_folder():
+            name += f"-{blake2b(bytes(self._state.path.resolve()), digest_size=4).hexdigest()}"
+        return TraceSource(self._host.root / _TRACEFS, self._host, name)
 
     def _lists(self) -> Source:
         known = self._state.load("lists.json", Lists) or Lists()

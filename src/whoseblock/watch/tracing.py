@@ -22,7 +22,6 @@ from whoseblock.watch.reports import Failed, Lost, Report
 
 __all__ = ["TraceSource"]
 
-_INSTANCE: Final = "whoseblock"
 #: Where the kernel has had the event of memory failures, and where it has that of requests.
 _EVENTS: Final = (
     "ras/memory_failure_event",
@@ -43,16 +42,17 @@ _OPERATIONS: Final = frozenset("RW")
 
 
 class TraceSource:
-    """Reads the tracepoints below ``tracefs``; raises `UnsupportedError` where it has none of them.
+    """Reads the tracepoints below ``tracefs``, through the instance that is called ``instance``.
 
-    Raises OSError if they may not be used.
+    Raises `UnsupportedError` where the kernel has none of them, and OSError if they may not be
+    used.
     """
 
     name = "tracepoint"
 
-    def __init__(self, tracefs: Path, host: Host) -> None:
+    def __init__(self, tracefs: Path, host: Host, instance: str) -> None:
         self._host = host
-        self._folder = tracefs / "instances" / _INSTANCE
+        self._folder = tracefs / "instances" / instance
         self._rest = b""
         #: What the kernel counts of events that found no room, when we last looked.
         self._overrun = 0
