@@ -71,7 +71,8 @@ def test_everything_comes_back(journal_url: str) -> None:
     assert (failure.target, failure.host) == ("/dev/pmem0", journal.host.name)
     assert failure.closed is not None
     assert failure.closed_because == "zeroed"
-    assert began <= failure.first_seen <= failure.closed <= datetime.now(UTC)
+    assert failure.first_seen == told.at
+    assert began <= failure.closed <= datetime.now(UTC)
     (again,) = history.reports
     assert (again.source, again.origin, again.at) == (told.source, told.origin, told.at)
     assert again.detail == told.detail

@@ -10,9 +10,11 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from tests.support.journals import PAGE, answer, file_row, metadata_row, opened, report
 from tests.test_cli import run
 
+from whoseblock.cli import cli
 from whoseblock.cli.journal import _moment
 from whoseblock.errors import JournalError
 from whoseblock.journal import Host, NewReport, PlannedStep
@@ -46,9 +48,9 @@ def url(journal_url: str) -> str:
 
 
 def journal(*words: str) -> str:
-    done = run("journal", *words)
-    assert (done.returncode, done.stderr) == (0, "")
-    return done.stdout
+    done = CliRunner().invoke(cli, ["journal", *words], catch_exceptions=False)
+    assert (done.exit_code, done.stderr) == (0, "")
+    return done.stdout_bytes.decode()
 
 
 def test_list(url: str) -> None:

@@ -7,6 +7,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -98,6 +99,8 @@ def test_a_filesystem_that_is_read_only(tmp_path: Path) -> None:
         run_program(["mount", "-o", "remount,ro", folder])
         refusal(lambda: open_journal(file))
         refusal(lambda: open_journal(str(folder / "new" / "journal.sqlite")))
+        with open_journal(file, write=False) as journal:
+            assert state_of(journal) is State.PLANNED
         run_program(["mount", "-o", "remount,rw", folder])
         with opened(file) as (journal, _):
             assert state_of(journal) is State.PLANNED
@@ -180,6 +183,20 @@ def test_another_writer_for_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyP
         other.execute("COMMIT")
         other.close()
         run.started(step)
+
+
+def test_what_ends_a_run_is_not_hidden_by_the_journal(tmp_path: Path) -> None:
+    file = tmp_path / "journal.sqlite"
+
+    def interrupted() -> None:
+        with opened(str(file)):
+            file.unlink()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    with pytest.raises(JournalError, match="removed"), opened(str(file)):
+        file.unlink()
 
 
 # ------------------------------------------------------------------ PostgreSQL
@@ -279,6 +296,29 @@ def test_who_may_only_read(own_server: Postgres) -> None:
     own_server.sql(f"ALTER DATABASE {database} SET default_transaction_read_only = on")
     with open_journal(url) as journal:
         assert "cannot be written" in str(refusal(lambda: journal.begin_run([], "1")))
+
+
+def test_passwords(own_server: Postgres) -> None:
+    own_server.sql("DROP ROLE IF EXISTS careful; CREATE ROLE careful SUPERUSER LOGIN")
+    own_server.sql("ALTER ROLE careful PASSWORD 's3cr3t/@:é%'")
+    own_server.ask_for_password("careful")
+    url = own_server.new_database().replace("postgres@", "careful:s3cr3t%2F%40%3A%C3%A9%25@")
+    # The server reads its rules when it comes to it.
+    deadline = time.monotonic() + 10
+    wrong = url.replace("s3cr3t", "s3cr3t2")
+    while True:
+        try:
+            open_journal(wrong).close()
+        except JournalError:
+            break
+        assert time.monotonic() < deadline
+    error = refusal(lambda: open_journal(wrong))
+    assert "does not let this user in" in str(error)
+    assert "s3cr3t" not in f"{error} {error.hint}"
+    with opened(url) as (journal, run):
+        step_of(run)
+        assert state_of(journal) is State.PLANNED
+        assert "s3cr3t" not in journal.name
 
 
 def test_a_database_or_a_server_that_is_not_there(own_server: Postgres) -> None:

@@ -55,6 +55,12 @@ class Postgres:
             self._process.wait(_PATIENCE_S)
             self._process = None
 
+    def ask_for_password(self, user: str) -> None:
+        """Let ``user`` in with the right password only."""
+        rules = self.folder / "data" / "pg_hba.conf"
+        rules.write_text(f"local all {user} scram-sha-256\n{rules.read_text()}")
+        self.sql("SELECT pg_reload_conf()")
+
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
         """Have the server and all its sessions stand still: it is there, and does not answer."""

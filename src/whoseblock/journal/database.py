@@ -43,7 +43,7 @@ class Database(Closing):
         self._inode: tuple[int, int] | None = None
         self._shared = threading.local()
         if place.file is None:
-            self._engine = _postgresql(place, write=write)
+            self._engine = _postgresql(place)
         else:
             self._inode = _find_or_make(place, write=write)
             self._engine = _sqlite(place, write=write)
@@ -80,6 +80,10 @@ class Database(Closing):
                 yield outer
             return
         with self._faults(), self._connected() as connection, connection.begin():
+            if connection.dialect.name == "postgresql":
+                connection.exec_driver_sql(
+                    "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"
+                )
             yield connection
 
     @contextmanager
@@ -183,8 +187,13 @@ def missing(place: Place) -> JournalError:
 
 
 def _sqlite(place: Place, *, write: bool) -> Engine:
-    name = quote(os.fsencode(place.file or ""))
+    file = place.file or Path()
+    name = quote(os.fsencode(file))
     mode = "rw" if write else "ro"
+    if not write and not os.access(file.parent, os.W_OK) and not Path(f"{file}-wal").exists():
+        # Even to read, SQLite makes files beside the database, unless it is told that nobody
+        # writes: as on a filesystem that is mounted read-only.
+        mode += "&immutable=1"
 
     def connect() -> sqlite3.Connection:
         connection = sqlite3.connect(
@@ -230,7 +239,7 @@ def _keep_log(connection: sqlite3.Connection, place: Place) -> None:
         return
 
 
-def _postgresql(place: Place, *, write: bool) -> Engine:
+def _postgresql(place: Place) -> Engine:
     try:
         engine = create_engine(
             place.url,
@@ -253,11 +262,6 @@ def _postgresql(place: Place, *, write: bool) -> Engine:
             " WHERE current_setting('synchronous_commit') = 'off'"
         )
         cursor.execute(f"SET lock_timeout = '{_PATIENCE_S:.0f}s'")
-        if not write:
-            cursor.execute(
-                "SET SESSION CHARACTERISTICS AS TRANSACTION"
-                " ISOLATION LEVEL REPEATABLE READ, READ ONLY"
-            )
         cursor.close()
         connection.commit()
 

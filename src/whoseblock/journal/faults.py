@@ -39,7 +39,10 @@ _SQLITE: Final = {
 
 #: By PostgreSQL's SQLSTATE, or the class that it begins with.
 _POSTGRESQL: Final = {
-    "28": ("lets this user not in", "see the user and the password of its URL, and pg_hba.conf"),
+    "28": (
+        "does not let this user in",
+        "see the user and the password of its URL, and pg_hba.conf",
+    ),
     "3D": ("does not exist", "make the database: createdb NAME"),
     "53100": ("has no room on its disk", _MAKE_ROOM),
     "53": ("has no resources left", "see the log of the server"),

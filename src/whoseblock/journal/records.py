@@ -95,8 +95,9 @@ class Entry(Struct, frozen=True, kw_only=True):
     """A failure: ``length`` bytes from ``start`` of ``device`` on ``host``.
 
     ``identity`` names the device whatever the kernel calls it (a serial number, a UUID), "" if
-    nobody knows.  ``target`` is what the user named, if anything.  As long as ``closed`` is None,
-    whoever reports the same bytes reports this failure.
+    nobody knows.  ``target`` is what the user named, if anything, and ``first_seen`` the time of
+    the first report.  As long as ``closed`` is None, whoever reports the same bytes reports this
+    failure.
     """
 
     id: int

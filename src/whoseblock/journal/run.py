@@ -4,7 +4,9 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from datetime import UTC, datetime
+from types import TracebackType
 from typing import Any, Final
 
 import msgspec
@@ -87,6 +89,16 @@ class Run(Closing):
                 .values(ended=_now())
             )
 
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        # What went wrong in the run is worth more than that its end could not be journaled either.
+        with nullcontext() if kind is None else suppress(JournalError):
+            self.close()
+
     # -------------------------------------------------------------- failures
 
     def record_failure(
@@ -105,7 +117,7 @@ class Run(Closing):
         An event that has a ``key`` and was journaled before is not journaled again: the answer
         then names the failure that it was of, though that may be closed by now.
         """
-        now = _now()
+        at = report.at or _now()
         event = None if report.key is None else self._event_digest(report)
         # Only one at a time looks for the failure and makes it.
         with self._database.writing(lock=["failures", *self._host]) as connection:
@@ -123,14 +135,14 @@ class Run(Closing):
                     "start": where.start,
                     "length": where.length,
                     "target": target,
-                    "first_seen": now,
+                    "first_seen": at,
                     "run": self.id,
                 }
                 failure = _added(connection, failures, values)
             told = {
                 "failure": failure,
                 "run": self.id,
-                "at": report.at or now,
+                "at": at,
                 "source": report.source,
                 "origin": report.origin,
                 "event": event,
