@@ -88,13 +88,17 @@ def test_messages_are_read_as_they_were_written(
 #: From Linux 7.3 and 6.18; the last as kernels before 6.14 write it, without the priority.
 TRACE_LINES = [
     (
-        b"          python3-742     [001] .....   152.318012: memory_failure_event: pfn 0x10140a:"
-        b" recovery action for dax page: Recovered",
+        (
+            b"          python3-742     [001] .....   152.318012: memory_failure_event: pfn"
+            b" 0x10140a: recovery action for dax page: Recovered"
+        ),
         MemoryFailure(152.318012, 0x10140A, "dax page", "Recovered"),
     ),
     (
-        b"           <...>-18649   [001] ..s1.  2207.145153: block_rq_error: 7,0 RA () 2456 + 64 "
-        b"none,0,0 [-5]",
+        (
+            b"           <...>-18649   [001] ..s1.  2207.145153: block_rq_error: 7,0 RA ()"
+            b" 2456 + 64 none,0,0 [-5]"
+        ),
         BlockError(2207.145153, 7, 0, "RA", 2456, 64, -5),
     ),
     (

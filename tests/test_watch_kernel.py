@@ -51,7 +51,9 @@ def test_a_failed_read_is_attributed_to_the_file(image: Path, tmp_path: Path) ->
         with watching(tmp_path) as daemon:
             at = fail(served, root, root / "hit", 20)
             (history,) = until(
-                lambda: [one for one in daemon.histories() if one.failure.device == loop and one.findings]
+                lambda: [
+                    one for one in daemon.histories() if one.failure.device == loop and one.findings
+                ]
             )
             assert history.failure.range == ByteRange(at, 512)
             owners = history.findings[-1].answer["owners"]

@@ -15,8 +15,11 @@ from tests.support.tools import CHECKOUT
 
 from whoseblock.errors import WhoseblockError
 from whoseblock.journal import Filter, History, open_journal
+from whoseblock.watch.base import boot_id
+from whoseblock.watch.formats.kmsg import read_kmsg
+from whoseblock.watch.state import Position, StateFolder
 
-__all__ = ["Daemon", "histories", "once", "until", "watching"]
+__all__ = ["Daemon", "from_now_on", "histories", "once", "until", "watching"]
 
 _PATIENCE_S = 30.0
 
@@ -37,6 +40,24 @@ def histories(journal: Path, wanted: Filter | None = None) -> list[History]:
             return list(opened.histories(wanted or Filter()))
     except WhoseblockError:
         return []
+
+
+def from_now_on(folder: Path) -> None:
+    """Have a daemon that starts pass over what the kernel has logged so far in this boot."""
+    sequence = -1
+    with Path("/dev/kmsg").open("rb", 0) as file:
+        os.set_blocking(file.fileno(), False)
+        while True:
+            try:
+                data = os.read(file.fileno(), 8192)
+            except BrokenPipeError:
+                continue
+            except BlockingIOError:
+                break
+            record = read_kmsg(data)
+            sequence = record.sequence if record else sequence
+    with StateFolder(folder / "state") as state:
+        state.save("position.json", Position(boot_id(), sequence))
 
 
 class Daemon:
@@ -89,7 +110,7 @@ _WHOSEBLOCK = [sys.executable, "-m", "whoseblock"]
 
 
 def _words(folder: Path, options: tuple[str | Path, ...]) -> list[str | Path]:
-    where = ["--journal", folder / "journal.sqlite", "--state", folder / "state"]
+    where = (f"--journal={folder / 'journal.sqlite'}", f"--state={folder / 'state'}")
     return [*_WHOSEBLOCK, "watch", *where, *options]
 
 

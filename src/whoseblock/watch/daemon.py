@@ -24,7 +24,7 @@ from whoseblock.watch.policy import DEFAULT, Policy, read_policy
 from whoseblock.watch.reports import Lost, Report
 from whoseblock.watch.sources import PAST, Sources
 from whoseblock.watch.spool import Spool
-from whoseblock.watch.state import StateFolder, write_whole
+from whoseblock.watch.state import Lists, StateFolder, write_whole
 from whoseblock.watch.statistics import Statistics
 from whoseblock.watch.worker import Worker, work_through
 
@@ -69,7 +69,7 @@ class Daemon:
         self._undo = ExitStack()
         self._state = self._undo.enter_context(StateFolder(options.state))
         self._host = Host(options.root)
-        self._spool = Spool(options.state / "spool")
+        self._spool = _open_spool(self._state)
         self._started = time.time()
         self._statistics = Statistics()
         self._worker: Worker | None = None
@@ -334,6 +334,11 @@ class Daemon:
                 say("warning", "metrics-failed", why=error.strerror)
 
 
+def _open_spool(state: StateFolder) -> Spool:
+    lists = state.load("lists.json", Lists) or Lists()
+    return Spool(state.path / "spool", least=lists.last)
+
+
 def _encode(status: dict[str, Any]) -> bytes:
     import msgspec
 
@@ -350,7 +355,7 @@ def sweep_once(options: Options) -> Statistics:
     policy = load_policy(options.policy)
     total = Statistics()
     with StateFolder(options.state) as state:
-        spool = Spool(options.state / "spool")
+        spool = _open_spool(state)
         sources = Sources(Host(options.root), state, PAST)
         try:
             sources.open_missing()

@@ -25,6 +25,11 @@ class Repeated(NamedTuple):
     times: int
     last: float
 
+    @property
+    def where(self) -> tuple[str, int, int]:
+        """The device, the start and the length."""
+        return self.failed.device, self.failed.start, self.failed.length
+
 
 class Entered(NamedTuple):
     """An entry that a report belongs to, ``new`` if there was none before.
@@ -69,6 +74,9 @@ def enter(journal: Journal, run: Run, repeated: Repeated, place: Place) -> Itera
             _new_report(repeated, place, entry.range),
             identity=entry.identity,
         )
+        if noted.failure != entry.id:
+            # An event that was journaled before, and is of an entry that is closed by now.
+            continue
         known = place._replace(start=entry.start, length=entry.length, device=entry.device)
         yield Entered(
             noted.failure, known, noted.new_failure, looked, planned, not noted.new_report

@@ -4,7 +4,7 @@ import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 from whoseblock.errors import MalformedError
 from whoseblock.sources.dmesg import read_dmesg
@@ -21,20 +21,25 @@ _MOST: Final = 1024
 
 
 class KmsgSource:
-    """Reads /dev/kmsg from the first message after number ``after`` of this boot.
+    """Reads messages from ``descriptor``, from the first after number ``after`` of this boot.
 
-    ``sequence`` is the number of the last message that was read.  Raises OSError if the log cannot
-    be opened, which takes CAP_SYSLOG on most machines.
+    ``sequence`` is the number of the last message that was read.
     """
 
     name = "kmsg"
 
-    def __init__(self, device: Path, boot: str, page_size: int, after: int = -1) -> None:
+    def __init__(self, descriptor: int, boot: str, page_size: int, after: int = -1) -> None:
         self.sequence = after
         self._boot = boot
         self._page_size = page_size
         self._overwritten = False
-        self._fd = os.open(device, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        self._fd = descriptor
+
+    @classmethod
+    def at(cls, device: Path, boot: str, page_size: int, after: int) -> Self:
+        """Open a log; raises OSError, for on most machines that takes CAP_SYSLOG."""
+        descriptor = os.open(device, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        return cls(descriptor, boot, page_size, after)
 
     @property
     def health(self) -> str:
@@ -70,8 +75,9 @@ class KmsgSource:
 
     def _gap(self, record: KmsgRecord, clock: Clock) -> Iterator[Report]:
         """Say how many messages nobody will read any more."""
-        missing = record.sequence - self.sequence - 1 if self.sequence >= 0 else 0
-        if missing or self._overwritten:
+        known = self.sequence >= 0
+        missing = record.sequence - self.sequence - 1 if known else 0
+        if missing or (self._overwritten and not known):
             yield Lost(
                 source=self.name,
                 at=clock.at(record.microseconds / 1e6),

@@ -7,7 +7,7 @@ the lists of other disks: all lists are read again at every sweep.
 
 import select
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import BinaryIO, Final
 
 from whoseblock.errors import MalformedError
@@ -35,7 +35,7 @@ class ListSource:
 
     name = "sysfs"
 
-    def __init__(self, host: Host, known: dict[str, tuple[ByteRange, ...]]) -> None:
+    def __init__(self, host: Host, known: Mapping[str, tuple[ByteRange, ...]]) -> None:
         self._host = host
         self._known = dict(known)
         self._poll = select.epoll()

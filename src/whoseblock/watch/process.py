@@ -24,7 +24,7 @@ from whoseblock.stack.host import Host
 from whoseblock.stack.loops import file_extents
 from whoseblock.target import Target, TargetOptions
 from whoseblock.watch.actions import Actor, NoResponder, Responder, choose
-from whoseblock.watch.entries import Entered, close_healed, coalesced, enter
+from whoseblock.watch.entries import Entered, Repeated, close_healed, coalesced, enter
 from whoseblock.watch.log import say
 from whoseblock.watch.places import settle
 from whoseblock.watch.policy import Policy
@@ -74,7 +74,7 @@ class Processor(Closing):
             run = self._journal.begin_run(sys.argv, __version__)
             self._run = self._undo.enter_context(run)
             undo.pop_all()
-        self._lists = dict((setup.state.load("lists.json", Lists) or Lists()).ranges)
+        self._lists = setup.state.load("lists.json", Lists) or Lists()
         self._actor = Actor(self._journal, self._run, setup.policy, setup.state, setup.responder)
         self._statistics = Statistics()
 
@@ -82,29 +82,59 @@ class Processor(Closing):
         """Do what an earlier daemon planned and did not do."""
         return self._actor.resume()
 
-    def process(self, reports: Sequence[Report]) -> Statistics:
-        """Deal with a batch; give what there was to count."""
-        self._statistics = done = Statistics()
+    def process(self, groups: Sequence[Sequence[Report]]) -> Statistics:
+        """Deal with reports, as they came together; give what there was to count."""
+        self._statistics = Statistics()
         options = TargetOptions(root=self._setup.root)
         with Target(None, options) as target, Lookup(target.open_leaf) as finder:
+            self._groups(groups, target, finder)
+        return self._statistics
+
+    def _groups(self, groups: Iterable[Sequence[Report]], target: Target, finder: Lookup) -> None:
+        waiting: list[Repeated] = []
+        listed: dict[str, Listed] = {}
+        for group in groups:
             failed: list[Failed] = []
-            lists: dict[str, Listed] = {}
-            for report in reports:
-                count(done.reports, {report.source: 1})
-                match report:
-                    case Failed():
-                        failed.append(report)
-                    case FileFailed():
-                        failed += self._of_file(report, target, finder)
-                    case Listed():
-                        failed += self._appeared(report, target)
-                        lists[report.device] = report
-                    case Lost() | Ill():
-                        self._tell(report)
-            self._enter(failed, target, finder)
-        if lists:
-            self._setup.state.save("lists.json", Lists(self._lists))
-        return done
+            for report in group:
+                count(self._statistics.reports, {report.source: 1})
+                if isinstance(report, Listed):
+                    if report.key <= self._lists.keys.get(report.device, ""):
+                        # Whoever dealt with it was killed before the spool had forgotten it.
+                        continue
+                    if report.device in listed:
+                        # What came on the list may go from it: that has to be journaled first.
+                        self._enter([*waiting, *coalesced(failed)], target, finder)
+                        self._have_dealt_with(listed)
+                        waiting, failed = [], []
+                    listed[report.device] = report
+                failed += self._failures_of(report, target, finder)
+            # Apart for each group: they may come in another company after a crash, and a report
+            # that was put together with others is known by the key of the first only.
+            waiting += coalesced(failed)
+        self._enter(waiting, target, finder)
+        self._have_dealt_with(listed)
+
+    def _have_dealt_with(self, listed: dict[str, Listed]) -> None:
+        """Remember the lists whose failures are journaled."""
+        for device, one in listed.items():
+            self._lists.ranges[device] = one.ranges
+            self._lists.keys[device] = one.key
+        if listed:
+            self._setup.state.save("lists.json", self._lists)
+        listed.clear()
+
+    def _failures_of(self, report: Report, target: Target, finder: Lookup) -> Iterable[Failed]:
+        """Give the failures that a report tells of."""
+        match report:
+            case Failed():
+                return (report,)
+            case FileFailed():
+                return self._of_file(report, target, finder)
+            case Listed():
+                return self._appeared(report, target)
+            case _:
+                self._tell(report)
+                return ()
 
     def count_unhealed(self) -> Statistics:
         """Count what is open, of this host."""
@@ -130,31 +160,30 @@ class Processor(Closing):
 
     def _appeared(self, listed: Listed, target: Target) -> Iterator[Failed]:
         """Give what a list has that it had not, and close what it has no longer."""
-        before = self._lists.get(listed.device, ())
-        for gone in _without(before, listed.ranges):
-            for place in settle(target, listed.device, *gone):
+        device = listed.device
+        before = self._lists.ranges.get(device, ())
+        gone = _without(before, listed.ranges)
+        for one in gone:
+            for place in settle(target, device, *one):
                 healed = close_healed(self._journal, self._run, place, _HEALED)
                 self._statistics.healed += healed
                 if healed:
-                    say(
-                        "notice",
-                        "healed",
-                        device=place.device,
-                        start=gone.start,
-                        length=gone.length,
-                        failures=healed,
-                    )
+                    where = {"device": place.device, "start": place.start, "length": place.length}
+                    say("notice", "healed", **where, failures=healed)
+        if gone:
+            # What fails there from now on is not healed by this list, should it be read again.
+            self._lists.ranges[device] = tuple(_without(before, gone))
+            self._setup.state.save("lists.json", self._lists)
         for new in _without(listed.ranges, before):
             yield Failed(
                 source=listed.source,
                 at=listed.at,
                 key=f"{listed.key}:{new.start}",
-                device=listed.device,
+                device=device,
                 start=new.start,
                 length=new.length,
                 origin=listed.origin,
             )
-        self._lists[listed.device] = listed.ranges
 
     def _of_file(self, report: FileFailed, target: Target, finder: Lookup) -> Iterator[Failed]:
         """Say where on its device a part of a file is."""
@@ -190,27 +219,28 @@ class Processor(Closing):
 
     # ------------------------------------------------------------------ entries
 
-    def _enter(self, failed: Iterable[Failed], target: Target, finder: Lookup) -> None:
+    def _enter(self, reported: Iterable[Repeated], target: Target, finder: Lookup) -> None:
         """Journal failures, then look for the owners of those that are new, then act."""
+        placed = [
+            (repeated, place) for repeated in reported for place in settle(target, *repeated.where)
+        ]
         entered: dict[int, tuple[Entered, Failed]] = {}
-        for repeated in coalesced(failed):
-            one = repeated.failed
-            for place in settle(target, one.device, one.start, one.length):
+        with self._journal.together():
+            for repeated, place in placed:
                 for entry in enter(self._journal, self._run, repeated, place):
                     if entry.new:
                         count(self._statistics.failures, {place.device: 1})
-                    entered.setdefault(entry.number, (entry, one))
+                    entered.setdefault(entry.number, (entry, repeated.failed))
         self._statistics.latest = time.time() if entered else None
         wanted = [both for both in entered.values() if self._is_wanted(both[0])]
         answers = self._answers(wanted, finder)
-        for (entry, one), answer in zip(wanted, answers, strict=True):
-            if not entry.looked:
-                told = answer
-                if one.at < self._setup.since - _LATE_S:
-                    told = replace(answer, notes=(*answer.notes, _late_note(one)))
-                self._run.record_finding(entry.number, told)
-                self._count(answer, one)
-                _log(entry, one, answer)
+        both = [pair for pair in zip(wanted, answers, strict=True) if not pair[0][0].looked]
+        with self._journal.together():
+            for (entry, one), answer in both:
+                self._run.record_finding(entry.number, self._dated(answer, one))
+        for (entry, one), answer in both:
+            self._count(answer, one)
+            _log(entry, one, answer)
         if not self._setup.policy.rules:
             return
         # Only now: no failure's record waits for what is done about another.
@@ -219,6 +249,12 @@ class Processor(Closing):
             if not entry.planned:
                 chosen = choose(self._setup.policy, answer, entry.place.device, points)
                 self._statistics.add(self._actor.act(entry.number, chosen))
+
+    def _dated(self, answer: Answer, one: Failed) -> Answer:
+        """Say of what failed long before it was watched that the owners are those of now."""
+        if one.at >= self._setup.since - _LATE_S:
+            return answer
+        return replace(answer, notes=(*answer.notes, _late_note(one)))
 
     def _is_wanted(self, entry: Entered) -> bool:
         """Whether the owners are to be asked for: the first time, or to go on where one ended."""

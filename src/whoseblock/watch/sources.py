@@ -66,7 +66,7 @@ class Sources:
     def _kmsg(self) -> Source:
         place = Path(self._host.root / "dev/kmsg")
         after = self._position.sequence
-        return KmsgSource(place, self._boot, self._host.page_size, after)
+        return KmsgSource.at(place, self._boot, self._host.page_size, after)
 
     def _trace(self) -> Source:
         # Of two daemons with one instance, each would have half of the events.

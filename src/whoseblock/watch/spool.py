@@ -25,19 +25,21 @@ MOST_BYTES: Final = 256 << 20
 
 
 class Batch(NamedTuple):
-    """Reports that wait together, in the files named."""
+    """Reports that wait, those of each of the ``files`` by themselves."""
 
-    reports: tuple[Report, ...]
+    groups: tuple[tuple[Report, ...], ...]
     files: tuple[Path, ...]
 
 
 class Spool:
-    """The folder ``path``; only one process puts into it, and only one takes from it."""
+    """The folder ``path``; only one process puts into it, and only one takes from it.
 
-    def __init__(self, path: Path, most_bytes: int = MOST_BYTES) -> None:
+    Keys ascend, from ``least`` on, though the clock be set back.
+    """
+
+    def __init__(self, path: Path, most_bytes: int = MOST_BYTES, least: int = 0) -> None:
         self._path = path
         self._most = most_bytes
-        self._last = 0
         self._encoder = msgspec.json.Encoder()
         self._decoder = msgspec.json.Decoder(tuple[Report, ...])
         path.mkdir(0o700, exist_ok=True)
@@ -46,6 +48,7 @@ class Spool:
             left.unlink()
         self._files = {file: file.stat().st_size for file in self._waiting()}
         self._dropped = 0
+        self._last = max([least, *map(_number, self._files)])
 
     def _waiting(self) -> list[Path]:
         return sorted(self._path.glob(f"*{_SUFFIX}"))
@@ -96,23 +99,30 @@ class Spool:
 
     def take(self, most: int) -> Batch:
         """Give the oldest reports, about ``most`` of them; they stay until `drop`."""
-        reports: list[Report] = []
+        groups: list[tuple[Report, ...]] = []
         files: list[Path] = []
+        taken = 0
         for file in self._waiting():
-            if len(reports) >= most:
+            if taken >= most:
                 break
             try:
-                reports += self._decoder.decode(file.read_bytes())
+                group = self._decoder.decode(file.read_bytes())
             except msgspec.DecodeError as error:
                 what = f"a file of the spool cannot be read: {error}"
-                reports.append(
-                    Lost(source="spool", at=time.time(), key=file.name, count=0, what=what)
-                )
+                now = time.time()
+                group = (Lost(source="spool", at=now, key=file.name, count=0, what=what),)
+            groups.append(group)
             files.append(file)
-        return Batch(tuple(reports), tuple(files))
+            taken += len(group)
+        return Batch(tuple(groups), tuple(files))
 
     @staticmethod
     def drop(files: Iterable[Path]) -> None:
         """Forget what was dealt with."""
         for file in files:
             file.unlink(missing_ok=True)
+
+
+def _number(file: Path) -> int:
+    digits = file.name.removesuffix(_SUFFIX)
+    return int(digits) if digits.isascii() and digits.isdecimal() else 0

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, field
 
 from whoseblock.closing import Closing
 from whoseblock.errors import TargetError
@@ -27,10 +27,20 @@ class Position(Struct, frozen=True):
     sequence: int = -1
 
 
-class Lists(Struct, frozen=True):
-    """What the bad-blocks lists held that have been dealt with, by device."""
+class Lists(Struct):
+    """What the bad-blocks lists held that have been dealt with, by device.
 
-    ranges: dict[str, tuple[ByteRange, ...]] = {}
+    ``keys`` name the last report of each list that was dealt with; they ascend.
+    """
+
+    ranges: dict[str, tuple[ByteRange, ...]] = field(default_factory=dict)
+    keys: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def last(self) -> int:
+        """The number of the last of these reports in the spool."""
+        numbers = (key.partition(":")[0] for key in self.keys.values())
+        return max((int(one) for one in numbers if one.isdecimal()), default=0)
 
 
 def usual_state_folder() -> Path:

@@ -50,7 +50,7 @@ def work_through(
         while True:
             batch = spool.take(BATCH)
             if batch.files:
-                done = processor.process(batch.reports)
+                done = processor.process(batch.groups)
                 spool.drop(batch.files)
                 tell(done)
             if not spool.has_more:
