@@ -148,22 +148,14 @@ def test_a_list_that_is_none_is_told(tmp_path: Path, sys_block: Path) -> None:
 
 
 @pytest.fixture
-def tracefs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Give a folder like tracefs, where a new instance has what the kernel puts there."""
-    top = tmp_path / "tracing"
-    (top / "instances").mkdir(parents=True)
-    made = Path.mkdir
-
-    def mkdir(path: Path) -> None:
-        made(path)
-        if path.parent.name == "instances":
-            event = path / "events/memory_failure/memory_failure_event"
-            made(event, parents=True)
-            (event / "enable").write_text("0\n")
-            os.mkfifo(path / "trace_pipe")
-
-    monkeypatch.setattr(Path, "mkdir", mkdir)
-    return top
+def tracefs(tmp_path: Path) -> Path:
+    """Give a folder like tracefs, with an instance that a killed daemon left."""
+    folder = tmp_path / "tracing/instances/test"
+    event = folder / "events/memory_failure/memory_failure_event"
+    event.mkdir(parents=True)
+    (event / "enable").write_text("0\n")
+    os.mkfifo(folder / "trace_pipe")
+    return tmp_path / "tracing"
 
 
 def test_memory_failures_where_an_older_kernel_has_them(tracefs: Path) -> None:
