@@ -360,8 +360,9 @@ def sweep_once(options: Options) -> Statistics:
         try:
             sources.open_missing()
             for source in sources:
-                while reports := [*source.read(), *source.sweep()]:
-                    spool.put(reports)
+                spool.put(list(source.sweep()))
+                while select.select([source], [], [], 0)[0]:
+                    spool.put(list(source.read()))
             setup = Setup(state, policy, options.journal, options.root, time.time())
             work_through(spool, lambda: setup, total.add, lambda: spool.has_more)
         finally:
