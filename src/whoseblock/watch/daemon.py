@@ -93,8 +93,8 @@ class Daemon:
                 self._mounts_changed()
             self._open_endpoints()
             self._sweep()
-            if self._spool.has_more:
-                self._work()
+            # Whatever waits; what an earlier daemon did not finish; and whether there is a journal.
+            self._work()
             notify("READY=1", f"STATUS=watching: {', '.join(self._sources.open)}")
             say("info", "started", interval=self._options.interval, state=self._options.state)
             try:
@@ -364,7 +364,7 @@ def sweep_once(options: Options) -> Statistics:
                 while select.select([source], [], [], 0)[0]:
                     spool.put(list(source.read()))
             setup = Setup(state, policy, options.journal, options.root, time.time())
-            work_through(spool, lambda: setup, total.add, lambda: spool.has_more)
+            work_through(spool, lambda: setup, total.add, lambda **_: spool.has_more)
         finally:
             sources.close()
     return total

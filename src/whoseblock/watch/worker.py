@@ -11,7 +11,7 @@ import signal
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 import msgspec
 
@@ -33,20 +33,29 @@ _PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
 _PIECE: Final = 1 << 16
 
 
+class More(Protocol):
+    """Waits for more, and says whether there is."""
+
+    def __call__(self, *, busy: bool) -> bool:
+        """Wait only if the worker was ``busy``."""
+
+
 def work_through(
     spool: Spool,
     make_setup: "Callable[[], Setup]",
     tell: Callable[[Statistics], None],
-    more: Callable[[], bool],
+    more: "More",
 ) -> None:
     """Deal with all that is in the spool, and with what comes as long as ``more`` waits for it.
 
-    ``tell`` is told what there is to count after every batch.  Raises `JournalError`.
+    ``more`` is told whether there was anything, and ``tell`` after every batch what there is to
+    count.  Raises `JournalError`.
     """
     from whoseblock.watch.process import Processor
 
     with Processor(make_setup()) as processor:
         tell(processor.resume())
+        busy = False
         while True:
             batch = spool.take(BATCH)
             if batch.files:
@@ -55,7 +64,8 @@ def work_through(
                 tell(done)
             if not spool.has_more:
                 tell(processor.count_unhealed())
-            if not more():
+            busy = busy or bool(batch.files)
+            if not more(busy=busy):
                 return
 
 
@@ -124,9 +134,9 @@ def _live(spool: Spool, make_setup: "Callable[[], Setup]", tell: int, wake: int)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         os.set_blocking(tell, True)
 
-        def more() -> bool:
+        def more(*, busy: bool) -> bool:
             waiting = spool.has_more
-            ready, _, _ = select.select([wake], [], [], 0.0 if waiting else _LINGER)
+            ready, _, _ = select.select([wake], [], [], _LINGER if busy and not waiting else 0.0)
             # At its end the pipe is readable, and gives nothing: the collector wants us to end.
             return bool(os.read(wake, _PIECE)) if ready else waiting
 
