@@ -330,15 +330,15 @@ def test_processes_that_end_during_the_scan_are_no_error(file: Path) -> None:
         if os.fork() == 0:
             rename(b"w%d" % os.getpid())
             map_file(0, PAGE)
-            time.sleep(os.getpid() % 60 / 1000)
+            time.sleep(os.getpid() % 50 / 200)
             os.getpid() % 2 or os.execv("/bin/sleep", ["sleep", "0.02"])
             os._exit(0)
-        time.sleep(0.004)
+        time.sleep(0.01)
     """
     seen: set[int] = set()
     with running(program, file) as (spawner,):
         end = time.monotonic() + 30
-        while len(seen) < 200 and time.monotonic() < end:
+        while len(seen) < 100 and time.monotonic() < end:
             (found,) = users(part(file))
             for process in found:
                 assert process.pid != spawner
@@ -502,8 +502,8 @@ def test_a_pid_namespace_lists_only_its_own(file: Path) -> None:
 
 
 @contextlib.contextmanager
-def silent_file(tmp_path: Path) -> Iterator[tuple[int, Path]]:
-    """Give the inode of a file that a child has open, while its filesystem does not answer."""
+def silent_file(tmp_path: Path) -> Iterator[tuple[int, int, Path]]:
+    """Give who has which inode open of a filesystem that does not answer, and where that is."""
     image = tmp_path / "image"
     image.write_bytes(bytes(PAGE))
     folder = tmp_path / "silent"
@@ -514,33 +514,37 @@ def silent_file(tmp_path: Path) -> Iterator[tuple[int, Path]]:
             for pid in children
             if os.fsencode(folder) in Path(f"/proc/{pid}/cmdline").read_bytes()
         )
-        with running("ready(os.fstat(os.open(path, os.O_RDONLY)).st_ino)", device) as (_, inode):
+        with running("ready(os.fstat(os.open(path, os.O_RDONLY)).st_ino)", device) as (pid, inode):
             os.kill(server, signal.SIGSTOP)
             try:
                 # The kernel remembers for a second what it was told.
                 time.sleep(1.2)
-                yield inode, folder
+                yield pid, inode, folder
             finally:
                 os.kill(server, signal.SIGCONT)
 
 
 def test_a_mount_that_does_not_answer_is_not_asked(file: Path, tmp_path: Path) -> None:
     need_root()
-    with silent_file(tmp_path) as (inode, _):
+    with silent_file(tmp_path) as (silent, inode, _):
         before = find_processes([part(file)])
+        # The inode of that number on another filesystem may well be open elsewhere.
         found = find_processes([Wanted(file.stat().st_dev, inode, None, 0)])
-    assert (found.processes, found.hidden) == ([()], before.hidden)
+    assert silent not in [process.pid for process in found.processes[0]]
+    assert found.hidden == before.hidden
 
 
 def test_an_unmounted_filesystem_that_does_not_answer_is_given_up(
     file: Path, tmp_path: Path
 ) -> None:
     need_root()
-    with silent_file(tmp_path) as (inode, folder), running(HOLD, file) as (pid, _):
+    with silent_file(tmp_path) as (silent, inode, folder), running(HOLD, file) as (pid, _):
         before = find_processes([part(file)])
         run(["umount", "--lazy", folder])
         found = find_processes([Wanted(file.stat().st_dev, inode, None, 0), part(file)])
-    assert [[process.pid for process in one] for one in found.processes] == [[], [pid]]
+    others, ours = ([process.pid for process in one] for one in found.processes)
+    assert silent not in others
+    assert ours == [pid]
     assert found.hidden > before.hidden
 
 

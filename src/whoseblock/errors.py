@@ -12,6 +12,7 @@
     ├── PrivilegeError         the kernel answers only those who have a certain capability
     ├── JournalError           the journal cannot be opened, read or written
     ├── PolicyError            the policy of the daemon is not as it must be
+    ├── LeftUndoneError        something that was to be done was not done, or did not help
     └── BlockError             a block that we need cannot be had
         ├── MediaError         the medium does not give it back
         └── CorruptError       it does not verify
@@ -32,6 +33,7 @@ __all__ = [
     "BlockError",
     "CorruptError",
     "JournalError",
+    "LeftUndoneError",
     "MalformedError",
     "MediaError",
     "NotAFilesystemError",
@@ -126,6 +128,12 @@ class PolicyError(WhoseblockError):
         self.line = line
         where = name if line is None else f"{name}, line {line}"
         super().__init__(f"{where}: {what}", hint=hint)
+
+
+class LeftUndoneError(WhoseblockError):
+    """Something that was to be done was not done, or did not help."""
+
+    exit_code = 14
 
 
 class BlockError(WhoseblockError):
