@@ -96,8 +96,7 @@ def test_a_failed_read_is_attributed_to_the_file(image: Path, tmp_path: Path) ->
             until(lambda: [one for one in of(daemon.histories(), loop) if len(one.reports) > 1])
             (history,) = of(daemon.histories(), loop)
             assert history.failure.range == ByteRange(at, 512)
-            assert str(image) not in history.failure.identity
-            assert history.failure.identity.startswith("loop-")
+            assert history.failure.identity.startswith("xfs ")
             # The log and the tracepoint tell of one failure.
             assert sources_of(history) == {"kmsg", "tracepoint"}
             (finding,) = history.findings
@@ -221,6 +220,32 @@ def test_a_policy_for_a_mount_point(image: Path, tmp_path: Path) -> None:
                 assert victim.wait(30) < 0
                 until(lambda: daemon.status()["counts"]["actions"].get("signal done"))
         assert str(root / "hit").encode() in (tmp_path / "said").read_bytes()
+
+
+@pytest.mark.usefixtures("tracing")
+def test_free_space_is_healed_if_the_policy_says_so(image: Path, tmp_path: Path) -> None:
+    from_now_on(tmp_path)
+    policy = tmp_path / "policy.toml"
+    policy.write_text('[[rule]]\nowner = "free"\nrespond = "zero"\n')
+    free = image.stat().st_size - 4 * BLOCK
+    with (
+        failing(image, tmp_path / "at") as (served, loop, root),
+        watching(tmp_path, "--policy", policy) as daemon,
+    ):
+        served.add(ByteRange(free, 512))
+        fill(root / "kept", "kept")
+        os.sync()
+        at = place_of(root, root / "kept", 3)
+        served.add(ByteRange(at, 512))
+        assert not read_direct(loop, free)
+        assert not read_direct(loop, at)
+        until(lambda: daemon.status()["counts"]["actions"].get("respond done"))
+        # What has an owner is left alone.
+        assert served.bad() == [ByteRange(at, 512)]
+        until(lambda: len(of(daemon.histories(), loop)) == 2)
+        closed = {one.failure.start: one.failure.closed for one in of(daemon.histories(), loop)}
+        assert closed[at] is None
+        assert closed[free] is not None
 
 
 @pytest.mark.usefixtures("tracing")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from whoseblock.errors import JournalError
 from whoseblock.fs.base import Answer, FileOwner, Free, Mapping, OpenFile, Process, Via
@@ -22,6 +23,7 @@ from whoseblock.journal.run import Run
 from whoseblock.ranges import ByteRange
 from whoseblock.watch import actions
 from whoseblock.watch.actions import Limits, choose
+from whoseblock.watch.entries import DEALT_WITH
 from whoseblock.watch.policy import Policy, Rule
 from whoseblock.watch.process import Processor, Setup
 from whoseblock.watch.reports import Failed, Ill, Listed, Lost, Report
@@ -96,11 +98,13 @@ def test_the_same_event_is_journaled_once(house: House) -> None:
     house.process([failed(512)])
     house.process([failed(512)])
     with open_journal(str(house.journal)) as journal, journal.begin_run(["test"], "0") as run:
-        run.close_failure(1, "replaced")
+        run.close_failure(1, DEALT_WITH)
     house.process([failed(512)])
     assert house.told() == [(512, 512, [("kmsg", 512)], 1, False)]
-    # Another event of the same place is a new failure by then.
-    house.process([failed(512, key="new")])
+    # What was noticed before that is nothing new; what was noticed after is a new failure.
+    house.process([failed(512, key="early")])
+    assert len(house.told()) == 1
+    house.process([replace(failed(512, key="late"), at=time.time())])
     assert [one[4] for one in house.told()] == [False, True]
 
 

@@ -14,7 +14,7 @@ from typing import Any, Final, Protocol, cast
 import msgspec
 from msgspec import Struct, field
 
-from whoseblock.errors import UnsupportedError, WhoseblockError
+from whoseblock.errors import JournalError, WhoseblockError
 from whoseblock.fs.base import Answer, FileOwner, Owner
 from whoseblock.journal import Entry, Plan, PlannedStep, State, Step
 from whoseblock.journal.journal import Journal
@@ -24,7 +24,7 @@ from whoseblock.watch.policy import ActionKind, Policy, Rule
 from whoseblock.watch.state import StateFolder
 from whoseblock.watch.statistics import Statistics, count
 
-__all__ = ["Actor", "Limits", "NoResponder", "Responder", "choose"]
+__all__ = ["Actor", "Limits", "Responder", "choose"]
 
 _HOUR: Final = 3600.0
 _BY: Final = {"by": "watch"}
@@ -42,19 +42,6 @@ class Responder(Protocol):
         restore) and ``from``.  It looks for the owners again before it writes, plans and journals
         its own steps, and raises `WhoseblockError` if it did not succeed.
         """
-
-
-class NoResponder:
-    """Refuses: nothing here writes to a device."""
-
-    def respond(
-        self, _failure: Entry, _answer: Mapping[str, Any], how: Mapping[str, Any], /
-    ) -> str:
-        """Refuse."""
-        raise UnsupportedError(
-            f"{how.get('with', 'respond')}: this whoseblock does not write to a device by itself",
-            hint="whoseblock journal show says what failed",
-        )
 
 
 class Limits(Struct):
@@ -161,6 +148,8 @@ class Actor:
         self._run.started(step.id)
         try:
             said = self._perform(kind, step.parameters, failure)
+        except JournalError:
+            raise
         except (WhoseblockError, OSError, subprocess.SubprocessError) as error:
             self._run.failed(step.id, str(error))
             self._run.left(step.id, "the daemon does not try again")

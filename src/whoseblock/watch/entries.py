@@ -6,7 +6,9 @@ is a report of that; the rest of it becomes a new one.
 
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
-from typing import NamedTuple
+from typing import Final, NamedTuple
+
+from msgspec.structs import replace
 
 from whoseblock.journal import Entry, Filter, NewReport
 from whoseblock.journal.journal import Journal
@@ -15,7 +17,10 @@ from whoseblock.ranges import ByteRange, subtract
 from whoseblock.watch.places import Place
 from whoseblock.watch.reports import Failed
 
-__all__ = ["Entered", "Repeated", "close_healed", "coalesced", "enter"]
+__all__ = ["DEALT_WITH", "Entered", "Repeated", "close_healed", "coalesced", "enter"]
+
+#: Why the failure is closed whose bytes were seen to be good again.
+DEALT_WITH: Final = "the failed bytes were dealt with, and can be read again"
 
 
 class Repeated(NamedTuple):
@@ -62,12 +67,14 @@ def coalesced(reports: Iterable[Failed]) -> list[Repeated]:
 def enter(journal: Journal, run: Run, repeated: Repeated, place: Place) -> Iterator[Entered]:
     """Journal a report under every entry that has bytes of it, and make entries for the others.
 
-    Raises `JournalError`.
+    What was noticed before bytes were dealt with is nothing new about them, though we hear of it
+    only now: looking at them to heal them makes the kernel complain once more.  Raises
+    `JournalError`.
     """
     where = ByteRange(place.start, place.length)
     left = [where]
-    for entry, looked, planned in _open(journal, place, where):
-        left = [piece for part in left for piece in subtract([part], entry.range)]
+    for entry, looked, planned in _entries(journal, place, where, still_open=True):
+        left = subtract(left, entry.range)
         noted = run.record_failure(
             entry.device,
             entry.range,
@@ -81,6 +88,13 @@ def enter(journal: Journal, run: Run, repeated: Repeated, place: Place) -> Itera
         yield Entered(
             noted.failure, known, noted.new_failure, looked, planned, not noted.new_report
         )
+    if left:
+        seen = datetime.fromtimestamp(repeated.last, UTC)
+        for entry, _, _ in _entries(journal, place, where, still_open=False):
+            # Of what a list no longer has, only the list knows since when.
+            dealt_with = entry.closed_because == DEALT_WITH
+            if dealt_with and entry.closed is not None and seen <= entry.closed:
+                left = subtract(left, entry.range)
     for piece in left:
         noted = run.record_failure(
             place.device, piece, _new_report(repeated, place, piece), identity=place.identity
@@ -93,26 +107,20 @@ def enter(journal: Journal, run: Run, repeated: Repeated, place: Place) -> Itera
             )
 
 
-def _open(journal: Journal, place: Place, where: ByteRange) -> Iterator[tuple[Entry, bool, bool]]:
-    """Give the open entries with bytes of a place, and whether somebody looked or planned."""
-    wanted = Filter(
-        device=place.identity or place.device, host=journal.host.name, open=True, overlapping=where
-    )
-    found = list(journal.failures(wanted))
+def _entries(
+    journal: Journal, place: Place, where: ByteRange, *, still_open: bool
+) -> Iterator[tuple[Entry, bool, bool]]:
+    """Give the entries with bytes of a place, and whether somebody looked or planned."""
+    wanted = Filter(host=journal.host.name, open=still_open, overlapping=where)
+    found = list(journal.failures(replace(wanted, device=place.identity or place.device)))
     if not found and place.identity:
         # Made when nobody knew the identity, or by somebody who does not.
-        found = list(journal.failures(_with_device(wanted, place.device)))
+        found = list(journal.failures(replace(wanted, device=place.device)))
     for one in found:
         entry = one.failure
         same = not (entry.identity and place.identity) or entry.identity == place.identity
         if same and (entry.device == place.device or entry.identity == place.identity != ""):
             yield entry, one.complete is not None, bool(one.states)
-
-
-def _with_device(wanted: Filter, device: str) -> Filter:
-    from msgspec.structs import replace
-
-    return replace(wanted, device=device)
 
 
 def _new_report(repeated: Repeated, place: Place, entry: ByteRange) -> NewReport:
@@ -133,7 +141,7 @@ def close_healed(journal: Journal, run: Run, place: Place, because: str) -> int:
     """Close the open entries that lie wholly within a place; give how many there were."""
     where = ByteRange(place.start, place.length)
     healed = 0
-    for entry, _, _ in _open(journal, place, where):
+    for entry, _, _ in _entries(journal, place, where, still_open=True):
         if where.start <= entry.start and entry.start + entry.length <= where.end:
             run.close_failure(entry.id, because)
             healed += 1

@@ -11,13 +11,15 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
-from whoseblock.errors import TargetError
+from whoseblock.errors import TargetError, WhoseblockError
+from whoseblock.fs.base import Filesystem
+from whoseblock.lookup import Lookup
 from whoseblock.stack.base import Layer, Linear
 from whoseblock.stack.host import Host
 from whoseblock.stack.loops import backing_file
 from whoseblock.target import Target
 
-__all__ = ["Place", "identity_of", "settle"]
+__all__ = ["Place", "identity_of", "layer_named", "settle"]
 
 #: As deep as `whoseblock.stack.base.descend` goes.
 _MAX_DEPTH = 32
@@ -26,8 +28,8 @@ _MAX_DEPTH = 32
 class Place(NamedTuple):
     """``length`` bytes from ``start`` of ``device``; ``layer`` is None if nobody knows the device.
 
-    ``identity`` names the device whatever the kernel calls it, "" if nobody knows.  ``why`` says
-    why there is no layer.
+    ``identity`` names the filesystem or the device whatever the kernel calls it, "" if nobody
+    knows.  ``why`` says why there is no layer.
     """
 
     device: str
@@ -38,7 +40,7 @@ class Place(NamedTuple):
     why: str = ""
 
 
-def settle(target: Target, device: str, start: int, length: int) -> list[Place]:
+def settle(target: Target, finder: Lookup, device: str, start: int, length: int) -> list[Place]:
     """Say where a failure of a device belongs, in the order of its bytes."""
     try:
         layer = target.layer_of(device)
@@ -46,8 +48,17 @@ def settle(target: Target, device: str, start: int, length: int) -> list[Place]:
         return [Place(device, "", start, length, None, str(error))]
     found = _settle(layer, start, length, 0)
     return [
-        Place(at.name, identity_of(target.host, at), begin, size, at) for at, begin, size in found
+        Place(at.name, _identity(target.host, finder, at), begin, size, at)
+        for at, begin, size in found
     ]
+
+
+def layer_named(target: Target, name: str) -> Layer:
+    """Give the layer that is called so in a `Place`; raises `TargetError`."""
+    for folder in target.host.root.glob("sys/class/block/dm-*"):
+        if target.host.text(folder / "dm/name") == name:
+            return target.layer_of(folder.name)
+    return target.layer_of(name)
 
 
 def _settle(layer: Layer, start: int, length: int, depth: int) -> list[tuple[Layer, int, int]]:
@@ -93,6 +104,18 @@ def _joined(pieces: Iterable[tuple[Layer, int, int]]) -> list[tuple[Layer, int, 
         else:
             joined.append((layer, start, length))
     return joined
+
+
+def _identity(host: Host, finder: Lookup, layer: Layer) -> str:
+    """Name what fails: the filesystem that is on it, as `respond` does; or else the device."""
+    if not layer.segments:
+        try:
+            space = finder.leaf(layer)
+        except (WhoseblockError, OSError):
+            space = None
+        if isinstance(space, Filesystem) and space.identity:
+            return space.identity
+    return identity_of(host, layer)
 
 
 def identity_of(host: Host, layer: Layer) -> str:

@@ -23,12 +23,13 @@ from whoseblock.ranges import ByteRange, subtract
 from whoseblock.stack.host import Host
 from whoseblock.stack.loops import file_extents
 from whoseblock.target import Target, TargetOptions
-from whoseblock.watch.actions import Actor, NoResponder, Responder, choose
+from whoseblock.watch.actions import Actor, Responder, choose
 from whoseblock.watch.entries import Entered, Repeated, close_healed, coalesced, enter
 from whoseblock.watch.log import say
 from whoseblock.watch.places import settle
 from whoseblock.watch.policy import Policy
 from whoseblock.watch.reports import Failed, FileFailed, Ill, Listed, Lost, Report
+from whoseblock.watch.responding import DeviceResponder
 from whoseblock.watch.state import Lists, StateFolder
 from whoseblock.watch.statistics import Statistics, count
 
@@ -49,6 +50,7 @@ class Setup(NamedTuple):
 
     ``journal`` is the URL, None for the usual one, and ``root`` where /sys and /proc are.
     ``since`` is when the daemon began: what failed before that says nothing of how quick it is.
+    ``responder`` is who writes to devices, None for the usual one.
     """
 
     state: StateFolder
@@ -56,7 +58,7 @@ class Setup(NamedTuple):
     journal: str | None = None
     root: str = "/"
     since: float = 0.0
-    responder: Responder = NoResponder()
+    responder: Responder | None = None
 
 
 class Processor(Closing):
@@ -75,7 +77,8 @@ class Processor(Closing):
             self._run = self._undo.enter_context(run)
             undo.pop_all()
         self._lists = setup.state.load("lists.json", Lists) or Lists()
-        self._actor = Actor(self._journal, self._run, setup.policy, setup.state, setup.responder)
+        responder = setup.responder or DeviceResponder(self._journal, self._run)
+        self._actor = Actor(self._journal, self._run, setup.policy, setup.state, responder)
         self._statistics = Statistics()
 
     def resume(self) -> Statistics:
@@ -131,7 +134,7 @@ class Processor(Closing):
             case FileFailed():
                 return self._of_file(report, target, finder)
             case Listed():
-                return self._appeared(report, target)
+                return self._appeared(report, target, finder)
             case _:
                 self._tell(report)
                 return ()
@@ -158,13 +161,13 @@ class Processor(Closing):
             place = report.place or None
             say("err", "filesystem-ill", source=report.source, at=at, place=place, what=report.what)
 
-    def _appeared(self, listed: Listed, target: Target) -> Iterator[Failed]:
+    def _appeared(self, listed: Listed, target: Target, finder: Lookup) -> Iterator[Failed]:
         """Give what a list has that it had not, and close what it has no longer."""
         device = listed.device
         before = self._lists.ranges.get(device, ())
         gone = _without(before, listed.ranges)
         for one in gone:
-            for place in settle(target, device, *one):
+            for place in settle(target, finder, device, *one):
                 healed = close_healed(self._journal, self._run, place, _HEALED)
                 self._statistics.healed += healed
                 if healed:
@@ -222,7 +225,9 @@ class Processor(Closing):
     def _enter(self, reported: Iterable[Repeated], target: Target, finder: Lookup) -> None:
         """Journal failures, then look for the owners of those that are new, then act."""
         placed = [
-            (repeated, place) for repeated in reported for place in settle(target, *repeated.where)
+            (repeated, place)
+            for repeated in reported
+            for place in settle(target, finder, *repeated.where)
         ]
         entered: dict[int, tuple[Entered, Failed]] = {}
         with self._journal.together():
