@@ -130,8 +130,8 @@ def watching(
     ):
         daemon = Daemon(process, folder)
         try:
-            already = daemon.log().count("event=started")
-            until(lambda: daemon.log().count("event=started") > already or process.poll())
+            already = daemon.log().count("event=watching")
+            until(lambda: daemon.log().count("event=watching") > already or process.poll())
             assert process.poll() is None, daemon.log()
             yield daemon
         finally:

@@ -96,7 +96,13 @@ class Daemon:
             # Whatever waits; what an earlier daemon did not finish; and whether there is a journal.
             self._work()
             notify("READY=1", f"STATUS=watching: {', '.join(self._sources.open)}")
-            say("info", "started", interval=self._options.interval, state=self._options.state)
+            say(
+                "info",
+                "watching",
+                sources=",".join(self._sources.open),
+                interval=self._options.interval,
+                state=self._options.state,
+            )
             try:
                 self._loop()
             finally:
