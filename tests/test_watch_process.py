@@ -95,16 +95,17 @@ def test_one_failure_of_several_sources_is_one_entry(house: House) -> None:
 
 
 def test_the_same_event_is_journaled_once(house: House) -> None:
-    house.process([failed(512)])
-    house.process([failed(512)])
+    event = replace(failed(512), at=time.time() - 10)
+    house.process([event])
+    house.process([event])
     with open_journal(str(house.journal)) as journal, journal.begin_run(["test"], "0") as run:
         run.close_failure(1, DEALT_WITH)
-    house.process([failed(512)])
+    house.process([event])
     assert house.told() == [(512, 512, [("kmsg", 512)], 1, False)]
     # What was noticed before that is nothing new; what was noticed after is a new failure.
-    house.process([failed(512, key="early")])
+    house.process([replace(event, key="early")])
     assert len(house.told()) == 1
-    house.process([replace(failed(512, key="late"), at=time.time())])
+    house.process([replace(event, key="late", at=time.time())])
     assert [one[4] for one in house.told()] == [False, True]
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from whoseblock import __version__
 from whoseblock.errors import NEWS
 
 __all__ = ["watch"]
@@ -101,6 +102,7 @@ def watch(  # noqa: PLR0913 - as many as there are options
         metrics_port=None if metrics_port is None else _address(metrics_port),
         metrics_file=metrics_file,
         root=root,
+        version=__version__,
     )
     if not once:
         Daemon(options).run()

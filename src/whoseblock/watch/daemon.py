@@ -49,6 +49,7 @@ class Options(NamedTuple):
     metrics_port: tuple[str, int] | None = None
     metrics_file: Path | None = None
     root: str = "/"
+    version: str = ""
 
 
 def load_policy(path: Path | None) -> Policy:
@@ -249,6 +250,7 @@ class Daemon:
             journal=self._options.journal,
             root=self._options.root,
             since=self._started,
+            version=self._options.version,
         )
 
     def _worker_told(self) -> None:
@@ -369,7 +371,14 @@ def sweep_once(options: Options) -> Statistics:
                 spool.put(list(source.sweep()))
                 while select.select([source], [], [], 0)[0]:
                     spool.put(list(source.read()))
-            setup = Setup(state, policy, options.journal, options.root, time.time())
+            setup = Setup(
+                state,
+                policy,
+                options.journal,
+                options.root,
+                since=time.time(),
+                version=options.version,
+            )
             work_through(spool, lambda: setup, total.add, lambda **_: spool.has_more)
         finally:
             sources.close()

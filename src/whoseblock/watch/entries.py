@@ -4,23 +4,32 @@ Entries of one device that are open never overlap.  What a report says of bytes 
 is a report of that; the rest of it becomes a new one.
 """
 
+import time
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Final, NamedTuple
 
 from msgspec.structs import replace
 
-from whoseblock.journal import Entry, Filter, NewReport
+from whoseblock.journal import Entry, Filter, NewReport, Noted
 from whoseblock.journal.journal import Journal
 from whoseblock.journal.run import Run
 from whoseblock.ranges import ByteRange, subtract
 from whoseblock.watch.places import Place
 from whoseblock.watch.reports import Failed
 
-__all__ = ["DEALT_WITH", "Entered", "Repeated", "close_healed", "coalesced", "enter"]
+__all__ = ["DEALT_WITH", "Entered", "Entries", "Repeated", "coalesced"]
 
 #: Why the failure is closed whose bytes were seen to be good again.
 DEALT_WITH: Final = "the failed bytes were dealt with, and can be read again"
+#: Nothing waits longer than this in the spool of a daemon that works.
+_LATELY: Final = timedelta(hours=1)
+#: So long, in seconds, and so many open entries are kept in mind.
+_FRESH_S: Final = 60.0
+_MOST: Final = 50_000
+#: So many entries before a place are looked at for one that reaches into it.
+_BACK: Final = 4
 
 
 class Repeated(NamedTuple):
@@ -64,63 +73,166 @@ def coalesced(reports: Iterable[Failed]) -> list[Repeated]:
     return list(same.values())
 
 
-def enter(journal: Journal, run: Run, repeated: Repeated, place: Place) -> Iterator[Entered]:
-    """Journal a report under every entry that has bytes of it, and make entries for the others.
+class _Known(NamedTuple):
+    # An open entry, and whether somebody looked or planned.
+    entry: Entry
+    looked: bool
+    planned: bool
 
-    What was noticed before bytes were dealt with is nothing new about them, though we hear of it
-    only now: looking at them to heal them makes the kernel complain once more.  Raises
-    `JournalError`.
+
+class Entries:
+    """The open entries of this host, as the journal has them, and what makes more of them.
+
+    Those of a device are read once, and again after a minute, for others may write to the journal,
+    too; a report costs no search.  Every method raises `JournalError`.
     """
-    where = ByteRange(place.start, place.length)
-    left = [where]
-    for entry, looked, planned in _entries(journal, place, where, still_open=True):
-        left = subtract(left, entry.range)
-        noted = run.record_failure(
-            entry.device,
-            entry.range,
-            _new_report(repeated, place, entry.range),
-            identity=entry.identity,
-        )
-        if noted.failure != entry.id:
-            # An event that was journaled before, and is of an entry that is closed by now.
-            continue
-        known = place._replace(start=entry.start, length=entry.length, device=entry.device)
-        yield Entered(
-            noted.failure, known, noted.new_failure, looked, planned, not noted.new_report
-        )
-    if left:
+
+    def __init__(self, journal: Journal, run: Run) -> None:
+        self._journal = journal
+        self._run = run
+        #: By identity or device, in the order of their starts, which stand apart for bisecting.
+        self._open: dict[str, tuple[list[int], list[_Known]]] = {}
+        self._since = time.monotonic()
+        self._dealt_with: list[Entry] = []
+        self.find_dealt_with()
+
+    def find_dealt_with(self) -> None:
+        """Find what was dealt with lately; what was heard of that before may come only now."""
+        wanted = Filter(host=self._journal.host.name, open=False, since=datetime.now(UTC) - _LATELY)
+        failures = (one.failure for one in self._journal.failures(wanted))
+        self._dealt_with = [one for one in failures if one.closed_because == DEALT_WITH]
+
+    def forget(self) -> None:
+        """Have all read again: something was closed."""
+        self._open.clear()
+
+    def refresh(self) -> None:
+        """Have all read again that was read a while ago, or is too much to keep."""
+        count = sum(len(starts) for starts, _ in self._open.values())
+        if time.monotonic() - self._since > _FRESH_S or count > _MOST:
+            self._open.clear()
+            self._since = time.monotonic()
+
+    def enter(self, repeated: Repeated, place: Place) -> Iterator[Entered]:
+        """Journal a report under every entry that has bytes of it; make entries for the others.
+
+        What was noticed before bytes were dealt with is nothing new about them, though we hear of
+        it only now: looking at them to heal them makes the kernel complain once more.
+        """
+        left = [ByteRange(place.start, place.length)]
+        for entry, looked, planned in self._touching(place):
+            left = subtract(left, entry.range)
+            noted = self._record(repeated, place, entry.device, entry.range, entry.identity)
+            known = place._replace(start=entry.start, length=entry.length, device=entry.device)
+            if noted.failure == entry.id:
+                yield Entered(
+                    entry.id,
+                    known,
+                    new=False,
+                    looked=looked,
+                    planned=planned,
+                    replayed=not noted.new_report,
+                )
+            elif noted.new_failure:
+                # Somebody else has closed it meanwhile.
+                self.forget()
+                yield _new(noted.failure, known)
         seen = datetime.fromtimestamp(repeated.last, UTC)
-        for entry, _, _ in _entries(journal, place, where, still_open=False):
-            # Of what a list no longer has, only the list knows since when.
-            dealt_with = entry.closed_because == DEALT_WITH
-            if dealt_with and entry.closed is not None and seen <= entry.closed:
+        for entry in self._dealt_with:
+            if _is_of(entry, place) and entry.closed is not None and seen <= entry.closed:
                 left = subtract(left, entry.range)
-    for piece in left:
-        noted = run.record_failure(
-            place.device, piece, _new_report(repeated, place, piece), identity=place.identity
+        for piece in left:
+            noted = self._record(repeated, place, place.device, piece, place.identity)
+            # An event that was journaled before is of an entry that is closed by now.
+            if noted.new_failure:
+                part = place._replace(start=piece.start, length=piece.length)
+                self._add(noted.failure, part)
+                yield _new(noted.failure, part)
+
+    def _record(
+        self, repeated: Repeated, place: Place, device: str, where: ByteRange, identity: str
+    ) -> Noted:
+        report = _new_report(repeated, place, where)
+        return self._run.record_failure(device, where, report, identity=identity)
+
+    def close_healed(self, place: Place, because: str) -> int:
+        """Close the open entries that lie wholly within a place; give how many there were."""
+        end = place.start + place.length
+        healed = 0
+        for entry, _, _ in self._touching(place):
+            if place.start <= entry.start and entry.start + entry.length <= end:
+                self._run.close_failure(entry.id, because)
+                healed += 1
+        if healed:
+            self.forget()
+        return healed
+
+    def looked(self, numbers: Iterable[int]) -> None:
+        """Take note that the owners of these are journaled."""
+        done = set(numbers)
+        for _, known in self._open.values():
+            for at, one in enumerate(known):
+                if one.entry.id in done:
+                    known[at] = one._replace(looked=True)
+
+    # ------------------------------------------------------------------ what is known
+
+    def _touching(self, place: Place) -> list[_Known]:
+        """Give the open entries with bytes of a place."""
+        starts, known = self._of(place)
+        # Those of one device do not overlap, unless somebody else made some: so far back at most.
+        first = max(bisect_left(starts, place.start) - _BACK, 0)
+        last = bisect_left(starts, place.start + place.length)
+        return [
+            one for one in known[first:last] if one.entry.start + one.entry.length > place.start
+        ]
+
+    def _of(self, place: Place) -> tuple[list[int], list[_Known]]:
+        key = place.identity or place.device
+        if key not in self._open:
+            wanted = Filter(host=self._journal.host.name, open=True)
+            found: dict[int, _Known] = {}
+            # By device, too: made when nobody knew the identity, or by somebody who does not.
+            for name in dict.fromkeys((key, place.device)):
+                for one in self._journal.failures(replace(wanted, device=name)):
+                    if _is_of(one.failure, place):
+                        looked = one.complete is not None
+                        found[one.failure.id] = _Known(one.failure, looked, bool(one.states))
+            ordered = sorted(found.values(), key=lambda one: one.entry.start)
+            self._open[key] = [one.entry.start for one in ordered], ordered
+        return self._open[key]
+
+    def _add(self, number: int, place: Place) -> None:
+        starts, known = self._of(place)
+        at = bisect_left(starts, place.start)
+        entry = Entry(
+            id=number,
+            host=self._journal.host.name,
+            machine_id=self._journal.host.machine_id,
+            device=place.device,
+            identity=place.identity,
+            start=place.start,
+            length=place.length,
+            target="",
+            first_seen=datetime.now(UTC),
+            run=self._run.id,
+            closed=None,
+            closed_by=None,
+            closed_because=None,
         )
-        # An event that was journaled before is of an entry that is closed by now.
-        if noted.new_failure:
-            part = place._replace(start=piece.start, length=piece.length)
-            yield Entered(
-                noted.failure, part, new=True, looked=False, planned=False, replayed=False
-            )
+        starts.insert(at, place.start)
+        known.insert(at, _Known(entry, looked=False, planned=False))
 
 
-def _entries(
-    journal: Journal, place: Place, where: ByteRange, *, still_open: bool
-) -> Iterator[tuple[Entry, bool, bool]]:
-    """Give the entries with bytes of a place, and whether somebody looked or planned."""
-    wanted = Filter(host=journal.host.name, open=still_open, overlapping=where)
-    found = list(journal.failures(replace(wanted, device=place.identity or place.device)))
-    if not found and place.identity:
-        # Made when nobody knew the identity, or by somebody who does not.
-        found = list(journal.failures(replace(wanted, device=place.device)))
-    for one in found:
-        entry = one.failure
-        same = not (entry.identity and place.identity) or entry.identity == place.identity
-        if same and (entry.device == place.device or entry.identity == place.identity != ""):
-            yield entry, one.complete is not None, bool(one.states)
+def _new(number: int, place: Place) -> Entered:
+    return Entered(number, place, new=True, looked=False, planned=False, replayed=False)
+
+
+def _is_of(entry: Entry, place: Place) -> bool:
+    """Tell whether an entry is of the same device: by identity, or else by name."""
+    if entry.identity and place.identity:
+        return entry.identity == place.identity
+    return entry.device == place.device
 
 
 def _new_report(repeated: Repeated, place: Place, entry: ByteRange) -> NewReport:
@@ -135,14 +247,3 @@ def _new_report(repeated: Repeated, place: Place, entry: ByteRange) -> NewReport
         key=f"{one.key}@{place.device}:{entry.start}",
         detail=detail,
     )
-
-
-def close_healed(journal: Journal, run: Run, place: Place, because: str) -> int:
-    """Close the open entries that lie wholly within a place; give how many there were."""
-    where = ByteRange(place.start, place.length)
-    healed = 0
-    for entry, _, _ in _entries(journal, place, where, still_open=True):
-        if where.start <= entry.start and entry.start + entry.length <= where.end:
-            run.close_failure(entry.id, because)
-            healed += 1
-    return healed

@@ -12,7 +12,6 @@ from typing import Any, Final, NamedTuple
 
 from msgspec.structs import replace
 
-from whoseblock import __version__
 from whoseblock.closing import Closing
 from whoseblock.errors import JournalError, WhoseblockError
 from whoseblock.fs.base import Answer, FileOwner, Filesystem, Unknown
@@ -24,7 +23,7 @@ from whoseblock.stack.host import Host
 from whoseblock.stack.loops import file_extents
 from whoseblock.target import Target, TargetOptions
 from whoseblock.watch.actions import Actor, Responder, choose
-from whoseblock.watch.entries import Entered, Repeated, close_healed, coalesced, enter
+from whoseblock.watch.entries import Entered, Entries, Repeated, coalesced
 from whoseblock.watch.log import say
 from whoseblock.watch.places import settle
 from whoseblock.watch.policy import Policy
@@ -50,7 +49,8 @@ class Setup(NamedTuple):
 
     ``journal`` is the URL, None for the usual one, and ``root`` where /sys and /proc are.
     ``since`` is when the daemon began: what failed before that says nothing of how quick it is.
-    ``responder`` is who writes to devices, None for the usual one.
+    ``responder`` is who writes to devices, None for the usual one, and ``version``
+    that of whoseblock.
     """
 
     state: StateFolder
@@ -59,6 +59,7 @@ class Setup(NamedTuple):
     root: str = "/"
     since: float = 0.0
     responder: Responder | None = None
+    version: str = ""
 
 
 class Processor(Closing):
@@ -73,12 +74,13 @@ class Processor(Closing):
         with ExitStack() as undo:
             undo.callback(self._undo.close)
             self._journal = self._undo.enter_context(open_journal(setup.journal))
-            run = self._journal.begin_run(sys.argv, __version__)
+            run = self._journal.begin_run(sys.argv, setup.version)
             self._run = self._undo.enter_context(run)
             undo.pop_all()
         self._lists = setup.state.load("lists.json", Lists) or Lists()
         responder = setup.responder or DeviceResponder(self._journal, self._run)
         self._actor = Actor(self._journal, self._run, setup.policy, setup.state, responder)
+        self._entries = Entries(self._journal, self._run)
         self._statistics = Statistics()
 
     def resume(self) -> Statistics:
@@ -88,6 +90,7 @@ class Processor(Closing):
     def process(self, groups: Sequence[Sequence[Report]]) -> Statistics:
         """Deal with reports, as they came together; give what there was to count."""
         self._statistics = Statistics()
+        self._entries.refresh()
         options = TargetOptions(root=self._setup.root)
         with Target(None, options) as target, Lookup(target.open_leaf) as finder:
             self._groups(groups, target, finder)
@@ -168,7 +171,7 @@ class Processor(Closing):
         gone = _without(before, listed.ranges)
         for one in gone:
             for place in settle(target, finder, device, *one):
-                healed = close_healed(self._journal, self._run, place, _HEALED)
+                healed = self._entries.close_healed(place, _HEALED)
                 self._statistics.healed += healed
                 if healed:
                     where = {"device": place.device, "start": place.start, "length": place.length}
@@ -232,7 +235,7 @@ class Processor(Closing):
         entered: dict[int, tuple[Entered, Failed]] = {}
         with self._journal.together():
             for repeated, place in placed:
-                for entry in enter(self._journal, self._run, repeated, place):
+                for entry in self._entries.enter(repeated, place):
                     if entry.new:
                         count(self._statistics.failures, {place.device: 1})
                     entered.setdefault(entry.number, (entry, repeated.failed))
@@ -243,6 +246,7 @@ class Processor(Closing):
         with self._journal.together():
             for (entry, one), answer in both:
                 self._run.record_finding(entry.number, self._dated(answer, one))
+        self._entries.looked(entry.number for (entry, _), _ in both)
         for (entry, one), answer in both:
             self._count(answer, one)
             _log(entry, one, answer)
@@ -253,7 +257,11 @@ class Processor(Closing):
         for (entry, _), answer in zip(wanted, answers, strict=True):
             if not entry.planned:
                 chosen = choose(self._setup.policy, answer, entry.place.device, points)
-                self._statistics.add(self._actor.act(entry.number, chosen))
+                done = self._actor.act(entry.number, chosen)
+                self._statistics.add(done)
+                if "respond done" in done.actions:
+                    self._entries.forget()
+                    self._entries.find_dealt_with()
 
     def _dated(self, answer: Answer, one: Failed) -> Answer:
         """Say of what failed long before it was watched that the owners are those of now."""
