@@ -5,8 +5,10 @@ this kernel really has is in `test_watch_tracing` and `test_watch_kernel`.
 """
 
 import errno
+import fcntl
 import os
 import socket
+import struct
 from contextlib import closing
 from pathlib import Path
 
@@ -15,8 +17,10 @@ import pytest
 from whoseblock.errors import UnsupportedError
 from whoseblock.ranges import ByteRange
 from whoseblock.stack.host import Host
+from whoseblock.watch.health import HealthSource
 from whoseblock.watch.kmsg import KmsgSource
 from whoseblock.watch.lists import ListSource
+from whoseblock.watch.mounted import Mounted
 from whoseblock.watch.reports import Failed, Ill, Listed, Lost, Report
 from whoseblock.watch.tracing import TraceSource
 
@@ -186,3 +190,42 @@ def test_a_kernel_without_tracepoints(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match="none of the tracepoints"):
         TraceSource(tmp_path, Host("/"), "test")
     assert list((tmp_path / "instances").iterdir()) == []
+
+
+# ------------------------------------------------------------------ XFS's health monitor
+
+
+def test_another_monitor_is_said_and_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The real monitor is in the virtual machine: it came with Linux 7.0."""
+    free: list[int] = []
+
+    def ioctl(*_: object) -> int:
+        if not free:
+            raise FileExistsError(errno.EEXIST, "File exists")
+        return free.pop()
+
+    monkeypatch.setattr(fcntl, "ioctl", ioctl)
+    status = tmp_path.stat()
+    mounted = Mounted(status.st_dev, "xfs", str(tmp_path))
+    with closing(HealthSource(Host("/"))) as source:
+        source.mounts_changed([mounted, Mounted(1, "ext4", "/ext4")])
+        assert source.health.startswith("monitoring 0 filesystems; ")
+        assert source.health.endswith("another program is its monitor")
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        free.append(ours.detach())
+        assert list(source.sweep()) == []
+        assert source.health == "monitoring 1 filesystems"
+        with theirs:
+            theirs.send(struct.pack("=IIQQQ", 5, 7, 10**9, 8, 16).ljust(64, b"\0"))
+            theirs.send(struct.pack("=IIQQ", 0, 1, 10**9, 3).ljust(64, b"\0"))
+            theirs.send(struct.pack("=IIQ", 0, 6, 10**9).ljust(64, b"\0"))
+            reports = list(source.read())
+            device = Host("/").device_numbered(status.st_dev)
+            if device:
+                assert words(reports[:1]) == [(device, 4096, 8192, "")]
+            assert [type(one) for one in reports[-2:]] == [Lost, Ill]
+            theirs.send(struct.pack("=IIQ", 0, 2, 10**9).ljust(64, b"\0"))
+            assert list(source.read()) == []
+        assert source.health == "monitoring 0 filesystems"

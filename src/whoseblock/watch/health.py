@@ -51,6 +51,8 @@ class HealthSource:
         self._monitors: dict[int, Mounted] = {}
         #: What is not watched, and why.
         self._refused: dict[int, str] = {}
+        #: Where another program has the monitor, which may end.
+        self._taken: dict[int, Mounted] = {}
 
     @property
     def health(self) -> str:
@@ -67,6 +69,7 @@ class HealthSource:
         wanted = {one.device: one for one in mounts if one.kind == "xfs"}
         watched = {one.device for one in self._monitors.values()}
         self._refused = {at: why for at, why in self._refused.items() if at in wanted}
+        self._taken = {at: one for at, one in self._taken.items() if at in wanted}
         for device, mounted in wanted.items():
             if device not in watched and device not in self._refused:
                 self._monitor(mounted)
@@ -85,6 +88,8 @@ class HealthSource:
             descriptor = fcntl.ioctl(place, XFS_IOC_HEALTH_MONITOR, bytearray(monitor_request()))
         except OSError as error:
             self._refused[mounted.device] = self._why(mounted, error)
+            if error.errno == errno.EEXIST:
+                self._taken[mounted.device] = mounted
             return
         finally:
             os.close(place)
@@ -164,7 +169,11 @@ class HealthSource:
             yield Ill(source=self.name, at=at, place=mounted.point, what=told)
 
     def sweep(self) -> Iterator[Report]:
-        """Give nothing: what was read is not read again."""
+        """Give nothing, for what was read is not read again; try where others had the monitor."""
+        taken, self._taken = self._taken, {}
+        for device, mounted in taken.items():
+            del self._refused[device]
+            self._monitor(mounted)
         return iter(())
 
     def close(self) -> None:
