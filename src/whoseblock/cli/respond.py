@@ -156,7 +156,7 @@ class _Work:
         with Target(path, where) as target, Lookup(target.open_leaf) as finder:
             planned = self._plan(target, finder, given, where)
             kept = {
-                "target": path,
+                "target": None if path is None else str(Path(path).absolute()),
                 "where": _plain(where),
                 "applied": self._options["applied"],
                 "quarantine": self._options["quarantine"],
@@ -228,13 +228,14 @@ class _Work:
 
     def resume(self, only: str | None) -> None:
         """Go on with the plans that were to be done and are not finished."""
-        from whoseblock.lookup import Asked, Lookup
+        from whoseblock.lookup import Asked, Lookup, Wish
         from whoseblock.target import Target, TargetOptions
 
+        wanted = None if only is None else str(Path(only).absolute())
         plans = [
             plan
             for plan in self._journal.unfinished()
-            if plan.options.get("applied") and only in (None, plan.options.get("target"))
+            if plan.options.get("applied") and wanted in (None, plan.options.get("target"))
         ]
         if not plans:
             click.echo("nothing was broken off", err=True)
@@ -255,6 +256,8 @@ class _Work:
                         entry = self._journal.history(failure).failure
                         layer = target.layer or target.layer_of(entry.device)
                         asked[failure] = Asked(entry.start, entry.length, layer, "the journal")
+                    # Whatever layers they lead to are known then.
+                    list(finder.answers(asked.values(), Wish(paths=False)))
                     self._apply(plan, target, finder, asked)
             except TargetError as error:
                 click.echo(f"plan {plan.id}: {printable(str(error))}", err=True)
@@ -299,7 +302,7 @@ class _Work:
             return
         for one in planned:
             click.echo(_printed(_describe(one)))
-        if not self._options["applied"]:
+        if plan.steps and not self._options["applied"]:
             click.echo(f"plan {plan.id} is in the journal; nothing was done: --apply does it")
 
     def _tell(self, outcome: "Outcome") -> None:
@@ -350,7 +353,8 @@ def _describe(planned: "Planned") -> Iterator[str]:
             yield from (f"    {line}" for line in _owner_lines(owner))
         for note in part.notes:
             yield f"    note: {printable(note)}"
-        yield f"    {part.act}: {printable(part.says)}"
+        act = "" if part.act == "nothing" else f"{part.act}: "
+        yield f"    {act}{printable(part.says)}"
     for note in planned.answer.notes:
         yield f"  note: {printable(note)}"
 

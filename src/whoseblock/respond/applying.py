@@ -12,7 +12,7 @@ from whoseblock.journal.run import Run
 from whoseblock.lookup import Asked
 from whoseblock.ranges import ByteRange
 from whoseblock.respond.acting import StepParameters, act, check, parameters_of
-from whoseblock.respond.copies import Copies, CopyError
+from whoseblock.respond.copies import Copies
 from whoseblock.respond.notify import NotifyError, run_command, signal_processes
 from whoseblock.respond.planning import Act, Part
 from whoseblock.respond.reasons import NotHealedError, RefusedError
@@ -94,19 +94,26 @@ def apply(
     """Do the steps of a plan that are not finished, one after another.
 
     ``find_site`` gives the site on a layer by its name, ``ask`` who owns a failure now.  Each
-    outcome comes when it is in the journal.  Raises `JournalError` when that cannot be written:
-    nothing more is done then.
+    outcome comes when it is in the journal; a failure of which nothing is left is closed.  Raises
+    `JournalError` when the journal cannot be written: nothing more is done then.
     """
+    doing = _Doing(find_site, ask, journal_device)
+    open_failures = set(plan.failures)
     for step in plan.steps:
-        if step.state in FINAL:
-            continue
-        if step.kind == Act.ADVISE:
-            says = str(step.parameters.get("says", ""))
-            run.left(step.id, says)
-            yield Outcome(step, State.LEFT, says)
-        else:
-            doing = _Doing(find_site, ask, journal_device)
-            yield _do(run, step, doing)
+        state = step.state
+        if state not in FINAL:
+            if step.kind == Act.ADVISE:
+                says = str(step.parameters.get("says", ""))
+                run.left(step.id, says)
+                outcome = Outcome(step, State.LEFT, says)
+            else:
+                outcome = _do(run, step, doing)
+            state = outcome.state
+            yield outcome
+        if state is not State.VERIFIED and step.kind not in (_EXEC, _SIGNAL):
+            open_failures.discard(step.failure or 0)
+    for failure in sorted(open_failures):
+        run.close_failure(failure, "all that was planned is done and verified")
 
 
 class _Doing(NamedTuple):
@@ -129,7 +136,7 @@ def _do(run: Run, step: Step, doing: _Doing) -> Outcome:
         return _change(run, step, doing)
     except JournalError:
         raise
-    except (RefusedError, CopyError) as error:
+    except RefusedError as error:
         run.left(step.id, str(error))
         return Outcome(step, State.LEFT, str(error))
     except (NotHealedError, NotifyError, WhoseblockError, OSError) as error:
