@@ -8,6 +8,7 @@ import contextlib
 import mmap
 import os
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -217,6 +218,33 @@ def test_a_policy_for_a_mount_point(image: Path, tmp_path: Path) -> None:
                 assert victim.wait(30) < 0
                 until(lambda: daemon.status()["counts"]["actions"].get("signal done"))
         assert str(root / "hit").encode() in (tmp_path / "said").read_bytes()
+
+
+@pytest.mark.usefixtures("tracing")
+def test_looking_at_a_failing_device_goes_on_for_no_longer_than_it_must(
+    image: Path, tmp_path: Path
+) -> None:
+    """Whoever asks what is on the device meets the same bad sector, and is heard of again."""
+    from_now_on(tmp_path)
+    with (
+        emulated(image, tmp_path / "at") as served,
+        served.loop() as loop,
+        watching(tmp_path) as daemon,
+    ):
+        served.add(ByteRange(0, BLOCK))
+        assert not read_direct(loop, 0)
+        until(lambda: of(daemon.histories(), loop))
+
+        def settled() -> bool:
+            before = reports_of(daemon, loop)
+            time.sleep(3)
+            return reports_of(daemon, loop) == before
+
+        assert until(settled)
+
+
+def reports_of(daemon: Daemon, loop: Path) -> int:
+    return sum(len(one.reports) for one in of(daemon.histories(), loop))
 
 
 @contextlib.contextmanager

@@ -23,7 +23,6 @@ from whoseblock.journal.run import Run
 from whoseblock.ranges import ByteRange
 from whoseblock.watch import actions
 from whoseblock.watch.actions import Limits, choose
-from whoseblock.watch.entries import DEALT_WITH
 from whoseblock.watch.policy import Policy, Rule
 from whoseblock.watch.process import Processor, Setup
 from whoseblock.watch.reports import Failed, Ill, Listed, Lost, Report
@@ -99,7 +98,7 @@ def test_the_same_event_is_journaled_once(house: House) -> None:
     house.process([event])
     house.process([event])
     with open_journal(str(house.journal)) as journal, journal.begin_run(["test"], "0") as run:
-        run.close_failure(1, DEALT_WITH)
+        run.close_failure(1, "dealt with")
     house.process([event])
     assert house.told() == [(512, 512, [("kmsg", 512)], 1, False)]
     # What was noticed before that is nothing new; what was noticed after is a new failure.

@@ -19,10 +19,11 @@ from whoseblock.ranges import ByteRange, subtract
 from whoseblock.watch.places import Place
 from whoseblock.watch.reports import Failed
 
-__all__ = ["DEALT_WITH", "Entered", "Entries", "Repeated", "coalesced"]
+__all__ = ["Entered", "Entries", "Repeated", "coalesced"]
 
-#: Why the failure is closed whose bytes were seen to be good again.
-DEALT_WITH: Final = "the failed bytes were dealt with, and can be read again"
+#: Why a failure is closed that a list no longer has.  Since when, only the list knows; whoever
+#: closes one for another reason has just seen that its bytes are good again.
+NOT_LISTED: Final = "the kernel's list of bad blocks has it no longer"
 #: Nothing waits longer than this in the spool of a daemon that works.
 _LATELY: Final = timedelta(hours=1)
 #: So long, in seconds, and so many open entries are kept in mind.
@@ -100,7 +101,7 @@ class Entries:
         """Find what was dealt with lately; what was heard of that before may come only now."""
         wanted = Filter(host=self._journal.host.name, open=False, since=datetime.now(UTC) - _LATELY)
         failures = (one.failure for one in self._journal.failures(wanted))
-        self._dealt_with = [one for one in failures if one.closed_because == DEALT_WITH]
+        self._dealt_with = [one for one in failures if one.closed_because != NOT_LISTED]
 
     def forget(self) -> None:
         """Have all read again: something was closed."""
@@ -155,17 +156,24 @@ class Entries:
         report = _new_report(repeated, place, where)
         return self._run.record_failure(device, where, report, identity=identity)
 
-    def close_healed(self, place: Place, because: str) -> int:
+    def close_healed(self, place: Place) -> int:
         """Close the open entries that lie wholly within a place; give how many there were."""
         end = place.start + place.length
         healed = 0
         for entry, _, _ in self._touching(place):
             if place.start <= entry.start and entry.start + entry.length <= end:
-                self._run.close_failure(entry.id, because)
+                self._run.close_failure(entry.id, NOT_LISTED)
                 healed += 1
         if healed:
             self.forget()
         return healed
+
+    def has(self, place: Place) -> bool:
+        """Whether all of a place is in open entries whose owners are journaled."""
+        left = [ByteRange(place.start, place.length)]
+        for entry, looked, _ in self._touching(place):
+            left = subtract(left, entry.range) if looked else left
+        return not left
 
     def looked(self, numbers: Iterable[int]) -> None:
         """Take note that the owners of these are journaled."""

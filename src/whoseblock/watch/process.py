@@ -25,7 +25,7 @@ from whoseblock.target import Target, TargetOptions
 from whoseblock.watch.actions import Actor, Responder, choose
 from whoseblock.watch.entries import Entered, Entries, Repeated, coalesced
 from whoseblock.watch.log import say
-from whoseblock.watch.places import settle
+from whoseblock.watch.places import Place, settle
 from whoseblock.watch.policy import Policy
 from whoseblock.watch.reports import Failed, FileFailed, Ill, Listed, Lost, Report
 from whoseblock.watch.responding import DeviceResponder
@@ -39,7 +39,8 @@ _WISH: Final = Wish(paths=True, processes=True, verified=True)
 _NAMED: Final = 5
 #: What failed so long before the daemon began may have had other owners, in seconds.
 _LATE_S: Final = 60.0
-_HEALED: Final = "the kernel's list of bad blocks has it no longer"
+#: So many places are kept in mind.
+_MOST_SETTLED: Final = 10_000
 #: Extents without a place on the device: unknown, delayed, encoded, inline (linux/fiemap.h).
 _NO_PLACE: Final = 0x2 | 0x4 | 0x8 | 0x200
 
@@ -81,6 +82,7 @@ class Processor(Closing):
         responder = setup.responder or DeviceResponder(self._journal, self._run)
         self._actor = Actor(self._journal, self._run, setup.policy, setup.state, responder)
         self._entries = Entries(self._journal, self._run)
+        self._settled: dict[tuple[str, int, int], list[Place]] = {}
         self._statistics = Statistics()
 
     def resume(self) -> Statistics:
@@ -171,7 +173,7 @@ class Processor(Closing):
         gone = _without(before, listed.ranges)
         for one in gone:
             for place in settle(target, finder, device, *one):
-                healed = self._entries.close_healed(place, _HEALED)
+                healed = self._entries.close_healed(place)
                 self._statistics.healed += healed
                 if healed:
                     where = {"device": place.device, "start": place.start, "length": place.length}
@@ -230,7 +232,7 @@ class Processor(Closing):
         placed = [
             (repeated, place)
             for repeated in reported
-            for place in settle(target, finder, *repeated.where)
+            for place in self._places(target, finder, repeated.where)
         ]
         entered: dict[int, tuple[Entered, Failed]] = {}
         with self._journal.together():
@@ -263,6 +265,21 @@ class Processor(Closing):
                     self._entries.forget()
                     self._entries.find_dealt_with()
 
+    def _places(self, target: Target, finder: Lookup, where: tuple[str, int, int]) -> list[Place]:
+        """Say where a failure belongs, and touch no device if all of it is known already.
+
+        Looking at a failing device makes it fail again, which is reported again: without end, if
+        that made us look once more.
+        """
+        places = self._settled.get(where)
+        if places is None or not all(map(self._entries.has, places)):
+            places = settle(target, finder, *where)
+            if len(self._settled) >= _MOST_SETTLED:
+                self._settled.clear()
+            # A layer is good for this batch only.
+            self._settled[where] = [place._replace(layer=None) for place in places]
+        return places
+
     def _dated(self, answer: Answer, one: Failed) -> Answer:
         """Say of what failed long before it was watched that the owners are those of now."""
         if one.at >= self._setup.since - _LATE_S:
@@ -273,6 +290,9 @@ class Processor(Closing):
         """Whether the owners are to be asked for: the first time, or to go on where one ended."""
         if not entry.looked:
             return True
+        if entry.place.layer is None and not entry.place.why:
+            # Known from before, and not looked at anew.
+            return False
         return entry.replayed and not entry.planned and bool(self._setup.policy.rules)
 
     def _answers(self, wanted: Sequence[tuple[Entered, Failed]], finder: Lookup) -> list[Answer]:

@@ -22,7 +22,6 @@ from whoseblock.respond.copies import Copies
 from whoseblock.respond.planning import Act, Options, Part, parts_of
 from whoseblock.respond.sites import Site, rows_by_layer
 from whoseblock.target import Target, TargetOptions
-from whoseblock.watch.entries import DEALT_WITH
 from whoseblock.watch.places import layer_named
 
 __all__ = ["DeviceResponder"]
@@ -57,7 +56,10 @@ class DeviceResponder:
             allowed = [part for part in parts if part.act is wanted]
             if not allowed:
                 raise LeftUndoneError("; ".join(dict.fromkeys(part.says for part in parts)))
+            # What else there is stays open: whoever resumes the plan is told of it.
+            others = [part for part in parts if part.act not in (wanted, Act.NOTHING)]
             steps = [_step(part, copies, failure) for part in allowed]
+            steps += [_step(part._replace(act=Act.ADVISE), None, failure) for part in others]
             path, _ = target.path_of(layer) or (failure.device, 0)
             kept = {"target": path, "where": asdict(options), "applied": True, "quarantine": False}
             plan = self._run.plan(steps, [failure.id], kept)
@@ -66,12 +68,14 @@ class DeviceResponder:
                 return next(finder.answers([asked], Wish(processes=True)), None)
 
             place = _device_of(self._journal.name)
-            outcomes = list(apply(self._run, plan, sites.get, ask, place))
+            outcomes = [
+                outcome
+                for outcome in apply(self._run, plan, sites.get, ask, place)
+                if outcome.step.kind != Act.ADVISE
+            ]
         said = "; ".join(outcome.says for outcome in outcomes)
         if any(outcome.state is not State.VERIFIED for outcome in outcomes):
             raise LeftUndoneError(said)
-        if len(allowed) == len(parts):
-            self._run.close_failure(failure.id, DEALT_WITH)
         return said
 
 
