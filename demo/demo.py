@@ -221,8 +221,7 @@ def main() -> int:
         failures = run(image)
         wrong = failures.wrong or recover(image, failures.shared, failures.free)
         wrong += compare_designs(image)
-    print(f"
-All in all {time.monotonic() - began:.1f} s.")
+    print(f"\nAll in all {time.monotonic() - began:.1f} s.")
     return 1 if wrong else 0
 
 

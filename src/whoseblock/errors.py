@@ -11,6 +11,7 @@
     ├── UnsupportedError       a filesystem that we know, with a feature that we do not
     ├── PrivilegeError         the kernel answers only those who have a certain capability
     ├── JournalError           the journal cannot be opened, read or written
+    ├── PolicyError            the policy of the daemon is not as it must be
     ├── LeftUndoneError        something that was to be done was not done, or did not help
     └── BlockError             a block that we need cannot be had
         ├── MediaError         the medium does not give it back
@@ -20,7 +21,7 @@ A message is one sentence; ``hint`` says what to do about it.  The table of exit
 documentation and in the man page is made from `exit_codes`.
 """
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Final
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from whoseblock.ranges import ByteRange
 
 __all__ = [
+    "NEWS",
     "BlockError",
     "CorruptError",
     "JournalError",
@@ -36,6 +38,7 @@ __all__ = [
     "MediaError",
     "NotAFilesystemError",
     "OutOfDeviceError",
+    "PolicyError",
     "PrivilegeError",
     "RangeSyntaxError",
     "TargetError",
@@ -43,6 +46,9 @@ __all__ = [
     "WhoseblockError",
     "exit_codes",
 ]
+
+#: The exit code of a sweep that found something new; all went well.
+NEWS: Final = 20
 
 
 class WhoseblockError(Exception):
@@ -112,6 +118,18 @@ class JournalError(WhoseblockError):
     exit_code = 13
 
 
+class PolicyError(WhoseblockError):
+    """The policy of the daemon is not as it must be."""
+
+    exit_code = 16
+
+    def __init__(self, name: str, line: int | None, what: str, *, hint: str = "") -> None:
+        self.name = name
+        self.line = line
+        where = name if line is None else f"{name}, line {line}"
+        super().__init__(f"{where}: {what}", hint=hint)
+
+
 class LeftUndoneError(WhoseblockError):
     """Something that was to be done was not done, or did not help."""
 
@@ -162,6 +180,7 @@ def exit_codes() -> dict[int, str]:
         codes[error.exit_code] = (error.__doc__ or "").partition("\n")[0]
         todo += error.__subclasses__()
     codes[2] = "The command line is wrong."
+    codes[NEWS] = "`watch --once` found failures that it had not known."
     codes[130] = "Interrupted."
     codes[141] = "Whoever read the output has gone."
     return dict(sorted(codes.items()))

@@ -28,7 +28,17 @@ class _ReaderGoneError(Exception):
 
 
 #: Every verb; each is a command of the same name in a module of the same name.
-_VERBS = ("completion", "emulate", "journal", "lookup", "respond", "stack", "study")
+_VERBS = (
+    "completion",
+    "emulate",
+    "journal",
+    "lookup",
+    "respond",
+    "stack",
+    "status",
+    "study",
+    "watch",
+)
 
 
 class _Group(click.Group):

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import click
 
-from whoseblock.cli.encode import encode_json
 from whoseblock.cli.progress import ProgressBar
+from whoseblock.encode import encode_json
 from whoseblock.errors import UnsupportedError
 
 __all__ = ["study"]

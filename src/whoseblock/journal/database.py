@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import sqlite3
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,6 +41,7 @@ class Database(Closing):
         self.place = place
         self.write = write
         self._inode: tuple[int, int] | None = None
+        self._shared = threading.local()
         if place.file is None:
             self._engine = _postgresql(place)
         else:
@@ -52,8 +54,31 @@ class Database(Closing):
             self._engine.dispose()
 
     @contextmanager
+    def together(self) -> Iterator[None]:
+        """Have all blocks within this one, of this thread, be one: durable when it has ended.
+
+        If it ends with an error, nothing of them is in the database.
+        """
+        with self.writing() as connection:
+            self._shared.connection = connection
+            try:
+                yield
+            finally:
+                self._shared.connection = None
+
+    @property
+    def _outer(self) -> Connection | None:
+        """The connection of the block that the present one is within, if there is one."""
+        connection: Connection | None = getattr(self._shared, "connection", None)
+        return connection
+
+    @contextmanager
     def reading(self) -> Iterator[Connection]:
         """Give a connection that sees one state of the database."""
+        if (outer := self._outer) is not None:
+            with self._faults():
+                yield outer
+            return
         with self._faults(), self._connected() as connection, connection.begin():
             if connection.dialect.name == "postgresql":
                 connection.exec_driver_sql(
@@ -68,13 +93,16 @@ class Database(Closing):
         ``lock`` is anything that JSON holds: of the blocks with an equal one, in all processes, one
         runs at a time.  (In SQLite that is so anyway.)
         """
+        if (outer := self._outer) is not None:
+            with self._faults():
+                _take_lock(outer, lock)
+                yield outer
+            return
         with self._faults(), self._connected() as connection:
             connection.execution_options(whoseblock_writes=True)
             self._check_file()
             with connection.begin():
-                if lock is not None and connection.dialect.name == "postgresql":
-                    key = digest(json.dumps(lock).encode())
-                    connection.execute(select(func.pg_advisory_xact_lock(key)))
+                _take_lock(connection, lock)
                 yield connection
                 self._check_file()
 
@@ -117,6 +145,12 @@ class Database(Closing):
             # not understand: the others may be too, and all are made anew.
             self._engine.dispose()
             return self._engine.connect()
+
+
+def _take_lock(connection: Connection, lock: object) -> None:
+    if lock is not None and connection.dialect.name == "postgresql":
+        key = digest(json.dumps(lock).encode())
+        connection.execute(select(func.pg_advisory_xact_lock(key)))
 
 
 def _inode_of(file: Path) -> tuple[int, int]:

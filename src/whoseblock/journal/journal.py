@@ -1,6 +1,7 @@
 """A journal that is open: what can be asked of it, and where a run that writes to it begins."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Final
 
 from whoseblock.closing import Closing
@@ -41,6 +42,15 @@ class Journal(Closing):
     def close(self) -> None:
         """Close the database."""
         self._database.close()
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Make what this thread writes within the block durable at its end, all of it or nothing.
+
+        For many reports at once; what is done to a device is journaled act by act.
+        """
+        with self._database.together():
+            yield
 
     def begin_run(self, command: Sequence[str], version: str) -> Run:
         """Begin to write, as this process of this user.

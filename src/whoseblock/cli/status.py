@@ -1,0 +1,97 @@
+"""``whoseblock status``: how the daemon is."""
+
+import socket
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+
+from whoseblock.cli.terminal import printable
+from whoseblock.errors import TargetError
+
+__all__ = ["status"]
+
+_PIECE = 1 << 16
+_PATIENCE_S = 10
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Write one JSON object.")
+@click.option(
+    "--state",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="FOLDER",
+    help="The state folder of the daemon.  [default: /var/lib/whoseblock/watch, for others than"
+    " root in their own state folder]",
+)
+def status(as_json: bool, state: Path | None) -> None:
+    """Say how the daemon is: its sources, what waits, what it has found.
+
+    Asks the daemon; if none runs, says so, and how the last one ended.
+    """
+    import msgspec
+
+    from whoseblock.watch.state import usual_state_folder
+
+    folder = state or usual_state_folder()
+    data = _ask(folder)
+    if as_json:
+        sys.stdout.buffer.write(data.strip() + b"\n")
+        return
+    for line in _lines(msgspec.json.decode(data)):
+        click.echo(line)
+
+
+def _ask(folder: Path) -> bytes:
+    """Get the status from the daemon, or what the last one left."""
+    try:
+        with socket.socket(socket.AF_UNIX) as peer:
+            peer.settimeout(_PATIENCE_S)
+            peer.connect(str(folder / "socket"))
+            return b"".join(iter(lambda: peer.recv(_PIECE), b""))
+    except TimeoutError as error:
+        raise TargetError(f"the daemon of {str(folder)!r} does not answer") from error
+    except OSError:
+        pass
+    try:
+        return (folder / "status.json").read_bytes()
+    except OSError as error:
+        raise TargetError(
+            f"no daemon runs with the state folder {str(folder)!r}, nor has one",
+            hint="whoseblock watch starts one; name its folder with --state",
+        ) from error
+
+
+def _lines(told: dict[str, Any]) -> Iterator[str]:
+    running = told["pid"] is not None
+    counts = told["counts"]
+    state = f"running, process {told['pid']}" if running else "not running; this was its state"
+    yield f"daemon     {state}, since {_time(told['started'])}"
+    policy = told["policy"]
+    rules = f"{printable(policy)}, {told['rules']} rules" if policy else "none: journal and log"
+    yield f"policy     {rules}"
+    if told["policy_fault"]:
+        yield f"           the file as it is now is wrong: {printable(told['policy_fault'])}"
+    for name, source in sorted(told["sources"].items()):
+        word = "watched" if source["watched"] else "not watched"
+        yield f"source     {name}: {word}; {printable(source['health'])}"
+    waiting = f"{told['backlog']} batches wait"
+    if told["worker_failures"]:
+        waiting += f"; the worker failed {told['worker_failures']} times in a row: see the log"
+    yield f"backlog    {waiting}"
+    new, reports = sum(counts["failures"].values()), sum(counts["reports"].values())
+    yield f"failures   {new} new, of {reports} reports; {counts['healed']} healed"
+    if counts["unhealed"]:
+        ranges, size = counts["unhealed"]
+        yield f"open       {ranges} failures, of {size} bytes"
+    for name, number in sorted(counts["lost"].items()):
+        yield f"lost       {number} events of {name}"
+    for name, number in sorted(counts["actions"].items()):
+        yield f"actions    {name}: {number}"
+
+
+def _time(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")

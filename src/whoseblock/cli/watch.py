@@ -1,0 +1,123 @@
+"""``whoseblock watch``: the daemon, or one sweep of what the kernel has seen."""
+
+import sys
+from pathlib import Path
+
+import click
+
+from whoseblock import __version__
+from whoseblock.errors import NEWS
+
+__all__ = ["watch"]
+
+
+@click.command(
+    epilog="""\b
+Sources, each used if it is there: the kernel's log; the tracepoints of memory failures and of
+failed requests; the bad-blocks lists in sysfs; the health monitor of each mounted XFS; fanotify.
+
+\b
+SIGHUP reads the policy again; a policy that is wrong leaves the old one as it is.
+SIGTERM ends it, once what is in hand is journaled.
+
+\b
+Examples:
+  whoseblock watch                                     journal and log every failure
+  whoseblock watch --policy /etc/whoseblock/policy.toml --metrics-port 9719
+  whoseblock watch --once || mail -s "bad blocks" root < /dev/null    for cron"""
+)
+@click.option(
+    "--policy",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="What may be done about failures, in TOML.  Without, they are journaled and logged.",
+)
+@click.option(
+    "--journal",
+    metavar="URL",
+    help="The journal: a file, or postgresql://USER@HOST/DATABASE.  By default $WHOSEBLOCK_JOURNAL,"
+    " or else the file in the state folder.",
+)
+@click.option(
+    "--once",
+    is_flag=True,
+    help="Make one sweep of the kernel's log and lists, and end; the exit code is 20 if there was"
+    " something new.",
+)
+@click.option(
+    "--interval",
+    type=click.FloatRange(0.1, 86400),
+    default=60,
+    show_default=True,
+    metavar="SECONDS",
+    help="How often lists are read again that do not tell when they change.",
+)
+@click.option(
+    "--metrics-port",
+    metavar="[ADDRESS:]PORT",
+    help="Give metrics to Prometheus on a port, of this machine only unless ADDRESS is given.",
+)
+@click.option(
+    "--metrics-file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Write metrics to FILE, for the textfile collector of Prometheus's node exporter.",
+)
+@click.option(
+    "--state",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="FOLDER",
+    help="Where the daemon keeps what it has not dealt with yet.  [default:"
+    " /var/lib/whoseblock/watch, for others than root in their own state folder]",
+)
+@click.option(
+    "--root",
+    default="/",
+    type=click.Path(exists=True, file_okay=False),
+    metavar="FOLDER",
+    help="Read /sys, /proc and /dev/kmsg below FOLDER, where a snapshot of a machine is unpacked.",
+)
+def watch(  # noqa: PLR0913 - as many as there are options
+    policy: Path | None,
+    journal: str | None,
+    once: bool,
+    interval: float,
+    metrics_port: str | None,
+    metrics_file: Path | None,
+    state: Path | None,
+    root: str,
+) -> None:
+    """Watch for failures of memory and disks, and journal whose they were.
+
+    As long as all is well it waits for the kernel, and does nothing.
+    """
+    from whoseblock.watch.daemon import Daemon, Options, sweep_once
+    from whoseblock.watch.state import usual_state_folder
+
+    options = Options(
+        state=state or usual_state_folder(),
+        policy=policy,
+        journal=journal,
+        interval=interval,
+        metrics_port=None if metrics_port is None else _address(metrics_port),
+        metrics_file=metrics_file,
+        root=root,
+        version=__version__,
+    )
+    if not once:
+        Daemon(options).run()
+        return
+    done = sweep_once(options)
+    new = sum(done.failures.values())
+    ranges, size = done.unhealed or (0, 0)
+    click.echo(f"{new} new failures, {done.healed} healed; {ranges} are open, of {size} bytes")
+    if new:
+        sys.exit(NEWS)
+
+
+def _address(text: str) -> tuple[str, int]:
+    """Read ``[ADDRESS:]PORT``."""
+    address, _, port = text.rpartition(":")
+    if not port.isascii() or not port.isdecimal() or int(port) > 65535:  # noqa: PLR2004
+        raise click.BadParameter(f"{text!r} is not [ADDRESS:]PORT", param_hint="--metrics-port")
+    return address.strip("[]") or "127.0.0.1", int(port)

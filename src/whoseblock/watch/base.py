@@ -1,0 +1,59 @@
+"""What every source of events can do."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final, NamedTuple, Protocol
+
+from whoseblock.watch.reports import Report
+
+__all__ = ["Clock", "Source", "boot_id"]
+
+_BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
+
+
+class Source(Protocol):
+    """Somebody who notices failures.
+
+    ``fileno`` becomes readable when there is something; ``read`` then gives what there is, without
+    waiting, a bounded part of it at a time.  ``sweep`` reads anew whatever can be read anew.
+    ``health`` says in a few words how the source is.
+    """
+
+    name: str
+
+    @property
+    def health(self) -> str:
+        """Say how the source is."""
+
+    def fileno(self) -> int:
+        """Give the descriptor that becomes readable, -1 if there is nothing to wait for."""
+
+    def read(self) -> Iterator[Report]:
+        """Give what has come."""
+
+    def sweep(self) -> Iterator[Report]:
+        """Give everything that can be read again."""
+
+    def close(self) -> None:
+        """Let go of the kernel."""
+
+
+class Clock(NamedTuple):
+    """What to add to the kernel's monotonic seconds for those since 1970."""
+
+    offset: float
+
+    @classmethod
+    def now(cls) -> "Clock":
+        """Compare the two clocks."""
+        return cls(time.time() - time.monotonic())
+
+    def at(self, seconds: float) -> float:
+        """Give the time of day of a moment of the monotonic clock."""
+        return self.offset + seconds
+
+
+def boot_id() -> str:
+    """Name this run of the kernel; raises OSError."""
+    return _BOOT_ID.read_text("ascii").strip()

@@ -1,0 +1,385 @@
+"""The collector: one loop that waits for the kernel, and for nothing else.
+
+It takes in what the sources report, keeps it in the spool, and has a worker deal with it.  It wakes
+by itself once in an interval, to read again whatever can be read again.
+"""
+
+import os
+import select
+import signal
+import time
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from whoseblock.errors import PolicyError
+from whoseblock.stack.host import Host
+from whoseblock.watch.base import Source
+from whoseblock.watch.endpoints import MetricsPort, StatusSocket
+from whoseblock.watch.log import say
+from whoseblock.watch.mounted import MountTable
+from whoseblock.watch.notify import notify, watchdog_seconds
+from whoseblock.watch.policy import DEFAULT, Policy, read_policy
+from whoseblock.watch.reports import Lost, Report
+from whoseblock.watch.sources import PAST, Sources
+from whoseblock.watch.spool import Spool
+from whoseblock.watch.state import Lists, StateFolder, write_whole
+from whoseblock.watch.statistics import Statistics
+from whoseblock.watch.worker import Worker, work_through
+
+if TYPE_CHECKING:
+    from whoseblock.watch.process import Setup
+
+__all__ = ["Daemon", "Options", "sweep_once"]
+
+#: How often a worker that ended with an error is started again: soon, then ever more rarely.
+_RETRY_S: Final = (1.0, 5.0, 15.0, 60.0)
+#: So long the end of the worker is waited for when we end, in seconds.
+_PATIENCE_S: Final = 20.0
+
+
+class Options(NamedTuple):
+    """How the daemon is told to work; see ``whoseblock watch --help``."""
+
+    state: Path
+    policy: Path | None = None
+    journal: str | None = None
+    interval: float = 60.0
+    metrics_port: tuple[str, int] | None = None
+    metrics_file: Path | None = None
+    root: str = "/"
+    version: str = ""
+
+
+def load_policy(path: Path | None) -> Policy:
+    """Read the policy, if there is one; raises `PolicyError`."""
+    return DEFAULT if path is None else read_policy(path)
+
+
+class Daemon:
+    """The daemon; `run` returns when it was told to end.
+
+    Raises `TargetError` if the state folder cannot be had, and `PolicyError`.
+    """
+
+    def __init__(self, options: Options) -> None:
+        self._options = options
+        self._policy = load_policy(options.policy)
+        self._policy_fault = ""
+        self._undo = ExitStack()
+        self._state = self._undo.enter_context(StateFolder(options.state))
+        self._host = Host(options.root)
+        self._spool = _open_spool(self._state)
+        self._started = time.time()
+        self._statistics = Statistics()
+        self._worker: Worker | None = None
+        self._failures = 0
+        self._retry_at: float | None = None
+        self._ending = False
+        self._poll = select.epoll()
+        self._handlers: dict[int, Callable[[], None]] = {}
+        self._by_source: dict[str, int] = {}
+
+    def run(self) -> None:
+        """Watch until SIGTERM or SIGINT."""
+        with self._undo:
+            self._sources = Sources(self._host, self._state)
+            self._undo.callback(self._sources.close)
+            self._catch_signals()
+            if self._host.live:
+                self._mounts = MountTable()
+                self._undo.callback(self._mounts.close)
+                self._on(self._mounts.fileno(), self._mounts_changed)
+                self._mounts_changed()
+            self._open_endpoints()
+            self._sweep()
+            # Whatever waits; what an earlier daemon did not finish; and whether there is a journal.
+            self._work()
+            notify("READY=1", f"STATUS=watching: {', '.join(self._sources.open)}")
+            say(
+                "info",
+                "watching",
+                sources=",".join(self._sources.open),
+                interval=self._options.interval,
+                state=self._options.state,
+            )
+            try:
+                self._loop()
+            finally:
+                self._end()
+
+    # ------------------------------------------------------------------ the loop
+
+    def _on(self, descriptor: int, handler: Callable[[], None]) -> None:
+        self._poll.register(descriptor, select.EPOLLIN)
+        self._handlers[descriptor] = handler
+
+    def _off(self, descriptor: int) -> None:
+        with suppress(OSError, ValueError):
+            self._poll.unregister(descriptor)
+        self._handlers.pop(descriptor, None)
+
+    def _loop(self) -> None:
+        watchdog = watchdog_seconds()
+        # A sweep tells systemd that we live: it has to come twice in the time that we are given.
+        interval = self._options.interval
+        interval = interval if watchdog is None else min(interval, watchdog / 2)
+        sweep_at = time.monotonic() + interval
+        while not self._ending:
+            until = sweep_at if self._retry_at is None else min(sweep_at, self._retry_at)
+            for descriptor, _ in self._poll.poll(max(until - time.monotonic(), 0)):
+                if handler := self._handlers.get(descriptor):
+                    handler()
+            now = time.monotonic()
+            if self._retry_at is not None and now >= self._retry_at:
+                self._retry_at = None
+                self._work()
+            if now >= sweep_at:
+                sweep_at = now + interval
+                notify("WATCHDOG=1")
+                self._sweep()
+
+    def _catch_signals(self) -> None:
+        told, tell = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._undo.callback(os.close, told)
+        self._undo.callback(os.close, tell)
+
+        def caught() -> None:
+            for number in os.read(told, 64):
+                if number == signal.SIGHUP:
+                    self._reload()
+                elif number in (signal.SIGTERM, signal.SIGINT):
+                    self._ending = True
+
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            # The number comes through the pipe; without a handler the signal would end us.
+            before = signal.signal(number, lambda *_: None)
+            self._undo.callback(signal.signal, number, before)
+        before_fd = signal.set_wakeup_fd(tell, warn_on_full_buffer=False)
+        self._undo.callback(signal.set_wakeup_fd, before_fd)
+        self._on(told, caught)
+
+    def _reload(self) -> None:
+        """Read the policy again; one that is wrong leaves the old one as it is."""
+        notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        try:
+            self._policy = load_policy(self._options.policy)
+        except PolicyError as error:
+            self._policy_fault = str(error)
+            say("err", "policy-kept", why=str(error), hint=error.hint or None)
+        else:
+            self._policy_fault = ""
+            say("notice", "policy-loaded", rules=len(self._policy.rules))
+            if self._worker is not None:
+                # The next one has the new policy.
+                self._worker.dismiss()
+        notify("READY=1")
+
+    # ------------------------------------------------------------------ sources
+
+    def _mounts_changed(self) -> None:
+        self._sources.mounts_changed(list(self._mounts.read().values()))
+
+    def _sweep(self) -> None:
+        """Read again whatever can be read again, and open what was not there."""
+        for source in self._sources.open_missing():
+            if source.fileno() >= 0:
+                self._by_source[source.name] = source.fileno()
+                self._on(source.fileno(), self._reader(source))
+        for source in self._sources:
+            self._take(source, source.sweep)
+        self._sources.remember()
+        self._write_metrics()
+
+    def _reader(self, source: Source) -> Callable[[], None]:
+        return lambda: self._take(source, source.read)
+
+    def _take(self, source: Source, read: "Callable[[], Any]") -> None:
+        """Keep what a source reports; after lost events, read everything again."""
+        reports: list[Report] = []
+        try:
+            # What came before an error counts.
+            for report in read():
+                reports.append(report)  # noqa: PERF402
+        except OSError as error:
+            self._off(self._by_source.pop(source.name, -1))
+            self._keep(reports)
+            self._sources.lose(source, error)
+            return
+        self._keep(reports)
+        if any(isinstance(report, Lost) for report in reports):
+            for other in self._sources:
+                if other is not source:
+                    self._take_again(other)
+
+    def _take_again(self, source: Source) -> None:
+        with suppress(OSError):
+            # Where it fails, the next sweep finds that out.
+            self._keep([one for one in source.sweep() if not isinstance(one, Lost)])
+
+    def _keep(self, reports: list[Report]) -> None:
+        if not reports:
+            return
+        try:
+            dropped = self._spool.put(reports)
+        except OSError as error:
+            dropped = len(reports)
+            say("err", "spool-failed", why=error.strerror)
+        if dropped:
+            say("err", "events-dropped", count=dropped)
+            self._statistics.add(Statistics(lost={"spool": dropped}))
+        self._work()
+
+    # ------------------------------------------------------------------ the worker
+
+    def _work(self) -> None:
+        """Have the spool dealt with."""
+        if self._worker is not None:
+            self._worker.wake()
+        elif self._retry_at is None and not self._ending:
+            self._worker = Worker(self._spool, self._setup)
+            self._on(self._worker.fileno(), self._worker_told)
+
+    def _setup(self) -> "Setup":
+        from whoseblock.watch.process import Setup
+
+        return Setup(
+            state=self._state,
+            policy=self._policy,
+            journal=self._options.journal,
+            root=self._options.root,
+            since=self._started,
+            version=self._options.version,
+        )
+
+    def _worker_told(self) -> None:
+        worker = self._worker
+        if worker is None:
+            return
+        told, lives = worker.read()
+        for statistics in told:
+            self._statistics.add(statistics)
+            self._failures = 0
+        if told:
+            self._write_metrics()
+        if lives:
+            return
+        self._off(worker.fileno())
+        code = worker.wait()
+        self._worker = None
+        if code:
+            wait = _RETRY_S[min(self._failures, len(_RETRY_S) - 1)]
+            self._failures += 1
+            self._retry_at = time.monotonic() + wait
+            say("err", "worker-ended", code=code, again_in=wait, backlog=self._spool.backlog)
+        elif self._spool.has_more:
+            # It came when the worker had looked for the last time.
+            self._work()
+
+    def _end(self) -> None:
+        """Let the worker finish what it has in hand, and remember where we are."""
+        notify("STOPPING=1")
+        self._ending = True
+        worker, deadline = self._worker, time.monotonic() + _PATIENCE_S
+        if worker is not None:
+            worker.dismiss()
+            while self._worker is not None and time.monotonic() < deadline:
+                select.select([worker.fileno()], [], [], deadline - time.monotonic())
+                self._worker_told()
+            if self._worker is not None:
+                # The next daemon goes on where it was.
+                os.kill(worker.pid, signal.SIGKILL)
+                worker.wait()
+                self._worker = None
+        self._sources.remember()
+        with suppress(OSError):
+            write_whole(self._options.state / "status.json", _encode(self.status() | {"pid": None}))
+        say("info", "stopped", backlog=self._spool.backlog)
+
+    # ------------------------------------------------------------------ what others ask
+
+    def _open_endpoints(self) -> None:
+        status = StatusSocket(self._options.state / "socket", lambda: _encode(self.status()))
+        self._undo.callback(status.close)
+        self._on(status.fileno(), status.serve)
+        if self._options.metrics_port is not None:
+            port = MetricsPort(*self._options.metrics_port, self._metrics, self._on, self._off)
+            self._undo.callback(port.close)
+            self._on(port.fileno(), port.accept)
+
+    def status(self) -> dict[str, Any]:
+        """Say how the daemon is."""
+        return {
+            "pid": os.getpid(),
+            "started": self._started,
+            "now": time.time(),
+            "journal": self._options.journal,
+            "policy": None if self._options.policy is None else str(self._options.policy),
+            "policy_fault": self._policy_fault,
+            "rules": len(self._policy.rules),
+            "interval": self._options.interval,
+            "sources": {
+                name: {"watched": watched, "health": health}
+                for name, (watched, health) in self._sources.health.items()
+            },
+            "backlog": self._spool.backlog,
+            "worker": None if self._worker is None else self._worker.pid,
+            "worker_failures": self._failures,
+            "counts": self._statistics,
+        }
+
+    def _metrics(self) -> bytes:
+        from whoseblock.watch.metrics import exposition
+
+        return exposition(self._statistics, self._sources.health, self._spool.backlog)
+
+    def _write_metrics(self) -> None:
+        if self._options.metrics_file is not None:
+            try:
+                write_whole(self._options.metrics_file, self._metrics(), 0o644)
+            except OSError as error:
+                say("warning", "metrics-failed", why=error.strerror)
+
+
+def _open_spool(state: StateFolder) -> Spool:
+    lists = state.load("lists.json", Lists) or Lists()
+    return Spool(state.path / "spool", least=lists.last)
+
+
+def _encode(status: dict[str, Any]) -> bytes:
+    import msgspec
+
+    return msgspec.json.encode(status) + b"\n"
+
+
+def sweep_once(options: Options) -> Statistics:
+    """Make one sweep of what can be read again, and deal with it; give the counts.
+
+    Raises what `Daemon` raises, and `JournalError`.
+    """
+    from whoseblock.watch.process import Setup
+
+    policy = load_policy(options.policy)
+    total = Statistics()
+    with StateFolder(options.state) as state:
+        spool = _open_spool(state)
+        sources = Sources(Host(options.root), state, PAST)
+        try:
+            sources.open_missing()
+            for source in sources:
+                spool.put(list(source.sweep()))
+                while select.select([source], [], [], 0)[0]:
+                    spool.put(list(source.read()))
+            setup = Setup(
+                state,
+                policy,
+                options.journal,
+                options.root,
+                since=time.time(),
+                version=options.version,
+            )
+            work_through(spool, lambda: setup, total.add, lambda **_: spool.has_more)
+        finally:
+            sources.close()
+    return total

@@ -1,0 +1,119 @@
+"""Events of XFS's health monitor (struct xfs_health_monitor_event in the kernel's xfs_fs.h)."""
+
+from enum import IntEnum
+from struct import Struct
+from typing import Final, NamedTuple
+
+__all__ = [
+    "EVENT_BYTES",
+    "XFS_IOC_HEALTH_MONITOR",
+    "Domain",
+    "FileRange",
+    "HealthEvent",
+    "Kind",
+    "Lost",
+    "Media",
+    "monitor_request",
+    "read_health",
+]
+
+XFS_IOC_HEALTH_MONITOR: Final = 0x40205844
+EVENT_BYTES: Final = 64
+_VERBOSE: Final = 1
+#: flags, format, padding
+_REQUEST: Final = Struct("=QB23x")
+#: domain, type, time in nanoseconds, and whatever the domain has
+_EVENT: Final = Struct("=IIQ32s16x")
+_MEDIA: Final = Struct("=QQ16x")
+#: pos, len, ino, gen, error
+_FILE: Final = Struct("=QQQII")
+_COUNT: Final = Struct("=Q24x")
+_SECTOR: Final = 512
+
+
+class Domain(IntEnum):
+    """XFS_HEALTH_MONITOR_DOMAIN_*: what an event is about."""
+
+    MOUNT = 0
+    FS = 1
+    AG = 2
+    INODE = 3
+    RTGROUP = 4
+    DATADEV = 5
+    RTDEV = 6
+    LOGDEV = 7
+    FILERANGE = 8
+
+
+class Kind(IntEnum):
+    """XFS_HEALTH_MONITOR_TYPE_*: what happened."""
+
+    RUNNING = 0
+    LOST = 1
+    UNMOUNT = 2
+    SICK = 3
+    CORRUPT = 4
+    HEALTHY = 5
+    SHUTDOWN = 6
+    MEDIA_ERROR = 7
+    BUFREAD = 8
+    BUFWRITE = 9
+    DIOREAD = 10
+    DIOWRITE = 11
+    DATALOST = 12
+
+
+class Media(NamedTuple):
+    """``length`` bytes from ``start`` of a device of the filesystem failed."""
+
+    start: int
+    length: int
+
+
+class FileRange(NamedTuple):
+    """``length`` bytes from ``start`` of a file failed; ``error`` is an errno."""
+
+    start: int
+    length: int
+    inode: int
+    generation: int
+    error: int
+
+
+class Lost(NamedTuple):
+    """So many events found no room."""
+
+    events: int
+
+
+class HealthEvent(NamedTuple):
+    """One event; ``what`` is None where ``domain`` and ``kind``, plain numbers, say it all."""
+
+    domain: int
+    kind: int
+    nanoseconds: int
+    what: Media | FileRange | Lost | None
+
+
+def monitor_request() -> bytes:
+    """Ask for every event."""
+    return _REQUEST.pack(_VERBOSE, 0)
+
+
+def read_health(data: bytes) -> list[HealthEvent]:
+    """Read whole events; what is left over at the end is none."""
+    whole = len(data) - len(data) % EVENT_BYTES
+    return [_event(*fields) for fields in _EVENT.iter_unpack(memoryview(data)[:whole])]
+
+
+def _event(domain: int, kind: int, nanoseconds: int, body: bytes) -> HealthEvent:
+    what: Media | FileRange | Lost | None = None
+    if kind == Kind.LOST:
+        what = Lost(*_COUNT.unpack(body))
+    elif kind == Kind.MEDIA_ERROR and domain in (Domain.DATADEV, Domain.RTDEV, Domain.LOGDEV):
+        sector, count = _MEDIA.unpack(body)
+        what = Media(sector * _SECTOR, count * _SECTOR)
+    elif domain == Domain.FILERANGE:
+        start, length, inode, generation, error = _FILE.unpack(body)
+        what = FileRange(start, length, inode, generation, error)
+    return HealthEvent(domain, kind, nanoseconds, what)

@@ -1,0 +1,124 @@
+"""The kernel's log as a source: memory failures, and errors of requests to disks."""
+
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final, Self
+
+from whoseblock.errors import MalformedError
+from whoseblock.sources.dmesg import read_dmesg
+from whoseblock.watch.base import Clock
+from whoseblock.watch.formats.kmsg import KmsgRecord, is_from_kernel, read_kmsg, suppressed
+from whoseblock.watch.reports import Failed, Lost, Report
+
+__all__ = ["KmsgSource"]
+
+#: No record is longer (CONSOLE_EXT_LOG_MAX and PRINTK_MESSAGE_MAX in the kernel).
+_RECORD: Final = 8192
+#: So many records are read before others have their turn.
+_MOST: Final = 1024
+
+
+class KmsgSource:
+    """Reads messages from ``descriptor``, from the first after number ``after`` of this boot.
+
+    ``sequence`` is the number of the last message that was read.
+    """
+
+    name = "kmsg"
+
+    def __init__(self, descriptor: int, boot: str, page_size: int, after: int = -1) -> None:
+        self.sequence = after
+        self._boot = boot
+        self._page_size = page_size
+        self._overwritten = False
+        self._fd = descriptor
+
+    @classmethod
+    def at(cls, device: Path, boot: str, page_size: int, after: int) -> Self:
+        """Open a log; raises OSError, for on most machines that takes CAP_SYSLOG."""
+        descriptor = os.open(device, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        return cls(descriptor, boot, page_size, after)
+
+    @property
+    def health(self) -> str:
+        """Say how the source is."""
+        return f"read up to message {self.sequence}"
+
+    def fileno(self) -> int:
+        """Give the descriptor of the log."""
+        return self._fd
+
+    def read(self) -> Iterator[Report]:
+        """Give what the messages tell that have come."""
+        clock = Clock.now()
+        for _ in range(_MOST):
+            try:
+                data = os.read(self._fd, _RECORD)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno not in (errno.EPIPE, errno.EINVAL):
+                    raise
+                # Messages were overwritten before we read them (or, EINVAL, one is longer than we
+                # think); the next read goes on after the gap.
+                self._overwritten = True
+                continue
+            if not data:
+                return
+            record = read_kmsg(data)
+            if record is not None and record.sequence > self.sequence:
+                yield from self._gap(record, clock)
+                self.sequence = record.sequence
+                yield from self._told(record, clock)
+
+    def _gap(self, record: KmsgRecord, clock: Clock) -> Iterator[Report]:
+        """Say how many messages nobody will read any more."""
+        known = self.sequence >= 0
+        missing = record.sequence - self.sequence - 1 if known else 0
+        if missing or (self._overwritten and not known):
+            yield Lost(
+                source=self.name,
+                at=clock.at(record.microseconds / 1e6),
+                key=f"{self._boot}:{record.sequence}:lost",
+                count=missing,
+                what="messages were overwritten before they were read",
+            )
+        self._overwritten = False
+
+    def _told(self, record: KmsgRecord, clock: Clock) -> Iterator[Report]:
+        """Give what one message tells."""
+        if not is_from_kernel(record):
+            return
+        at = clock.at(record.microseconds / 1e6)
+        key = f"{self._boot}:{record.sequence}"
+        origin = f"/dev/kmsg, message {record.sequence}"
+        if count := suppressed(record.text):
+            what = "the kernel printed only some of the errors of requests"
+            yield Lost(source=self.name, at=at, key=key, count=count, what=what)
+            return
+        try:
+            for start, length, device, _ in read_dmesg([record.text], "kmsg", self._page_size):
+                yield Failed(
+                    source=self.name,
+                    at=at,
+                    key=key,
+                    device=device,
+                    start=start,
+                    length=length,
+                    origin=origin,
+                    detail={"message": record.text},
+                )
+        except MalformedError as error:
+            what = f"a message cannot be read: {error}"
+            detail = {"message": record.text}
+            yield Lost(source=self.name, at=at, key=key, count=1, what=what, detail=detail)
+
+    def sweep(self) -> Iterator[Report]:
+        """Give nothing: what was read is not read again."""
+        return iter(())
+
+    def close(self) -> None:
+        """Close the log."""
+        os.close(self._fd)

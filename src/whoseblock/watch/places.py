@@ -1,0 +1,148 @@
+"""Where a failure is journaled: as far down the stack as it is the same bytes all the way.
+
+A page of memory, the sectors of a disk and the block of a partition's filesystem may be one
+failure, which several sources see in different layers.  It is entered under the last layer that
+has the bytes as they are.  What an array or a mirror makes of them is another thing: there the
+bytes of two members may fail, one after the other.
+"""
+
+from collections.abc import Iterable, Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
+
+from whoseblock.errors import TargetError, WhoseblockError
+from whoseblock.fs.base import Filesystem
+from whoseblock.lookup import Lookup
+from whoseblock.stack.base import Layer, Linear
+from whoseblock.stack.host import Host
+from whoseblock.stack.loops import backing_file
+from whoseblock.target import Target
+
+__all__ = ["Place", "identity_of", "layer_named", "settle"]
+
+#: As deep as `whoseblock.stack.base.descend` goes.
+_MAX_DEPTH = 32
+
+
+class Place(NamedTuple):
+    """``length`` bytes from ``start`` of ``device``; ``layer`` is None if nobody knows the device.
+
+    ``identity`` names the filesystem or the device whatever the kernel calls it, "" if nobody
+    knows.  ``why`` says why there is no layer.
+    """
+
+    device: str
+    identity: str
+    start: int
+    length: int
+    layer: Layer | None
+    why: str = ""
+
+
+def settle(target: Target, finder: Lookup, device: str, start: int, length: int) -> list[Place]:
+    """Say where a failure of a device belongs, in the order of its bytes."""
+    try:
+        layer = target.layer_of(device)
+    except TargetError as error:
+        return [Place(device, "", start, length, None, str(error))]
+    found = _settle(layer, start, length, 0)
+    return [
+        Place(at.name, _identity(target.host, finder, at), begin, size, at)
+        for at, begin, size in found
+    ]
+
+
+def layer_named(target: Target, name: str) -> Layer:
+    """Give the layer that is called so in a `Place`; raises `TargetError`."""
+    for folder in target.host.root.glob("sys/class/block/dm-*"):
+        if target.host.text(folder / "dm/name") == name:
+            return target.layer_of(folder.name)
+    return target.layer_of(name)
+
+
+def _settle(layer: Layer, start: int, length: int, depth: int) -> list[tuple[Layer, int, int]]:
+    inside = max(min(length, layer.size - start), 0)
+    if not layer.segments or not inside or depth == _MAX_DEPTH:
+        return [(layer, start, length)]
+    found: list[tuple[Layer, int, int]] = []
+    for begin, size, straight in _pieces(layer, start, inside):
+        if straight is None:
+            found.append((layer, begin, size))
+        else:
+            to_start = straight.to_start + begin - straight.start
+            found += _settle(straight.to, to_start, size, depth + 1)
+    if inside < length:
+        found.append((layer, start + inside, length - inside))
+    return _joined(found)
+
+
+def _pieces(layer: Layer, start: int, length: int) -> Iterator[tuple[int, int, Linear | None]]:
+    """Cut a range at the edges of segments, each piece with the segment that has it as it is.
+
+    Where several have it, or one that is not linear, or none, there is no such segment.
+    """
+    end = start + length
+    touching = [one for one in layer.segments if one.start < end and start < one.start + one.length]
+    edges = {start, end}
+    for one in touching:
+        edges |= {max(one.start, start), min(one.start + one.length, end)}
+    ordered = sorted(edges)
+    for low, high in pairwise(ordered):
+        over = [one for one in touching if one.start <= low and high <= one.start + one.length]
+        straight = over[0] if len(over) == 1 and isinstance(over[0], Linear) else None
+        # A remark tells of another copy.
+        yield low, high - low, None if straight is None or straight.remark else straight
+
+
+def _joined(pieces: Iterable[tuple[Layer, int, int]]) -> list[tuple[Layer, int, int]]:
+    """Join what follows upon one another in one layer."""
+    joined: list[tuple[Layer, int, int]] = []
+    for layer, start, length in pieces:
+        if joined and joined[-1][0] is layer and sum(joined[-1][1:]) == start:
+            joined[-1] = (layer, joined[-1][1], joined[-1][2] + length)
+        else:
+            joined.append((layer, start, length))
+    return joined
+
+
+def _identity(host: Host, finder: Lookup, layer: Layer) -> str:
+    """Name what fails: the filesystem that is on it, as `respond` does; or else the device."""
+    if not layer.segments:
+        try:
+            space = finder.leaf(layer)
+        except (WhoseblockError, OSError):
+            space = None
+        if isinstance(space, Filesystem) and space.identity:
+            return space.identity
+    return identity_of(host, layer)
+
+
+def identity_of(host: Host, layer: Layer) -> str:
+    """Name a device so that it keeps its name over reboots, as the kernel or its maker does."""
+    name = None if layer.device is None else host.device_numbered(layer.device)
+    folder = host.device_folder(name or layer.name)
+    if folder is None:
+        return ""
+    if (folder / "partition").exists():
+        whole, number = folder.parent, host.text(folder / "partition") or ""
+        above = _own_identity(host, whole.name, whole)
+        return f"{above}-part{number}" if above else ""
+    return _own_identity(host, folder.name, folder)
+
+
+def _own_identity(host: Host, name: str, folder: Path) -> str:
+    for attribute, prefix in (
+        ("dm/uuid", "dm-uuid-"),
+        ("md/uuid", "md-uuid-"),
+        ("wwid", ""),
+        ("device/wwid", ""),
+        ("device/serial", "serial-"),
+        # Of a namespace of persistent memory, or of the pfn device that is made of it.
+        ("device/uuid", "nd-"),
+    ):
+        value = (host.text(folder / attribute) or "").strip()
+        if value and value.isprintable():
+            return f"{prefix}{value}"
+    backing = backing_file(host, name)
+    return f"loop-{backing.path}-{backing.offset}" if backing else ""

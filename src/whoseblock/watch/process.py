@@ -1,0 +1,422 @@
+"""What the worker does with a batch of reports: journal, look up, journal the owners, act."""
+
+import errno
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from msgspec.structs import replace
+
+from whoseblock.closing import Closing
+from whoseblock.errors import JournalError, WhoseblockError
+from whoseblock.fs.base import Answer, FileOwner, Filesystem, Unknown
+from whoseblock.journal import Filter, open_journal
+from whoseblock.lookup import Asked, Lookup, Wish
+from whoseblock.media.mounts import read_mounts
+from whoseblock.ranges import ByteRange, subtract
+from whoseblock.stack.host import Host
+from whoseblock.stack.loops import file_extents
+from whoseblock.target import Target, TargetOptions
+from whoseblock.watch.actions import Actor, Responder, choose
+from whoseblock.watch.entries import Entered, Entries, Repeated, coalesced
+from whoseblock.watch.log import say
+from whoseblock.watch.places import Place, settle
+from whoseblock.watch.policy import Policy
+from whoseblock.watch.reports import Failed, FileFailed, Ill, Listed, Lost, Report
+from whoseblock.watch.responding import DeviceResponder
+from whoseblock.watch.state import Lists, StateFolder
+from whoseblock.watch.statistics import Statistics, count
+
+__all__ = ["Processor", "Setup"]
+
+_WISH: Final = Wish(paths=True, processes=True, verified=True)
+#: So many owners of a failure are named in its line of the log.
+_NAMED: Final = 5
+#: What failed so long before the daemon began may have had other owners, in seconds.
+_LATE_S: Final = 60.0
+#: So many places are kept in mind.
+_MOST_SETTLED: Final = 10_000
+#: Extents without a place on the device: unknown, delayed, encoded, inline (linux/fiemap.h).
+_NO_PLACE: Final = 0x2 | 0x4 | 0x8 | 0x200
+
+
+class Setup(NamedTuple):
+    """How the daemon was told to work.
+
+    ``journal`` is the URL, None for the usual one, and ``root`` where /sys and /proc are.
+    ``since`` is when the daemon began: what failed before that says nothing of how quick it is.
+    ``responder`` is who writes to devices, None for the usual one, and ``version``
+    that of whoseblock.
+    """
+
+    state: StateFolder
+    policy: Policy
+    journal: str | None = None
+    root: str = "/"
+    since: float = 0.0
+    responder: Responder | None = None
+    version: str = ""
+
+
+class Processor(Closing):
+    """Deals with batches; raises `JournalError` if the journal cannot be had.
+
+    Whatever was done before an error is done again by the next, and comes to the same.
+    """
+
+    def __init__(self, setup: Setup) -> None:
+        self._setup = setup
+        self._undo = ExitStack()
+        with ExitStack() as undo:
+            undo.callback(self._undo.close)
+            self._journal = self._undo.enter_context(open_journal(setup.journal))
+            run = self._journal.begin_run(sys.argv, setup.version)
+            self._run = self._undo.enter_context(run)
+            undo.pop_all()
+        self._lists = setup.state.load("lists.json", Lists) or Lists()
+        responder = setup.responder or DeviceResponder(self._journal, self._run)
+        self._actor = Actor(self._journal, self._run, setup.policy, setup.state, responder)
+        self._entries = Entries(self._journal, self._run)
+        self._settled: dict[tuple[str, int, int], list[Place]] = {}
+        self._statistics = Statistics()
+
+    def resume(self) -> Statistics:
+        """Do what an earlier daemon planned and did not do."""
+        return self._actor.resume()
+
+    def process(self, groups: Sequence[Sequence[Report]]) -> Statistics:
+        """Deal with reports, as they came together; give what there was to count."""
+        self._statistics = Statistics()
+        self._entries.refresh()
+        options = TargetOptions(root=self._setup.root)
+        with Target(None, options) as target, Lookup(target.open_leaf) as finder:
+            self._groups(groups, target, finder)
+        return self._statistics
+
+    def _groups(self, groups: Iterable[Sequence[Report]], target: Target, finder: Lookup) -> None:
+        waiting: list[Repeated] = []
+        listed: dict[str, Listed] = {}
+        for group in groups:
+            failed: list[Failed] = []
+            for report in group:
+                count(self._statistics.reports, {report.source: 1})
+                if isinstance(report, Listed):
+                    if report.key <= self._lists.keys.get(report.device, ""):
+                        # Whoever dealt with it was killed before the spool had forgotten it.
+                        continue
+                    if report.device in listed:
+                        # What came on the list may go from it: that has to be journaled first.
+                        self._enter([*waiting, *coalesced(failed)], target, finder)
+                        self._have_dealt_with(listed)
+                        waiting, failed = [], []
+                    listed[report.device] = report
+                failed += self._failures_of(report, target, finder)
+            # Apart for each group: they may come in another company after a crash, and a report
+            # that was put together with others is known by the key of the first only.
+            waiting += coalesced(failed)
+        self._enter(waiting, target, finder)
+        self._have_dealt_with(listed)
+
+    def _have_dealt_with(self, listed: dict[str, Listed]) -> None:
+        """Remember the lists whose failures are journaled."""
+        for device, one in listed.items():
+            self._lists.ranges[device] = one.ranges
+            self._lists.keys[device] = one.key
+        if listed:
+            self._setup.state.save("lists.json", self._lists)
+        listed.clear()
+
+    def _failures_of(self, report: Report, target: Target, finder: Lookup) -> Iterable[Failed]:
+        """Give the failures that a report tells of."""
+        match report:
+            case Failed():
+                return (report,)
+            case FileFailed():
+                return self._of_file(report, target, finder)
+            case Listed():
+                return self._appeared(report, target, finder)
+            case _:
+                self._tell(report)
+                return ()
+
+    def count_unhealed(self) -> Statistics:
+        """Count what is open, of this host."""
+        ranges = size = 0
+        for one in self._journal.failures(Filter(host=self._journal.host.name, open=True)):
+            ranges += 1
+            size += one.failure.length
+        return Statistics(unhealed=(ranges, size))
+
+    # ------------------------------------------------------------------ reports
+
+    def _tell(self, report: Lost | Ill) -> None:
+        """Log what cannot be journaled, for it is of no bytes."""
+        at = datetime.fromtimestamp(report.at, UTC).isoformat(timespec="milliseconds")
+        if isinstance(report, Lost):
+            count(self._statistics.lost, {report.source: report.count or 1})
+            known = report.count or None
+            say("err", "events-lost", source=report.source, at=at, count=known, why=report.what)
+        else:
+            count(self._statistics.ill, {report.source: 1})
+            place = report.place or None
+            say("err", "filesystem-ill", source=report.source, at=at, place=place, what=report.what)
+
+    def _appeared(self, listed: Listed, target: Target, finder: Lookup) -> Iterator[Failed]:
+        """Give what a list has that it had not, and close what it has no longer."""
+        device = listed.device
+        before = self._lists.ranges.get(device, ())
+        gone = _without(before, listed.ranges)
+        for one in gone:
+            for place in settle(target, finder, device, *one):
+                healed = self._entries.close_healed(place)
+                self._statistics.healed += healed
+                if healed:
+                    where = {"device": place.device, "start": place.start, "length": place.length}
+                    say("notice", "healed", **where, failures=healed)
+        if gone:
+            # What fails there from now on is not healed by this list, should it be read again.
+            self._lists.ranges[device] = tuple(_without(before, gone))
+            self._setup.state.save("lists.json", self._lists)
+        for new in _without(listed.ranges, before):
+            yield Failed(
+                source=listed.source,
+                at=listed.at,
+                key=f"{listed.key}:{new.start}",
+                device=device,
+                start=new.start,
+                length=new.length,
+                origin=listed.origin,
+            )
+
+    def _of_file(self, report: FileFailed, target: Target, finder: Lookup) -> Iterator[Failed]:
+        """Say where on its device a part of a file is."""
+        try:
+            found = list(_extents_of(report, target, finder))
+        except (WhoseblockError, OSError) as error:
+            found, why = [], str(error)
+        else:
+            why = "it has no blocks there"
+        for number, (start, length) in enumerate(found):
+            detail = {
+                "inode": report.inode,
+                "file_offset": report.start,
+                "file_length": report.length,
+                **report.detail,
+            }
+            yield Failed(
+                source=report.source,
+                at=report.at,
+                key=f"{report.key}:{number}",
+                device=report.device,
+                start=start,
+                length=length,
+                origin=f"health monitor of {report.place}",
+                detail=detail,
+            )
+        if not found:
+            what = (
+                f"{report.length} bytes from {report.start} of inode {report.inode} failed, and"
+                f" where they are is not known: {why}"
+            )
+            self._tell(Ill(source=report.source, at=report.at, place=report.place, what=what))
+
+    # ------------------------------------------------------------------ entries
+
+    def _enter(self, reported: Iterable[Repeated], target: Target, finder: Lookup) -> None:
+        """Journal failures, then look for the owners of those that are new, then act."""
+        placed = [
+            (repeated, place)
+            for repeated in reported
+            for place in self._places(target, finder, repeated.where)
+        ]
+        entered: dict[int, tuple[Entered, Failed]] = {}
+        with self._journal.together():
+            for repeated, place in placed:
+                for entry in self._entries.enter(repeated, place):
+                    if entry.new:
+                        count(self._statistics.failures, {place.device: 1})
+                    entered.setdefault(entry.number, (entry, repeated.failed))
+        self._statistics.latest = time.time() if entered else None
+        wanted = [both for both in entered.values() if self._is_wanted(both[0])]
+        answers = self._answers(wanted, finder)
+        both = [pair for pair in zip(wanted, answers, strict=True) if not pair[0][0].looked]
+        with self._journal.together():
+            for (entry, one), answer in both:
+                self._run.record_finding(entry.number, self._dated(answer, one))
+        self._entries.looked(entry.number for (entry, _), _ in both)
+        for (entry, one), answer in both:
+            self._count(answer, one)
+            _log(entry, one, answer)
+        if not self._setup.policy.rules:
+            return
+        # Only now: no failure's record waits for what is done about another.
+        points = _mount_points(target.host)
+        for (entry, _), answer in zip(wanted, answers, strict=True):
+            if not entry.planned:
+                chosen = choose(self._setup.policy, answer, entry.place.device, points)
+                done = self._actor.act(entry.number, chosen)
+                self._statistics.add(done)
+                if "respond done" in done.actions:
+                    self._entries.forget()
+                    self._entries.find_dealt_with()
+
+    def _places(self, target: Target, finder: Lookup, where: tuple[str, int, int]) -> list[Place]:
+        """Say where a failure belongs, and touch no device if all of it is known already.
+
+        Looking at a failing device makes it fail again, which is reported again: without end, if
+        that made us look once more.
+        """
+        places = self._settled.get(where)
+        if places is None or not all(map(self._entries.has, places)):
+            places = settle(target, finder, *where)
+            if len(self._settled) >= _MOST_SETTLED:
+                self._settled.clear()
+            # A layer is good for this batch only.
+            self._settled[where] = [place._replace(layer=None) for place in places]
+        return places
+
+    def _dated(self, answer: Answer, one: Failed) -> Answer:
+        """Say of what failed long before it was watched that the owners are those of now."""
+        if one.at >= self._setup.since - _LATE_S:
+            return answer
+        return replace(answer, notes=(*answer.notes, _late_note(one)))
+
+    def _is_wanted(self, entry: Entered) -> bool:
+        """Whether the owners are to be asked for: the first time, or to go on where one ended."""
+        if not entry.looked:
+            return True
+        if entry.place.layer is None and not entry.place.why:
+            # Known from before, and not looked at anew.
+            return False
+        return entry.replayed and not entry.planned and bool(self._setup.policy.rules)
+
+    def _answers(self, wanted: Sequence[tuple[Entered, Failed]], finder: Lookup) -> list[Answer]:
+        """Ask for the owners of all; where that goes wrong, of each by itself."""
+        asked = [
+            Asked(entry.place.start, entry.place.length, entry.place.layer, one.origin, named=True)
+            for entry, one in wanted
+            if entry.place.layer is not None
+        ]
+        try:
+            told = list(finder.answers(asked, _WISH))
+        except JournalError:
+            raise
+        except (WhoseblockError, OSError):
+            told = [_ask_one(one, finder) for one in asked]
+        answers = iter(told)
+        return [
+            _nobody(entry.place.start, entry.place.length, one.origin, entry.place.why)
+            if entry.place.layer is None
+            else next(answers)
+            for entry, one in wanted
+        ]
+
+    def _count(self, answer: Answer, one: Failed) -> None:
+        kinds: dict[str, int] = defaultdict(int)
+        for row in answer:
+            unwritten = isinstance(row, FileOwner) and row.unwritten
+            kinds["unwritten" if unwritten else row.kind] += row.length
+        count(self._statistics.bytes, kinds)
+        if one.at >= self._setup.since:
+            self._statistics.reacted(max(time.time() - one.at, 0.0))
+
+    def close(self) -> None:
+        """End the run, and close the journal."""
+        self._undo.close()
+
+
+def _without(ranges: Iterable[ByteRange], others: Iterable[ByteRange]) -> list[ByteRange]:
+    left = list(ranges)
+    for one in others:
+        left = subtract(left, one)
+    return left
+
+
+def _late_note(one: Failed) -> str:
+    at = datetime.fromtimestamp(one.at, UTC).isoformat(timespec="seconds")
+    return f"it failed at {at}, before it was watched: the owners are those of later"
+
+
+def _ask_one(asked: Asked, finder: Lookup) -> Answer:
+    try:
+        (answer,) = finder.answers([asked], _WISH)
+    except (WhoseblockError, OSError) as error:
+        return _nobody(asked.start, asked.length, asked.origin, str(error))
+    return answer
+
+
+def _nobody(start: int, length: int, origin: str, why: str) -> Answer:
+    """Make the answer that nobody gave."""
+    return Answer(
+        start, length, complete=False, notes=(why,), owners=(Unknown(start, length),), origin=origin
+    )
+
+
+def _mount_points(host: Host) -> dict[str, set[str]]:
+    """Give the places where what is on a device is mounted, by the kernel's name of the device."""
+    points: dict[str, set[str]] = defaultdict(set)
+    for mount in read_mounts(host.text(host.root / "proc/self/mountinfo") or ""):
+        name = host.device_numbered(mount.device)
+        if name is not None:
+            points[name].add(mount.point)
+            shown = host.text(host.root / "sys/class/block" / name / "dm/name")
+            if shown:
+                points[shown].add(mount.point)
+    return points
+
+
+def _extents_of(report: FileFailed, target: Target, finder: Lookup) -> Iterator[tuple[int, int]]:
+    """Give the bytes of the device of the filesystem that a part of a file has."""
+    layer = target.layer_of(report.device)
+    filesystem = finder.leaf(layer)
+    if not isinstance(filesystem, Filesystem):
+        return
+    paths = filesystem.paths(report.inode)
+    places = paths.mounted_at if isinstance(paths.mounted_at, tuple) else ()
+    for place in places:
+        if Path(place).lstat().st_ino != report.inode:
+            continue
+        end = report.start + report.length
+        for extent in file_extents(place, report.start, report.length):
+            low = max(report.start, extent.logical)
+            high = min(end, extent.logical + extent.length)
+            if low < high and not extent.flags & _NO_PLACE:
+                yield extent.physical + low - extent.logical, high - low
+        return
+    raise FileNotFoundError(errno.ENOENT, "no path leads to it now")
+
+
+def _log(entry: Entered, one: Failed, answer: Answer) -> None:
+    """Say in a line what failed, and whose it was."""
+    kinds = dict.fromkeys(row.kind for row in answer)
+    files: dict[str, None] = {}
+    pids: dict[int, None] = {}
+    for row in answer:
+        if isinstance(row, FileOwner):
+            names = row.mounted_at or row.paths
+            inode = (f"inode {row.inode}",)
+            files |= dict.fromkeys(names if isinstance(names, tuple) and names else inode)
+            users = row.processes if isinstance(row.processes, tuple) else ()
+            pids |= dict.fromkeys(process.pid for process in users)
+    fields: dict[str, Any] = {}
+    for name, values in (("files", list(files)), ("pids", list(map(str, pids)))):
+        more = f" and {len(values) - _NAMED} more" if len(values) > _NAMED else ""
+        fields[name] = ", ".join(values[:_NAMED]) + more if values else None
+    say(
+        "err",
+        "failure",
+        failure=entry.number,
+        device=entry.place.device,
+        start=entry.place.start,
+        length=entry.place.length,
+        source=one.source,
+        owners=",".join(kinds),
+        **fields,
+        complete=str(answer.complete).lower(),
+        verdict=one.detail.get("verdict"),
+    )

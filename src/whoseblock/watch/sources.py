@@ -1,0 +1,145 @@
+"""All sources of events of a machine: which there are, and why the others are not."""
+
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from hashlib import blake2b
+from pathlib import Path
+from typing import Final, Protocol, runtime_checkable
+
+from whoseblock.errors import WhoseblockError
+from whoseblock.stack.host import Host
+from whoseblock.watch.base import Source, boot_id
+from whoseblock.watch.fserrors import FilesystemErrorSource
+from whoseblock.watch.health import HealthSource
+from whoseblock.watch.kmsg import KmsgSource
+from whoseblock.watch.lists import ListSource
+from whoseblock.watch.log import say
+from whoseblock.watch.mounted import Mounted
+from whoseblock.watch.state import Lists, Position, StateFolder, usual_state_folder
+from whoseblock.watch.tracing import TraceSource
+
+__all__ = ["PAST", "Sources"]
+
+#: The sources that tell what happened while nobody watched.
+PAST: Final = ("kmsg", "sysfs")
+_TRACEFS: Final = "sys/kernel/tracing"
+
+
+@runtime_checkable
+class _OfMounts(Protocol):
+    """A source that watches each filesystem by itself."""
+
+    def mounts_changed(self, mounts: list[Mounted]) -> None:
+        """Watch what is mounted now."""
+
+
+class Sources:
+    """Opens the sources, and opens again those that went away, or were not there.
+
+    ``only`` names those that are wanted.
+    """
+
+    def __init__(self, host: Host, state: StateFolder, only: tuple[str, ...] | None = None) -> None:
+        self._host = host
+        self._state = state
+        self._boot = boot_id()
+        self.open: dict[str, Source] = {}
+        self.missing: dict[str, str] = {}
+        self._mounts: list[Mounted] = []
+        position = state.load("position.json", Position) or Position()
+        self._position = position if position.boot == self._boot else Position(self._boot)
+        makers: dict[str, Callable[[], Source]] = {
+            "kmsg": self._kmsg,
+            "tracepoint": self._trace,
+            "sysfs": self._lists,
+            "xfs-health": lambda: HealthSource(host),
+            "fanotify": FilesystemErrorSource,
+        }
+        # Of a machine that is only looked at through its files, no filesystem can be watched.
+        live = ("xfs-health", "fanotify")
+        self._makers = {
+            name: maker
+            for name, maker in makers.items()
+            if (only is None or name in only) and (host.live or name not in live)
+        }
+
+    def _kmsg(self) -> Source:
+        place = Path(self._host.root / "dev/kmsg")
+        after = self._position.sequence
+        return KmsgSource.at(place, self._boot, self._host.page_size, after)
+
+    def _trace(self) -> Source:
+        # Of two daemons with one instance, each would have half of the events.
+        name = "whoseblock"
+        if self._state.path != usual_state_folder():
+            name += f"-{blake2b(bytes(self._state.path.resolve()), digest_size=4).hexdigest()}"
+        return TraceSource(self._host.root / _TRACEFS, self._host, name)
+
+    def _lists(self) -> Source:
+        known = self._state.load("lists.json", Lists) or Lists()
+        return ListSource(self._host, known.ranges)
+
+    def open_missing(self) -> list[Source]:
+        """Try those that are not open; give the ones that are now."""
+        found = []
+        for name, maker in self._makers.items():
+            if name in self.open:
+                continue
+            try:
+                source = maker()
+            except (WhoseblockError, OSError) as error:
+                self._set_missing(name, error)
+                continue
+            self.missing.pop(name, None)
+            self.open[name] = source
+            if isinstance(source, _OfMounts):
+                source.mounts_changed(self._mounts)
+            say("info", "source", source=name, watched="true", health=source.health)
+            found.append(source)
+        return found
+
+    def _set_missing(self, name: str, error: Exception) -> None:
+        why = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
+        hint = error.hint or None if isinstance(error, WhoseblockError) else None
+        if self.missing.get(name) != why:
+            self.missing[name] = why
+            say("warning", "source", source=name, watched="false", why=why, hint=hint)
+
+    def lose(self, source: Source, error: OSError) -> None:
+        """Give up a source that fails, until it is tried again."""
+        self.remember()
+        del self.open[source.name]
+        with suppress(OSError):
+            source.close()
+        self._set_missing(source.name, error)
+
+    def mounts_changed(self, mounts: list[Mounted]) -> None:
+        """Have the filesystems watched that are mounted now."""
+        self._mounts = mounts
+        for source in self.open.values():
+            if isinstance(source, _OfMounts):
+                source.mounts_changed(mounts)
+
+    @property
+    def health(self) -> dict[str, tuple[bool, str]]:
+        """Say of every source whether it is watched, and how it is."""
+        watched = {name: (True, source.health) for name, source in self.open.items()}
+        return watched | {name: (False, why) for name, why in self.missing.items()}
+
+    def remember(self) -> None:
+        """Keep how far the log was read, if that has changed."""
+        kmsg = self.open.get("kmsg")
+        if isinstance(kmsg, KmsgSource) and kmsg.sequence != self._position.sequence:
+            self._position = Position(self._boot, kmsg.sequence)
+            self._state.save("position.json", self._position)
+
+    def __iter__(self) -> Iterator[Source]:
+        return iter(list(self.open.values()))
+
+    def close(self) -> None:
+        """Close all."""
+        self.remember()
+        for source in self:
+            with suppress(OSError):
+                source.close()
+        self.open.clear()

@@ -1,0 +1,56 @@
+"""What the daemon counts: plain numbers, which the worker sends and the collector adds up."""
+
+from collections.abc import Mapping
+from typing import Final
+
+from msgspec import Struct, field
+
+__all__ = ["BUCKETS", "Statistics", "count"]
+
+#: Upper ends of the classes of reaction times, in seconds.
+BUCKETS: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
+
+
+class Statistics(Struct):
+    """Counts since the start.
+
+    ``reports``, ``lost`` and ``ill`` are by source, ``failures`` (new ones) by device, ``bytes`` by
+    kind of owner, and ``actions`` by ``KIND OUTCOME``.  ``reaction`` has a count for each class of
+    `BUCKETS` and one for what took longer.  ``unhealed`` is how many failures are open, and how
+    many bytes they have, None if nobody has counted.  ``latest`` is when something was last
+    journaled.
+    """
+
+    reports: dict[str, int] = field(default_factory=dict)
+    lost: dict[str, int] = field(default_factory=dict)
+    ill: dict[str, int] = field(default_factory=dict)
+    failures: dict[str, int] = field(default_factory=dict)
+    bytes: dict[str, int] = field(default_factory=dict)
+    actions: dict[str, int] = field(default_factory=dict)
+    healed: int = 0
+    reaction: list[int] = field(default_factory=lambda: [0] * (len(BUCKETS) + 1))
+    reaction_sum: float = 0.0
+    unhealed: tuple[int, int] | None = None
+    latest: float | None = None
+
+    def reacted(self, seconds: float) -> None:
+        """Count one reaction."""
+        at = next((place for place, end in enumerate(BUCKETS) if seconds <= end), len(BUCKETS))
+        self.reaction[at] += 1
+        self.reaction_sum += seconds
+
+    def add(self, more: "Statistics") -> None:
+        """Add what was counted elsewhere since."""
+        for name in ("reports", "lost", "ill", "failures", "bytes", "actions"):
+            count(getattr(self, name), getattr(more, name))
+        self.healed += more.healed
+        self.reaction = [a + b for a, b in zip(self.reaction, more.reaction, strict=True)]
+        self.reaction_sum += more.reaction_sum
+        self.unhealed = more.unhealed if more.unhealed is not None else self.unhealed
+        self.latest = more.latest if more.latest is not None else self.latest
+
+
+def count(counts: dict[str, int], more: Mapping[str, int]) -> None:
+    """Add counts to counts."""
+    for name, number in more.items():
+        counts[name] = counts.get(name, 0) + number

@@ -1,0 +1,87 @@
+"""On which line each key of a TOML file stands.
+
+tomllib tells lines of syntax errors only.  This goes over a file that tomllib has read already, and
+knows just enough of TOML for that: tables, arrays of tables, keys, and where values end.
+"""
+
+import re
+from collections import Counter
+from typing import Final
+
+__all__ = ["Key", "lines_of"]
+
+#: Names of tables and keys, and numbers in arrays of tables, from the outside inwards.
+Key = tuple[str | int, ...]
+
+_PART: Final = r"""(?:[A-Za-z0-9_-]+|"[^"\\]*"|'[^']*')"""
+_PARTS: Final = re.compile(_PART)
+_DOTTED: Final = rf"{_PART}(?:[ \t]*\.[ \t]*{_PART})*"
+_ARRAY: Final = re.compile(rf"[ \t]*\[\[[ \t]*({_DOTTED})[ \t]*\]\]")
+_TABLE: Final = re.compile(rf"[ \t]*\[[ \t]*({_DOTTED})[ \t]*\]")
+_KEY: Final = re.compile(rf"[ \t]*({_DOTTED})[ \t]*=")
+#: What of a value matters for where it ends: strings, which may hold anything, brackets, comments.
+_TOKEN: Final = re.compile(
+    r'"""(?:[^\\]|\\.)*?"{3,5}'
+    r"|'''.*?'{3,5}"
+    r'|"(?:[^"\\\n]|\\.)*"'
+    r"|'[^'\n]*'"
+    r"|[\[\]{}\n]|#[^\n]*",
+    re.DOTALL,
+)
+
+
+def lines_of(text: str) -> dict[Key, int]:
+    """Give the line of every table and key, from 1; ``("rule", 0, "exec")`` is in the first rule.
+
+    What stands in an inline table is not told apart from its key.
+    """
+    found: dict[Key, int] = {(): 1}
+    arrays: Counter[Key] = Counter()
+    table: Key = ()
+    at = 0
+    while at < len(text):
+        line = text.count("\n", 0, at) + 1
+        if match := _ARRAY.match(text, at):
+            name = _inside(_names(match[1]), arrays)
+            table = (*name, arrays[name])
+            arrays[name] += 1
+            found.setdefault(name, line)
+            found[table] = line
+        elif match := _TABLE.match(text, at):
+            table = _inside(_names(match[1]), arrays)
+            found.setdefault(table, line)
+        elif match := _KEY.match(text, at):
+            key = table
+            for part in _names(match[1]):
+                key = (*key, part)
+                found.setdefault(key, line)
+        at = _end_of_value(text, match.end() if match else at)
+    return found
+
+
+def _names(dotted: str) -> tuple[str, ...]:
+    return tuple(part.strip("\"'") for part in _PARTS.findall(dotted))
+
+
+def _inside(name: tuple[str, ...], arrays: Counter[Key]) -> Key:
+    """Say which element of an array of tables the outer names mean: the last so far."""
+    key: Key = ()
+    for number, part in enumerate(name):
+        key = (*key, part)
+        if number < len(name) - 1 and arrays[key]:
+            key = (*key, arrays[key] - 1)
+    return key
+
+
+def _end_of_value(text: str, at: int) -> int:
+    """Give where the line after a value begins."""
+    depth = 0
+    for token in _TOKEN.finditer(text, at):
+        word = token[0]
+        if word in ("[", "{"):
+            depth += 1
+        elif word in ("]", "}"):
+            depth -= 1
+        elif word == "\n" and depth <= 0:
+            return token.end()
+    return len(text)

@@ -1,0 +1,320 @@
+"""The daemon as a real process, on a real kernel whose disk really fails.
+
+An image that `whoseblock emulate` serves is under a loop device: reading a bad sector gives EIO,
+and the kernel logs and traces the request as it does of a disk that dies.
+"""
+
+import contextlib
+import mmap
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.support.emulated import Emulated, emulated
+from tests.support.images import MIB, Geometry, make_image
+from tests.support.mounts import mounted, own_mount_namespace
+from tests.support.tools import Missing, need_loop_mounts, run
+from tests.support.watching import Daemon, from_now_on, once, until, watching
+from tests.test_emulate_kernel import BLOCK, fill, forget, place_of
+
+from whoseblock.errors import NEWS
+from whoseblock.journal import History
+from whoseblock.ranges import ByteRange
+
+TRACING = Path("/sys/kernel/tracing")
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    need_loop_mounts()
+    return make_image(tmp_path / "disk", Geometry("watched", size=32 * MIB, parent=False))
+
+
+@pytest.fixture
+def tracing() -> Iterator[None]:
+    """Have tracefs where everybody looks for it, in a mount namespace of our own."""
+    own_mount_namespace()
+    if (TRACING / "instances").is_dir():
+        yield
+        return
+    try:
+        run(["mount", "-t", "tracefs", "tracefs", TRACING])
+    except RuntimeError as error:
+        raise Missing(f"tracefs cannot be mounted here: {error}") from error
+    try:
+        yield
+    finally:
+        run(["umount", "--lazy", TRACING])
+
+
+@contextlib.contextmanager
+def failing(image: Path, folder: Path) -> Iterator[tuple[Emulated, Path, Path]]:
+    """Give what serves an image, the loop device on it, and where it is mounted."""
+    with (
+        emulated(image, folder) as served,
+        served.loop() as loop,
+        mounted(loop, loop=False) as root,
+    ):
+        yield served, loop, Path(os.fsdecode(root))
+
+
+def fail(served: Emulated, root: Path, path: Path, block: int) -> int:
+    """Have a block of a file fail, and somebody read it; give where it is."""
+    at = place_of(root, path, block)
+    served.add(ByteRange(at, BLOCK))
+    read_bad(path, block)
+    return at
+
+
+def read_bad(path: Path, block: int) -> None:
+    forget(path)
+    with path.open("rb", 0) as file, pytest.raises(OSError, match="Input/output error"):
+        os.pread(file.fileno(), BLOCK, block * BLOCK)
+
+
+def of(histories: list[History], loop: Path) -> list[History]:
+    """Give the failures of a loop device whose owners are known."""
+    return [one for one in histories if one.failure.device == loop.name and one.findings]
+
+
+def sources_of(history: History) -> set[str]:
+    return {report.source for report in history.reports}
+
+
+@pytest.mark.usefixtures("tracing")
+def test_a_failed_read_is_attributed_to_the_file(image: Path, tmp_path: Path) -> None:
+    from_now_on(tmp_path)
+    with failing(image, tmp_path / "at") as (served, loop, root):
+        fill(root / "hit", "hit")
+        fill(root / "other", "other")
+        os.link(root / "hit", root / "a name\nof two lines")
+        os.sync()
+        with watching(tmp_path) as daemon, (root / "hit").open("rb") as held:
+            at = fail(served, root, root / "hit", 20)
+            (history,) = until(lambda: of(daemon.histories(), loop))
+            assert history.failure.range == ByteRange(at, 512)
+            assert history.failure.identity.startswith("xfs ")
+            # The log tells of the same failure, unless others have filled what it takes.
+            assert {"tracepoint"} <= sources_of(history) <= {"kmsg", "tracepoint"}
+            (finding,) = history.findings
+            assert finding.complete, finding.notes
+            assert finding.answer["verified"] is True
+            (owner,) = finding.answer["owners"]
+            assert owner["paths"] == ["/a name\nof two lines", "/hit"]
+            assert owner["file_offset"] == 20 * BLOCK
+            users = {process["pid"]: process["open"] for process in owner["processes"]}
+            assert [one["fd"] for one in users[os.getpid()]] == [held.fileno()]
+            status = daemon.status()
+            assert status["sources"]["tracepoint"]["watched"]
+            assert status["counts"]["failures"][loop.name] == 1
+            assert status["counts"]["bytes"]["file"] >= 512
+            assert sum(status["counts"]["reaction"]) >= 1
+            daemon.stop()
+        assert not list((TRACING / "instances").glob("whoseblock-*"))
+    (line,) = [line for line in daemon.log().splitlines() if f"device={loop.name} " in line]
+    assert f"{root}/a name\\nof two lines, {root}/hit" in line
+
+
+@pytest.mark.usefixtures("tracing")
+def test_free_space_and_metadata(image: Path, tmp_path: Path) -> None:
+    """What nobody owns, and what the filesystem itself does: read from the raw device."""
+    from_now_on(tmp_path)
+    with failing(image, tmp_path / "at") as (served, loop, root), watching(tmp_path) as daemon:
+        # The superblock; and the last block, which is free.
+        wanted = {0: "metadata", image.stat().st_size - BLOCK: "free"}
+        for at in wanted:
+            served.add(ByteRange(at, BLOCK))
+            assert not read_direct(loop, at)
+        until(lambda: len(of(daemon.histories(), loop)) >= 2)
+        # Others on this machine look at the ends of devices, too.
+        found = {
+            one.failure.start // BLOCK * BLOCK: one.findings[0].answer["owners"][0]["kind"]
+            for one in of(daemon.histories(), loop)
+        }
+        assert found == wanted
+        assert os.path.ismount(root)
+
+
+def read_direct(device: Path, at: int, buffer: mmap.mmap | None = None) -> bool:
+    """Read a sector past the page cache; whether that was possible."""
+    file = os.open(device, os.O_RDONLY | os.O_DIRECT)
+    try:
+        os.preadv(file, [buffer or mmap.mmap(-1, 512)], at)
+    except OSError:
+        return False
+    finally:
+        os.close(file)
+    return True
+
+
+@pytest.mark.usefixtures("tracing")
+def test_a_daemon_that_was_killed_goes_on_where_it_was(image: Path, tmp_path: Path) -> None:
+    from_now_on(tmp_path)
+    with failing(image, tmp_path / "at") as (served, loop, root):
+        fill(root / "hit", "hit")
+        os.sync()
+        with watching(tmp_path) as daemon:
+            first = fail(served, root, root / "hit", 8)
+            until(lambda: of(daemon.histories(), loop))
+            daemon.kill()
+        # The trace instance is still there, and takes down what happens meanwhile.
+        second = fail(served, root, root / "hit", 40)
+        with watching(tmp_path) as daemon:
+            until(lambda: len(of(daemon.histories(), loop)) == 2)
+            daemon.stop()
+        found = of(daemon.histories(), loop)
+        assert {one.failure.start for one in found} == {first, second}
+
+
+def test_one_sweep_for_cron(image: Path, tmp_path: Path) -> None:
+    from_now_on(tmp_path)
+    with failing(image, tmp_path / "at") as (served, loop, root):
+        fill(root / "hit", "hit")
+        os.sync()
+        before = logged(loop)
+        fail(served, root, root / "hit", 8)
+        for _ in range(300):
+            if logged(loop) > before:
+                break
+            time.sleep(0.1)
+            read_bad(root / "hit", 8)
+        else:
+            # It logs ten errors in five seconds, of all disks together.
+            raise Missing("other failing disks fill the kernel's log: run it when they do not")
+        code, out, said = once(tmp_path)
+        assert code == NEWS
+        assert "new failures, 0 healed" in out
+        assert f"device={loop.name} " in said
+
+
+def logged(loop: Path) -> int:
+    """Count the errors of a device that the kernel has logged."""
+    return run(["dmesg"]).count(b"I/O error, dev %s," % os.fsencode(loop.name))
+
+
+@pytest.mark.usefixtures("tracing")
+def test_a_policy_for_a_mount_point(image: Path, tmp_path: Path) -> None:
+    from_now_on(tmp_path)
+    with failing(image, tmp_path / "at") as (served, _, root):
+        fill(root / "hit", "hit")
+        os.sync()
+        policy = tmp_path / "policy.toml"
+        policy.write_text(
+            f"""
+            [[rule]]
+            name = "tell"
+            filesystem = "{root}"
+            path = "{root}/*"
+            owner = ["file"]
+            signal = "SIGUSR1"
+            signal-to = "open"
+            exec = ["/bin/sh", "-c", "cat > {tmp_path}/said"]
+            """
+        )
+        with (
+            (root / "hit").open("rb") as held,
+            subprocess.Popen(["sleep", "60"], stdin=held) as victim,
+        ):
+            held.close()
+            with watching(tmp_path, "--policy", policy) as daemon:
+                fail(served, root, root / "hit", 8)
+                assert victim.wait(30) < 0
+                until(lambda: daemon.status()["counts"]["actions"].get("signal done"))
+        assert str(root / "hit").encode() in (tmp_path / "said").read_bytes()
+
+
+@pytest.mark.usefixtures("tracing")
+def test_looking_at_a_failing_device_goes_on_for_no_longer_than_it_must(
+    image: Path, tmp_path: Path
+) -> None:
+    """Whoever asks what is on the device meets the same bad sector, and is heard of again."""
+    from_now_on(tmp_path)
+    with (
+        emulated(image, tmp_path / "at") as served,
+        served.loop() as loop,
+        watching(tmp_path) as daemon,
+    ):
+        served.add(ByteRange(0, BLOCK))
+        assert not read_direct(loop, 0)
+        until(lambda: of(daemon.histories(), loop))
+
+        def settled() -> bool:
+            before = reports_of(daemon, loop)
+            time.sleep(3)
+            return reports_of(daemon, loop) == before
+
+        assert until(settled)
+
+
+def reports_of(daemon: Daemon, loop: Path) -> int:
+    return sum(len(one.reports) for one in of(daemon.histories(), loop))
+
+
+@contextlib.contextmanager
+def healing(policy: Path, loop: Path) -> Iterator[None]:
+    """Have the policy heal free space, of one device."""
+    policy.write_text(f'[[rule]]\ndevice = "{loop.name}"\nowner = "free"\nrespond = "zero"\n')
+    yield
+
+
+@pytest.mark.usefixtures("tracing")
+def test_free_space_is_healed_if_the_policy_says_so(image: Path, tmp_path: Path) -> None:
+    from_now_on(tmp_path)
+    policy = tmp_path / "policy.toml"
+    free = image.stat().st_size - 4 * BLOCK
+    with (
+        failing(image, tmp_path / "at") as (served, loop, root),
+        # Of this device and no other: there are more tests, with disks of their own.
+        healing(policy, loop),
+        watching(tmp_path, "--policy", policy) as daemon,
+    ):
+        served.add(ByteRange(free, 512))
+        fill(root / "kept", "kept")
+        os.sync()
+        at = place_of(root, root / "kept", 3)
+        served.add(ByteRange(at, 512))
+        assert not read_direct(loop, free)
+        assert not read_direct(loop, at)
+        until(lambda: daemon.status()["counts"]["actions"].get("respond done"))
+        # What has an owner is left alone.
+        assert served.bad() == [ByteRange(at, 512)]
+        until(lambda: len(of(daemon.histories(), loop)) == 2)
+        closed = {one.failure.start: one.failure.closed for one in of(daemon.histories(), loop)}
+        assert closed[at] is None
+        assert closed[free] is not None
+
+
+@pytest.mark.usefixtures("tracing")
+def test_a_burst_of_failed_requests(image: Path, tmp_path: Path) -> None:
+    """A thousand failed reads at once, of which the log tells of few, and says so."""
+    from_now_on(tmp_path)
+    sectors = 1000
+    with (
+        emulated(image, tmp_path / "at") as served,
+        served.loop() as loop,
+        watching(tmp_path) as daemon,
+        mmap.mmap(-1, 512) as buffer,
+    ):
+        served.add(ByteRange(16 * MIB, sectors * 512))
+        for number in range(sectors):
+            assert not read_direct(loop, 16 * MIB + number * 512, buffer)
+        until(daemon.idle, 120)
+        until(lambda: daemon.status()["counts"]["unhealed"])
+        status = daemon.status()
+        starts = [one.failure.start for one in of(daemon.histories(), loop)]
+        assert len(set(starts)) == len(starts)
+        missing = sectors - len(starts)
+        assert missing == 0 or status["counts"]["lost"]["tracepoint"] >= missing
+        # The log had but a few of them, and told that it had no more.
+        assert status["counts"]["reports"]["tracepoint"] >= len(starts)
+        assert memory_of(daemon) < 40 * MIB
+
+
+def memory_of(daemon: Daemon) -> int:
+    """Give the memory of the process that never ends."""
+    status = Path(f"/proc/{daemon.process.pid}/status").read_text()
+    (line,) = [line for line in status.splitlines() if line.startswith("VmRSS:")]
+    return int(line.split()[1]) * 1024

@@ -1,0 +1,231 @@
+"""The sources, each on what stands in for the kernel where this machine has no more.
+
+Bad-blocks lists are a folder, the log is a socket that keeps records apart as /dev/kmsg does.  What
+this kernel really has is in `test_watch_tracing` and `test_watch_kernel`.
+"""
+
+import errno
+import fcntl
+import os
+import socket
+import struct
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from whoseblock.errors import UnsupportedError
+from whoseblock.ranges import ByteRange
+from whoseblock.stack.host import Host
+from whoseblock.watch.health import HealthSource
+from whoseblock.watch.kmsg import KmsgSource
+from whoseblock.watch.lists import ListSource
+from whoseblock.watch.mounted import Mounted
+from whoseblock.watch.reports import Failed, Ill, Listed, Lost, Report
+from whoseblock.watch.tracing import TraceSource
+
+# ------------------------------------------------------------------ the kernel's log
+
+
+class Log:
+    """A log that a test writes, and the source that reads it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, after: int = -1) -> None:
+        end, self._write = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        descriptor = end.detach()
+        os.set_blocking(descriptor, False)
+        self.gaps = 0
+        read = os.read
+
+        def fake_read(wanted: int, size: int) -> bytes:
+            if wanted == descriptor and self.gaps:
+                self.gaps -= 1
+                raise BrokenPipeError(errno.EPIPE, "overwritten")
+            return read(wanted, size)
+
+        monkeypatch.setattr(os, "read", fake_read)
+        self.source = KmsgSource(descriptor, "boot", 4096, after)
+
+    def close(self) -> None:
+        self.source.close()
+        self._write.close()
+
+    def say(self, sequence: int, text: str, priority: int = 3) -> None:
+        self._write.send(f"{priority},{sequence},1000000,-;{text}\n".encode())
+
+    def read(self) -> list[Report]:
+        return list(self.source.read())
+
+
+def words(reports: list[Report]) -> list[object]:
+    return [
+        (one.device, one.start, one.length, one.key)
+        if isinstance(one, Failed)
+        else (one.count, one.key)
+        if isinstance(one, Lost)
+        else one
+        for one in reports
+    ]
+
+
+def test_messages_of_failures(monkeypatch: pytest.MonkeyPatch) -> None:
+    with closing(Log(monkeypatch)) as log:
+        log.say(1, "XFS (sda1): Mounting V5 Filesystem")
+        log.say(2, "critical medium error, dev sda, sector 2456 op 0x0:(READ) flags 0x0")
+        log.say(3, "Memory failure: 0x10140a: recovery action for dax page: Recovered")
+        log.say(4, "I/O error, dev sdb, sector 8", priority=12)
+        assert words(log.read()) == [
+            ("sda", 2456 * 512, 512, "boot:2"),
+            ("physical-memory", 0x10140A * 4096, 4096, "boot:3"),
+        ]
+        assert log.read() == []
+        assert log.source.sequence == 4
+
+
+def test_messages_that_were_overwritten_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    with closing(Log(monkeypatch, after=10)) as log:
+        log.say(10, "I/O error, dev sda, sector 8")
+        log.say(11, "I/O error, dev sda, sector 16")
+        log.gaps = 1
+        log.say(20, "I/O error, dev sda, sector 24")
+        assert words(log.read()) == [
+            ("sda", 16 * 512, 512, "boot:11"),
+            (8, "boot:20:lost"),
+            ("sda", 24 * 512, 512, "boot:20"),
+        ]
+
+
+def test_what_was_said_while_nobody_listened_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    with closing(Log(monkeypatch, after=10)) as log:
+        log.say(100, "something else")
+        assert words(log.read()) == [(89, "boot:100:lost")]
+
+
+def test_what_the_kernel_thinned_out_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    with closing(Log(monkeypatch)) as log:
+        log.say(1, "blk_print_req_error: 117 callbacks suppressed")
+        log.say(2, "I/O error, dev sda, sector what")
+        assert words(log.read()) == [(117, "boot:1"), (1, "boot:2")]
+
+
+# ------------------------------------------------------------------ lists of bad blocks
+
+
+@pytest.fixture
+def sys_block(tmp_path: Path) -> Path:
+    folder = tmp_path / "sys/block/pmem0"
+    folder.mkdir(parents=True)
+    return folder
+
+
+def swept(source: ListSource) -> list[object]:
+    return [(one.device, one.ranges) if isinstance(one, Listed) else one for one in source.sweep()]
+
+
+def test_a_list_is_given_when_it_changes(tmp_path: Path, sys_block: Path) -> None:
+    bad = sys_block / "badblocks"
+    bad.write_text("\n")
+    region = tmp_path / "sys/bus/nd/devices/region0"
+    region.mkdir(parents=True)
+    (region / "badblocks").write_text("100 1\n")
+    known = {"region0": (ByteRange(51200, 512),)}
+    with closing(ListSource(Host(tmp_path), known)) as source:
+        assert swept(source) == []
+        bad.write_text("8 8\n16 8\n4096 1\n")
+        both = (ByteRange(4096, 8192), ByteRange(2097152, 512))
+        assert swept(source) == [("pmem0", both)]
+        assert swept(source) == []
+        bad.write_text("\n")
+        assert swept(source) == [("pmem0", ())]
+        assert source.health == "2 lists, of which 0 tell of changes"
+
+
+def test_a_list_that_is_none_is_told(tmp_path: Path, sys_block: Path) -> None:
+    (sys_block / "badblocks").write_text("eight\n")
+    with closing(ListSource(Host(tmp_path), {})) as source:
+        (ill,) = source.sweep()
+    assert isinstance(ill, Ill)
+    assert (ill.place, "expected SECTOR COUNT" in ill.what) == ("pmem0", True)
+
+
+# ------------------------------------------------------------------ tracepoints, without a kernel
+
+
+@pytest.fixture
+def tracefs(tmp_path: Path) -> Path:
+    """Give a folder like tracefs, with an instance that a killed daemon left."""
+    folder = tmp_path / "tracing/instances/test"
+    event = folder / "events/memory_failure/memory_failure_event"
+    event.mkdir(parents=True)
+    (event / "enable").write_text("0\n")
+    os.mkfifo(folder / "trace_pipe")
+    return tmp_path / "tracing"
+
+
+def test_memory_failures_where_an_older_kernel_has_them(tracefs: Path) -> None:
+    """The real event is in the virtual machine: this kernel is built without it."""
+    source = TraceSource(tracefs, Host("/"), "test")
+    folder = tracefs / "instances/test"
+    assert (folder / "events/memory_failure/memory_failure_event/enable").read_text() == "1"
+    assert (folder / "trace_clock").read_text() == "mono"
+    with (folder / "trace_pipe").open("wb", 0) as pipe:
+        head = b"  python3-742     [001] .....   152.318012: memory_failure_event: "
+        pipe.write(head + b"pfn 0x10140a: recovery action for dax page: Reco")
+        assert list(source.read()) == []
+        pipe.write(b"vered\nCPU:0 [LOST 3 EVENTS]\n" + b"x" * 10000)
+        failed, lost = source.read()
+    source.close()
+    page = os.sysconf("SC_PAGE_SIZE")
+    assert isinstance(failed, Failed)
+    assert (failed.device, failed.start) == ("physical-memory", 0x10140A * page)
+    assert failed.detail["verdict"] == "Recovered"
+    assert isinstance(lost, Lost)
+    assert lost.count == 3
+
+
+def test_a_kernel_without_tracepoints(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedError, match="no tracefs"):
+        TraceSource(tmp_path, Host("/"), "test")
+    (tmp_path / "instances").mkdir()
+    with pytest.raises(UnsupportedError, match="none of the tracepoints"):
+        TraceSource(tmp_path, Host("/"), "test")
+    assert list((tmp_path / "instances").iterdir()) == []
+
+
+# ------------------------------------------------------------------ XFS's health monitor
+
+
+def test_another_monitor_is_said_and_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The real monitor is in the virtual machine: it came with Linux 7.0."""
+    free: list[int] = []
+
+    def ioctl(*_: object) -> int:
+        if not free:
+            raise FileExistsError(errno.EEXIST, "File exists")
+        return free.pop()
+
+    monkeypatch.setattr(fcntl, "ioctl", ioctl)
+    status = tmp_path.stat()
+    mounted = Mounted(status.st_dev, "xfs", str(tmp_path))
+    with closing(HealthSource(Host("/"))) as source:
+        source.mounts_changed([mounted, Mounted(1, "ext4", "/ext4")])
+        assert source.health.startswith("monitoring 0 filesystems; ")
+        assert source.health.endswith("another program is its monitor")
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        free.append(ours.detach())
+        assert list(source.sweep()) == []
+        assert source.health == "monitoring 1 filesystems"
+        with theirs:
+            theirs.send(struct.pack("=IIQQQ", 5, 7, 10**9, 8, 16).ljust(64, b"\0"))
+            theirs.send(struct.pack("=IIQQ", 0, 1, 10**9, 3).ljust(64, b"\0"))
+            theirs.send(struct.pack("=IIQ", 0, 6, 10**9).ljust(64, b"\0"))
+            reports = list(source.read())
+            device = Host("/").device_numbered(status.st_dev)
+            if device:
+                assert words(reports[:1]) == [(device, 4096, 8192, "")]
+            assert [type(one) for one in reports[-2:]] == [Lost, Ill]
+            theirs.send(struct.pack("=IIQ", 0, 2, 10**9).ljust(64, b"\0"))
+            assert list(source.read()) == []
+        assert source.health == "monitoring 0 filesystems"

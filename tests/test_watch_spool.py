@@ -1,0 +1,122 @@
+"""The spool: durable, bounded, and the same to whoever reads it again."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec import json
+
+from whoseblock.errors import TargetError
+from whoseblock.ranges import ByteRange
+from whoseblock.watch.reports import Failed, FileFailed, Ill, Listed, Lost, Report
+from whoseblock.watch.spool import Spool
+from whoseblock.watch.state import Lists, StateFolder
+
+
+def failed(start: int, key: str = "") -> Failed:
+    return Failed(source="kmsg", at=1.5, key=key, device="sda", start=start, length=512)
+
+
+def test_what_is_put_is_taken_in_its_order_until_it_is_dropped(tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "spool")
+    spool.put([failed(0), failed(512, key="own")])
+    spool.put([failed(1024)])
+    batch = spool.take(2)
+    assert [[one.start for one in group if isinstance(one, Failed)] for group in batch.groups] == [
+        [0, 512]
+    ]
+    first, second = batch.groups[0]
+    assert first.key.endswith(":0")
+    assert second.key == "own"
+    # Another process, after a crash, reads the same.
+    again = Spool(tmp_path / "spool")
+    assert again.take(100).groups[:1] == batch.groups
+    spool.drop(batch.files)
+    (left,) = again.take(100).groups
+    assert [one.start for one in left if isinstance(one, Failed)] == [1024]
+    assert again.backlog == 1
+
+
+def test_keys_ascend_though_the_clock_be_set_back(tmp_path: Path) -> None:
+    later = 10**19
+    spool = Spool(tmp_path / "spool", least=later)
+    spool.put([failed(0)])
+    spool.put([failed(0)])
+    keys = [group[0].key for group in Spool(tmp_path / "spool").take(9).groups]
+    assert keys == [f"{later + 1:020d}:0", f"{later + 2:020d}:0"]
+    assert Lists(keys={"a": keys[1], "b": "none"}).last == later + 2
+
+
+def test_a_full_spool_drops_what_comes_and_says_so(tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "spool", most_bytes=1000)
+    dropped = sum(spool.put([failed(start)]) for start in range(100))
+    kept = spool.take(1000)
+    assert 80 < dropped < 98
+    assert len(kept.groups) == 100 - dropped
+    spool.drop(kept.files)
+    assert spool.put([failed(7)]) == 0
+    (group,) = spool.take(9).groups
+    (lost,) = (one for one in group if isinstance(one, Lost))
+    assert (lost.source, lost.count) == ("spool", dropped)
+
+
+def test_a_file_that_is_damaged_is_said_to_be_lost(tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "spool")
+    spool.put([failed(0)])
+    (file,) = spool.take(1).files
+    file.write_bytes(file.read_bytes()[:-5])
+    ((lost,),) = spool.take(1).groups
+    assert isinstance(lost, Lost)
+    assert "cannot be read" in lost.what
+
+
+def test_what_a_crash_left_half_written_is_no_report(tmp_path: Path) -> None:
+    Spool(tmp_path / "spool")
+    (tmp_path / "spool" / ".1.reports.abc").write_bytes(b"[")
+    spool = Spool(tmp_path / "spool")
+    assert not spool.has_more
+    assert list((tmp_path / "spool").iterdir()) == []
+
+
+def test_one_daemon_at_a_time(tmp_path: Path) -> None:
+    with StateFolder(tmp_path / "state"), pytest.raises(TargetError, match="another"):
+        StateFolder(tmp_path / "state")
+    with StateFolder(tmp_path / "state") as state:
+        assert state.load("lists.json", Lists) is None
+        state.save("lists.json", Lists({"a": (ByteRange(0, 1),)}))
+        assert state.load("lists.json", Lists) == Lists({"a": (ByteRange(0, 1),)})
+    (tmp_path / "file").touch()
+    with pytest.raises(TargetError, match="Not a directory"):
+        StateFolder(tmp_path / "file" / "state")
+
+
+TEXT = st.text(max_size=10)
+NUMBER = st.integers(0, 2**63 - 1)
+COMMON = {"source": TEXT, "at": st.floats(0, 1e10), "key": TEXT}
+REPORTS = st.one_of(
+    st.builds(Failed, **COMMON, device=TEXT, start=NUMBER, length=NUMBER, origin=TEXT),
+    st.builds(
+        Listed,
+        **COMMON,
+        device=TEXT,
+        ranges=st.lists(st.builds(ByteRange, NUMBER, NUMBER), max_size=3).map(tuple),
+    ),
+    st.builds(
+        FileFailed,
+        **COMMON,
+        device=TEXT,
+        place=TEXT,
+        inode=NUMBER,
+        generation=NUMBER,
+        start=NUMBER,
+        length=NUMBER,
+    ),
+    st.builds(Ill, **COMMON, place=TEXT, what=TEXT),
+    st.builds(Lost, **COMMON, count=NUMBER, what=TEXT),
+)
+
+
+@given(st.lists(REPORTS, max_size=5).map(tuple))
+def test_reports_are_read_as_they_were_written(reports: tuple[Report, ...]) -> None:
+    assert json.decode(json.encode(reports), type=tuple[Report, ...]) == reports
