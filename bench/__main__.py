@@ -1,16 +1,20 @@
-"""``make bench``: measure, print a table, and write build/bench.json."""
+"""``make bench``: measure, print a table, and write build/bench.json.
+
+``make bench ARGS=live`` measures one part.
+"""
 
 import json
 import platform
 import sys
 from itertools import chain
 from pathlib import Path
+from types import ModuleType
 
 from rich.console import Console
 from rich.table import Table
 from tests.support.tools import Missing, need_loop_mounts
 
-from bench import maps, xfs
+from bench import live, maps, xfs
 from bench.measure import Result
 
 _FOLDER = Path("build/bench")
@@ -34,8 +38,17 @@ def _show(results: list[Result]) -> None:
     Console(width=130).print(table)
 
 
+def _parts() -> list[ModuleType]:
+    """Give the parts that are named on the command line, or all."""
+    parts = {"xfs": xfs, "maps": maps, "live": live}
+    named = sys.argv[1:] or list(parts)
+    if unknown := set(named) - parts.keys():
+        sys.exit(f"no such part: {', '.join(sorted(unknown))}; there are {', '.join(parts)}")
+    return [parts[name] for name in named]
+
+
 def main() -> int:
-    """Run everything; the exit status is 1 if a target was missed."""
+    """Run everything, or the parts named; the exit status is 1 if a target was missed."""
     try:
         need_loop_mounts()
     except Missing as reason:
@@ -43,7 +56,7 @@ def main() -> int:
         return 0
     _FOLDER.mkdir(parents=True, exist_ok=True)
     results = []
-    for result in chain(xfs.measure_all(_FOLDER), maps.measure_all(_FOLDER)):
+    for result in chain(*(part.measure_all(_FOLDER) for part in _parts())):
         results.append(result)
         print(f"{result.what}: {result.ratio:.2f}x", file=sys.stderr)
     _show(results)

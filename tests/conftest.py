@@ -5,10 +5,11 @@ environment it fails instead: where everything ought to be there, nothing may be
 """
 
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
+from tests.support.postgres import Postgres, server
 from tests.support.tools import Missing
 from tests.support.zoo import Zoo
 
@@ -53,3 +54,19 @@ def session_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def zoo(session_folder: Path) -> Zoo:
     """Give the filled images, each made when first asked for."""
     return Zoo(session_folder)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """Give a PostgreSQL server that runs until this process ends."""
+    with server() as started:
+        yield started
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def journal_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Give the place of a journal that is not there yet, in either kind of database."""
+    if request.param == "sqlite":
+        return str(tmp_path / "journal.sqlite")
+    started: Postgres = request.getfixturevalue("postgres")
+    return started.new_database()

@@ -59,7 +59,9 @@ def test_live_answers_equal_those_of_the_disk(truth: Truth) -> None:
             same(told(answer), question, expectation)
         for question, answer in zip(edges, fs.owners_many(edges, paths=False), strict=True):
             same(told(answer), question, expectation, paths=False)
-        for question in [*questions.large(truth), *rng.sample(edges, 50)]:
+        # The loop device leaves out a last part that is no sector.
+        on_device = [q for q in questions.large(truth) if sum(q) <= fs.device_size]
+        for question in [*on_device, *rng.sample(edges, 50)]:
             same(told(fs.owners(*question)), question, expectation)
         with pytest.raises(OutOfDeviceError):
             fs.owners(fs.device_size, 1)

@@ -155,7 +155,7 @@ def test_a_filesystem_over_partitions_that_the_kernel_still_has(zoo: Zoo, tmp_pa
     assert {owner["inode"] for owner in answer["owners"]} >= {row.inode}
 
 
-def test_an_image_of_a_disk_of_which_a_partition_is_mounted_says_so(
+def test_an_image_of_a_disk_of_which_a_partition_is_mounted_asks_the_kernel(
     zoo: Zoo, tmp_path: Path
 ) -> None:
     need_loop_mounts()
@@ -167,9 +167,11 @@ def test_an_image_of_a_disk_of_which_a_partition_is_mounted_says_so(
     (before,) = lookup(disk, "2048s")
     with mounted(disk, f"offset={2048 * SECTOR}", "ro", "norecovery"):
         (while_mounted,) = lookup(disk, "2048s")
+        (raw,) = lookup(disk, "2048s", "--offline")
     assert before["complete"] is True
-    assert while_mounted["complete"] is False
-    assert any("it is mounted at" in note for note in while_mounted["notes"])
+    assert while_mounted == before
+    assert raw["complete"] is False
+    assert any("it is mounted at" in note for note in raw["notes"])
 
 
 def test_what_an_image_lacks_of_its_device_is_unknown(session_folder: Path, tmp_path: Path) -> None:
@@ -233,33 +235,36 @@ def test_through_a_loop_device_into_the_filesystem_that_holds_its_file(
         try:
             question = f"{row.start}+{SECTOR}"
             (plain,) = lookup(loop, question)
+            (deep,) = lookup(loop, question, "--through-loop")
             # Frozen, the outer filesystem's metadata is on its device.
             with frozen(folder):
-                (deep,) = lookup(loop, question, "--through-loop")
+                (raw,) = lookup(loop, question, "--through-loop", "--offline")
         finally:
             run(["losetup", "--detach", loop])
         numbers = {inner.stat().st_ino: "/inner.img", clone.stat().st_ino: "/clone.img"}
         extents = list(file_extents(str(inner), MIB + row.start, SECTOR))
     assert "via" not in plain
-    # Beyond these, the outer image lies in a file too, on whatever disk this machine has.
-    below = [owner for owner in deep["owners"] if len(owner["via"]) == 3]
-    # The file and its clone share the block; whoever asks learns of both.
-    assert {owner["inode"]: owner["paths"] for owner in below} == {
-        number: [path] for number, path in numbers.items()
-    }
-    for owner in below:
-        assert owner["start"] == row.start
-        assert owner["file_offset"] == MIB + row.start
-        assert owner["via"][1] == {"layer": str(inner), "start": MIB + row.start}
-        extent = extents[0]
-        place = extent.physical + MIB + row.start - extent.logical
-        assert owner["via"][2]["start"] == place
+    for told in (deep, raw):
+        # Beyond these, the outer image lies in a file too, on whatever disk this machine has.
+        below = [owner for owner in told["owners"] if len(owner["via"]) == 3]
+        # The file and its clone share the block; whoever asks learns of both.
+        assert {owner["inode"]: owner["paths"] for owner in below} == {
+            number: [path] for number, path in numbers.items()
+        }
+        for owner in below:
+            assert owner["start"] == row.start
+            assert owner["file_offset"] == MIB + row.start
+            assert owner["via"][1] == {"layer": str(inner), "start": MIB + row.start}
+            extent = extents[0]
+            place = extent.physical + MIB + row.start - extent.logical
+            assert owner["via"][2]["start"] == place
+    assert all(len(owner["mounted_at"]) == 1 for owner in deep["owners"] if len(owner["via"]) == 3)
     # The filesystem on the loop device itself answers as before.
     own = [owner for owner in deep["owners"] if len(owner["via"]) == 1]
     assert [owner["inode"] for owner in own] == [owner["inode"] for owner in plain["owners"]]
-    # The outer one is mounted, hence read behind the kernel's back.
-    assert deep["complete"] is False
-    assert any("mounted" in note for note in deep["notes"])
+    # The outer one is mounted, and was read behind the kernel's back.
+    assert raw["complete"] is False
+    assert any("mounted" in note for note in raw["notes"])
 
 
 # ------------------------------------------------------------------ address spaces of their own

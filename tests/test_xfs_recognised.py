@@ -202,7 +202,7 @@ def test_version_4_nothing_is_claimed(tmp_path: Path) -> None:
 def test_a_mounted_image_is_said_to_be(zoo: Zoo) -> None:
     truth = zoo.filled("4k")
     row = next(row for row in truth.rows if row.kind == "file")
-    with mounted(truth.image, "ro", "norecovery"), whoseblock.open(truth.image) as fs:
+    with mounted(truth.image, "ro", "norecovery"), whoseblock.open(truth.image, offline=True) as fs:
         answer = fs.owners(row.start, row.length)
         assert not answer.complete
         assert "it is mounted at" in answer.notes[0]

@@ -10,6 +10,7 @@
     ├── NotAFilesystemError    nothing that we know is on the target
     ├── UnsupportedError       a filesystem that we know, with a feature that we do not
     ├── PrivilegeError         the kernel answers only those who have a certain capability
+    ├── JournalError           the journal cannot be opened, read or written
     └── BlockError             a block that we need cannot be had
         ├── MediaError         the medium does not give it back
         └── CorruptError       it does not verify
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BlockError",
     "CorruptError",
+    "JournalError",
     "MalformedError",
     "MediaError",
     "NotAFilesystemError",
@@ -97,6 +99,15 @@ class PrivilegeError(WhoseblockError):
     """A capability is missing without which the kernel does not answer."""
 
     exit_code = 12
+
+
+class JournalError(WhoseblockError):
+    """The journal cannot be opened, read or written.
+
+    Whoever gets it before an act on a device does not act: what is not journaled did not happen.
+    """
+
+    exit_code = 13
 
 
 class BlockError(WhoseblockError):

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from itertools import islice
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
@@ -23,6 +23,7 @@ from whoseblock.fs.base import (
     Answer,
     FileOwner,
     Filesystem,
+    Mounted,
     Outside,
     Owner,
     Paths,
@@ -37,7 +38,10 @@ from whoseblock.media.base import Media
 from whoseblock.media.device import FileMedia
 from whoseblock.stack.base import Landing, Layer, Step, descend
 
-__all__ = ["Asked", "Lookup", "open_filesystem"]
+if TYPE_CHECKING:
+    from whoseblock.processes import Found
+
+__all__ = ["Asked", "Lookup", "Wish", "open_filesystem", "with_processes"]
 
 #: So many questions are answered together: enough to share reads, few enough to hold.
 _BATCH: Final = 1 << 16
@@ -90,6 +94,18 @@ class Asked(NamedTuple):
     named: bool = False
 
 
+class Wish(NamedTuple):
+    """What an answer is to have.
+
+    ``paths`` of files; the ``processes`` that use them, where a mounted filesystem is asked; and
+    whether the owners are ``verified``: asked for again in the end.
+    """
+
+    paths: bool = True
+    processes: bool = False
+    verified: bool = False
+
+
 class _Leaf:
     """What is on a layer that nothing is made of: who answers for it, or why nobody does.
 
@@ -107,9 +123,9 @@ class _Leaf:
         self.wanted.append((start, length))
         return len(self.wanted) - 1
 
-    def answer(self, *, paths: bool) -> None:
+    def answer(self, wish: "Wish") -> None:
         """Have all questions answered."""
-        self.told = list(self.space.owners_many(self.wanted, paths=paths)) if self.space else []
+        self.told = list(_told(self.space, self.wanted, wish)) if self.space else []
         self.wanted = []
 
 
@@ -133,7 +149,7 @@ class Lookup(Closing):
         self._open_leaf = open_leaf
         self._leaves: dict[Layer, _Leaf] = {}
 
-    def answers(self, asked: Iterable[Asked], *, paths: bool = True) -> Iterator[Answer]:
+    def answers(self, asked: Iterable[Asked], wish: Wish = Wish()) -> Iterator[Answer]:  # noqa: B008 - frozen
         """Say whose each range is, in the order asked.
 
         Raises `OutOfDeviceError` for a range without an origin that is not on its device.
@@ -141,9 +157,9 @@ class Lookup(Closing):
         waiting = iter(asked)
         while batch := list(islice(waiting, _BATCH)):
             if self._are_plain(batch):
-                yield from self._answer_plainly(batch, paths=paths)
+                yield from self._answer_plainly(batch, wish)
             else:
-                yield from self._answer_batch(batch, paths=paths)
+                yield from self._answer_batch(batch, wish)
 
     @property
     def layers(self) -> dict[str, Layer]:
@@ -195,16 +211,16 @@ class Lookup(Closing):
             for asked in batch
         )
 
-    def _answer_plainly(self, batch: Sequence[Asked], *, paths: bool) -> Iterator[Answer]:
+    def _answer_plainly(self, batch: Sequence[Asked], wish: Wish) -> Iterator[Answer]:
         space = self.leaf(batch[0].layer)
-        told = space.owners_many(((asked.start, asked.length) for asked in batch), paths=paths)
+        told = _told(space, [(asked.start, asked.length) for asked in batch], wish)
         for asked, answer in zip(batch, told, strict=True):
             yield replace(answer, origin=asked.origin) if asked.origin else answer
 
-    def _answer_batch(self, batch: Sequence[Asked], *, paths: bool) -> Iterator[Answer]:
+    def _answer_batch(self, batch: Sequence[Asked], wish: Wish) -> Iterator[Answer]:
         parts = [list(self._parts(asked)) for asked in batch]
         for leaf in self._leaves.values():
-            leaf.answer(paths=paths)
+            leaf.answer(wish)
         return map(_put_together, batch, parts)
 
     def _parts(self, asked: Asked) -> Iterator[_Part]:
@@ -246,6 +262,76 @@ class Lookup(Closing):
         self._leaves.clear()
 
 
+def _told(space: AddressSpace, wanted: Sequence[tuple[int, int]], wish: Wish) -> Iterable[Answer]:
+    """Ask what is on a layer, and about those who use it."""
+    told = space.owners_many(wanted, paths=wish.paths)
+    if wish.processes and isinstance(space, Mounted):
+        told = iter(with_processes(list(told), space.device))
+    if wish.verified:
+        now = list(told)
+        told = map(_verified, now, space.owners_many(wanted, paths=False))
+    return told
+
+
+def with_processes(answers: Sequence[Answer], device: int) -> list[Answer]:
+    """Add to every file the processes that use the part of it, or have it open.
+
+    ``device`` is that of the filesystem, as `os.makedev` gives it.
+    """
+    from whoseblock.processes import Wanted, find_processes
+
+    files = [row for answer in answers for row in answer if isinstance(row, FileOwner)]
+    found = find_processes(
+        [
+            Wanted(device, row.inode, row.file_offset if row.what == "data" else None, row.length)
+            for row in files
+        ]
+    )
+    notes = _process_notes(found)
+    users = iter(found.processes)
+    return [
+        replace(
+            answer,
+            owners=tuple(
+                replace(row, processes=next(users)) if isinstance(row, FileOwner) else row
+                for row in answer
+            ),
+            notes=distinct([*answer.notes, *notes]),
+        )
+        for answer in answers
+    ]
+
+
+def _process_notes(found: "Found") -> list[str]:
+    """Say what may be missing of processes; the owners are all there."""
+    notes = []
+    if found.hidden:
+        how_many = "a process" if found.hidden == 1 else f"{found.hidden} processes"
+        notes.append(f"{how_many} could not be looked into: that takes CAP_SYS_PTRACE")
+    if found.unlisted:
+        notes.append("/proc does not list every process: ask outside of the container")
+    if found.omitted:
+        notes.append(f"{found.omitted} more mappings and descriptors are not listed")
+    return notes
+
+
+def _verified(answer: Answer, again: Answer) -> Answer:
+    """Say whether the owners are still the same."""
+    if list(map(_identity, answer)) == list(map(_identity, again)):
+        return replace(answer, verified=True)
+    note = "the owners changed while paths and processes were looked for: ask again"
+    return replace(answer, verified=False, complete=False, notes=distinct([note, *answer.notes]))
+
+
+def _identity(row: Owner) -> Owner:
+    """Give a row without what was found out about its owner."""
+    if isinstance(row, FileOwner):
+        return replace(
+            row, paths=UNSET, unlinked=UNSET, detail=UNSET, mounted_at=UNSET, processes=UNSET
+        )
+    return row
+
+
 def _put_together(asked: Asked, parts: Sequence[_Part]) -> Answer:
     """Make one answer in the terms of the question from those of the filesystems."""
     origin = asked.origin or UNSET
@@ -256,6 +342,11 @@ def _put_together(asked: Asked, parts: Sequence[_Part]) -> Answer:
         rows += _rows_of(part, missing, remarks)
     if len(parts) > 1:
         rows.sort(key=_order)
+    verified = {
+        part.leaf.told[part.number].verified
+        for part in parts
+        if part.leaf is not None and part.leaf.space is not None
+    }
     way: tuple[Via, ...] | UnsetType = _way(parts[0].landing, 0)
     if not (asked.named or asked.layer.segments or asked.layer.beneath):
         # The filesystem itself was asked, though not only for what it has.
@@ -267,6 +358,7 @@ def _put_together(asked: Asked, parts: Sequence[_Part]) -> Answer:
         distinct([*missing, *remarks]),
         tuple(rows),
         origin,
+        verified=UNSET if verified <= {UNSET} else False not in verified,
         via=way,
     )
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tests.support.tools import Missing, run
 
-__all__ = ["frozen", "loop_device", "mounted", "own_mount_namespace"]
+__all__ = ["frozen", "loop_device", "mounted", "own_mount_namespace", "small_filesystem"]
 
 _CLONE_NEWNS = 0x20000  # linux/sched.h
 _FIFREEZE = 0xC0045877  # linux/fs.h
@@ -51,6 +51,24 @@ def mounted(image: Path, *options: str, loop: bool = True) -> Iterator[bytes]:
             raise Missing(f"this kernel does not mount {image.name}: {words}")
         try:
             yield os.fsencode(folder)
+        finally:
+            _unmount(folder)
+
+
+@contextlib.contextmanager
+def small_filesystem(kind: str, image: Path, size: int) -> Iterator[Path]:
+    """Mount an empty filesystem of ``size`` bytes: tmpfs, or ext4 in ``image``."""
+    own_mount_namespace()
+    with tempfile.TemporaryDirectory(prefix="whoseblock-mount-") as folder:
+        if kind == "tmpfs":
+            run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder])
+        else:
+            with image.open("wb") as file:
+                file.truncate(size)
+            run(["mkfs.ext4", "-q", "-m", "0", image])
+            run(["mount", "-t", kind, "-o", "loop", image, folder])
+        try:
+            yield Path(folder)
         finally:
             _unmount(folder)
 

@@ -9,6 +9,7 @@ import click
 from whoseblock import __version__
 from whoseblock.cli.completion import completion
 from whoseblock.cli.emulate import emulate
+from whoseblock.cli.journal import journal
 from whoseblock.cli.lookup import lookup
 from whoseblock.cli.stack import stack
 from whoseblock.cli.terminal import printable
@@ -59,6 +60,7 @@ def cli() -> None:
 cli.add_command(lookup)
 cli.add_command(stack)
 cli.add_command(emulate)
+cli.add_command(journal)
 cli.add_command(completion)
 
 

@@ -1,5 +1,6 @@
 """``whoseblock lookup``: who owns these ranges?"""
 
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from whoseblock.cli.terminal import printable
 from whoseblock.fs.base import Answer
 
 if TYPE_CHECKING:
-    from whoseblock.lookup import Lookup
+    from whoseblock.lookup import Lookup, Wish
     from whoseblock.sources.resolve import Resolver
     from whoseblock.target import Target
 
@@ -32,12 +33,14 @@ LENGTH defaults to one unit of START's suffix; for K M G T to one byte.
 
 \b
 TARGET is a filesystem's device or image, a whole disk or its image with partitions, LVM or
-md on it, or nothing when the failure names its own device.
+md on it, a mount point, or nothing when the failure names its own device.  Where it is
+mounted, the kernel is asked, which takes root.
 
 \b
 Examples:
   whoseblock lookup disk.img 307p              the 307th page
   whoseblock lookup /dev/sda 2456s+8s          eight sectors of a disk with partitions
+  whoseblock lookup /srv 307p --processes      a page of what is mounted there, and who uses it
   whoseblock lookup disk.img 0x133000+4K 1G    two ranges
   whoseblock lookup disk.img --ranges bad.txt --json
   whoseblock lookup rescued.img --mapfile rescued.map --summary
@@ -52,6 +55,16 @@ Examples:
 @target_options
 @click.option("--json", "as_json", is_flag=True, help="Write JSON Lines, one object a range.")
 @click.option("--no-paths", is_flag=True, help="Name files by inode only, which is faster.")
+@click.option(
+    "--processes",
+    is_flag=True,
+    help="Say who has the part of a file mapped, or the file open; root's table does.",
+)
+@click.option(
+    "--verify",
+    is_flag=True,
+    help="Ask for the owners again in the end, and say if they changed meanwhile.",
+)
 @click.option(
     "--summary",
     is_flag=True,
@@ -93,12 +106,20 @@ def lookup(target: str | None, ranges: tuple[str, ...], **options: Any) -> None:
             else:
                 # A wrong range is said before the first is answered, if there are but ranges.
                 wanted = list(asked) if given.few else asked
-                answers = finder.answers(wanted, paths=not options["no_paths"])
+                answers = finder.answers(wanted, _wish(options))
                 if progress.shown:
                     answers = _counted(answers, progress)
                 lines = _json_lines(answers) if options["as_json"] else _table_lines(answers)
             _write(lines)
         _tell(resolver, opened)
+
+
+def _wish(options: dict[str, Any]) -> "Wish":
+    """Say what the answers are to have; the table has all that one may see."""
+    from whoseblock.lookup import Wish
+
+    processes = options["processes"] or (not options["as_json"] and os.geteuid() == 0)
+    return Wish(paths=not options["no_paths"], processes=processes, verified=options["verify"])
 
 
 def _failures(given: Given, target: "Target", finder: "Lookup") -> Iterator[Any]:

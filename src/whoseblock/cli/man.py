@@ -15,15 +15,16 @@ __all__ = ["man_page"]
 
 def man_page() -> str:
     """Write whoseblock(1) in the man(7) macros of roff."""
-    context = click.Context(cli, info_name="whoseblock")
     lines = [
         f'.TH WHOSEBLOCK 1 "" "whoseblock {__version__}" "User Commands"',
         ".SH NAME",
         r"whoseblock \- whose block is this?",
         ".SH SYNOPSIS",
     ]
-    commands = [(name, cli.commands[name]) for name in cli.list_commands(context)]
+    commands = list(_commands(cli, ""))
     for name, command in commands:
+        if isinstance(command, click.Group):
+            continue
         usage = " ".join(command.collect_usage_pieces(click.Context(command)))
         lines += [".B whoseblock", f".B {_text(name)}", _text(usage), ".br"]
     lines += [".SH DESCRIPTION", *_paragraphs(cli.help or "")]
@@ -35,6 +36,15 @@ def man_page() -> str:
     for code, meaning in exit_codes().items():
         lines += [".TP", f".B {code}", _text(meaning)]
     return "\n".join(lines) + "\n"
+
+
+def _commands(group: click.Group, above: str) -> Iterator[tuple[str, click.Command]]:
+    """Give every command with its name below ``whoseblock``, a group before what is in it."""
+    for name in group.list_commands(click.Context(group)):
+        command = group.commands[name]
+        yield above + name, command
+        if isinstance(command, click.Group):
+            yield from _commands(command, f"{above}{name} ")
 
 
 def _options(command: click.Command) -> Iterator[str]:

@@ -11,6 +11,7 @@ from msgspec import UNSET, Struct, UnsetType
 from whoseblock.cli.encode import encode_json
 from whoseblock.cli.terminal import printable
 from whoseblock.fs.base import Paths
+from whoseblock.lookup import Wish
 from whoseblock.ranges import ByteRange, merge
 from whoseblock.summary import KINDS, FileLoss, Summary
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from whoseblock.lookup import Asked, Lookup
     from whoseblock.stack.base import Layer
 
-__all__ = ["summarise"]
+__all__ = ["cell", "quoted", "summarise"]
 
 #: A range of a terabyte has millions of owners: they are asked for in parts of this size.
 _PART: Final = 64 << 20
@@ -63,7 +64,7 @@ def summarise(
 ) -> Iterator[bytes]:
     """Ask everything, write the list to ``output``, and give the lines of the summary."""
     summary = Summary(lambda name, inode: finder.file_size(finder.layers[name], inode))
-    for number, answer in enumerate(finder.answers(_once(asked), paths=False)):
+    for number, answer in enumerate(finder.answers(_once(asked), Wish(paths=False))):
         summary.add(answer)
         if number % _TELL_EVERY == 0:
             finder.progress("ranges answered", number, None)
@@ -187,12 +188,12 @@ def _write_list(path: Path, files: list[_File]) -> None:
     writer.writerow([*names, "shell", "other_paths"])
     for file in files:
         others = file.paths[1:] if isinstance(file.paths, tuple) else ()
-        cells = [_cell(getattr(file, name)) for name in names]
+        cells = [cell(getattr(file, name)) for name in names]
         writer.writerow([*cells, file.shell, " ".join(map(quoted, others))])
     path.write_text(text.getvalue(), encoding="utf-8", newline="")
 
 
-def _cell(value: object) -> object:
+def cell(value: object) -> object:
     """Make a cell of a spreadsheet that is text and nothing else; it keeps to its line."""
     if value is None:
         return ""

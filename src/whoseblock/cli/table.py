@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 
 from whoseblock.cli.terminal import printable
-from whoseblock.fs.base import Answer, FileOwner, MetadataOwner, Outside, Owner, Via
+from whoseblock.fs.base import Answer, FileOwner, MetadataOwner, Outside, Owner, Process, Via
 
 __all__ = ["table_lines"]
 
@@ -19,7 +19,8 @@ def table_lines(answers: Iterable[Answer]) -> Iterator[str]:
     """Give the lines of the table as the answers come.
 
     A file with many paths takes a line for each.  Below the rows of an answer stand the ways that
-    they took through the stack, and notes, each with the first answer that has it.
+    they took through the stack, the processes that use the files, and notes, each with the first
+    answer that has it.
     """
     said: set[str] = set()
     widths = [len(heading) for heading in _HEADINGS]
@@ -27,7 +28,8 @@ def table_lines(answers: Iterable[Answer]) -> Iterator[str]:
     headings = True
     while batch := list(islice(waiting, _SAMPLE)):
         blocks = [
-            (list(_rows(answer)), [*_ways(answer), *_new_notes(answer, said)]) for answer in batch
+            (list(_rows(answer)), [*_ways(answer), *_users(answer), *_new_notes(answer, said)])
+            for answer in batch
         ]
         for rows, _ in blocks:
             for row in rows:
@@ -49,6 +51,38 @@ def _ways(answer: Answer) -> Iterator[str]:
             ways.setdefault(tuple(step.layer for step in owner.via), owner.via)
     for way in ways.values():
         yield "  " + " → ".join(f"{printable(step.layer)} {step.start}" for step in way)
+
+
+def _users(answer: Answer) -> Iterator[str]:
+    """Give a line for each process and file, and one that says if all of this still holds."""
+    for owner in answer:
+        if isinstance(owner, FileOwner) and isinstance(owner.processes, tuple):
+            for process in owner.processes:
+                yield f"  used: {_process(process)}, inode {owner.inode}: {_uses(process)}"
+    if answer.verified is True:
+        yield "  verified: the owners are still the same"
+
+
+def _process(process: Process) -> str:
+    unit = f" of {printable(process.unit)}" if isinstance(process.unit, str) else ""
+    return f"process {process.pid} {printable(process.command)}{unit}"
+
+
+def _uses(process: Process) -> str:
+    uses = []
+    for mapping in process.mappings:
+        rights = "".join(
+            letter if may else "-"
+            for letter, may in (
+                ("r", mapping.readable),
+                ("w", mapping.writable),
+                ("x", mapping.executable),
+            )
+        )
+        kind = "shared" if mapping.shared else "private"
+        uses.append(f"mapped at {mapping.address:#x}+{mapping.length} {rights} {kind}")
+    uses += [f"open as {file.fd} {'|'.join(file.flags)}" for file in process.open]
+    return ", ".join(uses)
 
 
 def _new_notes(answer: Answer, said: set[str]) -> list[str]:

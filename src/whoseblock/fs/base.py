@@ -27,6 +27,7 @@ __all__ = [
     "Free",
     "Mapping",
     "MetadataOwner",
+    "Mounted",
     "OpenFile",
     "Outside",
     "Owner",
@@ -288,6 +289,15 @@ class Filesystem(AddressSpace, Protocol):
         value: BaseException | None,
         traceback: TracebackType | None,
     ) -> None: ...
+
+
+@runtime_checkable
+class Mounted(Filesystem, Protocol):
+    """A mounted filesystem, for which the kernel answers: others may use what it is asked about."""
+
+    @property
+    def device(self) -> int:
+        """The number of its device, as `os.makedev` gives it."""
 
 
 def distinct(notes: Iterable[str]) -> tuple[str, ...]:

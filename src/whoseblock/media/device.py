@@ -44,6 +44,10 @@ class FileMedia:
                 hint="name the device or the image that the filesystem is on",
             )
         self.size = os.lseek(self._fd, 0, os.SEEK_END)
+        if stat.S_ISBLK(mode):
+            # XFS writes behind the back of the device's page cache: what is there may be older than
+            # the disk.
+            os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
     def pread(self, offset: int, length: int) -> bytes:
         """Give exactly ``length`` bytes from ``offset``.

@@ -98,6 +98,11 @@ class LiveFilesystem(Closing):
         return filesystem
 
     @property
+    def device(self) -> int:
+        """The number of its device, as `os.makedev` gives it."""
+        return self.view.device
+
+    @property
     def reads(self) -> Counter[str]:
         """How often the kernel was asked, by the kind of question."""
         return self.asked

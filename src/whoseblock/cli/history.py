@@ -1,0 +1,200 @@
+"""What the journal holds, for people and for spreadsheets."""
+
+import csv
+import io
+import json
+import shlex
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import datetime
+from itertools import islice
+from typing import Any, Final
+
+import msgspec
+
+from whoseblock.cli.summary import cell, quoted
+from whoseblock.cli.table import table_lines
+from whoseblock.cli.terminal import printable
+from whoseblock.fs.base import (
+    Answer,
+    FileOwner,
+    Free,
+    MetadataOwner,
+    Outside,
+    Owner,
+    Staging,
+    Unknown,
+)
+from whoseblock.journal import Finding, History, Overview, Plan, RunRecord, Step
+
+__all__ = ["csv_lines", "history_lines", "overview_lines"]
+
+#: Columns are as wide as so many failures need; later ones push them wider.
+_SAMPLE: Final = 256
+_HEADINGS: Final = ("ID", "TIME", "HOST", "DEVICE", "RANGE", "STATE", "OWNERS", "PATH")
+_Row = FileOwner | MetadataOwner | Free | Staging | Outside | Unknown
+
+
+def overview_lines(found: Iterable[Overview]) -> Iterator[str]:
+    """Give the lines of a table, one for each failure, as they come."""
+    waiting = iter(found)
+    widths = [len(heading) for heading in _HEADINGS]
+    headings = [_HEADINGS]
+    while batch := list(islice(waiting, _SAMPLE)):
+        rows = [_overview(one) for one in batch]
+        for row in rows:
+            widths = [max(width, len(text)) for width, text in zip(widths, row, strict=True)]
+        for row in (*headings, *rows):
+            texts = (text.ljust(width) for text, width in zip(row[:-1], widths, strict=False))
+            yield "  ".join([*texts, row[-1]]).rstrip()
+        headings = []
+
+
+def _overview(one: Overview) -> tuple[str, ...]:
+    failure = one.failure
+    state = ", ".join(f"{count} {state}" for state, count in one.states.items()) or "no plan"
+    owners = ", ".join(f"{count} {kind}" for kind, count in one.owners.items())
+    if one.complete is None:
+        owners = "not looked up"
+    elif not one.complete:
+        owners += ", incomplete"
+    path = "" if one.path is None else printable(one.path)
+    return (
+        str(failure.id),
+        _time(failure.first_seen),
+        printable(failure.host),
+        printable(failure.device),
+        str(failure.range),
+        state if failure.closed is None else f"closed, {state}",
+        printable(owners.removeprefix(", ")),
+        f"{path}  (and {one.paths - 1} more)" if one.paths > 1 else path,
+    )
+
+
+# ------------------------------------------------------------------ one failure
+
+
+def history_lines(history: History) -> Iterator[str]:
+    """Give everything about one failure, for people."""
+    failure = history.failure
+    yield f"failure {failure.id}: {failure.range} of {printable(failure.device)}"
+    yield f"  host        {printable(failure.host)}"
+    if failure.identity:
+        yield f"  identity    {printable(failure.identity)}"
+    if failure.target:
+        yield f"  target      {printable(failure.target)}"
+    yield f"  first seen  {_time(failure.first_seen)}"
+    if failure.closed is not None:
+        why = printable(failure.closed_because or "")
+        yield f"  closed      {_time(failure.closed)}, run {failure.closed_by}: {why}"
+    for report in history.reports:
+        origin = f": {printable(report.origin)}" if report.origin else ""
+        detail = _detail(report.detail)
+        who = f"run {report.run}, {printable(report.source)}{origin}{detail}"
+        yield f"  reported    {_time(report.at)}, {who}"
+    for finding in history.findings:
+        yield ""
+        yield f"owners at {_time(finding.at)}, run {finding.run}"
+        answer = _answer(finding)
+        yield from (f"  {line}" for line in table_lines([answer]))
+    for plan in history.plans:
+        yield ""
+        yield from _plan_lines(plan)
+    yield ""
+    yield from map(_run_line, history.runs)
+
+
+def _plan_lines(plan: Plan) -> Iterator[str]:
+    yield f"plan {plan.id} of {_time(plan.at)}, run {plan.run}{_detail(plan.options)}"
+    for step in plan.steps:
+        times = f", attempt {step.attempts}" if step.attempts > 1 else ""
+        about = "" if step.failure is None else f" of failure {step.failure}"
+        kind = printable(step.kind)
+        yield f"  step {step.id}: {kind}{about}: {step.state}{times}{_detail(step.parameters)}"
+        yield from _event_lines(step)
+
+
+def _event_lines(step: Step) -> Iterator[str]:
+    for event in step.events:
+        state = event.state.ljust(8)
+        yield f"    {_time(event.at)}  {state}  run {event.run}{_detail(event.detail)}"
+
+
+def _run_line(run: RunRecord) -> str:
+    ended = "it did not say that it ended" if run.ended is None else f"to {_time(run.ended)}"
+    who = printable(run.user) + (f" by sudo of {printable(run.sudo_user)}" if run.sudo_user else "")
+    where = f"process {run.pid} on {printable(run.host)}, whoseblock {printable(run.version)}"
+    command = printable(shlex.join(run.command))
+    return f"run {run.id}: {_time(run.started)} {ended}, {who}, {where}: {command}"
+
+
+def _answer(finding: Finding) -> Answer:
+    """Make an answer of what was journaled as JSON."""
+    told = finding.answer
+    rows: list[Owner] = []
+    for row in told["owners"]:
+        try:
+            # A later version may know kinds of owners that this one does not.
+            rows.append(msgspec.convert(row, type=_Row))
+        except msgspec.ValidationError:
+            rows.append(Unknown(start=row["start"], length=row["length"]))
+    return Answer(told["start"], told["length"], finding.complete, finding.notes, tuple(rows))
+
+
+def _detail(detail: Mapping[str, Any]) -> str:
+    """Write what else there is to say, behind what was said; it is ASCII on one line."""
+    return f"  {json.dumps(detail)}" if detail else ""
+
+
+def _time(moment: datetime) -> str:
+    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+# ------------------------------------------------------------------ for spreadsheets
+
+_COLUMNS: Final = (
+    "id first_seen host device identity start length target closed reports complete states"
+    " kind owner_start owner_length inode what file_offset path other_paths"
+).split()
+
+
+def csv_lines(histories: Iterable[History]) -> Iterator[str]:
+    """Give a line of CSV for each owner in the last finding of each failure, or one without."""
+    yield _csv_line(_COLUMNS)
+    for history in histories:
+        common = _common(history)
+        last = history.findings[-1].answer["owners"] if history.findings else []
+        for owner in last or [{}]:
+            paths = owner.get("paths") or [""]
+            # No line of a journal may end inside of a cell; and words of a shell are safe to paste.
+            others = " ".join(map(quoted, paths[1:]))
+            facts = (owner.get(name) for name in "kind start length inode what file_offset".split())
+            yield _csv_line(map(cell, (*common, *facts, paths[0], others)))
+
+
+def _common(history: History) -> tuple[object, ...]:
+    failure = history.failure
+    states: dict[str, int] = {}
+    for plan in history.plans:
+        for step in plan.steps:
+            if step.failure in {None, failure.id}:
+                states[step.state] = states.get(step.state, 0) + 1
+    return (
+        failure.id,
+        failure.first_seen.isoformat(),
+        failure.host,
+        failure.device,
+        failure.identity,
+        failure.start,
+        failure.length,
+        failure.target,
+        "" if failure.closed is None else failure.closed.isoformat(),
+        len(history.reports),
+        history.findings[-1].complete if history.findings else None,
+        " ".join(f"{state}={count}" for state, count in states.items()),
+    )
+
+
+def _csv_line(cells: Iterable[object]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="").writerow(list(cells))
+    return text.getvalue()

@@ -1,0 +1,82 @@
+"""The journal: every failure, who owned it, what was planned, and what became of each step.
+
+::
+
+    from whoseblock.journal import PlannedStep, open_journal
+
+    with open_journal() as journal, journal.begin_run(sys.argv, __version__) as run:
+        report = NewReport(source="sysfs")
+        noted = run.record_failure("pmem0", ByteRange(1257472, 4096), report)
+        run.record_finding(noted.failure, answer)
+        plan = run.plan([PlannedStep("zero", {"start": 0, "length": 4096})], [noted.failure])
+        for step in plan.steps:
+            run.started(step.id)  # raises JournalError: then nothing is written to the device
+            ...
+            run.done(step.id)
+            run.verified(step.id)
+
+Every writing call is durable when it returns.  It is one SQLite file for a machine, or one
+PostgreSQL database for many; docs/internals/journal.md describes the schema.
+"""
+
+from typing import TYPE_CHECKING
+
+from whoseblock.journal.host import Host
+from whoseblock.journal.records import (
+    FINAL,
+    NEXT,
+    Entry,
+    Event,
+    Filter,
+    Finding,
+    History,
+    NewReport,
+    Noted,
+    Overview,
+    Plan,
+    PlannedStep,
+    Report,
+    RunRecord,
+    State,
+    Step,
+)
+
+if TYPE_CHECKING:
+    from whoseblock.journal.journal import Journal
+
+__all__ = [
+    "FINAL",
+    "NEXT",
+    "Entry",
+    "Event",
+    "Filter",
+    "Finding",
+    "History",
+    "Host",
+    "NewReport",
+    "Noted",
+    "Overview",
+    "Plan",
+    "PlannedStep",
+    "Report",
+    "RunRecord",
+    "State",
+    "Step",
+    "open_journal",
+]
+
+
+def open_journal(
+    url: str | None = None, *, write: bool = True, host: Host | None = None
+) -> "Journal":
+    """Open the journal at ``url``, a path or the URL of a database.
+
+    None is $WHOSEBLOCK_JOURNAL, or else ``journal.sqlite`` in the state folder: that of the machine
+    for root, that of the user for anybody else.  With ``write`` it is made if there is none, and
+    brought up to date if an older whoseblock made it; without, it must be there.  ``host`` is the
+    machine that the journal is written for, by default this one.  Raises `JournalError`.
+    """
+    # Only the journal needs SQLAlchemy, and it is slow to import.
+    from whoseblock.journal.journal import Journal
+
+    return Journal(url, write=write, host=host)

@@ -1,0 +1,116 @@
+"""Columns that give back exactly what was put in, in SQLite and in PostgreSQL.
+
+Neither takes every Python string: PostgreSQL refuses NUL and lone surrogates in a text, SQLite the
+latter, and paths, command lines and what users say may hold both.
+"""
+
+import hashlib
+import json
+import re
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from sqlalchemy import BigInteger, DateTime, Dialect, Integer, LargeBinary, Text, TypeDecorator
+
+__all__ = ["Id", "JsonText", "PathBytes", "Plain", "Unsigned", "Utc", "digest", "path_digest"]
+
+#: SQLite numbers the rows of a table only by an INTEGER.
+Id: Final = BigInteger().with_variant(Integer, "sqlite")
+
+_UNSTORABLE: Final = re.compile("[\\\\\0\ud800-\udfff]")
+_ESCAPED: Final = re.compile(r"\\(?:\\|u([0-9a-f]{4}))")
+
+
+class Plain(TypeDecorator[str]):
+    r"""Any text, readable: NUL and surrogates as ``\u0000``, and a backslash doubled."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, _dialect: Dialect) -> str | None:
+        """Escape."""
+        return None if value is None else _UNSTORABLE.sub(_escape, value)
+
+    def process_result_value(self, value: str | None, _dialect: Dialect) -> str | None:
+        """Give back what was escaped."""
+        return None if value is None else _ESCAPED.sub(_unescape, value)
+
+
+def _escape(match: re.Match[str]) -> str:
+    return r"\\" if match[0] == "\\" else f"\\u{ord(match[0]):04x}"
+
+
+def _unescape(match: re.Match[str]) -> str:
+    return chr(int(match[1], 16)) if match[1] else "\\"
+
+
+class JsonText(TypeDecorator[Any]):
+    """Anything that JSON holds, as ASCII: PostgreSQL's own JSON types refuse some of it."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: Any, _dialect: Dialect) -> str:  # noqa: ANN401
+        """Write JSON."""
+        return json.dumps(value, allow_nan=False, separators=(",", ":"))
+
+    def process_result_value(self, value: str | None, _dialect: Dialect) -> Any:  # noqa: ANN401
+        """Read JSON."""
+        return None if value is None else json.loads(value)
+
+
+class PathBytes(TypeDecorator[str]):
+    """A path, as the bytes that the filesystem has."""
+
+    impl = LargeBinary
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, _dialect: Dialect) -> bytes | None:
+        """Give the bytes."""
+        return None if value is None else value.encode("utf-8", "surrogateescape")
+
+    def process_result_value(self, value: bytes | None, _dialect: Dialect) -> str | None:
+        """Give the text, with lone surrogates for what is not UTF-8."""
+        return None if value is None else value.decode("utf-8", "surrogateescape")
+
+
+class Unsigned(TypeDecorator[int]):
+    """64 bits without a sign, in a column that takes them for a number with one."""
+
+    impl = BigInteger
+    cache_ok = True
+
+    def process_bind_param(self, value: int | None, _dialect: Dialect) -> int | None:
+        """Give the signed number of the same bits."""
+        return value - (1 << 64) if value is not None and value >= 1 << 63 else value
+
+    def process_result_value(self, value: int | None, _dialect: Dialect) -> int | None:
+        """Give the number without a sign."""
+        return value + (1 << 64) if value is not None and value < 0 else value
+
+
+class Utc(TypeDecorator[datetime]):
+    """A moment, to the microsecond, in UTC."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, _dialect: Dialect) -> datetime | None:
+        """Bring the moment to UTC, which SQLite does not do."""
+        return None if value is None else value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, _dialect: Dialect) -> datetime | None:
+        """Say that it is UTC, which SQLite does not."""
+        if value is None or value.tzinfo is not None:
+            return None if value is None else value.astimezone(UTC)
+        return value.replace(tzinfo=UTC)
+
+
+def digest(data: bytes) -> int:
+    """Give 64 bits of ``data`` as a signed number."""
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big", signed=True)
+
+
+def path_digest(path: str) -> int:
+    """Give what paths are indexed by: an index of PostgreSQL would refuse a long path itself."""
+    return digest(path.encode("utf-8", "surrogateescape"))

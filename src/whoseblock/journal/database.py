@@ -1,0 +1,237 @@
+"""The database below a journal: how it is opened, kept durable and locked, and how it fails."""
+
+import json
+import logging
+import os
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import quote
+
+from sqlalchemy import Connection, Engine, create_engine, event, func, select
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.pool import QueuePool
+
+from whoseblock.closing import Closing
+from whoseblock.errors import JournalError
+from whoseblock.journal.columns import digest
+from whoseblock.journal.faults import as_journal_error
+from whoseblock.journal.places import Place
+
+__all__ = ["Database", "missing"]
+
+#: So long one writer waits for another, in seconds.
+_PATIENCE_S: Final = 30.0
+_RETRY_S: Final = 0.01
+_LOG: Final = "whoseblock"
+
+
+class Database(Closing):
+    """A SQLite file or a PostgreSQL database, for reading or for writing too.
+
+    Whatever goes wrong with it is a `JournalError`; then nothing of the transaction is in it,
+    unless the connection was lost during the commit itself.
+    """
+
+    def __init__(self, place: Place, *, write: bool) -> None:
+        self.place = place
+        self.write = write
+        self._inode: tuple[int, int] | None = None
+        if place.file is None:
+            self._engine = _postgresql(place)
+        else:
+            self._inode = _find_or_make(place, write=write)
+            self._engine = _sqlite(place, write=write)
+
+    def close(self) -> None:
+        """Close all connections."""
+        with self._faults():
+            self._engine.dispose()
+
+    @contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """Give a connection that sees one state of the database."""
+        with self._faults(), self._connected() as connection, connection.begin():
+            if connection.dialect.name == "postgresql":
+                connection.exec_driver_sql(
+                    "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"
+                )
+            yield connection
+
+    @contextmanager
+    def writing(self, lock: object = None) -> Iterator[Connection]:
+        """Give a connection whose changes are durable when the block has ended.
+
+        ``lock`` is anything that JSON holds: of the blocks with an equal one, in all processes, one
+        runs at a time.  (In SQLite that is so anyway.)
+        """
+        with self._faults(), self._connected() as connection:
+            connection.execution_options(whoseblock_writes=True)
+            self._check_file()
+            with connection.begin():
+                if lock is not None and connection.dialect.name == "postgresql":
+                    key = digest(json.dumps(lock).encode())
+                    connection.execute(select(func.pg_advisory_xact_lock(key)))
+                yield connection
+                self._check_file()
+
+    def _check_file(self) -> None:
+        """Raise unless the file still has its name: what is written to another is lost."""
+        if self.place.file is None:
+            return
+        try:
+            found = _inode_of(self.place.file)
+        except FileNotFoundError:
+            found = None
+        if found != self._inode:
+            raise JournalError(
+                f"the journal {self.place.name!r} was removed or replaced while it was in use",
+                hint="start again; what was journaled before is in the file that was removed",
+            )
+
+    @contextmanager
+    def _faults(self) -> Iterator[None]:
+        try:
+            yield
+        except (SQLAlchemyError, sqlite3.Error, OSError) as error:
+            raise as_journal_error(error, self.place) from error
+
+    @contextmanager
+    def _connected(self) -> Iterator[Connection]:
+        """Connect; what nobody knows the state of any more is not used again."""
+        with self._connect() as connection:
+            try:
+                yield connection
+            except OSError:
+                connection.invalidate()
+                raise
+
+    def _connect(self) -> Connection:
+        try:
+            return self._engine.connect()
+        except OSError:
+            # A connection that was kept is broken, and pg8000 says so in a way that SQLAlchemy does
+            # not understand: the others may be too, and all are made anew.
+            self._engine.dispose()
+            return self._engine.connect()
+
+
+def _inode_of(file: Path) -> tuple[int, int]:
+    status = file.stat()
+    return status.st_dev, status.st_ino
+
+
+def _find_or_make(place: Place, *, write: bool) -> tuple[int, int]:
+    """Find the file; with ``write`` make it and its folder, for nobody else to read."""
+    file = place.file
+    assert file is not None  # noqa: S101 - for the type checker: only SQLite comes here
+    try:
+        if write:
+            file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            os.close(os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            folder = os.open(file.parent, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+        elif not file.exists() or not file.stat().st_size:
+            raise missing(place)
+        return _inode_of(file)
+    except OSError as error:
+        raise as_journal_error(error, place) from error
+
+
+def missing(place: Place) -> JournalError:
+    """Make the error that says that there is no journal."""
+    return JournalError(
+        f"there is no journal yet at {place.name!r}",
+        hint="name another with --journal or $WHOSEBLOCK_JOURNAL",
+    )
+
+
+def _sqlite(place: Place, *, write: bool) -> Engine:
+    file = place.file or Path()
+    name = quote(os.fsencode(file))
+    mode = "rw" if write else "ro"
+    if not write and not os.access(file.parent, os.W_OK) and not Path(f"{file}-wal").exists():
+        # Even to read, SQLite makes files beside the database, unless it is told that nobody
+        # writes: as on a filesystem that is mounted read-only.
+        mode += "&immutable=1"
+
+    def connect() -> sqlite3.Connection:
+        connection = sqlite3.connect(
+            f"file:{name}?mode={mode}",
+            uri=True,
+            timeout=_PATIENCE_S,
+            isolation_level=None,  # the driver begins nothing by itself
+            check_same_thread=False,
+        )
+        connection.execute("PRAGMA foreign_keys = ON")
+        connection.execute("PRAGMA synchronous = FULL")
+        if write:
+            _keep_log(connection, place)
+        return connection
+
+    engine = create_engine("sqlite://", creator=connect, poolclass=QueuePool, hide_parameters=True)
+
+    def begin(connection: Connection) -> None:
+        # A transaction that reads first and writes then would fail where another wrote in between.
+        writes = connection.get_execution_options().get("whoseblock_writes")
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+    event.listen(engine, "begin", begin)
+    return engine
+
+
+def _keep_log(connection: sqlite3.Connection, place: Place) -> None:
+    """Have the database keep a write-ahead log; SQLite does not wait for others who do the same."""
+    deadline = time.monotonic() + _PATIENCE_S
+    while True:
+        try:
+            (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+            time.sleep(_RETRY_S)
+            continue
+        if mode != "wal":
+            raise JournalError(
+                f"SQLite can keep no write-ahead log at {place.name!r}",
+                hint="keep the journal on a local filesystem, or in PostgreSQL",
+            )
+        return
+
+
+def _postgresql(place: Place) -> Engine:
+    try:
+        engine = create_engine(
+            place.url,
+            connect_args=place.arguments,
+            pool_pre_ping=True,
+            pool_logging_name=_LOG,
+            hide_parameters=True,
+        )
+    except ModuleNotFoundError as error:
+        raise JournalError(
+            "a journal in PostgreSQL needs the driver pg8000, which is not installed",
+            hint="install whoseblock[postgresql]",
+        ) from error
+
+    def prepare(connection: Any, _record: object) -> None:  # noqa: ANN401 - of whatever driver
+        cursor = connection.cursor()
+        # Off would mean that what was said to be durable is lost with the server's power.
+        cursor.execute(
+            "SELECT set_config('synchronous_commit', 'on', false)"
+            " WHERE current_setting('synchronous_commit') = 'off'"
+        )
+        cursor.execute(f"SET lock_timeout = '{_PATIENCE_S:.0f}s'")
+        cursor.close()
+        connection.commit()
+
+    # That a broken connection does not close well is nothing to tell anybody.
+    logging.getLogger(f"sqlalchemy.pool.impl.QueuePool.{_LOG}").setLevel(logging.CRITICAL)
+    event.listen(engine, "connect", prepare)
+    return engine

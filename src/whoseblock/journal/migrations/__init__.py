@@ -1,0 +1,1 @@
+"""The migrations of the journal's schema, run by `whoseblock.journal.versions`."""

@@ -1,0 +1,1 @@
+"""One module for each revision; their numbers ascend."""

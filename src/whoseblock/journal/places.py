@@ -1,0 +1,125 @@
+"""Where the journal is: from what the user says to a database, with words that tell no secret."""
+
+import os
+import re
+import ssl
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError
+
+from whoseblock.errors import JournalError
+from whoseblock.journal.host import user_name
+
+__all__ = ["VARIABLE", "Place", "place_of"]
+
+#: The variable of the environment that names the journal.
+VARIABLE: Final = "WHOSEBLOCK_JOURNAL"
+_PORT: Final = 5432
+_FORM: Final = (
+    "write a path, or postgresql://USER:PASSWORD@HOST/DATABASE, with %40 for @ and %2F for /"
+)
+#: Nobody waits longer than this for a server, in seconds; it may itself wait for a lock meanwhile.
+_TIMEOUT_S: Final = 40
+_OPTIONS: Final = frozenset({"host", "port", "sslmode", "sslrootcert"})
+
+
+class Place(NamedTuple):
+    """A journal's place: ``name`` for people, and how SQLAlchemy connects to it.
+
+    ``file`` is None if it is a PostgreSQL database.
+    """
+
+    name: str
+    url: URL
+    arguments: dict[str, Any]
+    file: Path | None
+
+
+def place_of(given: str | None) -> Place:
+    """Find the journal that is meant by a path, a URL, or None for the usual one.
+
+    Raises `JournalError` for what is neither, without repeating it: it may hold a password.
+    """
+    text = given or os.environ.get(VARIABLE) or _usual()
+    if "://" not in text:
+        return _sqlite(Path(text))
+    scheme, _, rest = text.partition("://")
+    if scheme == "sqlite" and rest.startswith("/"):
+        return _sqlite(Path(rest[1:]))
+    if scheme in {"postgresql", "postgres", "postgresql+pg8000"}:
+        return _postgresql(f"postgresql+pg8000://{rest}")
+    kind = scheme if re.fullmatch(r"[a-z0-9+]{1,20}", scheme) else "such a"
+    raise JournalError(f"a journal cannot be kept in {kind} database", hint=_FORM)
+
+
+def _usual() -> str:
+    if os.geteuid() == 0:
+        return "/var/lib/whoseblock/journal.sqlite"
+    state = os.environ.get("XDG_STATE_HOME", "")
+    # The standard says to pass over a path that is not absolute.
+    folder = Path(state) if state.startswith("/") else Path("~/.local/state").expanduser()
+    return str(folder / "whoseblock" / "journal.sqlite")
+
+
+def _sqlite(file: Path) -> Place:
+    if not file.name:
+        raise JournalError("the journal has no name", hint=_FORM)
+    return Place(str(file), URL.create("sqlite"), {}, file.absolute())
+
+
+def _postgresql(text: str) -> Place:
+    try:
+        url = make_url(text)
+    except (ArgumentError, ValueError):
+        # Its words hold the URL.
+        raise JournalError("the URL of the journal cannot be read", hint=_FORM) from None
+    wrong = {"@", "/"} & set(url.host or "") or not url.database
+    if wrong or not all(isinstance(value, str) for value in url.query.values()):
+        raise JournalError("the URL of the journal cannot be read", hint=_FORM)
+    options = {key: str(value) for key, value in url.query.items()}
+    if unknown := sorted(options.keys() - _OPTIONS):
+        raise JournalError(
+            f"the URL of the journal has an unknown option, {unknown[0]!r}",
+            hint=f"there are {', '.join(sorted(_OPTIONS))}",
+        )
+    port_text = options.get("port", str(url.port or _PORT))
+    if not re.fullmatch("[0-9]{1,5}", port_text):
+        raise JournalError("the port in the URL of the journal is not a number", hint=_FORM)
+    host, port = options.get("host", url.host or "localhost"), int(port_text)
+    arguments: dict[str, Any] = {"timeout": _TIMEOUT_S, "application_name": "whoseblock"}
+    if host.startswith("/"):
+        arguments["unix_sock"] = f"{host}/.s.PGSQL.{port}"
+        arguments["ssl_context"] = False
+    elif (context := _ssl_context(options)) is not None:
+        arguments["ssl_context"] = context
+    user = url.username or os.environ.get("PGUSER") or user_name(os.geteuid())
+    password = url.password if url.password is not None else os.environ.get("PGPASSWORD")
+    at = URL.create(
+        url.drivername,
+        username=user,
+        password=password,
+        host=None if host.startswith("/") else host,
+        port=port,
+        database=url.database,
+    )
+    where = host if ":" not in host else f"[{host}]"
+    return Place(f"postgresql://{where}:{port}/{url.database}", at, arguments, None)
+
+
+def _ssl_context(options: dict[str, str]) -> "ssl.SSLContext | bool | None":
+    """Give what pg8000 takes for ``sslmode``, whose words are those of PostgreSQL's own library."""
+    mode, roots = options.get("sslmode", "prefer"), options.get("sslrootcert")
+    if mode == "verify-full":
+        try:
+            return ssl.create_default_context(cafile=roots)
+        except OSError as error:
+            raise JournalError(f"sslrootcert {roots!r} cannot be read: {error.strerror}") from error
+    known: dict[str, bool | None] = {"disable": False, "prefer": None, "require": True}
+    if mode not in known:
+        raise JournalError(
+            f"the URL of the journal has an unknown sslmode, {mode!r}",
+            hint="there are disable, prefer, require and verify-full",
+        )
+    return known[mode]

@@ -1,0 +1,398 @@
+"""The questions to a journal, each on a connection that sees one state of it."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any, Final
+
+from sqlalchemy import ColumnElement, Connection, Row, Select, exists, func, or_, select
+
+from whoseblock.journal.columns import path_digest
+from whoseblock.journal.host import Host
+from whoseblock.journal.records import (
+    FINAL,
+    Entry,
+    Event,
+    Filter,
+    Finding,
+    History,
+    Overview,
+    Plan,
+    Report,
+    RunRecord,
+    State,
+    Step,
+)
+from whoseblock.journal.schema import (
+    failures,
+    findings,
+    hosts,
+    owner_paths,
+    owners,
+    plan_failures,
+    plans,
+    reports,
+    runs,
+    step_events,
+    steps,
+)
+
+__all__ = [
+    "entries",
+    "find",
+    "history",
+    "last_event",
+    "overviews",
+    "plan",
+    "run_record",
+    "unfinished_plans",
+]
+
+_later: Final = step_events.alias("later")
+#: Of the events of each step, the last.
+_IS_LAST: Final = step_events.c.number == (
+    select(func.max(_later.c.number))
+    .where(_later.c.step == step_events.c.step)
+    .correlate(step_events)
+    .scalar_subquery()
+)
+#: A step deals with one failure of its plan, or with all of them.
+_DEALS_WITH: Final = (steps.c.plan == plan_failures.c.plan) & (
+    func.coalesce(steps.c.failure, plan_failures.c.failure) == plan_failures.c.failure
+)
+
+
+def find(connection: Connection, wanted: Filter, after: int, limit: int) -> list[int]:
+    """Give the next failures that are wanted, by number, at most ``limit``."""
+    query = (
+        select(failures.c.id)
+        .join(hosts, hosts.c.id == failures.c.host)
+        .where(failures.c.id > after, *_conditions(wanted))
+        .order_by(failures.c.id)
+        .limit(limit)
+    )
+    return list(connection.scalars(query))
+
+
+def _conditions(wanted: Filter) -> list[ColumnElement[bool]]:
+    conditions: list[ColumnElement[bool]] = []
+    if wanted.device is not None:
+        # People name a device by its node, the kernel without.
+        named = failures.c.device == wanted.device.removeprefix("/dev/")
+        others = (failures.c.device, failures.c.identity, failures.c.target)
+        conditions.append(or_(named, *(name == wanted.device for name in others)))
+    if wanted.host is not None:
+        conditions.append(hosts.c.name == wanted.host)
+    if wanted.open is not None:
+        conditions.append(failures.c.closed.is_(None) == wanted.open)
+    if wanted.overlapping is not None:
+        start, end = wanted.overlapping.start, wanted.overlapping.end
+        conditions.append(failures.c.start < end)
+        conditions.append(failures.c.start + failures.c.length > start)
+    if wanted.file is not None:
+        conditions.append(failures.c.id.in_(_owned_by(wanted.file)))
+    if wanted.since is not None or wanted.until is not None:
+        reported = select(reports.c.failure)
+        if wanted.since is not None:
+            reported = reported.where(reports.c.at >= wanted.since)
+        if wanted.until is not None:
+            reported = reported.where(reports.c.at < wanted.until)
+        conditions.append(failures.c.id.in_(reported))
+    if wanted.state is not None:
+        conditions.append(
+            exists()
+            .where(
+                plan_failures.c.failure == failures.c.id,
+                _DEALS_WITH,
+                step_events.c.step == steps.c.id,
+                _IS_LAST,
+                step_events.c.state == wanted.state.value,
+            )
+            .correlate(failures)
+        )
+    return conditions
+
+
+def _owned_by(path: str) -> Select[Any]:
+    return (
+        select(findings.c.failure)
+        .join(owner_paths, owner_paths.c.finding == findings.c.id)
+        .where(owner_paths.c.digest == path_digest(path), owner_paths.c.path == path)
+    )
+
+
+# ------------------------------------------------------------------ overviews
+
+
+def overviews(connection: Connection, ids: Sequence[int]) -> list[Overview]:
+    """Give some failures in a few words, in order of their numbers."""
+    found = entries(connection, failures.c.id.in_(ids))
+    reported = _counts(connection, reports.c.failure, ids)
+    states: dict[int, dict[State, int]] = defaultdict(dict)
+    for row in connection.execute(_states(ids)):
+        states[row.failure][State(row.state)] = row.number
+    looks = _last_findings(connection, ids)
+    kinds: dict[int, dict[str, int]] = defaultdict(dict)
+    wanted = [finding for finding, _ in looks.values()]
+    for row in connection.execute(_kinds(wanted)):
+        kinds[row.finding][row.kind] = row.number
+    paths = _paths(connection, wanted)
+    result = []
+    for entry in found:
+        finding, complete = looks.get(entry.id, (0, None))
+        path, count = paths.get(finding, (None, 0))
+        result.append(
+            Overview(
+                failure=entry,
+                reports=reported.get(entry.id, 0),
+                states={state: n for state in State if (n := states[entry.id].get(state, 0))},
+                complete=complete,
+                owners=kinds[finding],
+                path=path,
+                paths=count,
+            )
+        )
+    return result
+
+
+def _counts(
+    connection: Connection, column: ColumnElement[int], ids: Sequence[int]
+) -> dict[int, int]:
+    query = select(column, func.count()).where(column.in_(ids)).group_by(column)
+    return {row[0]: row[1] for row in connection.execute(query)}
+
+
+def _states(ids: Sequence[int]) -> Select[Any]:
+    return (
+        select(plan_failures.c.failure, step_events.c.state, func.count().label("number"))
+        .select_from(plan_failures)
+        .join(steps, _DEALS_WITH)
+        .join(step_events, step_events.c.step == steps.c.id)
+        .where(plan_failures.c.failure.in_(ids), _IS_LAST)
+        .group_by(plan_failures.c.failure, step_events.c.state)
+    )
+
+
+def _last_findings(connection: Connection, ids: Sequence[int]) -> dict[int, tuple[int, bool]]:
+    last = select(func.max(findings.c.id)).where(findings.c.failure.in_(ids))
+    query = select(findings.c.failure, findings.c.id, findings.c.complete).where(
+        findings.c.id.in_(last.group_by(findings.c.failure))
+    )
+    return {row.failure: (row.id, row.complete) for row in connection.execute(query)}
+
+
+def _kinds(wanted: Sequence[int]) -> Select[Any]:
+    return (
+        select(owners.c.finding, owners.c.kind, func.count().label("number"))
+        .where(owners.c.finding.in_(wanted))
+        .group_by(owners.c.finding, owners.c.kind)
+        .order_by(owners.c.finding, owners.c.kind)
+    )
+
+
+def _paths(connection: Connection, wanted: Sequence[int]) -> dict[int, tuple[str, int]]:
+    """Give of each finding the first path, and how many there are; a file may have many rows."""
+    summed = (
+        select(
+            owner_paths.c.finding,
+            func.min(owner_paths.c.owner).label("owner"),
+            func.count(owner_paths.c.digest.distinct()).label("paths"),
+        )
+        .where(owner_paths.c.finding.in_(wanted), owner_paths.c.mounted.is_(False))
+        .group_by(owner_paths.c.finding)
+        .subquery()
+    )
+    query = select(summed.c.finding, owner_paths.c.path, summed.c.paths).join(
+        owner_paths,
+        (owner_paths.c.finding == summed.c.finding)
+        & (owner_paths.c.owner == summed.c.owner)
+        & owner_paths.c.mounted.is_(False)
+        & (owner_paths.c.number == 0),
+    )
+    return {row[0]: (row[1], row[2]) for row in connection.execute(query)}
+
+
+# ------------------------------------------------------------------ everything
+
+
+def history(connection: Connection, failure: int) -> History | None:
+    """Give everything about one failure, None if there is none of this number."""
+    entry = next(iter(entries(connection, failures.c.id == failure)), None)
+    if entry is None:
+        return None
+    told = tuple(
+        Report(
+            id=row.id,
+            run=row.run,
+            at=row.at,
+            source=row.source,
+            origin=row.origin,
+            detail=row.detail,
+        )
+        for row in connection.execute(
+            select(reports).where(reports.c.failure == failure).order_by(reports.c.id)
+        )
+    )
+    found = tuple(
+        Finding(
+            id=row.id,
+            run=row.run,
+            at=row.at,
+            complete=row.complete,
+            notes=tuple(row.notes),
+            answer=row.answer,
+        )
+        for row in connection.execute(
+            select(findings).where(findings.c.failure == failure).order_by(findings.c.id)
+        )
+    )
+    made = connection.scalars(
+        select(plan_failures.c.plan)
+        .where(plan_failures.c.failure == failure)
+        .order_by(plan_failures.c.plan)
+    )
+    planned = tuple(one for number in list(made) if (one := plan(connection, number)))
+    named = {entry.run, *(one.run for one in told)}
+    named |= {one.run for one in found} | {one.run for one in planned}
+    if entry.closed_by is not None:
+        named.add(entry.closed_by)
+    named |= {event.run for one in planned for step in one.steps for event in step.events}
+    return History(
+        failure=entry,
+        reports=told,
+        findings=found,
+        plans=planned,
+        runs=tuple(who for run in sorted(named) if (who := run_record(connection, run))),
+    )
+
+
+def plan(connection: Connection, number: int) -> Plan | None:
+    """Give a plan with its steps and their history, None if there is none of this number."""
+    row = connection.execute(select(plans).where(plans.c.id == number)).one_or_none()
+    if row is None:
+        return None
+    covered = connection.scalars(
+        select(plan_failures.c.failure)
+        .where(plan_failures.c.plan == number)
+        .order_by(plan_failures.c.failure)
+    )
+    return Plan(
+        id=row.id,
+        run=row.run,
+        at=row.at,
+        options=row.options,
+        failures=tuple(covered),
+        steps=_steps(connection, number),
+    )
+
+
+def _steps(connection: Connection, plan_number: int) -> tuple[Step, ...]:
+    events: dict[int, list[Event]] = defaultdict(list)
+    for row in connection.execute(
+        select(step_events)
+        .join(steps, steps.c.id == step_events.c.step)
+        .where(steps.c.plan == plan_number)
+        .order_by(step_events.c.step, step_events.c.number)
+    ):
+        events[row.step].append(_event(row))
+    query = select(steps).where(steps.c.plan == plan_number).order_by(steps.c.number)
+    return tuple(_step(row, events[row.id]) for row in connection.execute(query))
+
+
+def _step(row: Row[Any], events: list[Event]) -> Step:
+    return Step(
+        id=row.id,
+        plan=row.plan,
+        number=row.number,
+        kind=row.kind,
+        failure=row.failure,
+        parameters=row.parameters,
+        state=events[-1].state,
+        attempts=sum(event.state is State.STARTED for event in events),
+        events=tuple(events),
+    )
+
+
+def last_event(connection: Connection, step: int) -> Event | None:
+    """Give the last event of a step, and let nobody else append to it; None if there is no step."""
+    locked = connection.scalar(select(steps.c.id).where(steps.c.id == step).with_for_update())
+    if locked is None:
+        return None
+    query = select(step_events).where(step_events.c.step == step)
+    return _event(connection.execute(query.order_by(step_events.c.number.desc()).limit(1)).one())
+
+
+def unfinished_plans(connection: Connection, host: Host, device: str | None) -> list[int]:
+    """Give the plans of a host that have steps in no final state."""
+    query = (
+        select(steps.c.plan)
+        .join(step_events, step_events.c.step == steps.c.id)
+        .join(plan_failures, plan_failures.c.plan == steps.c.plan)
+        .join(failures, failures.c.id == plan_failures.c.failure)
+        .join(hosts, hosts.c.id == failures.c.host)
+        .where(_IS_LAST, step_events.c.state.not_in([state.value for state in FINAL]))
+        .where(hosts.c.name == host.name, hosts.c.machine_id == host.machine_id)
+        .distinct()
+        .order_by(steps.c.plan)
+    )
+    if device is not None:
+        query = query.where(*_conditions(Filter(device=device)))
+    return list(connection.scalars(query))
+
+
+def run_record(connection: Connection, run: int) -> RunRecord | None:
+    """Give one run, None if there is none of this number."""
+    row = connection.execute(
+        select(runs, hosts.c.name, hosts.c.machine_id)
+        .join(hosts, hosts.c.id == runs.c.host)
+        .where(runs.c.id == run)
+    ).one_or_none()
+    if row is None:
+        return None
+    return RunRecord(
+        id=row.id,
+        host=row.name,
+        machine_id=row.machine_id,
+        uid=row.uid,
+        user=row.user_name,
+        sudo_user=row.sudo_user,
+        pid=row.pid,
+        process=row.process,
+        command=tuple(row.command),
+        version=row.version,
+        started=row.started,
+        ended=row.ended,
+    )
+
+
+def _event(row: Row[Any]) -> Event:
+    return Event(
+        number=row.number, state=State(row.state), run=row.run, at=row.at, detail=row.detail
+    )
+
+
+def entries(connection: Connection, condition: ColumnElement[bool]) -> list[Entry]:
+    """Give the failures for which a condition on their table holds, by number."""
+    query = (
+        select(failures, hosts.c.name.label("host_name"), hosts.c.machine_id)
+        .join(hosts, hosts.c.id == failures.c.host)
+        .where(condition)
+        .order_by(failures.c.id)
+    )
+    return [
+        Entry(
+            id=row.id,
+            host=row.host_name,
+            machine_id=row.machine_id,
+            device=row.device,
+            identity=row.identity,
+            start=row.start,
+            length=row.length,
+            target=row.target,
+            first_seen=row.first_seen,
+            run=row.run,
+            closed=row.closed,
+            closed_by=row.closed_by,
+            closed_because=row.closed_because,
+        )
+        for row in connection.execute(query)
+    ]

@@ -1,0 +1,335 @@
+"""One run of whoseblock, and all that it writes to the journal."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext, suppress
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Any, Final
+
+import msgspec
+from sqlalchemy import Connection, insert, select, update
+
+from whoseblock.closing import Closing
+from whoseblock.errors import JournalError
+from whoseblock.fs.base import Answer, FileOwner, Owner
+from whoseblock.journal import reading
+from whoseblock.journal.columns import path_digest
+from whoseblock.journal.database import Database
+from whoseblock.journal.host import Host, this_process, user_name, without_passwords
+from whoseblock.journal.records import (
+    NEXT,
+    Event,
+    NewReport,
+    Noted,
+    Plan,
+    PlannedStep,
+    State,
+)
+from whoseblock.journal.schema import (
+    failures,
+    findings,
+    hosts,
+    owner_paths,
+    owners,
+    plan_failures,
+    plans,
+    reports,
+    runs,
+    step_events,
+    steps,
+)
+from whoseblock.ranges import ByteRange
+
+__all__ = ["Run"]
+
+_NOTHING: Final[Mapping[str, Any]] = {}
+#: So many rows are sent at a time.
+_BATCH: Final = 4096
+
+
+class Run(Closing):
+    """A run; `whoseblock.journal.journal.Journal.begin_run` begins it, and closing it ends it.
+
+    Whatever a method writes is durable when it returns.  Where it raises `JournalError`, nothing of
+    it was written, unless the database was lost in the very moment; whoever was about to write to a
+    device does not.
+    """
+
+    def __init__(
+        self, database: Database, host: Host, command: Sequence[str], version: str
+    ) -> None:
+        self._database = database
+        self._host = host
+        process = this_process()
+        uid = os.geteuid()
+        with database.writing(lock=["host", *host]) as connection:
+            self._host_id = _host_id(connection, host)
+            values = {
+                "host": self._host_id,
+                "uid": uid,
+                "user_name": user_name(uid),
+                "sudo_user": os.environ.get("SUDO_USER", ""),
+                "pid": process.pid,
+                "process": process.name,
+                "command": without_passwords(command),
+                "version": version,
+                "started": _now(),
+            }
+            self.id = _added(connection, runs, values)
+
+    def close(self) -> None:
+        """Say that the run has ended."""
+        with self._database.writing() as connection:
+            connection.execute(
+                update(runs)
+                .where(runs.c.id == self.id, runs.c.ended.is_(None))
+                .values(ended=_now())
+            )
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        # What went wrong in the run is worth more than that its end could not be journaled either.
+        with nullcontext() if kind is None else suppress(JournalError):
+            self.close()
+
+    # -------------------------------------------------------------- failures
+
+    def record_failure(
+        self,
+        device: str,
+        where: ByteRange,
+        report: NewReport,
+        *,
+        identity: str = "",
+        target: str = "",
+    ) -> Noted:
+        """Journal that ``where`` of ``device`` of this host failed, as ``report`` says.
+
+        If an open failure has the same bytes of the same device, the report is of that one.  A
+        device is the same if its ``identity`` is, or, where one of the two is unknown, its name.
+        An event that has a ``key`` and was journaled before is not journaled again: the answer
+        then names the failure that it was of, though that may be closed by now.
+        """
+        at = report.at or _now()
+        event = None if report.key is None else self._event_digest(report)
+        # Only one at a time looks for the failure and makes it.
+        with self._database.writing(lock=["failures", *self._host]) as connection:
+            if event is not None:
+                query = select(reports.c.failure).where(reports.c.event == event)
+                if (known := connection.scalar(query)) is not None:
+                    return Noted(known, new_failure=False, new_report=False)
+            failure = self._open_failure(connection, device, where, identity)
+            new = failure is None
+            if failure is None:
+                values = {
+                    "host": self._host_id,
+                    "device": device,
+                    "identity": identity,
+                    "start": where.start,
+                    "length": where.length,
+                    "target": target,
+                    "first_seen": at,
+                    "run": self.id,
+                }
+                failure = _added(connection, failures, values)
+            told = {
+                "failure": failure,
+                "run": self.id,
+                "at": at,
+                "source": report.source,
+                "origin": report.origin,
+                "event": event,
+                "detail": report.detail,
+            }
+            connection.execute(insert(reports).values(told))
+        return Noted(failure, new_failure=new, new_report=True)
+
+    def _event_digest(self, report: NewReport) -> bytes:
+        text = json.dumps([*self._host, report.source, report.key])
+        return hashlib.blake2b(text.encode(), digest_size=16).digest()
+
+    def _open_failure(
+        self, connection: Connection, device: str, where: ByteRange, identity: str
+    ) -> int | None:
+        query = select(failures.c.id, failures.c.device, failures.c.identity).where(
+            failures.c.host == self._host_id,
+            failures.c.start == where.start,
+            failures.c.length == where.length,
+            failures.c.closed.is_(None),
+        )
+        for row in connection.execute(query.order_by(failures.c.id)):
+            same = row.identity == identity if row.identity and identity else row.device == device
+            if same:
+                return int(row.id)
+        return None
+
+    def record_finding(self, failure: int, answer: Answer) -> int:
+        """Journal who owns the bytes of a failure now; gives the number of the finding."""
+        rows: list[dict[str, Any]] = []
+        paths: list[dict[str, Any]] = []
+        for number, owner in enumerate(answer):
+            rows.append(_owner_row(number, owner))
+            if isinstance(owner, FileOwner):
+                paths += _path_rows(number, owner)
+        values = {
+            "failure": failure,
+            "run": self.id,
+            "at": _now(),
+            "complete": answer.complete,
+            "notes": list(answer.notes),
+            "answer": msgspec.to_builtins(answer),
+        }
+        with self._database.writing() as connection:
+            finding = _added(connection, findings, values)
+            for table, all_rows in ((owners, rows), (owner_paths, paths)):
+                for at in range(0, len(all_rows), _BATCH):
+                    part = all_rows[at : at + _BATCH]
+                    connection.execute(insert(table), [row | {"finding": finding} for row in part])
+        return finding
+
+    def close_failure(self, failure: int, because: str) -> None:
+        """Journal that a failure has been dealt with; if the bytes fail again, that is a new one.
+
+        A failure that is closed already stays as it was closed.
+        """
+        with self._database.writing() as connection:
+            connection.execute(
+                update(failures)
+                .where(failures.c.id == failure, failures.c.closed.is_(None))
+                .values(closed=_now(), closed_by=self.id, closed_because=because)
+            )
+
+    # -------------------------------------------------------------- plans
+
+    def plan(
+        self,
+        planned: Iterable[PlannedStep],
+        concerned: Iterable[int],
+        options: Mapping[str, Any] = _NOTHING,
+    ) -> Plan:
+        """Journal what is to be done, in this order, about the failures concerned, one or more.
+
+        ``options`` are what the user asked for, as JSON can hold it.
+        """
+        planned, about = list(planned), sorted(set(concerned))
+        stray = {step.failure for step in planned} - {None, *about}
+        if not about or stray:
+            raise JournalError("a plan concerns one failure or more, and its steps only those")
+        now = _now()
+        with self._database.writing() as connection:
+            values = {"run": self.id, "at": now, "options": dict(options)}
+            number = _added(connection, plans, values)
+            links = [{"plan": number, "failure": failure} for failure in about]
+            connection.execute(insert(plan_failures), links)
+            for order, step in enumerate(planned):
+                row = {
+                    "plan": number,
+                    "number": order,
+                    "kind": step.kind,
+                    "failure": step.failure,
+                    "parameters": step.parameters,
+                }
+                self._append(connection, _added(connection, steps, row), 0, State.PLANNED, {})
+            made = reading.plan(connection, number)
+        assert made is not None  # noqa: S101 - for the type checker: it was just written
+        return made
+
+    def started(self, step: int, detail: Mapping[str, Any] = _NOTHING) -> Event:
+        """Journal that a step begins, for the first time, once more after it failed, or taken up.
+
+        A step that was started by a run that still lives, or may, is not taken out of its hands.
+        """
+        return self._advance(step, State.STARTED, detail)
+
+    def done(self, step: int, detail: Mapping[str, Any] = _NOTHING) -> Event:
+        """Journal that a step that was started is done."""
+        return self._advance(step, State.DONE, detail)
+
+    def verified(self, step: int, detail: Mapping[str, Any] = _NOTHING) -> Event:
+        """Journal that what a step did was seen to be there."""
+        return self._advance(step, State.VERIFIED, detail)
+
+    def failed(self, step: int, because: str, detail: Mapping[str, Any] = _NOTHING) -> Event:
+        """Journal that a step that was started or done failed; it can be started again."""
+        return self._advance(step, State.FAILED, {"because": because, **detail})
+
+    def left(self, step: int, because: str, detail: Mapping[str, Any] = _NOTHING) -> Event:
+        """Journal that a step that is unfinished will not be done, and why."""
+        return self._advance(step, State.LEFT, {"because": because, **detail})
+
+    def _advance(self, step: int, state: State, detail: Mapping[str, Any]) -> Event:
+        with self._database.writing() as connection:
+            last = reading.last_event(connection, step)
+            if last is None:
+                raise JournalError(f"the journal has no step {step}")
+            if state not in NEXT[last.state]:
+                raise JournalError(
+                    f"step {step} is {last.state}, and does not become {state} from that",
+                    hint="whoseblock journal show shows its history",
+                )
+            if last.state is State.STARTED and last.run != self.id:
+                self._check_abandoned(connection, step, last.run)
+            return self._append(connection, step, last.number + 1, state, detail)
+
+    def _check_abandoned(self, connection: Connection, step: int, number: int) -> None:
+        other = reading.run_record(connection, number)
+        if other is not None and other.may_live(self._host):
+            raise JournalError(
+                f"step {step} is being done by run {other.id}, process {other.pid} on {other.host}",
+                hint="wait until that has ended",
+            )
+
+    def _append(
+        self,
+        connection: Connection,
+        step: int,
+        number: int,
+        state: State,
+        detail: Mapping[str, Any],
+    ) -> Event:
+        event = Event(number=number, state=state, run=self.id, at=_now(), detail=dict(detail))
+        values = {"step": step, "number": number, "state": state.value, "run": self.id}
+        connection.execute(insert(step_events).values(at=event.at, detail=event.detail, **values))
+        return event
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+def _added(connection: Connection, table: Any, values: Mapping[str, Any]) -> int:  # noqa: ANN401
+    key = connection.execute(insert(table).values(values)).inserted_primary_key
+    assert key is not None  # noqa: S101 - for the type checker: one row was inserted
+    return int(key[0])
+
+
+def _host_id(connection: Connection, host: Host) -> int:
+    query = select(hosts.c.id).where(
+        hosts.c.name == host.name, hosts.c.machine_id == host.machine_id
+    )
+    known = connection.scalar(query)
+    return _added(connection, hosts, host._asdict()) if known is None else known
+
+
+def _owner_row(number: int, owner: Owner) -> dict[str, Any]:
+    row: dict[str, Any] = {"number": number, "kind": owner.kind}
+    row |= {"start": owner.start, "length": owner.length}
+    for name in ("what", "inode", "generation", "file_offset"):
+        value = getattr(owner, name, None)
+        row[name] = None if value is msgspec.UNSET else value
+    return row
+
+
+def _path_rows(number: int, owner: FileOwner) -> Iterable[dict[str, Any]]:
+    for mounted, paths in ((False, owner.paths), (True, owner.mounted_at)):
+        if isinstance(paths, tuple):
+            for order, path in enumerate(paths):
+                row = {"owner": number, "mounted": mounted, "number": order, "path": path}
+                yield row | {"digest": path_digest(path)}

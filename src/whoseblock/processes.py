@@ -1,0 +1,579 @@
+"""Who has these parts of files mapped, or the files open.
+
+One pass over /proc for all files together (proc_pid_maps(5), proc_pid_fdinfo(5)).  A file is its
+device and its inode number, never a path: it may have many, or none, or another one in the mount
+namespace of the process.  Nobody is stopped, attached to, or waited for.
+
+What uses a file without a mapping and a descriptor of its own is not seen: the kernel itself (loop
+devices, swap, exports), files registered with io_uring, descriptors on their way through a socket.
+Nor is who uses it through overlayfs, as containers do: there it is a file of another device.
+"""
+
+import errno
+import os
+import re
+import sys
+import time
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from msgspec import UNSET, UnsetType
+
+from whoseblock.fs.base import Mapping, OpenFile, Process
+
+__all__ = ["Found", "Wanted", "find_processes"]
+
+#: So many mappings or descriptors of one process in one file tell all that more of them would.
+_MOST: Final = 1000
+#: How often a process is looked at again that became another program in between.
+_TRIES: Final = 3
+#: Seconds that one scan waits, all in all, for filesystems that do not answer.
+_PATIENCE: Final = 2.0
+#: Up to so many files are searched for one by one.
+_FEW: Final = 8
+
+_PIECE: Final = 1 << 16
+_MOST_PIECES: Final = 64
+#: Longer than all that comes before the path in a line of maps, and before the root in mountinfo.
+_HEAD: Final = 256
+
+_PF_KTHREAD: Final = 0x00200000  # linux/sched.h
+_KCMP_FILES: Final = 2  # linux/kcmp.h
+#: The number of kcmp(2), which the C library does not wrap, by machine (asm/unistd.h).
+_KCMP: Final = {"x86_64": 312, "aarch64": 272, "riscv64": 272, "ppc64le": 354, "s390x": 343}
+
+_MOUNTINFO_LINE: Final = re.compile(rb"^([0-9]+) [0-9]+ ([0-9]+):([0-9]+) ", re.MULTILINE)
+#: The kernel tells the inode since 5.14.
+_FDINFO: Final = re.compile(
+    rb"pos:\t(-?[0-9]+)\nflags:\t([0-7]+)\n(?:mnt_id:\t([0-9]+)\n)?(?:ino:\t([0-9]+)\n)?"
+)
+
+_ACCESS: Final = {os.O_RDONLY: "O_RDONLY", os.O_WRONLY: "O_WRONLY", os.O_RDWR: "O_RDWR"}
+#: Flags that contain others come before them.
+_FLAGS: Final = {
+    os.O_APPEND: "O_APPEND",
+    os.O_ASYNC: "O_ASYNC",
+    os.O_DIRECT: "O_DIRECT",
+    os.O_SYNC: "O_SYNC",
+    os.O_DSYNC: "O_DSYNC",
+    os.O_TMPFILE: "O_TMPFILE",
+    os.O_DIRECTORY: "O_DIRECTORY",
+    os.O_NOATIME: "O_NOATIME",
+    os.O_NOFOLLOW: "O_NOFOLLOW",
+    os.O_NONBLOCK: "O_NONBLOCK",
+    os.O_PATH: "O_PATH",
+}
+
+_UNITS: Final = (".service", ".scope", ".socket", ".mount", ".swap")
+
+
+class Wanted(NamedTuple):
+    """A part of a file: ``length`` bytes from byte ``file_offset`` of ``inode`` on ``device``.
+
+    ``device`` is ``st_dev``, which must be the device that mountinfo has for the filesystem: that
+    of btrfs is not.  ``file_offset`` is None for a block of the file that is not its data: nobody
+    can have it mapped, and only descriptors count.
+    """
+
+    device: int
+    inode: int
+    file_offset: int | None
+    length: int
+
+
+class Found(NamedTuple):
+    """Who uses each part, and what this may lack.
+
+    ``processes`` are those of each part that was wanted, in the order asked, by pid.  ``hidden`` is
+    how many processes could not be looked into, or not wholly: other users', unless one is root.
+    ``unlisted`` is true if there may be processes that /proc does not even list, because it is that
+    of a pid namespace or is mounted with hidepid.  ``omitted`` is how many mappings and descriptors
+    were left out, past the first thousand that a process has of one part.
+    """
+
+    processes: list[tuple[Process, ...]]
+    hidden: int
+    unlisted: bool
+    omitted: int
+
+
+def find_processes(wanted: Sequence[Wanted], proc: Path = Path("/proc")) -> Found:
+    """Say for each part of a file who has it mapped, or the file open.
+
+    Mappings are clipped to the part.  Of descriptors all are given that are open on the inode;
+    their flags are named as in open(2), the access mode first and the others by name.  Left out
+    are O_LARGEFILE and O_CLOEXEC, which are no matter of the file, and the access mode of O_PATH,
+    which gives none.
+
+    A process that ends meanwhile is left out, and so is one that only begins.  Raises `OSError` if
+    ``proc`` cannot be listed.
+    """
+    scan = _Scan(wanted, proc)
+    if wanted:
+        scan.run()
+    found = [tuple(users) for users in scan.users]
+    return Found(found, scan.hidden, bool(wanted) and not scan.kernel_seen, scan.omitted)
+
+
+class _File:
+    # The parts of one file that are wanted, each with its place in the question.
+
+    def __init__(self, device: int, inode: int) -> None:
+        #: As a line of maps has them.
+        self.device_text = b" %02x:%02x " % (os.major(device), os.minor(device))
+        self.inode_text = b"%d" % inode
+        self.text = self.device_text + self.inode_text + b" "
+        self.places: list[int] = []
+        #: Nothing is wanted outside of these.
+        self.first = self.end = 0
+        self._parts: list[tuple[int, int, int]] = []
+        self._starts: list[int] = []
+        self._longest = 0
+
+    def add(self, place: int, part: Wanted) -> None:
+        self.places.append(place)
+        if part.file_offset is not None:
+            self._parts.append((part.file_offset, part.file_offset + part.length, place))
+            self._longest = max(self._longest, part.length)
+
+    def sort(self) -> None:
+        self._parts.sort()
+        self._starts = [start for start, _, _ in self._parts]
+        self.first = self._starts[0] if self._parts else 0
+        self.end = max((end for _, end, _ in self._parts), default=0)
+
+    def within(self, start: int, end: int) -> Iterator[tuple[int, int, int]]:
+        # Each part that touches these bytes of the file: its place, and where the two overlap.
+        first = bisect_left(self._starts, start - self._longest)
+        for own_start, own_end, place in self._parts[first : bisect_left(self._starts, end)]:
+            if own_start < end and start < own_end:
+                yield place, max(start, own_start), min(end, own_end)
+
+
+class _Stat(NamedTuple):
+    # What proc_pid_stat(5) says of a process.
+    command: bytes
+    zombie: bool
+    kernel: bool
+    threads: int
+    start_time: int
+
+    @property
+    def ended(self) -> bool:
+        # A leader that is gone stays as a zombie until all its threads are gone.
+        return self.zombie and self.threads <= 1
+
+    def is_same_program(self, other: "_Stat") -> bool:
+        return (self.start_time, self.command) == (other.start_time, other.command)
+
+
+@dataclass
+class _Seen:
+    # What one process has of the files, by place in the question and by file.
+    mappings: dict[int, list[Mapping]] = field(default_factory=dict)
+    open: dict[_File, set[OpenFile]] = field(default_factory=dict)
+    omitted: int = 0
+    denied: bool = False
+    mounts_read: bool = False
+
+
+class _Scan:
+    # One pass over all processes.
+
+    def __init__(self, wanted: Sequence[Wanted], proc: Path) -> None:
+        self.proc = os.fspath(proc)
+        self.users: list[list[Process]] = [[] for _ in wanted]
+        self.hidden = 0
+        self.omitted = 0
+        self.kernel_seen = False
+        self._files: dict[tuple[int, int], _File] = {}
+        for place, part in enumerate(wanted):
+            key = (part.device, part.inode)
+            if key not in self._files:
+                self._files[key] = _File(*key)
+            self._files[key].add(place, part)
+        #: By device and inode as maps has them.
+        self._by_text: dict[bytes, dict[bytes, _File]] = {}
+        for file in self._files.values():
+            file.sort()
+            self._by_text.setdefault(file.device_text, {})[file.inode_text] = file
+        self._devices = {device for device, _ in self._files}
+        self._inodes = {b"%d" % inode for _, inode in self._files}
+        #: The device of every mount that was met, by its number.
+        self._mounts: dict[bytes, int] = {}
+        self._patience = _PATIENCE
+        self._silent: set[bytes | None] = set()
+        self._same_table: Callable[[int, int], bool] | None = None
+        self._boot_time: int | None = None
+
+    def run(self) -> None:
+        with os.scandir(self.proc) as entries:
+            pids = sorted(int(entry.name) for entry in entries if entry.name.isdecimal())
+        for pid in pids:
+            try:
+                self._process(pid)
+            except (FileNotFoundError, ProcessLookupError):
+                pass
+            except OSError:
+                self.hidden += 1
+
+    def _process(self, pid: int) -> None:
+        # However soon the number is given to another process, this folder stays the old one's.
+        folder = os.open(f"{self.proc}/{pid}", os.O_PATH | os.O_DIRECTORY)
+        try:
+            stat = _read_stat(folder)
+            for _ in range(_TRIES):
+                if stat.kernel or stat.ended:
+                    self.kernel_seen |= stat.kernel
+                    return
+                seen = self._look(folder, pid, stat)
+                if not seen.mappings and not seen.open:
+                    break
+                process = self._describe(folder, pid, stat)
+                before, stat = stat, _read_stat(folder)
+                # Or else what it had as one program would be put down to the next one.
+                if stat.is_same_program(before):
+                    break
+        finally:
+            os.close(folder)
+        self.hidden += seen.denied
+        if (seen.mappings or seen.open) and not stat.ended:
+            self.omitted += seen.omitted
+            self._note(process, seen)
+
+    def _note(self, process: Process, seen: _Seen) -> None:
+        open_at: dict[int, tuple[OpenFile, ...]] = {}
+        for file, found in seen.open.items():
+            descriptors = tuple(sorted(found, key=lambda one: (one.fd, one.flags, one.offset)))
+            open_at.update(dict.fromkeys(file.places, descriptors))
+        for place in seen.mappings.keys() | open_at.keys():
+            self.users[place].append(
+                Process(
+                    process.pid,
+                    process.start_time,
+                    process.started,
+                    process.command,
+                    process.uid,
+                    tuple(seen.mappings.get(place, ())),
+                    open_at.get(place, ()),
+                    process.namespace_pid,
+                    process.cgroup,
+                    process.unit,
+                )
+            )
+
+    def _describe(self, folder: int, pid: int, stat: _Stat) -> Process:
+        if self._boot_time is None:
+            self._boot_time = _boot_time(self.proc)
+        started = self._boot_time + stat.start_time // os.sysconf("SC_CLK_TCK")
+        uid, namespace_pid = _parse_status(_read(folder, "status"))
+        cgroup = _parse_cgroup(_read(folder, "cgroup"))
+        return Process(
+            pid,
+            stat.start_time,
+            time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
+            _text(_read(folder, "comm").removesuffix(b"\n")),
+            uid,
+            namespace_pid=namespace_pid,
+            cgroup=cgroup,
+            unit=UNSET if cgroup is UNSET else _unit_of(cgroup),
+        )
+
+    def _look(self, folder: int, pid: int, stat: _Stat) -> _Seen:
+        seen = _Seen()
+        tasks = [] if stat.zombie else [""]
+        try:
+            if stat.threads > 1:
+                names = _names(folder, "task")
+                tasks += [f"task/{name}/" for name in names if name != str(pid)]
+            # Descriptors first: many programs close theirs as soon as they have their mapping.
+            for task in self._with_own_tables(pid, tasks):
+                self._descriptors(folder, task, seen)
+            # They all share their memory, but one that has just ended shows nothing of it.
+            any(self._maps(folder, task, seen) for task in tasks)
+        except (FileNotFoundError, ProcessLookupError):
+            raise
+        except OSError:
+            seen.denied = True
+        return seen
+
+    def _with_own_tables(self, pid: int, tasks: list[str]) -> Iterator[str]:
+        # Threads share their descriptors too, unless they ask for a table of their own.
+        if len(tasks) == 1:
+            yield from tasks
+            return
+        if self._same_table is None:
+            self._same_table = _table_comparer(self.proc)
+        tables: list[int] = []
+        for task in tasks:
+            number = int(task.split("/")[1]) if task else pid
+            # Where many differ, looking into some twice is quicker than comparing all with all.
+            if not any(self._same_table(number, table) for table in tables[-_FEW:]):
+                tables.append(number)
+                yield task
+
+    def _maps(self, folder: int, task: str, seen: _Seen) -> bool:
+        # Whether there was anything.
+        some = False
+        with suppress(FileNotFoundError, ProcessLookupError):
+            for lines in _lines(folder, f"{task}maps"):
+                some = True
+                for file in self._mentioned(lines):
+                    self._mappings(lines, file, seen)
+        return some
+
+    def _mentioned(self, lines: bytes) -> list[_File]:
+        # Those files that may be mapped here.  A path can look as if.
+        if len(self._files) <= _FEW:
+            return [file for file in self._files.values() if file.text in lines]
+        mentioned: set[_File] = set()
+        for device, files in self._by_text.items():
+            inodes = {piece.partition(b" ")[0] for piece in lines.split(device)[1:]}
+            mentioned.update(files[inode] for inode in inodes if inode in files)
+        return list(mentioned)
+
+    def _mappings(self, lines: bytes, file: _File, seen: _Seen) -> None:
+        for piece in lines.split(file.text)[:-1]:
+            begin = piece.rfind(b"\n") + 1
+            addresses, _, rest = piece[begin:].partition(b" ")
+            permissions, _, offset = rest.partition(b" ")
+            # In a path, more comes before it: more fields, or what it has just been split from.
+            if not begin or b" " in offset:
+                continue
+            start = int(offset, 16)
+            if start >= file.end:
+                continue
+            low, _, high = addresses.partition(b"-")
+            address = int(low, 16)
+            end = start + int(high, 16) - address
+            if end <= file.first:
+                continue
+            for place, first, stop in file.within(start, end):
+                mappings = seen.mappings.setdefault(place, [])
+                if len(mappings) == _MOST:
+                    seen.omitted += 1
+                    continue
+                mappings.append(
+                    Mapping(
+                        address + first - start,
+                        stop - first,
+                        first,
+                        shared=b"s" in permissions,
+                        readable=b"r" in permissions,
+                        writable=b"w" in permissions,
+                        executable=b"x" in permissions,
+                    )
+                )
+
+    def _descriptors(self, folder: int, task: str, seen: _Seen) -> None:
+        with suppress(FileNotFoundError, ProcessLookupError):
+            for name in _names(folder, f"{task}fd"):
+                with suppress(FileNotFoundError, ProcessLookupError):
+                    self._descriptor(folder, task, name, seen)
+
+    def _descriptor(self, folder: int, task: str, name: str, seen: _Seen) -> None:
+        # Sockets, pipes and the like have no path.  One that is too long may be a file's.
+        try:
+            if not os.readlink(f"{task}fd/{name}", dir_fd=folder).startswith("/"):
+                return
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+        info = _FDINFO.match(_read(folder, f"{task}fdinfo/{name}"))
+        if info is None or (info[4] is not None and info[4] not in self._inodes):
+            return
+        file = self._file_of(folder, task, name, info, seen)
+        if file is not None:
+            found = seen.open.setdefault(file, set())
+            one = OpenFile(int(name), _flag_names(int(info[2], 8)), int(info[1]))
+            if len(found) < _MOST:
+                found.add(one)
+            else:
+                seen.omitted += one not in found
+
+    def _file_of(
+        self, folder: int, task: str, name: str, info: re.Match[bytes], seen: _Seen
+    ) -> _File | None:
+        # stat would tell, but a dead server, or a FUSE daemon that wants it so, never answers.
+        link = f"{task}fd/{name}"
+        device = self._device_of(folder, task, info[3], seen)
+        if device is None:
+            return self._file_in_time(folder, link, info[3], seen)
+        expected = self._files.get((device, int(info[4]))) if info[4] else None
+        if device not in self._devices or (info[4] and expected is None):
+            return None
+        try:
+            return self._file_at(folder, link)
+        except (FileNotFoundError, ProcessLookupError):
+            raise
+        except OSError:
+            # A filesystem that has shut down after an error has no other answer left.
+            return expected
+
+    def _device_of(self, folder: int, task: str, mount: bytes | None, seen: _Seen) -> int | None:
+        # None for a mount that the process does not see: of another namespace, or unmounted lazily.
+        if mount is None:
+            return None
+        if mount not in self._mounts and not seen.mounts_read:
+            seen.mounts_read = True
+            with suppress(OSError):
+                for lines in _lines(folder, f"{task}mountinfo"):
+                    for number, major, minor in _MOUNTINFO_LINE.findall(lines):
+                        self._mounts[number] = os.makedev(int(major), int(minor))
+        return self._mounts.get(mount)
+
+    def _file_at(self, folder: int, link: str) -> _File | None:
+        status = os.stat(link, dir_fd=folder)
+        return self._files.get((status.st_dev, status.st_ino))
+
+    def _file_in_time(
+        self, folder: int, link: str, mount: bytes | None, seen: _Seen
+    ) -> _File | None:
+        import threading
+
+        answers: list[_File | None] = []
+
+        def ask() -> None:
+            with suppress(FileNotFoundError, ProcessLookupError):
+                try:
+                    answers.append(self._file_at(folder, link))
+                except OSError:
+                    seen.denied = True
+
+        if self._patience > 0 and mount not in self._silent:
+            thread = threading.Thread(target=ask, daemon=True)
+            asked = time.monotonic()
+            thread.start()
+            thread.join(_PATIENCE / 4)
+            if not thread.is_alive():
+                return answers[0] if answers else None
+            self._patience -= time.monotonic() - asked
+            self._silent.add(mount)
+        seen.denied = True
+        return None
+
+
+def _table_comparer(proc: str) -> Callable[[int, int], bool]:
+    # Whether two tasks are known to share their table of descriptors.
+    number = _KCMP.get(os.uname().machine)
+    try:
+        ours = str(Path(proc, "self").readlink()) == str(os.getpid())
+    except OSError:
+        ours = False
+    if number is None or not ours or sys.maxsize < 1 << 32:
+        return lambda _one, _other: False
+    import ctypes
+
+    call = ctypes.CDLL(None).syscall
+    call.restype = ctypes.c_long
+    call.argtypes = [ctypes.c_long] * 6
+    return lambda one, other: call(number, one, other, _KCMP_FILES, 0, 0) == 0
+
+
+def _names(folder: int, name: str) -> Iterator[str]:
+    descriptor = os.open(name, os.O_RDONLY | os.O_DIRECTORY, dir_fd=folder)
+    try:
+        with os.scandir(descriptor) as entries:
+            for entry in entries:
+                yield entry.name
+    finally:
+        os.close(descriptor)
+
+
+def _read(folder: int, name: str) -> bytes:
+    # A file that the kernel gives in one piece if there is room for it.
+    descriptor = os.open(name, os.O_RDONLY, dir_fd=folder)
+    try:
+        pieces = [os.read(descriptor, _PIECE)]
+        while len(pieces[-1]) == _PIECE and len(pieces) < _MOST_PIECES:
+            pieces.append(os.read(descriptor, _PIECE))
+        return b"".join(pieces)
+    finally:
+        os.close(descriptor)
+
+
+def _lines(folder: int, name: str) -> Iterator[bytes]:
+    # Many whole lines at a time, each with a newline before it.  Of one that is very long, and a
+    # path may have millions of bytes, something is left out in the middle.
+    descriptor = os.open(name, os.O_RDONLY, dir_fd=folder)
+    try:
+        pieces = [b"\n"]
+        while piece := os.read(descriptor, _PIECE):
+            pieces.append(piece)
+            if len(pieces) == _MOST_PIECES:
+                whole, _, rest = b"".join(pieces).rpartition(b"\n")
+                yield whole
+                pieces = [b"\n", rest[:_HEAD]]
+        if len(pieces) > 1:
+            yield b"".join(pieces)
+    finally:
+        os.close(descriptor)
+
+
+def _read_stat(folder: int) -> _Stat:
+    return _parse_stat(_read(folder, "stat"))
+
+
+def _parse_stat(text: bytes) -> _Stat:
+    # The name is in parentheses, and may hold more of them, and spaces.
+    head, _, tail = text.rpartition(b")")
+    fields = tail.split()
+    return _Stat(
+        command=head.partition(b"(")[2],
+        zombie=fields[0] in (b"Z", b"X"),
+        kernel=bool(int(fields[6]) & _PF_KTHREAD),
+        threads=int(fields[17]),
+        start_time=int(fields[19]),
+    )
+
+
+def _parse_status(text: bytes) -> tuple[int, int | UnsetType]:
+    # The effective user, and the number in the innermost pid namespace if there are several.
+    users = text.partition(b"\nUid:\t")[2].split(maxsplit=2)
+    numbers = text.partition(b"\nNSpid:\t")[2].partition(b"\n")[0].split()
+    return int(users[1]), int(numbers[-1]) if len(numbers) > 1 else UNSET
+
+
+def _parse_cgroup(text: bytes) -> str | UnsetType:
+    # systemd is in the unified hierarchy, or in one of its own on machines that mount the old ones.
+    paths: dict[bytes, bytes] = {}
+    for line in text.split(b"\n"):
+        number, _, rest = line.partition(b":")
+        controllers, _, path = rest.partition(b":")
+        paths[controllers or number] = path
+    unified, own = paths.get(b"0", b""), paths.get(b"name=systemd", b"")
+    path = own if unified in (b"", b"/") and own else unified
+    return _text(path) if path else UNSET
+
+
+def _unit_of(cgroup: str) -> str | UnsetType:
+    names = cgroup.removesuffix(" (deleted)").split("/")
+    for endings in (_UNITS, ".slice"):
+        for name in reversed(names):
+            if name.endswith(endings) and not name.startswith("."):
+                # systemd's escape for what would collide with a file of the kernel's.
+                return name.removeprefix("_")
+    return UNSET
+
+
+def _flag_names(flags: int) -> tuple[str, ...]:
+    names = [] if flags & os.O_PATH else [_ACCESS.get(flags & os.O_ACCMODE, "O_ACCMODE")]
+    for flag, name in _FLAGS.items():
+        if flags & flag == flag:
+            names.append(name)
+            flags &= ~flag
+    return tuple(names)
+
+
+def _boot_time(proc: str) -> int:
+    # In seconds since the epoch.
+    text = Path(proc, "stat").read_bytes()
+    return int(text.partition(b"\nbtime ")[2].split(maxsplit=1)[0])
+
+
+def _text(name: bytes) -> str:
+    return name.decode(errors="surrogateescape")

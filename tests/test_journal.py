@@ -1,0 +1,365 @@
+"""The journal gives back what was written, says the same failure once, and keeps steps in order."""
+
+import os
+import re
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.support.journals import PAGE, answer, file_row, metadata_row, opened, report
+from tests.support.tools import CHECKOUT
+
+from whoseblock.errors import JournalError
+from whoseblock.journal import (
+    FINAL,
+    Event,
+    Filter,
+    Host,
+    NewReport,
+    PlannedStep,
+    State,
+    open_journal,
+)
+from whoseblock.ranges import ByteRange
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+OTHER = Host("other", "f" * 32)
+NASTY = "/a\udc80\udcff/\n\0\x1b[31m'\\u0041\\ \u202e√"
+
+
+def test_everything_comes_back(journal_url: str) -> None:
+    began = datetime.now(UTC)
+    with opened(journal_url) as (journal, run):
+        told = NewReport(
+            source="dmesg",
+            origin=f"log{NASTY}, line 3",
+            at=datetime(2020, 4, 7, 12, 0, 0, 123456, UTC),
+            detail={"text": NASTY, "n": [1, None, 1 << 63]},
+        )
+        noted = run.record_failure("pmem0", PAGE, told, identity=NASTY, target="/dev/pmem0")
+        said = answer(
+            file_row(NASTY, "/b", inode=(1 << 64) - 1),
+            metadata_row(),
+            complete=False,
+            notes=(NASTY,),
+        )
+        run.record_finding(noted.failure, said)
+        parameters = {"start": 0, "name": NASTY}
+        plan = run.plan([PlannedStep("zero", parameters)], [noted.failure], {"apply": True})
+        (step,) = plan.steps
+        run.started(step.id)
+        run.failed(step.id, "EIO", {"errno": 5})
+        run.started(step.id)
+        run.done(step.id)
+        run.verified(step.id, {"read": "zeros"})
+        run.close_failure(noted.failure, "zeroed")
+        run.close_failure(noted.failure, "again")
+    with open_journal(journal_url, write=False) as journal:
+        history = journal.history(noted.failure)
+        assert list(journal.histories()) == [history]
+        assert journal.plan(plan.id) == history.plans[0]
+        assert journal.unfinished() == []
+        assert not journal.is_running(run.id)
+    failure = history.failure
+    assert (failure.device, failure.identity, failure.range) == ("pmem0", NASTY, PAGE)
+    assert (failure.target, failure.host) == ("/dev/pmem0", journal.host.name)
+    assert failure.closed is not None
+    assert failure.closed_because == "zeroed"
+    assert failure.first_seen == told.at
+    assert began <= failure.closed <= datetime.now(UTC)
+    (again,) = history.reports
+    assert (again.source, again.origin, again.at) == (told.source, told.origin, told.at)
+    assert again.detail == told.detail
+    (finding,) = history.findings
+    assert finding.notes == (NASTY,)
+    assert not finding.complete
+    assert finding.answer["owners"][0]["paths"] == [NASTY, "/b"]
+    assert finding.answer["owners"][0]["inode"] == (1 << 64) - 1
+    (after,) = history.plans[0].steps
+    assert history.plans[0].options == {"apply": True}
+    assert (after.state, after.attempts, after.parameters) == (State.VERIFIED, 2, parameters)
+    states = "planned started failed started done verified".split()
+    assert [event.state for event in after.events] == states
+    assert [event.number for event in after.events] == list(range(6))
+    assert after.events[2].detail == {"because": "EIO", "errno": 5}
+    (who,) = history.runs
+    assert (who.uid, who.pid, who.version) == (os.geteuid(), os.getpid(), "1.2.3")
+    assert who.command == ("a", "test")
+    assert who.ended is not None
+
+
+def test_no_name_is_changed(journal_url: str) -> None:
+    with opened(journal_url) as (journal, run):
+
+        @given(
+            st.text(st.characters(exclude_categories=())),
+            st.lists(st.binary().map(os.fsdecode), max_size=4),
+            st.integers(0, 2**64 - 1),
+        )
+        @settings(max_examples=25, deadline=None)
+        def check(text: str, paths: list[str], inode: int) -> None:
+            told = NewReport(source=text, origin=text, detail={"paths": paths})
+            noted = run.record_failure(text, PAGE, told)
+            run.record_finding(noted.failure, answer(file_row(*paths, inode=inode)))
+            history = journal.history(noted.failure)
+            assert history.failure.device == text
+            last = history.reports[-1]
+            assert (last.source, last.origin, last.detail) == (text, text, told.detail)
+            row = history.findings[-1].answer["owners"][0]
+            assert (row["paths"], row["inode"]) == (paths, inode)
+            for path in paths:
+                found = journal.failures(Filter(file=path, device=text))
+                assert noted.failure in [one.failure.id for one in found]
+
+        check()
+
+
+def test_a_path_longer_than_an_index_takes(journal_url: str) -> None:
+    path = "/" + "/".join(f"{number:0255}" for number in range(64))
+    with opened(journal_url) as (journal, run):
+        noted = run.record_failure("sda", PAGE, report())
+        run.record_finding(noted.failure, answer(file_row(path)))
+        (found,) = journal.failures(Filter(file=path))
+        assert found.path == path
+
+
+# ------------------------------------------------------------------ the same failure
+
+
+def test_the_same_failure_is_one_while_it_is_open(journal_url: str) -> None:
+    with opened(journal_url) as (journal, run):
+        first = run.record_failure("sda", PAGE, report("dmesg"))
+        again = run.record_failure("sda", PAGE, report("sysfs"))
+        assert (first.new_failure, again.new_failure) == (True, False)
+        assert again.failure == first.failure
+        others = (
+            run.record_failure("sdb", PAGE, report()),
+            run.record_failure("sda", ByteRange(PAGE.start, 512), report()),
+            run.record_failure("sda", ByteRange(0, PAGE.length), report()),
+        )
+        assert all(other.new_failure for other in others)
+        run.close_failure(first.failure, "restored")
+        later = run.record_failure("sda", PAGE, report("dmesg"))
+        assert later.new_failure
+        assert [one.source for one in journal.history(first.failure).reports] == ["dmesg", "sysfs"]
+    with opened(journal_url, OTHER) as (journal, run):
+        assert run.record_failure("sda", PAGE, report()).new_failure
+    with opened(journal_url, OTHER._replace(machine_id="e" * 32)) as (journal, run):
+        assert run.record_failure("sda", PAGE, report()).new_failure
+
+
+def test_a_device_is_what_it_is_not_how_it_is_called(journal_url: str) -> None:
+    with opened(journal_url) as (_, run):
+        one = run.record_failure("sda", PAGE, report(), identity="serial 1").failure
+        assert run.record_failure("sdb", PAGE, report(), identity="serial 1").failure == one
+        other = run.record_failure("sda", PAGE, report(), identity="serial 2").failure
+        assert other != one
+        assert run.record_failure("sda", PAGE, report()).failure == one
+
+
+def test_an_event_is_journaled_once(journal_url: str) -> None:
+    with opened(journal_url) as (journal, run):
+        first = run.record_failure("sda", PAGE, report("dmesg", "boot 1, 17"))
+        run.close_failure(first.failure, "restored")
+        # The log is read from its beginning once more.
+        again = run.record_failure("sda", PAGE, report("dmesg", "boot 1, 17"))
+        assert again == (first.failure, False, False)
+        assert len(journal.history(first.failure).reports) == 1
+        assert run.record_failure("sda", PAGE, report("dmesg", "boot 1, 18")).new_failure
+        assert run.record_failure("sda", PAGE, report("sysfs", "boot 1, 17")).new_report
+    with opened(journal_url, OTHER) as (_, run):
+        assert run.record_failure("sda", PAGE, report("dmesg", "boot 1, 17")).new_failure
+
+
+# ------------------------------------------------------------------ filters
+
+
+def test_filters(journal_url: str) -> None:
+    day = datetime(2026, 1, 1, tzinfo=UTC)
+    with opened(journal_url, OTHER) as (_, run):
+        run.record_failure("sda", ByteRange(0, 512), NewReport(source="x", at=day))
+    with opened(journal_url) as (journal, run):
+        told = NewReport(source="x", at=day + timedelta(days=2))
+        second = run.record_failure("sdb", PAGE, told, identity="wwn 5", target="disk.img").failure
+        run.record_finding(second, answer(file_row("/old")))
+        run.record_finding(
+            second,
+            answer(file_row("/a", "/b", mounted=("/mnt/a",)), file_row("/a"), metadata_row()),
+        )
+        third = run.record_failure("sdc", ByteRange(8192, 1), report()).failure
+        steps = run.plan(
+            [PlannedStep("one", {}, second), PlannedStep("both", {})], [second, third]
+        ).steps
+        run.started(steps[0].id)
+        run.close_failure(third, "nothing to do")
+
+        def ids(**wanted: object) -> list[int]:
+            found = journal.failures(Filter(**wanted))  # type: ignore[arg-type]
+            exported = journal.histories(Filter(**wanted))  # type: ignore[arg-type]
+            result = [one.failure.id for one in found]
+            assert [one.failure.id for one in exported] == result
+            return result
+
+        (first,) = ids(host="other")
+        assert ids() == [first, second, third]
+        assert ids(device="sdb") == ids(device="/dev/sdb") == ids(device="wwn 5") == [second]
+        assert ids(device="disk.img") == [second]
+        assert ids(device="sd") == []
+        assert (
+            ids(file="/a") == ids(file="/b") == ids(file="/mnt/a") == ids(file="/old") == [second]
+        )
+        assert ids(file="/") == []
+        assert ids(until=day) == []
+        assert ids(since=day, until=day + timedelta(microseconds=1)) == [first]
+        assert ids(since=day + timedelta(seconds=1)) == [second, third]
+        assert ids(state=State.STARTED) == [second]
+        assert ids(state=State.PLANNED) == [second, third]
+        assert ids(state=State.DONE) == []
+        assert ids(open=True) == [first, second]
+        assert ids(open=False) == [third]
+        assert ids(overlapping=ByteRange(511, 1)) == [first]
+        assert ids(overlapping=ByteRange(512, 7680)) == []
+        assert ids(device="sdb", host="other") == []
+        nothing, overview, other = journal.failures()
+        assert (nothing.complete, nothing.owners, nothing.path) == (None, {}, None)
+        assert overview.owners == {"file": 2, "metadata": 1}
+        assert (overview.path, overview.paths, overview.reports) == ("/a", 2, 1)
+        assert overview.states == {"started": 1, "planned": 1}
+        assert other.states == {"planned": 1}
+
+
+def test_many_failures_come_in_order(journal_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("whoseblock.journal.journal._BATCH", 10)
+    with opened(journal_url) as (journal, run):
+        made = [run.record_failure("sda", ByteRange(n, 1), report()).failure for n in range(30)]
+        assert [one.failure.id for one in journal.failures()] == made
+        assert [one.failure.id for one in journal.histories()] == made
+
+
+# ------------------------------------------------------------------ steps
+
+_LETTERS = {state.value[0]: state for state in State}
+#: All histories that a step can have, a letter for each state.
+_HISTORIES = re.compile(r"p(s+d?f)*(s+d?)?l?|p(s+d?f)*s+dv")
+
+
+def test_steps_take_no_way_but_theirs(journal_url: str) -> None:
+    with opened(journal_url) as (journal, run):
+        failure = run.record_failure("sda", PAGE, report()).failure
+        acts: dict[str, Callable[[int], Event]] = {
+            "s": run.started,
+            "d": run.done,
+            "v": run.verified,
+            "f": lambda step: run.failed(step, "why"),
+            "l": lambda step: run.left(step, "why"),
+        }
+
+        @given(st.text(st.sampled_from("sssddvfl"), max_size=12))
+        @settings(max_examples=60, deadline=None)
+        def check(wanted: str) -> None:
+            plan = run.plan([PlannedStep("zero", {}), PlannedStep("other", {})], [failure])
+            step = plan.steps[0].id
+            history = "p"
+            for letter in wanted:
+                if _HISTORIES.fullmatch(history + letter):
+                    event = acts[letter](step)
+                    assert (event.state, event.number) == (_LETTERS[letter], len(history))
+                    history += letter
+                else:
+                    with pytest.raises(JournalError):
+                        acts[letter](step)
+            after, other = journal.plan(plan.id).steps
+            assert "".join(event.state.value[0] for event in after.events) == history
+            assert after.state is after.events[-1].state is _LETTERS[history[-1]]
+            assert after.attempts == history.count("s")
+            assert other.state is State.PLANNED
+            assert (after.state in FINAL) == (history[-1] in "vl")
+
+        check()
+
+
+def test_what_is_not_there_cannot_be_written_about(journal_url: str) -> None:
+    with opened(journal_url) as (journal, run):
+        failure = run.record_failure("sda", PAGE, report()).failure
+        wrongs: tuple[Callable[[], object], ...] = (
+            lambda: run.started(1),
+            lambda: run.plan([], []),
+            lambda: run.plan([], [99]),
+            lambda: run.plan([PlannedStep("zero", {}, 99)], [failure]),
+            lambda: run.record_finding(99, answer()),
+            lambda: journal.history(99),
+            lambda: journal.plan(99),
+            lambda: journal.run_record(99),
+        )
+        for wrong in wrongs:
+            with pytest.raises(JournalError):
+                wrong()
+        # Nothing of it is there.
+        with pytest.raises(JournalError):
+            journal.plan(1)
+
+
+_DIE = """
+import os, sys
+from tests.support.journals import PAGE, opened, report
+from whoseblock.journal import PlannedStep
+with opened(sys.argv[1]) as (journal, run):
+    failure = run.record_failure("sda", PAGE, report()).failure
+    steps = run.plan([PlannedStep("zero", {}), PlannedStep("zero", {})], [failure]).steps
+    run.started(steps[0].id)
+    print(run.id, *(step.id for step in steps), flush=True)
+    sys.stdin.read()
+    os._exit(1)
+"""
+
+
+def test_a_step_is_in_the_hands_of_its_run_as_long_as_that_lives(journal_url: str) -> None:
+    other = subprocess.Popen(
+        [sys.executable, "-c", _DIE, journal_url],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        cwd=CHECKOUT,
+    )
+    assert other.stdout is not None
+    with other, opened(journal_url) as (journal, run):
+        theirs, started, planned = map(int, other.stdout.readline().split())
+        assert journal.is_running(theirs)
+        for act in (run.started, run.done, run.verified):
+            with pytest.raises(JournalError):
+                act(started)
+        with pytest.raises(JournalError, match="is being done by run"):
+            run.left(started, "why")
+        run.started(planned)
+        other.communicate()
+        assert not journal.is_running(theirs)
+        (plan,) = journal.unfinished("sda")
+        assert [step.state for step in plan.steps] == [State.STARTED, State.STARTED]
+        assert journal.unfinished("sdb") == []
+        assert run.started(started).number == 2
+        for step in (started, planned):
+            run.done(step)
+            assert len(journal.unfinished()) == 1
+            run.verified(step)
+        assert journal.unfinished() == []
+        assert journal.run_record(theirs).ended is None
+
+
+def test_of_another_host_nobody_knows_whether_a_run_lives(journal_url: str) -> None:
+    with opened(journal_url, OTHER) as (journal, run):
+        failure = run.record_failure("sda", PAGE, report()).failure
+        step = run.plan([PlannedStep("zero", {})], [failure]).steps[0].id
+        run.started(step)
+        with opened(journal_url) as (here, ours):
+            assert here.unfinished() == []
+            with pytest.raises(JournalError, match="on other"):
+                ours.started(step)
+        assert len(journal.unfinished()) == 1
+        run.close()
+        with opened(journal_url) as (_, ours):
+            assert ours.started(step).state is State.STARTED
