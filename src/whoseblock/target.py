@@ -7,14 +7,12 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from whoseblock.closing import Closing
 from whoseblock.errors import BlockError, NotAFilesystemError, TargetError, UnsupportedError
 from whoseblock.fs import recognise
 from whoseblock.fs.base import AddressSpace
-from whoseblock.fs.xfs import XfsFilesystem
-from whoseblock.fs.xfs.external import OtherDevice, Role, log_owner
 from whoseblock.media.base import Media
 from whoseblock.media.device import FileMedia
 from whoseblock.media.mounts import mount_note, mounted_readers
@@ -26,6 +24,9 @@ from whoseblock.stack.loops import below_loop
 from whoseblock.stack.mounted import other_devices
 from whoseblock.stack.nvdimm import Nvdimm
 from whoseblock.stack.partitions import read_partitions
+
+if TYPE_CHECKING:
+    from whoseblock.fs.xfs.external import Role
 
 __all__ = ["Target", "TargetOptions"]
 
@@ -50,8 +51,8 @@ class TargetOptions:
     at_filesystem: bool = False
     device: str = ""
     through_loop: bool = False
-    others: dict[Role, str] = field(default_factory=dict)
-    address_space: Role | None = None
+    others: "dict[Role, str]" = field(default_factory=dict)
+    address_space: "Role | None" = None
     root: str = "/"
     offline: bool = False
 
@@ -295,8 +296,11 @@ class Target(Closing):
             return None
         return undo.enter_context(closing(FileMedia(path)))
 
-    def _open_other(self, layer: Layer, role: Role, data: Layer) -> AddressSpace:
+    def _open_other(self, layer: Layer, role: "Role", data: Layer) -> AddressSpace:
         """Open the log or the realtime device of the filesystem on ``data``."""
+        from whoseblock.fs.xfs import XfsFilesystem
+        from whoseblock.fs.xfs.external import OtherDevice
+
         if not data.readable or not layer.readable:
             raise NotAFilesystemError(
                 f"it is the {role} device of the filesystem on {data.name}, which is not at hand"
@@ -311,6 +315,8 @@ class Target(Closing):
 
     def _no_filesystem(self, layer: Layer, media: Media, error: NotAFilesystemError) -> Exception:
         """Say what is there instead of a filesystem, as far as one can see."""
+        from whoseblock.fs.xfs.external import log_owner
+
         if layer is self.root:
             return error
         if owner := log_owner(media):

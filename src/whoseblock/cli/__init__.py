@@ -3,15 +3,11 @@
 import gc
 import os
 import sys
+from importlib import import_module
 
 import click
 
 from whoseblock import __version__
-from whoseblock.cli.completion import completion
-from whoseblock.cli.emulate import emulate
-from whoseblock.cli.journal import journal
-from whoseblock.cli.lookup import lookup
-from whoseblock.cli.stack import stack
 from whoseblock.cli.terminal import printable
 from whoseblock.errors import WhoseblockError, exit_codes
 
@@ -31,8 +27,26 @@ class _ReaderGoneError(Exception):
     """Whoever read our output has gone."""
 
 
+#: Every verb; each is a command of the same name in a module of the same name.
+_VERBS = ("completion", "emulate", "journal", "lookup", "stack")
+
+
 class _Group(click.Group):
-    """A group that tells us of a broken pipe, where click would end the program by itself."""
+    """A group that loads a verb when it is asked for, so that none waits for the others.
+
+    It tells us of a broken pipe, where click would end the program by itself.
+    """
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        del ctx
+        return list(_VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        del ctx
+        if cmd_name not in _VERBS:
+            return None
+        command = getattr(import_module(f"whoseblock.cli.{cmd_name}"), cmd_name)
+        return command if isinstance(command, click.Command) else None
 
     def invoke(self, ctx: click.Context) -> object:
         try:
@@ -55,13 +69,6 @@ def cli() -> None:
     From a page of persistent memory that is poisoned, or a sector that has gone bad, to everything
     that owned it: every file that shares it with every path, or which metadata, or nobody.
     """
-
-
-cli.add_command(lookup)
-cli.add_command(stack)
-cli.add_command(emulate)
-cli.add_command(journal)
-cli.add_command(completion)
 
 
 def main() -> None:

@@ -40,8 +40,11 @@ def man_page() -> str:
 
 def _commands(group: click.Group, above: str) -> Iterator[tuple[str, click.Command]]:
     """Give every command with its name below ``whoseblock``, a group before what is in it."""
-    for name in group.list_commands(click.Context(group)):
-        command = group.commands[name]
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        if command is None:  # pragma: no cover - what is listed is there
+            continue
         yield above + name, command
         if isinstance(command, click.Group):
             yield from _commands(command, f"{above}{name} ")

@@ -7,8 +7,6 @@ from typing import Final
 
 from whoseblock.errors import TargetError
 from whoseblock.fs.base import Filesystem
-from whoseblock.fs.xfs import XfsFilesystem
-from whoseblock.fs.xfs.volume import begins_with_superblock
 from whoseblock.media.base import Media
 from whoseblock.media.mounts import mount_point_device, mounted_readers
 
@@ -22,6 +20,9 @@ def begins_with_filesystem(media: Media) -> bool:
 
     Nothing is searched for: on a disk with partitions one would find the filesystem of one of them.
     """
+    # Of what is mounted the kernel knows, and none of this is loaded.
+    from whoseblock.fs.xfs.volume import begins_with_superblock
+
     return begins_with_superblock(media)
 
 
@@ -33,6 +34,8 @@ def open_filesystem(
     Every answer is incomplete if there are ``doubts``.  Raises `NotAFilesystemError` or
     `UnsupportedError`.
     """
+    from whoseblock.fs.xfs import XfsFilesystem
+
     return XfsFilesystem(media, log_media, doubts)
 
 

@@ -4,9 +4,29 @@ All reading of a target goes through `Media.pread`: never through a mapping, bec
 poisoned page of a mapping kills the process, while `pread` merely says EIO.
 """
 
-from whoseblock.media.base import Media, WritableMedia
-from whoseblock.media.device import FileMedia
-from whoseblock.media.overlay import OverlayMedia
-from whoseblock.media.pmem import EmulatedPmem
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from whoseblock.media.base import Media, WritableMedia
+    from whoseblock.media.device import FileMedia
+    from whoseblock.media.overlay import OverlayMedia
+    from whoseblock.media.pmem import EmulatedPmem
 
 __all__ = ["EmulatedPmem", "FileMedia", "Media", "OverlayMedia", "WritableMedia"]
+
+_HOMES = {
+    "EmulatedPmem": "pmem",
+    "FileMedia": "device",
+    "Media": "base",
+    "OverlayMedia": "overlay",
+    "WritableMedia": "base",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Load a medium when it is asked for: every lookup comes by here, and few need them all."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

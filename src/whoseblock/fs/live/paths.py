@@ -23,7 +23,7 @@ __all__ = ["PathFinder", "gone_note"]
 #: How often names are looked for that change meanwhile.
 _ATTEMPTS: Final = 4
 #: How far from its file a directory is searched for first, in inodes, and how many of them are.
-_NEAR, _NEAREST = 4096, 256
+_RINGS, _NEAREST = (128, 1024, 4096), 256
 #: From so many files on, reading the whole tree once is quicker than looking near each.
 _MANY: Final = 8
 #: No path has more names: each takes two bytes, and no directory is deeper in any sane tree.
@@ -174,25 +174,21 @@ class PathFinder:
             self._search_everywhere(search)
 
     def _search_near(self, ino: int, search: "_Search") -> None:
+        """Read the directories near an inode in its group, in rings, the nearest first."""
         group = ino >> self.geometry.agino_bits << self.geometry.agino_bits
-        first = max(ino - _NEAR, group, 1)
-        near = [
-            facts
-            for facts in kernel.bulkstat(self.view.fd, first, 2 * _NEAR)
-            if stat.S_ISDIR(facts.mode) and facts.links and abs(facts.number - ino) <= _NEAR
-        ]
-        near.sort(key=lambda facts: abs(facts.number - ino))
-        for directory in near[:_NEAREST]:
-            if ino not in search.missing:
-                return
-            try:
-                fd = kernel.open_inode(self.view.fd, directory.number, directory.generation)
-            except OSError:
-                continue
-            try:
-                self._take_names(fd, directory.number, directory.generation, search)
-            finally:
-                os.close(fd)
+        count = 0
+        for radius in _RINGS:
+            first = max(ino - radius, group, 1)
+            ring = [
+                facts
+                for facts in kernel.bulkstat(self.view.fd, first, 2 * radius)
+                if stat.S_ISDIR(facts.mode) and facts.links and abs(facts.number - ino) <= radius
+            ]
+            ring.sort(key=lambda facts: abs(facts.number - ino))
+            for directory in ring:
+                if ino not in search.missing or count == _NEAREST:
+                    return
+                count += self._take_names(directory, search)
 
     def _search_everywhere(self, search: "_Search") -> None:
         """Read every directory from the root down, and remember its path while at it."""
@@ -236,13 +232,23 @@ class PathFinder:
         facts = kernel.inode_facts(self.view.fd, ino)
         return facts is not None and stat.S_ISDIR(facts.mode)
 
-    def _take_names(self, fd: int, ino: int, generation: int, search: "_Search") -> None:
+    def _take_names(self, directory: InodeFacts, search: "_Search") -> bool:
+        """Read a directory for names that are missing, unless that was done."""
+        ino, generation = directory.number, directory.generation
         if ino in search.read:
-            return
+            return False
         search.read.add(ino)
-        for entry in kernel.entries(fd, search.missing.keys()):
-            if entry.name not in (b".", b".."):
-                search.take(entry.inode, Parent(ino, generation, entry.name))
+        try:
+            fd = kernel.open_inode(self.view.fd, ino, generation)
+        except OSError:
+            return False
+        try:
+            for entry in kernel.entries(fd, search.missing.keys()):
+                if entry.name not in (b".", b".."):
+                    search.take(entry.inode, Parent(ino, generation, entry.name))
+        finally:
+            os.close(fd)
+        return True
 
     # ------------------------------------------------------------------ answers
 
