@@ -1,0 +1,32 @@
+"""Files that scenarios damage."""
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+from tests.vm.guest.asking import blocks_of
+from tests.vm.guest.machine import run
+
+__all__ = ["Shared", "make_shared"]
+
+
+class Shared(NamedTuple):
+    """Two files that share all their blocks, the second with two names; where the blocks are."""
+
+    first: Path
+    second: Path
+    start: int
+    names: dict[int, list[str]]
+
+
+def make_shared(folder: Path, mebibytes: int = 4) -> Shared:
+    """Make them; the blocks are in one piece."""
+    (folder / "dir").mkdir()
+    first, second = folder / "dir" / "a", folder / "b"
+    first.write_bytes(os.urandom(mebibytes << 20))
+    run(["cp", "--reflink=always", first, second])
+    os.link(second, folder / "dir" / "hard")
+    run(["sync", "-f", folder])
+    one, two = first.stat().st_ino, second.stat().st_ino
+    (block,) = blocks_of(folder, one)
+    return Shared(first, second, block.start, {one: ["/dir/a"], two: ["/b", "/dir/hard"]})
