@@ -11,7 +11,7 @@ from tests.support.kernel import getfsmap, walk
 from tests.support.tools import CHECKOUT
 from tests.support.truth import Row
 
-__all__ = ["blocks_of", "files_at", "lookup", "one", "owners_at", "rows"]
+__all__ = ["blocks_of", "files_at", "lookup", "one", "owners_at", "rows", "way"]
 
 Json = dict[str, Any]
 
@@ -36,6 +36,11 @@ def one(*arguments: str, stdin: str = "") -> Json:
 def rows(answer: Json, kind: str = "file") -> list[Json]:
     """Give the rows of an answer that are of a kind."""
     return [row for row in answer["owners"] if row["kind"] == kind]
+
+
+def way(answer: Json) -> dict[str, int]:
+    """Give the way of an answer's first byte by the names of the layers."""
+    return {step["layer"]: step["start"] for step in answer["via"]}
 
 
 def files_at(answer: Json) -> dict[int, list[str]]:

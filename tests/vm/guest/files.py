@@ -7,7 +7,7 @@ from typing import NamedTuple
 from tests.vm.guest.asking import blocks_of
 from tests.vm.guest.machine import run
 
-__all__ = ["Shared", "make_shared"]
+__all__ = ["Shared", "make_file", "make_shared"]
 
 
 class Shared(NamedTuple):
@@ -30,3 +30,12 @@ def make_shared(folder: Path, mebibytes: int = 4) -> Shared:
     one, two = first.stat().st_ino, second.stat().st_ino
     (block,) = blocks_of(folder, one)
     return Shared(first, second, block.start, {one: ["/dir/a"], two: ["/b", "/dir/hard"]})
+
+
+def make_file(folder: Path, mebibytes: int = 1) -> tuple[Path, int]:
+    """Make a file in one piece; give it, and where its blocks are."""
+    file = folder / "file"
+    file.write_bytes(os.urandom(mebibytes << 20))
+    run(["sync", "-f", folder])
+    (block,) = blocks_of(folder, file.stat().st_ino)
+    return file, block.start

@@ -68,11 +68,15 @@ class Namespaces:
 
 def poison_pfn(pfn: int) -> None:
     """Tell the kernel that a page of memory has failed, as if nobody had touched it."""
+    # Once, and not again by a buffer that is flushed again.
+    inject = os.open("/sys/kernel/debug/hwpoison/corrupt-pfn", os.O_WRONLY)
     try:
-        Path("/sys/kernel/debug/hwpoison/corrupt-pfn").write_text(f"{pfn:#x}")
+        os.write(inject, f"{pfn:#x}".encode())
     except OSError as error:
         # What it could not recover it says in the log, and here.
         print(f"corrupt-pfn {pfn:#x}: {error}")
+    finally:
+        os.close(inject)
 
 
 def poison_mapped(path: Path, offset: int) -> int:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from tests.support.kernel import getfsmap
 from tests.support.truth import Row
-from tests.vm.guest.asking import Json, blocks_of, files_at, lookup, one, owners_at, rows
+from tests.vm.guest.asking import blocks_of, files_at, lookup, one, owners_at, rows, way
 from tests.vm.guest.files import make_shared
 from tests.vm.guest.holders import holds_open, maps
 from tests.vm.guest.machine import KernelLog, Undo, make_xfs, mount, run, traced, xfsprogs
@@ -21,11 +21,6 @@ def make(namespaces: Namespaces, undo: Undo, name: str = "mounted") -> tuple[Nam
     namespace = namespaces.create()
     make_xfs(namespace.device, *SHARING)
     return namespace, mount(undo, namespace.device, "dax=always", name=name)
-
-
-def way(answer: Json) -> dict[str, int]:
-    """Give the way of an answer's first byte by the names of the layers."""
-    return {step["layer"]: step["start"] for step in answer["via"]}
 
 
 def test_a_page_that_two_files_share(
