@@ -11,6 +11,7 @@
     ├── UnsupportedError       a filesystem that we know, with a feature that we do not
     ├── PrivilegeError         the kernel answers only those who have a certain capability
     ├── JournalError           the journal cannot be opened, read or written
+    ├── LeftUndoneError        something that was to be done was not done, or did not help
     └── BlockError             a block that we need cannot be had
         ├── MediaError         the medium does not give it back
         └── CorruptError       it does not verify
@@ -30,6 +31,7 @@ __all__ = [
     "BlockError",
     "CorruptError",
     "JournalError",
+    "LeftUndoneError",
     "MalformedError",
     "MediaError",
     "NotAFilesystemError",
@@ -108,6 +110,12 @@ class JournalError(WhoseblockError):
     """
 
     exit_code = 13
+
+
+class LeftUndoneError(WhoseblockError):
+    """Something that was to be done was not done, or did not help."""
+
+    exit_code = 14
 
 
 class BlockError(WhoseblockError):

@@ -253,6 +253,18 @@ class Target(Closing):
             if text := self.host.text(place / "badblocks"):
                 yield device, f"{device}/badblocks", text
 
+    def path_of(self, layer: Layer) -> tuple[str, int] | None:
+        """Give the file or device that has a layer as it is, and where in it the layer begins.
+
+        None if there is none: the layer is in pieces, or has copies.
+        """
+        if layer.device is not None and (name := self.host.device_numbered(layer.device)):
+            return f"/dev/{name}", 0
+        for image, path in self._images.items():
+            if (shift := _shift_of(layer, image)) is not None:
+                return path, shift
+        return None
+
     # ------------------------------------------------------------------ what is on a layer
 
     def open_leaf(self, layer: Layer) -> AddressSpace:
@@ -329,6 +341,19 @@ class Target(Closing):
     def close(self) -> None:
         """Let go of all that was opened to look into it."""
         self._undo.close()
+
+
+def _shift_of(layer: Layer, image: Layer) -> int | None:
+    """Give where in an image a layer lies as a whole; None if it does not."""
+    if layer is image:
+        return 0
+    for segment in image.segments:
+        if not isinstance(segment, Linear) or segment.to_start or segment.length < segment.to.size:
+            continue
+        inside = _shift_of(layer, segment.to)
+        if inside is not None:
+            return segment.start + inside
+    return None
 
 
 def _layers_below(segment: Segment) -> list[Layer]:

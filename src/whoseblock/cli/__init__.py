@@ -28,7 +28,7 @@ class _ReaderGoneError(Exception):
 
 
 #: Every verb; each is a command of the same name in a module of the same name.
-_VERBS = ("completion", "emulate", "journal", "lookup", "stack")
+_VERBS = ("completion", "emulate", "journal", "lookup", "respond", "stack")
 
 
 class _Group(click.Group):

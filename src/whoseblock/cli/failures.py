@@ -1,14 +1,18 @@
 """The options with which failures are given, in whatever form one has them."""
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Final, NamedTuple, Self, TextIO, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, TextIO, TypeVar
 
 import click
 
 from whoseblock.ranges import parse_range, parse_ranges
 from whoseblock.sources.base import Failure
 
-__all__ = ["Given", "failure_options", "image_failure_options"]
+if TYPE_CHECKING:
+    from whoseblock.lookup import Lookup
+    from whoseblock.target import Target
+
+__all__ = ["Given", "failure_options", "failures_of", "image_failure_options"]
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -216,6 +220,21 @@ class Given(NamedTuple):
 
             for file in self.smart:
                 yield from read_smart(file.read(), name_of(file))
+
+
+def failures_of(given: Given, target: "Target", finder: "Lookup") -> Iterator[Any]:
+    """Give every failure, in the order of the help: what is written out, files, the kernel's."""
+    block_size = None
+    if given.of_the_target and target.layer is not None and not target.layer.segments:
+        # What cannot be opened at all is said before anything else is.
+        block_size = finder.leaf(target.layer).block_size
+    yield from given.ranges_asked(block_size)
+    yield from given.failures(target.host.page_size)
+    if given.sysfs_badblocks:
+        from whoseblock.sources.sysfs import read_sysfs_badblocks
+
+        for device, name, text in target.bad_block_lists():
+            yield from read_sysfs_badblocks(text.splitlines(), device, name)
 
 
 def name_of(file: TextIO) -> str:

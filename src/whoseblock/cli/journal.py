@@ -8,7 +8,7 @@ from typing import Any, Final, TypeVar
 
 import click
 
-from whoseblock.cli.encode import encode_json
+from whoseblock.encode import encode_json
 from whoseblock.journal import Filter, State, open_journal
 
 __all__ = ["journal"]

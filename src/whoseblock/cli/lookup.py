@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from whoseblock.cli.failures import Given, failure_options
+from whoseblock.cli.failures import Given, failure_options, failures_of
 from whoseblock.cli.progress import ProgressBar
 from whoseblock.cli.targets import options_of, target_options
 from whoseblock.cli.terminal import printable
 from whoseblock.fs.base import Answer
 
 if TYPE_CHECKING:
-    from whoseblock.lookup import Lookup, Wish
+    from whoseblock.lookup import Wish
     from whoseblock.sources.resolve import Resolver
     from whoseblock.target import Target
 
@@ -96,7 +96,7 @@ def lookup(target: str | None, ranges: tuple[str, ...], **options: Any) -> None:
         with ProgressBar() as progress:
             finder.progress = progress
             resolver = Resolver(opened, device=where.device)
-            asked = resolver.asked(_failures(given, opened, finder))
+            asked = resolver.asked(failures_of(given, opened, finder))
             if options["summary"] or output is not None:
                 from whoseblock.cli.summary import summarise
 
@@ -122,21 +122,6 @@ def _wish(options: dict[str, Any]) -> "Wish":
     return Wish(paths=not options["no_paths"], processes=processes, verified=options["verify"])
 
 
-def _failures(given: Given, target: "Target", finder: "Lookup") -> Iterator[Any]:
-    """Give every failure, in the order of the help: what is written out, files, the kernel's."""
-    block_size = None
-    if given.of_the_target and target.layer is not None and not target.layer.segments:
-        # What cannot be opened at all is said before anything else is.
-        block_size = finder.leaf(target.layer).block_size
-    yield from given.ranges_asked(block_size)
-    yield from given.failures(target.host.page_size)
-    if given.sysfs_badblocks:
-        from whoseblock.sources.sysfs import read_sysfs_badblocks
-
-        for device, name, text in target.bad_block_lists():
-            yield from read_sysfs_badblocks(text.splitlines(), device, name)
-
-
 def _tell(resolver: "Resolver", target: "Target") -> None:
     """Say what was understood or left out, where nobody takes it for an answer."""
     if resolver.taken_for:
@@ -157,7 +142,7 @@ def _counted(answers: Iterable[Answer], progress: ProgressBar) -> Iterator[Answe
 
 
 def _json_lines(answers: Iterable[Answer]) -> Iterator[bytes]:
-    from whoseblock.cli.encode import encode_json
+    from whoseblock.encode import encode_json
 
     return map(encode_json, answers)
 

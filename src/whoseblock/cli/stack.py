@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from whoseblock.cli.encode import encode_json
 from whoseblock.cli.targets import options_of, target_options
 from whoseblock.cli.terminal import printable
+from whoseblock.encode import encode_json
 from whoseblock.errors import WhoseblockError
 
 if TYPE_CHECKING:

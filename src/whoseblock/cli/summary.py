@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import UNSET, Struct, UnsetType
 
-from whoseblock.cli.encode import encode_json
 from whoseblock.cli.terminal import printable
+from whoseblock.encode import encode_json
 from whoseblock.fs.base import Paths
 from whoseblock.lookup import Wish
 from whoseblock.ranges import ByteRange, merge

@@ -264,6 +264,10 @@ class Filesystem(AddressSpace, Protocol):
     size: int
 
     @property
+    def identity(self) -> str:
+        """What tells the filesystem from others, whatever its device is called; "" if nothing."""
+
+    @property
     def reads(self) -> Counter[str]:
         """How many blocks of metadata were read from the medium, by kind."""
 

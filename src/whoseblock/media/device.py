@@ -6,18 +6,12 @@ import stat
 from typing import Final
 
 from whoseblock.errors import MediaError, TargetError
-from whoseblock.ranges import ByteRange, merge
+from whoseblock.media.halves import MEDIA_ERRNOS, read_by_halves
 
 __all__ = ["SECTOR", "FileMedia"]
 
 #: Linux counts media errors in sectors of this many bytes, whatever the device's own are.
 SECTOR: Final = 512
-
-#: What read(2) says when the medium, not the caller, is at fault: EIO from nearly every device,
-#: the others where the block layer is more exact (``blk_errors`` in the kernel's blk-core.c).
-_MEDIA_ERRNOS = frozenset(
-    {errno.EIO, errno.ENODATA, errno.EILSEQ, errno.EREMOTEIO, errno.ETIMEDOUT}
-)
 
 
 class FileMedia:
@@ -57,45 +51,21 @@ class FileMedia:
         try:
             data = os.pread(self._fd, length, offset)
         except OSError as error:
-            if error.errno not in _MEDIA_ERRNOS:
+            if error.errno not in MEDIA_ERRNOS:
                 raise
         else:
             if len(data) == length:
                 return data
-        return self._pread_slowly(offset, length)
-
-    def _pread_slowly(self, offset: int, length: int) -> bytes:
-        """Read by halves down to sectors, so that the good ones are told from the bad."""
-        pieces: list[bytes] = []
-        bad: list[ByteRange] = []
-        todo = [(offset, length)]
-        reason = ""
-        while todo:
-            start, size = todo.pop()
-            try:
-                data = os.pread(self._fd, size, start)
-            except OSError as error:
-                if error.errno not in _MEDIA_ERRNOS:
-                    raise
-                data = b""
-                reason = reason or os.strerror(error.errno).lower()
-            if len(data) == size:
-                pieces.append(data)
-                continue
-            if start >= self.size:
-                reason = reason or "past the end of the device"
-                bad.append(ByteRange(start, size))
-                continue
-            middle = min(start + size // 2, self.size) // SECTOR * SECTOR
-            if middle <= start:
-                middle = start // SECTOR * SECTOR + SECTOR
-            if middle >= start + size:
-                bad.append(ByteRange(start, size))
-            else:
-                todo += [(middle, start + size - middle), (start, middle - start)]
-        if bad:
-            raise MediaError(merge(bad), reason or "short read")
-        return b"".join(pieces)
+        found = read_by_halves(
+            lambda start, count: os.pread(self._fd, count, start),
+            offset,
+            length,
+            size=self.size,
+            sector=SECTOR,
+        )
+        if found.lost:
+            raise MediaError(found.lost, found.reason)
+        return found.data
 
     def pwrite(self, offset: int, data: bytes) -> None:
         """Write all of ``data`` at ``offset``; the caller has opened it ``writable``."""

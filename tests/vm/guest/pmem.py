@@ -59,6 +59,9 @@ class Namespaces:
         parent = (Path("/sys/block") / disk / "device").resolve()
         if not parent.name.startswith("pfn"):
             parent = _BUS / parent.name.replace("namespace", "pfn")
+        # What was in the same place before is still there: a partition table, a filesystem.
+        run(["wipefs", "-qaf", f"/dev/{disk}"])
+        run(["blockdev", "--rereadpt", f"/dev/{disk}"])
         return Namespace(told["dev"], disk, int((parent / "resource").read_text(), 16))
 
     def destroy(self) -> None:

@@ -48,18 +48,19 @@ def test_a_medium_error_of_a_disk(disk: Disk, undo: Undo, kernel_log: KernelLog)
     make_xfs(disk.device)
     folder = mount(undo, disk.device)
     shared = make_shared(folder)
-    # Of this sector alone scsi_debug tells rightly how far into a request the error was.
-    bad = 0x1234 * 512
-    within = bad - shared.start
-    assert 0 < within < shared.first.stat().st_size
+    within = 0x21FA00  # the last page of a read of sixteen, and its sixth sector
+    bad, request = shared.start + within, shared.start + within - within % (16 * PAGE)
     disk.fail(bad)
 
     with pytest.raises(RuntimeError, match=_MEDIUM):
-        read(shared.second, within - within % (16 * PAGE), 16 * PAGE)
+        read(shared.second, request - shared.start, 16 * PAGE)
+    with pytest.raises(RuntimeError, match=_MEDIUM):
+        read(Path(disk.device), bad, 512)
 
+    # The log says where the request began that failed, not how far into it the sector was.
     answers = lookup("--dmesg", "-", stdin=kernel_log.text)
-    assert [answer["start"] for answer in answers] == [bad]
-    (answer,) = answers
+    assert [answer["start"] for answer in answers] == [request, bad]
+    answer = answers[1]
     assert answer["complete"], answer["notes"]
     assert files_at(answer) == shared.names == owners_at(folder, bad)
     assert {row["file_offset"] for row in rows(answer)} == {within}

@@ -103,6 +103,13 @@ class LiveFilesystem(Closing):
         return self.view.device
 
     @property
+    def identity(self) -> str:
+        """What tells the filesystem from others, whatever its device is called."""
+        from uuid import UUID
+
+        return f"xfs {UUID(bytes=self.geometry.uuid)}" if self.geometry else ""
+
+    @property
     def reads(self) -> Counter[str]:
         """How often the kernel was asked, by the kind of question."""
         return self.asked

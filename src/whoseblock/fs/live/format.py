@@ -99,6 +99,7 @@ class Geometry(NamedTuple):
     inodesize: int
     datablocks: int
     rtblocks: int
+    uuid: bytes
     flags: int
 
     @property
@@ -127,9 +128,10 @@ class Geometry(NamedTuple):
 def read_geometry(answer: bytearray) -> Geometry:
     """Read a ``struct xfs_fsop_geom``."""
     fields = _GEOMETRY.unpack_from(answer)
-    blocksize, _, agblocks, agcount, _, sectsize, inodesize, _, datablocks, rtblocks, *_ = fields
+    blocksize, _, agblocks, agcount, _, sectsize, inodesize, _, *more = fields
+    datablocks, rtblocks, _, _, uuid, _, _, _, flags = more
     return Geometry(
-        blocksize, agblocks, agcount, sectsize, inodesize, datablocks, rtblocks, fields[-1]
+        blocksize, agblocks, agcount, sectsize, inodesize, datablocks, rtblocks, uuid, flags
     )
 
 

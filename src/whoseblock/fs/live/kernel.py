@@ -199,13 +199,17 @@ def parents(fd: int, fsid: bytes, inode: int, generation: int) -> list[Parent]:
     return found
 
 
-def open_inode(mount: int, inode: int, generation: int) -> int:
-    """Open a directory of an XFS by its number, wherever it is; ``mount`` is a mount of it.
+#: To read a directory without a trace.
+_READ_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOATIME
 
-    Raises FileNotFoundError if it is gone.
+
+def open_inode(mount: int, inode: int, generation: int, flags: int = _READ_DIRECTORY) -> int:
+    """Open an inode of an XFS by its number, wherever it is; ``mount`` is a mount of it.
+
+    ``flags`` are those of open(2).  Raises FileNotFoundError if it is gone.
     """
     handle = ctypes.create_string_buffer(file_handle(inode, generation))
-    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY | os.O_NOATIME | os.O_NONBLOCK
+    flags |= os.O_CLOEXEC | os.O_NONBLOCK
     with _needing("CAP_DAC_READ_SEARCH"):
         try:
             return _checked(_libc().open_by_handle_at(mount, handle, flags))

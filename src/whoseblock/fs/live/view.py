@@ -32,10 +32,10 @@ _NAME: Final = os.O_PATH | os.O_CLOEXEC
 class View(Closing):
     """A mounted filesystem, open for questions.
 
-    ``fd`` is where the kernel is asked, ``root`` names the root directory on a private mount, None
-    if that is not to be had.  ``mounts`` are those of our own mount namespace that their mount
-    points lead to, each with a descriptor that names it; ``process`` is in the namespace that has
-    the filesystem mounted if ours has not.
+    ``fd`` is where the kernel is asked; ``top`` is the root directory, on the same mount, and
+    ``root`` names it on a private one: None if they are not to be had.  ``mounts`` are those of our
+    own mount namespace that their mount points lead to, each with a descriptor that names it;
+    ``process`` is in the namespace that has the filesystem mounted if ours has not.
     """
 
     def __init__(self, mount: Mount, process: int | None) -> None:
@@ -44,6 +44,7 @@ class View(Closing):
         self.point = mount.point
         self.process = process
         self.fd = -1
+        self.top: int | None = None
         self.root: int | None = None
         self.mounts: list[tuple[Mount, int]] = []
         self._undo = ExitStack()
@@ -166,6 +167,7 @@ def _open_at(view: View, place: str) -> None:
         return
     root = kernel.root_facts(view.fd)
     directory = view.own(kernel.open_inode(view.fd, root.number, root.generation))
+    view.top = directory
     try:
         view.root = view.own(kernel.clone_mount(directory))
     except OSError as error:

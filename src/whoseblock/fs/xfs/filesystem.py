@@ -65,6 +65,13 @@ class XfsFilesystem(Closing):
         self._finder = OwnerFinder(self.volume, self.inodes)
 
     @property
+    def identity(self) -> str:
+        """What tells the filesystem from others, whatever its device is called."""
+        from uuid import UUID
+
+        return f"xfs {UUID(bytes=self.volume.sb.uuid)}"
+
+    @property
     def reads(self) -> Counter[str]:
         """How many blocks of metadata were read from the medium, by kind."""
         return self.volume.reads

@@ -1,0 +1,1 @@
+"""What is done about a failure: planned, journaled, done, and verified."""

@@ -1,0 +1,94 @@
+"""Keeps a filesystem from staying frozen: a process that thaws it, whatever becomes of its parent.
+
+Run as a program, with the numbers of two descriptors that it inherits (a socket to the parent, and
+one on the filesystem), the parent's pid, and two limits in seconds.  It freezes and thaws for the
+parent, so that it knows what is to be undone:
+
+- the parent ends, or lets go of the socket: thaw;
+- the parent takes longer than the first limit: kill it, so that nothing of it is written any more,
+  wait until it is gone, and thaw; after the second limit, thaw in any case.
+
+It uses nothing but the standard library, and imports nothing once it is running: a module's file
+may be on the very filesystem.
+"""
+
+import fcntl
+import os
+import select
+import signal
+import socket
+import sys
+import time
+
+__all__: list[str] = []
+
+_FIFREEZE, _FITHAW = 0xC0045877, 0xC0045878  # linux/fs.h
+_ORDER_BYTES = 1
+FREEZE, THAW = b"F", b"T"
+#: Every reply: a number of errno, 0 for done.
+_REPLY_BYTES = 2
+
+
+def _main(channel: socket.socket, place: int, parent: int, limit_s: float, hard_s: float) -> None:
+    # Whoever ends the parent and all around it is not to end this one with it.
+    os.setsid()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_IGN)
+    watched = os.pidfd_open(parent)
+    frozen = False
+    deadline: float | None = None
+    channel.send(bytes(_REPLY_BYTES))
+    while True:
+        wait = None if deadline is None else max(deadline - time.monotonic(), 0)
+        ready = select.select([channel], [], [], wait)[0]
+        if not ready:
+            _end(watched, hard_s - limit_s)
+            break
+        try:
+            order = channel.recv(_ORDER_BYTES)
+        except OSError:
+            break
+        if order == FREEZE:
+            failed = _try(place, _FIFREEZE)
+            frozen = failed == 0
+            deadline = time.monotonic() + limit_s
+        elif order == THAW and frozen:
+            failed = _try(place, _FITHAW)
+            frozen, deadline = failed != 0, None
+        else:
+            break
+        try:
+            channel.send(failed.to_bytes(_REPLY_BYTES, "big"))
+        except OSError:
+            break
+    if frozen:
+        _try(place, _FITHAW)
+
+
+def _try(place: int, request: int) -> int:
+    try:
+        fcntl.ioctl(place, request, 0)
+    except OSError as error:
+        return error.errno or -1
+    return 0
+
+
+def _end(watched: int, patience_s: float) -> None:
+    """Kill the parent, and wait until what it was writing is written or given up."""
+    try:
+        signal.pidfd_send_signal(watched, signal.SIGKILL)
+    except OSError:
+        return
+    # Readable is what has ended, not what is merely about to.
+    select.select([watched], [], [], patience_s)
+
+
+if __name__ == "__main__":
+    numbers = sys.argv[1:]
+    _main(
+        socket.socket(fileno=int(numbers[0])),
+        int(numbers[1]),
+        int(numbers[2]),
+        float(numbers[3]),
+        float(numbers[4]),
+    )

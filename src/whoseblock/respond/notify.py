@@ -1,0 +1,86 @@
+"""Telling others of a finding: a command of the user's, and processes that have the loss mapped."""
+
+import os
+import signal
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+
+from whoseblock.encode import encode_json
+from whoseblock.fs.base import Answer, Process
+from whoseblock.respond.commands import CommandError, run_shell
+
+__all__ = ["NotifyError", "run_command", "signal_number", "signal_processes"]
+
+#: Seconds that a command has.
+_PATIENCE: Final = 60.0
+
+_SENT, _GONE = "sent", "gone"
+
+
+class NotifyError(Exception):
+    """The command failed; the message says how."""
+
+
+def run_command(command: str, answer: Answer, *, seconds: float = _PATIENCE) -> None:
+    """Have a command told of a finding: one line of JSON on its standard input.
+
+    What it prints goes where our errors go.  Raises `NotifyError` if it fails, or takes longer
+    than ``seconds``: it is then ended, together with what it started.
+    """
+    try:
+        run_shell(command, encode_json(answer) + b"\n", seconds=seconds)
+    except CommandError as error:
+        raise NotifyError(str(error)) from error
+
+
+def signal_number(name: str) -> signal.Signals:
+    """Find a signal by its name, with or without SIG; raises `ValueError` with all the names."""
+    wanted = "SIG" + name.upper().removeprefix("SIG")
+    if wanted in signal.Signals.__members__:
+        return signal.Signals[wanted]
+    known = ", ".join(one.name.removeprefix("SIG") for one in signal.Signals)
+    raise ValueError(f"{name!r} is no signal; there are {known}")
+
+
+def signal_processes(name: str, processes: Iterable[Process]) -> list[tuple[int, str]]:
+    """Send a signal to those processes that have the lost part of a file mapped.
+
+    Gives what was done for each, in order, by its number: ``sent``, ``gone`` if the process has
+    ended, whoever has its number now, or ``refused: …`` with the reason.  Each gets it once.  Never
+    do we ourselves get it, who started us, or the process that all others hang on.  Raises
+    `ValueError` if there is no such signal.
+    """
+    number = signal_number(name)
+    mapping = {(one.pid, one.start_time) for one in processes if one.mappings}
+    return [(pid, _signal(number, pid, start_time)) for pid, start_time in sorted(mapping)]
+
+
+def _signal(number: signal.Signals, pid: int, start_time: int) -> str:
+    if pid in (1, os.getpid(), os.getppid()):
+        return "refused: it is the first process, whoseblock itself, or who started it"
+    try:
+        # It goes on meaning the same process; only then can be asked which one that is.
+        handle = os.pidfd_open(pid)
+        try:
+            if _start_time(pid) != start_time:
+                return _GONE
+            signal.pidfd_send_signal(handle, number)
+        finally:
+            os.close(handle)
+    except ProcessLookupError:
+        return _GONE
+    except OSError as error:
+        return f"refused: {(error.strerror or str(error)).lower()}"
+    return _SENT
+
+
+def _start_time(pid: int) -> int | None:
+    """Say when a process began, in clock ticks; None if it has ended (proc_pid_stat(5))."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    # The name is in parentheses, and may hold more of them, and spaces.
+    state, *fields = text.rpartition(b")")[2].split()
+    return None if state in (b"Z", b"X") else int(fields[18])

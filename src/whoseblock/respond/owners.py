@@ -1,0 +1,100 @@
+"""Owners of failed blocks on a mounted XFS: who they are now, and opening them to be changed."""
+
+import errno
+import os
+from collections.abc import Iterable, Sequence
+from typing import Final, NamedTuple
+
+from whoseblock.closing import Closing
+from whoseblock.errors import WhoseblockError
+from whoseblock.fs.base import FileOwner, Free, Owner
+from whoseblock.fs.live import LiveFilesystem, kernel
+from whoseblock.ranges import ByteRange, merge
+from whoseblock.respond.reasons import ChangedError, RefusedError
+
+__all__ = ["OpenOwner", "Place", "is_nobodys", "owners_now", "places_of", "whole_blocks"]
+
+_FS_XFLAG_IMMUTABLE, _FS_XFLAG_APPEND = 0x8, 0x10  # linux/fs.h
+_WHY: Final = {
+    errno.ETXTBSY: "it is being executed, or is swap space",
+    errno.EPERM: "it is immutable, or sealed",
+    errno.EACCES: "it may not be written",
+    errno.EROFS: "the filesystem is mounted read-only",
+    errno.ENOENT: "it is gone",
+}
+
+
+class Place(NamedTuple):
+    """A part of a file: the inode, its generation, and where the part begins."""
+
+    inode: int
+    generation: int
+    offset: int
+
+
+def whole_blocks(ranges: Iterable[ByteRange], block: int) -> list[ByteRange]:
+    """Widen ranges to whole blocks of a filesystem, and merge them."""
+    edges = ((one.start // block * block, -(-one.end // block) * block) for one in ranges)
+    return merge(ByteRange(low, high - low) for low, high in edges)
+
+
+def owners_now(fs: LiveFilesystem, run: ByteRange) -> Sequence[Owner]:
+    """Say who has a range; raises `ChangedError` if that cannot be said for sure."""
+    answer = fs.owners(*run, paths=False)
+    if not answer.complete:
+        raise ChangedError(f"who owns {run} is not certain: {answer.notes[0]}")
+    return answer.owners
+
+
+def places_of(rows: Iterable[Owner], run: ByteRange) -> set[Place]:
+    """Give the parts of files that have all of a run as their written data.
+
+    Raises `ChangedError` if anything else has a part of it.
+    """
+    places = set()
+    for row in rows:
+        if (
+            not isinstance(row, FileOwner)
+            or row.what != "data"
+            or row.unwritten
+            or (row.start, row.length) != run
+            or row.file_offset is None
+            or not isinstance(row.generation, int)
+        ):
+            raise ChangedError(f"not only data of files has {run}: {row.kind}")
+        places.add(Place(row.inode, row.generation, row.file_offset))
+    return places
+
+
+def is_nobodys(rows: Iterable[Owner]) -> bool:
+    """Whether a range holds nobody's data: free, or allocated and never written."""
+    return all(
+        isinstance(row, Free) or (isinstance(row, FileOwner) and row.unwritten) for row in rows
+    )
+
+
+class OpenOwner(Closing):
+    """A file that is to be changed, open for it.
+
+    Raises `RefusedError` with the reason why it must not be.
+    """
+
+    def __init__(self, fs: LiveFilesystem, place: Place) -> None:
+        self.place = place
+        facts = fs.inode(place.inode)
+        if facts is None or facts.generation != place.generation:
+            raise ChangedError(f"inode {place.inode} is gone")
+        if facts.xflags & (_FS_XFLAG_IMMUTABLE | _FS_XFLAG_APPEND):
+            raise RefusedError(f"inode {place.inode}: it is immutable, or may only grow")
+        self.size = facts.size
+        try:
+            flags = os.O_RDWR | os.O_NOATIME | os.O_NOFOLLOW
+            self.fd = kernel.open_inode(fs.view.fd, place.inode, place.generation, flags)
+        except (OSError, WhoseblockError) as error:
+            number = getattr(error, "errno", None)
+            why = _WHY.get(number or 0) or str(error)
+            raise RefusedError(f"inode {place.inode}: {why}") from error
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self.fd)

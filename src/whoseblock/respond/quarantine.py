@@ -1,0 +1,79 @@
+"""Failed blocks in quarantine: files that hold them for ever, so that nobody gets them again."""
+
+import contextlib
+import os
+import stat
+from typing import Final
+
+from whoseblock.fs.live import LiveFilesystem
+from whoseblock.ranges import ByteRange
+from whoseblock.respond import calls
+from whoseblock.respond.reasons import NotNowError, RefusedError
+from whoseblock.respond.relocate import Keeper
+
+__all__ = ["FOLDER", "QuarantineKeeper"]
+
+#: Below the root of the filesystem; only root can look into it.
+FOLDER: Final = ".whoseblock-quarantine"
+_FLAGS: Final = os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class QuarantineKeeper(Keeper):
+    """A keeper with a name, ``START+LENGTH`` in `FOLDER`, which stays if the blocks do not heal.
+
+    One that a killed run left is taken up again.  Raises `RefusedError` if the blocks are in
+    quarantine already, and `NotNowError` if no file can be made.
+    """
+
+    def __init__(self, fs: LiveFilesystem, run: ByteRange) -> None:
+        self.name = f"{run.start}+{run.length}"
+        with contextlib.ExitStack() as undo:
+            self._folder = _open_folder(fs)
+            undo.callback(os.close, self._folder)
+            try:
+                fd = os.open(self.name, _FLAGS, 0o600, dir_fd=self._folder)
+            except PermissionError as error:
+                raise RefusedError(f"{run} is in quarantine already") from error
+            except OSError as error:
+                raise NotNowError(f"no file can be made there: {error.strerror}") from error
+            undo.callback(os.close, fd)
+            super().__init__(fs, run, fd)
+            if not self.has_run():
+                os.ftruncate(fd, 0)
+            # The name is on the disk before any owner is changed.
+            os.fsync(self._folder)
+            undo.pop_all()
+
+    def keep(self) -> None:
+        """Keep the blocks for good."""
+        os.fsync(self.fd)
+        calls.set_immutable(self.fd)
+        os.fsync(self._folder)
+
+    def release(self) -> None:
+        """Take the name away: the blocks are well again, and free when this is closed."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.name, dir_fd=self._folder)
+        os.fsync(self._folder)
+
+    def close(self) -> None:
+        """Close the file; what it keeps, it keeps."""
+        os.close(self.fd)
+        os.close(self._folder)
+
+
+def _open_folder(fs: LiveFilesystem) -> int:
+    if fs.view.top is None:
+        raise RefusedError("the root of the filesystem cannot be reached")
+    try:
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(FOLDER, 0o700, dir_fd=fs.view.top)
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+        fd = os.open(FOLDER, flags, dir_fd=fs.view.top)
+    except OSError as error:
+        raise NotNowError(f"/{FOLDER} cannot be made: {error.strerror}") from error
+    status = os.fstat(fd)
+    if status.st_uid != 0 or stat.S_IMODE(status.st_mode) & 0o077:
+        os.close(fd)
+        raise RefusedError(f"/{FOLDER} is not root's alone")
+    return fd

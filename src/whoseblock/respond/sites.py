@@ -1,0 +1,109 @@
+"""Where acts take place: a filesystem that has failed bytes, and the device that it is on."""
+
+import contextlib
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from msgspec import UNSET
+from msgspec.structs import replace
+
+from whoseblock.errors import WhoseblockError
+from whoseblock.fs.base import AddressSpace, Answer, Filesystem, Owner
+from whoseblock.fs.live import LiveFilesystem
+from whoseblock.lookup import Asked, Lookup
+from whoseblock.ranges import ByteRange, merge
+from whoseblock.respond.device import Device
+from whoseblock.respond.reasons import NotNowError
+from whoseblock.stack.base import Layer
+from whoseblock.target import Target
+
+__all__ = ["Site", "failing_at", "rows_by_layer", "site_named"]
+
+
+class Site(NamedTuple):
+    """A layer with what is on it, and the file or device that has its bytes.
+
+    Byte 0 of the layer is byte ``shift`` of ``path``; None if it cannot be written as a whole.
+    """
+
+    layer: Layer
+    space: AddressSpace | None
+    path: str | None
+    shift: int
+
+    @property
+    def mounted(self) -> LiveFilesystem | None:
+        """The filesystem, if it is mounted."""
+        return self.space if isinstance(self.space, LiveFilesystem) else None
+
+    @property
+    def filesystem(self) -> Filesystem | None:
+        """The filesystem, mounted or not."""
+        return self.space if isinstance(self.space, Filesystem) else None
+
+    @property
+    def identity(self) -> str:
+        """What tells the filesystem from others; "" if nobody knows."""
+        return self.filesystem.identity if self.filesystem else ""
+
+    def device(self, *, writable: bool = False, exclusive: bool = False) -> Device:
+        """Open the device; raises `NotNowError`."""
+        if self.path is None:
+            raise NotNowError(f"{self.layer.name} is in pieces, or has copies: nothing is written")
+        return Device(self.path, self.shift, writable=writable, exclusive=exclusive)
+
+
+def site_of(layer: Layer, target: Target, finder: Lookup) -> Site:
+    """Say where the bytes of a layer are."""
+    try:
+        space = finder.leaf(layer)
+    except WhoseblockError:
+        return Site(layer, None, None, 0)
+    path, shift = target.path_of(layer) or (None, 0)
+    return Site(layer, space, path, shift)
+
+
+def site_named(name: str, target: Target, finder: Lookup) -> Site | None:
+    """Find the site on the layer of a name below the target; None if there is none."""
+    todo = [target.root] if target.root is not None else []
+    seen: list[Layer] = []
+    while todo:
+        layer = todo.pop()
+        if layer in seen:
+            continue
+        seen.append(layer)
+        if layer.name == name and not layer.segments:
+            return site_of(layer, target, finder)
+        todo += [segment.to for segment in layer.segments if segment.to is not None]
+    return None
+
+
+def rows_by_layer(
+    asked: Asked, answer: Answer, target: Target, finder: Lookup
+) -> Iterator[tuple[Site, list[Owner]]]:
+    """Give the rows of an answer by where they are, in the bytes of that layer."""
+    layers = finder.layers
+    rows: dict[str, list[Owner]] = defaultdict(list)
+    for row in answer:
+        if isinstance(row.via, tuple):
+            last = row.via[-1]
+            rows[last.layer].append(replace(row, start=last.start, via=UNSET))
+        else:
+            rows[asked.layer.name].append(row)
+    for name, here in rows.items():
+        layer = asked.layer if name == asked.layer.name else layers.get(name)
+        if layer is None:
+            yield Site(Layer(name, 0, "unknown"), None, None, 0), here
+        else:
+            yield site_of(layer, target, finder), here
+
+
+def failing_at(site: Site, rows: list[Owner]) -> tuple[list[ByteRange], str]:
+    """Give the sectors of rows that fail, and why that cannot be said."""
+    wanted = merge(ByteRange(row.start, row.length) for row in rows)
+    try:
+        with contextlib.closing(site.device()) as device:
+            return device.failing(wanted), ""
+    except NotNowError as error:
+        return [], str(error)
