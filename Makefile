@@ -15,8 +15,8 @@ READY := $(VENV)/.ready
 help: ## say what there is
 	@awk -F '## ' '/^[a-z-]+:.*## / { sub(/:.*/, "", $$1); printf "make %-7s %s\n", $$1, $$2 }' Makefile
 
-demo: $(READY) ## poison a small real XFS image and say whose every failed block was
-	@$(BIN)/python demo/demo.py
+demo: $(READY) ## poison a small real XFS image, say whose every failed block was, and recover
+	@$(BIN)/python -m demo.demo
 
 test: $(READY) ## run all tests that can run here; each of the others says why it was skipped
 	$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 $(ARGS)

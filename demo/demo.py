@@ -1,8 +1,8 @@
-"""Whose was it? Poison an emulated persistent memory in several places, and ask.
+"""Whose was it, and what now? Poison an emulated persistent memory in several places, and ask.
 
 The image is a real XFS (see README.md beside this). Only the 307th page is named here; the other
 places are found by asking who owns the whole device while it is still healthy. Ends with a status
-other than 0 if anything is not as it should be.
+other than 0 if anything is not as it should be. What is done about it is in recovery.py.
 """
 
 import lzma
@@ -14,6 +14,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+from demo.recovery import recover
 
 import whoseblock
 from whoseblock.errors import MediaError
@@ -152,8 +154,16 @@ def is_right(failure: Failure, answer: Answer, lost: bytes) -> bool:
     return said is None or int(said["number"]) * PAGE in offsets
 
 
-def run(image: Path) -> int:
-    """Poison the image, ask, and print; return how many answers were wrong."""
+class Asked(NamedTuple):
+    """How many answers were wrong, and the pages that something can be done about."""
+
+    wrong: int
+    shared: ByteRange
+    free: ByteRange
+
+
+def run(image: Path) -> Asked:
+    """Poison the image, ask, and print."""
     medium = EmulatedPmem(FileMedia(image))
     with whoseblock.open(medium) as fs:
         failures = choose(fs.owners(0, fs.size).owners)
@@ -178,8 +188,9 @@ def run(image: Path) -> int:
                 wrong += 1
                 print("  WRONG: this is not what was expected")
         reads = sum(fs.reads.values())
-    print(f"\nIt took {reads} metadata blocks to say so.", end=" ")
-    return wrong
+    print(f"\nIt took {reads} metadata blocks to say so.")
+    pages = {failure.expected: failure.page for failure in failures}
+    return Asked(wrong, pages[is_shared_data], pages[is_free])
 
 
 def main() -> int:
@@ -189,8 +200,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as scratch:
         image = Path(scratch) / "image.xfs"
         unpack(image)
-        wrong = run(image)
-    print(f"All in all {time.monotonic() - began:.1f} s.")
+        failures = run(image)
+        wrong = failures.wrong or recover(image, failures.shared, failures.free)
+    print(f"\nAll in all {time.monotonic() - began:.1f} s.")
     return 1 if wrong else 0
 
 

@@ -228,7 +228,7 @@ class _Work:
 
     def resume(self, only: str | None) -> None:
         """Go on with the plans that were to be done and are not finished."""
-        from whoseblock.lookup import Asked, Lookup
+        from whoseblock.lookup import Asked, Lookup, Wish
         from whoseblock.target import Target, TargetOptions
 
         wanted = None if only is None else str(Path(only).absolute())
@@ -256,6 +256,8 @@ class _Work:
                         entry = self._journal.history(failure).failure
                         layer = target.layer or target.layer_of(entry.device)
                         asked[failure] = Asked(entry.start, entry.length, layer, "the journal")
+                    # Whatever layers they lead to are known then.
+                    list(finder.answers(asked.values(), Wish(paths=False)))
                     self._apply(plan, target, finder, asked)
             except TargetError as error:
                 click.echo(f"plan {plan.id}: {printable(str(error))}", err=True)

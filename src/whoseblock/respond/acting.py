@@ -20,7 +20,14 @@ from whoseblock.ranges import ByteRange
 from whoseblock.respond.copies import Copies, CopyError, Replacement, believe, find
 from whoseblock.respond.device import Content
 from whoseblock.respond.free import zero_mounted, zero_unmounted
-from whoseblock.respond.owners import OpenOwner, Place, is_nobodys, owners_now, places_of
+from whoseblock.respond.owners import (
+    OpenOwner,
+    OpenOwners,
+    Place,
+    is_nobodys,
+    owners_now,
+    places_of,
+)
 from whoseblock.respond.planning import Act, Part
 from whoseblock.respond.quarantine import QuarantineKeeper
 from whoseblock.respond.reasons import ChangedError, NotHealedError, NotNowError, RefusedError
@@ -30,7 +37,7 @@ from whoseblock.respond.sites import Site
 __all__ = ["StepParameters", "act", "check", "parameters_of"]
 
 #: How often the owners of a run are looked at again of which others were changed meanwhile.
-_ROUNDS = 3
+_ROUNDS = 4
 
 
 class StepParameters(msgspec.Struct, frozen=True, kw_only=True):
@@ -97,7 +104,7 @@ def act(kind: Act, step: StepParameters, site: Site, journal_device: int | None)
     if fs is None:
         return _zero_unmounted(kind, step, site)
     with _quarantined(fs, step) as keeper:
-        for _ in range(_ROUNDS):
+        for number in range(_ROUNDS):
             rows = owners_now(fs, step.run)
             others = [row for row in rows if getattr(row, "inode", None) != _inode(keeper)]
             if is_nobodys(others):
@@ -106,7 +113,7 @@ def act(kind: Act, step: StepParameters, site: Site, journal_device: int | None)
                 return _zero(fs, step, site, journal_device)
             if kind is Act.ZERO:
                 raise ChangedError(f"somebody has {step.run} by now")
-            done = _Change(fs, site, step, kind, keeper).run()
+            done = _Change(fs, site, step, kind, keeper).run(in_place=number == 0)
             if done is not None:
                 return done
     raise ChangedError("the owners change all the time")
@@ -187,21 +194,26 @@ class _Change:
         self._kind = kind
         self._keeper = keeper
 
-    def run(self) -> Done | None:
-        """Do it; None if only some of the owners were there, and others are to be looked for."""
+    def run(self, *, in_place: bool) -> Done | None:
+        """Do it; None if it has to be looked at anew: only some of the owners were there.
+
+        ``in_place`` tries first whether writing heals the device.
+        """
         run = self._step.run
         with contextlib.ExitStack() as stack:
             device = stack.enter_context(contextlib.closing(self._site.device()))
-            owners = [stack.enter_context(OpenOwner(self._fs, place)) for place in self._places()]
+            files = stack.enter_context(OpenOwners(self._fs))
+            owners = [files.open(place) for place in self._places()]
             content = device.content(run)
             if not content.failing:
                 return Done("every sector can be read again: nothing was changed")
-            others = self._changed_before(owners, stack)
+            others = self._changed_before(owners, files)
             change = Change(content, self._replacement(content, [*owners, *others]))
-            if len(owners) == 1 and not others and self._may_overwrite(change):
+            if in_place and len(owners) == 1 and not others and self._may_overwrite(change):
                 with contextlib.suppress(NotNowError):
                     if overwrite(self._fs, device, owners[0], change):
                         return Done(f"wrote {_list(content.failing)} anew in its place")
+                    return None
             keeper: Keeper = self._keeper or stack.enter_context(
                 contextlib.closing(Keeper.temporary(self._fs, run))
             )
@@ -212,8 +224,8 @@ class _Change:
                 return None
             done = _settle(self._site, keeper)
         what = "zeros" if self._kind is Act.PUNCH else "the good copy"
-        files = "the file" if len(owners) == 1 else f"{len(owners)} files"
-        return done._replace(says=f"gave {what} to {files}; {done.says}")
+        whom = "the file" if len(owners) == 1 else f"{len(owners)} files"
+        return done._replace(says=f"gave {what} to {whom}; {done.says}")
 
     def _may_overwrite(self, change: Change) -> bool:
         return self._keeper is None and self._kind is Act.RESTORE and change.replacement is not None
@@ -232,9 +244,7 @@ class _Change:
             raise ChangedError(f"inode {inodes} came to have it since it was planned: plan anew")
         return sorted(places)
 
-    def _changed_before(
-        self, owners: Sequence[OpenOwner], stack: contextlib.ExitStack
-    ) -> list[OpenOwner]:
+    def _changed_before(self, owners: Sequence[OpenOwner], files: OpenOwners) -> list[OpenOwner]:
         """Open the planned owners that have something else by now.
 
         An attempt that was broken off may have given them the good copy, and theirs may be the
@@ -245,7 +255,7 @@ class _Change:
         for place in self._step.owners:
             if place not in here:
                 with contextlib.suppress(RefusedError):
-                    found.append(stack.enter_context(OpenOwner(self._fs, place)))
+                    found.append(files.open(place))
         return found
 
     def _replacement(self, content: Content, owners: Sequence[OpenOwner]) -> bytes | None:
@@ -347,14 +357,24 @@ def check(kind: Act, step: StepParameters, site: Site, done: Done) -> str:
     fs = site.mounted
     if fs is None or kind is Act.ZERO:
         return "every sector can be read"
-    if done.kept:
-        _check_left(fs, step)
-        return "no file but the one in quarantine has it"
-    return "every sector can be read"
+    _check_owners(fs, step)
+    if not done.kept:
+        return "every sector can be read"
+    if places_of(owners_now(fs, step.run), step.run) & set(step.owners):
+        raise ChangedError(f"not all owners of {step.run} were changed")
+    return "no file but the one in quarantine has it"
 
 
-def _check_left(fs: LiveFilesystem, step: StepParameters) -> None:
-    rows = owners_now(fs, step.run)
-    planned = {place.inode for place in step.owners}
-    if left := [row for row in rows if isinstance(row, FileOwner) and row.inode in planned]:
-        raise ChangedError(f"inode {left[0].inode} still has {step.run}")
+def _check_owners(fs: LiveFilesystem, step: StepParameters) -> None:
+    """See that the planned owners can be read where they could not, and that none has what failed.
+
+    One that is gone by now has nothing to lose.
+    """
+    with OpenOwners(fs) as files:
+        for place in step.owners:
+            with contextlib.suppress(ChangedError):
+                owner = files.open(place)
+                length = min(step.length, owner.size - place.offset)
+                with DirectMedia(owner.fd) as media:
+                    if media.failing(place.offset, max(length, 0)):
+                        raise NotHealedError(f"inode {place.inode} cannot be read there yet")

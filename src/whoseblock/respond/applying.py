@@ -113,7 +113,7 @@ def apply(
         if state is not State.VERIFIED and step.kind not in (_EXEC, _SIGNAL):
             open_failures.discard(step.failure or 0)
     for failure in sorted(open_failures):
-        run.close_failure(failure, "every sector of it can be read")
+        run.close_failure(failure, "all that was planned is done and verified")
 
 
 class _Doing(NamedTuple):

@@ -12,7 +12,19 @@ from whoseblock.fs.live import LiveFilesystem, kernel
 from whoseblock.ranges import ByteRange, merge
 from whoseblock.respond.reasons import ChangedError, RefusedError
 
-__all__ = ["OpenOwner", "Place", "is_nobodys", "owners_now", "places_of", "whole_blocks"]
+__all__ = [
+    "QUARANTINE",
+    "OpenOwner",
+    "OpenOwners",
+    "Place",
+    "is_nobodys",
+    "owners_now",
+    "places_of",
+    "whole_blocks",
+]
+
+#: The folder below the root of a filesystem whose files keep failed blocks for ever.
+QUARANTINE: Final = ".whoseblock-quarantine"
 
 _FS_XFLAG_IMMUTABLE, _FS_XFLAG_APPEND = 0x8, 0x10  # linux/fs.h
 _WHY: Final = {
@@ -73,28 +85,54 @@ def is_nobodys(rows: Iterable[Owner]) -> bool:
     )
 
 
-class OpenOwner(Closing):
+class OpenFile(Closing):
     """A file that is to be changed, open for it.
 
     Raises `RefusedError` with the reason why it must not be.
     """
 
-    def __init__(self, fs: LiveFilesystem, place: Place) -> None:
-        self.place = place
-        facts = fs.inode(place.inode)
-        if facts is None or facts.generation != place.generation:
-            raise ChangedError(f"inode {place.inode} is gone")
+    def __init__(self, fs: LiveFilesystem, inode: int, generation: int) -> None:
+        facts = fs.inode(inode)
+        if facts is None or facts.generation != generation:
+            raise ChangedError(f"inode {inode} is gone")
         if facts.xflags & (_FS_XFLAG_IMMUTABLE | _FS_XFLAG_APPEND):
-            raise RefusedError(f"inode {place.inode}: it is immutable, or may only grow")
+            raise RefusedError(f"inode {inode}: it is immutable, or may only grow")
         self.size = facts.size
         try:
             flags = os.O_RDWR | os.O_NOATIME | os.O_NOFOLLOW
-            self.fd = kernel.open_inode(fs.view.fd, place.inode, place.generation, flags)
+            self.fd = kernel.open_inode(fs.view.fd, inode, generation, flags)
         except (OSError, WhoseblockError) as error:
-            number = getattr(error, "errno", None)
-            why = _WHY.get(number or 0) or str(error)
-            raise RefusedError(f"inode {place.inode}: {why}") from error
+            why = _WHY.get(getattr(error, "errno", None) or 0) or str(error)
+            raise RefusedError(f"inode {inode}: {why}") from error
 
     def close(self) -> None:
         """Close the file."""
         os.close(self.fd)
+
+
+class OpenOwner(NamedTuple):
+    """A place in a file that is open to be changed there."""
+
+    place: Place
+    fd: int
+    size: int
+
+
+class OpenOwners(Closing):
+    """Owners that are open; each file once, for a lease is not given to who has it open twice."""
+
+    def __init__(self, fs: LiveFilesystem) -> None:
+        self._fs = fs
+        self._files: dict[int, OpenFile] = {}
+
+    def open(self, place: Place) -> OpenOwner:
+        """Open the file of a place; raises `RefusedError` with the reason why not."""
+        file = self._files.get(place.inode)
+        if file is None:
+            file = self._files[place.inode] = OpenFile(self._fs, place.inode, place.generation)
+        return OpenOwner(place, file.fd, file.size)
+
+    def close(self) -> None:
+        """Close the files."""
+        for file in self._files.values():
+            file.close()

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from whoseblock.fs.base import FileOwner, Free, MetadataOwner, Outside, Owner, Staging
 from whoseblock.ranges import ByteRange
-from whoseblock.respond.owners import is_nobodys, whole_blocks
+from whoseblock.respond.owners import QUARANTINE, is_nobodys, whole_blocks
 from whoseblock.respond.sites import Site, failing_at
 
 __all__ = ["Act", "Options", "Part", "parts_of"]
@@ -126,12 +126,22 @@ def _within(ranges: Iterable[ByteRange], run: ByteRange) -> Iterator[ByteRange]:
 
 
 def _act(site: Site, owners: Sequence[Owner], options: Options) -> tuple[Act, str]:
+    if any(_in_quarantine(row) for row in owners):
+        return Act.NOTHING, "in quarantine: nobody is given it"
     if is_nobodys(owners):
         return Act.ZERO, _zeroing(site, owners)
     data = [row for row in owners if isinstance(row, FileOwner) and row.what == "data"]
     if len(data) == len(owners):
         return _data(site, len(data), options)
     return Act.ADVISE, _advice(owners[0])
+
+
+def _in_quarantine(row: Owner) -> bool:
+    return (
+        isinstance(row, FileOwner)
+        and isinstance(row.paths, tuple)
+        and any(path.startswith(f"/{QUARANTINE}/") for path in row.paths)
+    )
 
 
 def _zeroing(site: Site, owners: Sequence[Owner]) -> str:
@@ -150,7 +160,8 @@ def _data(site: Site, owners: int, options: Options) -> tuple[Act, str]:
         )
     if not site.mounted:
         return Act.ADVISE, "data of files is changed only while the filesystem is mounted: mount it"
-    files = "the file" if owners == 1 else f"all {owners} files, which go on sharing it"
+    many = "both files" if owners == 2 else f"all {owners} files"  # noqa: PLR2004 - two are both
+    files = "the file" if owners == 1 else f"{many}, which go on sharing it"
     first = "put the failed blocks into quarantine; " if options.quarantine else ""
     after = "zero what failed" if options.quarantine else "zero what failed, and give it back"
     if options.copies:

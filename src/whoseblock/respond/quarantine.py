@@ -8,18 +8,17 @@ from typing import Final
 from whoseblock.fs.live import LiveFilesystem
 from whoseblock.ranges import ByteRange
 from whoseblock.respond import calls
+from whoseblock.respond.owners import QUARANTINE
 from whoseblock.respond.reasons import NotNowError, RefusedError
 from whoseblock.respond.relocate import Keeper
 
-__all__ = ["FOLDER", "QuarantineKeeper"]
+__all__ = ["QuarantineKeeper"]
 
-#: Below the root of the filesystem; only root can look into it.
-FOLDER: Final = ".whoseblock-quarantine"
 _FLAGS: Final = os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class QuarantineKeeper(Keeper):
-    """A keeper with a name, ``START+LENGTH`` in `FOLDER`, which stays if the blocks do not heal.
+    """A keeper with a name, ``START+LENGTH`` in `QUARANTINE`, which stays.
 
     One that a killed run left is taken up again.  Raises `RefusedError` if the blocks are in
     quarantine already, and `NotNowError` if no file can be made.
@@ -57,9 +56,13 @@ class QuarantineKeeper(Keeper):
         os.fsync(self._folder)
 
     def close(self) -> None:
-        """Close the file; what it keeps, it keeps."""
-        os.close(self.fd)
-        os.close(self._folder)
+        """Close the file; what it keeps, it keeps, and one that keeps nothing is removed."""
+        try:
+            if not os.fstat(self.fd).st_blocks:
+                self.release()
+        finally:
+            os.close(self.fd)
+            os.close(self._folder)
 
 
 def _open_folder(fs: LiveFilesystem) -> int:
@@ -67,13 +70,13 @@ def _open_folder(fs: LiveFilesystem) -> int:
         raise RefusedError("the root of the filesystem cannot be reached")
     try:
         with contextlib.suppress(FileExistsError):
-            os.mkdir(FOLDER, 0o700, dir_fd=fs.view.top)
+            os.mkdir(QUARANTINE, 0o700, dir_fd=fs.view.top)
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-        fd = os.open(FOLDER, flags, dir_fd=fs.view.top)
+        fd = os.open(QUARANTINE, flags, dir_fd=fs.view.top)
     except OSError as error:
-        raise NotNowError(f"/{FOLDER} cannot be made: {error.strerror}") from error
+        raise NotNowError(f"/{QUARANTINE} cannot be made: {error.strerror}") from error
     status = os.fstat(fd)
     if status.st_uid != 0 or stat.S_IMODE(status.st_mode) & 0o077:
         os.close(fd)
-        raise RefusedError(f"/{FOLDER} is not root's alone")
+        raise RefusedError(f"/{QUARANTINE} is not root's alone")
     return fd

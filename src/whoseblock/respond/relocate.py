@@ -54,7 +54,12 @@ class Keeper:
     def share(self, owner: OpenOwner) -> None:
         """Share the run that an owner has; raises `ChangedError` if it has it no more."""
         length = _length_in(owner, self.run)
-        calls.clone_range(owner.fd, owner.place.offset, length, self.fd, 0)
+        try:
+            calls.clone_range(owner.fd, owner.place.offset, length, self.fd, 0)
+        except OSError as error:
+            if error.errno != errno.EOPNOTSUPP:
+                raise
+            raise RefusedError("the filesystem was made to share no blocks (reflink=0)") from error
         os.fsync(self.fd)
         if not self.has_run():
             raise ChangedError(f"inode {owner.place.inode} has no longer {self.run}")
@@ -83,7 +88,8 @@ class Keeper:
         try:
             _write_through(self.fd, 0, content, content.data)
         except (MediaError, OSError) as error:
-            raise NotHealedError(f"the device does not take the write: {error}") from error
+            why = getattr(error, "strerror", None) or str(error)
+            raise NotHealedError(f"the device does not take the write: {why}") from error
         if not self.has_run():
             raise NotHealedError("what was written went elsewhere")
         device.check_zero(content.failing)

@@ -65,15 +65,20 @@ def site_of(layer: Layer, target: Target, finder: Lookup) -> Site:
 
 
 def site_named(name: str, target: Target, finder: Lookup) -> Site | None:
-    """Find the site on the layer of a name below the target; None if there is none."""
-    todo = [target.root] if target.root is not None else []
+    """Find the site on the layer of a name, among those asked about and those below the target.
+
+    What a target that is a filesystem itself is called may have changed.  None if there is none.
+    """
+    if name in finder.layers:
+        return site_of(finder.layers[name], target, finder)
+    todo = [target.layer] if target.layer is not None else []
     seen: list[Layer] = []
     while todo:
         layer = todo.pop()
         if layer in seen:
             continue
         seen.append(layer)
-        if layer.name == name and not layer.segments:
+        if not layer.segments and (layer.name == name or layer is target.layer):
             return site_of(layer, target, finder)
         todo += [segment.to for segment in layer.segments if segment.to is not None]
     return None

@@ -1,0 +1,187 @@
+"""What was done about it: the second part of the demo.
+
+As root, with FUSE and XFS in the kernel, a failing disk is emulated, mounted, and recovered by
+``whoseblock respond``: free space is zeroed and cleared, a page that two files share is restored
+once for both.  Elsewhere only the free space is, on the image itself; what is left out is said.
+"""
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import whoseblock
+from whoseblock.errors import MediaError
+from whoseblock.fs.base import Filesystem
+from whoseblock.journal import NewReport, PlannedStep, open_journal
+from whoseblock.media import EmulatedPmem, FileMedia
+from whoseblock.ranges import ByteRange, subtract
+
+__all__ = ["recover"]
+
+_COMMAND = [sys.executable, "-m", "whoseblock"]
+#: Both share the 307th page; the copy is one of the first.
+_SHARERS = ("a", "d/e/c")
+
+
+class _CannotError(Exception):
+    """This machine lacks something for the whole of it."""
+
+
+def recover(image: Path, shared: ByteRange, free: ByteRange) -> int:
+    """Have both pages fail, and recover them; give how much went wrong.
+
+    ``image`` is a scratch copy, and changed.
+    """
+    print("\nWhat now?")
+    scratch = image.parent
+    os.environ["WHOSEBLOCK_JOURNAL"] = str(scratch / "journal.sqlite")
+    try:
+        wrong = _on_a_real_kernel(image, shared, free)
+    except _CannotError as reason:
+        print(f"  left out here: restoring what both files share, on a mounted disk ({reason})")
+        wrong = _on_the_image(image, free)
+    print("\nThe journal says:")
+    _run("journal", "list")
+    return wrong
+
+
+def _run(*arguments: str | Path) -> int:
+    """Run whoseblock and show what it prints; give its exit code."""
+    done = subprocess.run([*_COMMAND, *arguments], stdout=subprocess.PIPE, text=True, check=False)
+    print(*(f"  {line}" for line in done.stdout.splitlines()), sep="\n")
+    return done.returncode
+
+
+# ---------------------------------------------------------------------- the whole of it
+
+
+def _on_a_real_kernel(image: Path, shared: ByteRange, free: ByteRange) -> int:
+    if os.geteuid() != 0:
+        raise _CannotError("it takes root")
+    if not all(map(shutil.which, ("unshare", "mount", "losetup"))):
+        raise _CannotError("it takes the programs mount, losetup and unshare")
+    # In a mount namespace of its own nothing is left behind, whatever happens.
+    program = [sys.executable, __file__, str(image), str(shared), str(free)]
+    sys.stdout.flush()
+    done = subprocess.run(["unshare", "--mount", *program], check=False)
+    if done.returncode == _LACKING:
+        raise _CannotError("see above")
+    return done.returncode
+
+
+#: What the program below ends with if the machine lacks something.
+_LACKING = 77
+
+
+@contextlib.contextmanager
+def _mounted(image: Path, failing: Path, mount: Path) -> Iterator[None]:
+    """Mount an image from a device that can fail."""
+    for folder in (failing, mount):
+        folder.mkdir()
+    with contextlib.ExitStack() as stack:
+        _call([*_COMMAND, "emulate", image, failing, "--in-place", "--background"])
+        stack.callback(_call, ["umount", failing])
+        loop = _call(["losetup", "--find", "--show", "--direct-io=on", failing / "device"])
+        stack.callback(_call, ["losetup", "--detach", loop])
+        _call(["mount", "-t", "xfs", "-o", "nouuid", loop, mount])
+        stack.callback(_call, ["umount", mount])
+        yield
+
+
+def _call(command: Sequence[str | Path]) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise _CannotError((done.stderr or done.stdout).strip())
+    return done.stdout.strip()
+
+
+def _main(image: Path, shared: str, free: str) -> int:
+    """Recover a mounted filesystem, in a namespace that is ours alone."""
+    scratch = image.parent
+    failing, mount, backup = scratch / "failing", scratch / "mount", scratch / "backup"
+    try:
+        with _mounted(image, failing, mount):
+            backup.mkdir()
+            shutil.copy2(mount / _SHARERS[0], backup / _SHARERS[0])
+            before = [(mount / name).read_bytes() for name in _SHARERS]
+            (failing / "control").write_text(f"bad {shared}\nbad {free}\n")
+            Path("/proc/sys/vm/drop_caches").write_text("3\n")
+            print("  The disk is mounted, and both pages fail; of one file there is a backup.\n")
+            options = ("--restore-from", backup, "--apply", "--yes")
+            wrong = _run("respond", mount, shared, free, *options)
+            wrong += before != [(mount / name).read_bytes() for name in _SHARERS]
+            wrong += bool((failing / "control").read_text())
+            print("\n  ", end="")
+            print("WRONG: see above" if wrong else "Both files are as before, and nothing fails.")
+    except _CannotError as reason:
+        print(f"  {reason}")
+        return _LACKING
+    return min(wrong, 1)
+
+
+# ---------------------------------------------------------------------- what goes anywhere
+
+
+class _Pmem:
+    """The device of the step: persistent memory that heals when it is written."""
+
+    def __init__(self, medium: EmulatedPmem) -> None:
+        self._medium = medium
+
+    def failing(self, ranges: Sequence[ByteRange]) -> list[ByteRange]:
+        return [one for one in self._medium.poison if ranges != subtract(ranges, one)]
+
+    def zero(self, sectors: Sequence[ByteRange]) -> None:
+        for start, length in sectors:
+            self._medium.pwrite(start, bytes(length))
+            if any(self._medium.pread(start, length)):
+                raise MediaError([ByteRange(start, length)])
+
+
+def _on_the_image(image: Path, free: ByteRange) -> int:
+    """Zero a failed page that nobody has, of an image that is not mounted."""
+    from whoseblock.respond.free import zero_unmounted
+
+    medium = EmulatedPmem(FileMedia(image, writable=True), poison=[free])
+
+    def afresh() -> Filesystem:
+        return whoseblock.open(_Kept(medium))
+
+    with open_journal() as journal, journal.begin_run(["demo"], whoseblock.__version__) as run:
+        report = NewReport(source="demo", origin="poisoned by the demo")
+        noted = run.record_failure("pmem", free, report)
+        with afresh() as fs:
+            run.record_finding(noted.failure, fs.owners(*free))
+        step = PlannedStep("zero", {"start": free.start, "length": free.length}, noted.failure)
+        (planned,) = run.plan([step], [noted.failure]).steps
+        run.started(planned.id)
+        zeroed = zero_unmounted(afresh, _Pmem(medium), free)  # type: ignore[arg-type]
+        run.done(planned.id)
+        if medium.poison:
+            return 1
+        run.verified(planned.id)
+        run.close_failure(noted.failure, "every sector of it can be read")
+    print(f"  page {free.start // 4096}: nobody's; zeroed {zeroed[0]}, and it can be read again")
+    return 0
+
+
+class _Kept(EmulatedPmem):
+    """The same medium, which outlives a filesystem that was opened on it."""
+
+    def __init__(self, medium: EmulatedPmem) -> None:
+        self._medium = medium
+        self.name, self.size = medium.name, medium.size
+
+    def pread(self, offset: int, length: int) -> bytes:
+        return self._medium.pread(offset, length)
+
+    def close(self) -> None:
+        pass
+
+
+if __name__ == "__main__":
+    sys.exit(_main(Path(sys.argv[1]), *sys.argv[2:]))
