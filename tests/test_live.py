@@ -15,12 +15,12 @@ from tests.support.asking import lookup_json, same, told
 from tests.support.expect import Expectation, normal
 from tests.support.images import sparse_copy, sparse_file
 from tests.support.mounts import frozen, loop_device, mounted
-from tests.support.tools import need_loop_mounts, run
+from tests.support.tools import need_loop_mounts, run, xfsprogs
 from tests.support.truth import Truth
 from tests.support.zoo import Zoo
 
 import whoseblock
-from whoseblock.errors import OutOfDeviceError, TargetError, UnsupportedError
+from whoseblock.errors import BlockError, OutOfDeviceError, TargetError, UnsupportedError
 from whoseblock.fs.base import Answer, FileOwner
 from whoseblock.fs.live import LiveFilesystem
 
@@ -266,6 +266,21 @@ def test_mounted_in_another_namespace_only(zoo: Zoo, tmp_path: Path) -> None:
         finally:
             other.communicate(b"\n")
     assert not any(place.iterdir())
+
+
+def test_what_the_kernel_has_shut_down_is_read_from_the_disk(zoo: Zoo, tmp_path: Path) -> None:
+    need_loop_mounts()
+    truth = zoo.filled("4k")
+    expectation = Expectation(truth)
+    rows = [(row.start, row.length) for row in truth.rows if row.kind == "file"][::50]
+    copy = sparse_copy(truth.image, tmp_path / "copy.img")
+    with loop_device(copy) as loop, mounted(Path(loop), loop=False) as folder:
+        run([xfsprogs("xfs_io"), "-x", "-c", "shutdown", os.fsdecode(folder)])
+        with pytest.raises(BlockError, match="says nothing of what is mounted"):
+            live(loop)
+        for question, answer in zip(rows, lookup_json(Path(loop), rows), strict=True):
+            same(answer, question, expectation, complete=False)
+            assert any("the disk was read instead" in note for note in answer["notes"])
 
 
 def test_a_partition_of_an_image_is_asked_live(zoo: Zoo, tmp_path: Path) -> None:

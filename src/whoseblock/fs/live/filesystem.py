@@ -234,7 +234,10 @@ class LiveFilesystem(Closing):
         failed = False
         self.asked["fsmap"] += 1
         try:
-            for record in kernel.fsmap(self.view.fd, self._device, start, min(end, self.size)):
+            # Past the end it takes the question itself amiss.
+            last = min(end, self.size)
+            records = kernel.fsmap(self.view.fd, self._device, start, last) if start < last else ()
+            for record in records:
                 low = max(start, record.physical)
                 high = min(end, record.physical + record.length)
                 if low < high:

@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from typing import Final
 
 from whoseblock.closing import Closing
-from whoseblock.errors import PrivilegeError, TargetError
+from whoseblock.errors import BlockError, PrivilegeError, TargetError
 from whoseblock.fs.live import kernel
 from whoseblock.media.mounts import Mount, find_mounts, read_mounts
 
@@ -102,7 +102,8 @@ def open_far(directory: int, path: bytes, flags: int) -> int:
 def open_view(device: int) -> View | None:
     """Open the filesystem on the device of a number wherever it is mounted; None if it is not.
 
-    Raises `PrivilegeError`, and `TargetError` if it cannot be reached.
+    Raises `PrivilegeError`, `BlockError` if it has shut down, and `TargetError` if it cannot be
+    reached for another reason.
     """
     process, mounts = find_mounts(device)
     if not mounts:
@@ -125,11 +126,19 @@ def open_view(device: int) -> View | None:
     return view
 
 
+#: What a filesystem that has shut down answers even to the opening of its root.
+_SHUT_DOWN: Final = (errno.EIO, errno.EUCLEAN)
+
+
 def _unreachable(view: View, error: OSError) -> Exception:
     if isinstance(error, PermissionError):
         return PrivilegeError(
             f"what is mounted at {view.point!r} can be reached only with CAP_SYS_ADMIN",
             hint="run as root; --offline asks the device itself",
+        )
+    if error.errno in _SHUT_DOWN:
+        return BlockError(
+            f"the kernel says nothing of what is mounted at {view.point!r}: {error.strerror}"
         )
     return TargetError(f"cannot reach what is mounted at {view.point!r}: {error.strerror}")
 

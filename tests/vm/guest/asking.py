@@ -1,0 +1,64 @@
+"""Questions to whoseblock as people ask them, and to those who know independently."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from tests.support.kernel import getfsmap, walk
+from tests.support.tools import CHECKOUT
+from tests.support.truth import Row
+
+__all__ = ["blocks_of", "files_at", "lookup", "one", "owners_at", "rows", "way"]
+
+Json = dict[str, Any]
+
+
+def lookup(*arguments: str, stdin: str = "") -> list[Json]:
+    """Ask ``whoseblock lookup --json``; give its answers, and print them for whom it concerns."""
+    command = [sys.executable, "-m", "whoseblock", "lookup", *arguments, "--json"]
+    done = subprocess.run(
+        command, input=stdin, capture_output=True, text=True, check=False, cwd=CHECKOUT
+    )
+    print(f"$ whoseblock lookup {' '.join(arguments)}\n{done.stdout}{done.stderr}")
+    assert done.returncode == 0, f"it gave {done.returncode}: {done.stderr}"
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def one(*arguments: str, stdin: str = "") -> Json:
+    """Ask a question that has one answer."""
+    (answer,) = lookup(*arguments, stdin=stdin)
+    return answer
+
+
+def rows(answer: Json, kind: str = "file") -> list[Json]:
+    """Give the rows of an answer that are of a kind."""
+    return [row for row in answer["owners"] if row["kind"] == kind]
+
+
+def way(answer: Json) -> dict[str, int]:
+    """Give the way of an answer's first byte by the names of the layers."""
+    return {step["layer"]: step["start"] for step in answer["via"]}
+
+
+def files_at(answer: Json) -> dict[int, list[str]]:
+    """Give the files of an answer with their paths."""
+    return {row["inode"]: row["paths"] for row in rows(answer)}
+
+
+def blocks_of(folder: Path, inode: int) -> list[Row]:
+    """Have GETFSMAP give the data extents of a file, in the order of the file."""
+    rows_of_it = (row for row in getfsmap(os.fsencode(folder)) if row.inode == inode)
+    return sorted((row for row in rows_of_it if not row.extent_map), key=lambda row: row.offset)
+
+
+def owners_at(folder: Path, offset: int) -> dict[int, list[str]]:
+    """Have GETFSMAP and a walk say which files own a byte of the device, with all their paths."""
+    walked = walk(os.fsencode(folder))
+    return {
+        row.inode: sorted(walked[row.inode].paths)
+        for row in getfsmap(os.fsencode(folder))
+        if row.kind == "file" and row.start <= offset < row.end
+    }

@@ -1,0 +1,55 @@
+"""Fixtures of what runs in the virtual machine, and how the host learns of the outcome."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.vm.guest.machine import KernelLog, Undo, clear_trace, modprobe
+from tests.vm.guest.pmem import Namespaces
+
+#: One JSON object a line, written out at once: the machine may not live to the end.
+_RESULTS = Path(os.environ.get("WHOSEBLOCK_VM_RESULTS", "results.jsonl"))
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    said = [f"--- {title} ---\n{text}" for title, text in report.sections if text.strip()]
+    line = {
+        "test": report.nodeid.partition("::")[2],
+        "when": report.when,
+        "outcome": report.outcome,
+        "seconds": round(report.duration, 2),
+        "text": "\n".join([report.longreprtext, *said]),
+    }
+    with _RESULTS.open("a") as file:
+        file.write(json.dumps(line) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@pytest.fixture
+def undo() -> Iterator[Undo]:
+    """Take back what a scenario did, the last first."""
+    with Undo() as undoing:
+        yield undoing
+
+
+@pytest.fixture
+def kernel_log() -> KernelLog:
+    """Give what the kernel says from now on."""
+    return KernelLog()
+
+
+@pytest.fixture(scope="session")
+def _nvdimm() -> Namespaces:
+    modprobe("nd_pmem", "nfit", "xfs", "hwpoison_inject")
+    return Namespaces()
+
+
+@pytest.fixture
+def namespaces(_nvdimm: Namespaces) -> Iterator[Namespaces]:
+    """Give persistent memory to make namespaces of; new ones have no poisoned page."""
+    clear_trace()
+    yield _nvdimm
+    _nvdimm.destroy()

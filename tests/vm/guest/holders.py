@@ -1,0 +1,53 @@
+"""Processes that use a file in one way or another, and stay until they are told to go."""
+
+import mmap
+import os
+import signal
+from pathlib import Path
+
+from tests.vm.guest.machine import Undo
+from tests.vm.guest.pmem import PAGE
+
+__all__ = ["holds_open", "maps"]
+
+
+def maps(undo: Undo, path: Path, offset: int, *, touched: bool = True) -> int:
+    """Start a process that has a page of a file mapped, and the file not open; give its number."""
+    return _start(undo, path, offset, touched=touched)
+
+
+def holds_open(undo: Undo, path: Path) -> int:
+    """Start a process that merely has a file open; give its number."""
+    return _start(undo, path, None, touched=False)
+
+
+def _start(undo: Undo, path: Path, offset: int | None, *, touched: bool) -> int:
+    ready, tell = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.close(ready)
+            descriptor = os.open(path, os.O_RDWR)
+            if offset is not None:
+                mapping = mmap.mmap(descriptor, PAGE, offset=offset)
+                # Python keeps a descriptor of its own for the size of the mapping.
+                os.closerange(descriptor, tell)
+                os.closerange(tell + 1, 64)
+                if touched:
+                    mapping[0]
+            os.write(tell, b"!")
+            while True:
+                signal.pause()
+        finally:
+            os._exit(1)
+    os.close(tell)
+    undo.callback(_stop, child)
+    told = os.read(ready, 1)
+    os.close(ready)
+    assert told == b"!", f"the process that was to use {path} ended"
+    return child
+
+
+def _stop(child: int) -> None:
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)

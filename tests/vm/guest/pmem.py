@@ -1,0 +1,105 @@
+"""Persistent memory: namespaces, where they are in physical memory, and ways to damage it."""
+
+import ctypes
+import json
+import mmap
+import os
+import signal
+from pathlib import Path
+from typing import NamedTuple
+
+from tests.vm.guest.machine import run, wait_for
+
+__all__ = ["PAGE", "Namespace", "Namespaces", "poison_mapped", "poison_pfn"]
+
+PAGE = 4096
+_MADV_HWPOISON = 100
+_BUS = Path("/sys/bus/nd/devices")
+
+
+class Namespace(NamedTuple):
+    """A namespace in fsdax mode: its name, its block device, its first byte in physical memory."""
+
+    name: str
+    disk: str
+    address: int
+
+    @property
+    def device(self) -> str:
+        return f"/dev/{self.disk}"
+
+    @property
+    def bad_blocks(self) -> Path:
+        return Path("/sys/block") / self.disk / "badblocks"
+
+    def pfn(self, offset: int) -> int:
+        """Give the page frame number of a byte of the device."""
+        return (self.address + offset) // PAGE
+
+    def offset(self, pfn: int) -> int:
+        """Give the byte of the device where a page frame begins."""
+        return pfn * PAGE - self.address
+
+
+class Namespaces:
+    """The NVDIMM, which gives namespaces."""
+
+    def __init__(self) -> None:
+        wait_for((_BUS / "region0").exists)
+        run(["ndctl", "disable-region", "all"])
+        run(["ndctl", "init-labels", "-f", "all"])
+        run(["ndctl", "enable-region", "all"])
+
+    def create(self, mebibytes: int = 320) -> Namespace:
+        """Make a namespace for a filesystem with DAX."""
+        options = ["-m", "fsdax", "-M", "mem", "-s", f"{mebibytes}M"]
+        told = json.loads(run(["ndctl", "create-namespace", "-f", *options]))
+        disk = told["blockdev"]
+        # The device that the disk hangs on is the pfn device of the namespace.
+        parent = (Path("/sys/block") / disk / "device").resolve()
+        if not parent.name.startswith("pfn"):
+            parent = _BUS / parent.name.replace("namespace", "pfn")
+        # What was in the same place before is still there: a partition table, a filesystem.
+        run(["wipefs", "-qaf", f"/dev/{disk}"])
+        run(["blockdev", "--rereadpt", f"/dev/{disk}"])
+        return Namespace(told["dev"], disk, int((parent / "resource").read_text(), 16))
+
+    def destroy(self) -> None:
+        """Take all namespaces away, and with them what is known of their pages."""
+        run(["ndctl", "destroy-namespace", "-f", "all"])
+
+
+def poison_pfn(pfn: int) -> None:
+    """Tell the kernel that a page of memory has failed, as if nobody had touched it."""
+    # Once, and not again by a buffer that is flushed again.
+    inject = os.open("/sys/kernel/debug/hwpoison/corrupt-pfn", os.O_WRONLY)
+    try:
+        os.write(inject, f"{pfn:#x}".encode())
+    except OSError as error:
+        # What it could not recover it says in the log, and here.
+        print(f"corrupt-pfn {pfn:#x}: {error}")
+    finally:
+        os.close(inject)
+
+
+def poison_mapped(path: Path, offset: int) -> int:
+    """Have a process meet poison in a page of a file that it has mapped; give its wait status."""
+    child = os.fork()
+    if child == 0:
+        try:
+            signal.alarm(60)
+            _meet_poison(path, offset)
+        finally:
+            os._exit(0)
+    return os.waitpid(child, 0)[1]
+
+
+def _meet_poison(path: Path, offset: int) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    with path.open("r+b") as file:
+        mapping = mmap.mmap(file.fileno(), PAGE, offset=offset)
+    page = ctypes.addressof(ctypes.c_char.from_buffer(mapping))
+    mapping[0]  # it must have been touched
+    if libc.madvise(page, PAGE, _MADV_HWPOISON) != 0:
+        os._exit(ctypes.get_errno())

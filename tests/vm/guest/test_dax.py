@@ -1,0 +1,186 @@
+"""The discussion's own case: persistent memory with DAX, and XFS with reflink on it."""
+
+import os
+from pathlib import Path
+
+import pytest
+from tests.support.kernel import getfsmap
+from tests.support.truth import Row
+from tests.vm.guest.asking import blocks_of, files_at, lookup, one, owners_at, rows, way
+from tests.vm.guest.files import make_shared
+from tests.vm.guest.holders import holds_open, maps
+from tests.vm.guest.machine import KernelLog, Undo, make_xfs, mount, run, traced, xfsprogs
+from tests.vm.guest.pmem import PAGE, Namespace, Namespaces, poison_mapped, poison_pfn
+
+SHARING = ("-m", "reflink=1", "-d", "su=2m,sw=1")
+RECOVERED = "dax page: Recovered"
+
+
+def make(namespaces: Namespaces, undo: Undo, name: str = "mounted") -> tuple[Namespace, Path]:
+    """Make a namespace and a filesystem with reflink and DAX on it."""
+    namespace = namespaces.create()
+    make_xfs(namespace.device, *SHARING)
+    return namespace, mount(undo, namespace.device, "dax=always", name=name)
+
+
+def test_a_page_that_two_files_share(
+    namespaces: Namespaces, undo: Undo, kernel_log: KernelLog
+) -> None:
+    namespace, folder = make(namespaces, undo)
+    shared = make_shared(folder)
+    first, second = (path.stat().st_ino for path in shared[:2])
+    bystander = folder / "other"
+    bystander.write_bytes(b"B" * (1 << 20))
+    at = 5 * PAGE
+    mapper, sharer = maps(undo, shared.first, at), maps(undo, shared.second, at)
+    opener = holds_open(undo, shared.first)
+    far, other = maps(undo, shared.first, 100 * PAGE), maps(undo, bystander, at)
+
+    status = poison_mapped(shared.first, at)
+
+    assert os.waitstatus_to_exitcode(status) == -7, "SIGBUS"
+    pfn = namespace.pfn(shared.start + at)
+    assert traced() == [(pfn, RECOVERED)]
+    assert kernel_log.verdicts(pfn) == [RECOVERED]
+    answer = one("--pfn", f"{pfn:#x}", "--processes")
+    assert answer["complete"], answer["notes"]
+    assert way(answer)[namespace.disk] == namespace.offset(pfn)
+    assert files_at(answer) == shared.names == owners_at(folder, namespace.offset(pfn))
+    users = {row["inode"]: row["processes"] for row in rows(answer)}
+    assert {one["pid"] for one in users[first] if one["mappings"]} == {mapper}
+    assert {one["pid"] for one in users[first] if one["open"]} == {opener}
+    assert {one["pid"] for one in users[second]} == {sharer}
+    assert not {far, other} & {one["pid"] for one in (*users[first], *users[second])}
+
+
+def test_a_page_of_files_that_are_not_in_memory(
+    namespaces: Namespaces, undo: Undo, kernel_log: KernelLog
+) -> None:
+    namespace, folder = make(namespaces, undo)
+    shared = make_shared(folder)
+    run(["umount", folder])
+    folder = mount(undo, namespace.device, "dax=always")
+    Path("/proc/sys/vm/drop_caches").write_text("3")
+    pfn = namespace.pfn(shared.start + 7 * PAGE)
+
+    poison_pfn(pfn)
+
+    # It is content, and says nothing of whom it concerns.
+    assert traced() == [(pfn, RECOVERED)]
+    assert kernel_log.verdicts(pfn) == [RECOVERED]
+    assert not [line for line in kernel_log.lines if "Killing" in line or "inode" in line]
+    answer = one("--pfn", f"{pfn:#x}")
+    assert answer["complete"], answer["notes"]
+    assert files_at(answer) == shared.names == owners_at(folder, namespace.offset(pfn))
+
+
+def test_a_page_of_free_space(namespaces: Namespaces, undo: Undo) -> None:
+    namespace, folder = make(namespaces, undo)
+    make_shared(folder)
+    largest = max(
+        (row for row in getfsmap(os.fsencode(folder)) if row.kind == "free"),
+        key=lambda row: row.length,
+    )
+    pfn = namespace.pfn(largest.start + largest.length // 2)
+
+    poison_pfn(pfn)
+
+    assert traced() == [(pfn, RECOVERED)]
+    answer = one("--pfn", f"{pfn:#x}")
+    assert answer["complete"], answer["notes"]
+    assert [row["kind"] for row in answer["owners"]] == ["free"]
+    assert answer["owners"][0]["length"] == PAGE
+
+
+def test_a_page_of_unwritten_space(namespaces: Namespaces, undo: Undo) -> None:
+    namespace, folder = make(namespaces, undo)
+    file = folder / "reserved"
+    run([xfsprogs("xfs_io"), "-f", "-c", "falloc 0 4m", file])
+    run(["sync", "-f", folder])
+    extent = blocks_of(folder, file.stat().st_ino)[0]
+    assert extent.unwritten
+    pfn = namespace.pfn(extent.start + 3 * PAGE)
+
+    poison_pfn(pfn)
+
+    assert traced() == [(pfn, RECOVERED)]
+    answer = one("--pfn", f"{pfn:#x}")
+    assert answer["complete"], answer["notes"]
+    (row,) = answer["owners"]
+    assert row["unwritten"]
+    assert (row["paths"], row["file_offset"]) == (["/reserved"], extent.offset + 3 * PAGE)
+
+
+@pytest.mark.parametrize("what", ["static", "inodes", "log"])
+def test_a_page_of_metadata(
+    what: str, namespaces: Namespaces, undo: Undo, kernel_log: KernelLog
+) -> None:
+    namespace, folder = make(namespaces, undo)
+    make_shared(folder)
+    extent = metadata(folder, what)
+    pfn = namespace.pfn(extent.start + extent.length // 2)
+    offset = namespace.offset(pfn)
+
+    poison_pfn(pfn)
+
+    # The kernel takes the whole filesystem away, and answers no more questions about it.
+    assert "Shutting down" in kernel_log.text or "shutdown" in kernel_log.text.lower()
+    with pytest.raises(OSError, match="Input/output error"):
+        getfsmap(os.fsencode(folder))
+    answer = one("--pfn", f"{pfn:#x}")
+    assert not answer["complete"]
+    assert any("read instead" in note for note in answer["notes"]), answer["notes"]
+    assert way(answer)[namespace.disk] == offset
+    assert [(row["kind"], row["what"]) for row in answer["owners"]] == [("metadata", what)]
+
+
+def metadata(folder: Path, what: str) -> Row:
+    """Give an extent of a class of metadata, not of the first group."""
+    return [row for row in getfsmap(os.fsencode(folder)) if row.kind == what][-1]
+
+
+def test_bad_ranges_of_the_disk(namespaces: Namespaces, undo: Undo) -> None:
+    namespace, folder = make(namespaces, undo)
+    shared = make_shared(folder)
+    free = max(
+        (row for row in getfsmap(os.fsencode(folder)) if row.kind == "free"),
+        key=lambda row: row.length,
+    )
+    bad = [(shared.start + 9 * PAGE, 16), (free.start + free.length // 2, 8)]
+    for start, count in bad:
+        namespace.bad_blocks.write_text(f"{start // 512} {count}")
+    listed = [line.split() for line in namespace.bad_blocks.read_text().splitlines()]
+    assert sorted((int(first) * 512, int(count)) for first, count in listed) == sorted(bad)
+    with pytest.raises(OSError, match="Input/output error"):
+        shared.second.read_bytes()
+
+    answers = {answer["start"]: answer for answer in lookup("--sysfs-badblocks", namespace.device)}
+
+    assert {start: answer["length"] for start, answer in answers.items()} == {
+        start: count * 512 for start, count in bad
+    }
+    assert all(answer["complete"] for answer in answers.values())
+    of_files, of_none = answers[bad[0][0]], answers[bad[1][0]]
+    assert files_at(of_files) == shared.names == owners_at(folder, bad[0][0])
+    assert {row["file_offset"] for row in rows(of_files)} == {9 * PAGE}
+    assert [row["kind"] for row in of_none["owners"]] == ["free"]
+
+
+def test_a_filesystem_on_another_namespace_is_left_alone(
+    namespaces: Namespaces, undo: Undo
+) -> None:
+    namespace, folder = make(namespaces, undo)
+    other, elsewhere = make(namespaces, undo, "elsewhere")
+    shared, spared = make_shared(folder), make_shared(elsewhere)
+    pfn = namespace.pfn(metadata(folder, "inodes").start)
+
+    poison_pfn(pfn)
+
+    assert rows(one("--pfn", f"{pfn:#x}"), "metadata")
+    assert spared.first.read_bytes() == spared.second.read_bytes()
+    (elsewhere / "new").write_bytes(b"it can be written")
+    twin = other.pfn(spared.start)
+    answer = one("--pfn", f"{twin:#x}")
+    assert answer["complete"], answer["notes"]
+    assert files_at(answer) == spared.names
+    assert shared.start > 0

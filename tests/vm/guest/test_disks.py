@@ -1,0 +1,175 @@
+"""Ordinary disks with medium errors: through LVM and md, and what the kernel log says of them."""
+
+import os
+from pathlib import Path
+
+import pytest
+from tests.vm.guest.asking import files_at, lookup, one, owners_at, rows, way
+from tests.vm.guest.disk import Disk
+from tests.vm.guest.files import make_file, make_shared
+from tests.vm.guest.machine import KernelLog, Undo, make_xfs, modprobe, mount, run
+from tests.vm.guest.pmem import PAGE
+
+_MIB = 1 << 20
+_EXTENT = 4 * _MIB
+#: What the kernel makes of a medium error, ENODATA; md and device-mapper make EIO of it.
+_MEDIUM = "No data available"
+
+
+@pytest.fixture(scope="module")
+def scsi() -> Disk:
+    modprobe("xfs", "dm-mod")
+    return Disk(400)
+
+
+@pytest.fixture
+def disk(scsi: Disk, undo: Undo) -> Disk:
+    undo.callback(scsi.heal)
+    return scsi
+
+
+def read(file: Path, offset: int, length: int = PAGE) -> None:
+    """Read from the medium, not from memory."""
+    Path("/proc/sys/vm/drop_caches").write_text("3")
+    run(
+        [
+            "dd",
+            f"if={file}",
+            "of=/dev/null",
+            f"bs={length}",
+            f"skip={offset // length}",
+            "count=1",
+            "iflag=direct",
+        ]
+    )
+
+
+def test_a_medium_error_of_a_disk(disk: Disk, undo: Undo, kernel_log: KernelLog) -> None:
+    make_xfs(disk.device)
+    folder = mount(undo, disk.device)
+    shared = make_shared(folder)
+    within = 0x21FA00  # the last page of a read of sixteen, and its sixth sector
+    bad, request = shared.start + within, shared.start + within - within % (16 * PAGE)
+    disk.fail(bad)
+
+    with pytest.raises(RuntimeError, match=_MEDIUM):
+        read(shared.second, request - shared.start, 16 * PAGE)
+    with pytest.raises(RuntimeError, match=_MEDIUM):
+        read(Path(disk.device), bad, 512)
+
+    # The log says where the request began that failed, not how far into it the sector was.
+    answers = lookup("--dmesg", "-", stdin=kernel_log.text)
+    assert [answer["start"] for answer in answers] == [request, bad]
+    answer = answers[1]
+    assert answer["complete"], answer["notes"]
+    assert files_at(answer) == shared.names == owners_at(folder, bad)
+    assert {row["file_offset"] for row in rows(answer)} == {within}
+
+
+def test_a_medium_error_through_a_partition_and_lvm(
+    disk: Disk, undo: Undo, kernel_log: KernelLog
+) -> None:
+    run(["sfdisk", "-q", "--wipe", "always", disk.device], b"label: gpt\nstart=2048\n")
+    physical = disk.partition(1)
+    run(["pvcreate", "-y", "-ff", "--dataalignment", "1m", physical])
+    run(["vgcreate", "-s", "4m", "vg", physical])
+    undo.then("vgremove", "-f", "-y", "vg")
+    # Two pieces, the second before the first.
+    run(["lvcreate", "-y", "-Wn", "-an", "-l", "5", "-n", "gap", "vg"])
+    run(["lvcreate", "-y", "-Wn", "-l", "80", "-n", "lv", "vg"])
+    run(["lvremove", "-y", "vg/gap"])
+    run(["lvextend", "-y", "-l", "+5", "vg/lv", f"{physical}:0-4"])
+    make_xfs("/dev/mapper/vg-lv")
+    folder = mount(undo, "/dev/mapper/vg-lv")
+    file, start = make_file(folder)
+    # Partition, then the area of the metadata, then the gap of five extents.
+    at = start + 5 * PAGE
+    assert at < 80 * _EXTENT
+    bad = 1 * _MIB + 1 * _MIB + 5 * _EXTENT + at
+    disk.fail(bad)
+
+    with pytest.raises(RuntimeError, match=_MEDIUM):
+        read(file, 5 * PAGE)
+
+    (answer,) = lookup("--dmesg", "-", stdin=kernel_log.text)
+    assert answer["complete"], answer["notes"]
+    assert answer["start"] == bad
+    assert files_at(answer) == owners_at(folder, at)
+    assert [row["paths"] for row in rows(answer)] == [["/file"]]
+    assert [step["start"] for step in answer["via"]] == [bad, bad - _MIB, at]
+
+
+def test_the_error_target_under_lvm(disk: Disk, undo: Undo, kernel_log: KernelLog) -> None:
+    sectors = 399 * _MIB // 512
+    run(["dmsetup", "create", "under", "--table", f"0 {sectors} linear {disk.device} 2048"])
+    undo.then("dmsetup", "remove", "under")
+    run(["pvcreate", "-y", "-ff", "--dataalignment", "1m", "/dev/mapper/under"])
+    run(["vgcreate", "-s", "4m", "vg", "/dev/mapper/under"])
+    undo.then("vgchange", "-an", "vg")
+    run(["lvcreate", "-y", "-Wn", "-l", "90", "-n", "lv", "vg"])
+    make_xfs("/dev/mapper/vg-lv")
+    folder = mount(undo, "/dev/mapper/vg-lv")
+    file, start = make_file(folder)
+    bad = (_MIB + start + 5 * PAGE) // 512
+    table = (
+        f"0 {bad} linear {disk.device} 2048\n{bad} 8 error\n"
+        f"{bad + 8} {sectors - bad - 8} linear {disk.device} {2048 + bad + 8}\n"
+    )
+    run(["dmsetup", "suspend", "under"])
+    run(["dmsetup", "load", "under"], table.encode())
+    run(["dmsetup", "resume", "under"])
+
+    with pytest.raises(RuntimeError, match="Input/output error"):
+        read(file, 5 * PAGE)
+
+    # Device-mapper does not say in the log where: one has to know, and asks about the device.
+    assert "error, dev" not in kernel_log.text
+    answer = one("/dev/mapper/under", f"{bad}s+8s")
+    assert answer["complete"], answer["notes"]
+    assert files_at(answer) == owners_at(folder, start + 5 * PAGE)
+    assert [row["paths"] for row in rows(answer)] == [["/file"]]
+
+
+@pytest.mark.parametrize("parent", [0, 1])
+def test_names_with_and_without_parent_pointers(disk: Disk, undo: Undo, parent: int) -> None:
+    make_xfs(disk.device, "-n", f"parent={parent}")
+    folder = mount(undo, disk.device)
+    shared = make_shared(folder)
+    deep = folder / "x" / "y\n" / "z"
+    deep.mkdir(parents=True)
+    os.link(shared.first, deep / "more")
+    names = {**shared.names}
+    names[shared.first.stat().st_ino] = ["/dir/a", "/x/y\n/z/more"]
+
+    answer = one(disk.device, f"{shared.start + PAGE}+4096")
+    assert answer["complete"], answer["notes"]
+    assert files_at(answer) == names == owners_at(folder, shared.start + PAGE)
+    shared.first.unlink()
+    names[deep.joinpath("more").stat().st_ino] = ["/x/y\n/z/more"]
+    again = one(disk.device, f"{shared.start + PAGE}+4096")
+    assert files_at(again) == names
+
+
+def test_a_mirror_of_md(disk: Disk, undo: Undo, kernel_log: KernelLog) -> None:
+    table = b"label: gpt\nstart=2048, size=8192\nstart=10240\n"
+    run(["sfdisk", "-q", "--wipe", "always", disk.device], table)
+    member = disk.partition(2)
+    modprobe("raid1")
+    command = ["mdadm", "--create", "/dev/md0", "--run", "--force", "--level=1", "--bitmap=none"]
+    run([*command, "--metadata=1.2", "--raid-devices=2", member, "missing"])
+    undo.then("mdadm", "--stop", "/dev/md0")
+    make_xfs("/dev/md0")
+    folder = mount(undo, "/dev/md0")
+    file, start = make_file(folder)
+    data = int(Path("/sys/block/md0/md/rd0/offset").read_text()) * 512
+    bad = 10240 * 512 + data + start + 6 * PAGE
+    disk.fail(bad)
+
+    with pytest.raises(RuntimeError, match="Input/output error"):
+        read(file, 6 * PAGE)
+
+    answers = {a["start"]: a for a in lookup("--dmesg", "-", stdin=kernel_log.text)}
+    answer = answers[bad]
+    assert files_at(answer) == owners_at(folder, start + 6 * PAGE)
+    assert [row["paths"] for row in rows(answer)] == [["/file"]]
+    assert way(answer)["md0"] == start + 6 * PAGE

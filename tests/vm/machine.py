@@ -1,0 +1,100 @@
+"""Starting virtual machines from the host, and reading what the scenarios in them found."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from tests.support.tools import CHECKOUT
+
+__all__ = ["GUEST", "GUEST_FILES", "Group", "Result", "scenarios"]
+
+GUEST = CHECKOUT / "tests" / "vm" / "guest"
+GUEST_FILES = sorted(GUEST.glob("test_*.py"))
+
+#: A group that takes longer has hung.
+_TIMEOUT_S = 900
+_PMEM_MIB = 1024
+
+
+class Result(NamedTuple):
+    """How a scenario went."""
+
+    outcome: str
+    seconds: float
+    text: str
+
+
+def scenarios(file: Path) -> list[str]:
+    """Give the names of the scenarios in a file of the guest's, without importing it."""
+    return re.findall(r"^def (test_\w+)", file.read_text(), re.MULTILINE)
+
+
+class Group:
+    """Scenarios of one file, all run in one boot of a virtual machine."""
+
+    def __init__(self, file: Path, names: list[str]) -> None:
+        self.share = CHECKOUT / "build" / "vm" / file.stem
+        self.share.mkdir(parents=True, exist_ok=True)
+        results = self.share / "results.jsonl"
+        results.unlink(missing_ok=True)
+        started = time.monotonic()
+        environment = {
+            "PYTHONPATH": f"{CHECKOUT / 'src'}:{CHECKOUT}",
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+            "WHOSEBLOCK_VM_RESULTS": str(results),
+        }
+        # -c: none of the host's own options; --confcutdir: none of its fixtures.
+        command = [
+            *(str(CHECKOUT / "tools/vm/run"), "--pmem", str(_PMEM_MIB), "--share", str(self.share)),
+            *("env", *(f"{name}={value}" for name, value in environment.items())),
+            *(sys.executable, "-m", "pytest"),
+            *("-c", str(GUEST / "pytest.ini"), "--confcutdir", str(GUEST)),
+            *(f"{file}::{name}" for name in names),
+        ]
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "VM_TIMEOUT": str(_TIMEOUT_S)},
+            check=False,
+        )
+        #: Whether the machine ended by itself: pytest's own verdict is 0 or 1.
+        self.whole = done.returncode in (0, 1)
+        self.said = done.stdout.decode(errors="replace").replace("\r\n", "\n")
+        (self.share / "output.log").write_text(self.said)
+        self.seconds = time.monotonic() - started
+        #: How each scenario went, by its name and its parameters.
+        self.results: dict[str, Result] = {}
+        for line in results.read_text().splitlines() if results.exists() else ():
+            self._add(json.loads(line))
+
+    def _add(self, phase: dict[str, str | float]) -> None:
+        """Put the phases of a scenario together: the worst says how it went."""
+        name = str(phase["test"])
+        before = self.results.get(name, Result("passed", 0, ""))
+        outcome = str(phase["outcome"]) if phase["outcome"] != "passed" else before.outcome
+        text = "\n".join(part for part in (before.text, str(phase["text"]).strip()) if part)
+        if phase["when"] == "teardown":
+            text = str(phase["text"]).strip()  # which has all that was printed
+            text = before.text if len(before.text) > len(text) else text
+        self.results[name] = Result(outcome, before.seconds + float(phase["seconds"]), text)
+
+    def result(self, name: str) -> Result:
+        """Say how a scenario went with each of its parameters, or how the machine ended before."""
+        found = {key: one for key, one in self.results.items() if key.partition("[")[0] == name}
+        seconds = sum(one.seconds for one in found.values())
+        bad = {key: one for key, one in found.items() if one.outcome != "passed"}
+        if bad:
+            return Result("failed", seconds, "\n".join(f"{key}:\n{bad[key].text}" for key in bad))
+        if found and self.whole:
+            return Result("passed", seconds, "")
+        console = self.share / "console.log"
+        last = console.read_text(errors="replace")[-4000:] if console.exists() else ""
+        return Result("failed", 0, f"it has not been run to its end:\n{self.said[-4000:]}\n{last}")
