@@ -162,11 +162,18 @@ class _Work:
                 "quarantine": self._options["quarantine"],
             }
             notice = Notice(self._options["command"], self._options["signal_name"])
+            self._show(planned)
+            try:
+                if self._options["applied"]:
+                    self._confirm(planned)
+            except (click.UsageError, click.Abort):
+                # What nobody agreed to must not be gone on with by --resume.
+                record(self._run, planned, copies, notice, kept | {"applied": False})
+                raise
             plan = record(self._run, planned, copies, notice, kept)
-            self._show(planned, plan)
+            self._show_plan(plan)
             if not self._options["applied"]:
                 return
-            self._confirm(planned)
             asked = {
                 failure: one.asked for failure, one in zip(plan.failures, planned, strict=True)
             }
@@ -296,13 +303,15 @@ class _Work:
 
     # ------------------------------------------------------------------ presentation
 
-    def _show(self, planned: "Sequence[Planned]", plan: "Plan") -> None:
+    def _show(self, planned: "Sequence[Planned]") -> None:
+        if not self._options["as_json"]:
+            for one in planned:
+                click.echo(_printed(_describe(one)))
+
+    def _show_plan(self, plan: "Plan") -> None:
         if self._options["as_json"]:
             _write_json({"plan": plan.id, "failures": list(plan.failures), "steps": plan.steps})
-            return
-        for one in planned:
-            click.echo(_printed(_describe(one)))
-        if plan.steps and not self._options["applied"]:
+        elif plan.steps and not self._options["applied"]:
             click.echo(f"plan {plan.id} is in the journal; nothing was done: --apply does it")
 
     def _tell(self, outcome: "Outcome") -> None:

@@ -57,6 +57,8 @@ class Keeper:
         try:
             calls.clone_range(owner.fd, owner.place.offset, length, self.fd, 0)
         except OSError as error:
+            if error.errno == errno.ETXTBSY:
+                raise RefusedError(f"inode {owner.place.inode}: it is swap space") from error
             if error.errno != errno.EOPNOTSUPP:
                 raise
             raise RefusedError("the filesystem was made to share no blocks (reflink=0)") from error
