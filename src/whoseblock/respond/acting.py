@@ -6,6 +6,7 @@ is found out anew each time.  The plan only says which owners may be changed.
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from hashlib import sha256
 from typing import NamedTuple
 
 import msgspec
@@ -34,7 +35,7 @@ from whoseblock.respond.reasons import ChangedError, NotHealedError, NotNowError
 from whoseblock.respond.relocate import Change, Keeper, Source, overwrite, relocate
 from whoseblock.respond.sites import Site
 
-__all__ = ["StepParameters", "act", "check", "parameters_of"]
+__all__ = ["Memory", "StepParameters", "act", "check", "parameters_of"]
 
 #: How often the owners of a run are looked at again of which others were changed meanwhile.
 _ROUNDS = 4
@@ -93,7 +94,33 @@ class Done(NamedTuple):
     kept: Sequence[ByteRange] = ()
 
 
-def act(kind: Act, step: StepParameters, site: Site, journal_device: int | None) -> Done:
+class Memory:
+    """What the journal knows of the replacement that owners were given, by its digest.
+
+    An attempt that was broken off may have given it to some of them.  What these have now is good
+    for the others, too, only if it is the very same: they may have been written anew since.
+    """
+
+    def __init__(self, digest: str, note: Callable[[str], None]) -> None:
+        self.digest = digest
+        self._note = note
+
+    def check(self, data: bytes) -> None:
+        """Journal a replacement before anybody is given it.
+
+        Raises `RefusedError` if others were given another one.
+        """
+        digest = sha256(data).hexdigest()
+        if self.digest not in ("", digest):
+            raise RefusedError("the good copy is not the one that other owners were given")
+        if not self.digest:
+            self._note(digest)
+        self.digest = digest
+
+
+def act(
+    kind: Act, step: StepParameters, site: Site, journal_device: int | None, memory: Memory
+) -> Done:
     """Do a step.
 
     ``journal_device`` is the number of the device that the journal is on, None if it is on none of
@@ -114,7 +141,7 @@ def act(kind: Act, step: StepParameters, site: Site, journal_device: int | None)
                 return _zero(fs, step, site, journal_device)
             if kind is Act.ZERO:
                 raise ChangedError(f"somebody has {step.run} by now")
-            done = _Change(fs, site, step, kind, keeper).run(in_place=number == 0)
+            done = _Change(fs, site, step, kind, keeper, memory).run(in_place=number == 0)
             if done is not None:
                 return done
     raise ChangedError("the owners change all the time")
@@ -183,14 +210,16 @@ def _settle(site: Site, keeper: Keeper) -> Done:
 class _Change:
     """One attempt to give the owners of a run something else."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - all that a step is about
         self,
         fs: LiveFilesystem,
         site: Site,
         step: StepParameters,
         kind: Act,
         keeper: QuarantineKeeper | None,
+        memory: Memory,
     ) -> None:
+        self._memory = memory
         self._fs = fs
         self._site = site
         self._step = step
@@ -212,6 +241,8 @@ class _Change:
                 return Done("every sector can be read again: nothing was changed")
             others = self._changed_before(owners, files)
             change = Change(content, self._replacement(content, [*owners, *others]))
+            if self._kind is Act.RESTORE and change.replacement is not None:
+                self._memory.check(change.replacement)
             if in_place and len(owners) == 1 and not others and self._may_overwrite(change):
                 with contextlib.suppress(NotNowError):
                     if overwrite(self._fs, device, owners[0], change):
@@ -253,6 +284,8 @@ class _Change:
         An attempt that was broken off may have given them the good copy, and theirs may be the
         only one there is.
         """
+        if not self._memory.digest:
+            return []
         here = {owner.place for owner in owners}
         found = []
         for place in self._step.owners:
