@@ -307,13 +307,14 @@ def test_passwords(own_server: Postgres) -> None:
     deadline = time.monotonic() + 10
     wrong = url.replace("s3cr3t", "s3cr3t2")
     while True:
+        # A server that closes the connection at once may be quicker than its own reason.
         try:
             open_journal(wrong).close()
-        except JournalError:
-            break
+        except JournalError as refused:
+            error = refused
+            if "does not let this user in" in str(error):
+                break
         assert time.monotonic() < deadline
-    error = refusal(lambda: open_journal(wrong))
-    assert "does not let this user in" in str(error)
     assert "s3cr3t" not in f"{error} {error.hint}"
     with opened(url) as (journal, run):
         step_of(run)
