@@ -13,6 +13,7 @@ __all__ = [
     "fallocate",
     "insert_range",
     "punch_hole",
+    "sync_filesystem",
     "zero_range",
 ]
 
@@ -71,3 +72,8 @@ def clone_range(source: int, offset: int, length: int, target: int, to: int) -> 
 def exchange_names(one: bytes, other: bytes) -> None:
     """Let two names change their inodes."""
     _check(_libc.renameat2(_AT_FDCWD, one, _AT_FDCWD, other, _RENAME_EXCHANGE))
+
+
+def sync_filesystem(file: int) -> None:
+    """Have all of the filesystem that a file is on written out."""
+    _check(_libc.syncfs(file))

@@ -28,7 +28,7 @@ from whoseblock.respond.owners import (
     owners_now,
     places_of,
 )
-from whoseblock.respond.planning import Act, Part
+from whoseblock.respond.planning import Act, Part, in_quarantine
 from whoseblock.respond.quarantine import QuarantineKeeper
 from whoseblock.respond.reasons import ChangedError, NotHealedError, NotNowError, RefusedError
 from whoseblock.respond.relocate import Change, Keeper, Source, overwrite, relocate
@@ -70,6 +70,7 @@ def parameters_of(part: Part, copies: Copies | None, *, quarantine: bool) -> Ste
         if isinstance(row, FileOwner)
         and row.file_offset is not None
         and isinstance(row.generation, int)
+        and not in_quarantine(row)
     )
     return StepParameters(
         layer=part.site.layer.name,
@@ -164,6 +165,8 @@ def _settle(site: Site, keeper: Keeper) -> Done:
     """Heal blocks that only their keeper has, or keep them for good."""
     with contextlib.closing(site.device()) as device:
         failing = device.failing([keeper.run])
+        if isinstance(keeper, QuarantineKeeper) and keeper.kept:
+            return Done(f"{keeper.run} is in quarantine", kept=failing)
         healed = "zeroed"
         try:
             keeper.heal(device)
@@ -318,9 +321,13 @@ class _Change:
 def _source(others: Sequence[OpenOwner], change: Change) -> Source | None:
     """Find a file that an earlier attempt gave the very replacement: it is to stay shared."""
     data, run = change.replacement, change.before.run
-    for owner in others if data is not None else ():
+    if data is None:
+        return None
+    for owner in others:
+        # The last block of a file is rarely full.
+        length = min(run.length, owner.size - owner.place.offset)
         with contextlib.suppress(MediaError, WhoseblockError), DirectMedia(owner.fd) as media:
-            if media.pread(owner.place.offset, run.length) == data:
+            if length > 0 and media.pread(owner.place.offset, length) == data[:length]:
                 return Source(owner.fd, owner.place.offset)
     return None
 

@@ -1,7 +1,8 @@
 """Plans in the journal, and doing what they say: journaled before, verified after."""
 
+import errno
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -22,6 +23,8 @@ __all__ = ["Notice", "Outcome", "Planned", "apply", "record"]
 
 #: The kinds of steps that tell others; `Act` has those that change something.
 _EXEC, _SIGNAL = "exec", "signal"
+#: Of a file that must not be changed; swap space is busy text for the kernel, too.
+_REFUSALS: Final = {errno.ETXTBSY, errno.EPERM, errno.EACCES, errno.EROFS}
 
 
 class Planned(NamedTuple):
@@ -139,10 +142,16 @@ def _do(run: Run, step: Step, doing: _Doing) -> Outcome:
     except RefusedError as error:
         run.left(step.id, str(error))
         return Outcome(step, State.LEFT, str(error))
-    except (NotHealedError, NotifyError, WhoseblockError, OSError) as error:
-        says = getattr(error, "strerror", None) or str(error)
-        run.failed(step.id, says)
-        return Outcome(step, State.FAILED, says)
+    except OSError as error:
+        if error.errno in _REFUSALS:
+            says = f"the kernel refuses: {error.strerror}"
+            run.left(step.id, says)
+            return Outcome(step, State.LEFT, says)
+        run.failed(step.id, error.strerror or str(error))
+        return Outcome(step, State.FAILED, error.strerror or str(error))
+    except (NotHealedError, NotifyError, WhoseblockError) as error:
+        run.failed(step.id, str(error))
+        return Outcome(step, State.FAILED, str(error))
 
 
 def _change(run: Run, step: Step, doing: _Doing) -> Outcome:

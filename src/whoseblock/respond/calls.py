@@ -18,6 +18,7 @@ from typing import Final
 from whoseblock.respond.reasons import ChangedError, NotNowError
 
 __all__ = [
+    "BusyError",
     "clone_range",
     "commit_range",
     "keeping_attributes",
@@ -96,19 +97,27 @@ def sample(file: int) -> bytearray | None:
     return request
 
 
-def commit_range(file: int, start: int, length: int, other: int, noted: bytearray) -> None:
+class BusyError(ChangedError):
+    """Somebody changed a file between `sample` and `commit_range`, perhaps another part of it."""
+
+
+def commit_range(file: int, start: int, length: int, other: int, noted: bytearray) -> bool:
     """Exchange blocks of ``file`` with those that ``other`` has from its byte 0 on.
 
     All at once, and only if nobody has changed the file since `sample`: otherwise raises
-    `ChangedError`.
+    `BusyError`.  False if the filesystem was made without that feature.
     """
     _COMMIT.pack_into(noted, 0, other, 0, start, length, _XFS_EXCHANGE_RANGE_DSYNC)
     try:
         fcntl.ioctl(file, _XFS_IOC_COMMIT_RANGE, noted)
     except OSError as error:
         if error.errno == errno.EBUSY:
-            raise ChangedError("somebody writes to it just now") from error
+            raise BusyError("somebody writes to it just now") from error
+        # The kernel samples files also where it cannot exchange their ranges.
+        if error.errno == errno.EOPNOTSUPP:
+            return False
         raise
+    return True
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from whoseblock.ranges import ByteRange
 from whoseblock.respond.owners import QUARANTINE, is_nobodys, whole_blocks
 from whoseblock.respond.sites import Site, failing_at
 
-__all__ = ["Act", "Options", "Part", "parts_of"]
+__all__ = ["Act", "Options", "Part", "in_quarantine", "parts_of"]
 
 
 class Act(StrEnum):
@@ -95,7 +95,23 @@ def parts_of(site: Site, rows: list[Owner], options: Options) -> Iterator[Part]:
             act, says = _act(site, owners, options)
             if not answer.complete and act is not Act.ADVISE:
                 act, says = Act.ADVISE, "whose it is, is not certain: nothing is done"
-            yield Part(site, part, bad, owners, act, says, answer.notes)
+            if act is not Act.PUNCH:
+                yield Part(site, part, bad, owners, act, says, answer.notes)
+                continue
+            for low, high in _by_loss(part, bad, filesystem.block_size):
+                mine = tuple(_clipped(row, low, high) for row in owners)
+                piece = ByteRange(low, high - low)
+                lost = tuple(_within(bad, piece))
+                yield Part(site, piece, lost, mine, act, says, answer.notes)
+
+
+def _by_loss(run: ByteRange, bad: Sequence[ByteRange], block: int) -> Iterator[tuple[int, int]]:
+    """Cut a run between blocks that are lost as a whole, which become holes, and others."""
+    edges = {run.start, run.end}
+    for one in bad:
+        low, high = -(-one.start // block) * block, one.end // block * block
+        edges |= {low, high} if low < high else set()
+    return pairwise(sorted(edges))
 
 
 def _same_owners(rows: Sequence[Owner]) -> Iterator[tuple[ByteRange, tuple[Owner, ...]]]:
@@ -126,17 +142,21 @@ def _within(ranges: Iterable[ByteRange], run: ByteRange) -> Iterator[ByteRange]:
 
 
 def _act(site: Site, owners: Sequence[Owner], options: Options) -> tuple[Act, str]:
-    if any(_in_quarantine(row) for row in owners):
+    kept = [row for row in owners if in_quarantine(row)]
+    if kept and len(kept) == len(owners):
         return Act.NOTHING, "in quarantine: nobody is given it"
+    if kept and not options.quarantine:
+        return Act.ADVISE, "putting it into quarantine was broken off: --quarantine goes on with it"
     if is_nobodys(owners):
         return Act.ZERO, _zeroing(site, owners)
     data = [row for row in owners if isinstance(row, FileOwner) and row.what == "data"]
     if len(data) == len(owners):
-        return _data(site, len(data), options)
+        return _data(site, len(data) - len(kept), options)
     return Act.ADVISE, _advice(owners[0])
 
 
-def _in_quarantine(row: Owner) -> bool:
+def in_quarantine(row: Owner) -> bool:
+    """Whether a row is a file that keeps failed blocks for ever."""
     return (
         isinstance(row, FileOwner)
         and isinstance(row.paths, tuple)

@@ -20,8 +20,8 @@ _FLAGS: Final = os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
 class QuarantineKeeper(Keeper):
     """A keeper with a name, ``START+LENGTH`` in `QUARANTINE`, which stays.
 
-    One that a killed run left is taken up again.  Raises `RefusedError` if the blocks are in
-    quarantine already, and `NotNowError` if no file can be made.
+    One that a killed run left is taken up again; ``kept`` says whether it is immutable already.
+    Raises `RefusedError` if it cannot be used, and `NotNowError` if no file can be made.
     """
 
     def __init__(self, fs: LiveFilesystem, run: ByteRange) -> None:
@@ -29,19 +29,25 @@ class QuarantineKeeper(Keeper):
         with contextlib.ExitStack() as undo:
             self._folder = _open_folder(fs)
             undo.callback(os.close, self._folder)
-            try:
-                fd = os.open(self.name, _FLAGS, 0o600, dir_fd=self._folder)
-            except PermissionError as error:
-                raise RefusedError(f"{run} is in quarantine already") from error
-            except OSError as error:
-                raise NotNowError(f"no file can be made there: {error.strerror}") from error
+            self.kept, fd = self._open()
             undo.callback(os.close, fd)
             super().__init__(fs, run, fd)
             if not self.has_run():
+                if self.kept:
+                    raise RefusedError(f"{run} in quarantine are other blocks by now")
                 os.ftruncate(fd, 0)
             # The name is on the disk before any owner is changed.
             os.fsync(self._folder)
             undo.pop_all()
+
+    def _open(self) -> tuple[bool, int]:
+        try:
+            return False, os.open(self.name, _FLAGS, 0o600, dir_fd=self._folder)
+        except PermissionError:
+            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+            return True, os.open(self.name, flags, dir_fd=self._folder)
+        except OSError as error:
+            raise NotNowError(f"no file can be made there: {error.strerror}") from error
 
     def keep(self) -> None:
         """Keep the blocks for good."""

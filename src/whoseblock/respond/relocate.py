@@ -57,6 +57,8 @@ class Keeper:
         try:
             calls.clone_range(owner.fd, owner.place.offset, length, self.fd, 0)
         except OSError as error:
+            if error.errno == errno.ETXTBSY:
+                raise RefusedError(f"inode {owner.place.inode}: it is swap space") from error
             if error.errno != errno.EOPNOTSUPP:
                 raise
             raise RefusedError("the filesystem was made to share no blocks (reflink=0)") from error
@@ -152,28 +154,37 @@ class _Replacement:
         data: bytes | None,
         source: Source | None,
     ) -> None:
+        self._fs = fs
+        self._stack = stack
         self._data = data
-        self._source = source
-        if data is not None and source is None:
-            fd = _temporary(fs)
-            stack.callback(_give_back, fd, len(data))
-            _write(fd, data)
-            self._source = Source(fd, 0)
+        self._given = source
+        # By their lengths: a last block that is not full is shared only up to the end of a file.
+        self._written: dict[int, Source] = {}
 
     def put_into(self, spare: int, length: int) -> None:
         """Give a spare file the first ``length`` bytes, which then are all it has."""
-        if self._data is None or self._source is None:
+        if self._data is None:
             os.ftruncate(spare, length)
-            return
-        try:
-            calls.clone_range(self._source.fd, self._source.offset, len(self._data), spare, 0)
-        except OSError as error:
-            # No sharing here, or not of a last block that is not full.
-            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
-                raise
-            _write(spare, self._data)
-        if length < len(self._data):
-            os.ftruncate(spare, length)
+        elif self._given is None or not _shares(self._given, length, spare):
+            if length not in self._written:
+                fd = _temporary(self._fs)
+                self._stack.callback(_give_back, fd, len(self._data))
+                _write(fd, self._data[:length])
+                self._written[length] = Source(fd, 0)
+            if not _shares(self._written[length], length, spare):
+                _write(spare, self._data[:length])
+
+
+def _shares(source: Source, length: int, spare: int) -> bool:
+    """Let a spare file share what a file has; False if that cannot be."""
+    try:
+        calls.clone_range(source.fd, source.offset, length, spare, 0)
+    except OSError as error:
+        # No sharing here, or not from the middle of a block.
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+            raise
+        return False
+    return True
 
 
 class _Exchange:
@@ -190,26 +201,30 @@ class _Exchange:
 
     def run(self, spare: int, length: int) -> None:
         """Do it, however many others write to other parts of the file."""
-        file, start = self._owner.fd, self._owner.place.offset
         for attempt in range(1, _ATTEMPTS + 1):
-            with calls.keeping_attributes(file):
-                noted = calls.sample(file)
-                if noted is None:
-                    with calls.write_lease(file):
-                        self.check()
-                        if self._change.replacement is None:
-                            calls.punch_hole(file, start, self._block.length)
-                        else:
-                            calls.clone_range(spare, 0, length, file, start)
-                    return
-                self.check()
-                try:
-                    calls.commit_range(file, start, length, spare, noted)
-                except ChangedError:
-                    if attempt == _ATTEMPTS:
-                        raise
-                    continue
+            try:
+                # An error leaves the times and rights as others made them.
+                with calls.keeping_attributes(self._owner.fd):
+                    self._once(spare, length)
+            except calls.BusyError:
+                if attempt == _ATTEMPTS:
+                    raise
+            else:
                 return
+
+    def _once(self, spare: int, length: int) -> None:
+        file, start = self._owner.fd, self._owner.place.offset
+        noted = calls.sample(file)
+        if noted is not None:
+            self.check()
+            if calls.commit_range(file, start, length, spare, noted):
+                return
+        with calls.write_lease(file):
+            self.check()
+            if self._change.replacement is None:
+                calls.punch_hole(file, start, self._block.length)
+            else:
+                calls.clone_range(spare, 0, length, file, start)
 
     def check(self) -> None:
         """See that the owner has the run still, and that it holds what it did.
@@ -306,6 +321,10 @@ def _write(file: int, data: bytes) -> None:
     while at < len(view):
         at += os.pwrite(file, view[at:], at)
     os.fsync(file)
+    # A medium that fails in one place may fail in another, too: nobody is given what is not there.
+    with DirectMedia(file, reopen=False) as media:
+        if media.pread(0, len(data)) != data:
+            raise NotHealedError("what was written elsewhere does not read as it was written")
 
 
 def _give_back(file: int, length: int) -> None:
