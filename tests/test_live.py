@@ -268,6 +268,36 @@ def test_mounted_in_another_namespace_only(zoo: Zoo, tmp_path: Path) -> None:
     assert not any(place.iterdir())
 
 
+@pytest.mark.parametrize("times", [1, 64, 65, 2047, 5000])
+def test_a_block_that_a_file_has_many_times(tmp_path: Path, times: int) -> None:
+    """The kernel gives a few records at a time, and has to be asked for the next ones."""
+    need_loop_mounts()
+    image = tmp_path / "many.xfs"
+    sparse_file(image, 320 << 20)
+    run([xfsprogs("mkfs.xfs"), "-q", "-m", "rmapbt=1,reflink=1", image])
+    with mounted(image) as folder:
+        many, other = os.fsdecode(folder + b"/many"), os.fsdecode(folder + b"/other")
+        shares = "".join(f"reflink {many} 0 {8192 * n} 4096\n" for n in range(1, times))
+        run([xfsprogs("xfs_io"), "-f", "-c", "pwrite 0 4096", "-c", "fsync", many])
+        run([xfsprogs("xfs_io"), many], shares.encode())
+        run([xfsprogs("xfs_io"), "-f", "-c", f"reflink {many} 0 4096 4096", other])
+        with live(folder) as fs:
+            rows = [row for row in fs.owners(0, fs.size) if isinstance(row, FileOwner)]
+            (start,) = {row.start for row in rows if row.paths == ("/other",)}
+            answer = fs.owners(start, 4096)
+            files = [row for row in answer if isinstance(row, FileOwner)]
+            assert [row.file_offset for row in files if row.paths == ("/other",)] == [4096]
+            offsets = [row.file_offset for row in files if row.paths == ("/many",)]
+            if times < 2048:
+                assert answer.complete is True, answer.notes
+                assert offsets == [8192 * n for n in range(times)]
+            else:
+                # More than the kernel gives in one answer: that something is missing is said.
+                assert answer.complete is False
+                assert offsets == [8192 * n for n in range(len(offsets))]
+                assert any("too often in one file" in note for note in answer.notes)
+
+
 def test_what_the_kernel_has_shut_down_is_read_from_the_disk(zoo: Zoo, tmp_path: Path) -> None:
     need_loop_mounts()
     truth = zoo.filled("4k")

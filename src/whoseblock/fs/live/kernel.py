@@ -16,7 +16,10 @@ from typing import Final
 
 from whoseblock.errors import PrivilegeError
 from whoseblock.fs.live.format import (
+    FMR_OF_ATTR_FORK,
+    FMR_OF_EXTENT_MAP,
     FMR_OF_LAST,
+    FMR_OF_SPECIAL_OWNER,
     FS_IOC_GETFSMAP,
     FSID_BYTES,
     GEOMETRY_BYTES,
@@ -62,7 +65,10 @@ __all__ = [
 ]
 
 #: Records asked for at once: few of a failed page, many of all that a disk has lost.
-_FIRST_ROOM, _MORE_ROOM = 64, 4096
+#: Not more than 2048: XFS goes on by itself after so many, less carefully than `fsmap`.
+_FIRST_ROOM, _MORE_ROOM = 64, 2048
+#: Whose blocks are of nobody else.
+_NEVER_SHARED: Final = FMR_OF_SPECIAL_OWNER | FMR_OF_ATTR_FORK | FMR_OF_EXTENT_MAP
 _DIRECTORY_BYTES: Final = 1 << 16
 _PARENTS_BYTES: Final = 1 << 16
 _FEW: Final = 16
@@ -118,16 +124,33 @@ def fsmap(fd: int, device: int, start: int, end: int) -> Iterator[Fsmap]:
 
     They are whole, in the kernel's order.  Raises OSError, perhaps after some.
     """
-    last: Fsmap | None = None
+    after: Fsmap | None = None
+    given: set[tuple[int, int, int]] = set()
+    lost: set[int] = set()
     room = _FIRST_ROOM
     while True:
-        request = fsmap_request(room, device, start, end, last)
+        request = fsmap_request(room, device, start, end, after)
         fcntl.ioctl(fd, FS_IOC_GETFSMAP, request)
         _, records = read_fsmap(request)
-        yield from records
+        yield from (one for one in records if one[2:5] not in given)
         if len(records) < room or records[-1].flags & FMR_OF_LAST:
-            return
-        last, room = records[-1], _MORE_ROOM
+            break
+        after = records[-1]
+        given = set()
+        if not after.flags & _NEVER_SHARED:
+            # Asked to go on after a record, XFS leaves out all others in which the same file has
+            # the same block. So go on after the file before, and pass over what was given.
+            physical, owner = after.physical, after.owner
+            same = [one for one in records if (one.physical, one.owner) == (physical, owner)]
+            if len(same) < len(records) or room < _MORE_ROOM:
+                after = after._replace(owner=owner - 1)
+                given = {one[2:5] for one in same}  # physical, owner, offset
+            else:
+                lost.add(owner)
+        room = _MORE_ROOM
+    if lost:
+        files = ", ".join(map(str, sorted(lost)))
+        raise OSError(errno.EOVERFLOW, f"a block is too often in one file, inode {files}")
 
 
 # ---------------------------------------------------------------------- XFS
