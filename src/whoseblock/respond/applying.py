@@ -15,7 +15,7 @@ from whoseblock.respond.acting import StepParameters, act, check, parameters_of
 from whoseblock.respond.copies import Copies
 from whoseblock.respond.notify import NotifyError, run_command, signal_processes
 from whoseblock.respond.planning import Act, Part
-from whoseblock.respond.reasons import NotHealedError, RefusedError
+from whoseblock.respond.reasons import NotHealedError, RefusedError, UnguardedError
 from whoseblock.respond.sites import Site
 
 __all__ = ["Notice", "Outcome", "Planned", "apply", "record"]
@@ -139,7 +139,7 @@ def _do(run: Run, step: Step, doing: _Doing) -> Outcome:
     except RefusedError as error:
         run.left(step.id, str(error))
         return Outcome(step, State.LEFT, str(error))
-    except (NotHealedError, NotifyError, WhoseblockError, OSError) as error:
+    except (NotHealedError, UnguardedError, NotifyError, WhoseblockError, OSError) as error:
         says = getattr(error, "strerror", None) or str(error)
         run.failed(step.id, says)
         return Outcome(step, State.FAILED, says)
