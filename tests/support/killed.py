@@ -3,7 +3,8 @@
 As a program, ``python -m tests.support.killed``, it reads one JSON object a line: the ``arguments``
 of a command line; ``trace``, a file to which each boundary is appended as it is passed; ``output``,
 a file for all that is printed; and when to die by SIGKILL: ``at`` boundary of this number,
-``after`` it or before, or ``delay`` seconds after the beginning.  For each it prints one line, what
+``after`` it or before, or ``delay`` seconds after the beginning; with ``guard``, the guard of a
+frozen filesystem dies in its place.  For each it prints one line, what
 became of the run.  Each runs in a process of its own, forked from one that has imported everything:
 hundreds of them take no longer than they must.
 
@@ -17,6 +18,7 @@ import os
 import pkgutil
 import select
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -59,13 +61,15 @@ class Boundaries:
 
     def __init__(self) -> None:
         self.trace: int | None = None
+        self.guard: subprocess.Popen[bytes] | None = None
+        self._instead = False
         self._at: int | None = None
         self._after = False
         self._count = 0
 
-    def watch(self, trace: str, at: int | None, *, after: bool) -> None:
-        self.trace = os.open(trace, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        self._at, self._after = at, after
+    def watch(self, order: dict[str, Any]) -> None:
+        self.trace = os.open(order["trace"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        self._at, self._after, self._instead = order["at"], order["after"], order["guard"]
 
     def wrap(self, owner: Any, attribute: str, name: str = "") -> None:
         """Make a boundary of a function of a module, or of a method."""
@@ -96,7 +100,10 @@ class Boundaries:
         assert self.trace is not None
         os.write(self.trace, f"{told}\n".encode())
         if number == self._at and after is self._after:
-            os.kill(os.getpid(), signal.SIGKILL)
+            if not self._instead:
+                os.kill(os.getpid(), signal.SIGKILL)
+            assert self.guard is not None
+            self.guard.kill()
 
 
 def _bound() -> Boundaries:
@@ -111,14 +118,16 @@ def _bound() -> Boundaries:
             boundaries.wrap(owner, name, told)
     boundaries.wrap(relocate, "_temporary", "temporary")
     boundaries.wrap(relocate, "_give_back", "give_back")
+    start_guard = freezing._start_guard
+
+    def starting(*arguments: Any) -> Any:
+        boundaries.guard = start_guard(*arguments)
+        return boundaries.guard
+
+    freezing._start_guard = starting
     boundaries.wrap(freezing, "_start_guard", "start_guard")
-    order = freezing._order
-
-    def ordering(ours: Any, what: bytes, why: str) -> None:
-        name = "freeze" if what == freezing.guard.FREEZE else "thaw"
-        boundaries.passing(name, lambda: order(ours, what, why))
-
-    freezing._order = ordering
+    for name in ("freeze", "thaw", "close"):
+        boundaries.wrap(freezing._Guard, name, {"close": "Guard.close"}.get(name, name))
     return boundaries
 
 
@@ -137,7 +146,7 @@ def _child(boundaries: Boundaries, order: dict[str, Any]) -> None:
     for fd, to in ((nothing, 0), (output, 1), (output, 2)):
         os.dup2(fd, to)
     os.closerange(3, 64)
-    boundaries.watch(order["trace"], order.get("at"), after=bool(order.get("after")))
+    boundaries.watch(order)
     sys.argv = ["whoseblock", *order["arguments"]]
     try:
         cli.main()
@@ -161,7 +170,7 @@ def main() -> None:
             _child(boundaries, order)
         handle = os.pidfd_open(child)
         # Not reaped yet, its number is nobody else's.
-        if not select.select([handle], [], [], order.get("delay"))[0]:
+        if not select.select([handle], [], [], order["delay"])[0]:
             signal.pidfd_send_signal(handle, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
         os.close(handle)

@@ -85,7 +85,9 @@ class Victim:
         at: int | None = None,
         after: bool = False,
         delay: float | None = None,
+        guard: bool = False,
     ) -> Ran:
+        """Run it, and kill it at a boundary, or its ``guard``, or after a while."""
         self.runs += 1
         trace, output = self.folder / f"trace{self.runs}", self.folder / f"output{self.runs}"
         order = {
@@ -95,6 +97,7 @@ class Victim:
             "at": at,
             "after": after,
             "delay": delay,
+            "guard": guard,
         }
         assert self.program.stdin is not None
         assert self.program.stdout is not None
