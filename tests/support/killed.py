@@ -3,9 +3,10 @@
 As a program, ``python -m tests.support.killed``, it reads one JSON object a line: the ``arguments``
 of a command line; ``trace``, a file to which each boundary is appended as it is passed; ``output``,
 a file for all that is printed; and when to die by SIGKILL: ``at`` boundary of this number,
-``after`` it or before, or ``delay`` seconds after the beginning.  For each it prints one line, what
-became of the run.  Each runs in a process of its own, forked from one that has imported everything:
-hundreds of them take no longer than they must.
+``after`` it or before, or ``delay`` seconds after the beginning; with ``guard``, the guard of the
+frozen filesystem dies in its place.  For each it prints one line, what became of the run.  Each
+runs in a process of its own, forked from one that has imported everything: hundreds of them take
+no longer than they must.
 
 A boundary is a call that makes something durable, or acts on a device or a file.
 """
@@ -17,7 +18,7 @@ import os
 import pkgutil
 import select
 import signal
-import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -27,7 +28,7 @@ import whoseblock
 from whoseblock import cli
 from whoseblock.journal.run import Run
 from whoseblock.media.direct import DirectMedia
-from whoseblock.respond import calls, freezing, guard, relocate
+from whoseblock.respond import calls, freezing, relocate
 from whoseblock.respond.device import Device
 from whoseblock.respond.quarantine import QuarantineKeeper
 from whoseblock.respond.relocate import Keeper
@@ -60,13 +61,15 @@ class Boundaries:
 
     def __init__(self) -> None:
         self.trace: int | None = None
+        self._guard: int | None = None
+        self._instead = False
         self._at: int | None = None
         self._after = False
         self._count = 0
 
-    def watch(self, trace: str, at: int | None, *, after: bool) -> None:
-        self.trace = os.open(trace, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        self._at, self._after = at, after
+    def watch(self, order: dict[str, Any]) -> None:
+        self.trace = os.open(order["trace"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        self._at, self._after, self._instead = order["at"], order["after"], order["guard"]
 
     def wrap(self, owner: object, attribute: str, name: str = "") -> None:
         """Make a boundary of a function of a module, or of a method."""
@@ -86,10 +89,14 @@ class Boundaries:
         number = self._count
         self._pass(f"< {number} {name}", number, after=False)
         try:
-            return act()
+            result = act()
         except BaseException as error:
             name += f": {error!r}"
             raise
+        else:
+            if isinstance(result, subprocess.Popen):
+                self._guard = result.pid
+            return result
         finally:
             self._pass(f"> {number} {name}", number, after=True)
 
@@ -97,7 +104,10 @@ class Boundaries:
         assert self.trace is not None
         os.write(self.trace, f"{told}\n".encode())
         if number == self._at and after is self._after:
-            os.kill(os.getpid(), signal.SIGKILL)
+            if not self._instead:
+                os.kill(os.getpid(), signal.SIGKILL)
+            assert self._guard is not None
+            os.kill(self._guard, signal.SIGKILL)
 
 
 def _bound() -> Boundaries:
@@ -113,13 +123,8 @@ def _bound() -> Boundaries:
     boundaries.wrap(relocate, "_temporary", "temporary")
     boundaries.wrap(relocate, "_give_back", "give_back")
     boundaries.wrap(freezing, "_start_guard", "start_guard")
-    order = freezing._order
-
-    def ordering(ours: socket.socket, what: bytes, why: str) -> None:
-        name = "freeze" if what == guard.FREEZE else "thaw"
-        boundaries.passing(name, lambda: order(ours, what, why))
-
-    freezing._order = ordering  # type: ignore[assignment] # the same but for its name
+    for name in ("freeze", "thaw", "close"):
+        boundaries.wrap(freezing._Guard, name, {"close": "Guard.close"}.get(name, name))
     return boundaries
 
 
@@ -138,7 +143,7 @@ def _child(boundaries: Boundaries, order: dict[str, Any]) -> None:
     for fd, to in ((nothing, 0), (output, 1), (output, 2)):
         os.dup2(fd, to)
     os.closerange(3, 64)
-    boundaries.watch(order["trace"], order.get("at"), after=bool(order.get("after")))
+    boundaries.watch(order)
     sys.argv = ["whoseblock", *order["arguments"]]
     try:
         cli.main()
@@ -162,7 +167,7 @@ def main() -> None:
             _child(boundaries, order)
         handle = os.pidfd_open(child)
         # Not reaped yet, its number is nobody else's.
-        if not select.select([handle], [], [], order.get("delay"))[0]:
+        if not select.select([handle], [], [], order["delay"])[0]:
             signal.pidfd_send_signal(handle, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
         os.close(handle)

@@ -85,7 +85,9 @@ class Victim:
         at: int | None = None,
         after: bool = False,
         delay: float | None = None,
+        guard: bool = False,
     ) -> Ran:
+        """Run it, and kill it at a boundary, or its ``guard``, or after a while."""
         self.runs += 1
         trace, output = self.folder / f"trace{self.runs}", self.folder / f"output{self.runs}"
         order = {
@@ -95,6 +97,7 @@ class Victim:
             "at": at,
             "after": after,
             "delay": delay,
+            "guard": guard,
         }
         assert self.program.stdin is not None
         assert self.program.stdout is not None
@@ -300,6 +303,13 @@ class Ground:
             return []
         with open_journal(str(self.journal), write=False) as journal:
             return [journal.plan(number) for number in range(after + 1, self.last_plan() + 1)]
+
+    def is_closed(self, plan: Plan) -> bool:
+        """Whether all failures that a plan concerns are closed; they are so together here."""
+        with open_journal(str(self.journal), write=False) as journal:
+            closed = {journal.history(one).failure.closed is not None for one in plan.failures}
+        (answer,) = closed
+        return answer
 
     def last_plan(self) -> int:
         """Ask the database itself for the number of the newest plan, 0 if there is none."""

@@ -145,6 +145,7 @@ class _Work:
         self._options = options
         self._left: list[Outcome] = []
         self._declined = False
+        self._out_of_reach = False
 
     def respond(self, path: str | None, given: Given) -> None:
         """Plan, and do it if that is wanted."""
@@ -268,6 +269,7 @@ class _Work:
                     list(finder.answers(asked.values(), Wish(paths=False)))
                     self._apply(plan, target, finder, asked)
             except TargetError as error:
+                self._out_of_reach = True
                 click.echo(f"plan {plan.id}: {printable(str(error))}", err=True)
 
     def _apply(
@@ -297,6 +299,8 @@ class _Work:
         """Say with the exit code if something was left undone."""
         if self._declined:
             raise LeftUndoneError("nothing was done")
+        if self._out_of_reach and not self._left:
+            raise LeftUndoneError("what was broken off cannot be gone on with: see above")
         if self._left:
             what = "a step was" if len(self._left) == 1 else f"{len(self._left)} steps were"
             raise LeftUndoneError(

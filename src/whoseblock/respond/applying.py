@@ -16,7 +16,7 @@ from whoseblock.respond.acting import Memory, StepParameters, act, check, parame
 from whoseblock.respond.copies import Copies
 from whoseblock.respond.notify import NotifyError, run_command, signal_processes
 from whoseblock.respond.planning import Act, Part
-from whoseblock.respond.reasons import NotHealedError, RefusedError
+from whoseblock.respond.reasons import NotHealedError, RefusedError, UnguardedError
 from whoseblock.respond.sites import Site
 
 __all__ = ["Notice", "Outcome", "Planned", "apply", "record"]
@@ -25,6 +25,7 @@ __all__ = ["Notice", "Outcome", "Planned", "apply", "record"]
 _EXEC, _SIGNAL = "exec", "signal"
 #: What the journal keeps of the data that owners are given: its SHA-256.
 _REPLACEMENT: Final = "replacement"
+_DEALT_WITH: Final = "all that was planned is done and verified"
 #: Of a file that must not be changed; swap space is busy text for the kernel, too.
 _REFUSALS: Final = {errno.ETXTBSY, errno.EPERM, errno.EACCES, errno.EROFS}
 
@@ -104,6 +105,7 @@ def apply(
     """
     doing = _Doing(find_site, ask, journal_device)
     open_failures = set(plan.failures)
+    last = {step.failure: step.id for step in plan.steps}
     for step in plan.steps:
         state = step.state
         if state not in FINAL:
@@ -112,13 +114,15 @@ def apply(
                 run.left(step.id, says)
                 outcome = Outcome(step, State.LEFT, says)
             else:
-                outcome = _do(run, step, doing)
+                # The last of its steps closes a failure, unless one before it was not done.
+                ends = step.failure in open_failures and last.get(step.failure) == step.id
+                outcome = _do(run, step, doing, ends=ends)
             state = outcome.state
             yield outcome
         if state is not State.VERIFIED and step.kind not in (_EXEC, _SIGNAL):
             open_failures.discard(step.failure or 0)
     for failure in sorted(open_failures):
-        run.close_failure(failure, "all that was planned is done and verified")
+        run.close_failure(failure, _DEALT_WITH)
 
 
 class _Doing(NamedTuple):
@@ -127,7 +131,7 @@ class _Doing(NamedTuple):
     journal_device: int | None
 
 
-def _do(run: Run, step: Step, doing: _Doing) -> Outcome:
+def _do(run: Run, step: Step, doing: _Doing, *, ends: bool) -> Outcome:
     if step.state is State.DONE:
         # Broken off before it was verified: it is safe to repeat.
         run.failed(step.id, "it was not verified")
@@ -138,7 +142,7 @@ def _do(run: Run, step: Step, doing: _Doing) -> Outcome:
             run.done(step.id, {"says": says})
             run.verified(step.id)
             return Outcome(step, State.VERIFIED, says)
-        return _change(run, step, doing)
+        return _change(run, step, doing, ends=ends)
     except JournalError:
         raise
     except RefusedError as error:
@@ -151,12 +155,12 @@ def _do(run: Run, step: Step, doing: _Doing) -> Outcome:
             return Outcome(step, State.LEFT, says)
         run.failed(step.id, error.strerror or str(error))
         return Outcome(step, State.FAILED, error.strerror or str(error))
-    except (NotHealedError, NotifyError, WhoseblockError) as error:
+    except (NotHealedError, UnguardedError, NotifyError, WhoseblockError) as error:
         run.failed(step.id, str(error))
         return Outcome(step, State.FAILED, str(error))
 
 
-def _change(run: Run, step: Step, doing: _Doing) -> Outcome:
+def _change(run: Run, step: Step, doing: _Doing, *, ends: bool) -> Outcome:
     parameters = msgspec.convert(step.parameters, StepParameters)
     site = doing.find_site(parameters.layer)
     if site is None or site.filesystem is None:
@@ -170,7 +174,8 @@ def _change(run: Run, step: Step, doing: _Doing) -> Outcome:
     done = act(kind, parameters, site, doing.journal_device, memory)
     run.done(step.id, {"says": done.says, "zeroed": done.zeroed, "kept": done.kept})
     seen = check(kind, parameters, site, done)
-    run.verified(step.id, {"says": seen})
+    closes = (step.failure, _DEALT_WITH) if ends and step.failure is not None else None
+    run.verified(step.id, {"says": seen}, closes=closes)
     return Outcome(step, State.VERIFIED, f"{done.says}; {seen}")
 
 

@@ -3,7 +3,7 @@
 Nothing of this leaves `whoseblock.respond`; the message is what the user is told.
 """
 
-__all__ = ["ChangedError", "NotHealedError", "NotNowError", "RefusedError"]
+__all__ = ["ChangedError", "NotHealedError", "NotNowError", "RefusedError", "UnguardedError"]
 
 
 class RefusedError(Exception):
@@ -20,3 +20,7 @@ class NotNowError(RefusedError):
 
 class NotHealedError(Exception):
     """The device was written, and does not give the bytes back."""
+
+
+class UnguardedError(Exception):
+    """The device was written, and the filesystem may not have been frozen all that time."""

@@ -1,0 +1,312 @@
+"""A frozen filesystem is thawed, whatever becomes of who froze it."""
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from tests.support.freezers import Freezer, Waiter, freezing, state_of
+from tests.support.killing import (
+    Ground,
+    check_not_frozen,
+    ground,
+    guards_of,
+    thaw,
+    victim,
+    wait_for_no_guard,
+)
+from tests.support.mounts import frozen as frozen_by_others
+
+from whoseblock.journal import State
+from whoseblock.ranges import ByteRange
+from whoseblock.respond import freezing as freezing_module
+from whoseblock.respond.freezing import frozen
+from whoseblock.respond.reasons import NotNowError, UnguardedError
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Ground]:
+    with ground() as made:
+        yield made
+
+
+@pytest.fixture
+def root(shared: Ground) -> Iterator[Path]:
+    """Give a filesystem; what a failing test leaves frozen is thawed."""
+    yield shared.root
+    thaw(shared.root)
+
+
+@contextlib.contextmanager
+def waiting(root: Path, freezer: Freezer) -> Iterator[Waiter]:
+    """Have somebody wait for the thaw from now on."""
+    waiter = Waiter(root, freezer.pid)
+    waiter.start()
+    assert waiter.waits()
+    yield waiter
+    waiter.check_soon()
+
+
+def check_over(root: Path, freezer: Freezer) -> None:
+    wait_for_no_guard(freezer.pid)
+    check_not_frozen(root)
+
+
+def test_it_is_frozen_until_the_block_ends(root: Path) -> None:
+    with freezing(root) as freezer:
+        assert freezer.line() == "frozen"
+        with waiting(root, freezer) as waiter:
+            freezer.go()
+            waiter.check_soon()
+            assert freezer.line() == "thawed"
+        check_over(root, freezer)
+
+
+def test_the_parent_is_killed(root: Path) -> None:
+    with freezing(root) as freezer:
+        assert freezer.line() == "frozen"
+        with waiting(root, freezer):
+            freezer.process.kill()
+        check_over(root, freezer)
+
+
+def test_the_parent_is_stopped_for_longer_than_the_limit(root: Path) -> None:
+    with freezing(root, limit_s=1) as freezer:
+        assert freezer.line() == "frozen"
+        with waiting(root, freezer) as waiter:
+            os.kill(freezer.pid, signal.SIGSTOP)
+        # It is dead at the very moment at which others may write again.
+        assert waiter.saw == "Z"
+        assert freezer.process.wait() == -signal.SIGKILL
+        check_over(root, freezer)
+
+
+def test_a_parent_that_takes_too_long_does_nothing_after_the_thaw(
+    root: Path, tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    block = f"""
+with open({str(log)!r}, "a") as log:
+    while True:
+        print(time.monotonic(), file=log, flush=True)
+"""
+    with freezing(root, limit_s=1, block=block) as freezer:
+        assert freezer.line() == "frozen"
+        with waiting(root, freezer) as waiter:
+            pass
+        assert (waiter.saw, freezer.process.wait()) == ("Z", -signal.SIGKILL)
+        stamps = [float(line) for line in log.read_text().splitlines(keepends=True) if "\n" in line]
+        assert stamps[-1] - stamps[0] > 0.5
+        assert stamps[-1] < waiter.done
+        check_over(root, freezer)
+
+
+def test_the_guard_is_killed(root: Path) -> None:
+    with freezing(root) as freezer:
+        assert freezer.line() == "frozen"
+        with waiting(root, freezer) as waiter:
+            os.kill(freezer.guard(), signal.SIGKILL)
+            # Nobody has thawed it: what the block does is still safe.
+            assert waiter.waits()
+            freezer.go()
+        assert freezer.line().startswith("UnguardedError the guard of the frozen filesystem was")
+        check_over(root, freezer)
+
+
+def test_the_guard_is_stopped(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(freezing_module, "PATIENCE_S", 0.5)
+    folder = os.open(root, os.O_RDONLY)
+    begun = time.monotonic()
+    with pytest.raises(UnguardedError, match="or stopped"), frozen(folder):
+        os.kill(guards_of(os.getpid())[0], signal.SIGSTOP)
+    assert time.monotonic() - begun < 10
+    os.close(folder)
+    check_not_frozen(root)
+
+
+def test_the_guard_is_killed_and_somebody_else_thaws(root: Path) -> None:
+    with freezing(root) as freezer:
+        assert freezer.line() == "frozen"
+        os.kill(freezer.guard(), signal.SIGKILL)
+        assert thaw(root)
+        freezer.go()
+        assert freezer.line().startswith("UnguardedError somebody else thawed")
+        check_over(root, freezer)
+
+
+def test_somebody_else_thaws(root: Path) -> None:
+    with freezing(root) as freezer:
+        assert freezer.line() == "frozen"
+        assert thaw(root)
+        freezer.go()
+        assert freezer.line().startswith("UnguardedError somebody else thawed")
+        check_over(root, freezer)
+
+
+def test_the_group_of_the_parent_is_killed(root: Path) -> None:
+    with freezing(root) as freezer:
+        assert freezer.line() == "frozen"
+        with waiting(root, freezer):
+            freezer.signal(signal.SIGKILL)
+        check_over(root, freezer)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT])
+def test_everybody_gets_a_signal_that_ends(root: Path, number: signal.Signals) -> None:
+    with freezing(root) as freezer:
+        assert freezer.line() == "frozen"
+        guard = freezer.guard()
+        with waiting(root, freezer):
+            os.kill(guard, number)
+            freezer.signal(number)
+        # Python makes an error of the one, that goes through the block; the others end it at once.
+        assert freezer.line() == ("KeyboardInterrupt" if number == signal.SIGINT else "")
+        assert freezer.process.wait() == -number
+        check_over(root, freezer)
+
+
+def test_an_error_in_the_block(root: Path) -> None:
+    with freezing(root, block="raise ValueError('in the block')") as freezer:
+        assert [freezer.line(), freezer.line()] == ["frozen", "ValueError in the block"]
+        check_over(root, freezer)
+
+
+def test_an_error_in_the_block_while_the_guard_is_gone(root: Path) -> None:
+    with freezing(root, block="go(); raise ValueError('in the block')") as freezer:
+        assert freezer.line() == "frozen"
+        os.kill(freezer.guard(), signal.SIGKILL)
+        freezer.go()
+        assert freezer.line() == "ValueError in the block"
+        check_over(root, freezer)
+
+
+def test_somebody_else_has_it_frozen(root: Path) -> None:
+    with frozen_by_others(os.fsencode(root)), freezing(root) as freezer:
+        assert freezer.line() == "NotNowError it cannot be frozen: somebody else has it frozen"
+        wait_for_no_guard(freezer.pid)
+        # It was left as it is: whoever froze it may be taking a snapshot.
+        waiter = Waiter(root, freezer.pid)
+        waiter.start()
+        assert waiter.waits()
+    waiter.check_soon()
+    check_not_frozen(root)
+
+
+def test_two_freeze_at_once(root: Path) -> None:
+    with freezing(root) as first, freezing(root) as second:
+        lines = {first.line(): first, second.line(): second}
+        refused = "NotNowError it cannot be frozen: somebody else has it frozen"
+        assert set(lines) == {"frozen", refused}
+        with waiting(root, lines["frozen"]):
+            lines["frozen"].go()
+        check_over(root, lines["frozen"])
+
+
+def test_it_is_no_filesystem_that_can_be_frozen() -> None:
+    folder = os.open("/proc", os.O_RDONLY)
+    with pytest.raises(NotNowError, match="it cannot be frozen"), frozen(folder):
+        raise AssertionError
+    os.close(folder)
+
+
+@contextlib.contextmanager
+def slow(made: Ground) -> Iterator[contextlib.ExitStack]:
+    """Have much to be written, and a device that takes nothing until the stack is closed."""
+    with (made.root / "dirty").open("wb") as file:
+        file.write(os.urandom(4 << 20))
+    server = made.served.server.pid
+    with contextlib.ExitStack() as stopped:
+        stopped.callback(os.kill, server, signal.SIGCONT)
+        os.kill(server, signal.SIGSTOP)
+        yield stopped
+
+
+def test_the_freeze_takes_long(shared: Ground, root: Path) -> None:
+    with slow(shared) as stopped, freezing(root) as freezer:
+        wait_for_state(freezer.guard(), "D")
+        time.sleep(0.5)
+        stopped.close()
+        assert freezer.line() == "frozen"
+        freezer.go()
+        assert freezer.line() == "thawed"
+        check_over(root, freezer)
+
+
+def test_the_parent_is_killed_while_the_freeze_takes_long(shared: Ground, root: Path) -> None:
+    with slow(shared) as stopped, freezing(root) as freezer:
+        wait_for_state(freezer.guard(), "D")
+        freezer.process.kill()
+        freezer.process.wait()
+        stopped.close()
+        check_over(root, freezer)
+
+
+def test_the_guard_is_killed_while_the_freeze_takes_long(shared: Ground, root: Path) -> None:
+    with slow(shared) as stopped, freezing(root) as freezer:
+        guard = freezer.guard()
+        wait_for_state(guard, "D")
+        os.kill(guard, signal.SIGKILL)
+        time.sleep(0.2)
+        stopped.close()
+        # The kernel has frozen it for somebody who is no more.
+        assert freezer.line() == "NotNowError it cannot be frozen: its guard does not answer"
+        check_over(root, freezer)
+
+
+def wait_for_state(pid: int, wanted: str) -> None:
+    """Wait until a process waits for the kernel."""
+    deadline = time.monotonic() + 10
+    while state_of(pid) != wanted:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def zeroing(made: Ground, place: int) -> list[str | Path]:
+    """Give the command line that zeroes a free block."""
+    yes = ("--apply", "--yes", "--journal")
+    return ["respond", made.root, f"{place}+4096", *yes, made.journal]
+
+
+def test_two_runs_at_once(shared: Ground, root: Path, tmp_path: Path) -> None:
+    with (
+        victim(tmp_path / "one") as one,
+        victim(tmp_path / "two") as two,
+        ThreadPoolExecutor(2) as pool,
+    ):
+        for number in range(5):
+            place = shared.free_place(8) + number * 4096
+            bad = ByteRange(place + 512, 1024)
+            shared.served.add(bad)
+            words = zeroing(shared, place)
+            runs = [pool.submit(who.run, *words) for who in (one, two)]
+            codes = {run.result().code for run in runs}
+            # One of them did it; the other one found nothing to do, or somebody else's freeze.
+            assert codes <= {0, 14}
+            assert 0 in codes
+            assert bad not in shared.served.bad()
+            assert not shared.unfinished()
+            check_not_frozen(root)
+
+
+def test_the_journal_tells_of_a_guard_that_was_killed(
+    shared: Ground, root: Path, tmp_path: Path
+) -> None:
+    place = shared.free_place(8)
+    words = zeroing(shared, place)
+    with victim(tmp_path / "runs") as program:
+        shared.served.add(ByteRange(place, 512))
+        at = 1 + program.run(*words).begun().index("freeze")
+        known = shared.last_plan()
+        shared.served.add(ByteRange(place, 512))
+        assert program.run(*words, at=at, after=True, guard=True).code == 14
+        ((step,),) = (plan.steps for plan in shared.plans(known))
+        assert step.state is State.FAILED
+        assert "the guard of the frozen filesystem was gone" in step.events[-1].detail["because"]
+        check_not_frozen(root)
+        assert program.run("respond", "--resume", "--journal", shared.journal).code == 0
+    ((step,),) = (plan.steps for plan in shared.plans(known))
+    assert step.state is State.VERIFIED
