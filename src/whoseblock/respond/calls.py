@@ -70,7 +70,9 @@ def punch_hole(file: int, start: int, length: int) -> None:
 
 def sync_filesystem(fd: int) -> None:
     """Have all of a filesystem written to its device."""
-    _check(_libc().syncfs(fd))
+    # That something was not written before, of whatever file, is told once to every descriptor.
+    if _libc().syncfs(fd) != 0:
+        _check(_libc().syncfs(fd))
 
 
 def set_immutable(file: int) -> None:
