@@ -1,10 +1,10 @@
 """The command: what only advises, what is told to others, and what is kept in the journal."""
 
+import contextlib
 import json
 import os
 from pathlib import Path
 
-import pytest
 from tests.support.bench import BLOCK, Bench, Facts, bench, pattern, write_file
 from tests.support.children import running
 from tests.support.mounts import small_filesystem
@@ -106,9 +106,9 @@ def test_a_full_disk_below_the_journal_keeps_the_device_as_it_is(tmp_path: Path)
         bad = served.free(1)
         assert served.respond(bad, "--journal", journal).returncode == 0
         filler = folder / "filler"
-        with filler.open("wb", 0) as file, pytest.raises(OSError, match="No space"):
-            while True:
-                file.write(bytes(4096))
+        with contextlib.suppress(OSError), filler.open("wb", 0) as file:
+            while file.write(bytes(4096)):
+                pass
         served.fail(bad)
         counts = served.served.statistics()["sectors_healed"]
         for _ in range(2):

@@ -86,15 +86,33 @@ def test_stubborn_free_space_is_reported(tmp_path: Path) -> None:
         run = served.free(4)
         served.fail(ByteRange(run.start, 512))
         served.fail(ByteRange(run.start + BLOCK, 512), stubborn=True)
+        served.fail(ByteRange(run.start + 2 * BLOCK, 512))
         said = served.apply(run, code=14)
         assert "does not take the write" in said
-        assert ["planned", "started", "failed"] in served.states()
+        assert served.states() == [["planned", "started", "failed"]]
+        # What comes after it is healed all the same.
+        assert served.served.bad() == [ByteRange(run.start + BLOCK, 512)]
         # It can be tried again, and then the reason may be gone.
         served.served.write("good", ByteRange(run.start + BLOCK, 512))
         served.served.add(ByteRange(run.start + BLOCK, 512))
         said = served.respond("--resume").stdout
         assert "verified" in said
         assert served.served.bad() == []
+
+
+def test_a_large_range(tmp_path: Path) -> None:
+    """It is zeroed in pieces, and others have their turn in between."""
+    with bench(tmp_path) as served:
+        fill_free(served)
+        rows = [row for row in served.rows() if row.kind == "free"]
+        row = max(rows, key=lambda row: row.length)
+        bad = ByteRange(row.start, row.length // BLOCK * BLOCK // 2)
+        assert bad.length > 5 * MIB
+        served.served.add(bad)
+        served.apply(bad)
+        assert served.served.bad() == []
+        assert not any(served.bytes_at(bad))
+        assert all(served.bytes_at(ByteRange(bad.end, BLOCK)))
 
 
 def test_frozen_by_somebody_else(tmp_path: Path) -> None:

@@ -208,14 +208,14 @@ def test_killed_while_it_zeroes_what_is_not_mounted(tmp_path: Path) -> None:
             assert ran.killed == (at is not None), ran.output
             check_order(ran)
             if "Run.started" not in ran.begun():
-                assert (served.bad(), image.read_bytes()) == ([bad], before)
+                assert (served.bad(), image.read_bytes()) == ([bad], bytes(before))
             if ran.killed:
                 assert program.run("respond", "--resume", *yes[2:]).code == 0
                 # Killed before there was a plan, it begins anew.
                 assert program.run(*arguments).code == 0
             # Exactly the failed sectors were zeroed, and nothing else was written.
             before[bad.start : bad.end] = bytes(bad.length)
-            assert (served.bad(), image.read_bytes()) == ([], before)
+            assert (served.bad(), image.read_bytes()) == ([], bytes(before))
             return ran
 
         for at, after in zero().moments():
@@ -224,3 +224,21 @@ def test_killed_while_it_zeroes_what_is_not_mounted(tmp_path: Path) -> None:
             assert not opened.unfinished()
     assert program.kills > 10
     check_repair(image)
+
+
+def test_what_was_broken_off_is_out_of_reach(tmp_path: Path) -> None:
+    image = make_image(tmp_path / "disk", Geometry("killed", size=32 * MIB, parent=False))
+    bad = ByteRange(20 * MIB, SECTOR)
+    yes = ["--yes", "--apply", "--journal", str(tmp_path / "journal.sqlite")]
+    resuming = ["respond", "--resume", *yes[2:]]
+    with victim(tmp_path / "runs") as program:
+        with emulated(image, tmp_path / "at", bad=[bad]) as served:
+            arguments = ["respond", str(served.device), str(bad), *yes]
+            planned = program.run(*arguments, at=6, after=True)
+            assert (planned.killed, planned.begun()[-1]) == (True, "Run.plan")
+        ran = program.run(*resuming)
+        assert (ran.code, "gone on with" in ran.output) == (14, True), ran.output
+        with emulated(image, tmp_path / "at", bad=[bad]) as served:
+            assert program.run(*resuming).code == 0
+            assert served.bad() == []
+        assert "nothing was broken off" in program.run(*resuming).output

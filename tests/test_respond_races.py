@@ -1,6 +1,7 @@
 """Others write, clone, punch and delete while a step is being taken: theirs is never lost."""
 
 import contextlib
+import fcntl
 import json
 import mmap
 import os
@@ -18,6 +19,8 @@ from tests.support.sharing import Five, share_five
 from tests.support.tools import CHECKOUT
 
 from whoseblock.ranges import ByteRange
+from whoseblock.respond import calls
+from whoseblock.respond.reasons import NotNowError
 
 kinds = pytest.mark.parametrize("kind", KINDS[:2], ids=lambda kind: kind.name)
 
@@ -49,20 +52,14 @@ def deed(name: str, path: Path, number: int, after: str = "") -> str:
 def expected(name: str, content: bytes, number: int) -> bytes | None:
     """Say what the file holds after it, if it was well before."""
     new, at = b"new data" * 512, number * BLOCK
-    match name:
-        case "overwrite":
-            return content[:at] + new + content[at + BLOCK :]
-        case "overwrite beside":
-            return content[: at + BLOCK] + new[:9] + content[at + BLOCK + 9 :]
-        case "punch":
-            return content[:at] + bytes(BLOCK) + content[at + BLOCK :]
-        case "delete":
-            return None
-        case "truncate":
-            return content[:at]
-        case "append":
-            return content + new
-    return content
+    return {
+        "overwrite": content[:at] + new + content[at + BLOCK :],
+        "overwrite beside": content[: at + BLOCK] + new[:9] + content[at + BLOCK + 9 :],
+        "punch": content[:at] + bytes(BLOCK) + content[at + BLOCK :],
+        "delete": None,
+        "truncate": content[:at],
+        "append": content + new,
+    }.get(name, content)
 
 
 def readable(path: Path) -> dict[int, bytes]:
@@ -113,9 +110,16 @@ def check_nothing_lost(
             assert served.place(clone, number) == five.place
 
 
-@kinds
-@pytest.mark.parametrize("when", ["before the step", "during the step"])
-@pytest.mark.parametrize("name", sorted(DEEDS))
+@pytest.mark.parametrize(
+    ("kind", "when", "name"),
+    [
+        # Each in both ways, and on both kinds of filesystems.
+        (KINDS[(number + late) % 2], when, name)
+        for number, name in enumerate(sorted(DEEDS))
+        for late, when in enumerate(["before the step", "during the step"])
+    ],
+    ids=lambda given: getattr(given, "name", given),
+)
 def test_one_owner_is_changed(tmp_path: Path, kind: Geometry, when: str, name: str) -> None:
     with bench(tmp_path, kind) as served:
         five = share_five(served, tmp_path / "copies")
@@ -223,7 +227,10 @@ def writing(path: Path, block: int, way: str) -> Iterator[list[int]]:
 @pytest.mark.parametrize("way", ["direct", "buffered", "mapped"])
 @pytest.mark.parametrize("beside", [False, True], ids=["the very block", "the block beside"])
 def test_a_writer_that_never_pauses(
-    tmp_path: Path, kind: Geometry, way: str, beside: bool  # noqa: FBT001
+    tmp_path: Path,
+    kind: Geometry,
+    way: str,
+    beside: bool,  # noqa: FBT001
 ) -> None:
     with bench(tmp_path, kind) as served:
         content = pattern("file", 12 * BLOCK)
@@ -260,3 +267,18 @@ def test_a_writer_that_never_pauses(
         for sector, data in readable(clone).items():
             if not 4 * BLOCK <= sector < 6 * BLOCK:
                 assert data == content[sector : sector + 512]
+
+
+def test_a_lease_that_somebody_waits_for_is_noticed(tmp_path: Path) -> None:
+    """The kernel takes it away after a while, and a device that fails may take longer."""
+    path = write_file(tmp_path / "file", b"data")
+    with path.open("r+b") as file, calls.write_lease(file.fileno()):
+        calls.check_lease(file.fileno())
+        with subprocess.Popen([sys.executable, "-c", f"open({str(path)!r}).read()"]) as other:
+            end = time.monotonic() + 20
+            with pytest.raises(NotNowError, match="waits for it"):  # noqa: PT012 - till it waits
+                while time.monotonic() < end:
+                    calls.check_lease(file.fileno())
+            assert other.poll() is None
+            fcntl.fcntl(file.fileno(), fcntl.F_SETLEASE, fcntl.F_UNLCK)
+            assert other.wait(20) == 0

@@ -19,6 +19,7 @@ from whoseblock.respond.reasons import ChangedError, NotNowError
 
 __all__ = [
     "BusyError",
+    "check_lease",
     "clone_range",
     "commit_range",
     "keeping_attributes",
@@ -140,6 +141,12 @@ def write_lease(file: int) -> Iterator[None]:
         yield
     finally:
         fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+
+
+def check_lease(file: int) -> None:
+    """Raise `NotNowError` if a lease is wanted back: whoever waits gets the file after a while."""
+    if fcntl.fcntl(file, fcntl.F_GETLEASE) != fcntl.F_WRLCK:
+        raise NotNowError("another process waits for it")
 
 
 @contextlib.contextmanager

@@ -6,7 +6,9 @@ while its device is ours alone.
 """
 
 import contextlib
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final
 
 from whoseblock.errors import WhoseblockError
 from whoseblock.fs.base import Answer, Filesystem
@@ -16,9 +18,14 @@ from whoseblock.respond import calls
 from whoseblock.respond.device import Device
 from whoseblock.respond.freezing import frozen
 from whoseblock.respond.owners import is_nobodys, owners_now, whole_blocks
-from whoseblock.respond.reasons import ChangedError, RefusedError
+from whoseblock.respond.reasons import ChangedError, NotHealedError, RefusedError
 
 __all__ = ["zero_mounted", "zero_unmounted"]
+
+#: Zeroed at once.
+_PIECE: Final = 1 << 20
+#: So long others wait for a frozen filesystem before it is thawed for a moment.
+_WHILE_S: Final = 1.0
 
 
 def zero_mounted(fs: LiveFilesystem, device: Device, run: ByteRange) -> list[ByteRange]:
@@ -33,12 +40,29 @@ def zero_mounted(fs: LiveFilesystem, device: Device, run: ByteRange) -> list[Byt
     blocks = whole_blocks(failing, fs.block_size)
     # All that is needed below is loaded and has been run once when the filesystem freezes.
     _check_nobodys(fs, blocks)
-    if failing:
+    todo = list(_pieces(failing))
+    unhealed: list[str] = []
+    while todo:
         with frozen(fs.view.fd) as hold:
-            _check_nobodys(fs, blocks)
+            _check_nobodys(fs, whole_blocks(todo, fs.block_size))
+            until = time.monotonic() + _WHILE_S
             hold.check()
-            device.zero(failing)
+            while todo:
+                try:
+                    device.zero([todo.pop(0)])
+                except NotHealedError as error:
+                    unhealed.append(str(error))
+                if time.monotonic() > until:
+                    break
+    if unhealed:
+        raise NotHealedError("; ".join(dict.fromkeys(unhealed)))
     return failing
+
+
+def _pieces(ranges: Sequence[ByteRange]) -> Iterator[ByteRange]:
+    for start, length in ranges:
+        for at in range(start, start + length, _PIECE):
+            yield ByteRange(at, min(_PIECE, start + length - at))
 
 
 def _check_nobodys(fs: LiveFilesystem, blocks: Sequence[ByteRange]) -> None:
@@ -63,7 +87,7 @@ def zero_unmounted(
                 _check_answer(fs.owners(*one, paths=False))
     except WhoseblockError as error:
         raise RefusedError(f"the filesystem cannot be read: {error}") from error
-    device.zero(failing)
+    device.zero(list(_pieces(failing)))
     return failing
 
 

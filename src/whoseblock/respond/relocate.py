@@ -221,6 +221,7 @@ class _Exchange:
                 return
         with calls.write_lease(file):
             self.check()
+            calls.check_lease(file)
             if self._change.replacement is None:
                 calls.punch_hole(file, start, self._block.length)
             else:
@@ -265,6 +266,7 @@ def overwrite(fs: LiveFilesystem, device: Device, owner: OpenOwner, change: Chan
         _Exchange(fs, device, owner, change).check()
         if places_of(owners_now(fs, run), run) != {owner.place}:
             raise ChangedError(f"others have {run}, too")
+        calls.check_lease(owner.fd)
         try:
             _write_through(owner.fd, owner.place.offset, change.before, data)
         except (MediaError, OSError):
