@@ -311,8 +311,10 @@ from tests.support.journals import PAGE, opened, report
 from whoseblock.journal import PlannedStep
 with opened(sys.argv[1]) as (journal, run):
     failure = run.record_failure("sda", PAGE, report()).failure
-    steps = run.plan([PlannedStep("zero", {}), PlannedStep("zero", {})], [failure]).steps
-    run.started(steps[0].id)
+    steps = run.plan([PlannedStep("zero", {})] * 3, [failure]).steps
+    for step in (steps[0], steps[2]):
+        run.started(step.id)
+    run.done(steps[2].id)
     print(run.id, *(step.id for step in steps), flush=True)
     sys.stdin.read()
     os._exit(1)
@@ -328,18 +330,22 @@ def test_a_step_is_in_the_hands_of_its_run_as_long_as_that_lives(journal_url: st
     )
     assert other.stdout is not None
     with other, opened(journal_url) as (journal, run):
-        theirs, started, planned = map(int, other.stdout.readline().split())
+        theirs, started, planned, done = map(int, other.stdout.readline().split())
         assert journal.is_running(theirs)
         for act in (run.started, run.done, run.verified):
             with pytest.raises(JournalError):
                 act(started)
-        with pytest.raises(JournalError, match="is being done by run"):
-            run.left(started, "why")
+        for step in (started, done):
+            # What they did, they are about to verify.
+            with pytest.raises(JournalError, match="is being done by run"):
+                run.left(step, "why")
         run.started(planned)
         other.communicate()
         assert not journal.is_running(theirs)
         (plan,) = journal.unfinished("sda")
-        assert [step.state for step in plan.steps] == [State.STARTED, State.STARTED]
+        assert [step.state for step in plan.steps] == [State.STARTED, State.STARTED, State.DONE]
+        run.failed(done, "not verified")
+        run.left(done, "why")
         assert journal.unfinished("sdb") == []
         assert run.started(started).number == 2
         for step in (started, planned):
@@ -348,6 +354,21 @@ def test_a_step_is_in_the_hands_of_its_run_as_long_as_that_lives(journal_url: st
             run.verified(step)
         assert journal.unfinished() == []
         assert journal.run_record(theirs).ended is None
+
+
+def test_a_failure_is_closed_with_the_step_that_deals_with_it(journal_url: str) -> None:
+    with opened(journal_url) as (journal, run):
+        failure = run.record_failure("sda", PAGE, report()).failure
+        step = run.plan([PlannedStep("zero", {}, failure)], [failure]).steps[0].id
+        with pytest.raises(JournalError):
+            run.verified(step, closes=(failure, "zeroed"))
+        assert journal.history(failure).failure.closed is None
+        run.started(step)
+        run.done(step)
+        run.verified(step, closes=(failure, "zeroed"))
+        closed = journal.history(failure).failure
+        assert (closed.closed_by, closed.closed_because) == (run.id, "zeroed")
+        assert closed.closed is not None
 
 
 def test_of_another_host_nobody_knows_whether_a_run_lives(journal_url: str) -> None:

@@ -144,6 +144,8 @@ class _Work:
         self._run = run
         self._options = options
         self._left: list[Outcome] = []
+        self._declined = False
+        self._out_of_reach = False
 
     def respond(self, path: str | None, given: Given) -> None:
         """Plan, and do it if that is wanted."""
@@ -155,24 +157,22 @@ class _Work:
         copies = self._copies()
         with Target(path, where) as target, Lookup(target.open_leaf) as finder:
             planned = self._plan(target, finder, given, where)
-            kept = {
-                "target": None if path is None else str(Path(path).absolute()),
-                "where": _plain(where),
-                "applied": self._options["applied"],
-                "quarantine": self._options["quarantine"],
-            }
-            notice = Notice(self._options["command"], self._options["signal_name"])
             self._show(planned)
+            # What nobody agreed to is in the journal as a plan, and --resume leaves it alone.
+            agreed = False
             try:
-                if self._options["applied"]:
-                    self._confirm(planned)
-            except (click.UsageError, click.Abort):
-                # What nobody agreed to must not be gone on with by --resume.
-                record(self._run, planned, copies, notice, kept | {"applied": False})
-                raise
-            plan = record(self._run, planned, copies, notice, kept)
+                agreed = self._options["applied"] and self._confirm(planned)
+            finally:
+                kept = {
+                    "target": None if path is None else str(Path(path).absolute()),
+                    "where": _plain(where),
+                    "applied": agreed,
+                    "quarantine": self._options["quarantine"],
+                }
+                notice = Notice(self._options["command"], self._options["signal_name"])
+                plan = record(self._run, planned, copies, notice, kept)
             self._show_plan(plan)
-            if not self._options["applied"]:
+            if not agreed:
                 return
             asked = {
                 failure: one.asked for failure, one in zip(plan.failures, planned, strict=True)
@@ -221,17 +221,19 @@ class _Work:
                 progress("failures planned", number, len(asked))
         return planned
 
-    def _confirm(self, planned: "Sequence[Planned]") -> None:
+    def _confirm(self, planned: "Sequence[Planned]") -> bool:
         from whoseblock.respond.planning import Act
 
         acts = (Act.ZERO, Act.RESTORE, Act.PUNCH)
         count = sum(part.act in acts for one in planned for part in one.parts)
         if self._options["yes"] or not count:
-            return
+            return True
         if not sys.stdin.isatty():
             raise click.UsageError("Nobody can be asked here: say --yes to do it.")
-        what = "step" if count == 1 else "steps"
-        click.confirm(f"Do {'it' if count == 1 else f'these {count} {what}'}?", abort=True)
+        if click.confirm("Do it?" if count == 1 else f"Do these {count} steps?", err=True):
+            return True
+        self._declined = True
+        return False
 
     def resume(self, only: str | None) -> None:
         """Go on with the plans that were to be done and are not finished."""
@@ -267,6 +269,7 @@ class _Work:
                     list(finder.answers(asked.values(), Wish(paths=False)))
                     self._apply(plan, target, finder, asked)
             except TargetError as error:
+                self._out_of_reach = True
                 click.echo(f"plan {plan.id}: {printable(str(error))}", err=True)
 
     def _apply(
@@ -294,6 +297,10 @@ class _Work:
 
     def finish(self) -> None:
         """Say with the exit code if something was left undone."""
+        if self._declined:
+            raise LeftUndoneError("nothing was done")
+        if self._out_of_reach and not self._left:
+            raise LeftUndoneError("what was broken off cannot be gone on with: see above")
         if self._left:
             what = "a step was" if len(self._left) == 1 else f"{len(self._left)} steps were"
             raise LeftUndoneError(
@@ -304,9 +311,8 @@ class _Work:
     # ------------------------------------------------------------------ presentation
 
     def _show(self, planned: "Sequence[Planned]") -> None:
-        if not self._options["as_json"]:
-            for one in planned:
-                click.echo(_printed(_describe(one)))
+        for one in () if self._options["as_json"] else planned:
+            click.echo(_printed(_describe(one)))
 
     def _show_plan(self, plan: "Plan") -> None:
         if self._options["as_json"]:

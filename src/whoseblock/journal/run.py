@@ -200,11 +200,14 @@ class Run(Closing):
         A failure that is closed already stays as it was closed.
         """
         with self._database.writing() as connection:
-            connection.execute(
-                update(failures)
-                .where(failures.c.id == failure, failures.c.closed.is_(None))
-                .values(closed=_now(), closed_by=self.id, closed_because=because)
-            )
+            self._close_failure(connection, failure, because)
+
+    def _close_failure(self, connection: Connection, failure: int, because: str) -> None:
+        connection.execute(
+            update(failures)
+            .where(failures.c.id == failure, failures.c.closed.is_(None))
+            .values(closed=_now(), closed_by=self.id, closed_because=because)
+        )
 
     # -------------------------------------------------------------- plans
 
@@ -244,7 +247,8 @@ class Run(Closing):
     def started(self, step: int, detail: Mapping[str, Any] = _NOTHING) -> Event:
         """Journal that a step begins, for the first time, once more after it failed, or taken up.
 
-        A step that was started by a run that still lives, or may, is not taken out of its hands.
+        A step that was started by a run that still lives, or may, is not taken out of its hands,
+        neither now nor when it is done and to be verified.
         """
         return self._advance(step, State.STARTED, detail)
 
@@ -252,9 +256,19 @@ class Run(Closing):
         """Journal that a step that was started is done."""
         return self._advance(step, State.DONE, detail)
 
-    def verified(self, step: int, detail: Mapping[str, Any] = _NOTHING) -> Event:
-        """Journal that what a step did was seen to be there."""
-        return self._advance(step, State.VERIFIED, detail)
+    def verified(
+        self,
+        step: int,
+        detail: Mapping[str, Any] = _NOTHING,
+        *,
+        closes: tuple[int, str] | None = None,
+    ) -> Event:
+        """Journal that what a step did was seen to be there.
+
+        ``closes`` is a failure that has been dealt with by that, and why: it is closed in the same
+        moment.
+        """
+        return self._advance(step, State.VERIFIED, detail, closes)
 
     def failed(self, step: int, because: str, detail: Mapping[str, Any] = _NOTHING) -> Event:
         """Journal that a step that was started or done failed; it can be started again."""
@@ -264,7 +278,13 @@ class Run(Closing):
         """Journal that a step that is unfinished will not be done, and why."""
         return self._advance(step, State.LEFT, {"because": because, **detail})
 
-    def _advance(self, step: int, state: State, detail: Mapping[str, Any]) -> Event:
+    def _advance(
+        self,
+        step: int,
+        state: State,
+        detail: Mapping[str, Any],
+        closes: tuple[int, str] | None = None,
+    ) -> Event:
         with self._database.writing() as connection:
             last = reading.last_event(connection, step)
             if last is None:
@@ -274,8 +294,10 @@ class Run(Closing):
                     f"step {step} is {last.state}, and does not become {state} from that",
                     hint="whoseblock journal show shows its history",
                 )
-            if last.state is State.STARTED and last.run != self.id:
+            if last.state in (State.STARTED, State.DONE) and last.run != self.id:
                 self._check_abandoned(connection, step, last.run)
+            if closes is not None:
+                self._close_failure(connection, *closes)
             return self._append(connection, step, last.number + 1, state, detail)
 
     def _check_abandoned(self, connection: Connection, step: int, number: int) -> None:

@@ -321,7 +321,9 @@ class _Change:
 def _source(others: Sequence[OpenOwner], change: Change) -> Source | None:
     """Find a file that an earlier attempt gave the very replacement: it is to stay shared."""
     data, run = change.replacement, change.before.run
-    for owner in others if data is not None else ():
+    if data is None:
+        return None
+    for owner in others:
         # The last block of a file is rarely full.
         length = min(run.length, owner.size - owner.place.offset)
         with contextlib.suppress(MediaError, WhoseblockError), DirectMedia(owner.fd) as media:

@@ -1,7 +1,8 @@
 """Plans in the journal, and doing what they say: journaled before, verified after."""
 
+import errno
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -22,6 +23,9 @@ __all__ = ["Notice", "Outcome", "Planned", "apply", "record"]
 
 #: The kinds of steps that tell others; `Act` has those that change something.
 _EXEC, _SIGNAL = "exec", "signal"
+_DEALT_WITH: Final = "all that was planned is done and verified"
+#: Of a file that must not be changed; swap space is busy text for the kernel, too.
+_REFUSALS: Final = {errno.ETXTBSY, errno.EPERM, errno.EACCES, errno.EROFS}
 
 
 class Planned(NamedTuple):
@@ -99,6 +103,7 @@ def apply(
     """
     doing = _Doing(find_site, ask, journal_device)
     open_failures = set(plan.failures)
+    last = {step.failure: step.id for step in plan.steps}
     for step in plan.steps:
         state = step.state
         if state not in FINAL:
@@ -107,13 +112,15 @@ def apply(
                 run.left(step.id, says)
                 outcome = Outcome(step, State.LEFT, says)
             else:
-                outcome = _do(run, step, doing)
+                # The last of its steps closes a failure, unless one before it was not done.
+                ends = step.failure in open_failures and last.get(step.failure) == step.id
+                outcome = _do(run, step, doing, ends=ends)
             state = outcome.state
             yield outcome
         if state is not State.VERIFIED and step.kind not in (_EXEC, _SIGNAL):
             open_failures.discard(step.failure or 0)
     for failure in sorted(open_failures):
-        run.close_failure(failure, "all that was planned is done and verified")
+        run.close_failure(failure, _DEALT_WITH)
 
 
 class _Doing(NamedTuple):
@@ -122,7 +129,7 @@ class _Doing(NamedTuple):
     journal_device: int | None
 
 
-def _do(run: Run, step: Step, doing: _Doing) -> Outcome:
+def _do(run: Run, step: Step, doing: _Doing, *, ends: bool) -> Outcome:
     if step.state is State.DONE:
         # Broken off before it was verified: it is safe to repeat.
         run.failed(step.id, "it was not verified")
@@ -133,19 +140,25 @@ def _do(run: Run, step: Step, doing: _Doing) -> Outcome:
             run.done(step.id, {"says": says})
             run.verified(step.id)
             return Outcome(step, State.VERIFIED, says)
-        return _change(run, step, doing)
+        return _change(run, step, doing, ends=ends)
     except JournalError:
         raise
     except RefusedError as error:
         run.left(step.id, str(error))
         return Outcome(step, State.LEFT, str(error))
-    except (NotHealedError, UnguardedError, NotifyError, WhoseblockError, OSError) as error:
-        says = getattr(error, "strerror", None) or str(error)
-        run.failed(step.id, says)
-        return Outcome(step, State.FAILED, says)
+    except OSError as error:
+        if error.errno in _REFUSALS:
+            says = f"the kernel refuses: {error.strerror}"
+            run.left(step.id, says)
+            return Outcome(step, State.LEFT, says)
+        run.failed(step.id, error.strerror or str(error))
+        return Outcome(step, State.FAILED, error.strerror or str(error))
+    except (NotHealedError, UnguardedError, NotifyError, WhoseblockError) as error:
+        run.failed(step.id, str(error))
+        return Outcome(step, State.FAILED, str(error))
 
 
-def _change(run: Run, step: Step, doing: _Doing) -> Outcome:
+def _change(run: Run, step: Step, doing: _Doing, *, ends: bool) -> Outcome:
     parameters = msgspec.convert(step.parameters, StepParameters)
     site = doing.find_site(parameters.layer)
     if site is None or site.filesystem is None:
@@ -154,7 +167,8 @@ def _change(run: Run, step: Step, doing: _Doing) -> Outcome:
     done = act(kind, parameters, site, doing.journal_device)
     run.done(step.id, {"says": done.says, "zeroed": done.zeroed, "kept": done.kept})
     seen = check(kind, parameters, site, done)
-    run.verified(step.id, {"says": seen})
+    closes = (step.failure, _DEALT_WITH) if ends and step.failure is not None else None
+    run.verified(step.id, {"says": seen}, closes=closes)
     return Outcome(step, State.VERIFIED, f"{done.says}; {seen}")
 
 
