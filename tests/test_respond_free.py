@@ -1,4 +1,4 @@
-"""Failed sectors that nobody has: exactly these are zeroed, mounted or not, and the device heals."""
+"""Failed sectors that nobody has: exactly these are zeroed, and the device heals."""
 
 import contextlib
 import fcntl
@@ -132,9 +132,7 @@ def test_space_that_was_never_written(tmp_path: Path) -> None:
     ids=["small-blocks", "large-blocks", "large-sectors"],
 )
 def test_other_sizes(tmp_path: Path, block: int, sector: int) -> None:
-    kind = geometry(
-        "sizes", parent=True, exchange=True, block=block, size=640 * MIB, sector=sector
-    )
+    kind = geometry("sizes", parent=True, exchange=True, block=block, size=640 * MIB, sector=sector)
     with bench(tmp_path, kind, sector=sector) as served:
         run = served.free(4)
         bad = ByteRange(run.start + block - sector, 2 * sector)

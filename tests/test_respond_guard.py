@@ -3,9 +3,9 @@
 import contextlib
 import os
 import signal
-import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -185,14 +185,13 @@ def test_an_error_in_the_block_while_the_guard_is_gone(root: Path) -> None:
 
 
 def test_somebody_else_has_it_frozen(root: Path) -> None:
-    with frozen_by_others(os.fsencode(root)):
-        with freezing(root) as freezer:
-            assert freezer.line() == "NotNowError it cannot be frozen: somebody else has it frozen"
-            wait_for_no_guard(freezer.pid)
-            # It was left as it is: whoever froze it may be taking a snapshot.
-            waiter = Waiter(root, freezer.pid)
-            waiter.start()
-            assert waiter.waits()
+    with frozen_by_others(os.fsencode(root)), freezing(root) as freezer:
+        assert freezer.line() == "NotNowError it cannot be frozen: somebody else has it frozen"
+        wait_for_no_guard(freezer.pid)
+        # It was left as it is: whoever froze it may be taking a snapshot.
+        waiter = Waiter(root, freezer.pid)
+        waiter.start()
+        assert waiter.waits()
     waiter.check_soon()
     check_not_frozen(root)
 
@@ -266,25 +265,27 @@ def wait_for_state(pid: int, wanted: str) -> None:
         time.sleep(0.005)
 
 
+def zeroing(made: Ground, place: int) -> list[str | Path]:
+    """Give the command line that zeroes a free block."""
+    yes = ("--apply", "--yes", "--journal")
+    return ["respond", made.root, f"{place}+4096", *yes, made.journal]
+
+
 def test_two_runs_at_once(shared: Ground, root: Path, tmp_path: Path) -> None:
-    with victim(tmp_path / "one") as one, victim(tmp_path / "two") as two:
+    with (
+        victim(tmp_path / "one") as one,
+        victim(tmp_path / "two") as two,
+        ThreadPoolExecutor(2) as pool,
+    ):
         for number in range(5):
             place = shared.free_place(8) + number * 4096
             bad = ByteRange(place + 512, 1024)
             shared.served.add(bad)
-            words = ["respond", root, f"{place}+4096", "--apply", "--yes"]
-            words += ["--journal", shared.journal]
-            codes: list[int] = []
-            runs = [
-                threading.Thread(target=lambda who=who: codes.append(who.run(*words).code))
-                for who in (one, two)
-            ]
-            for run in runs:
-                run.start()
-            for run in runs:
-                run.join()
+            words = zeroing(shared, place)
+            runs = [pool.submit(who.run, *words) for who in (one, two)]
+            codes = {run.result().code for run in runs}
             # One of them did it; the other one found nothing to do, or somebody else's freeze.
-            assert set(codes) <= {0, 14}
+            assert codes <= {0, 14}
             assert 0 in codes
             assert bad not in shared.served.bad()
             assert not shared.unfinished()
@@ -295,7 +296,7 @@ def test_the_journal_tells_of_a_guard_that_was_killed(
     shared: Ground, root: Path, tmp_path: Path
 ) -> None:
     place = shared.free_place(8)
-    words = ["respond", root, f"{place}+4096", "--apply", "--yes", "--journal", shared.journal]
+    words = zeroing(shared, place)
     with victim(tmp_path / "runs") as program:
         shared.served.add(ByteRange(place, 512))
         at = 1 + program.run(*words).begun().index("freeze")

@@ -4,16 +4,32 @@ Each failure has files of its own on a filesystem that stays mounted.  After eac
 filesystem must be in use, no readable byte lost, and the journal true; ``--resume`` must finish.
 """
 
+import os
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from tests.support.emulated import emulated
 from tests.support.failures import FAILURES, Failure
+from tests.support.images import MIB, Geometry, make_image
+from tests.support.kernel import getfsmap
 from tests.support.killed import ACTING
-from tests.support.killing import Ground, Ran, Victim, ground, victim
+from tests.support.killing import (
+    BLOCK,
+    SECTOR,
+    Ground,
+    Ran,
+    Victim,
+    check_repair,
+    ground,
+    victim,
+)
+from tests.support.mounts import mounted
+from tests.support.tools import need_loop_mounts
 
-from whoseblock.journal import Plan, State
+from whoseblock.journal import Plan, State, open_journal
+from whoseblock.ranges import ByteRange
 
 _OFTEN = 20
 #: Of the failures before, so many are looked at again after each run; all at the end.
@@ -45,28 +61,33 @@ class Trial:
         assert len(plans) <= 1
         check_order(ran)
         states = {step.state for plan in plans for step in plan.steps}
+        for plan in plans:
+            assert self.ground.is_closed(plan) == (states == {State.VERIFIED})
         if states <= {State.PLANNED}:
             assert failure.untouched(self.ground)
         if states & {State.DONE, State.VERIFIED}:
             failure.check_finished(self.ground)
-        assert states <= {State.PLANNED, State.STARTED, State.DONE, State.VERIFIED}
+        # Failed is only what is begun anew, and that was not reached.
+        assert State.LEFT not in states
+
+    @property
+    def resuming(self) -> list[str]:
+        return ["respond", "--resume", "--journal", str(self.ground.journal)]
 
     def resume(self) -> Ran:
-        return self.victim.run("respond", "--resume", "--journal", self.ground.journal)
+        return self.victim.run(*self.resuming)
 
     def finish(self, failure: Failure, arguments: list[str], known: int) -> None:
         """Go on after a kill, and see that all is done then."""
-        if not self.ground.plans(known):
-            # Killed before there was a plan: nothing was broken off, and it is done as if new.
-            ran = self.victim.run(*arguments)
-        else:
-            ran = self.resume()
+        # Killed before there was a plan, nothing was broken off, and it is done as if new.
+        ran = self.resume() if self.ground.plans(known) else self.victim.run(*arguments)
         assert ran.code == 0, ran.output
         self.ground.check_after(ran)
         check_order(ran)
         failure.check_finished(self.ground)
         (plan,) = self.ground.plans(known)
         check_history(plan)
+        assert self.ground.is_closed(plan)
         assert not self.ground.unfinished()
         if len(self.past) % _SAMPLE == 0:
             again = self.resume()
@@ -83,13 +104,22 @@ class Trial:
         for one in self.past:
             one.check_finished(self.ground)
 
-    def kill(self, *, at: int | None = None, after: bool = False, delay: float | None = None) -> Ran:
-        """Have something fail, kill the run that deals with it, and go on."""
+    def kill(
+        self, *, at: int | None = None, after: bool = False, delays: Sequence[float] = ()
+    ) -> Ran:
+        """Have something fail, kill the run that deals with it, and go on.
+
+        Of ``delays``, the second is when the run that goes on is killed.
+        """
         failure, arguments = self.fail()
         known = self.ground.last_plan()
+        delay, *more = delays or (None,)
         ran = self.victim.run(*arguments, at=at, after=after, delay=delay)
         assert ran.killed or delay is not None, ran.output
         self.check_killed(failure, ran, known)
+        for later in more:
+            words = self.resuming if self.ground.plans(known) else arguments
+            self.check_killed(failure, self.victim.run(*words, delay=later), known)
         self.finish(failure, arguments, known)
         return ran
 
@@ -142,13 +172,74 @@ def test_killed_at_every_boundary(trial: Trial) -> None:
     for at, after in usual.moments():
         trial.kill(at=at, after=after)
     trial.check_all()
-    print(f"{trial.kind}: {trial.victim.kills} kills at {len(usual.begun())} boundaries")
 
 
 @pytest.mark.parametrize("trial", KINDS, ids=NAMES, indirect=True)
 def test_killed_at_random_moments(trial: Trial) -> None:
     usual = max(trial.undisturbed().seconds for _ in range(2))
     for _ in range(15):
-        trial.kill(delay=trial.chance.random() * usual)
+        trial.kill(delays=[trial.chance.random() * usual for _ in range(2)])
     trial.check_all()
-    print(f"{trial.kind}: {trial.victim.kills} kills within {usual:.2f} seconds")
+
+
+def test_killed_while_it_zeroes_what_is_not_mounted(tmp_path: Path) -> None:
+    need_loop_mounts()
+    image = make_image(tmp_path / "disk", Geometry("killed", size=32 * MIB, parent=False))
+    with mounted(image) as root:
+        left = Path(os.fsdecode(root)) / "left"
+        left.write_bytes(random.Random("left").randbytes(4 * MIB))
+        os.sync()
+        inode = left.stat().st_ino
+        (place, *_) = (row.start for row in getfsmap(root) if row.inode == inode)
+        left.unlink()
+    check_repair(image)
+    journal = tmp_path / "journal.sqlite"
+    with emulated(image, tmp_path / "at") as served, victim(tmp_path / "runs") as program:
+        yes = ["--apply", "--yes", "--journal", str(journal)]
+
+        def zero(at: int | None = None, *, after: bool = False) -> Ran:
+            """Have a part of a free block fail, and kill what zeroes it; go on until it did."""
+            bad = ByteRange(place + program.runs * BLOCK + SECTOR, 2 * SECTOR)
+            before = bytearray(image.read_bytes())
+            assert any(before[bad.start : bad.end])
+            served.add(bad)
+            arguments = ["respond", str(served.device), str(bad), *yes]
+            ran = program.run(*arguments, at=at, after=after)
+            assert ran.killed == (at is not None), ran.output
+            check_order(ran)
+            if "Run.started" not in ran.begun():
+                assert (served.bad(), image.read_bytes()) == ([bad], bytes(before))
+            if ran.killed:
+                assert program.run("respond", "--resume", *yes[2:]).code == 0
+                # Killed before there was a plan, it begins anew.
+                assert program.run(*arguments).code == 0
+            # Exactly the failed sectors were zeroed, and nothing else was written.
+            before[bad.start : bad.end] = bytes(bad.length)
+            assert (served.bad(), image.read_bytes()) == ([], bytes(before))
+            return ran
+
+        for at, after in zero().moments():
+            zero(at, after=after)
+        with open_journal(str(journal)) as opened:
+            assert not opened.unfinished()
+    assert program.kills > 10
+    check_repair(image)
+
+
+def test_what_was_broken_off_is_out_of_reach(tmp_path: Path) -> None:
+    need_loop_mounts()
+    image = make_image(tmp_path / "disk", Geometry("killed", size=32 * MIB, parent=False))
+    bad = ByteRange(12 * MIB, SECTOR)
+    yes = ["--yes", "--apply", "--journal", str(tmp_path / "journal.sqlite")]
+    resuming = ["respond", "--resume", *yes[2:]]
+    with victim(tmp_path / "runs") as program:
+        with emulated(image, tmp_path / "at", bad=[bad]) as served:
+            arguments = ["respond", str(served.device), str(bad), *yes]
+            planned = program.run(*arguments, at=6, after=True)
+            assert (planned.killed, planned.begun()[-1]) == (True, "Run.plan")
+        ran = program.run(*resuming)
+        assert (ran.code, "gone on with" in ran.output) == (14, True), ran.output
+        with emulated(image, tmp_path / "at", bad=[bad]) as served:
+            assert program.run(*resuming).code == 0
+            assert served.bad() == []
+        assert "nothing was broken off" in program.run(*resuming).output

@@ -20,7 +20,8 @@ def zeroed(content: bytes, start: int, length: int) -> bytes:
 
 def holes(path: Path) -> list[int]:
     """Give the numbers of the blocks that are holes, as SEEK_HOLE and SEEK_DATA tell."""
-    found, at = [], 0
+    found: list[int] = []
+    at = 0
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         while at < size:
@@ -96,9 +97,7 @@ def test_lost_blocks_become_holes_beside_damaged_ones(tmp_path: Path, kind: Geom
 
 @kinds
 @pytest.mark.parametrize("quarantine", [[], ["--quarantine"]], ids=["given-back", "quarantine"])
-def test_stubborn_blocks_are_punched(
-    tmp_path: Path, kind: Geometry, quarantine: list[str]
-) -> None:
+def test_stubborn_blocks_are_punched(tmp_path: Path, kind: Geometry, quarantine: list[str]) -> None:
     with bench(tmp_path, kind) as served:
         content = pattern("file", 12 * BLOCK)
         path = write_file(served.root / "file", content)
@@ -137,7 +136,9 @@ def test_the_last_block_is_not_full(tmp_path: Path, kind: Geometry, words: list[
 @kinds
 @pytest.mark.parametrize("shared", [False, True], ids=["unshared", "shared"])
 def test_only_bytes_past_the_end_are_lost(
-    tmp_path: Path, kind: Geometry, shared: bool  # noqa: FBT001
+    tmp_path: Path,
+    kind: Geometry,
+    shared: bool,  # noqa: FBT001
 ) -> None:
     """No copy is needed for them: the very one that was named is no good."""
     with bench(tmp_path, kind) as served:

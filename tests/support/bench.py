@@ -270,7 +270,9 @@ def write_file(path: Path, content: bytes, at: int = 0) -> Path:
 
 
 @contextlib.contextmanager
-def serving(tmp_path: Path, kind: Geometry, *, sector: int = 512) -> Iterator[tuple[Emulated, Path]]:
+def serving(
+    tmp_path: Path, kind: Geometry, *, sector: int = 512
+) -> Iterator[tuple[Emulated, Path]]:
     """Serve a new image; nothing is mounted."""
     need_loop_mounts()
     if not sees("-i", "exchange=1"):

@@ -63,10 +63,10 @@ def _main(folder: str) -> None:
     content = os.urandom(5000)
     while not select.select([sys.stdin], [], [], 0)[0]:
         begun = time.monotonic()
-        with open(f"{folder}/{made}", "wb") as file:  # noqa: PTH123 - the quickest
+        with open(f"{folder}/{made}", "wb") as file:
             file.write(content)
         if made >= _KEPT:
-            os.unlink(f"{folder}/{made - _KEPT}")  # noqa: PTH108
+            os.unlink(f"{folder}/{made - _KEPT}")
         longest = max(longest, time.monotonic() - begun)
         made += 1
     sys.stdout.write(f"{made} {longest}\n")

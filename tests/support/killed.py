@@ -3,10 +3,10 @@
 As a program, ``python -m tests.support.killed``, it reads one JSON object a line: the ``arguments``
 of a command line; ``trace``, a file to which each boundary is appended as it is passed; ``output``,
 a file for all that is printed; and when to die by SIGKILL: ``at`` boundary of this number,
-``after`` it or before, or ``delay`` seconds after the beginning; with ``guard``, the guard of a
-frozen filesystem dies in its place.  For each it prints one line, what
-became of the run.  Each runs in a process of its own, forked from one that has imported everything:
-hundreds of them take no longer than they must.
+``after`` it or before, or ``delay`` seconds after the beginning; with ``guard``, the guard of the
+frozen filesystem dies in its place.  For each it prints one line, what became of the run.  Each
+runs in a process of its own, forked from one that has imported everything: hundreds of them take
+no longer than they must.
 
 A boundary is a call that makes something durable, or acts on a device or a file.
 """
@@ -61,7 +61,7 @@ class Boundaries:
 
     def __init__(self) -> None:
         self.trace: int | None = None
-        self.guard: subprocess.Popen[bytes] | None = None
+        self._guard: int | None = None
         self._instead = False
         self._at: int | None = None
         self._after = False
@@ -71,28 +71,32 @@ class Boundaries:
         self.trace = os.open(order["trace"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         self._at, self._after, self._instead = order["at"], order["after"], order["guard"]
 
-    def wrap(self, owner: Any, attribute: str, name: str = "") -> None:
+    def wrap(self, owner: object, attribute: str, name: str = "") -> None:
         """Make a boundary of a function of a module, or of a method."""
         function = getattr(owner, attribute)
         told = name or attribute
 
         @functools.wraps(function)
-        def bounded(*arguments: Any, **more: Any) -> Any:
+        def bounded(*arguments: object, **more: object) -> object:
             return self.passing(told, functools.partial(function, *arguments, **more))
 
         setattr(owner, attribute, bounded)
 
-    def passing(self, name: str, act: Callable[[], Any]) -> Any:
+    def passing(self, name: str, act: Callable[[], object]) -> object:
         if self.trace is None:
             return act()
         self._count += 1
         number = self._count
         self._pass(f"< {number} {name}", number, after=False)
         try:
-            return act()
+            result = act()
         except BaseException as error:
             name += f": {error!r}"
             raise
+        else:
+            if isinstance(result, subprocess.Popen):
+                self._guard = result.pid
+            return result
         finally:
             self._pass(f"> {number} {name}", number, after=True)
 
@@ -102,8 +106,8 @@ class Boundaries:
         if number == self._at and after is self._after:
             if not self._instead:
                 os.kill(os.getpid(), signal.SIGKILL)
-            assert self.guard is not None
-            self.guard.kill()
+            assert self._guard is not None
+            os.kill(self._guard, signal.SIGKILL)
 
 
 def _bound() -> Boundaries:
@@ -118,13 +122,6 @@ def _bound() -> Boundaries:
             boundaries.wrap(owner, name, told)
     boundaries.wrap(relocate, "_temporary", "temporary")
     boundaries.wrap(relocate, "_give_back", "give_back")
-    start_guard = freezing._start_guard
-
-    def starting(*arguments: Any) -> Any:
-        boundaries.guard = start_guard(*arguments)
-        return boundaries.guard
-
-    freezing._start_guard = starting
     boundaries.wrap(freezing, "_start_guard", "start_guard")
     for name in ("freeze", "thaw", "close"):
         boundaries.wrap(freezing._Guard, name, {"close": "Guard.close"}.get(name, name))
@@ -153,7 +150,7 @@ def _child(boundaries: Boundaries, order: dict[str, Any]) -> None:
     except SystemExit as end:
         sys.stdout.flush()
         os._exit(end.code if isinstance(end.code, int) else 1)
-    except BaseException:
+    except BaseException:  # noqa: BLE001 - a child of a fork ends here, whatever it is
         sys.excepthook(*sys.exc_info())
         sys.stderr.flush()
         os._exit(99)

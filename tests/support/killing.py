@@ -22,7 +22,7 @@ from typing import NamedTuple
 from tests.support.emulated import Emulated, emulated
 from tests.support.images import MIB, Geometry, make_image
 from tests.support.kernel import getfsmap
-from tests.support.mounts import mounted, small_filesystem
+from tests.support.mounts import mounted, own_mount_namespace, small_filesystem
 from tests.support.tools import CHECKOUT, need_loop_mounts, sees, xfsprogs
 from tests.support.truth import Row
 
@@ -115,6 +115,8 @@ class Victim:
 def victim(folder: Path) -> Iterator[Victim]:
     """Start the program; it ends with the block, in any case."""
     folder.mkdir()
+    # It is to see what is mounted later.
+    own_mount_namespace()
     with subprocess.Popen(
         [sys.executable, "-m", "tests.support.killed"],
         cwd=CHECKOUT,
@@ -155,7 +157,8 @@ def thaw(root: Path) -> bool:
     try:
         fcntl.ioctl(folder, _FITHAW, 0)
     except OSError as error:
-        assert error.errno == errno.EINVAL
+        if error.errno != errno.EINVAL:
+            raise
         return False
     finally:
         os.close(folder)
@@ -202,7 +205,8 @@ def read_direct(path: Path) -> tuple[bytes, list[ByteRange]]:
                         count = os.preadv(file, [part], at)
                         data[at : at + count] = part[:count]
                 except OSError as error:
-                    assert error.errno == errno.EIO
+                    if error.errno != errno.EIO:
+                        raise
                     step = BLOCK if length > BLOCK else SECTOR
                     if length == SECTOR:
                         lost.append(ByteRange(at, min(SECTOR, size - at)))
@@ -246,7 +250,8 @@ class Ground:
             try:
                 os.close(os.open(self.loop, os.O_RDONLY | os.O_EXCL))
             except OSError as error:
-                assert error.errno == errno.EBUSY
+                if error.errno != errno.EBUSY:
+                    raise
                 assert time.monotonic() < deadline, "somebody still has it mounted"
                 time.sleep(0.01)
             else:
@@ -267,7 +272,9 @@ class Ground:
         (row,) = (
             row
             for row in self.rows()
-            if row.inode == inode and not row.attr and row.offset <= offset < row.offset + row.length
+            if row.inode == inode
+            and not row.attr
+            and row.offset <= offset < row.offset + row.length
         )
         return row.start + offset - row.offset
 
@@ -298,6 +305,13 @@ class Ground:
             return []
         with open_journal(str(self.journal), write=False) as journal:
             return [journal.plan(number) for number in range(after + 1, self.last_plan() + 1)]
+
+    def is_closed(self, plan: Plan) -> bool:
+        """Whether all failures that a plan concerns are closed; they are so together here."""
+        with open_journal(str(self.journal), write=False) as journal:
+            closed = {journal.history(one).failure.closed is not None for one in plan.failures}
+        (answer,) = closed
+        return answer
 
     def last_plan(self) -> int:
         """Ask the database itself for the number of the newest plan, 0 if there is none."""
