@@ -227,8 +227,9 @@ def test_killed_while_it_zeroes_what_is_not_mounted(tmp_path: Path) -> None:
 
 
 def test_what_was_broken_off_is_out_of_reach(tmp_path: Path) -> None:
+    need_loop_mounts()
     image = make_image(tmp_path / "disk", Geometry("killed", size=32 * MIB, parent=False))
-    bad = ByteRange(20 * MIB, SECTOR)
+    bad = ByteRange(12 * MIB, SECTOR)
     yes = ["--yes", "--apply", "--journal", str(tmp_path / "journal.sqlite")]
     resuming = ["respond", "--resume", *yes[2:]]
     with victim(tmp_path / "runs") as program:

@@ -22,7 +22,7 @@ from typing import NamedTuple
 from tests.support.emulated import Emulated, emulated
 from tests.support.images import MIB, Geometry, make_image
 from tests.support.kernel import getfsmap
-from tests.support.mounts import mounted, small_filesystem
+from tests.support.mounts import mounted, own_mount_namespace, small_filesystem
 from tests.support.tools import CHECKOUT, need_loop_mounts, sees, xfsprogs
 from tests.support.truth import Row
 
@@ -115,6 +115,8 @@ class Victim:
 def victim(folder: Path) -> Iterator[Victim]:
     """Start the program; it ends with the block, in any case."""
     folder.mkdir()
+    # It is to see what is mounted later.
+    own_mount_namespace()
     with subprocess.Popen(
         [sys.executable, "-m", "tests.support.killed"],
         cwd=CHECKOUT,
