@@ -12,7 +12,7 @@ from whoseblock.journal.records import FINAL, NewReport, Plan, PlannedStep, Stat
 from whoseblock.journal.run import Run
 from whoseblock.lookup import Asked
 from whoseblock.ranges import ByteRange
-from whoseblock.respond.acting import StepParameters, act, check, parameters_of
+from whoseblock.respond.acting import Memory, StepParameters, act, check, parameters_of
 from whoseblock.respond.copies import Copies
 from whoseblock.respond.notify import NotifyError, run_command, signal_processes
 from whoseblock.respond.planning import Act, Part
@@ -23,6 +23,8 @@ __all__ = ["Notice", "Outcome", "Planned", "apply", "record"]
 
 #: The kinds of steps that tell others; `Act` has those that change something.
 _EXEC, _SIGNAL = "exec", "signal"
+#: What the journal keeps of the data that owners are given: its SHA-256.
+_REPLACEMENT: Final = "replacement"
 _DEALT_WITH: Final = "all that was planned is done and verified"
 #: Of a file that must not be changed; swap space is busy text for the kernel, too.
 _REFUSALS: Final = {errno.ETXTBSY, errno.EPERM, errno.EACCES, errno.EROFS}
@@ -164,12 +166,21 @@ def _change(run: Run, step: Step, doing: _Doing, *, ends: bool) -> Outcome:
     if site is None or site.filesystem is None:
         raise RefusedError(f"{parameters.layer} is not there, or no filesystem is on it")
     kind = Act(step.kind)
-    done = act(kind, parameters, site, doing.journal_device)
+    told = [event.detail[_REPLACEMENT] for event in step.events if _REPLACEMENT in event.detail]
+    memory = Memory(
+        str(told[-1]) if told else "",
+        lambda digest: _started(run, step, {_REPLACEMENT: digest}),
+    )
+    done = act(kind, parameters, site, doing.journal_device, memory)
     run.done(step.id, {"says": done.says, "zeroed": done.zeroed, "kept": done.kept})
     seen = check(kind, parameters, site, done)
     closes = (step.failure, _DEALT_WITH) if ends and step.failure is not None else None
     run.verified(step.id, {"says": seen}, closes=closes)
     return Outcome(step, State.VERIFIED, f"{done.says}; {seen}")
+
+
+def _started(run: Run, step: Step, detail: Mapping[str, Any]) -> None:
+    run.started(step.id, detail)
 
 
 def _tell(step: Step, doing: _Doing) -> str:
