@@ -79,8 +79,9 @@ def test_json_is_lines_and_the_journal_has_it_all(tmp_path: Path) -> None:
         assert {path for row in owners for path in row["paths"]} == {
             "/a", "/c", "/deep/er/b", "/hard link", "/large/another link", "/large/d", "/last",
         }  # fmt: skip
+        # What the owners are given is noted once it is known.
         assert [str(event.state) for event in first.plans[0].steps[0].events] == [
-            "planned", "started", "done", "verified",
+            "planned", "started", "started", "done", "verified",
         ]  # fmt: skip
         assert first.runs[0].uid == 0
         assert "respond" in first.runs[0].command

@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -156,7 +157,10 @@ class Bench:
         return [steps[number] for number in sorted(steps)]
 
     def states(self) -> list[list[str]]:
-        """Give the states that each step went through."""
+        """Give the states that each step went through; what is noted in one counts once."""
+        return [[state for state, _ in groupby(states)] for states in self._all_states()]
+
+    def _all_states(self) -> list[list[str]]:
         return [[str(event.state) for event in step.events] for step in self.steps()]
 
     # ------------------------------------------------------------------ the filesystem

@@ -12,6 +12,9 @@ from whoseblock.errors import exit_codes
 
 __all__ = ["man_page"]
 
+#: As the program itself has it; click keeps in mind what it was asked first.
+_HELP = ["-h", "--help"]
+
 
 def man_page() -> str:
     """Write whoseblock(1) in the man(7) macros of roff."""
@@ -25,7 +28,9 @@ def man_page() -> str:
     for name, command in commands:
         if isinstance(command, click.Group):
             continue
-        usage = " ".join(command.collect_usage_pieces(click.Context(command)))
+        usage = " ".join(
+            command.collect_usage_pieces(click.Context(command, help_option_names=_HELP))
+        )
         lines += [".B whoseblock", f".B {_text(name)}", _text(usage), ".br"]
     lines += [".SH DESCRIPTION", *_paragraphs(cli.help or "")]
     for name, command in commands:
@@ -40,7 +45,7 @@ def man_page() -> str:
 
 def _commands(group: click.Group, above: str) -> Iterator[tuple[str, click.Command]]:
     """Give every command with its name below ``whoseblock``, a group before what is in it."""
-    context = click.Context(group)
+    context = click.Context(group, help_option_names=_HELP)
     for name in group.list_commands(context):
         command = group.get_command(context, name)
         if command is None:  # pragma: no cover - what is listed is there
@@ -51,7 +56,7 @@ def _commands(group: click.Group, above: str) -> Iterator[tuple[str, click.Comma
 
 
 def _options(command: click.Command) -> Iterator[str]:
-    context = click.Context(command)
+    context = click.Context(command, help_option_names=_HELP)
     for parameter in command.get_params(context):
         record = parameter.get_help_record(context)
         if record and isinstance(parameter, click.Option):

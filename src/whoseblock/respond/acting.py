@@ -105,13 +105,13 @@ class Memory:
         self.digest = digest
         self._note = note
 
-    def check(self, data: bytes) -> None:
+    def check(self, data: bytes, *, strict: bool) -> None:
         """Journal a replacement before anybody is given it.
 
-        Raises `RefusedError` if others were given another one.
+        Raises `RefusedError` if others were given another one, if that is to be ``strict``.
         """
         digest = sha256(data).hexdigest()
-        if self.digest not in ("", digest):
+        if strict and self.digest not in ("", digest):
             raise RefusedError("the good copy is not the one that other owners were given")
         if not self.digest:
             self._note(digest)
@@ -241,8 +241,8 @@ class _Change:
                 return Done("every sector can be read again: nothing was changed")
             others = self._changed_before(owners, files)
             change = Change(content, self._replacement(content, [*owners, *others]))
-            if self._kind is Act.RESTORE and change.replacement is not None:
-                self._memory.check(change.replacement)
+            if change.replacement is not None:
+                self._memory.check(change.replacement, strict=self._kind is Act.RESTORE)
             if in_place and len(owners) == 1 and not others and self._may_overwrite(change):
                 with contextlib.suppress(NotNowError):
                     if overwrite(self._fs, device, owners[0], change):

@@ -140,7 +140,9 @@ def write_lease(file: int) -> Iterator[None]:
     try:
         yield
     finally:
-        fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+        # Whoever waited for too long has been given it.
+        with contextlib.suppress(OSError):
+            fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_UNLCK)
 
 
 def check_lease(file: int) -> None:

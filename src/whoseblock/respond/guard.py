@@ -40,8 +40,7 @@ def _main(channel: socket.socket, place: int, parent: int, limit_s: float, hard_
     channel.send(bytes(_REPLY_BYTES))
     while True:
         wait = None if deadline is None else max(deadline - time.monotonic(), 0)
-        ready = select.select([channel], [], [], wait)[0]
-        if not ready:
+        if not _ready(channel.fileno(), wait):
             _end(watched, hard_s - limit_s)
             break
         try:
@@ -80,7 +79,15 @@ def _end(watched: int, patience_s: float) -> None:
     except OSError:
         return
     # Readable is what has ended, not what is merely about to.
-    select.select([watched], [], [], patience_s)
+    _ready(watched, patience_s)
+
+
+def _ready(fd: int, wait_s: float | None) -> bool:
+    """Wait until there is something to read; None waits for ever."""
+    # Not select(2), which knows no descriptor above 1023: the numbers are those of the parent.
+    waiting = select.poll()
+    waiting.register(fd, select.POLLIN)
+    return bool(waiting.poll(None if wait_s is None else wait_s * 1000))
 
 
 if __name__ == "__main__":
