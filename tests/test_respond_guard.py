@@ -128,16 +128,6 @@ def test_the_guard_is_stopped(root: Path, monkeypatch: pytest.MonkeyPatch) -> No
     check_not_frozen(root)
 
 
-def test_the_guard_is_killed_and_somebody_else_thaws(root: Path) -> None:
-    with freezing(root) as freezer:
-        assert freezer.line() == "frozen"
-        os.kill(freezer.guard(), signal.SIGKILL)
-        assert thaw(root)
-        freezer.go()
-        assert freezer.line().startswith("UnguardedError somebody else thawed")
-        check_over(root, freezer)
-
-
 def test_somebody_else_thaws(root: Path) -> None:
     with freezing(root) as freezer:
         assert freezer.line() == "frozen"
