@@ -81,9 +81,6 @@ class Group:
         before = self.results.get(name, Result("passed", 0, ""))
         outcome = str(phase["outcome"]) if phase["outcome"] != "passed" else before.outcome
         text = "\n".join(part for part in (before.text, str(phase["text"]).strip()) if part)
-        if phase["when"] == "teardown":
-            text = str(phase["text"]).strip()  # which has all that was printed
-            text = before.text if len(before.text) > len(text) else text
         self.results[name] = Result(outcome, before.seconds + float(phase["seconds"]), text)
 
     def result(self, name: str) -> Result:

@@ -14,7 +14,9 @@ _RESULTS = Path(os.environ.get("WHOSEBLOCK_VM_RESULTS", "results.jsonl"))
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    said = [f"--- {title} ---\n{text}" for title, text in report.sections if text.strip()]
+    # Each phase has the sections of those before it, too.
+    own = [one for one in report.sections if one[0].endswith(f" {report.when}") and one[1].strip()]
+    said = [f"--- {title} ---\n{text}" for title, text in own]
     line = {
         "test": report.nodeid.partition("::")[2],
         "when": report.when,

@@ -23,7 +23,7 @@ class Watch:
     """
 
     def __init__(
-        self, undo: Undo, *options: str, reading: tuple[str, ...] = ("history", "--json")
+        self, undo: Undo, *options: str, reading: tuple[str, ...] = ("journal", "export")
     ) -> None:
         self.folder = Path("/run/watch")
         self.folder.mkdir(exist_ok=True)
@@ -86,12 +86,18 @@ class Watch:
 
     def entries(self) -> list[Json]:
         """Read the journal as a user does."""
+        if not self.journal.exists():
+            return []
         lines = run(self._whoseblock(self._reading)).splitlines()
         return [json.loads(line) for line in lines]
 
-    def wait_for_entries(self, count: int, seconds: float = 120) -> list[Json]:
-        """Wait until the journal has so many entries."""
-        return wait_for(lambda: found if len(found := self.entries()) >= count else [], seconds)
+    def wait_for_entries(self, count: int, seconds: float = 180) -> list[Json]:
+        """Wait until the journal has so many entries, and the owners of all."""
+        return wait_for(lambda: self._known(count), seconds)
+
+    def _known(self, count: int) -> list[Json]:
+        found = self.entries()
+        return found if len(found) >= count and all(one["findings"] for one in found) else []
 
     def _end(self) -> None:
         if not self._has_ended():
