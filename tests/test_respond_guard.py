@@ -128,6 +128,19 @@ def test_the_guard_is_stopped(root: Path, monkeypatch: pytest.MonkeyPatch) -> No
     check_not_frozen(root)
 
 
+def test_the_guard_is_killed_and_somebody_else_thaws(root: Path) -> None:
+    with freezing(root) as freezer:
+        assert freezer.line() == "frozen"
+        guard = freezer.guard()
+        os.kill(guard, signal.SIGKILL)
+        # Until it is gone, it could still be told to thaw.
+        wait_for_state(guard, "Z")
+        assert thaw(root)
+        freezer.go()
+        assert freezer.line().startswith("UnguardedError somebody else thawed")
+        check_over(root, freezer)
+
+
 def test_somebody_else_thaws(root: Path) -> None:
     with freezing(root) as freezer:
         assert freezer.line() == "frozen"
