@@ -101,7 +101,7 @@ Examples:
 @failure_options
 @target_options
 @click.option("--json", "as_json", is_flag=True, help="Write JSON Lines: the plan, then outcomes.")
-def respond(target: str | None, ranges: tuple[str, ...], **options: Any) -> None:  # noqa: ANN401
+def respond(target: str | None, ranges: tuple[str, ...], **options: Any) -> None:  # noqa: ANN401 - click's
     """Plan what is done about failed RANGEs of TARGET, and with --apply do it.
 
     Whatever is done is in the journal before, is verified after, and can be repeated if it was
@@ -196,8 +196,7 @@ class _Work:
     ) -> "list[Planned]":
         from whoseblock.lookup import Wish
         from whoseblock.respond.applying import Planned
-        from whoseblock.respond.planning import Options, parts_of
-        from whoseblock.respond.sites import rows_by_layer
+        from whoseblock.respond.planning import Options, parts_of_answer
         from whoseblock.sources.resolve import Resolver
 
         allowed = Options(
@@ -212,20 +211,15 @@ class _Work:
             asked = list(resolver.asked(failures_of(given, target, finder)))
             answers = finder.answers(asked, Wish(processes=True))
             for number, (one, answer) in enumerate(zip(asked, answers, strict=True), 1):
-                parts = tuple(
-                    part
-                    for site, rows in rows_by_layer(one, answer, target, finder)
-                    for part in parts_of(site, rows, allowed)
-                )
-                planned.append(Planned(one, answer, parts))
+                parts = parts_of_answer(one, answer, target, finder, allowed)
+                planned.append(Planned(one, answer, tuple(parts)))
                 progress("failures planned", number, len(asked))
         return planned
 
     def _confirm(self, planned: "Sequence[Planned]") -> bool:
-        from whoseblock.respond.planning import Act
+        from whoseblock.respond.planning import CHANGES
 
-        acts = (Act.ZERO, Act.RESTORE, Act.PUNCH)
-        count = sum(part.act in acts for one in planned for part in one.parts)
+        count = sum(part.act in CHANGES for one in planned for part in one.parts)
         if self._options["yes"] or not count:
             return True
         if not sys.stdin.isatty():
@@ -277,7 +271,7 @@ class _Work:
     ) -> None:
         from whoseblock.journal import State
         from whoseblock.lookup import Wish
-        from whoseblock.respond.applying import apply
+        from whoseblock.respond.applying import apply, journal_device
         from whoseblock.respond.sites import site_named
 
         def ask(failure: int) -> "Answer | None":
@@ -288,7 +282,7 @@ class _Work:
             plan,
             lambda name: site_named(name, target, finder),
             ask,
-            _device_of(self._journal.name),
+            journal_device(self._journal.name),
         )
         for outcome in outcomes:
             self._tell(outcome)
@@ -330,14 +324,6 @@ class _Work:
         run = step.parameters
         place = f" {run['start']}+{run['length']}" if "start" in run else ""
         click.echo(_printed([f"{outcome.state}: {step.kind}{place}: {printable(outcome.says)}"]))
-
-
-def _device_of(journal: str) -> int | None:
-    """Give the number of the device that a journal in a file is on."""
-    try:
-        return Path(journal).stat().st_dev
-    except (OSError, ValueError):
-        return None
 
 
 def _plain(where: "TargetOptions") -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import errno
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -19,7 +20,7 @@ from whoseblock.respond.planning import Act, Part
 from whoseblock.respond.reasons import NotHealedError, RefusedError, UnguardedError
 from whoseblock.respond.sites import Site
 
-__all__ = ["Notice", "Outcome", "Planned", "apply", "record"]
+__all__ = ["Notice", "Outcome", "Planned", "apply", "journal_device", "record"]
 
 #: The kinds of steps that tell others; `Act` has those that change something.
 _EXEC, _SIGNAL = "exec", "signal"
@@ -123,6 +124,14 @@ def apply(
             open_failures.discard(step.failure or 0)
     for failure in sorted(open_failures):
         run.close_failure(failure, _DEALT_WITH)
+
+
+def journal_device(name: str) -> int | None:
+    """Give the number of the device that a journal in a file is on; None if it is in no file."""
+    try:
+        return Path(name).stat().st_dev
+    except (OSError, ValueError):
+        return None
 
 
 class _Doing(NamedTuple):

@@ -12,12 +12,14 @@ from typing import Final, NamedTuple
 
 from msgspec.structs import replace
 
-from whoseblock.fs.base import FileOwner, Free, MetadataOwner, Outside, Owner, Staging
+from whoseblock.fs.base import Answer, FileOwner, Free, MetadataOwner, Outside, Owner, Staging
+from whoseblock.lookup import Asked, Lookup
 from whoseblock.ranges import ByteRange
 from whoseblock.respond.owners import QUARANTINE, is_nobodys, whole_blocks
-from whoseblock.respond.sites import Site, failing_at
+from whoseblock.respond.sites import Site, failing_at, rows_by_layer
+from whoseblock.target import Target
 
-__all__ = ["Act", "Options", "Part", "in_quarantine", "parts_of"]
+__all__ = ["CHANGES", "Act", "Options", "Part", "in_quarantine", "is_contested", "parts_of_answer"]
 
 
 class Act(StrEnum):
@@ -33,6 +35,10 @@ class Act(StrEnum):
     ADVISE = "advise"
     #: Nothing fails.
     NOTHING = "nothing"
+
+
+#: The acts that write.
+CHANGES: Final = frozenset({Act.ZERO, Act.RESTORE, Act.PUNCH})
 
 
 @dataclass(frozen=True)
@@ -71,6 +77,36 @@ _REPAIR: Final = (
     "xfs_scrub MOUNTPOINT where the kernel has online repair; otherwise unmount, and xfs_repair"
     " DEVICE, on a copy first if more may fail"
 )
+
+
+def parts_of_answer(
+    asked: Asked, answer: Answer, target: Target, finder: Lookup, options: Options
+) -> Iterator[Part]:
+    """Say what can be done about an answer, wherever its rows are."""
+    contested = is_contested(answer)
+    for site, rows in rows_by_layer(asked, answer, target, finder):
+        for part in parts_of(site, rows, options):
+            if contested and part.act in CHANGES:
+                says = "more than one layer has these bytes, and only one can be right"
+                yield part._replace(act=Act.ADVISE, says=f"{says}: nothing is done")
+            else:
+                yield part
+
+
+def is_contested(answer: Answer) -> bool:
+    """Whether several layers say whose the same bytes are.
+
+    What is free in one of them, say a partition that a table still has, may be a file's in the
+    other, a volume over the whole disk.
+    """
+    end, owner = -1, ""
+    for row in sorted(answer, key=lambda row: row.start):
+        layer = row.via[-1].layer if isinstance(row.via, tuple) else ""
+        if row.start < end and layer != owner:
+            return True
+        if row.start + row.length > end:
+            end, owner = row.start + row.length, layer
+    return False
 
 
 def parts_of(site: Site, rows: list[Owner], options: Options) -> Iterator[Part]:

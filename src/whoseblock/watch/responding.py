@@ -5,7 +5,6 @@ The plan that this makes is one that ``whoseblock respond --resume`` can go on w
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any, Final
 
 import msgspec
@@ -17,10 +16,9 @@ from whoseblock.journal.journal import Journal
 from whoseblock.journal.run import Run
 from whoseblock.lookup import Asked, Lookup, Wish
 from whoseblock.respond.acting import parameters_of
-from whoseblock.respond.applying import apply
+from whoseblock.respond.applying import apply, journal_device
 from whoseblock.respond.copies import Copies
-from whoseblock.respond.planning import Act, Options, Part, parts_of
-from whoseblock.respond.sites import Site, rows_by_layer
+from whoseblock.respond.planning import Act, Options, Part, parts_of_answer
 from whoseblock.target import Target, TargetOptions
 from whoseblock.watch.places import layer_named
 
@@ -48,11 +46,9 @@ class DeviceResponder:
             layer = layer_named(target, failure.device)
             asked = Asked(failure.start, failure.length, layer, "the journal", named=True)
             (now,) = finder.answers([asked], Wish(processes=True))
-            sites: dict[str, Site] = {}
-            parts: list[Part] = []
-            for site, rows in rows_by_layer(asked, now, target, finder):
-                sites[site.layer.name] = site
-                parts += parts_of(site, rows, Options(copies=copies is not None))
+            allowing = Options(copies=copies is not None)
+            parts = list(parts_of_answer(asked, now, target, finder, allowing))
+            sites = {part.site.layer.name: part.site for part in parts}
             allowed = [part for part in parts if part.act is wanted]
             if not allowed:
                 raise LeftUndoneError("; ".join(dict.fromkeys(part.says for part in parts)))
@@ -67,7 +63,7 @@ class DeviceResponder:
             def ask(_failure: int) -> Answer | None:
                 return next(finder.answers([asked], Wish(processes=True)), None)
 
-            place = _device_of(self._journal.name)
+            place = journal_device(self._journal.name)
             outcomes = [
                 outcome
                 for outcome in apply(self._run, plan, sites.get, ask, place)
@@ -82,11 +78,3 @@ class DeviceResponder:
 def _step(part: Part, copies: Copies | None, failure: Entry) -> PlannedStep:
     parameters = msgspec.to_builtins(parameters_of(part, copies, quarantine=False))
     return PlannedStep(str(part.act), parameters, failure.id)
-
-
-def _device_of(journal: str) -> int | None:
-    """Give the number of the device that a journal in a file is on."""
-    try:
-        return Path(journal).stat().st_dev
-    except (OSError, ValueError):
-        return None
