@@ -159,7 +159,7 @@ def _on_the_image(image: Path, free: ByteRange) -> int:
         step = PlannedStep("zero", {"start": free.start, "length": free.length}, noted.failure)
         (planned,) = run.plan([step], [noted.failure]).steps
         run.started(planned.id)
-        zeroed = zero_unmounted(afresh, _Pmem(medium), free)  # type: ignore[arg-type]
+        zeroed = zero_unmounted(afresh, _Pmem(medium), free)  # type: ignore[arg-type] # only what it calls is there
         run.done(planned.id)
         if medium.poison:
             return 1

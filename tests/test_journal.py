@@ -200,8 +200,8 @@ def test_filters(journal_url: str) -> None:
         run.close_failure(third, "nothing to do")
 
         def ids(**wanted: object) -> list[int]:
-            found = journal.failures(Filter(**wanted))  # type: ignore[arg-type]
-            exported = journal.histories(Filter(**wanted))  # type: ignore[arg-type]
+            found = journal.failures(Filter(**wanted))  # type: ignore[arg-type] # of many kinds
+            exported = journal.histories(Filter(**wanted))  # type: ignore[arg-type] # of many kinds
             result = [one.failure.id for one in found]
             assert [one.failure.id for one in exported] == result
             return result

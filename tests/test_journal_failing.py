@@ -110,7 +110,7 @@ def test_a_file_that_is_no_journal(tmp_path: Path) -> None:
     file = tmp_path / "journal.sqlite"
     file.write_bytes(b"once upon a time" * 1000)
     for write in (True, False):
-        assert "not a SQLite database" in str(refusal(lambda: open_journal(str(file), write=write)))  # noqa: B023
+        assert "not a SQLite database" in str(refusal(lambda: open_journal(str(file), write=write)))  # noqa: B023 - called at once
     assert file.read_bytes() == b"once upon a time" * 1000
     file.unlink()
     with sqlite3.connect(file) as other:
@@ -325,7 +325,7 @@ def test_passwords(own_server: Postgres) -> None:
 def test_a_database_or_a_server_that_is_not_there(own_server: Postgres) -> None:
     assert "does not exist" in str(refusal(lambda: open_journal(own_server.url("nothing"))))
     for url in ("postgresql://u@/d?host=/nonexistent", "postgresql://u:secret@127.0.0.1:1/d"):
-        error = refusal(lambda: open_journal(url))  # noqa: B023
+        error = refusal(lambda: open_journal(url))  # noqa: B023 - called at once
         assert "cannot be reached" in str(error)
         assert "secret" not in f"{error} {error.hint}"
 

@@ -186,7 +186,7 @@ def test_what_other_mounts_hide_is_found(zoo: Zoo, name: str) -> None:
             with fs_or_none as fs:
                 for question, answer in zip(rows[:500], fs.owners_many(rows[:500]), strict=True):
                     same(told(answer), question, expectation)
-                    assert all(row.mounted_at == () for row in answer)  # type: ignore[attr-defined]
+                    assert all(row.mounted_at == () for row in answer)  # type: ignore[attr-defined] # all rows are of files
         finally:
             run(["umount", os.fsdecode(folder)])
     assert len(deep) > 100
@@ -230,7 +230,7 @@ def test_bind_mounts_of_a_part(zoo: Zoo, tmp_path: Path) -> None:
                         top = "/" + os.fsdecode(part)
                         inside = [p for p in row.paths if p == top or p.startswith(top + "/")]
                         expected = {f"{at}{p[len(top) :]}" for at in places for p in inside}
-                        assert set(row.mounted_at) == expected  # type: ignore[arg-type]
+                        assert set(row.mounted_at) == expected  # type: ignore[arg-type] # as above
         finally:
             # mounted() unmounts the folder itself in the end.
             run(["mount", "--bind", places[0], os.fsdecode(folder)])

@@ -138,7 +138,7 @@ def test_a_change_in_between_is_told(tmp_path: Path) -> None:
             asked.append(paths)
             return ask(fs, ranges, paths=paths)
 
-        fs.owners_many = owners_many  # type: ignore[method-assign]
+        fs.owners_many = owners_many  # type: ignore[method-assign] # to see the calls
         (changed,) = _told(fs, question, Wish(verified=True))
     assert (changed.verified, changed.complete) == (False, False)
     assert any("changed" in note for note in changed.notes)

@@ -99,7 +99,7 @@ def test_everybody_has_the_part_that_he_mapped(file: Path, tmp_path: Path) -> No
             if inside:
                 where = address + inside[0] - offset * PAGE
                 truth.append(
-                    Mapping(where, len(inside), inside[0], is_shared, False, writes, runs)  # noqa: FBT003
+                    Mapping(where, len(inside), inside[0], is_shared, False, writes, runs)  # noqa: FBT003 - as the record has them
                 )
         return tuple(sorted(truth, key=lambda mapping: mapping.address))
 

@@ -185,7 +185,7 @@ def unmounted(tmp_path: Path, kind: Geometry) -> Iterator[tuple[Bench, ByteRange
 
 @kinds
 @pytest.mark.parametrize("loop", [True, False], ids=["loop", "image"])
-def test_unmounted(tmp_path: Path, kind: Geometry, loop: bool) -> None:  # noqa: FBT001
+def test_unmounted(tmp_path: Path, kind: Geometry, loop: bool) -> None:  # noqa: FBT001 - of the test
     with unmounted(tmp_path, kind) as (served, run), contextlib.ExitStack() as stack:
         target = stack.enter_context(served.served.loop()) if loop else served.device
         bad = [ByteRange(run.start + 512, 512), ByteRange(run.start + BLOCK, BLOCK)]

@@ -138,7 +138,7 @@ def test_the_last_block_is_not_full(tmp_path: Path, kind: Geometry, words: list[
 def test_only_bytes_past_the_end_are_lost(
     tmp_path: Path,
     kind: Geometry,
-    shared: bool,  # noqa: FBT001
+    shared: bool,  # noqa: FBT001 - of the test
 ) -> None:
     """No copy is needed for them: the very one that was named is no good."""
     with bench(tmp_path, kind) as served:

@@ -230,7 +230,7 @@ def test_a_writer_that_never_pauses(
     tmp_path: Path,
     kind: Geometry,
     way: str,
-    beside: bool,  # noqa: FBT001
+    beside: bool,  # noqa: FBT001 - of the test
 ) -> None:
     with bench(tmp_path, kind) as served:
         content = pattern("file", 12 * BLOCK)

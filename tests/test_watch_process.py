@@ -57,7 +57,7 @@ class House:
                 processor.resume()
                 yield processor
 
-    def process(self, *groups: Sequence[Report]) -> Any:  # noqa: ANN401
+    def process(self, *groups: Sequence[Report]) -> Any:  # noqa: ANN401 - of any kind
         with self.processor() as processor:
             return processor.process(groups)
 
@@ -190,7 +190,7 @@ def killing(monkeypatch: pytest.MonkeyPatch, after: int, *, early: bool) -> None
     writes = iter(range(after, -1, -1))
 
     def wrap(method: Callable[..., Any]) -> Callable[..., Any]:
-        def wrapped(*arguments: Any, **options: Any) -> Any:  # noqa: ANN401
+        def wrapped(*arguments: Any, **options: Any) -> Any:  # noqa: ANN401 - of any kind
             last = next(writes, 1) == 0
             if last and early:
                 raise Killed
@@ -352,9 +352,9 @@ def test_who_has_it_mapped_and_who_has_it_open() -> None:
     mapping = Mapping(0, 4096, 0, True, True, True, False)  # noqa: FBT003 - as the record has them
     mapped = Process(1, 10, "", "mapped", 0, (mapping,), ())
     opened = Process(2, 20, "", "opened", 0, (), (OpenFile(3, ("O_RDONLY",), 0),))
-    row = FileOwner(0, 512, 131, "data", "data", 0, False, False, processes=(mapped, opened))  # noqa: FBT003
+    row = FileOwner(0, 512, 131, "data", "data", 0, False, False, processes=(mapped, opened))  # noqa: FBT003 - as the record has them
     for users, pids in (("mapped", [1]), ("open", [2]), ("all", [1, 2])):
-        rule = Rule("tell", 1, signal="SIGUSR1", signal_to=users)  # type: ignore[arg-type]
+        rule = Rule("tell", 1, signal="SIGUSR1", signal_to=users)  # type: ignore[arg-type] # drawn
         assert [one[0] for one in actions._parameters(rule, "signal", [row])["processes"]] == pids
 
 

@@ -43,7 +43,7 @@ BLOCK = 4096
 _FITHAW = 0xC0045878  # linux/fs.h
 
 
-def geometry(name: str, *, parent: bool, exchange: bool, **more: Any) -> Geometry:  # noqa: ANN401
+def geometry(name: str, *, parent: bool, exchange: bool, **more: Any) -> Geometry:  # noqa: ANN401 - fields of Geometry
     """Make a small filesystem with or without what respond can make use of."""
     return Geometry(name, parent=parent, more=("-i", f"exchange={exchange:d}"), **more)
 
@@ -282,7 +282,7 @@ def serving(
     if not sees("-i", "exchange=1"):
         raise Missing("this mkfs.xfs does not know exchange: run tools/xfsprogs")
     # In memory where that can be: each flush of the device would wait for the disk of all others.
-    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else tmp_path  # noqa: S108
+    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else tmp_path  # noqa: S108 - a folder of our own in it
     with tempfile.TemporaryDirectory(prefix="whoseblock-disk-", dir=memory) as folder:
         image = make_image(Path(folder) / "disk.img", kind)
         with emulated(image, tmp_path / "served", sector=sector) as served:

@@ -24,7 +24,7 @@ __all__ = ["Daemon", "from_now_on", "histories", "once", "until", "watching"]
 _PATIENCE_S = 30.0
 
 
-def until(condition: Callable[[], Any], patience: float = _PATIENCE_S) -> Any:  # noqa: ANN401
+def until(condition: Callable[[], Any], patience: float = _PATIENCE_S) -> Any:  # noqa: ANN401 - what it waits for
     """Wait until something is true, and give it."""
     deadline = time.monotonic() + patience
     while not (found := condition()):

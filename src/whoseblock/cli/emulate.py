@@ -84,7 +84,7 @@ def emulate(
     directory: Path,
     stubborn: tuple[str, ...],
     sector: str,
-    **options: Any,  # noqa: ANN401
+    **options: Any,  # noqa: ANN401 - click's
 ) -> None:
     """Serve IMAGE as the failing device DIRECTORY/device, to rehearse a recovery.
 

@@ -108,7 +108,7 @@ Examples:
 )
 @_filtered
 @click.option("--json", "as_json", is_flag=True, help="Write JSON Lines, one object a failure.")
-def list_failures(url: str | None, as_json: bool, **options: Any) -> None:  # noqa: ANN401
+def list_failures(url: str | None, as_json: bool, **options: Any) -> None:  # noqa: ANN401 - click's
     """List failures: where, in what state, and who owned them."""
     with open_journal(url, write=False) as opened:
         found = opened.failures(_filter_of(options))
@@ -155,7 +155,7 @@ Examples:
 @click.option(
     "--format", "form", type=click.Choice(["json", "csv"]), default="json", show_default=True
 )
-def export(url: str | None, form: str, **options: Any) -> None:  # noqa: ANN401
+def export(url: str | None, form: str, **options: Any) -> None:  # noqa: ANN401 - click's
     """Write failures with all that is known of them, for other programs."""
     with open_journal(url, write=False) as opened:
         wanted = _filter_of(options)

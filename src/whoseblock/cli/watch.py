@@ -118,6 +118,6 @@ def watch(  # noqa: PLR0913 - as many as there are options
 def _address(text: str) -> tuple[str, int]:
     """Read ``[ADDRESS:]PORT``."""
     address, _, port = text.rpartition(":")
-    if not port.isascii() or not port.isdecimal() or int(port) > 65535:  # noqa: PLR2004
+    if not port.isascii() or not port.isdecimal() or int(port) > 65535:  # noqa: PLR2004 - the last there is
         raise click.BadParameter(f"{text!r} is not [ADDRESS:]PORT", param_hint="--metrics-port")
     return address.strip("[]") or "127.0.0.1", int(port)

@@ -50,11 +50,11 @@ class JsonText(TypeDecorator[Any]):
     impl = Text
     cache_ok = True
 
-    def process_bind_param(self, value: Any, _dialect: Dialect) -> str:  # noqa: ANN401
+    def process_bind_param(self, value: Any, _dialect: Dialect) -> str:  # noqa: ANN401 - JSON
         """Write JSON."""
         return json.dumps(value, allow_nan=False, separators=(",", ":"))
 
-    def process_result_value(self, value: str | None, _dialect: Dialect) -> Any:  # noqa: ANN401
+    def process_result_value(self, value: str | None, _dialect: Dialect) -> Any:  # noqa: ANN401 - JSON
         """Read JSON."""
         return None if value is None else json.loads(value)
 

@@ -326,7 +326,7 @@ def _now() -> datetime:
     return datetime.now(UTC)
 
 
-def _added(connection: Connection, table: Any, values: Mapping[str, Any]) -> int:  # noqa: ANN401
+def _added(connection: Connection, table: Any, values: Mapping[str, Any]) -> int:  # noqa: ANN401 - a table of any kind
     key = connection.execute(insert(table).values(values)).inserted_primary_key
     assert key is not None  # noqa: S101 - for the type checker: one row was inserted
     return int(key[0])

@@ -49,7 +49,7 @@ def _version(connection: Connection, place: Place) -> str | None:
                 f"{place.name!r} is a database, but not a journal", hint="name another file"
             )
         return None
-    version = connection.execute(text(f"SELECT version_num FROM {VERSION_TABLE}")).scalar()  # noqa: S608
+    version = connection.execute(text(f"SELECT version_num FROM {VERSION_TABLE}")).scalar()  # noqa: S608 - a constant
     if version is not None and version > REVISION:
         raise JournalError(
             f"the journal {place.name!r} was made by a newer whoseblock",

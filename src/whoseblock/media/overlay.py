@@ -32,7 +32,7 @@ class OverlayMedia:
         self._base = base
         self.name = base.name
         self.size = base.size
-        self._file = tempfile.TemporaryFile(prefix="whoseblock-", buffering=0)  # noqa: SIM115
+        self._file = tempfile.TemporaryFile(prefix="whoseblock-", buffering=0)  # noqa: SIM115 - closed in close()
         self._marks: dict[int, bytearray] = {}
 
     def pread(self, offset: int, length: int) -> bytes:

@@ -36,7 +36,7 @@ def run_shell(
     # something running which could still write.
     with (
         open(os.memfd_create("finding"), "w+b") as source,  # noqa: PTH123 - it has no path
-        open(os.memfd_create("output"), "w+b") as output,  # noqa: PTH123
+        open(os.memfd_create("output"), "w+b") as output,  # noqa: PTH123 - as above
     ):
         source.write(given)
         source.seek(0)

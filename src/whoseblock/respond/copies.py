@@ -75,7 +75,7 @@ class Candidate(NamedTuple):
 
     def __str__(self) -> str:
         """Name it as one would open it, with what is no text escaped."""
-        return repr(self.path if self.folder is None else os.path.join(self.folder, self.path))  # noqa: PTH118
+        return repr(self.path if self.folder is None else os.path.join(self.folder, self.path))  # noqa: PTH118 - may be bytes
 
 
 class _Version(NamedTuple):

@@ -42,7 +42,7 @@ def draw(report: Report, folder: Path) -> Iterator[Path]:
     }
     if report.times:
         pictures |= {"fault": _faults, "failure": _failures, "break-even": _break_even}
-    with mpl.rc_context(_STYLE):  # type: ignore[arg-type]
+    with mpl.rc_context(_STYLE):  # type: ignore[arg-type] # plain strings, not its literals
         for name, picture in pictures.items():
             figure = Figure(figsize=(7, 4.2))
             picture(figure.add_subplot(), report)

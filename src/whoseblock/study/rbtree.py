@@ -154,7 +154,7 @@ class Tree:
                 sibling.red, at.red = False, True
                 self._rotate(at, left=was_left)
                 sibling = at.right if was_left else at.left
-                assert sibling is not None  # noqa: S101
+                assert sibling is not None  # noqa: S101 - as above
             near = sibling.left if was_left else sibling.right
             far = sibling.right if was_left else sibling.left
             if far is None or not far.red:
@@ -190,7 +190,7 @@ class Tree:
         """Let the right child (the left one, unless ``left``) take the place of ``node``."""
         self._counts.rotations += 1
         child = node.right if left else node.left
-        assert child is not None  # noqa: S101
+        assert child is not None  # noqa: S101 - as above
         self._replace(node, child)
         if left:
             node.right, moved, child.left = child.left, child.left, node

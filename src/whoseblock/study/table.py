@@ -219,7 +219,7 @@ def size(count: int) -> str:
     """Write bytes with a unit that leaves one to four digits before the point."""
     value = float(count)
     for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if value < 1024:  # noqa: PLR2004
+        if value < 1024:  # noqa: PLR2004 - of a KiB
             return f"{value:.0f} {unit}" if unit == "bytes" else f"{value:.1f} {unit}"
         value /= 1024
     return f"{value:.2f} TiB"

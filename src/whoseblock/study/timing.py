@@ -117,7 +117,7 @@ def failure_times(source: ImageSource, seed: int) -> tuple[FailureTime, ...]:
     space = source.space()
     entries = _sample(space, seed, _FAULTS)
     pages = sorted({entry.page for entry in entries})
-    rng = random.Random(seed)  # noqa: S311
+    rng = random.Random(seed)  # noqa: S311 - as above
     chosen = rng.sample(pages, min(len(pages), _FAILURES))
     held = Entries()
     trackers: tuple[Tracker, ...] = (PerPage(), PerExtent(space.segment_at, held))

@@ -88,7 +88,7 @@ def life(space: Space, seed: int, steps: int, others: list[tuple[int, int]]) -> 
 
     Each step is made from what the filesystem is like when it is asked for.
     """
-    rng = random.Random(seed)  # noqa: S311
+    rng = random.Random(seed)  # noqa: S311 - repeatable, not secret
     mappings = space.mappings()
     if not mappings:
         return
@@ -130,7 +130,7 @@ def _any_page(
         if extents:
             extent = rng.choice(extents)
             return extent.page + rng.randrange(extent.length)
-    if kind < 0.8 and others:  # noqa: PLR2004
+    if kind < 0.8 and others:  # noqa: PLR2004 - as above
         page, count = rng.choice(others)
         return page + rng.randrange(count)
     return rng.randrange(space.pages)

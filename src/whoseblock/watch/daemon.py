@@ -201,7 +201,7 @@ class Daemon:
         try:
             # What came before an error counts.
             for report in read():
-                reports.append(report)  # noqa: PERF402
+                reports.append(report)  # noqa: PERF402 - see above
         except OSError as error:
             self._off(self._by_source.pop(source.name, -1))
             self._keep(reports)
