@@ -11,7 +11,17 @@ from tests.support.kernel import getfsmap, walk
 from tests.support.tools import CHECKOUT
 from tests.support.truth import Row
 
-__all__ = ["blocks_of", "files_at", "lookup", "one", "owners_at", "rows", "way"]
+__all__ = [
+    "blocks_of",
+    "files_at",
+    "largest_free",
+    "lookup",
+    "metadata_of",
+    "one",
+    "owners_at",
+    "rows",
+    "way",
+]
 
 Json = dict[str, Any]
 
@@ -52,6 +62,17 @@ def blocks_of(folder: Path, inode: int) -> list[Row]:
     """Have GETFSMAP give the data extents of a file, in the order of the file."""
     rows_of_it = (row for row in getfsmap(os.fsencode(folder)) if row.inode == inode)
     return sorted((row for row in rows_of_it if not row.extent_map), key=lambda row: row.offset)
+
+
+def largest_free(folder: Path) -> Row:
+    """Have GETFSMAP give the largest piece of free space."""
+    free = (row for row in getfsmap(os.fsencode(folder)) if row.kind == "free")
+    return max(free, key=lambda row: row.length)
+
+
+def metadata_of(folder: Path, what: str) -> Row:
+    """Have GETFSMAP give an extent of a class of metadata, not of the first group."""
+    return [row for row in getfsmap(os.fsencode(folder)) if row.kind == what][-1]
 
 
 def owners_at(folder: Path, offset: int) -> dict[int, list[str]]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.vm.guest.disk import Disk
 from tests.vm.guest.machine import KernelLog, Undo, clear_trace, modprobe
 from tests.vm.guest.pmem import Namespaces
 
@@ -55,3 +56,16 @@ def namespaces(_nvdimm: Namespaces) -> Iterator[Namespaces]:
     clear_trace()
     yield _nvdimm
     _nvdimm.destroy()
+
+
+@pytest.fixture(scope="session")
+def _scsi() -> Disk:
+    modprobe("xfs", "dm-mod")
+    return Disk(400)
+
+
+@pytest.fixture
+def disk(_scsi: Disk, undo: Undo) -> Disk:
+    """Give an ordinary disk, which has no errors afterwards."""
+    undo.callback(_scsi.heal)
+    return _scsi

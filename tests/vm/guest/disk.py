@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tests.vm.guest.machine import modprobe, run, wait_for
 
-__all__ = ["Disk"]
+__all__ = ["Disk", "read_direct"]
 
 _PARAMETERS = Path("/sys/module/scsi_debug/parameters")
 _DRIVER = Path("/sys/bus/pseudo/drivers/scsi_debug")
@@ -48,3 +48,10 @@ class Disk:
         (_DRIVER / "opts").write_text("0")
         run(["wipefs", "-qaf", self.device])
         run(["blockdev", "--rereadpt", self.device])
+
+
+def read_direct(file: Path, offset: int, length: int = 4096) -> None:
+    """Read from the medium, not from memory; raises RuntimeError if it cannot be read."""
+    Path("/proc/sys/vm/drop_caches").write_text("3")
+    where = [f"bs={length}", f"skip={offset // length}", "count=1"]
+    run(["dd", f"if={file}", "of=/dev/null", *where, "iflag=direct"])

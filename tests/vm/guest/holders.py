@@ -3,6 +3,7 @@
 import mmap
 import os
 import signal
+from contextlib import suppress
 from pathlib import Path
 
 from tests.vm.guest.machine import Undo
@@ -49,5 +50,7 @@ def _start(undo: Undo, path: Path, offset: int | None, *, touched: bool) -> int:
 
 
 def _stop(child: int) -> None:
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
+    # Something may have ended it before.
+    with suppress(ProcessLookupError, ChildProcessError):
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)

@@ -8,9 +8,9 @@ import signal
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.vm.guest.machine import run, wait_for
+from tests.vm.guest.machine import Undo, make_xfs, mount, run, wait_for
 
-__all__ = ["PAGE", "Namespace", "Namespaces", "poison_mapped", "poison_pfn"]
+__all__ = ["PAGE", "Namespace", "Namespaces", "make_dax", "poison_mapped", "poison_pfn"]
 
 PAGE = 4096
 _MADV_HWPOISON = 100
@@ -67,6 +67,14 @@ class Namespaces:
     def destroy(self) -> None:
         """Take all namespaces away, and with them what is known of their pages."""
         run(["ndctl", "destroy-namespace", "-f", "all"])
+
+
+def make_dax(namespaces: Namespaces, undo: Undo, name: str = "mounted") -> tuple[Namespace, Path]:
+    """Make a namespace and a filesystem with reflink and DAX on it."""
+    namespace = namespaces.create()
+    # The stripe has files begin where huge pages do.
+    make_xfs(namespace.device, "-m", "reflink=1", "-d", "su=2m,sw=1")
+    return namespace, mount(undo, namespace.device, "dax=always", name=name)
 
 
 def poison_pfn(pfn: int) -> None:

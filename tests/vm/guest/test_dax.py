@@ -5,28 +5,29 @@ from pathlib import Path
 
 import pytest
 from tests.support.kernel import getfsmap
-from tests.support.truth import Row
-from tests.vm.guest.asking import blocks_of, files_at, lookup, one, owners_at, rows, way
+from tests.vm.guest.asking import (
+    blocks_of,
+    files_at,
+    largest_free,
+    lookup,
+    metadata_of,
+    one,
+    owners_at,
+    rows,
+    way,
+)
 from tests.vm.guest.files import make_shared
 from tests.vm.guest.holders import holds_open, maps
-from tests.vm.guest.machine import KernelLog, Undo, make_xfs, mount, run, traced, xfsprogs
-from tests.vm.guest.pmem import PAGE, Namespace, Namespaces, poison_mapped, poison_pfn
+from tests.vm.guest.machine import KernelLog, Undo, mount, run, traced, xfsprogs
+from tests.vm.guest.pmem import PAGE, Namespaces, make_dax, poison_mapped, poison_pfn
 
-SHARING = ("-m", "reflink=1", "-d", "su=2m,sw=1")
 RECOVERED = "dax page: Recovered"
-
-
-def make(namespaces: Namespaces, undo: Undo, name: str = "mounted") -> tuple[Namespace, Path]:
-    """Make a namespace and a filesystem with reflink and DAX on it."""
-    namespace = namespaces.create()
-    make_xfs(namespace.device, *SHARING)
-    return namespace, mount(undo, namespace.device, "dax=always", name=name)
 
 
 def test_a_page_that_two_files_share(
     namespaces: Namespaces, undo: Undo, kernel_log: KernelLog
 ) -> None:
-    namespace, folder = make(namespaces, undo)
+    namespace, folder = make_dax(namespaces, undo)
     shared = make_shared(folder)
     first, second = (path.stat().st_ino for path in shared[:2])
     bystander = folder / "other"
@@ -56,7 +57,7 @@ def test_a_page_that_two_files_share(
 def test_a_page_of_files_that_are_not_in_memory(
     namespaces: Namespaces, undo: Undo, kernel_log: KernelLog
 ) -> None:
-    namespace, folder = make(namespaces, undo)
+    namespace, folder = make_dax(namespaces, undo)
     shared = make_shared(folder)
     run(["umount", folder])
     folder = mount(undo, namespace.device, "dax=always")
@@ -75,12 +76,9 @@ def test_a_page_of_files_that_are_not_in_memory(
 
 
 def test_a_page_of_free_space(namespaces: Namespaces, undo: Undo) -> None:
-    namespace, folder = make(namespaces, undo)
+    namespace, folder = make_dax(namespaces, undo)
     make_shared(folder)
-    largest = max(
-        (row for row in getfsmap(os.fsencode(folder)) if row.kind == "free"),
-        key=lambda row: row.length,
-    )
+    largest = largest_free(folder)
     pfn = namespace.pfn(largest.start + largest.length // 2)
 
     poison_pfn(pfn)
@@ -93,7 +91,7 @@ def test_a_page_of_free_space(namespaces: Namespaces, undo: Undo) -> None:
 
 
 def test_a_page_of_unwritten_space(namespaces: Namespaces, undo: Undo) -> None:
-    namespace, folder = make(namespaces, undo)
+    namespace, folder = make_dax(namespaces, undo)
     file = folder / "reserved"
     run([xfsprogs("xfs_io"), "-f", "-c", "falloc 0 4m", file])
     run(["sync", "-f", folder])
@@ -115,9 +113,9 @@ def test_a_page_of_unwritten_space(namespaces: Namespaces, undo: Undo) -> None:
 def test_a_page_of_metadata(
     what: str, namespaces: Namespaces, undo: Undo, kernel_log: KernelLog
 ) -> None:
-    namespace, folder = make(namespaces, undo)
+    namespace, folder = make_dax(namespaces, undo)
     make_shared(folder)
-    extent = metadata(folder, what)
+    extent = metadata_of(folder, what)
     pfn = namespace.pfn(extent.start + extent.length // 2)
     offset = namespace.offset(pfn)
 
@@ -134,18 +132,10 @@ def test_a_page_of_metadata(
     assert [(row["kind"], row["what"]) for row in answer["owners"]] == [("metadata", what)]
 
 
-def metadata(folder: Path, what: str) -> Row:
-    """Give an extent of a class of metadata, not of the first group."""
-    return [row for row in getfsmap(os.fsencode(folder)) if row.kind == what][-1]
-
-
 def test_bad_ranges_of_the_disk(namespaces: Namespaces, undo: Undo) -> None:
-    namespace, folder = make(namespaces, undo)
+    namespace, folder = make_dax(namespaces, undo)
     shared = make_shared(folder)
-    free = max(
-        (row for row in getfsmap(os.fsencode(folder)) if row.kind == "free"),
-        key=lambda row: row.length,
-    )
+    free = largest_free(folder)
     bad = [(shared.start + 9 * PAGE, 16), (free.start + free.length // 2, 8)]
     for start, count in bad:
         namespace.bad_blocks.write_text(f"{start // 512} {count}")
@@ -169,10 +159,10 @@ def test_bad_ranges_of_the_disk(namespaces: Namespaces, undo: Undo) -> None:
 def test_a_filesystem_on_another_namespace_is_left_alone(
     namespaces: Namespaces, undo: Undo
 ) -> None:
-    namespace, folder = make(namespaces, undo)
-    other, elsewhere = make(namespaces, undo, "elsewhere")
+    namespace, folder = make_dax(namespaces, undo)
+    other, elsewhere = make_dax(namespaces, undo, "elsewhere")
     shared, spared = make_shared(folder), make_shared(elsewhere)
-    pfn = namespace.pfn(metadata(folder, "inodes").start)
+    pfn = namespace.pfn(metadata_of(folder, "inodes").start)
 
     poison_pfn(pfn)
 

@@ -5,43 +5,21 @@ from pathlib import Path
 
 import pytest
 from tests.vm.guest.asking import files_at, lookup, one, owners_at, rows, way
-from tests.vm.guest.disk import Disk
+from tests.vm.guest.disk import Disk, read_direct
 from tests.vm.guest.files import make_file, make_shared
 from tests.vm.guest.machine import KernelLog, Undo, make_xfs, modprobe, mount, run
 from tests.vm.guest.pmem import PAGE
+from tests.vm.guest.volumes import (
+    OVER_ERRORS,
+    OVER_PARTITION,
+    break_under,
+    over_errors,
+    over_partition,
+)
 
 _MIB = 1 << 20
-_EXTENT = 4 * _MIB
 #: What the kernel makes of a medium error, ENODATA; md and device-mapper make EIO of it.
 _MEDIUM = "No data available"
-
-
-@pytest.fixture(scope="module")
-def scsi() -> Disk:
-    modprobe("xfs", "dm-mod")
-    return Disk(400)
-
-
-@pytest.fixture
-def disk(scsi: Disk, undo: Undo) -> Disk:
-    undo.callback(scsi.heal)
-    return scsi
-
-
-def read(file: Path, offset: int, length: int = PAGE) -> None:
-    """Read from the medium, not from memory."""
-    Path("/proc/sys/vm/drop_caches").write_text("3")
-    run(
-        [
-            "dd",
-            f"if={file}",
-            "of=/dev/null",
-            f"bs={length}",
-            f"skip={offset // length}",
-            "count=1",
-            "iflag=direct",
-        ]
-    )
 
 
 def test_a_medium_error_of_a_disk(disk: Disk, undo: Undo, kernel_log: KernelLog) -> None:
@@ -53,9 +31,9 @@ def test_a_medium_error_of_a_disk(disk: Disk, undo: Undo, kernel_log: KernelLog)
     disk.fail(bad)
 
     with pytest.raises(RuntimeError, match=_MEDIUM):
-        read(shared.second, request - shared.start, 16 * PAGE)
+        read_direct(shared.second, request - shared.start, 16 * PAGE)
     with pytest.raises(RuntimeError, match=_MEDIUM):
-        read(Path(disk.device), bad, 512)
+        read_direct(Path(disk.device), bad, 512)
 
     # The log says where the request began that failed, not how far into it the sector was.
     answers = lookup("--dmesg", "-", stdin=kernel_log.text)
@@ -69,27 +47,14 @@ def test_a_medium_error_of_a_disk(disk: Disk, undo: Undo, kernel_log: KernelLog)
 def test_a_medium_error_through_a_partition_and_lvm(
     disk: Disk, undo: Undo, kernel_log: KernelLog
 ) -> None:
-    run(["sfdisk", "-q", "--wipe", "always", disk.device], b"label: gpt\nstart=2048\n")
-    physical = disk.partition(1)
-    run(["pvcreate", "-y", "-ff", "--dataalignment", "1m", physical])
-    run(["vgcreate", "-s", "4m", "vg", physical])
-    undo.then("vgremove", "-f", "-y", "vg")
-    # Two pieces, the second before the first.
-    run(["lvcreate", "-y", "-Wn", "-an", "-l", "5", "-n", "gap", "vg"])
-    run(["lvcreate", "-y", "-Wn", "-l", "80", "-n", "lv", "vg"])
-    run(["lvremove", "-y", "vg/gap"])
-    run(["lvextend", "-y", "-l", "+5", "vg/lv", f"{physical}:0-4"])
-    make_xfs("/dev/mapper/vg-lv")
-    folder = mount(undo, "/dev/mapper/vg-lv")
+    folder = over_partition(disk, undo)
     file, start = make_file(folder)
-    # Partition, then the area of the metadata, then the gap of five extents.
     at = start + 5 * PAGE
-    assert at < 80 * _EXTENT
-    bad = 1 * _MIB + 1 * _MIB + 5 * _EXTENT + at
+    bad = OVER_PARTITION + at
     disk.fail(bad)
 
     with pytest.raises(RuntimeError, match=_MEDIUM):
-        read(file, 5 * PAGE)
+        read_direct(file, 5 * PAGE)
 
     (answer,) = lookup("--dmesg", "-", stdin=kernel_log.text)
     assert answer["complete"], answer["notes"]
@@ -100,27 +65,13 @@ def test_a_medium_error_through_a_partition_and_lvm(
 
 
 def test_the_error_target_under_lvm(disk: Disk, undo: Undo, kernel_log: KernelLog) -> None:
-    sectors = 399 * _MIB // 512
-    run(["dmsetup", "create", "under", "--table", f"0 {sectors} linear {disk.device} 2048"])
-    undo.then("dmsetup", "remove", "under")
-    run(["pvcreate", "-y", "-ff", "--dataalignment", "1m", "/dev/mapper/under"])
-    run(["vgcreate", "-s", "4m", "vg", "/dev/mapper/under"])
-    undo.then("vgchange", "-an", "vg")
-    run(["lvcreate", "-y", "-Wn", "-l", "90", "-n", "lv", "vg"])
-    make_xfs("/dev/mapper/vg-lv")
-    folder = mount(undo, "/dev/mapper/vg-lv")
+    folder = over_errors(disk, undo)
     file, start = make_file(folder)
-    bad = (_MIB + start + 5 * PAGE) // 512
-    table = (
-        f"0 {bad} linear {disk.device} 2048\n{bad} 8 error\n"
-        f"{bad + 8} {sectors - bad - 8} linear {disk.device} {2048 + bad + 8}\n"
-    )
-    run(["dmsetup", "suspend", "under"])
-    run(["dmsetup", "load", "under"], table.encode())
-    run(["dmsetup", "resume", "under"])
+    bad = (OVER_ERRORS + start + 5 * PAGE) // 512
+    break_under(disk, bad * 512)
 
     with pytest.raises(RuntimeError, match="Input/output error"):
-        read(file, 5 * PAGE)
+        read_direct(file, 5 * PAGE)
 
     # Device-mapper does not say in the log where: one has to know, and asks about the device.
     assert "error, dev" not in kernel_log.text
@@ -166,7 +117,7 @@ def test_a_mirror_of_md(disk: Disk, undo: Undo, kernel_log: KernelLog) -> None:
     disk.fail(bad)
 
     with pytest.raises(RuntimeError, match="Input/output error"):
-        read(file, 6 * PAGE)
+        read_direct(file, 6 * PAGE)
 
     answers = {a["start"]: a for a in lookup("--dmesg", "-", stdin=kernel_log.text)}
     answer = answers[bad]

@@ -5,36 +5,53 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from signal import SIGKILL, SIGTERM, Signals
 
 from tests.support.tools import CHECKOUT, run
+from tests.support.watching import from_now_on, histories
 from tests.vm.guest.asking import Json
 from tests.vm.guest.machine import Undo, wait_for
 
-__all__ = ["Watch"]
+from whoseblock.journal import History
+
+__all__ = ["LOG_AND_TRACE", "Watch", "answer_of", "detail_of"]
+
+#: Who tells of a failure of memory: each of them, if all goes well.
+LOG_AND_TRACE = frozenset({"kmsg", "tracepoint"})
+
+
+def answer_of(entry: History) -> Json:
+    """Give what was found out about a failure, as ``lookup --json`` gives it."""
+    (finding,) = entry.findings
+    return finding.answer
+
+
+def detail_of(entry: History, source: str) -> Json:
+    """Give what a source told of a failure, once."""
+    (report,) = (one for one in entry.reports if one.source == source)
+    return report.detail
 
 
 class Watch:
     """``whoseblock watch`` with options, and the journal that it keeps in a folder in memory.
 
-    ``entries`` are whatever the command in ``reading`` prints of the journal, one JSON object a
-    line.  What the daemon says is in ``log``, and printed if a scenario fails.
+    What the daemon says is in ``log``, and printed if a scenario fails.
     """
 
-    def __init__(
-        self, undo: Undo, *options: str, reading: tuple[str, ...] = ("journal", "export")
-    ) -> None:
+    def __init__(self, undo: Undo, *options: str) -> None:
         self.folder = Path("/run/watch")
         self.folder.mkdir(exist_ok=True)
         run(["mount", "-t", "tmpfs", "-o", "size=256m", "tmpfs", self.folder])
         undo.then("umount", self.folder)
         self.journal = self.folder / "journal.db"
         self.log = self.folder / "log"
-        state = str(self.folder / "state")
-        self._command = ["watch", "--journal", str(self.journal), "--state", state, *options]
-        self._reading = [*reading, "--journal", str(self.journal)]
+        self._state = str(self.folder / "state")
+        self._command = ["watch", "--journal", str(self.journal), "--state", self._state, *options]
         self._process: subprocess.Popen[bytes] | None = None
+        # The log still has what failed in the scenarios before.
+        from_now_on(self.folder)
         undo.callback(self._end)
 
     @staticmethod
@@ -84,20 +101,25 @@ class Watch:
         self._process.send_signal(number)
         return self._process.wait(60)
 
-    def entries(self) -> list[Json]:
-        """Read the journal as a user does."""
-        if not self.journal.exists():
-            return []
-        lines = run(self._whoseblock(self._reading)).splitlines()
-        return [json.loads(line) for line in lines]
+    def status(self) -> Json:
+        """Ask it how it is, as a user does."""
+        told: Json = json.loads(run(self._whoseblock(["status", "--json", "--state", self._state])))
+        return told
 
-    def wait_for_entries(self, count: int, seconds: float = 180) -> list[Json]:
-        """Wait until the journal has so many entries, and the owners of all."""
-        return wait_for(lambda: self._known(count), seconds)
+    def entries(self) -> list[History]:
+        """Read the journal, the first failure first."""
+        return sorted(histories(self.journal), key=lambda one: one.failure.id)
 
-    def _known(self, count: int) -> list[Json]:
+    def wait_for(
+        self, count: int, sources: Collection[str] = (), seconds: float = 180
+    ) -> list[History]:
+        """Wait until so many failures have their owners, and these sources have told of each."""
+        return wait_for(lambda: self._known(count, sources), seconds)
+
+    def _known(self, count: int, sources: Collection[str]) -> list[History]:
         found = self.entries()
-        return found if len(found) >= count and all(one["findings"] for one in found) else []
+        told = all({report.source for report in one.reports} >= {*sources} for one in found)
+        return found if len(found) >= count and told and all(one.findings for one in found) else []
 
     def _end(self) -> None:
         if not self._has_ended():

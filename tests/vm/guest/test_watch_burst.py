@@ -1,0 +1,132 @@
+"""Ten thousand failures at once, of files and of free space; and the same with kills in between."""
+
+import os
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.support.kernel import getfsmap
+from tests.vm.guest.asking import files_at, largest_free, rows
+from tests.vm.guest.files import Shared, make_shared
+from tests.vm.guest.machine import Undo, run, wait_for
+from tests.vm.guest.pmem import PAGE, Namespace, Namespaces, make_dax, poison_pfn
+from tests.vm.guest.watching import Watch, answer_of
+
+MIB = 1 << 20
+COUNT = 10_000
+OF_FILES = 6_000
+#: What the daemon, collector and worker together, may have at most in memory.
+MOST_BYTES = 300 * MIB
+#: As long as there is something new in the journal, it goes on.
+PATIENCE_S = 120.0
+
+
+def places_of(folder: Path, shared: Shared) -> list[int]:
+    """Give pages of two files and of free space, in turn, none of them twice."""
+    free = largest_free(folder)
+    files = [shared.start + number * PAGE for number in range(OF_FILES)]
+    begin = -(-free.start // PAGE) * PAGE
+    others = [begin + number * PAGE for number in range(COUNT - OF_FILES)]
+    assert others[-1] + PAGE <= free.end
+    return [*others[:1000], *files, *others[1000:]]
+
+
+def peak_of(pid: int) -> int:
+    """Give the most bytes that a process and its children ever had in memory, each at its worst."""
+    total = 0
+    children = Path(f"/proc/{pid}/task/{pid}/children")
+    for one in (pid, *map(int, children.read_text().split())):
+        try:
+            status = Path(f"/proc/{one}/status").read_text()
+        except FileNotFoundError:
+            continue
+        total += sum(int(kib) * 1024 for kib in re.findall(r"VmHWM:\s+(\d+) kB", status))
+    return total
+
+
+def wait_until_all_is_dealt_with(watch: Watch) -> Iterator[int]:
+    """Wait as long as anything waits, and give the memory meanwhile."""
+    end, before = time.monotonic() + PATIENCE_S, None
+    while True:
+        yield peak_of(watch.pid)
+        left = sorted(one.name for one in (watch.folder / "state/spool").glob("*.reports"))
+        if not left:
+            return
+        if left != before:
+            end, before = time.monotonic() + PATIENCE_S, left
+        assert time.monotonic() < end, f"{len(left)} batches wait, and nothing happens"
+        time.sleep(1)
+
+
+def lost_events(watch: Watch) -> int:
+    """Say how many events the daemon said to have lost."""
+    return sum(int(count) for count in re.findall(r"event=events-lost .*count=(\d+)", watch.said))
+
+
+def check(watch: Watch, namespace: Namespace, folder: Path, shared: Shared, bad: set[int]) -> int:
+    """Hold the journal against what failed, and every owner against GETFSMAP; give what is lost."""
+    entries = watch.entries()
+    starts = [entry.failure.start for entry in entries]
+    assert len({*starts}) == len(starts), "nothing twice"
+    assert {*starts} <= bad, "nothing that did not fail"
+    assert {(one.failure.device, one.failure.length) for one in entries} == {(namespace.disk, PAGE)}
+    kinds = getfsmap(os.fsencode(folder))
+    of_files = [(row.start, row.end) for row in kinds if row.kind == "file"]
+    for entry in entries:
+        start, answer = entry.failure.start, answer_of(entry)
+        assert answer["complete"], answer["notes"]
+        if any(first <= start < end for first, end in of_files):
+            assert files_at(answer) == shared.names
+            assert {row["file_offset"] for row in rows(answer)} == {start - shared.start}
+        else:
+            assert [row["kind"] for row in answer["owners"]] == ["free"]
+    return len(bad - {*starts})
+
+
+def make(namespaces: Namespaces, undo: Undo) -> tuple[Namespace, Path, Shared, list[int]]:
+    """Make what will fail; the kernel's messages stay off the console, which is slow."""
+    run(["dmesg", "-n", "1"])
+    namespace, folder = make_dax(namespaces, undo)
+    shared = make_shared(folder, OF_FILES * PAGE // MIB + 1)
+    return namespace, folder, shared, places_of(folder, shared)
+
+
+def test_ten_thousand_at_once(namespaces: Namespaces, undo: Undo) -> None:
+    namespace, folder, shared, places = make(namespaces, undo)
+    watch = Watch(undo)
+    watch.start()
+    began = time.monotonic()
+
+    for place in places:
+        poison_pfn(namespace.pfn(place))
+
+    failing = time.monotonic() - began
+    peak = max(wait_until_all_is_dealt_with(watch))
+    print(
+        f"{len(places)} pages failed in {failing:.0f} s, and were journaled after"
+        f" {time.monotonic() - began:.0f} s; at most {peak / MIB:.0f} MiB"
+    )
+    missing = check(watch, namespace, folder, shared, {*places})
+    assert missing == 0
+    assert peak < MOST_BYTES
+    assert watch.status()["backlog"] == 0
+
+
+def test_killed_in_the_middle(namespaces: Namespaces, undo: Undo) -> None:
+    namespace, folder, shared, places = make(namespaces, undo)
+    watch = Watch(undo)
+    watch.start()
+    for number, place in enumerate(places, 1):
+        poison_pfn(namespace.pfn(place))
+        if number % 2_500 == 0:
+            # In the middle of its work, with as much in the spool and in the kernel as there is.
+            watch.kill()
+            watch.start()
+    for _ in wait_until_all_is_dealt_with(watch):
+        pass
+    wait_for(lambda: watch.status()["backlog"] == 0)
+
+    missing = check(watch, namespace, folder, shared, {*places})
+    print(f"{missing} are missing, {lost_events(watch)} were said to be lost")
+    assert missing == 0 or lost_events(watch) >= missing
