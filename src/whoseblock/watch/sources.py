@@ -18,7 +18,7 @@ from whoseblock.watch.mounted import Mounted
 from whoseblock.watch.state import Lists, Position, StateFolder, usual_state_folder
 from whoseblock.watch.tracing import TraceSource
 
-__all__ = ["PAST", "Sources"]
+__all__ = ["PAST", "Sources", "instance_name"]
 
 #: The sources that tell what happened while nobody watched.
 PAST: Final = ("kmsg", "sysfs")
@@ -69,11 +69,7 @@ class Sources:
         return KmsgSource.at(place, self._boot, self._host.page_size, after)
 
     def _trace(self) -> Source:
-        # Of two daemons with one instance, each would have half of the events.
-        name = "whoseblock"
-        if self._state.path != usual_state_folder():
-            name += f"-{blake2b(bytes(self._state.path.resolve()), digest_size=4).hexdigest()}"
-        return TraceSource(self._host.root / _TRACEFS, self._host, name)
+        return TraceSource(self._host.root / _TRACEFS, self._host, instance_name(self._state.path))
 
     def _lists(self) -> Source:
         known = self._state.load("lists.json", Lists) or Lists()
@@ -143,3 +139,13 @@ class Sources:
             with suppress(OSError):
                 source.close()
         self.open.clear()
+
+
+def instance_name(state: Path) -> str:
+    """Name the trace instance of the daemon whose state is there.
+
+    Of two daemons with one instance, each would have half of the events.
+    """
+    if state == usual_state_folder():
+        return "whoseblock"
+    return f"whoseblock-{blake2b(bytes(state.resolve()), digest_size=4).hexdigest()}"
