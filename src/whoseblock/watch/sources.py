@@ -33,6 +33,14 @@ class _OfMounts(Protocol):
         """Watch what is mounted now."""
 
 
+@runtime_checkable
+class _Emptied(Protocol):
+    """A source that gives an event once, and remembers what of it is not in the spool."""
+
+    def kept(self) -> None:
+        """Take note that whatever was given is in the spool."""
+
+
 class Sources:
     """Opens the sources, and opens again those that went away, or were not there.
 
@@ -69,7 +77,13 @@ class Sources:
         return KmsgSource.at(place, self._boot, self._host.page_size, after)
 
     def _trace(self) -> Source:
-        return TraceSource(self._host.root / _TRACEFS, self._host, instance_name(self._state.path))
+        return TraceSource(
+            self._host.root / _TRACEFS,
+            self._host,
+            instance_name(self._state.path),
+            consumed=self._state.path / "trace",
+            boot=self._boot,
+        )
 
     def _lists(self) -> Source:
         known = self._state.load("lists.json", Lists) or Lists()
@@ -100,6 +114,13 @@ class Sources:
         if self.missing.get(name) != why:
             self.missing[name] = why
             say("warning", "source", source=name, watched="false", why=why, hint=hint)
+
+    def kept(self, source: Source, reports: int) -> None:
+        """Take note that whatever a source has given is in the spool, so many reports of late."""
+        if isinstance(source, _Emptied):
+            source.kept()
+        elif reports:
+            self.remember()
 
     def lose(self, source: Source, error: OSError) -> None:
         """Give up a source that fails, until it is tried again."""
