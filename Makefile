@@ -19,7 +19,7 @@ demo: $(READY) ## poison a small real XFS image, say whose every failed block wa
 	@$(BIN)/python -m demo.demo
 
 test: $(READY) ## run all tests that can run here; each of the others says why it was skipped
-	$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 $(ARGS)
+	@$(BIN)/python -m tools.run_tests $(WORKERS) $(ARGS)
 
 vm-test: $(READY) ## run real kernels with persistent memory, in virtual machines; some minutes
 	tools/vm/kernel

@@ -2,14 +2,18 @@
 
 import os
 import re
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sqlalchemy.dialects import sqlite
 from tests.support.journals import PAGE, answer, file_row, metadata_row, opened, report
 from tests.support.tools import CHECKOUT
 
@@ -24,6 +28,7 @@ from whoseblock.journal import (
     State,
     open_journal,
 )
+from whoseblock.journal.run import _OPEN
 from whoseblock.ranges import ByteRange
 
 if TYPE_CHECKING:
@@ -384,3 +389,13 @@ def test_of_another_host_nobody_knows_whether_a_run_lives(journal_url: str) -> N
         run.close()
         with opened(journal_url) as (_, ours):
             assert ours.started(step).state is State.STARTED
+
+
+def test_a_failure_is_looked_for_by_its_place(tmp_path: Path) -> None:
+    """Else each of a burst would read all those before it."""
+    with opened(str(tmp_path / "journal")):
+        pass
+    query = str(_OPEN.compile(dialect=sqlite.dialect()))
+    with closing(sqlite3.connect(tmp_path / "journal")) as connection:
+        rows = connection.execute(f"EXPLAIN QUERY PLAN {query}", (1, 0, 512)).fetchall()
+    assert "ix_failures_open (host=? AND start=? AND length=?)" in rows[0][-1]

@@ -1,7 +1,7 @@
 """The sources, each on what stands in for the kernel where this machine has no more.
 
 Bad-blocks lists are a folder, the log is a socket that keeps records apart as /dev/kmsg does.  What
-this kernel really has is in `test_watch_tracing` and `test_watch_kernel`.
+this kernel really has is in `alone/test_watch_kernel`.
 """
 
 import errno
@@ -23,6 +23,8 @@ from whoseblock.watch.lists import ListSource
 from whoseblock.watch.mounted import Mounted
 from whoseblock.watch.reports import Failed, Ill, Listed, Lost, Report
 from whoseblock.watch.tracing import TraceSource
+
+PAGE = os.sysconf("SC_PAGE_SIZE")
 
 # ------------------------------------------------------------------ the kernel's log
 
@@ -162,9 +164,14 @@ def tracefs(tmp_path: Path) -> Path:
     return tmp_path / "tracing"
 
 
+def trace_source(tracefs: Path, boot: str = "boot") -> TraceSource:
+    consumed = tracefs.parent / "consumed"
+    return TraceSource(tracefs, Host("/"), "test", consumed=consumed, boot=boot)
+
+
 def test_memory_failures_where_an_older_kernel_has_them(tracefs: Path) -> None:
     """The real event is in the virtual machine: this kernel is built without it."""
-    source = TraceSource(tracefs, Host("/"), "test")
+    source = trace_source(tracefs)
     folder = tracefs / "instances/test"
     assert (folder / "events/memory_failure/memory_failure_event/enable").read_text() == "1"
     assert (folder / "trace_clock").read_text() == "mono"
@@ -175,20 +182,57 @@ def test_memory_failures_where_an_older_kernel_has_them(tracefs: Path) -> None:
         pipe.write(b"vered\nCPU:0 [LOST 3 EVENTS]\n" + b"x" * 10000)
         failed, lost = source.read()
     source.close()
-    page = os.sysconf("SC_PAGE_SIZE")
     assert isinstance(failed, Failed)
-    assert (failed.device, failed.start) == ("physical-memory", 0x10140A * page)
+    assert (failed.device, failed.start) == ("physical-memory", 0x10140A * PAGE)
     assert failed.detail["verdict"] == "Recovered"
     assert isinstance(lost, Lost)
     assert lost.count == 3
 
 
+def test_what_a_killed_daemon_had_read_is_told_by_the_next(tracefs: Path) -> None:
+    folder = tracefs / "instances/test"
+    head = b"  python3-742     [001] .....   152.318%03d: memory_failure_event: pfn 0x%d: recovery"
+    line = head + b" action for dax page: Recovered\n"
+    (folder / "per_cpu/cpu0").mkdir(parents=True)
+    stats = folder / "per_cpu/cpu0/stats"
+    stats.write_text("entries: 0\noverrun: 0\nread events: 0\n")
+    # Never closed, as when it is killed.
+    first = trace_source(tracefs)
+    with (folder / "trace_pipe").open("wb", 0) as pipe:
+        pipe.write(line % (1, 1) + (line % (2, 2))[:40])
+        keys = [one.key for one in first.read()]
+        first.kept()
+        pipe.write((line % (2, 2))[40:] + line % (3, 3))
+        keys += [one.key for one in first.read()]
+    assert len(set(keys)) == 3
+    # One more was read by somebody who could not even write it down; two found no room.
+    stats.write_text("entries: 0\noverrun: 2\nread events: 4\n")
+    second = trace_source(tracefs)
+    assert words(list(second.sweep())) == [
+        ("physical-memory", 2 * PAGE, PAGE, keys[1]),
+        ("physical-memory", 3 * PAGE, PAGE, keys[2]),
+        (1, ""),
+        (2, ""),
+    ]
+    second.kept()
+    assert list(second.sweep()) == []
+    # What a line tells of is told, and not once more at the next sweep.
+    stats.write_text("entries: 0\noverrun: 7\nread events: 4\n")
+    with (folder / "trace_pipe").open("wb", 0) as pipe:
+        pipe.write(b"CPU:0 [LOST 7 EVENTS]\n" + line % (5, 5))
+        assert [one.count for one in second.read() if isinstance(one, Lost)] == [5]
+    assert list(second.sweep()) == []
+    # The last one was not kept, and then the machine went down: its clock tells nothing any more.
+    after = trace_source(tracefs, "another boot")
+    assert words(list(after.sweep())) == [(1, "")]
+
+
 def test_a_kernel_without_tracepoints(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match="no tracefs"):
-        TraceSource(tmp_path, Host("/"), "test")
+        trace_source(tmp_path)
     (tmp_path / "instances").mkdir()
     with pytest.raises(UnsupportedError, match="none of the tracepoints"):
-        TraceSource(tmp_path, Host("/"), "test")
+        trace_source(tmp_path)
     assert list((tmp_path / "instances").iterdir()) == []
 
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 from tests.support.emulated import Emulated, emulated
+from tests.support.failing_disk import TRACING, failing_disk, peak_memory, read_direct
 from tests.support.images import MIB, Geometry, make_image
-from tests.support.mounts import mounted, own_mount_namespace
 from tests.support.tools import Missing, need_loop_mounts, run
 from tests.support.watching import Daemon, from_now_on, once, until, watching
 from tests.test_emulate_kernel import BLOCK, fill, forget, place_of
@@ -23,42 +23,13 @@ from tests.test_emulate_kernel import BLOCK, fill, forget, place_of
 from whoseblock.errors import NEWS
 from whoseblock.journal import History
 from whoseblock.ranges import ByteRange
-
-TRACING = Path("/sys/kernel/tracing")
+from whoseblock.watch.sources import instance_name
 
 
 @pytest.fixture
 def image(tmp_path: Path) -> Path:
     need_loop_mounts()
     return make_image(tmp_path / "disk", Geometry("watched", size=32 * MIB, parent=False))
-
-
-@pytest.fixture
-def tracing() -> Iterator[None]:
-    """Have tracefs where everybody looks for it, in a mount namespace of our own."""
-    own_mount_namespace()
-    if (TRACING / "instances").is_dir():
-        yield
-        return
-    try:
-        run(["mount", "-t", "tracefs", "tracefs", TRACING])
-    except RuntimeError as error:
-        raise Missing(f"tracefs cannot be mounted here: {error}") from error
-    try:
-        yield
-    finally:
-        run(["umount", "--lazy", TRACING])
-
-
-@contextlib.contextmanager
-def failing(image: Path, folder: Path) -> Iterator[tuple[Emulated, Path, Path]]:
-    """Give what serves an image, the loop device on it, and where it is mounted."""
-    with (
-        emulated(image, folder) as served,
-        served.loop() as loop,
-        mounted(loop, loop=False) as root,
-    ):
-        yield served, loop, Path(os.fsdecode(root))
 
 
 def fail(served: Emulated, root: Path, path: Path, block: int) -> int:
@@ -87,7 +58,7 @@ def sources_of(history: History) -> set[str]:
 @pytest.mark.usefixtures("tracing")
 def test_a_failed_read_is_attributed_to_the_file(image: Path, tmp_path: Path) -> None:
     from_now_on(tmp_path)
-    with failing(image, tmp_path / "at") as (served, loop, root):
+    with failing_disk(image, tmp_path / "at") as (served, loop, root):
         fill(root / "hit", "hit")
         fill(root / "other", "other")
         os.link(root / "hit", root / "a name\nof two lines")
@@ -113,7 +84,8 @@ def test_a_failed_read_is_attributed_to_the_file(image: Path, tmp_path: Path) ->
             assert status["counts"]["bytes"]["file"] >= 512
             assert sum(status["counts"]["reaction"]) >= 1
             daemon.stop()
-        assert not list((TRACING / "instances").glob("whoseblock-*"))
+        # Others may have theirs.
+        assert not (TRACING / "instances" / instance_name(daemon.state)).exists()
     (line,) = [line for line in daemon.log().splitlines() if f"device={loop.name} " in line]
     assert f"{root}/a name\\nof two lines, {root}/hit" in line
 
@@ -122,7 +94,7 @@ def test_a_failed_read_is_attributed_to_the_file(image: Path, tmp_path: Path) ->
 def test_free_space_and_metadata(image: Path, tmp_path: Path) -> None:
     """What nobody owns, and what the filesystem itself does: read from the raw device."""
     from_now_on(tmp_path)
-    with failing(image, tmp_path / "at") as (served, loop, root), watching(tmp_path) as daemon:
+    with failing_disk(image, tmp_path / "at") as (served, loop, root), watching(tmp_path) as daemon:
         # The superblock; and the last block, which is free.
         wanted = {0: "metadata", image.stat().st_size - BLOCK: "free"}
         for at in wanted:
@@ -138,22 +110,10 @@ def test_free_space_and_metadata(image: Path, tmp_path: Path) -> None:
         assert os.path.ismount(root)
 
 
-def read_direct(device: Path, at: int, buffer: mmap.mmap | None = None) -> bool:
-    """Read a sector past the page cache; whether that was possible."""
-    file = os.open(device, os.O_RDONLY | os.O_DIRECT)
-    try:
-        os.preadv(file, [buffer or mmap.mmap(-1, 512)], at)
-    except OSError:
-        return False
-    finally:
-        os.close(file)
-    return True
-
-
 @pytest.mark.usefixtures("tracing")
 def test_a_daemon_that_was_killed_goes_on_where_it_was(image: Path, tmp_path: Path) -> None:
     from_now_on(tmp_path)
-    with failing(image, tmp_path / "at") as (served, loop, root):
+    with failing_disk(image, tmp_path / "at") as (served, loop, root):
         fill(root / "hit", "hit")
         os.sync()
         with watching(tmp_path) as daemon:
@@ -171,7 +131,7 @@ def test_a_daemon_that_was_killed_goes_on_where_it_was(image: Path, tmp_path: Pa
 
 def test_one_sweep_for_cron(image: Path, tmp_path: Path) -> None:
     from_now_on(tmp_path)
-    with failing(image, tmp_path / "at") as (served, loop, root):
+    with failing_disk(image, tmp_path / "at") as (served, loop, root):
         fill(root / "hit", "hit")
         os.sync()
         before = logged(loop)
@@ -198,7 +158,7 @@ def logged(loop: Path) -> int:
 @pytest.mark.usefixtures("tracing")
 def test_a_policy_for_a_mount_point(image: Path, tmp_path: Path) -> None:
     from_now_on(tmp_path)
-    with failing(image, tmp_path / "at") as (served, _, root):
+    with failing_disk(image, tmp_path / "at") as (served, _, root):
         fill(root / "hit", "hit")
         os.sync()
         policy = tmp_path / "policy.toml"
@@ -266,7 +226,7 @@ def test_free_space_is_healed_if_the_policy_says_so(image: Path, tmp_path: Path)
     policy = tmp_path / "policy.toml"
     free = image.stat().st_size - 4 * BLOCK
     with (
-        failing(image, tmp_path / "at") as (served, loop, root),
+        failing_disk(image, tmp_path / "at") as (served, loop, root),
         # Of this device and no other: there are more tests, with disks of their own.
         healing(policy, loop),
         watching(tmp_path, "--policy", policy) as daemon,
@@ -310,11 +270,4 @@ def test_a_burst_of_failed_requests(image: Path, tmp_path: Path) -> None:
         assert missing == 0 or status["counts"]["lost"]["tracepoint"] >= missing
         # The log had but a few of them, and told that it had no more.
         assert status["counts"]["reports"]["tracepoint"] >= len(starts)
-        assert memory_of(daemon) < 40 * MIB
-
-
-def memory_of(daemon: Daemon) -> int:
-    """Give the memory of the process that never ends."""
-    status = Path(f"/proc/{daemon.process.pid}/status").read_text()
-    (line,) = [line for line in status.splitlines() if line.startswith("VmRSS:")]
-    return int(line.split()[1]) * 1024
+        assert peak_memory(daemon.process.pid) < 40 * MIB

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, bindparam, insert, select, update
 
 from whoseblock.closing import Closing
 from whoseblock.errors import JournalError
@@ -48,6 +48,18 @@ __all__ = ["Run"]
 _NOTHING: Final[Mapping[str, Any]] = {}
 #: So many rows are sent at a time.
 _BATCH: Final = 4096
+# Made once: of many failures that come at once, most of the time would go into making them.
+_REPORT_OF: Final = select(reports.c.failure).where(reports.c.event == bindparam("event"))
+_OPEN: Final = (
+    select(failures.c.id, failures.c.device, failures.c.identity)
+    .where(
+        failures.c.host == bindparam("host"),
+        failures.c.start == bindparam("start"),
+        failures.c.length == bindparam("length"),
+        failures.c.closed.is_(None),
+    )
+    .order_by(failures.c.id)
+)
 
 
 class Run(Closing):
@@ -121,10 +133,9 @@ class Run(Closing):
         event = None if report.key is None else self._event_digest(report)
         # Only one at a time looks for the failure and makes it.
         with self._database.writing(lock=["failures", *self._host]) as connection:
-            if event is not None:
-                query = select(reports.c.failure).where(reports.c.event == event)
-                if (known := connection.scalar(query)) is not None:
-                    return Noted(known, new_failure=False, new_report=False)
+            known = None if event is None else connection.scalar(_REPORT_OF, {"event": event})
+            if known is not None:
+                return Noted(known, new_failure=False, new_report=False)
             failure = self._open_failure(connection, device, where, identity)
             new = failure is None
             if failure is None:
@@ -148,7 +159,7 @@ class Run(Closing):
                 "event": event,
                 "detail": report.detail,
             }
-            connection.execute(insert(reports).values(told))
+            connection.execute(insert(reports), told)
         return Noted(failure, new_failure=new, new_report=True)
 
     def _event_digest(self, report: NewReport) -> bytes:
@@ -158,13 +169,8 @@ class Run(Closing):
     def _open_failure(
         self, connection: Connection, device: str, where: ByteRange, identity: str
     ) -> int | None:
-        query = select(failures.c.id, failures.c.device, failures.c.identity).where(
-            failures.c.host == self._host_id,
-            failures.c.start == where.start,
-            failures.c.length == where.length,
-            failures.c.closed.is_(None),
-        )
-        for row in connection.execute(query.order_by(failures.c.id)):
+        asked = {"host": self._host_id, "start": where.start, "length": where.length}
+        for row in connection.execute(_OPEN, asked):
             same = row.identity == identity if row.identity and identity else row.device == device
             if same:
                 return int(row.id)
@@ -317,8 +323,15 @@ class Run(Closing):
         detail: Mapping[str, Any],
     ) -> Event:
         event = Event(number=number, state=state, run=self.id, at=_now(), detail=dict(detail))
-        values = {"step": step, "number": number, "state": state.value, "run": self.id}
-        connection.execute(insert(step_events).values(at=event.at, detail=event.detail, **values))
+        values = {
+            "step": step,
+            "number": number,
+            "state": state.value,
+            "run": self.id,
+            "at": event.at,
+            "detail": event.detail,
+        }
+        connection.execute(insert(step_events), values)
         return event
 
 
@@ -327,7 +340,7 @@ def _now() -> datetime:
 
 
 def _added(connection: Connection, table: Any, values: Mapping[str, Any]) -> int:  # noqa: ANN401 - a table of any kind
-    key = connection.execute(insert(table).values(values)).inserted_primary_key
+    key = connection.execute(insert(table), dict(values)).inserted_primary_key
     assert key is not None  # noqa: S101 - for the type checker: one row was inserted
     return int(key[0])
 

@@ -110,10 +110,11 @@ failures: Final = Table(
     Column("closed_because", Plain),
 )
 _OPEN: Final = failures.c.closed.is_(None)
-#: The same failure is one row for as long as it is open.
+#: The same failure is one row for as long as it is open.  It is looked for by its place, for either
+#: name of a device may be unknown: the place comes first, or each new failure reads all others.
 Index(
     "ix_failures_open",
-    *(failures.c[name] for name in ("host", "device", "identity", "start", "length")),
+    *(failures.c[name] for name in ("host", "start", "length", "device", "identity")),
     unique=True,
     sqlite_where=_OPEN,
     postgresql_where=_OPEN,

@@ -37,6 +37,8 @@ __all__ = ["Daemon", "Options", "sweep_once"]
 _RETRY_S: Final = (1.0, 5.0, 15.0, 60.0)
 #: So long the end of the worker is waited for when we end, in seconds.
 _PATIENCE_S: Final = 20.0
+#: And so long whatever the kernel still has is taken in.
+_DRAIN_S: Final = 5.0
 
 
 class Options(NamedTuple):
@@ -205,9 +207,11 @@ class Daemon:
         except OSError as error:
             self._off(self._by_source.pop(source.name, -1))
             self._keep(reports)
+            self._sources.kept(source, len(reports))
             self._sources.lose(source, error)
             return
         self._keep(reports)
+        self._sources.kept(source, len(reports))
         if any(isinstance(report, Lost) for report in reports):
             for other in self._sources:
                 if other is not source:
@@ -216,7 +220,9 @@ class Daemon:
     def _take_again(self, source: Source) -> None:
         with suppress(OSError):
             # Where it fails, the next sweep finds that out.
-            self._keep([one for one in source.sweep() if not isinstance(one, Lost)])
+            reports = list(source.sweep())
+            self._keep(reports)
+            self._sources.kept(source, len(reports))
 
     def _keep(self, reports: list[Report]) -> None:
         if not reports:
@@ -281,6 +287,7 @@ class Daemon:
         """Let the worker finish what it has in hand, and remember where we are."""
         notify("STOPPING=1")
         self._ending = True
+        self._drain()
         worker, deadline = self._worker, time.monotonic() + _PATIENCE_S
         if worker is not None:
             worker.dismiss()
@@ -296,6 +303,16 @@ class Daemon:
         with suppress(OSError):
             write_whole(self._options.state / "status.json", _encode(self.status() | {"pid": None}))
         say("info", "stopped", backlog=self._spool.backlog)
+
+    def _drain(self) -> None:
+        """Take in what the sources have: some of it nobody could have once they are closed."""
+        deadline = time.monotonic() + _DRAIN_S
+        while (
+            time.monotonic() < deadline
+            and select.select([one for one in self._sources if one.fileno() >= 0], [], [], 0)[0]
+        ):
+            for source in self._sources:
+                self._take(source, source.read)
 
     # ------------------------------------------------------------------ what others ask
 

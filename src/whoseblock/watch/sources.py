@@ -18,7 +18,7 @@ from whoseblock.watch.mounted import Mounted
 from whoseblock.watch.state import Lists, Position, StateFolder, usual_state_folder
 from whoseblock.watch.tracing import TraceSource
 
-__all__ = ["PAST", "Sources"]
+__all__ = ["PAST", "Sources", "instance_name"]
 
 #: The sources that tell what happened while nobody watched.
 PAST: Final = ("kmsg", "sysfs")
@@ -31,6 +31,14 @@ class _OfMounts(Protocol):
 
     def mounts_changed(self, mounts: list[Mounted]) -> None:
         """Watch what is mounted now."""
+
+
+@runtime_checkable
+class _Emptied(Protocol):
+    """A source that gives an event once, and remembers what of it is not in the spool."""
+
+    def kept(self) -> None:
+        """Take note that whatever was given is in the spool."""
 
 
 class Sources:
@@ -69,11 +77,13 @@ class Sources:
         return KmsgSource.at(place, self._boot, self._host.page_size, after)
 
     def _trace(self) -> Source:
-        # Of two daemons with one instance, each would have half of the events.
-        name = "whoseblock"
-        if self._state.path != usual_state_folder():
-            name += f"-{blake2b(bytes(self._state.path.resolve()), digest_size=4).hexdigest()}"
-        return TraceSource(self._host.root / _TRACEFS, self._host, name)
+        return TraceSource(
+            self._host.root / _TRACEFS,
+            self._host,
+            instance_name(self._state.path),
+            consumed=self._state.path / "trace",
+            boot=self._boot,
+        )
 
     def _lists(self) -> Source:
         known = self._state.load("lists.json", Lists) or Lists()
@@ -104,6 +114,13 @@ class Sources:
         if self.missing.get(name) != why:
             self.missing[name] = why
             say("warning", "source", source=name, watched="false", why=why, hint=hint)
+
+    def kept(self, source: Source, reports: int) -> None:
+        """Take note that whatever a source has given is in the spool, so many reports of late."""
+        if isinstance(source, _Emptied):
+            source.kept()
+        elif reports:
+            self.remember()
 
     def lose(self, source: Source, error: OSError) -> None:
         """Give up a source that fails, until it is tried again."""
@@ -143,3 +160,13 @@ class Sources:
             with suppress(OSError):
                 source.close()
         self.open.clear()
+
+
+def instance_name(state: Path) -> str:
+    """Name the trace instance of the daemon whose state is there.
+
+    Of two daemons with one instance, each would have half of the events.
+    """
+    if state == usual_state_folder():
+        return "whoseblock"
+    return f"whoseblock-{blake2b(bytes(state.resolve()), digest_size=4).hexdigest()}"

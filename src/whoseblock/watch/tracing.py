@@ -2,14 +2,15 @@
 
 They come through a trace instance of its own, so that nobody else's tracing is disturbed.  Unlike
 the kernel's log they are not thinned out, and where the buffer was too small the kernel says so.
-An instance that a killed daemon left behind is taken over, with what it holds.
+An instance that a killed daemon left behind is taken over, with what it holds, and so is what that
+daemon had taken out of it last.
 """
 
 import errno
 import os
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Final
 
@@ -17,7 +18,14 @@ from whoseblock.errors import UnsupportedError
 from whoseblock.stack.base import PHYSICAL_MEMORY
 from whoseblock.stack.host import SECTOR, Host
 from whoseblock.watch.base import Clock
-from whoseblock.watch.formats.trace import BlockError, LostEvents, MemoryFailure, read_trace_line
+from whoseblock.watch.consumed import Consumed, Mark
+from whoseblock.watch.formats.trace import (
+    BlockError,
+    LostEvents,
+    MemoryFailure,
+    is_event,
+    read_trace_line,
+)
 from whoseblock.watch.reports import Failed, Lost, Report
 
 __all__ = ["TraceSource"]
@@ -35,6 +43,7 @@ _PIECE: Final = 1 << 16
 _MOST_PIECES: Final = 4
 #: Longer than any line of these events.
 _LONGEST: Final = 4096
+_NO_ROOM: Final = "the trace buffer was too small for what came at once"
 #: The words of blk_errors that blame the medium, as errno: see `whoseblock.sources.dmesg`.
 _OF_THE_MEDIUM: Final = frozenset({errno.EIO, errno.ENODATA, errno.EILSEQ})
 #: The first letter of the operations that carry data (blk_fill_rwbs).
@@ -44,30 +53,63 @@ _OPERATIONS: Final = frozenset("RW")
 class TraceSource:
     """Reads the tracepoints below ``tracefs``, through the instance that is called ``instance``.
 
-    Raises `UnsupportedError` where the kernel has none of them, and OSError if they may not be
+    The file ``consumed`` has what was read and is not kept, in this ``boot``.  Raises
+    `UnsupportedError` where the kernel has none of the tracepoints, and OSError if they may not be
     used.
     """
 
     name = "tracepoint"
 
-    def __init__(self, tracefs: Path, host: Host, instance: str) -> None:
+    def __init__(
+        self, tracefs: Path, host: Host, instance: str, *, consumed: Path, boot: str
+    ) -> None:
         self._host = host
+        self._boot = boot
         self._folder = tracefs / "instances" / instance
         self._rest = b""
-        #: What the kernel counts of events that found no room, when we last looked.
-        self._overrun = 0
+        #: Events that were read, and those that found no room, as far as either is told.  Of the
+        #: latter lines tell, too, and the same: ``_by_lines``.
+        self._read = self._overrun = self._by_lines = 0
         if not (tracefs / "instances").is_dir():
             raise UnsupportedError(
                 f"no tracefs at {tracefs}", hint=f"mount -t tracefs tracefs {tracefs}"
             )
-        with suppress(FileExistsError):
-            self._folder.mkdir()
         try:
+            self._folder.mkdir()
+            taken_over = False
+        except FileExistsError:
+            taken_over = True
+        with ExitStack() as undo:
+            undo.callback(self._remove)
             self._events = [event for event in _EVENTS if self._enable(event)]
+            self._consumed = undo.enter_context(Consumed(consumed))
             self._fd = self._open()
-        except BaseException:
-            self._remove()
-            raise
+            undo.pop_all()
+        #: What the daemon before us left to tell.
+        self._before = list(self._left(taken_over=taken_over))
+
+    def _left(self, *, taken_over: bool) -> Iterator[Report]:
+        """Tell what the daemon before us had read and not kept, and what of that nobody has."""
+        mark, clock = self._consumed.mark, Clock.now()
+        lines = self._consumed.left.split(b"\n")
+        if mark is not None and mark.boot != self._boot:
+            # The clock has begun anew since, and devices may have other numbers.
+            if lost := sum(map(is_event, lines)):
+                yield self._lost(lost, "they were read, and the machine went down before more")
+            mark, lines = None, []
+        for line in lines:
+            yield from self._told(line, clock)
+        if taken_over:
+            read, overrun = self._counted()
+            if mark is None:
+                self._read, self._overrun = read, overrun
+                return
+            self._read += mark.events
+            self._overrun += mark.overrun
+            self._by_lines += mark.by_lines
+            if read > self._read:
+                yield self._lost(read - self._read, "a daemon was killed as it read them")
+            self._read = read
 
     def _open(self) -> int:
         if not self._events:
@@ -111,18 +153,28 @@ class TraceSource:
                 return
             if not data:
                 return
+            self._consumed.take(data)
             *lines, self._rest = (self._rest + data).split(b"\n")
             self._rest = self._rest[-_LONGEST:]
             for line in lines:
                 yield from self._told(line, clock)
 
+    def kept(self) -> None:
+        """Take note that whatever was given is in the spool."""
+        self._consumed.keep(Mark(self._boot, self._read, self._overrun, self._by_lines))
+        if self._rest:
+            # Of a line that is unfinished, the first part is still needed.
+            self._consumed.take(self._rest)
+
     def _told(self, line: bytes, clock: Clock) -> Iterator[Report]:
+        self._read += is_event(line)
         event = read_trace_line(line)
         if isinstance(event, MemoryFailure):
             page = self._host.page_size
             yield Failed(
                 source=self.name,
                 at=clock.at(event.seconds),
+                key=f"{self._boot}:{event.seconds}:{event.pfn}",
                 device=PHYSICAL_MEMORY,
                 start=event.pfn * page,
                 length=page,
@@ -130,7 +182,8 @@ class TraceSource:
                 detail={"pfn": hex(event.pfn), "page": event.kind, "verdict": event.result},
             )
         elif isinstance(event, LostEvents):
-            yield self._lost(event.events)
+            self._by_lines += event.events
+            yield from self._overran(self._by_lines) if event.events else (self._lost(0, _NO_ROOM),)
         elif isinstance(event, BlockError):
             yield from self._request(event, clock)
 
@@ -145,6 +198,7 @@ class TraceSource:
         yield Failed(
             source=self.name,
             at=clock.at(event.seconds),
+            key=f"{self._boot}:{event.seconds}:{device}:{start}",
             device=device,
             start=start,
             length=SECTOR,
@@ -156,26 +210,37 @@ class TraceSource:
             },
         )
 
-    def _lost(self, count: int) -> Lost:
-        what = "the trace buffer was too small for what came at once"
+    def _lost(self, count: int, what: str) -> Lost:
         return Lost(source=self.name, at=time.time(), count=count, what=what)
 
-    def sweep(self) -> Iterator[Report]:
-        """Say whether events were lost that no later event has told of."""
-        overrun = 0
+    def _overran(self, count: int) -> Iterator[Lost]:
+        """Tell of the events that found no room of which nothing was told yet."""
+        if count > self._overrun:
+            yield self._lost(count - self._overrun, _NO_ROOM)
+            self._overrun = count
+
+    def _counted(self) -> tuple[int, int]:
+        """Give how many events the kernel says were read, and how many found no room."""
+        read = overrun = 0
         for stats in self._folder.glob("per_cpu/cpu*/stats"):
             for line in (self._host.text(stats) or "").splitlines():
                 name, _, number = line.partition(": ")
-                if name in ("overrun", "dropped events") and number.isdecimal():
-                    overrun += int(number)
-        if overrun > self._overrun:
-            yield self._lost(overrun - self._overrun)
-        self._overrun = overrun
+                if number.isdecimal():
+                    read += int(number) * (name == "read events")
+                    overrun += int(number) * (name in ("overrun", "dropped events"))
+        return read, overrun
+
+    def sweep(self) -> Iterator[Report]:
+        """Say whether events were lost that no later event has told of."""
+        before, self._before = self._before, []
+        yield from before
+        yield from self._overran(self._counted()[1])
 
     def close(self) -> None:
         """Remove the instance: until the next start the kernel's log has what happens."""
         os.close(self._fd)
         self._remove()
+        self._consumed.close()
 
     def _remove(self) -> None:
         with suppress(OSError):

@@ -9,7 +9,7 @@ few to hold the rest.
 import re
 from typing import Final, NamedTuple
 
-__all__ = ["BlockError", "LostEvents", "MemoryFailure", "read_trace_line"]
+__all__ = ["BlockError", "LostEvents", "MemoryFailure", "is_event", "read_trace_line"]
 
 _HEAD: Final = re.compile(
     rb"-[0-9]{1,10} +(?:\([-0-9 ]{1,10}\) )?\[[0-9]{1,5}\] [^ ]{4,8} +([0-9]{1,12}\.[0-9]{1,9}):"
@@ -54,6 +54,11 @@ class LostEvents(NamedTuple):
     """The buffer was full: ``events`` are gone, 0 if nobody counted."""
 
     events: int
+
+
+def is_event(line: bytes) -> bool:
+    """Tell whether a line has an event, be it one that cannot be read."""
+    return _HEAD.search(line) is not None
 
 
 def read_trace_line(line: bytes) -> MemoryFailure | BlockError | LostEvents | None:

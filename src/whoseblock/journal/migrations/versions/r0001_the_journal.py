@@ -65,7 +65,7 @@ def upgrade() -> None:
     op.create_index(
         "ix_failures_open",
         "failures",
-        ["host", "device", "identity", "start", "length"],
+        ["host", "start", "length", "device", "identity"],
         unique=True,
         sqlite_where=sa.text("closed IS NULL"),
         postgresql_where=sa.text("closed IS NULL"),

@@ -1,0 +1,66 @@
+"""A disk whose sectors really fail, before the eyes of this machine's kernel and of a daemon.
+
+An image that `whoseblock emulate` serves is under a loop device: reading a bad sector gives EIO,
+and the kernel logs and traces the request as it does of a disk that dies.
+"""
+
+import contextlib
+import mmap
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.support.emulated import Emulated, emulated
+from tests.support.mounts import mounted, own_mount_namespace
+from tests.support.tools import Missing, run
+
+__all__ = ["TRACING", "failing_disk", "peak_memory", "read_direct", "traced"]
+
+TRACING = Path("/sys/kernel/tracing")
+
+
+@contextlib.contextmanager
+def traced() -> Iterator[None]:
+    """Have tracefs where everybody looks for it, in a mount namespace of our own."""
+    own_mount_namespace()
+    if (TRACING / "instances").is_dir():
+        yield
+        return
+    try:
+        run(["mount", "-t", "tracefs", "tracefs", TRACING])
+    except RuntimeError as error:
+        raise Missing(f"tracefs cannot be mounted here: {error}") from error
+    try:
+        yield
+    finally:
+        run(["umount", "--lazy", TRACING])
+
+
+@contextlib.contextmanager
+def failing_disk(image: Path, folder: Path) -> Iterator[tuple[Emulated, Path, Path]]:
+    """Give what serves an image, the loop device on it, and where it is mounted."""
+    with (
+        emulated(image, folder) as served,
+        served.loop() as loop,
+        mounted(loop, loop=False) as root,
+    ):
+        yield served, loop, Path(os.fsdecode(root))
+
+
+def read_direct(device: Path, at: int, buffer: mmap.mmap | None = None) -> bool:
+    """Read a sector past the page cache; whether that was possible."""
+    file = os.open(device, os.O_RDONLY | os.O_DIRECT)
+    try:
+        os.preadv(file, [buffer or mmap.mmap(-1, 512)], at)
+    except OSError:
+        return False
+    finally:
+        os.close(file)
+    return True
+
+
+def peak_memory(pid: int) -> int:
+    """Give the most memory that a process has had resident, in bytes."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    (line,) = [line for line in status.splitlines() if line.startswith("VmHWM:")]
+    return int(line.split()[1]) * 1024

@@ -1,0 +1,80 @@
+"""``make test``: the tests that run side by side, then those that need the machine to themselves.
+
+    python -m tools.run_tests WORKERS [ARGUMENTS OF PYTEST]
+
+Both are run whatever becomes of the first, and the last line has the sum.  Of paths that are named,
+each goes to the run that it belongs to; if all belong to one, only that is done.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from tests.support.tally import OUTCOMES, PLACE
+
+ALONE = Path("tests/alone")
+_WIDTH = 100
+
+
+def _is_path(word: str) -> bool:
+    return not word.startswith("-") and Path(word.partition("::")[0]).exists()
+
+
+def _is_alone(word: str) -> bool:
+    return Path(word.partition("::")[0]).resolve().is_relative_to(ALONE.resolve())
+
+
+def _runs(workers: str, words: list[str]) -> list[list[str]]:
+    """Give the arguments of each run."""
+    paths = [word for word in words if _is_path(word)]
+    options = [word for word in words if not _is_path(word)]
+    alone = [word for word in paths if _is_alone(word)]
+    others = [word for word in paths if not _is_alone(word)]
+    runs = []
+    if others or not paths:
+        runs.append(["-n", workers, "--maxprocesses", "8", *options, *others])
+    if alone or not paths:
+        # Last, so that it holds whatever the options say.
+        runs.append([*options, *(alone or [str(ALONE)]), "-n", "0"])
+    return runs
+
+
+def _run(words: list[str], total: Counter[str]) -> int:
+    """Run pytest, and add up what came out."""
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder) / "counts"
+        command = [sys.executable, "-m", "pytest", "-p", "tests.support.tally", *words]
+        code = subprocess.call(command, env=os.environ | {PLACE: str(place)})
+        if place.exists():
+            total.update(json.loads(place.read_text()))
+    return code
+
+
+def main() -> int:
+    """Run both; the exit status is that of the first that went wrong."""
+    begun, total, codes = time.monotonic(), Counter[str](), []
+    for words in _runs(sys.argv[1], sys.argv[2:]):
+        codes.append(_run(words, total))
+        if codes[-1] == pytest.ExitCode.INTERRUPTED:
+            break
+    if len(codes) > 1:
+        told = ", ".join(f"{total[one]} {one}" for one in OUTCOMES if total[one]) or "no tests ran"
+        line = f" both runs: {told} in {time.monotonic() - begun:.2f}s "
+        print(f"{line:=^{_WIDTH}}")
+    # That a choice of tests has none of one run is no fault.
+    wrong = [
+        code
+        for code in codes
+        if code not in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED)
+    ]
+    return wrong[0] if wrong else min(codes)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
