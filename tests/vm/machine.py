@@ -17,7 +17,7 @@ GUEST = CHECKOUT / "tests" / "vm" / "guest"
 GUEST_FILES = sorted(GUEST.glob("test_*.py"))
 
 #: A group that takes longer has hung.
-_TIMEOUT_S = 900
+_TIMEOUT_S = 1800
 _PMEM_MIB = 1024
 
 

@@ -1,10 +1,14 @@
 """The discussion's own case: persistent memory with DAX, and XFS with reflink on it."""
 
 import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from tests.support.kernel import getfsmap
+from tests.support.tools import CHECKOUT
 from tests.vm.guest.asking import (
     blocks_of,
     files_at,
@@ -20,6 +24,8 @@ from tests.vm.guest.files import make_shared
 from tests.vm.guest.holders import holds_open, maps
 from tests.vm.guest.machine import KernelLog, Undo, mount, run, traced, xfsprogs
 from tests.vm.guest.pmem import PAGE, Namespaces, make_dax, poison_mapped, poison_pfn
+
+from whoseblock.errors import LeftUndoneError
 
 RECOVERED = "dax page: Recovered"
 
@@ -174,3 +180,42 @@ def test_a_filesystem_on_another_namespace_is_left_alone(
     assert answer["complete"], answer["notes"]
     assert files_at(answer) == spared.names
     assert shared.start > 0
+
+
+def test_shared_data_is_restored_though_the_memory_cannot_be_cleared(
+    namespaces: Namespaces, undo: Undo
+) -> None:
+    namespace, folder = make_dax(namespaces, undo)
+    shared = make_shared(folder)
+    content = shared.first.read_bytes()
+    copies = Path("/run/copies/dir")
+    copies.mkdir(parents=True)
+    undo.callback(shutil.rmtree, copies.parent)
+    (copies / "a").write_bytes(content)
+    bad = shared.start + 9 * PAGE
+    namespace.bad_blocks.write_text(f"{bad // 512} 8")
+    with pytest.raises(OSError, match="Input/output error"):
+        shared.second.read_bytes()
+
+    options = (
+        *("--sysfs-badblocks", namespace.device, "--restore-from", str(copies.parent)),
+        *("--apply", "--yes", "--journal", "/run/journal.sqlite"),
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "whoseblock", "respond", *options],
+        cwd=CHECKOUT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    print(done.stdout, done.stderr)
+
+    # The emulated memory takes no write where it is bad: what is bad still is, and is nobody's.
+    assert done.returncode == LeftUndoneError.exit_code
+    assert "the device does not take the write" in done.stdout + done.stderr
+    assert shared.first.read_bytes() == shared.second.read_bytes() == content
+    of_files = [blocks_of(folder, path.stat().st_ino) for path in shared[:2]]
+    assert [row.start for row in of_files[0]] == [row.start for row in of_files[1]]
+    assert [row["kind"] for row in one(namespace.device, f"{bad}+4096")["owners"]] == ["free"]
+    run(["umount", folder])
+    run([xfsprogs("xfs_repair"), "-n", namespace.device])

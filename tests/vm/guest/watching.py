@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -34,10 +35,19 @@ def detail_of(entry: History, source: str) -> Json:
     return report.detail
 
 
+def _as_the_unit() -> list[str]:
+    """Give a command that leaves the next one only the capabilities that systemd would."""
+    unit = (CHECKOUT / "share/whoseblock-watch.service").read_text()
+    lines = re.findall(r"^CapabilityBoundingSet=(.*)$", unit, re.MULTILINE)
+    names = [word.removeprefix("CAP_").lower() for line in lines for word in line.split()]
+    return ["setpriv", "--bounding-set", ",".join(["-all", *(f"+{name}" for name in names)])]
+
+
 class Watch:
     """``whoseblock watch`` with options, and the journal that it keeps in a folder in memory.
 
-    What the daemon says is in ``log``, and printed if a scenario fails.
+    It may do what its unit for systemd lets it do.  What it says is in ``log``, and printed if a
+    scenario fails.
     """
 
     def __init__(self, undo: Undo, *options: str) -> None:
@@ -66,7 +76,7 @@ class Watch:
             told.bind(str(place))
             told.settimeout(60)
             self._process = subprocess.Popen(
-                self._whoseblock(self._command),
+                [*_as_the_unit(), *self._whoseblock(self._command)],
                 stdout=log,
                 stderr=log,
                 cwd=CHECKOUT,
