@@ -2,9 +2,9 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from hashlib import blake2b
 from pathlib import Path
 from typing import Final, Protocol, runtime_checkable
+from zlib import crc32
 
 from whoseblock.errors import WhoseblockError
 from whoseblock.stack.host import Host
@@ -169,4 +169,5 @@ def instance_name(state: Path) -> str:
     """
     if state == usual_state_folder():
         return "whoseblock"
-    return f"whoseblock-{blake2b(bytes(state.resolve()), digest_size=4).hexdigest()}"
+    # hashlib would bring two megabytes of OpenSSL into a process that never ends.
+    return f"whoseblock-{crc32(bytes(state.resolve())):08x}"
