@@ -147,8 +147,14 @@ class Sources:
         """Keep how far the log was read, if that has changed."""
         kmsg = self.open.get("kmsg")
         if isinstance(kmsg, KmsgSource) and kmsg.sequence != self._position.sequence:
-            self._position = Position(self._boot, kmsg.sequence)
-            self._state.save("position.json", self._position)
+            position = Position(self._boot, kmsg.sequence)
+            try:
+                self._state.save("position.json", position)
+            except OSError as error:
+                # What is read twice is journaled once; a daemon that ends hears of nothing.
+                say("err", "position-not-kept", why=error.strerror)
+            else:
+                self._position = position
 
     def __iter__(self) -> Iterator[Source]:
         return iter(list(self.open.values()))
