@@ -34,7 +34,7 @@ lint: $(READY)
 types: $(READY)
 	$(BIN)/mypy
 
-bench: $(READY) ## measure against xfs_db on images made for it
+bench: $(READY) ## measure against xfs_db on images made for it, and the daemon; a quarter of an hour
 	$(BIN)/python -m bench $(ARGS)
 
 study: $(READY) ## measure the three designs against each other, and write docs/study.md anew

@@ -1,21 +1,24 @@
 """``make bench``: measure, print a table, and write build/bench.json.
 
-``make bench ARGS=live`` measures one part.
+``make bench ARGS=live`` measures one part; ``ARGS="watch --idle 60"`` waits but a minute where it
+would wait ten.
 """
 
+import argparse
 import json
 import platform
 import sys
+from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import chain
 from pathlib import Path
-from types import ModuleType
 
+import rich.table
 from rich.console import Console
-from rich.table import Table
 from tests.support.tools import Missing, need_loop_mounts
 
-from bench import live, maps, xfs
-from bench.measure import Result
+from bench import live, maps, watch, xfs
+from bench.measure import Result, Table
 
 _FOLDER = Path("build/bench")
 
@@ -24,8 +27,14 @@ def _number(value: float, unit: str) -> str:
     return f"{value:.3g} {unit}".rstrip() if unit else f"{value:.0f}"
 
 
-def _show(results: list[Result]) -> None:
-    table = Table("measured", "whoseblock", "against", "ratio", "target", "")
+def _show(results: list[Result], tables: list[Table]) -> None:
+    console = Console(width=130)
+    for told in tables:
+        shown = rich.table.Table(*told.heads)
+        for row in told.rows:
+            shown.add_row(*(one if isinstance(one, str) else f"{one:,.4g}" for one in row))
+        console.print(shown)
+    table = rich.table.Table("measured", "whoseblock", "against", "ratio", "target", "")
     for result in results:
         table.add_row(
             result.what,
@@ -35,16 +44,24 @@ def _show(results: list[Result]) -> None:
             f"{'at least' if result.at_least else 'at most'} {result.target:g}x",
             "met" if result.met else "MISSED",
         )
-    Console(width=130).print(table)
+    console.print(table)
 
 
-def _parts() -> list[ModuleType]:
+def _parts() -> list[Callable[[Path], Iterator[Result | Table]]]:
     """Give the parts that are named on the command line, or all."""
-    parts = {"xfs": xfs, "maps": maps, "live": live}
-    named = sys.argv[1:] or list(parts)
-    if unknown := set(named) - parts.keys():
-        sys.exit(f"no such part: {', '.join(sorted(unknown))}; there are {', '.join(parts)}")
-    return [parts[name] for name in named]
+    parser = argparse.ArgumentParser(prog="bench")
+    parser.add_argument("part", nargs="*", help="what to measure; without, everything")
+    parser.add_argument("--idle", type=float, default=watch.IDLE_S, help="seconds (%(default)g)")
+    given = parser.parse_args()
+    parts: dict[str, Callable[[Path], Iterator[Result | Table]]] = {
+        "xfs": xfs.measure_all,
+        "maps": maps.measure_all,
+        "live": live.measure_all,
+        "watch": partial(watch.measure_all, idle=given.idle),
+    }
+    if unknown := set(given.part) - parts.keys():
+        parser.error(f"no such part: {', '.join(sorted(unknown))}; there are {', '.join(parts)}")
+    return [parts[name] for name in given.part or parts]
 
 
 def main() -> int:
@@ -55,13 +72,21 @@ def main() -> int:
         print(f"nothing measured: {reason}", file=sys.stderr)
         return 0
     _FOLDER.mkdir(parents=True, exist_ok=True)
-    results = []
-    for result in chain(*(part.measure_all(_FOLDER) for part in _parts())):
+    results, tables = [], []
+    for result in chain(*(part(_FOLDER) for part in _parts())):
+        if isinstance(result, Table):
+            tables.append(result)
+            continue
         results.append(result)
         print(f"{result.what}: {result.ratio:.2f}x", file=sys.stderr)
-    _show(results)
+    _show(results, tables)
     rows = [{**result._asdict(), "met": result.met} for result in results]
-    report = {"python": platform.python_version(), "kernel": platform.release(), "results": rows}
+    report = {
+        "python": platform.python_version(),
+        "kernel": platform.release(),
+        "results": rows,
+        "tables": [table._asdict() for table in tables],
+    }
     Path("build/bench.json").write_text(json.dumps(report, indent=2) + "\n")
     return 0 if all(result.met for result in results) else 1
 

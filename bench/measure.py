@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["Command", "Comparison", "Result", "Run", "compare", "measured", "peak_memory"]
+__all__ = ["Command", "Comparison", "Result", "Run", "Table", "compare", "measured", "peak_memory"]
 
 
 Command = Sequence[str | Path]
@@ -40,6 +40,14 @@ class Result(NamedTuple):
     def met(self) -> bool:
         """Whether the target was reached."""
         return self.ratio >= self.target if self.at_least else self.ratio <= self.target
+
+
+class Table(NamedTuple):
+    """Numbers that are told and have no target: the heads of the columns, and the rows."""
+
+    name: str
+    heads: tuple[str, ...]
+    rows: Sequence[tuple[str | float, ...]]
 
 
 class Run(NamedTuple):

@@ -17,11 +17,14 @@ import pytest
 from whoseblock.errors import UnsupportedError
 from whoseblock.ranges import ByteRange
 from whoseblock.stack.host import Host
+from whoseblock.watch.base import boot_id
 from whoseblock.watch.health import HealthSource
 from whoseblock.watch.kmsg import KmsgSource
 from whoseblock.watch.lists import ListSource
 from whoseblock.watch.mounted import Mounted
 from whoseblock.watch.reports import Failed, Ill, Listed, Lost, Report
+from whoseblock.watch.sources import Sources
+from whoseblock.watch.state import Position, StateFolder
 from whoseblock.watch.tracing import TraceSource
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -108,6 +111,30 @@ def test_what_the_kernel_thinned_out_is_told(monkeypatch: pytest.MonkeyPatch) ->
         log.say(1, "blk_print_req_error: 117 callbacks suppressed")
         log.say(2, "I/O error, dev sda, sector what")
         assert words(log.read()) == [(117, "boot:1"), (1, "boot:2")]
+
+
+def test_a_disk_that_is_full_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "dev").mkdir()
+    (tmp_path / "dev/kmsg").write_text("3,5,100,-;I/O error, dev sda, sector 8\n")
+    with StateFolder(tmp_path / "state") as state:
+
+        def full(*_: object) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        with closing(Sources(Host(tmp_path), state, ("kmsg",))) as sources:
+            (kmsg,) = sources.open_missing()
+            (report,) = kmsg.read()
+            assert isinstance(report, Failed)
+            with monkeypatch.context() as patch:
+                patch.setattr(state, "save", full)
+                sources.kept(kmsg, 1)
+            assert "event=position-not-kept" in capfd.readouterr().err
+            sources.kept(kmsg, 0)
+            assert state.load("position.json", Position) is None
+            sources.kept(kmsg, 1)
+            assert state.load("position.json", Position) == Position(boot_id(), 5)
 
 
 # ------------------------------------------------------------------ lists of bad blocks

@@ -37,10 +37,12 @@ def traced() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def failing_disk(image: Path, folder: Path) -> Iterator[tuple[Emulated, Path, Path]]:
+def failing_disk(
+    image: Path, folder: Path, *, in_place: bool = True
+) -> Iterator[tuple[Emulated, Path, Path]]:
     """Give what serves an image, the loop device on it, and where it is mounted."""
     with (
-        emulated(image, folder) as served,
+        emulated(image, folder, in_place=in_place) as served,
         served.loop() as loop,
         mounted(loop, loop=False) as root,
     ):

@@ -2,9 +2,9 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from hashlib import blake2b
 from pathlib import Path
 from typing import Final, Protocol, runtime_checkable
+from zlib import crc32
 
 from whoseblock.errors import WhoseblockError
 from whoseblock.stack.host import Host
@@ -147,8 +147,14 @@ class Sources:
         """Keep how far the log was read, if that has changed."""
         kmsg = self.open.get("kmsg")
         if isinstance(kmsg, KmsgSource) and kmsg.sequence != self._position.sequence:
-            self._position = Position(self._boot, kmsg.sequence)
-            self._state.save("position.json", self._position)
+            position = Position(self._boot, kmsg.sequence)
+            try:
+                self._state.save("position.json", position)
+            except OSError as error:
+                # What is read twice is journaled once; a daemon that ends hears of nothing.
+                say("err", "position-not-kept", why=error.strerror)
+            else:
+                self._position = position
 
     def __iter__(self) -> Iterator[Source]:
         return iter(list(self.open.values()))
@@ -169,4 +175,5 @@ def instance_name(state: Path) -> str:
     """
     if state == usual_state_folder():
         return "whoseblock"
-    return f"whoseblock-{blake2b(bytes(state.resolve()), digest_size=4).hexdigest()}"
+    # hashlib would bring two megabytes of OpenSSL into a process that never ends.
+    return f"whoseblock-{crc32(bytes(state.resolve())):08x}"

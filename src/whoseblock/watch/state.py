@@ -2,7 +2,6 @@
 
 import fcntl
 import os
-import secrets
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -93,7 +92,7 @@ class StateFolder(Closing):
 
 def write_whole(path: Path, data: bytes, mode: int = 0o600) -> None:
     """Write a file that is there, durably, with all of ``data`` or not at all."""
-    new = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    new = path.with_name(f".{path.name}.{os.urandom(4).hex()}")
     try:
         fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
         try:

@@ -14,6 +14,8 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Final
 
+from msgspec.structs import astuple
+
 from whoseblock.errors import UnsupportedError
 from whoseblock.stack.base import PHYSICAL_MEMORY
 from whoseblock.stack.host import SECTOR, Host
@@ -97,19 +99,17 @@ class TraceSource:
             if lost := sum(map(is_event, lines)):
                 yield self._lost(lost, "they were read, and the machine went down before more")
             mark, lines = None, []
+        if mark is not None and taken_over:
+            _, self._read, self._overrun, self._by_lines = astuple(mark)
         for line in lines:
             yield from self._told(line, clock)
-        if taken_over:
-            read, overrun = self._counted()
-            if mark is None:
-                self._read, self._overrun = read, overrun
-                return
-            self._read += mark.events
-            self._overrun += mark.overrun
-            self._by_lines += mark.by_lines
-            if read > self._read:
-                yield self._lost(read - self._read, "a daemon was killed as it read them")
-            self._read = read
+        # Of a new instance all are zero.
+        read, overrun = self._counted()
+        if mark is None or not taken_over:
+            self._overrun = self._by_lines = overrun
+        elif read > self._read:
+            yield self._lost(read - self._read, "a daemon was killed as it read them")
+        self._read = read
 
     def _open(self) -> int:
         if not self._events:
