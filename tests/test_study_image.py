@@ -96,7 +96,7 @@ def test_who_tracks_is_blind_for_what_was_not_faulted(demo: Path) -> None:
 def test_a_disagreement_is_counted(demo: Path) -> None:
     with ImageSource(str(demo)) as source:
         run = Run(source)
-        entries = fault_in(run.space, WORKLOADS[0], seed=1)
+        entries = list(fault_in(run.space, WORKLOADS[0], seed=1))
         run.trackers[0].associate(entries[0].page, 999, 0)
         run.go([Step("fault", entry) for entry in entries], len(entries))
         assert run.disagreements == 1
