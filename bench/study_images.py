@@ -20,7 +20,7 @@ FACTORS = (1, 2, 4, 8, 16, 32, 64)
 PAGES = 2048
 #: Pages that the files of each factor have together, in the image of all of them: the more files
 #: share a page, the fewer such pages there are.
-MAPPED = {1: 150_000, 2: 200_000, 4: 220_000, 8: 180_000, 16: 130_000, 32: 90_000, 64: 64_000}
+MAPPED = {1: 150_000, 2: 220_000, 4: 240_000, 8: 190_000, 16: 120_000, 32: 64_000, 64: 48_000}
 
 _PAGE = 4096
 _MIB = 1 << 20

@@ -197,4 +197,8 @@ def test_what_is_committed_agreed_with_itself() -> None:
     report = msgspec.convert(results["report"], Report)
     assert sum(one.disagreements for one in (*report.workloads, *report.sweep)) == 0
     assert all(one.associations >= 1_000_000 for one in report.workloads[:4])
+    # Each page of every entry was compared when it came, and all of them in the end.
+    assert all(
+        one.checked >= one.associations + one.pages for one in (*report.workloads, *report.sweep)
+    )
     assert report.processor_seconds < 2 * 60

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from whoseblock.study.arithmetic import break_even, bytes_a_page, extrapolate, per_page_bytes
 from whoseblock.study.results import Report
+from whoseblock.study.sizes import STRUCT_PAGE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -75,7 +76,7 @@ def _memory_by_sharing(axes: "Axes", report: Report) -> None:
               linewidth=1, label="16 + 40·n")  # fmt: skip
     axes.plot([2, 64], [0, 0], color=_COLOURS["on demand"], linewidth=3, clip_on=False,
               label="on demand: nothing")  # fmt: skip
-    axes.axhline(64, color=_GREY, linestyle=":", linewidth=1)
+    axes.axhline(STRUCT_PAGE, color=_GREY, linestyle=":", linewidth=1)
     axes.text(64, 70, "struct page itself, 64 bytes", color=_GREY, ha="right", va="bottom")
     axes.set_xscale("log", base=2)
     axes.set_yscale("symlog", linthresh=1)

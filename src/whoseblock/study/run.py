@@ -29,11 +29,11 @@ __all__ = ["LIFE_STEPS", "Run", "run_workload"]
 LIFE_STEPS: Final = 20_000
 #: Memory is looked at so many times.
 _SAMPLES: Final = 60
-#: Once sharing has changed, all pages are compared so many times on the way ...
-_COMPLETE: Final = 4
-#: ... and after each step so many pages before and after those touched: a tracker may cut or join
+#: Once sharing has changed, all pages are compared after each so many steps ...
+_COMPLETE: Final = 5_000
+#: ... and after every step so many pages before and after those touched: a tracker may cut or join
 #: what it knows of them.
-_AROUND: Final = 8
+_AROUND: Final = 2
 #: Where the emulated device lies in physical memory.
 _FIRST_PFN: Final = 0x101200
 
@@ -93,7 +93,7 @@ class Run:
     def go(self, steps: Iterable[Step], about: int) -> None:
         """Take steps, ``about`` so many, and compare after each of them."""
         every = max(about // _SAMPLES, 1)
-        complete = max(about // _COMPLETE, 1)
+        changed = 0
         with ExitStack() as stack:
             pagemaps = self._pagemaps(stack)
             for number, step in enumerate(steps):
@@ -108,7 +108,8 @@ class Run:
                     self._compare(touched)
                     continue
                 self._compare(self._with_neighbours(touched))
-                if number % complete == 0:
+                changed += 1
+                if changed % _COMPLETE == 0:
                     self.compare_all()
         self._sample()
 
