@@ -30,7 +30,7 @@ LIFE_STEPS: Final = 20_000
 #: Memory is looked at so many times.
 _SAMPLES: Final = 60
 #: Once sharing has changed, all pages are compared after each so many steps ...
-_COMPLETE: Final = 5_000
+_COMPLETE: Final = 10_000
 #: ... and after every step so many pages before and after those touched: a tracker may cut or join
 #: what it knows of them.
 _AROUND: Final = 2
