@@ -8,6 +8,7 @@ import os
 import platform
 import re
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -55,8 +56,10 @@ def _more(results: dict[str, Any]) -> Iterator[Table]:
             ("kernel that made the images", results["kernel"]),
             ("processors", f"{results['processors']}"),
             ("pages faulted in by each of the first four workloads", f"{faulted:,}"),
+            ("other work on them when it began", f"{results['load']:.1f}"),
             ("all workloads and the sweep together", f"{report['seconds']:.0f} s"),
             ("the same, processor time", f"{report['processor_seconds']:.0f} s"),
+            ("the whole study, with what is timed on one processor", f"{results['whole']:.0f} s"),
         ],
     )
     kept = paid.space_without - paid.space_with
@@ -103,11 +106,15 @@ def main() -> int:
     _FOLDER.mkdir(parents=True, exist_ok=True)
     sweep = tuple(_image(f"shared-by-{factor}", factor) for factor in FACTORS)
     plan = Plan(_image("aged"), sweep_images=sweep, jobs=min(os.cpu_count() or 1, 4))
+    load, begun = os.getloadavg()[0], time.monotonic()
     report = study(plan)
+    whole = time.monotonic() - begun
     results = {
         "python": platform.python_version(),
         "kernel": platform.release().partition("-")[0],
         "processors": os.cpu_count(),
+        "load": load,
+        "whole": whole,
         "report": msgspec.to_builtins(report),
         "price": price(_FOLDER)._asdict(),
     }

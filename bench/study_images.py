@@ -1,4 +1,8 @@
-"""The images that the study is made on: files and their clones, by the real mkfs.xfs and kernel."""
+"""The images that the study is made on: files and their clones, by the real mkfs.xfs and kernel.
+
+Made anew with the same kernel and mkfs.xfs they have the same files in the same places: space is
+reserved before it is written, and synced, so that nothing depends on when the kernel writes back.
+"""
 
 import os
 import random
@@ -14,14 +18,16 @@ __all__ = ["FACTORS", "PAGES", "aged", "shared"]
 FACTORS = (1, 2, 4, 8, 16, 32, 64)
 #: Pages of data in an image of one factor.
 PAGES = 2048
-#: Pages that the files of one factor have together, in the image of all of them.
-MAPPED = 150_000
+#: Pages that the files of each factor have together, in the image of all of them: the more files
+#: share a page, the fewer such pages there are.
+MAPPED = {1: 150_000, 2: 220_000, 4: 240_000, 8: 190_000, 16: 120_000, 32: 64_000, 64: 48_000}
 
 _PAGE = 4096
 _MIB = 1 << 20
 #: A quarter of the data is cut into extents of so many pages.
 _PIECE = 16
 _WRITES = 16
+_UUID = "c0ffee00-0307-4000-8000-000000000307"
 
 
 def shared(path: Path, factor: int) -> None:
@@ -36,13 +42,13 @@ def aged(path: Path) -> None:
 
     Every file is written through the kernel, which copies what is shared.
     """
-    _make(path, 1536 * _MIB)
+    _make(path, 1792 * _MIB)
     rng = random.Random(307)  # noqa: S311 - repeatable
     with mounted(path) as root:
         for factor in FACTORS:
             folder = root + b"/%d" % factor
             os.mkdir(folder)  # noqa: PTH102 - bytes
-            for name in _fill(folder, factor, MAPPED // factor):
+            for name in _fill(folder, factor, MAPPED[factor] // factor):
                 if factor > 1:
                     _write_some(name, rng)
 
@@ -50,7 +56,8 @@ def aged(path: Path) -> None:
 def _make(path: Path, size: int) -> None:
     with path.open("wb") as file:
         file.truncate(size)
-    options = ["-q", "-m", "rmapbt=1,reflink=1", "-d", "agcount=4,su=2m,sw=1"]
+    metadata = f"rmapbt=1,reflink=1,uuid={_UUID}"
+    options = ["-q", "-m", metadata, "-d", "agcount=4,su=2m,sw=1"]
     run([xfsprogs("mkfs.xfs", newest=False), *options, path])
 
 
@@ -59,25 +66,22 @@ def _fill(folder: bytes, factor: int, data: int) -> list[bytes]:
     names = []
     large = data * 3 // 4
     for title, pages in ((b"large", large), (b"pieces", data - large)):
-        first = folder + b"/%s-0" % title
-        file = os.open(first, os.O_RDWR | os.O_CREAT, 0o644)
+        files = [folder + b"/%s-%d" % (title, number) for number in range(factor)]
+        first, *clones = (os.open(name, os.O_RDWR | os.O_CREAT, 0o644) for name in files)
+        names += files
         try:
+            os.posix_fallocate(first, 0, pages * _PAGE)
             for at in range(0, pages, 256):
-                os.pwrite(file, bytes(min(256, pages - at) * _PAGE), at * _PAGE)
-            os.fsync(file)
+                os.pwrite(first, bytes(min(256, pages - at) * _PAGE), at * _PAGE)
+            os.fsync(first)
             if title == b"pieces":
                 for at in range(_PIECE, pages, _PIECE + 1):
-                    calls.punch_hole(file, at * _PAGE, _PAGE)
-            names.append(first)
-            for clone in range(1, factor):
-                names.append(folder + b"/%s-%d" % (title, clone))
-                other = os.open(names[-1], os.O_RDWR | os.O_CREAT, 0o644)
-                try:
-                    calls.clone_range(file, 0, 0, other, 0)
-                finally:
-                    os.close(other)
+                    calls.punch_hole(first, at * _PAGE, _PAGE)
+            for clone in clones:
+                calls.clone_range(first, 0, 0, clone, 0)
         finally:
-            os.close(file)
+            for file in (first, *clones):
+                os.close(file)
     return names
 
 
@@ -87,5 +91,6 @@ def _write_some(name: bytes, rng: random.Random) -> None:
         pages = os.fstat(file).st_size // _PAGE
         for _ in range(_WRITES):
             os.pwrite(file, bytes(_PAGE), rng.randrange(pages) * _PAGE)
+            os.fsync(file)
     finally:
         os.close(file)

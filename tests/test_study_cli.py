@@ -197,4 +197,26 @@ def test_what_is_committed_agreed_with_itself() -> None:
     report = msgspec.convert(results["report"], Report)
     assert sum(one.disagreements for one in (*report.workloads, *report.sweep)) == 0
     assert all(one.associations >= 1_000_000 for one in report.workloads[:4])
+    # Each page of every entry was compared when it came, and all of them in the end.
+    assert all(
+        one.checked >= one.associations + one.pages for one in (*report.workloads, *report.sweep)
+    )
     assert report.processor_seconds < 2 * 60
+
+
+def test_numbers_that_the_document_says_in_words() -> None:
+    results = json.loads(RESULTS.read_text("utf-8"))
+    report, paid = msgspec.convert(results["report"], Report), results["price"]
+    # "about twice as long", "about a hundred microseconds"
+    assert 1.5 < paid["time"] < 2.6
+    assert 50e-6 < paid["write_with"] - paid["write_without"] < 200e-6
+    # "many thousands of failures in a million faults"
+    assert all(failures > 5000 for failures in break_even(report).values())
+    # "one or a few"
+    assert all(0.5e-6 < report.times[0].added[name] < 5e-6 for name in ("per page", "per extent"))
+    # "on demand adds an empty call"
+    assert all(time.added["on demand"] < 0.15 * time.none for time in report.times)
+    # "which soon is more than struct page", "a fraction of that"
+    per_page, per_extent, _ = (tracker.memory for tracker in report.workloads[0].trackers)
+    assert per_page > 64 * report.workloads[0].pages
+    assert per_extent < per_page / 2

@@ -17,7 +17,7 @@ from whoseblock.errors import TargetError, UnsupportedError
 from whoseblock.study.base import Owner, owner_of
 from whoseblock.study.disk import lost_leaf, upkeep
 from whoseblock.study.entries import Entries
-from whoseblock.study.extents import Extent
+from whoseblock.study.extents import Extent, Extents
 from whoseblock.study.run import Run, run_workload
 from whoseblock.study.sources import ImageSource, MadeUpSource
 from whoseblock.study.space import Space
@@ -96,10 +96,58 @@ def test_who_tracks_is_blind_for_what_was_not_faulted(demo: Path) -> None:
 def test_a_disagreement_is_counted(demo: Path) -> None:
     with ImageSource(str(demo)) as source:
         run = Run(source)
-        entries = fault_in(run.space, WORKLOADS[0], seed=1)
+        entries = list(fault_in(run.space, WORKLOADS[0], seed=1))
         run.trackers[0].associate(entries[0].page, 999, 0)
         run.go([Step("fault", entry) for entry in entries], len(entries))
         assert run.disagreements == 1
+
+
+def test_an_owner_that_on_demand_does_not_know_is_counted(
+    demo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with ImageSource(str(demo)) as source:
+        answers = source.answers(source.space())
+        lost = source.extents.files[0]
+        forgetful = {lost.page: answers(lost.page)[1:]}
+        monkeypatch.setattr(
+            ImageSource, "answers", lambda *_: lambda page: forgetful.get(page, answers(page))
+        )
+        run = Run(source)
+        entries = fault_in(run.space, WORKLOADS[0], seed=1)
+        run.go((Step("fault", entry) for entry in entries), 1)
+        assert run.disagreements >= 1
+
+
+def test_many_questions_are_answered_like_single_ones(demo: Path) -> None:
+    with ImageSource(str(demo)) as source:
+        world = World(source.space(), Entries(), [])
+        answers, lookup = source.answers(world.space), source.lookup(world.space)
+        first, *_, last = source.extents.files
+        every_page = range(source.extents.pages)
+
+        def compare() -> None:
+            for page in filter(world.space.keys, every_page):
+                assert answers(page) == lookup(page).keys == world.space.keys(page)
+
+        compare()
+        world.truncate(first.mapping, first.first)
+        compare()
+        world.reflink(last, first.mapping, first.first)
+        world.write(first.mapping, first.first)
+        compare()
+
+
+def test_a_step_touches_all_pages_whose_owners_it_changes() -> None:
+    files = [Extent(mapping, 0, 100, 10) for mapping in (1, 2)]
+    space = Space(Extents(files, [(200, 10)], 300, []))
+    world = World(space, Entries(), [])
+    assert world.fault(Extent(1, 3, 103, 1)) == [(103, 1)]
+    assert world.reflink(Extent(1, 0, 100, 2), 3, 5) == [(100, 2)]
+    assert world.write(2, 4) == [(104, 1), (200, 1)]
+    assert world.punch(1, 2, 2) == [(102, 2)]
+    assert world.evict(1) == []
+    assert world.evict(2) == [(200, 1)]
+    assert world.truncate(2, 3) == [(103, 1), (200, 1), (105, 5)]
 
 
 def test_large_entries_are_taken_where_they_fit() -> None:

@@ -1,10 +1,11 @@
 """What on-demand lives on: the reverse mapping on the disk, what it takes, and when it fails."""
 
+from collections import defaultdict
 from typing import Final
 
 import numpy as np
 
-from whoseblock.fs.arrays import FORKS, KINDS, WHATS
+from whoseblock.fs.arrays import FORKS, KINDS, WHATS, OwnerArrays
 from whoseblock.fs.recognise import open_filesystem
 from whoseblock.fs.xfs import XfsFilesystem
 from whoseblock.fs.xfs.btree import RMAPBT, AgTree, Fault, Leaf
@@ -17,6 +18,7 @@ from whoseblock.study.sizes import PAGE
 __all__ = ["lost_leaf", "upkeep"]
 
 _FILE, _METADATA = KINDS.index("file"), KINDS.index("metadata")
+_UNKNOWN = KINDS.index("unknown")
 _DATA_FORK, _DATA = FORKS.index("data"), WHATS.index("data")
 _QUESTION: Final = 1 << 30
 
@@ -60,14 +62,31 @@ def lost_leaf(path: str) -> LostLeaf:
         after = filesystem.volume.ag_to_byte(agno, leaf.high)
     starts = np.arange(first, after, PAGE)
     media = EmulatedPmem(FileMedia(path), poison=[ByteRange(block, PAGE)])
-    with open_filesystem(media) as wounded:
-        rows = wounded.owners_of(starts, np.full(starts.size, PAGE))
+    lengths = np.full(starts.size, PAGE)
+    with XfsFilesystem(FileMedia(path)) as whole, open_filesystem(media) as wounded:
+        right, rows = whole.owners_of(starts, lengths), wounded.owners_of(starts, lengths)
+    expected, told = _claims(right), _claims(rows)
+    complete = set(np.flatnonzero(rows.complete).tolist())
     return LostLeaf(
         records=leaf.numrecs,
         pages=int(starts.size),
-        complete=int(rows.complete.sum()),
-        wrong=int(((rows.kind == KINDS.index("free")) & ~rows.complete[rows.question]).sum()),
+        complete=len(complete),
+        # What is said must be so, and all of it where nothing is said to be missing.
+        wrong=sum(
+            not told[page] <= expected[page] or (page in complete and told[page] != expected[page])
+            for page in range(starts.size)
+        ),
     )
+
+
+def _claims(rows: OwnerArrays) -> dict[int, set[tuple[int, ...]]]:
+    """Give what is said of each question: kind, inode and place of all that is not unknown."""
+    claims: dict[int, set[tuple[int, ...]]] = defaultdict(set)
+    columns = (rows.question, rows.kind, rows.inode, rows.file_offset)
+    for question, kind, *owner in zip(*(column.tolist() for column in columns), strict=True):
+        if kind != _UNKNOWN:
+            claims[question].add((kind, *owner))
+    return claims
 
 
 def _leaves(filesystem: XfsFilesystem, agno: int) -> list[Leaf]:

@@ -4,45 +4,69 @@ They are there in all three designs, and counted in none.  An entry stays when t
 faulted it in unmaps the file, and goes when the file is cut, written elsewhere, or forgotten.
 """
 
+from array import array
+from collections.abc import Iterable
 from typing import Final
 
 from whoseblock.study.base import INDEX_BITS
 
 __all__ = ["Entries"]
 
+#: Entries come in chunks of so many, like the nodes of an xarray: what is near in the file is near
+#: in memory.
 _CHUNK_BITS: Final = 9
 _CHUNK: Final = 1 << _CHUNK_BITS
 _LAST: Final = _CHUNK - 1
 _PRESENT: Final = b"\1"
+_NO_PAGE: Final = -1
+_EMPTY: Final = array("q", [_NO_PAGE]) * _CHUNK
 
 
 class Entries:
     """The page behind each key that is faulted in."""
 
     def __init__(self) -> None:
-        self.pages: dict[int, int] = {}
+        self._count = 0
+        #: By chunk: the page of each key, and which of them there are, which is quick to search.
+        self._pages: dict[int, array[int]] = {}
         self._marks: dict[int, bytearray] = {}
+        #: The chunks of each file.
         self._of: dict[int, set[int]] = {}
 
     def __len__(self) -> int:
-        return len(self.pages)
+        return self._count
+
+    def __contains__(self, key: int) -> bool:
+        marks = self._marks.get(key >> _CHUNK_BITS)
+        return marks is not None and marks[key & _LAST] != 0
 
     def insert(self, key: int, page: int) -> None:
-        """Put an entry in, or in the place of another."""
-        self.pages[key] = page
+        """Put an entry in, where there is none."""
         chunk = key >> _CHUNK_BITS
         marks = self._marks.get(chunk)
         if marks is None:
             marks = self._marks[chunk] = bytearray(_CHUNK)
+            self._pages[chunk] = _EMPTY[:]
             self._of.setdefault(key >> INDEX_BITS, set()).add(chunk)
         marks[key & _LAST] = 1
+        self._pages[chunk][key & _LAST] = page
+        self._count += 1
 
     def remove(self, key: int) -> int | None:
         """Take an entry out; gives its page, None if there was none."""
-        page = self.pages.pop(key, None)
-        if page is not None:
-            self._marks[key >> _CHUNK_BITS][key & _LAST] = 0
+        if key not in self:
+            return None
+        chunk = key >> _CHUNK_BITS
+        self._marks[chunk][key & _LAST] = 0
+        page = self._pages[chunk][key & _LAST]
+        self._pages[chunk][key & _LAST] = _NO_PAGE
+        self._count -= 1
         return page
+
+    def those_at(self, page: int, keys: Iterable[int]) -> list[int]:
+        """Give those of some keys whose entry is of this page."""
+        chunks = self._pages
+        return [key for key in keys if chunks.get(key >> _CHUNK_BITS, _EMPTY)[key & _LAST] == page]
 
     def any_within(self, key: int, count: int) -> bool:
         """Tell whether any of ``count`` keys from ``key`` is faulted in, as ``xa_find`` does."""
@@ -56,11 +80,11 @@ class Entries:
             key += upto - at
         return False
 
-    def of(self, mapping: int) -> list[int]:
-        """Give the keys of a file that are faulted in, ascending."""
+    def of(self, mapping: int) -> list[tuple[int, int]]:
+        """Give the keys of a file that are faulted in, ascending, each with its page."""
         return [
-            (chunk << _CHUNK_BITS) + at
+            ((chunk << _CHUNK_BITS) + at, page)
             for chunk in sorted(self._of.get(mapping, ()))
-            for at, present in enumerate(self._marks[chunk])
-            if present
+            for at, page in enumerate(self._pages[chunk])
+            if page != _NO_PAGE
         ]

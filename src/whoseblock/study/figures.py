@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from whoseblock.study.arithmetic import break_even, bytes_a_page, extrapolate, per_page_bytes
 from whoseblock.study.results import Report
+from whoseblock.study.sizes import STRUCT_PAGE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -75,7 +76,7 @@ def _memory_by_sharing(axes: "Axes", report: Report) -> None:
               linewidth=1, label="16 + 40·n")  # fmt: skip
     axes.plot([2, 64], [0, 0], color=_COLOURS["on demand"], linewidth=3, clip_on=False,
               label="on demand: nothing")  # fmt: skip
-    axes.axhline(64, color=_GREY, linestyle=":", linewidth=1)
+    axes.axhline(STRUCT_PAGE, color=_GREY, linestyle=":", linewidth=1)
     axes.text(64, 70, "struct page itself, 64 bytes", color=_GREY, ha="right", va="bottom")
     axes.set_xscale("log", base=2)
     axes.set_yscale("symlog", linthresh=1)
@@ -118,7 +119,7 @@ def _memory_of_devices(axes: "Axes", report: Report) -> None:
         labels = [f"{value / _GIB:,.3g}" if value else "0" for value in values]
         axes.bar_label(bars, labels, padding=2, fontsize=8)
     axes.set_yscale("symlog", linthresh=0.01)
-    axes.set_ylim(0, max(max(one.memory.values()) for one in found) / _GIB * 8 + 1)
+    axes.set_ylim(0, max(max(one.memory.values()) for one in found) / _GIB * 20 + 1)
     ticks = [0, 0.01, 0.1, 1, 10, 100]
     axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.set_xticks(range(len(found)), [one.device for one in found])
@@ -175,6 +176,8 @@ def _break_even(axes: "Axes", report: Report) -> None:
             axes.plot(
                 faults, [ratio * count / 1e6 for count in faults], style,
                 color=_COLOURS[design], label=f"{design}, questions {how}",
+                # The lines may lie on each other.
+                linewidth=4 if design == "per page" else 1.5,
             )  # fmt: skip
     axes.axhline(1, color=_GREY, linestyle=":", linewidth=1)
     axes.text(faults[-1], 1.2, "one failure a day", color=_GREY, ha="right")

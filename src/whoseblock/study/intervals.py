@@ -1,6 +1,7 @@
 """A set of integers that come in runs."""
 
 from bisect import bisect_left, bisect_right
+from collections.abc import Iterator
 
 __all__ = ["Intervals"]
 
@@ -18,6 +19,9 @@ class Intervals:
 
     def __len__(self) -> int:
         return sum(self._ends) - sum(self._starts)
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return zip(self._starts, self._ends, strict=True)
 
     def add(self, start: int, end: int) -> None:
         """Put in all from ``start`` up to ``end``."""

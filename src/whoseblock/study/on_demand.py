@@ -1,10 +1,12 @@
 """What was merged: nothing is tracked, and the filesystem is asked when a page has failed."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from whoseblock.fs.arrays import FORKS, KINDS, WHATS
 from whoseblock.fs.base import FileOwner, Free, MetadataOwner, Outside
-from whoseblock.study.base import Found, Owner, key_of, owner_of
+from whoseblock.study.base import INDEX_BITS, Found, Owner, key_of, owner_of
 from whoseblock.study.counts import Counts
 from whoseblock.study.sizes import PAGE
 
@@ -12,7 +14,9 @@ if TYPE_CHECKING:
     from whoseblock.fs.base import Filesystem
     from whoseblock.study.space import Space
 
-__all__ = ["DiskLookup", "OnDemand", "SpaceLookup"]
+__all__ = ["DiskAnswers", "DiskLookup", "OnDemand", "SpaceLookup"]
+
+_FILE, _DATA_FORK, _DATA = KINDS.index("file"), FORKS.index("data"), WHATS.index("data")
 
 
 class OnDemand:
@@ -37,7 +41,7 @@ class OnDemand:
 
     def keys(self, page: int) -> list[int]:
         """Give the keys of the owners, ascending."""
-        return self.find(page).keys
+        return self._find(page).keys
 
     def owners(self, page: int) -> tuple[Owner, ...]:
         """Give every file that has the page, faulted or not, in order."""
@@ -85,6 +89,43 @@ class DiskLookup:
         if any(_is_metadata(row) for row in rows):
             return Found("metadata", [])
         return Found("files", _keys(rows))
+
+
+class DiskAnswers:
+    """What on demand says of every page that files have, ready to be compared after each step.
+
+    A question takes as long as thousands of steps may not.  But nobody writes to the image, so that
+    it can only say the same again: each page is asked about once, all of them together, and
+    `DiskLookup` would answer no differently.  Of pages that the workload has changed the
+    filesystem's memory is asked anew each time, as `DiskLookup` does.
+    """
+
+    def __init__(self, filesystem: "Filesystem", space: "Space") -> None:
+        self._space = space
+        pages = [page for one in space.segments() for page in range(one.start, one.end)]
+        self._of = dict(zip(pages, _ask(filesystem, pages), strict=True))
+
+    def __call__(self, page: int) -> list[int]:
+        """Give the keys of the owners, ascending."""
+        if self._space.rmap_updates and page in self._space.changed:
+            return self._space.keys(page)
+        # Other pages were no file's in the beginning, and nobody has got them since.
+        return self._of.get(page, [])
+
+
+def _ask(filesystem: "Filesystem", pages: list[int]) -> Iterator[list[int]]:
+    """Ask a filesystem about many pages together; gives the keys of the owners of each."""
+    import numpy as np
+
+    rows = filesystem.owners_of([page * PAGE for page in pages], [PAGE] * len(pages))
+    index = rows.file_offset // PAGE
+    data = (rows.kind == _FILE) & (rows.fork == _DATA_FORK) & (rows.what == _DATA)
+    order = np.lexsort((index, rows.inode, rows.question))
+    order = order[data[order]]
+    inodes, indexes = rows.inode[order].tolist(), index[order].tolist()
+    keys = [inode << INDEX_BITS | at for inode, at in zip(inodes, indexes, strict=True)]
+    bounds = np.searchsorted(rows.question[order], np.arange(len(pages) + 1)).tolist()
+    return (keys[start:end] for start, end in pairwise(bounds))
 
 
 def _is_metadata(row: object) -> bool:

@@ -41,12 +41,20 @@ class _Record:
     That stays the same wherever the extent is cut.
     """
 
-    __slots__ = ("end", "owners", "start")
+    __slots__ = ("end", "in_order", "owners", "start")
 
     def __init__(self, start: int, end: int, counts: Counts) -> None:
         self.start = start
         self.end = end
         self.owners = Tree(counts)
+        #: What the tree has, until it changes: it is asked more often.
+        self.in_order: list[int] | None = None
+
+    def keys(self, page: int) -> list[int]:
+        """Give the keys that the owners would have at a page, ascending."""
+        if self.in_order is None:
+            self.in_order = self.owners.keys()
+        return [owner + page for owner in self.in_order]
 
 
 class PerExtent:
@@ -105,9 +113,7 @@ class PerExtent:
         record = self._record_at(page)
         if record is None:
             return []
-        pages = self._entries.pages
-        keys = [owner + page for owner in record.owners]
-        return [key for key in keys if pages.get(key) == page]
+        return self._entries.those_at(page, record.keys(page))
 
     def find(self, page: int) -> Found:
         """Say whose a page is: without an owner nobody knows, it may be free or never faulted."""
@@ -151,6 +157,7 @@ class PerExtent:
             self.counts.probes += 1
             gone = not self._entries.any_within(first, segment.end - segment.start)
         if gone and record.owners.erase(key - page):
+            record.in_order = None
             self.counts.give(SHARED_FILE)
         if len(segment.keys) < 2:  # noqa: PLR2004 - shared by none
             self._unshare(segment)
@@ -185,6 +192,7 @@ class PerExtent:
 
     def _register(self, record: _Record, owner: int) -> None:
         if record.owners.insert(owner):
+            record.in_order = None
             self.counts.take(SHARED_FILE)
 
     def _cut(self, page: int) -> None:
@@ -233,10 +241,10 @@ class PerExtent:
         if first == len(self._starts) or self._starts[first] >= segment.end:
             return
         record = self._fit(segment)
-        pages = self._entries.pages
         for key in segment.keys:
             for distance in range(segment.end - segment.start):
-                if pages.get(key + distance) == segment.start + distance:
-                    self._single[segment.start + distance] = key + distance
+                page = segment.start + distance
+                if self._entries.those_at(page, [key + distance]):
+                    self._single[page] = key + distance
         self.counts.page_writes += segment.end - segment.start
         self._drop(bisect_left(self._starts, record.start))

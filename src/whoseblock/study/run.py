@@ -1,6 +1,7 @@
 """Runs a workload under all three designs at once, and compares them after every step."""
 
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final
 
@@ -26,12 +27,37 @@ __all__ = ["LIFE_STEPS", "Run", "run_workload"]
 
 #: So many steps are a life's, after its faults.
 LIFE_STEPS: Final = 20_000
-#: Of this many steps each is followed by a comparison; of more, as many, evenly.
-_COMPARISONS: Final = 40_000
 #: Memory is looked at so many times.
 _SAMPLES: Final = 60
+#: Once sharing has changed, all pages are compared after each so many steps ...
+_COMPLETE: Final = 10_000
+#: ... and after every step so many pages before and after those touched: a tracker may cut or join
+#: what it knows of them.
+_AROUND: Final = 2
 #: Where the emulated device lies in physical memory.
 _FIRST_PFN: Final = 0x101200
+
+
+class _Counted(Entries):
+    """Entries, and how many of them each page has, as ``page->share`` tells since Linux 6.2."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.share: defaultdict[int, int] = defaultdict(int)
+
+    def insert(self, key: int, page: int) -> None:
+        super().insert(key, page)
+        self.share[page] += 1
+
+    def remove(self, key: int) -> int | None:
+        page = super().remove(key)
+        if page is not None:
+            self.share[page] -= 1
+        return page
+
+    def pages(self) -> list[int]:
+        """Give the pages that are faulted in, by whichever files."""
+        return [page for page, count in self.share.items() if count]
 
 
 class Run:
@@ -40,9 +66,10 @@ class Run:
     def __init__(self, source: "Source") -> None:
         self.source = source
         self.space = source.space()
-        self.entries = Entries()
+        self.entries = _Counted()
         self.processes = Processes()
         self.on_demand = OnDemand(source.lookup(self.space))
+        self._asked = source.answers(self.space)
         self.trackers: tuple[Tracker, ...] = (
             PerPage(),
             PerExtent(self.space.segment_at, self.entries),
@@ -66,7 +93,7 @@ class Run:
     def go(self, steps: Iterable[Step], about: int) -> None:
         """Take steps, ``about`` so many, and compare after each of them."""
         every = max(about // _SAMPLES, 1)
-        stride = max(-(-about // _COMPARISONS), 1)
+        changed = 0
         with ExitStack() as stack:
             pagemaps = self._pagemaps(stack)
             for number, step in enumerate(steps):
@@ -77,8 +104,13 @@ class Run:
                     self._fail(step.extent.page, pagemaps)
                     continue
                 touched = self._take(step)
-                if number % stride == 0:
+                if not self.space.rmap_updates:
                     self._compare(touched)
+                    continue
+                self._compare(self._with_neighbours(touched))
+                changed += 1
+                if changed % _COMPLETE == 0:
+                    self.compare_all()
         self._sample()
 
     def _take(self, step: Step) -> list[tuple[int, int]]:
@@ -110,28 +142,38 @@ class Run:
 
     # ------------------------------------------------------------------ comparing
 
-    def _compare(self, touched: list[tuple[int, int]]) -> None:
-        """Compare the owners of pages that a step has touched."""
+    def _with_neighbours(self, touched: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+        runs = Intervals()
         for page, count in touched:
-            for one in range(page, page + count):
-                self._compare_page(one, self.space.keys(one))
+            runs.add(max(page - _AROUND, 0), min(page + count + _AROUND, self.space.pages))
+        return ((start, end - start) for start, end in runs)
 
-    def _compare_page(self, page: int, keys: list[int]) -> None:
-        """Compare what the trackers know with those of the page's owners that are faulted in."""
-        pages = self.entries.pages
-        faulted = [key for key in keys if pages.get(key) == page]
-        if not self.trackers[0].keys(page) == faulted == self.trackers[1].keys(page):
-            self.disagreements += 1
-        self.checked += 1
+    def _compare(self, runs: Iterable[tuple[int, int]]) -> None:
+        """Compare what the three designs say of pages.
+
+        On demand knows all owners; the others must know those of them that are faulted in.  Per
+        extent asks each file whether it is.  So if both trackers give the same, as many as the page
+        has entries, these are all that are faulted in, and on demand must know every one.
+        """
+        per_page, per_extent = self.trackers[0].keys, self.trackers[1].keys
+        asked, share = self._asked, self.entries.share
+        for first, count in runs:
+            for page in range(first, first + count):
+                known, owners = per_page(page), asked(page)
+                agree = known == per_extent(page) and len(known) == share[page]
+                if not (agree and (known == owners or set(owners).issuperset(known))):
+                    self.disagreements += 1
+            self.checked += count
 
     def compare_all(self) -> None:
-        """Compare the owners of all pages that are faulted in, on demand too, asked of the disk."""
-        pages = sorted(set(self.entries.pages.values()))
-        for page, found in zip(pages, self.source.keys_of(pages, self.space), strict=True):
-            keys = self.space.keys(page)
-            if found != keys:
-                self.disagreements += 1
-            self._compare_page(page, keys)
+        """Compare the owners of all pages, those on the disk with the study's filesystem, too."""
+        for segment in self.space.segments():
+            self._compare([(segment.start, segment.end - segment.start)])
+            for page in range(segment.start, segment.end):
+                if self._asked(page) != self.space.keys(page):
+                    self.disagreements += 1
+        # A page that no file has must not be faulted in, either.
+        self.disagreements += sum(map(self.space.is_free, self.entries.pages()))
 
     # ------------------------------------------------------------------ failing
 
@@ -148,7 +190,7 @@ class Run:
     def _fail(self, page: int, pagemaps: list[tuple[Tracker, Pagemap, "EmulatedPmem"]]) -> None:
         bad = ByteRange(page * PAGE, PAGE)
         every_key = self.space.keys(page)
-        faulted = [key for key in every_key if self.entries.pages.get(key) == page]
+        faulted = self.entries.those_at(page, every_key)
         for tracker, pagemap, media in pagemaps:
             media.inject(bad)
             outcome = pagemap.memory_failure(_FIRST_PFN + page)
@@ -173,7 +215,7 @@ class Run:
         for mapping in self.space.mappings():
             files += 1
             owners += sum(extent.length for extent in self.space.extents(mapping))
-        pages = len(set(self.entries.pages.values()))
+        pages = len(self.entries.pages())
         known = {mapping for mapping in self.space.mappings() if self.entries.of(mapping)}
         return WorkloadResult(
             workload=name,
@@ -222,9 +264,8 @@ def run_workload(
         steps = life(run.space, seed, life_steps, source.extents.others)
         about = sum(extent.length for extent in source.extents.files) // 2 + life_steps
     else:
-        entries = fault_in(run.space, workload, seed)
-        about = len(entries)
-        steps = (Step("fault", entry) for entry in entries)
+        about = sum(extent.length for extent in source.extents.files)
+        steps = (Step("fault", entry) for entry in fault_in(run.space, workload, seed))
     run.go(steps, about)
     run.compare_all()
     return run.result(workload.name)

@@ -14,10 +14,13 @@ __all__ = [
     "RB_ROOT_CACHED",
     "RMAP_RECORD",
     "SHARED_FILE",
+    "STRUCT_PAGE",
     "allocated",
 ]
 
 PAGE: Final = 4096
+#: What the kernel keeps of every page in any case.
+STRUCT_PAGE: Final = 64
 #: Pages of a 2 MiB entry.
 ENTRY_PAGES: Final = 512
 

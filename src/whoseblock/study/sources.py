@@ -1,6 +1,6 @@
 """Where a study's extents come from: an image, or nowhere."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol, Self
@@ -12,9 +12,9 @@ from whoseblock.fs.xfs import XfsFilesystem
 from whoseblock.media.device import FileMedia
 from whoseblock.media.overlay import OverlayMedia
 from whoseblock.media.pmem import EmulatedPmem
-from whoseblock.study.base import Found, key_of
+from whoseblock.study.base import Found
 from whoseblock.study.extents import Extents, extents_of, made_up
-from whoseblock.study.on_demand import DiskLookup, SpaceLookup
+from whoseblock.study.on_demand import DiskAnswers, DiskLookup, SpaceLookup
 from whoseblock.study.sizes import PAGE
 from whoseblock.study.space import Space
 
@@ -36,8 +36,8 @@ class Source(Protocol):
     def lookup(self, space: Space) -> Callable[[int], Found]:
         """Give who answers when a page fails."""
 
-    def keys_of(self, pages: list[int], space: Space) -> Iterator[list[int]]:
-        """Give the keys of the owners of many pages, as `lookup` would."""
+    def answers(self, space: Space) -> Callable[[int], list[int]]:
+        """Give who tells the owners of any page at any time, as `lookup` would, only sooner."""
 
     def media(self) -> EmulatedPmem:
         """Give a device to fail; what is written to it is forgotten."""
@@ -76,15 +76,9 @@ class ImageSource(Closing):
         """Ask the image, which knows nothing of what the study has changed."""
         return DiskLookup(self.filesystem, space)
 
-    def keys_of(self, pages: list[int], space: Space) -> Iterator[list[int]]:
-        """Ask the image about many pages together."""
-        rows = self.filesystem.owners_of([page * PAGE for page in pages], [PAGE] * len(pages))
-        inodes, offsets = rows.inode.tolist(), (rows.file_offset // PAGE).tolist()
-        found: list[list[int]] = [[] for _ in pages]
-        for number, question in enumerate(rows.question.tolist()):
-            found[question].append(key_of(inodes[number], offsets[number]))
-        for page, keys in zip(pages, found, strict=True):
-            yield space.keys(page) if page in space.changed else sorted(keys)
+    def answers(self, space: Space) -> DiskAnswers:
+        """Ask the image about everything at once."""
+        return DiskAnswers(self.filesystem, space)
 
     def media(self) -> EmulatedPmem:
         """Give the image as a device to fail."""
@@ -131,9 +125,9 @@ class MadeUpSource:
         """Ask what is in memory: there is no disk."""
         return SpaceLookup(space)
 
-    def keys_of(self, pages: list[int], space: Space) -> Iterator[list[int]]:
-        """Give the keys of the owners of many pages."""
-        return map(space.keys, pages)
+    def answers(self, space: Space) -> Callable[[int], list[int]]:
+        """Ask what is in memory, which takes no time."""
+        return space.keys
 
     def media(self) -> EmulatedPmem:
         """Give an empty device to fail."""

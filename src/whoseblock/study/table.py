@@ -6,6 +6,7 @@ from typing import Final, NamedTuple
 
 from whoseblock.study.arithmetic import break_even, bytes_a_page, extrapolate, per_page_bytes
 from whoseblock.study.results import Report, WorkloadResult
+from whoseblock.study.sizes import PAGE, STRUCT_PAGE
 
 __all__ = ["Table", "as_markdown", "as_text", "tables"]
 
@@ -36,6 +37,7 @@ def tables(report: Report) -> Iterator[Table]:
         yield _fault_times(report)
         yield _failure_times(report)
         yield _break_even(report)
+    yield _short(report)
 
 
 def _workloads(report: Report) -> Table:
@@ -176,9 +178,9 @@ def _fault_times(report: Report) -> Table:
     return Table(
         "fault-times",
         "Time of a fault, relative to no tracking",
-        ("extents", "owners a page", "faults timed", *designs),
+        ("extents", "owners a page", "faults timed", "no tracking", *designs),
         [
-            (one.extents, f"{one.sharing:.2f}", f"{one.faults:,}",
+            (one.extents, f"{one.sharing:.2f}", f"{one.faults:,}", f"{one.none * 1e6:.2f} µs",
              *(f"{1 + one.added[design] / one.none:.2f}" for design in designs))
             for one in report.times
         ],
@@ -213,6 +215,36 @@ def _break_even(report: Report) -> Table:
             for design, failures in found[factor].items()
         ],
     )  # fmt: skip
+
+
+def _short(report: Report) -> Table:
+    """Give what can be said in a line for each design."""
+    first, life = report.workloads[0], report.workloads[-1]
+    designs = [tracker.design for tracker in first.trackers]
+    weights = [bytes_a_page(first, design) for design in designs]
+    found = [tracker.failures for tracker in life.trackers]
+    rows: list[tuple[str, ...]] = [
+        ("kernel memory, of the device", *(f"{weight / PAGE:.2%}" for weight in weights)),
+        ("kernel memory, of that of struct page",
+         *(f"{weight / STRUCT_PAGE:.2f}" for weight in weights)),
+        ("owners of failed pages found",
+         *(f"{_share(one.told, one.told + one.missed):.0%}" for one in found)),
+    ]  # fmt: skip
+    if report.times:
+        ratios = [[1 + one.added[design] / one.none for one in report.times] for design in designs]
+        rows.append(
+            ("time of an emulated fault, none = 1",
+             *(f"{min(one):.2f} to {max(one):.2f}" for one in ratios))
+        )  # fmt: skip
+        median = {one.design: f"{one.median * 1e6:,.1f} µs" for one in report.failure_times}
+        pays = break_even(report)
+        rows += [
+            ("time to find the owners of a page",
+             *(median.get(design) or median["on demand, cold"] for design in designs)),
+            ("cheaper in time from so many failures in a million faults",
+             *(f"{pays[design]:,.0f}" if design in pays else "" for design in designs)),
+        ]  # fmt: skip
+    return Table("short", f"In short, for {report.extents}", ("what", *designs), rows)
 
 
 def size(count: int) -> str:

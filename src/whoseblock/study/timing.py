@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["failure_times", "fault_times"]
 
 _ROUNDS: Final = 5
-_FAULTS: Final = 40_000
+_FAULTS: Final = 20_000
 _FAILURES: Final = 200
 _MANY: Final = 10_000
 

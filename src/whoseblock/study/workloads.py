@@ -4,6 +4,7 @@ All of it follows from the seed and from the extents.
 """
 
 import random
+from array import array
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
@@ -12,6 +13,11 @@ from whoseblock.study.sizes import ENTRY_PAGES
 from whoseblock.study.space import Space
 
 __all__ = ["LIFE", "WORKLOADS", "Step", "Workload", "entries_of", "fault_in", "life"]
+
+
+#: Where in an extent, in pages: none has more than 2**21 blocks on the disk, joined ones may.
+_PLACE_BITS: Final = 40
+_PLACE: Final = (1 << _PLACE_BITS) - 1
 
 
 class Workload(NamedTuple):
@@ -70,17 +76,34 @@ def entries_of(extent: Extent, entry_pages: int) -> Iterator[Extent]:
 
 def fault_in(
     space: Space, workload: Workload, seed: int, mappings: list[int] | None = None
-) -> list[Extent]:
+) -> Iterator[Extent]:
     """Give the entries of files, all unless said which, in the order of a workload."""
-    entries = [
-        entry
+    extents = [
+        extent
         for mapping in (space.mappings() if mappings is None else mappings)
         for extent in space.extents(mapping)
-        for entry in entries_of(extent, workload.entry_pages)
     ]
-    if workload.order == "random":
-        random.Random(seed).shuffle(entries)  # noqa: S311 - repeatable, not secret
-    return entries
+    if workload.order == "file":
+        for extent in extents:
+            yield from entries_of(extent, workload.entry_pages)
+        return
+    # A million entries in a row would be as large as all that the designs keep: each is only the
+    # number of its extent, and where in it.
+    order = array(
+        "Q",
+        (
+            number << _PLACE_BITS | entry.first - extent.first
+            for number, extent in enumerate(extents)
+            for entry in entries_of(extent, workload.entry_pages)
+        ),
+    )
+    random.Random(seed).shuffle(order)  # noqa: S311 - repeatable, not secret
+    for packed in order:
+        mapping, index, page, count = extents[packed >> _PLACE_BITS]
+        at = packed & _PLACE
+        yield next(
+            entries_of(Extent(mapping, index + at, page + at, count - at), workload.entry_pages)
+        )
 
 
 def life(space: Space, seed: int, steps: int, others: list[tuple[int, int]]) -> Iterator[Step]:

@@ -14,7 +14,7 @@ class World:
     """What happens to files, in the order in which the kernel does it.
 
     The filesystem changes first, then the entry, then the trackers hear of it.  Every method gives
-    the pages of the device that were touched, as runs.
+    the pages of the device whose owners changed, faulted in or not, as runs.
     """
 
     def __init__(self, space: Space, entries: Entries, trackers: Sequence[Tracker]) -> None:
@@ -31,11 +31,11 @@ class World:
         key = mapping << INDEX_BITS | index
         entries = self.entries
         if count == 1:
-            if key in entries.pages:
+            if key in entries:
                 return []
             entries.insert(key, page)
         else:
-            if any(one in entries.pages for one in range(key, key + count)):
+            if entries.any_within(key, count):
                 return [
                     touched
                     for at in range(count)
@@ -68,8 +68,8 @@ class World:
             return []
         self.space.remove(mapping, index, 1)
         self.space.add(Extent(mapping, index, new, 1))
-        return [*self._drop(Extent(mapping, index, old, 1)),
-                *self.fault(Extent(mapping, index, new, 1))]  # fmt: skip
+        self._drop(Extent(mapping, index, old, 1))
+        return [(old, 1), *self.fault(Extent(mapping, index, new, 1))]
 
     def truncate(self, mapping: int, index: int) -> list[tuple[int, int]]:
         """Cut a file off at a page."""
@@ -82,27 +82,27 @@ class World:
 
     def reflink(self, source: Extent, mapping: int, index: int) -> list[tuple[int, int]]:
         """Share an extent with another file, in place of what that has there."""
-        return self._drop_all(self.space.reflink(source, mapping, index))
+        removed = self._drop_all(self.space.reflink(source, mapping, index))
+        return [*removed, (source.page, source.length)]
 
     def evict(self, mapping: int) -> list[tuple[int, int]]:
         """Forget a file's entries, as when its inode leaves the cache; the file stays."""
         extents = [
-            Extent(mapping, key - (mapping << INDEX_BITS), self.entries.pages[key], 1)
-            for key in self.entries.of(mapping)
+            Extent(mapping, key - (mapping << INDEX_BITS), page, 1)
+            for key, page in self.entries.of(mapping)
         ]
         return self._drop_all(extents)
 
     def _drop_all(self, extents: list[Extent]) -> list[tuple[int, int]]:
-        return [touched for extent in extents for touched in self._drop(extent)]
+        for extent in extents:
+            self._drop(extent)
+        return [(extent.page, extent.length) for extent in extents]
 
-    def _drop(self, extent: Extent) -> list[tuple[int, int]]:
+    def _drop(self, extent: Extent) -> None:
         """Take entries out, and have the trackers forget those that were there."""
         mapping, index, page, count = extent
         key = key_of(mapping, index)
-        touched = []
         for at in range(count):
             if self.entries.remove(key + at) is not None:
                 for tracker in self.trackers:
                     tracker.disassociate(page + at, mapping, index + at)
-                touched.append((page + at, 1))
-        return touched
