@@ -227,7 +227,8 @@ def _distribution(times: Sequence[float]) -> tuple[float, ...]:
     def at(share: float) -> float:
         return ordered[min(int(share * len(ordered)), len(ordered) - 1)]
 
-    return len(ordered), ordered[0], at(0.5), at(0.9), at(0.99), ordered[-1]
+    middle = statistics.median(ordered)
+    return len(ordered), ordered[0], middle, at(0.9), at(0.99), ordered[-1]
 
 
 # ------------------------------------------------------------------ idle
