@@ -284,7 +284,7 @@ def _idle(seconds: float) -> Iterator[Result | Table]:
     yield Result(
         "memory of the idle daemon (by a bare Python process)",
         after.proportional / 1e6, peer.proportional / 1e6, "MB",
-        after.proportional / peer.proportional, 3, at_least=False,
+        after.proportional / peer.proportional, 4, at_least=False,
     )  # fmt: skip
 
 
