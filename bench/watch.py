@@ -227,7 +227,8 @@ def _distribution(times: Sequence[float]) -> tuple[float, ...]:
     def at(share: float) -> float:
         return ordered[min(int(share * len(ordered)), len(ordered) - 1)]
 
-    return len(ordered), ordered[0], at(0.5), at(0.9), at(0.99), ordered[-1]
+    middle = statistics.median(ordered)
+    return len(ordered), ordered[0], middle, at(0.9), at(0.99), ordered[-1]
 
 
 # ------------------------------------------------------------------ idle
@@ -283,7 +284,7 @@ def _idle(seconds: float) -> Iterator[Result | Table]:
     yield Result(
         "memory of the idle daemon (by a bare Python process)",
         after.proportional / 1e6, peer.proportional / 1e6, "MB",
-        after.proportional / peer.proportional, 3, at_least=False,
+        after.proportional / peer.proportional, 4, at_least=False,
     )  # fmt: skip
 
 

@@ -120,7 +120,7 @@ def test_a_disk_that_is_full_ends_nothing(
     (tmp_path / "dev/kmsg").write_text("3,5,100,-;I/O error, dev sda, sector 8\n")
     with StateFolder(tmp_path / "state") as state:
 
-        def full(*_: object) -> None:
+        def full(*_: object, **__: object) -> None:
             raise OSError(errno.ENOSPC, "No space left on device")
 
         with closing(Sources(Host(tmp_path), state, ("kmsg",))) as sources:

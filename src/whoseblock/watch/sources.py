@@ -149,7 +149,8 @@ class Sources:
         if isinstance(kmsg, KmsgSource) and kmsg.sequence != self._position.sequence:
             position = Position(self._boot, kmsg.sequence)
             try:
-                self._state.save("position.json", position)
+                # With the machine, the log is gone, too: the disk need not wake up for this.
+                self._state.save("position.json", position, durable=False)
             except OSError as error:
                 # What is read twice is journaled once; a daemon that ends hears of nothing.
                 say("err", "position-not-kept", why=error.strerror)

@@ -81,17 +81,20 @@ class StateFolder(Closing):
         except (OSError, msgspec.DecodeError):
             return None
 
-    def save(self, name: str, record: Any) -> None:  # noqa: ANN401 - whatever msgspec encodes
-        """Write a record so that a crash leaves the old one or the new one."""
-        write_whole(self.path / name, msgspec.json.encode(record))
+    def save(self, name: str, record: Any, *, durable: bool = True) -> None:  # noqa: ANN401 - whatever msgspec encodes
+        """Write a record so that a crash leaves the old one or the new one.
+
+        One that is not ``durable`` outlives this process, and the machine by chance.
+        """
+        write_whole(self.path / name, msgspec.json.encode(record), durable=durable)
 
     def close(self) -> None:
         """Let go of the folder."""
         os.close(self._lock)
 
 
-def write_whole(path: Path, data: bytes, mode: int = 0o600) -> None:
-    """Write a file that is there, durably, with all of ``data`` or not at all."""
+def write_whole(path: Path, data: bytes, mode: int = 0o600, *, durable: bool = True) -> None:
+    """Write a file that is there with all of ``data`` or not at all, ``durable`` or not."""
     new = path.with_name(f".{path.name}.{os.urandom(4).hex()}")
     try:
         fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
@@ -99,7 +102,8 @@ def write_whole(path: Path, data: bytes, mode: int = 0o600) -> None:
             view = memoryview(data)
             while view:
                 view = view[os.write(fd, view) :]
-            os.fsync(fd)
+            if durable:
+                os.fsync(fd)
         finally:
             os.close(fd)
         new.rename(path)
@@ -107,6 +111,8 @@ def write_whole(path: Path, data: bytes, mode: int = 0o600) -> None:
         with suppress(OSError):
             new.unlink()
         raise
+    if not durable:
+        return
     folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(folder)
