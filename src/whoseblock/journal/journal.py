@@ -18,6 +18,8 @@ __all__ = ["Journal"]
 
 #: So many failures are read at a time.
 _BATCH: Final = 256
+#: And so many with everything about them, which may be much.
+_HISTORIES: Final = 64
 _ALL: Final = Filter()
 
 
@@ -77,23 +79,23 @@ class Journal(Closing):
         after = 0
         while True:
             with self._database.reading() as connection:
-                ids = reading.find(connection, wanted, after, _BATCH)
-            for failure in ids:
-                yield self.history(failure)
-            if len(ids) < _BATCH:
+                ids = reading.find(connection, wanted, after, _HISTORIES)
+                found = reading.histories(connection, ids) if ids else []
+            yield from found
+            if len(ids) < _HISTORIES:
                 return
             after = ids[-1]
 
     def history(self, failure: int) -> History:
         """Give everything about one failure: reports, owners, plans, and what became of them."""
         with self._database.reading() as connection:
-            found = reading.history(connection, failure)
-        if found is None:
+            found = reading.histories(connection, [failure])
+        if not found:
             raise JournalError(
                 f"the journal {self.name!r} has no failure {failure}",
                 hint="whoseblock journal list shows their numbers",
             )
-        return found
+        return found[0]
 
     def plan(self, number: int) -> Plan:
         """Give a plan as it stands now."""

@@ -1,7 +1,7 @@
 """The questions to a journal, each on a connection that sees one state of it."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from sqlalchemy import ColumnElement, Connection, Row, Select, exists, func, or_, select
@@ -39,7 +39,7 @@ from whoseblock.journal.schema import (
 __all__ = [
     "entries",
     "find",
-    "history",
+    "histories",
     "last_event",
     "overviews",
     "plan",
@@ -214,88 +214,110 @@ def _paths(connection: Connection, wanted: Sequence[int]) -> dict[int, tuple[str
 # ------------------------------------------------------------------ everything
 
 
-def history(connection: Connection, failure: int) -> History | None:
-    """Give everything about one failure, None if there is none of this number."""
-    entry = next(iter(entries(connection, failures.c.id == failure)), None)
-    if entry is None:
-        return None
-    told = tuple(
-        Report(
-            id=row.id,
-            run=row.run,
-            at=row.at,
-            source=row.source,
-            origin=row.origin,
-            detail=row.detail,
+def histories(connection: Connection, ids: Sequence[int]) -> list[History]:
+    """Give everything about some failures, in order of their numbers."""
+    found = entries(connection, failures.c.id.in_(ids))
+    told: dict[int, list[Report]] = defaultdict(list)
+    query: Select[Any] = select(reports).where(reports.c.failure.in_(ids)).order_by(reports.c.id)
+    for row in connection.execute(query):
+        told[row.failure].append(_report(row))
+    looked: dict[int, list[Finding]] = defaultdict(list)
+    query = select(findings).where(findings.c.failure.in_(ids)).order_by(findings.c.id)
+    for row in connection.execute(query):
+        looked[row.failure].append(_finding(row))
+    numbers: dict[int, list[int]] = defaultdict(list)
+    query = select(plan_failures).where(plan_failures.c.failure.in_(ids))
+    for row in connection.execute(query.order_by(plan_failures.c.plan)):
+        numbers[row.failure].append(row.plan)
+    made = _plans(connection, {number for several in numbers.values() for number in several})
+    named = {
+        entry.id: _runs_of(entry, told[entry.id], looked[entry.id], _of(made, numbers[entry.id]))
+        for entry in found
+    }
+    known = _runs(connection, set().union(*named.values()))
+    return [
+        History(
+            failure=entry,
+            reports=tuple(told[entry.id]),
+            findings=tuple(looked[entry.id]),
+            plans=_of(made, numbers[entry.id]),
+            runs=tuple(known[run] for run in sorted(named[entry.id]) if run in known),
         )
-        for row in connection.execute(
-            select(reports).where(reports.c.failure == failure).order_by(reports.c.id)
-        )
+        for entry in found
+    ]
+
+
+def _report(row: Row[Any]) -> Report:
+    return Report(
+        id=row.id, run=row.run, at=row.at, source=row.source, origin=row.origin, detail=row.detail
     )
-    found = tuple(
-        Finding(
-            id=row.id,
-            run=row.run,
-            at=row.at,
-            complete=row.complete,
-            notes=tuple(row.notes),
-            answer=row.answer,
-        )
-        for row in connection.execute(
-            select(findings).where(findings.c.failure == failure).order_by(findings.c.id)
-        )
+
+
+def _finding(row: Row[Any]) -> Finding:
+    return Finding(
+        id=row.id,
+        run=row.run,
+        at=row.at,
+        complete=row.complete,
+        notes=tuple(row.notes),
+        answer=row.answer,
     )
-    made = connection.scalars(
-        select(plan_failures.c.plan)
-        .where(plan_failures.c.failure == failure)
-        .order_by(plan_failures.c.plan)
-    )
-    planned = tuple(one for number in list(made) if (one := plan(connection, number)))
-    named = {entry.run, *(one.run for one in told)}
-    named |= {one.run for one in found} | {one.run for one in planned}
+
+
+def _of(made: Mapping[int, Plan], numbers: Iterable[int]) -> tuple[Plan, ...]:
+    return tuple(made[number] for number in numbers if number in made)
+
+
+def _runs_of(
+    entry: Entry, told: Iterable[Report], looked: Iterable[Finding], made: Iterable[Plan]
+) -> set[int]:
+    """Give the runs that are named in a history."""
+    named = {entry.run} | {one.run for one in told} | {one.run for one in looked}
     if entry.closed_by is not None:
         named.add(entry.closed_by)
-    named |= {event.run for one in planned for step in one.steps for event in step.events}
-    return History(
-        failure=entry,
-        reports=told,
-        findings=found,
-        plans=planned,
-        runs=tuple(who for run in sorted(named) if (who := run_record(connection, run))),
-    )
+    for plan_of_it in made:
+        named.add(plan_of_it.run)
+        named |= {event.run for step in plan_of_it.steps for event in step.events}
+    return named
 
 
 def plan(connection: Connection, number: int) -> Plan | None:
     """Give a plan with its steps and their history, None if there is none of this number."""
-    row = connection.execute(select(plans).where(plans.c.id == number)).one_or_none()
-    if row is None:
-        return None
-    covered = connection.scalars(
-        select(plan_failures.c.failure)
-        .where(plan_failures.c.plan == number)
-        .order_by(plan_failures.c.failure)
-    )
-    return Plan(
-        id=row.id,
-        run=row.run,
-        at=row.at,
-        options=row.options,
-        failures=tuple(covered),
-        steps=_steps(connection, number),
-    )
+    return _plans(connection, {number}).get(number)
 
 
-def _steps(connection: Connection, plan_number: int) -> tuple[Step, ...]:
+def _plans(connection: Connection, numbers: Collection[int]) -> dict[int, Plan]:
+    """Give plans by their numbers."""
+    if not numbers:
+        return {}
+    covered: dict[int, list[int]] = defaultdict(list)
+    query: Select[Any] = select(plan_failures).where(plan_failures.c.plan.in_(numbers))
+    for row in connection.execute(query.order_by(plan_failures.c.failure)):
+        covered[row.plan].append(row.failure)
     events: dict[int, list[Event]] = defaultdict(list)
-    for row in connection.execute(
+    query = (
         select(step_events)
         .join(steps, steps.c.id == step_events.c.step)
-        .where(steps.c.plan == plan_number)
+        .where(steps.c.plan.in_(numbers))
         .order_by(step_events.c.step, step_events.c.number)
-    ):
+    )
+    for row in connection.execute(query):
         events[row.step].append(_event(row))
-    query = select(steps).where(steps.c.plan == plan_number).order_by(steps.c.number)
-    return tuple(_step(row, events[row.id]) for row in connection.execute(query))
+    taken: dict[int, list[Step]] = defaultdict(list)
+    query = select(steps).where(steps.c.plan.in_(numbers)).order_by(steps.c.number)
+    for row in connection.execute(query):
+        taken[row.plan].append(_step(row, events[row.id]))
+    return {
+        row.id: Plan(
+            id=row.id,
+            run=row.run,
+            at=row.at,
+            options=row.options,
+            failures=tuple(covered[row.id]),
+            steps=tuple(taken[row.id]),
+        )
+        for row in connection.execute(select(plans).where(plans.c.id.in_(numbers)))
+    }
 
 
 def _step(row: Row[Any], events: list[Event]) -> Step:
@@ -341,27 +363,33 @@ def unfinished_plans(connection: Connection, host: Host, device: str | None) -> 
 
 def run_record(connection: Connection, run: int) -> RunRecord | None:
     """Give one run, None if there is none of this number."""
-    row = connection.execute(
+    return _runs(connection, {run}).get(run)
+
+
+def _runs(connection: Connection, numbers: Collection[int]) -> dict[int, RunRecord]:
+    """Give runs by their numbers."""
+    query = (
         select(runs, hosts.c.name, hosts.c.machine_id)
         .join(hosts, hosts.c.id == runs.c.host)
-        .where(runs.c.id == run)
-    ).one_or_none()
-    if row is None:
-        return None
-    return RunRecord(
-        id=row.id,
-        host=row.name,
-        machine_id=row.machine_id,
-        uid=row.uid,
-        user=row.user_name,
-        sudo_user=row.sudo_user,
-        pid=row.pid,
-        process=row.process,
-        command=tuple(row.command),
-        version=row.version,
-        started=row.started,
-        ended=row.ended,
+        .where(runs.c.id.in_(numbers))
     )
+    return {
+        row.id: RunRecord(
+            id=row.id,
+            host=row.name,
+            machine_id=row.machine_id,
+            uid=row.uid,
+            user=row.user_name,
+            sudo_user=row.sudo_user,
+            pid=row.pid,
+            process=row.process,
+            command=tuple(row.command),
+            version=row.version,
+            started=row.started,
+            ended=row.ended,
+        )
+        for row in connection.execute(query)
+    }
 
 
 def _event(row: Row[Any]) -> Event:
