@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sqlalchemy import event
 from sqlalchemy.dialects import sqlite
 from tests.support.journals import PAGE, answer, file_row, metadata_row, opened, report
 from tests.support.tools import CHECKOUT
@@ -241,10 +242,30 @@ def test_filters(journal_url: str) -> None:
 
 def test_many_failures_come_in_order(journal_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("whoseblock.journal.journal._BATCH", 10)
+    monkeypatch.setattr("whoseblock.journal.journal._HISTORIES", 10)
     with opened(journal_url) as (journal, run):
         made = [run.record_failure("sda", ByteRange(n, 1), report()).failure for n in range(30)]
+        for number in made[::3]:
+            run.plan([PlannedStep("zero", {}, number)], [number, made[0]])
+            run.record_finding(number, answer(file_row("/a")))
         assert [one.failure.id for one in journal.failures()] == made
-        assert [one.failure.id for one in journal.histories()] == made
+        together = list(journal.histories())
+        assert together == [journal.history(number) for number in made]
+        assert len(together[0].plans) == len(made[::3])
+
+
+def test_many_histories_are_read_with_few_questions(tmp_path: Path) -> None:
+    asked: list[str] = []
+    with opened(str(tmp_path / "journal")) as (journal, run):
+        for number in range(200):
+            run.record_failure("sda", ByteRange(number, 1), report())
+        event.listen(
+            journal._database._engine,
+            "before_cursor_execute",
+            lambda _connection, _cursor, statement, *_: asked.append(statement),
+        )
+        assert len(list(journal.histories())) == 200
+    assert len([one for one in asked if one.startswith("SELECT")]) <= 4 * 10
 
 
 # ------------------------------------------------------------------ steps
