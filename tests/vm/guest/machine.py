@@ -67,7 +67,7 @@ def modprobe(*modules: str) -> None:
     run(["modprobe", "-a", *modules])
 
 
-def wait_for(what: Callable[[], T], seconds: float = 20) -> T:
+def wait_for(what: Callable[[], T], seconds: float = 60) -> T:
     """Wait until something is so, and give it."""
     end = time.monotonic() + seconds
     while not (found := what()):

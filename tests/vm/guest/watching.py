@@ -74,7 +74,7 @@ class Watch:
         place.unlink(missing_ok=True)
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as told, self.log.open("ab") as log:
             told.bind(str(place))
-            told.settimeout(60)
+            told.settimeout(180)
             self._process = subprocess.Popen(
                 [*_as_the_unit(), *self._whoseblock(self._command)],
                 stdout=log,
@@ -109,7 +109,7 @@ class Watch:
         """End it, and give its exit code."""
         assert self._process is not None
         self._process.send_signal(number)
-        return self._process.wait(60)
+        return self._process.wait(180)
 
     def status(self) -> Json:
         """Ask it how it is, as a user does."""
