@@ -1,26 +1,26 @@
 """Persistent memory in layers: a partition, device-mapper, and a filesystem that names nobody."""
 
-from pathlib import Path
-
 from tests.vm.guest.asking import files_at, one, owners_at, rows, way
 from tests.vm.guest.files import make_file, make_shared
 from tests.vm.guest.holders import holds_open
-from tests.vm.guest.machine import KernelLog, Undo, make_xfs, mount, run, traced, wait_for
+from tests.vm.guest.layers import (
+    LINEAR_AT,
+    PARTITION_AT,
+    in_partition,
+    on_ext4,
+    over_linear,
+    partitioned,
+)
+from tests.vm.guest.machine import KernelLog, Undo, mount, run, traced
 from tests.vm.guest.pmem import PAGE, Namespaces, poison_mapped, poison_pfn
 
 _MIB = 1 << 20
 
 
 def test_a_partition(namespaces: Namespaces, undo: Undo, kernel_log: KernelLog) -> None:
-    namespace = namespaces.create(352)
-    # Linux refuses DAX on a filesystem with reflink in a partition.
-    run(["sfdisk", "-q", namespace.device], b"label: gpt\nstart=4096, size=655360\n")
-    partition = f"{namespace.device}p1"
-    wait_for(Path(partition).exists)
-    make_xfs(partition, "-m", "reflink=0")
-    folder = mount(undo, partition, "dax=always")
+    namespace, folder = in_partition(namespaces, undo)
     file, start = make_file(folder)
-    offset = 2 * _MIB + start + 11 * PAGE
+    offset = PARTITION_AT + start + 11 * PAGE
     opener = holds_open(undo, file)
 
     poison_mapped(file, 11 * PAGE)
@@ -30,16 +30,15 @@ def test_a_partition(namespaces: Namespaces, undo: Undo, kernel_log: KernelLog) 
     assert "Sending SIGBUS" in kernel_log.text
     answer = one("--pfn", f"{pfn:#x}", "--processes")
     assert answer["complete"], answer["notes"]
-    assert files_at(answer) == owners_at(folder, offset - 2 * _MIB)
+    assert files_at(answer) == owners_at(folder, offset - PARTITION_AT)
     assert [row["paths"] for row in rows(answer)] == [["/file"]]
     assert way(answer)[namespace.disk] == offset
-    assert way(answer)[f"{namespace.disk}p1"] == offset - 2 * _MIB
+    assert way(answer)[f"{namespace.disk}p1"] == offset - PARTITION_AT
     assert [process["pid"] for process in rows(answer)[0]["processes"]] == [opener]
 
 
 def test_a_page_in_no_partition(namespaces: Namespaces) -> None:
-    namespace = namespaces.create(352)
-    run(["sfdisk", "-q", namespace.device], b"label: gpt\nstart=4096, size=655360\n")
+    namespace = partitioned(namespaces)
 
     poison_pfn(namespace.pfn(_MIB))
 
@@ -49,13 +48,9 @@ def test_a_page_in_no_partition(namespaces: Namespaces) -> None:
 
 
 def test_device_mapper(namespaces: Namespaces, undo: Undo) -> None:
-    namespace = namespaces.create(352)
-    run(["dmsetup", "create", "linear", "--table", f"0 655360 linear {namespace.device} 8192"])
-    undo.then("dmsetup", "remove", "linear")
-    make_xfs("/dev/mapper/linear", "-m", "reflink=1", "-d", "su=2m,sw=1")
-    folder = mount(undo, "/dev/mapper/linear", "dax=always")
+    namespace, folder = over_linear(namespaces, undo)
     shared = make_shared(folder)
-    offset = 8192 * 512 + shared.start + 13 * PAGE
+    offset = LINEAR_AT + shared.start + 13 * PAGE
     pfn = namespace.pfn(offset)
     run(["umount", folder])
     folder = mount(undo, "/dev/mapper/linear", "dax=always")
@@ -66,18 +61,13 @@ def test_device_mapper(namespaces: Namespaces, undo: Undo) -> None:
     assert traced() == [(pfn, "dax page: Failed")]
     answer = one("--pfn", f"{pfn:#x}")
     assert answer["complete"], answer["notes"]
-    assert files_at(answer) == shared.names == owners_at(folder, offset - 8192 * 512)
+    assert files_at(answer) == shared.names == owners_at(folder, offset - LINEAR_AT)
     assert way(answer)[namespace.disk] == offset
-    assert way(answer)["linear"] == offset - 8192 * 512
+    assert way(answer)["linear"] == offset - LINEAR_AT
 
 
 def test_ext4_is_told_as_far_as_known(namespaces: Namespaces, undo: Undo) -> None:
-    namespace = namespaces.create(64)
-    run(["mkfs.ext4", "-q", "-b", "4096", namespace.device])
-    folder = mount(undo, namespace.device, "dax=always")
-    file = folder / "file"
-    file.write_bytes(b"4" * _MIB)
-    run(["sync", "-f", folder])
+    namespace, file, unused = on_ext4(namespaces, undo)
 
     poison_mapped(file, 3 * PAGE)
 
@@ -90,6 +80,5 @@ def test_ext4_is_told_as_far_as_known(namespaces: Namespaces, undo: Undo) -> Non
     assert way(answer)[namespace.disk] == namespace.offset(pfn)
     (row,) = answer["owners"]
     assert row["kind"] == "unknown"
-    unused = run(["debugfs", "-R", "ffb 1 9000", namespace.device]).split()[-1].decode()
     free = one(namespace.device, f"{unused}p")
     assert [row["kind"] for row in free["owners"]] == ["free"]

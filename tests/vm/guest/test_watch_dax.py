@@ -17,7 +17,8 @@ from tests.vm.guest.asking import (
 )
 from tests.vm.guest.files import make_file, make_shared
 from tests.vm.guest.holders import holds_open, maps
-from tests.vm.guest.machine import KernelLog, Undo, make_xfs, mount, run, wait_for, xfsprogs
+from tests.vm.guest.layers import LINEAR_AT, in_partition, on_ext4, over_linear
+from tests.vm.guest.machine import KernelLog, Undo, mount, run, wait_for, xfsprogs
 from tests.vm.guest.pmem import PAGE, Namespaces, make_dax, poison_mapped, poison_pfn
 from tests.vm.guest.watching import LOG_AND_TRACE, Watch, answer_of, detail_of
 
@@ -181,13 +182,7 @@ def test_bad_ranges_of_the_disk(namespaces: Namespaces, undo: Undo) -> None:
 
 
 def test_a_partition(namespaces: Namespaces, undo: Undo) -> None:
-    namespace = namespaces.create(352)
-    # Linux refuses DAX on a filesystem with reflink in a partition.
-    run(["sfdisk", "-q", namespace.device], b"label: gpt\nstart=4096, size=655360\n")
-    partition = f"{namespace.device}p1"
-    wait_for(Path(partition).exists)
-    make_xfs(partition, "-m", "reflink=0")
-    folder = mount(undo, partition, "dax=always")
+    namespace, folder = in_partition(namespaces, undo)
     file, start = make_file(folder)
     opener = holds_open(undo, file)
     watch = Watch(undo)
@@ -211,14 +206,10 @@ def test_a_partition(namespaces: Namespaces, undo: Undo) -> None:
 
 
 def test_device_mapper(namespaces: Namespaces, undo: Undo) -> None:
-    namespace = namespaces.create(352)
-    run(["dmsetup", "create", "linear", "--table", f"0 655360 linear {namespace.device} 8192"])
-    undo.then("dmsetup", "remove", "linear")
-    make_xfs("/dev/mapper/linear", "-m", "reflink=1", "-d", "su=2m,sw=1")
-    folder = mount(undo, "/dev/mapper/linear", "dax=always")
+    namespace, folder = over_linear(namespaces, undo)
     shared = make_shared(folder)
     at = shared.start + 13 * PAGE
-    pfn = namespace.pfn(8192 * 512 + at)
+    pfn = namespace.pfn(LINEAR_AT + at)
     watch = Watch(undo)
     watch.start()
 
@@ -235,13 +226,7 @@ def test_device_mapper(namespaces: Namespaces, undo: Undo) -> None:
 
 
 def test_ext4_is_told_as_far_as_known(namespaces: Namespaces, undo: Undo) -> None:
-    namespace = namespaces.create(64)
-    run(["mkfs.ext4", "-q", "-b", "4096", namespace.device])
-    folder = mount(undo, namespace.device, "dax=always")
-    file = folder / "file"
-    file.write_bytes(b"4" * MIB)
-    run(["sync", "-f", folder])
-    unused = int(run(["debugfs", "-R", "ffb 1 9000", namespace.device]).split()[-1])
+    namespace, file, unused = on_ext4(namespaces, undo)
     watch = Watch(undo)
     watch.start()
 
