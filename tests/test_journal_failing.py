@@ -1,6 +1,8 @@
 """A journal that cannot be kept refuses, in a sentence with a hint, and takes up again later."""
 
 import contextlib
+import errno
+import os
 import re
 import signal
 import sqlite3
@@ -9,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -20,7 +23,9 @@ from tests.support.tools import run as run_program
 
 from whoseblock.errors import JournalError
 from whoseblock.journal import PlannedStep, State, open_journal
+from whoseblock.journal.faults import as_journal_error
 from whoseblock.journal.journal import Journal
+from whoseblock.journal.places import place_of
 from whoseblock.journal.run import Run
 from whoseblock.ranges import ByteRange
 
@@ -328,6 +333,23 @@ def test_a_database_or_a_server_that_is_not_there(own_server: Postgres) -> None:
         error = refusal(lambda: open_journal(url))  # noqa: B023 - called at once
         assert "cannot be reached" in str(error)
         assert "secret" not in f"{error} {error.hint}"
+
+
+def test_a_server_that_is_gone_before_the_farewell() -> None:
+    """The reason comes with the refusal; what the driver raises in the end is a broken pipe."""
+    url = "postgresql://u:secret@db.example/d"
+    of_driver = import_module("pg8000.exceptions")
+    try:
+        try:
+            raise of_driver.DatabaseError(
+                {"S": "FATAL", "C": "3D000", "M": 'database "d" does not exist'}
+            )
+        finally:
+            raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+    except BrokenPipeError as broken:
+        error = as_journal_error(broken, place_of(url))
+    assert "does not exist: database" in str(error)
+    assert error.hint == "make the database: createdb NAME"
 
 
 def test_without_the_driver_there_is_a_sentence(tmp_path: Path) -> None:

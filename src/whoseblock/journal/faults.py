@@ -74,10 +74,20 @@ def as_journal_error(error: Exception, place: Place) -> JournalError:
 
 def _of_server(cause: BaseException, details: str) -> tuple[str, str, str]:
     """Put an error of pg8000 into words: the server's, as a dictionary, or of the way to it."""
-    fields = cause.args[0] if cause.args else None
-    if not isinstance(fields, dict):
+    fields = _said(cause)
+    if fields is None and isinstance(cause, OSError) and cause.__context__ is not None:
+        # A server that refuses us is gone as soon as it has said why.  pg8000 bids it farewell, and
+        # that this fails is what we hear.
+        fields = _said(cause.__context__)
+    if fields is None:
         why = cause.__cause__
         return "cannot be reached", _SERVER, str(why) if isinstance(why, OSError) else details
     code = str(fields.get("C", ""))
     what, hint = _POSTGRESQL.get(code) or _POSTGRESQL.get(code[:2]) or ("", "")
     return what, hint, str(fields.get("M", ""))
+
+
+def _said(error: BaseException) -> dict[str, str] | None:
+    """Give the fields of an error that the server told, None if it is none of the server's."""
+    fields = error.args[0] if error.args else None
+    return fields if isinstance(fields, dict) else None
