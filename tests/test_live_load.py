@@ -73,12 +73,7 @@ def check(row: FileOwner, history: History) -> bool:
     key: Key = row.inode, row.generation
     assert key in history.names, row
     assert row.file_offset is not None
-    had = history.had(key, Place(row.file_offset, row.start, row.length))
-    if row.unwritten and not had:
-        # Nobody here makes such extents but the kernel: it allocates ahead of what is written, and
-        # takes back what was not needed before the file is at rest.  The history cannot tell.
-        return False
-    assert had, row
+    assert history.had(key, Place(row.file_offset, row.start, row.length)), row
     if isinstance(row.paths, tuple):
         assert set(row.paths) <= history.names[key], row
     return True
