@@ -2,7 +2,10 @@
 
 ``python -m tests.support.churn FOLDER SEED SECONDS HISTORY`` works on files of its own in FOLDER.
 After every step it writes the file out and notes where the kernel then says that it lies, so that
-in the end the history has every place that any of its files ever had at rest.
+in the end the history has every place that any of its files ever had at rest.  What a write is
+given before it is at rest nobody can note, for not all of it stays: a hole that is written to was
+seen to get an unwritten block, which another took the place of that had been reserved for
+copy-on-write next to it.  So the history has when which bytes of a file were being written, too.
 """
 
 import contextlib
@@ -20,7 +23,7 @@ from typing import NamedTuple
 
 from tests.support import calls
 
-__all__ = ["History", "Key", "Place"]
+__all__ = ["History", "Key", "Place", "Write"]
 
 _FS_IOC_GETVERSION = 0x80087601  # linux/fs.h
 _FS_IOC_FIEMAP = 0xC020660B  # linux/fs.h
@@ -43,22 +46,34 @@ class Place(NamedTuple):
     length: int
 
 
+class Write(NamedTuple):
+    """Bytes of a file, and when they were written: on the clock of `time.monotonic`."""
+
+    offset: int
+    length: int
+    begun: float
+    ended: float
+
+
 class History(NamedTuple):
-    """Every place that each file had, and every name."""
+    """Every place that each file had at rest, every name, and every write to it."""
 
     places: dict[Key, set[Place]]
     names: dict[Key, set[str]]
+    writes: dict[Key, list[Write]]
 
     @classmethod
     def load(cls, paths: list[Path]) -> "History":
         """Put together what several processes wrote."""
         places: dict[Key, set[Place]] = defaultdict(set)
         names: dict[Key, set[str]] = defaultdict(set)
+        writes: dict[Key, list[Write]] = defaultdict(list)
         for path in paths:
-            for inode, generation, where, called in json.loads(path.read_text()):
+            for inode, generation, where, called, written in json.loads(path.read_text()):
                 places[inode, generation].update(Place(*place) for place in where)
                 names[inode, generation].update(called)
-        return cls(places, names)
+                writes[inode, generation] += (Write(*write) for write in written)
+        return cls(places, names, writes)
 
     def had(self, key: Key, wanted: Place) -> bool:
         """Whether a file had all of these bytes there, perhaps as several extents."""
@@ -76,6 +91,18 @@ class History(NamedTuple):
                 at = last
         return at >= end
 
+    def may_have_had(self, key: Key, wanted: Place, begun: float, ended: float) -> bool:
+        """Whether a file had each of these blocks there, or was just being written in that block.
+
+        ``begun`` and ``ended`` are when somebody looked.
+        """
+        then = [one for one in self.writes.get(key, ()) if one.begun < ended and begun < one.ended]
+        return all(
+            self.had(key, Place(wanted.offset + at, wanted.start + at, _BLOCK))
+            or any(0 <= wanted.offset + at - one.offset < one.length for one in then)
+            for at in range(0, wanted.length, _BLOCK)
+        )
+
 
 class _Churn:
     def __init__(self, folder: Path, seed: str) -> None:
@@ -84,6 +111,7 @@ class _Churn:
         self.folder.mkdir()
         self.places: dict[Key, set[Place]] = defaultdict(set)
         self.names: dict[Key, set[str]] = defaultdict(set)
+        self.writes: dict[Key, list[Write]] = defaultdict(list)
         self.top = folder
         self.files: list[Path] = []
         self.made = 0
@@ -143,14 +171,20 @@ class _Churn:
         self.made += 1
         path = self.folder / f"file-{self.made}"
         with self.changed(path) as file:
-            os.pwrite(file, os.urandom(_BLOCK) * self.rng.randrange(1, 40), 0)
+            self.put(file, os.urandom(_BLOCK) * self.rng.randrange(1, 40), 0)
         self.files.append(path)
+
+    def put(self, file: int, data: bytes, at: int) -> None:
+        begun = time.monotonic()
+        os.pwrite(file, data, at)
+        os.fsync(file)
+        self.writes[self.key(file)].append(Write(at, len(data), begun, time.monotonic()))
 
     def write(self) -> None:
         for path in self.some(1):
             with self.changed(path) as file:
                 at = self.rng.randrange(60) * _BLOCK
-                os.pwrite(file, os.urandom(_BLOCK) * self.rng.randrange(1, 8), at)
+                self.put(file, os.urandom(_BLOCK) * self.rng.randrange(1, 8), at)
 
     def punch(self) -> None:
         for path in self.some(1):
@@ -203,8 +237,8 @@ def _main(folder: str, seed: str, seconds: str, history: str) -> None:
     churn = _Churn(Path(folder), seed)
     steps = churn.run(float(seconds))
     told = [
-        (inode, generation, sorted(places), sorted(churn.names[inode, generation]))
-        for (inode, generation), places in churn.places.items()
+        (*key, sorted(places), sorted(churn.names[key]), churn.writes[key])
+        for key, places in churn.places.items()
     ]
     Path(history).write_text(json.dumps(told))
     sys.stdout.write(f"{steps}\n")
