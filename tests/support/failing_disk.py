@@ -14,7 +14,7 @@ from tests.support.emulated import Emulated, emulated
 from tests.support.mounts import mounted, own_mount_namespace
 from tests.support.tools import Missing, run
 
-__all__ = ["TRACING", "failing_disk", "peak_memory", "read_direct", "traced"]
+__all__ = ["TRACING", "failing_disk", "read_direct", "traced"]
 
 TRACING = Path("/sys/kernel/tracing")
 
@@ -59,10 +59,3 @@ def read_direct(device: Path, at: int, buffer: mmap.mmap | None = None) -> bool:
     finally:
         os.close(file)
     return True
-
-
-def peak_memory(pid: int) -> int:
-    """Give the most memory that a process has had resident, in bytes."""
-    status = Path(f"/proc/{pid}/status").read_text()
-    (line,) = [line for line in status.splitlines() if line.startswith("VmHWM:")]
-    return int(line.split()[1]) * 1024

@@ -19,7 +19,7 @@ from whoseblock.watch.base import boot_id
 from whoseblock.watch.formats.kmsg import read_kmsg
 from whoseblock.watch.state import Position, StateFolder
 
-__all__ = ["Daemon", "from_now_on", "histories", "once", "until", "watching"]
+__all__ = ["Daemon", "from_now_on", "histories", "once", "peak_memory", "until", "watching"]
 
 _PATIENCE_S = 30.0
 
@@ -58,6 +58,13 @@ def from_now_on(folder: Path) -> None:
             sequence = record.sequence if record else sequence
     with StateFolder(folder / "state") as state:
         state.save("position.json", Position(boot_id(), sequence))
+
+
+def peak_memory(pid: int) -> int:
+    """Give the most memory that a process has had resident, in bytes; 0 of one that has ended."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    lines = (line.split() for line in status.splitlines())
+    return sum(int(line[1]) * 1024 for line in lines if line[0] == "VmHWM:")
 
 
 class Daemon:

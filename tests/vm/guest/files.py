@@ -4,10 +4,11 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
+from tests.support.truth import Row
 from tests.vm.guest.asking import blocks_of
-from tests.vm.guest.machine import run
+from tests.vm.guest.machine import run, xfsprogs
 
-__all__ = ["Shared", "make_file", "make_shared"]
+__all__ = ["Shared", "make_file", "make_reserved", "make_shared"]
 
 
 class Shared(NamedTuple):
@@ -39,3 +40,13 @@ def make_file(folder: Path, mebibytes: int = 1) -> tuple[Path, int]:
     run(["sync", "-f", folder])
     (block,) = blocks_of(folder, file.stat().st_ino)
     return file, block.start
+
+
+def make_reserved(folder: Path) -> Row:
+    """Make the file ``reserved``, which is never written to; give its first extent."""
+    file = folder / "reserved"
+    run([xfsprogs("xfs_io"), "-f", "-c", "falloc 0 4m", file])
+    run(["sync", "-f", folder])
+    extent = blocks_of(folder, file.stat().st_ino)[0]
+    assert extent.unwritten
+    return extent

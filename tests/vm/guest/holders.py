@@ -5,11 +5,48 @@ import os
 import signal
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
+from tests.vm.guest.asking import Json, rows
+from tests.vm.guest.files import Shared
 from tests.vm.guest.machine import Undo
 from tests.vm.guest.pmem import PAGE
 
-__all__ = ["holds_open", "maps"]
+__all__ = ["Users", "holds_open", "maps"]
+
+
+class Users(NamedTuple):
+    """Processes around a page that two files share: each has another file, or uses it otherwise.
+
+    ``mapper`` has the page of the first file mapped, ``sharer`` that of the second, and ``opener``
+    merely has the first open.  ``others`` have another page mapped, or another file.
+    """
+
+    mapper: int
+    sharer: int
+    opener: int
+    others: tuple[int, int]
+
+    @classmethod
+    def start(cls, undo: Undo, folder: Path, shared: Shared, at: int) -> "Users":
+        """Start them."""
+        bystander = folder / "other"
+        bystander.write_bytes(b"B" * (1 << 20))
+        return cls(
+            maps(undo, shared.first, at),
+            maps(undo, shared.second, at),
+            holds_open(undo, shared.first),
+            (maps(undo, shared.first, at + 95 * PAGE), maps(undo, bystander, at)),
+        )
+
+    def check(self, answer: Json, shared: Shared) -> None:
+        """See that an answer tells them apart."""
+        first, second = (path.stat().st_ino for path in shared[:2])
+        users = {row["inode"]: row["processes"] for row in rows(answer)}
+        assert {one["pid"] for one in users[first] if one["mappings"]} == {self.mapper}
+        assert {one["pid"] for one in users[first] if one["open"]} == {self.opener}
+        assert {one["pid"] for one in users[second]} == {self.sharer}
+        assert not {*self.others} & {one["pid"] for one in (*users[first], *users[second])}
 
 
 def maps(undo: Undo, path: Path, offset: int, *, touched: bool = True) -> int:

@@ -10,7 +10,15 @@ from typing import NamedTuple
 
 from tests.vm.guest.machine import Undo, make_xfs, mount, run, wait_for
 
-__all__ = ["PAGE", "Namespace", "Namespaces", "make_dax", "poison_mapped", "poison_pfn"]
+__all__ = [
+    "PAGE",
+    "Namespace",
+    "Namespaces",
+    "make_dax",
+    "mount_afresh",
+    "poison_mapped",
+    "poison_pfn",
+]
 
 PAGE = 4096
 _MADV_HWPOISON = 100
@@ -75,6 +83,14 @@ def make_dax(namespaces: Namespaces, undo: Undo, name: str = "mounted") -> tuple
     # The stripe has files begin where huge pages do.
     make_xfs(namespace.device, "-m", "reflink=1", "-d", "su=2m,sw=1")
     return namespace, mount(undo, namespace.device, "dax=always", name=name)
+
+
+def mount_afresh(namespace: Namespace, folder: Path, undo: Undo) -> Path:
+    """Mount a filesystem again, so that no inode of a file is in memory."""
+    run(["umount", folder])
+    folder = mount(undo, namespace.device, "dax=always")
+    Path("/proc/sys/vm/drop_caches").write_text("3")
+    return folder
 
 
 def poison_pfn(pfn: int) -> None:

@@ -20,10 +20,10 @@ from tests.vm.guest.asking import (
     rows,
     way,
 )
-from tests.vm.guest.files import make_shared
-from tests.vm.guest.holders import holds_open, maps
-from tests.vm.guest.machine import KernelLog, Undo, mount, run, traced, xfsprogs
-from tests.vm.guest.pmem import PAGE, Namespaces, make_dax, poison_mapped, poison_pfn
+from tests.vm.guest.files import make_reserved, make_shared
+from tests.vm.guest.holders import Users
+from tests.vm.guest.machine import KernelLog, Undo, run, traced, xfsprogs
+from tests.vm.guest.pmem import PAGE, Namespaces, make_dax, mount_afresh, poison_mapped, poison_pfn
 
 from whoseblock.errors import LeftUndoneError
 
@@ -35,13 +35,8 @@ def test_a_page_that_two_files_share(
 ) -> None:
     namespace, folder = make_dax(namespaces, undo)
     shared = make_shared(folder)
-    first, second = (path.stat().st_ino for path in shared[:2])
-    bystander = folder / "other"
-    bystander.write_bytes(b"B" * (1 << 20))
     at = 5 * PAGE
-    mapper, sharer = maps(undo, shared.first, at), maps(undo, shared.second, at)
-    opener = holds_open(undo, shared.first)
-    far, other = maps(undo, shared.first, 100 * PAGE), maps(undo, bystander, at)
+    users = Users.start(undo, folder, shared, at)
 
     status = poison_mapped(shared.first, at)
 
@@ -53,11 +48,7 @@ def test_a_page_that_two_files_share(
     assert answer["complete"], answer["notes"]
     assert way(answer)[namespace.disk] == namespace.offset(pfn)
     assert files_at(answer) == shared.names == owners_at(folder, namespace.offset(pfn))
-    users = {row["inode"]: row["processes"] for row in rows(answer)}
-    assert {one["pid"] for one in users[first] if one["mappings"]} == {mapper}
-    assert {one["pid"] for one in users[first] if one["open"]} == {opener}
-    assert {one["pid"] for one in users[second]} == {sharer}
-    assert not {far, other} & {one["pid"] for one in (*users[first], *users[second])}
+    users.check(answer, shared)
 
 
 def test_a_page_of_files_that_are_not_in_memory(
@@ -65,9 +56,7 @@ def test_a_page_of_files_that_are_not_in_memory(
 ) -> None:
     namespace, folder = make_dax(namespaces, undo)
     shared = make_shared(folder)
-    run(["umount", folder])
-    folder = mount(undo, namespace.device, "dax=always")
-    Path("/proc/sys/vm/drop_caches").write_text("3")
+    folder = mount_afresh(namespace, folder, undo)
     pfn = namespace.pfn(shared.start + 7 * PAGE)
 
     poison_pfn(pfn)
@@ -98,11 +87,7 @@ def test_a_page_of_free_space(namespaces: Namespaces, undo: Undo) -> None:
 
 def test_a_page_of_unwritten_space(namespaces: Namespaces, undo: Undo) -> None:
     namespace, folder = make_dax(namespaces, undo)
-    file = folder / "reserved"
-    run([xfsprogs("xfs_io"), "-f", "-c", "falloc 0 4m", file])
-    run(["sync", "-f", folder])
-    extent = blocks_of(folder, file.stat().st_ino)[0]
-    assert extent.unwritten
+    extent = make_reserved(folder)
     pfn = namespace.pfn(extent.start + 3 * PAGE)
 
     poison_pfn(pfn)

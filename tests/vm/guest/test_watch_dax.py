@@ -7,7 +7,6 @@ from signal import SIGUSR1
 
 import pytest
 from tests.vm.guest.asking import (
-    blocks_of,
     files_at,
     largest_free,
     metadata_of,
@@ -15,11 +14,11 @@ from tests.vm.guest.asking import (
     rows,
     way,
 )
-from tests.vm.guest.files import make_file, make_shared
-from tests.vm.guest.holders import holds_open, maps
+from tests.vm.guest.files import make_file, make_reserved, make_shared
+from tests.vm.guest.holders import Users, holds_open, maps
 from tests.vm.guest.layers import LINEAR_AT, in_partition, on_ext4, over_linear
-from tests.vm.guest.machine import KernelLog, Undo, mount, run, wait_for, xfsprogs
-from tests.vm.guest.pmem import PAGE, Namespaces, make_dax, poison_mapped, poison_pfn
+from tests.vm.guest.machine import KernelLog, Undo, wait_for
+from tests.vm.guest.pmem import PAGE, Namespaces, make_dax, mount_afresh, poison_mapped, poison_pfn
 from tests.vm.guest.watching import LOG_AND_TRACE, Watch, answer_of, detail_of
 
 from whoseblock.journal.records import FINAL, Step
@@ -32,13 +31,8 @@ def test_a_page_that_two_files_share(
 ) -> None:
     namespace, folder = make_dax(namespaces, undo)
     shared = make_shared(folder)
-    first, second = (path.stat().st_ino for path in shared[:2])
-    bystander = folder / "other"
-    bystander.write_bytes(b"B" * MIB)
     at = 5 * PAGE
-    mapper, sharer = maps(undo, shared.first, at), maps(undo, shared.second, at)
-    opener = holds_open(undo, shared.first)
-    far, other = maps(undo, shared.first, 100 * PAGE), maps(undo, bystander, at)
+    users = Users.start(undo, folder, shared, at)
     watch = Watch(undo)
     watch.start()
 
@@ -61,11 +55,7 @@ def test_a_page_that_two_files_share(
     assert answer["complete"], answer["notes"]
     assert way(answer)[namespace.disk] == offset
     assert files_at(answer) == shared.names == owners_at(folder, offset)
-    users = {row["inode"]: row["processes"] for row in rows(answer)}
-    assert {one["pid"] for one in users[first] if one["mappings"]} == {mapper}
-    assert {one["pid"] for one in users[first] if one["open"]} == {opener}
-    assert {one["pid"] for one in users[second]} == {sharer}
-    assert not {far, other} & {one["pid"] for one in (*users[first], *users[second])}
+    users.check(answer, shared)
     sources = watch.status()["sources"]
     assert all(sources[name]["watched"] for name in LOG_AND_TRACE)
 
@@ -75,9 +65,7 @@ def test_files_that_are_not_in_memory(
 ) -> None:
     namespace, folder = make_dax(namespaces, undo)
     shared = make_shared(folder)
-    run(["umount", folder])
-    folder = mount(undo, namespace.device, "dax=always")
-    Path("/proc/sys/vm/drop_caches").write_text("3")
+    folder = mount_afresh(namespace, folder, undo)
     watch = Watch(undo)
     watch.start()
     offset = shared.start + 7 * PAGE
@@ -93,10 +81,7 @@ def test_files_that_are_not_in_memory(
 
 def test_free_and_unwritten_space_and_a_kill(namespaces: Namespaces, undo: Undo) -> None:
     namespace, folder = make_dax(namespaces, undo)
-    file = folder / "reserved"
-    run([xfsprogs("xfs_io"), "-f", "-c", "falloc 0 4m", file])
-    run(["sync", "-f", folder])
-    extent = blocks_of(folder, file.stat().st_ino)[0]
+    extent = make_reserved(folder)
     free = largest_free(folder)
     places = [free.start + free.length // 2 + number * 2 * PAGE for number in range(3)]
     watch = Watch(undo)

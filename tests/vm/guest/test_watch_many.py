@@ -4,16 +4,19 @@ import os
 import re
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
+from tests.support.failures import subtract_all
 from tests.support.kernel import getfsmap
+from tests.support.watching import peak_memory
 from tests.vm.guest.asking import Json, files_at, largest_free, rows
 from tests.vm.guest.files import Shared, make_shared
 from tests.vm.guest.machine import Undo, run, wait_for
 from tests.vm.guest.pmem import PAGE, Namespace, Namespaces, make_dax, poison_pfn
 from tests.vm.guest.watching import Watch, answer_of
 
-from whoseblock.ranges import ByteRange, merge, subtract
+from whoseblock.ranges import ByteRange, merge
 
 MIB = 1 << 20
 COUNT = 10_000
@@ -36,14 +39,11 @@ def places_of(folder: Path, shared: Shared) -> list[int]:
 
 def peak_of(pid: int) -> int:
     """Give the most bytes that a process and its children ever had in memory, each at its worst."""
-    total = 0
-    children = Path(f"/proc/{pid}/task/{pid}/children")
-    for one in (pid, *map(int, children.read_text().split())):
-        try:
-            status = Path(f"/proc/{one}/status").read_text()
-        except FileNotFoundError:
-            continue
-        total += sum(int(kib) * 1024 for kib in re.findall(r"VmHWM:\s+(\d+) kB", status))
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    total = peak_memory(pid)
+    for child in children:
+        with suppress(FileNotFoundError, ProcessLookupError):
+            total += peak_memory(int(child))
     return total
 
 
@@ -75,7 +75,7 @@ def check(watch: Watch, namespace: Namespace, folder: Path, shared: Shared, bad:
     failed = [ByteRange(place, PAGE) for place in bad]
     found = list(merge(entry.failure.range for entry in entries))
     assert sum(entry.failure.length for entry in entries) == length_of(found), "nothing twice"
-    assert not without(found, failed), "nothing that did not fail"
+    assert not subtract_all(found, failed), "nothing that did not fail"
     assert {entry.failure.device for entry in entries} == {namespace.disk}
     of_files = [
         ByteRange(row.start, row.length)
@@ -86,25 +86,18 @@ def check(watch: Watch, namespace: Namespace, folder: Path, shared: Shared, bad:
     for entry in entries:
         whole, answer = entry.failure.range, answer_of(entry)
         assert answer["complete"], answer["notes"]
-        of_none = without([whole], of_files)
+        of_none = subtract_all([whole], of_files)
         assert ranges_of(rows(answer, "free")) == of_none
-        assert ranges_of(rows(answer)) == without([whole], of_none)
+        assert ranges_of(rows(answer)) == subtract_all([whole], of_none)
         assert {row["kind"] for row in answer["owners"]} <= {"file", "free"}
         if of_none != [whole]:
             assert files_at(answer) == shared.names
             assert {row["start"] - row["file_offset"] for row in rows(answer)} == {shared.start}
-    return length_of(without(failed, found))
+    return length_of(subtract_all(failed, found))
 
 
 def ranges_of(owners: list[Json]) -> list[ByteRange]:
     return list(merge(ByteRange(row["start"], row["length"]) for row in owners))
-
-
-def without(ranges: list[ByteRange], others: list[ByteRange]) -> list[ByteRange]:
-    left = list(merge(ranges))
-    for other in merge(others):
-        left = subtract(left, other)
-    return left
 
 
 def length_of(ranges: list[ByteRange]) -> int:
