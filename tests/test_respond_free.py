@@ -5,6 +5,7 @@ import fcntl
 import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -53,16 +54,20 @@ def zeroed(content: bytes, at: int, *ranges: ByteRange) -> bytes:
 
 @kinds
 def test_while_files_are_created_at_full_speed(tmp_path: Path, kind: Geometry) -> None:
-    with bench(tmp_path, kind) as served:
+    # Files are created in two of the groups: nobody takes, and heals, what is free in another.
+    with bench(tmp_path, replace(kind, groups=3)) as served:
         fill_free(served)
         write_file(served.root / "kept", pattern("kept", 20 * BLOCK))
-        run = served.free(8)
+        folders = [served.root / name for name in ("one", "two")]
+        for folder in folders:
+            folder.mkdir()
+        run = served.free(8, away_from=folders)
         bad = [
             ByteRange(run.start + 512, 512),
             ByteRange(run.start + BLOCK - 512, 1024),
             ByteRange(run.start + 5 * BLOCK, BLOCK),
         ]
-        with creating(served.root) as tempos:
+        with creating(*folders) as tempos:
             for number, one in enumerate(bad):
                 served.served.add(one)
                 before = served.bytes_at(run)

@@ -21,6 +21,7 @@ from tests.support.kernel import getfsmap
 from tests.support.mounts import mounted
 from tests.support.tools import CHECKOUT, Missing, need_loop_mounts, sees
 from tests.support.truth import Row
+from tests.support.xfsdb import superblock
 
 from whoseblock.journal import History, Step, open_journal
 from whoseblock.ranges import ByteRange
@@ -195,9 +196,19 @@ class Bench:
         """Give the rows that have a byte of a range, free space too."""
         return [row for row in self.rows() if row.start < where.end and where.start < row.end]
 
-    def free(self, blocks: int, *, last: bool = True) -> ByteRange:
-        """Find free blocks, as far from where the next are given out as can be."""
-        found = [row for row in self.rows() if row.kind == "free"]
+    def free(self, blocks: int, *, last: bool = True, away_from: Iterable[Path] = ()) -> ByteRange:
+        """Find free blocks, as far from where the next are given out as can be.
+
+        What is made in some folders while a test runs is put into the allocation groups of these:
+        no block is taken from there.
+        """
+        told = superblock(self.image)
+        taken = {told.group_of(folder.stat().st_ino) for folder in away_from}
+        found = [
+            row
+            for row in self.rows()
+            if row.kind == "free" and row.start // told.group_size not in taken
+        ]
         row = next(r for r in (reversed(found) if last else found) if r.length > 2 * blocks * BLOCK)
         middle = row.start + row.length // 2 // self.block * self.block
         return ByteRange(middle, blocks * self.block)

@@ -29,16 +29,14 @@ class Tempo(NamedTuple):
 
 
 @contextlib.contextmanager
-def creating(folder: Path, processes: int = 2) -> Iterator[list[Tempo]]:
-    """Have processes create files; the list is filled when the block ends."""
+def creating(*folders: Path) -> Iterator[list[Tempo]]:
+    """Have a process create files in each folder; the list is filled when the block ends."""
     tempos: list[Tempo] = []
     with contextlib.ExitStack() as stack:
         children = []
-        for number in range(processes):
-            where = folder / f"created-{number}"
-            where.mkdir()
+        for folder in folders:
             child = subprocess.Popen(
-                [sys.executable, "-m", "tests.support.creating", where],
+                [sys.executable, "-m", "tests.support.creating", folder],
                 cwd=CHECKOUT,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,

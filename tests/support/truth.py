@@ -66,6 +66,10 @@ class Superblock:
         group, within = divmod(byte, self.group_size)
         return (group << (self.block_log + self.inodes_log)) + within // self.inode
 
+    def group_of(self, inode: int) -> int:
+        """Give the allocation group of an inode."""
+        return inode >> (self.block_log + self.inodes_log)
+
 
 @dataclass(frozen=True)
 class Truth:
