@@ -1,11 +1,13 @@
 """A block that five files share: all are given the good copy, once, and go on sharing it."""
 
+import resource
 import shlex
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.support.bench import KINDS, Bench, bench, write_file
+from tests.support.bench import BLOCK, KINDS, Bench, bench, pattern, write_file
+from tests.support.calls import clone_range
 from tests.support.images import Geometry
 from tests.support.sharing import Five, share_five
 
@@ -54,6 +56,37 @@ def test_all_five_are_restored_and_share_it_still(
         old[512:1536] = bytes(1024)
         assert served.bytes_at(five.place) == old
         assert "nothing is to be done" in served.apply(lost, *words)
+
+
+@kinds
+def test_more_files_than_may_be_open(tmp_path: Path, kind: Geometry) -> None:
+    """The limit that a shell has is lower than the one that it could have."""
+    count = 300
+    with bench(tmp_path, kind) as served:
+        content = pattern("many", 3 * BLOCK)
+        first = write_file(served.root / "0", content)
+        copies = tmp_path / "copies"
+        write_file(copies / "0", content)
+        files = [first, *(served.root / str(number) for number in range(1, count))]
+        with first.open("rb") as source:
+            for path in files[1:]:
+                with path.open("wb") as file:
+                    clone_range(source.fileno(), 0, len(content), file.fileno(), 0)
+        place = served.place(first, 1)
+        lost = ByteRange(place.start + 512, 512)
+        served.fail(lost)
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (count // 2, hard))
+        try:
+            said = served.apply(lost, "--restore-from", copies)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert f"gave the good copy to {count} files" in said
+        assert all(path.read_bytes() == content for path in files)
+        assert {row.kind for row in served.owners(place)} == {"free"}
+        (shared,) = {served.place(path, 1) for path in (files[0], files[-1])}
+        assert {row.inode for row in served.owners(shared)} == {p.stat().st_ino for p in files}
+        assert served.served.bad() == []
 
 
 @kinds

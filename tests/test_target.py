@@ -18,8 +18,8 @@ from tests.support.zoo import Zoo
 
 from whoseblock.stack.base import descend
 from whoseblock.stack.devices import Devices
+from whoseblock.stack.fiemap import file_extents
 from whoseblock.stack.host import Host
-from whoseblock.stack.loops import file_extents
 from whoseblock.stack.mounted import other_devices
 
 SECTOR = 512

@@ -305,29 +305,29 @@ class _Change:
         copies = self._step.copies
         if copies is None:
             raise RefusedError("no good copy was named")
-        good: list[tuple[OpenOwner, Replacement]] = []
+        finding = encode_json(self._fs.owners(*self._step.run)) if copies.command else b""
+        found: bytes | None = None
         reasons: list[str] = []
-        with contextlib.ExitStack() as stack:
-            for owner in owners:
-                for believed in self._believed(copies, owner, lost[owner.place], reasons):
-                    stack.enter_context(believed)
-                    good.append((owner, believed))
-            if not good:
-                raise RefusedError("; ".join(dict.fromkeys(reasons)) or "there is no copy")
-            try:
-                return self._agreed(content, good)
-            except CopyError as error:
-                raise RefusedError(str(error)) from error
+        for owner in owners:
+            for believed in self._believed(copies, owner, lost[owner.place], finding, reasons):
+                with believed:
+                    filled = _filled(content, owner, believed)
+                if found not in (None, filled):
+                    raise RefusedError("the copies of what the files share differ from one another")
+                found = filled
+        if found is None:
+            raise RefusedError("; ".join(dict.fromkeys(reasons)) or "there is no copy")
+        return found
 
     def _believed(
         self,
         copies: Copies,
         owner: OpenOwner,
         lost: Sequence[ByteRange],
+        finding: bytes,
         reasons: list[str],
     ) -> Iterator[Replacement]:
         paths = self._fs.paths(owner.place.inode)
-        finding = encode_json(self._fs.owners(*self._step.run))
         try:
             for candidate in find(copies, paths.paths, finding):
                 try:
@@ -339,16 +339,13 @@ class _Change:
         except CopyError as error:
             reasons.append(str(error))
 
-    @staticmethod
-    def _agreed(content: Content, good: Sequence[tuple[OpenOwner, Replacement]]) -> bytes:
-        """Fill in what the copies have; raises `RefusedError` if they do not agree."""
-        found = [
-            content.with_lost(_reader(owner.place.offset, replacement))
-            for owner, replacement in good
-        ]
-        if any(one != found[0] for one in found):
-            raise RefusedError("the copies of what the files share differ from one another")
-        return found[0]
+
+def _filled(content: Content, owner: OpenOwner, replacement: Replacement) -> bytes:
+    """Fill in what a copy has; raises `RefusedError` if it cannot be read any more."""
+    try:
+        return content.with_lost(_reader(owner.place.offset, replacement))
+    except CopyError as error:
+        raise RefusedError(str(error)) from error
 
 
 def _source(others: Sequence[OpenOwner], change: Change) -> Source | None:

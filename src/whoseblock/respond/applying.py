@@ -16,6 +16,7 @@ from whoseblock.ranges import ByteRange
 from whoseblock.respond.acting import Memory, StepParameters, act, check, parameters_of
 from whoseblock.respond.copies import Copies
 from whoseblock.respond.notify import NotifyError, run_command, signal_processes
+from whoseblock.respond.owners import many_open_files
 from whoseblock.respond.planning import Act, Part
 from whoseblock.respond.reasons import NotHealedError, RefusedError, UnguardedError
 from whoseblock.respond.sites import Site
@@ -180,9 +181,11 @@ def _change(run: Run, step: Step, doing: _Doing, *, ends: bool) -> Outcome:
         str(told[-1]) if told else "",
         lambda digest: _started(run, step, {_REPLACEMENT: digest}),
     )
-    done = act(kind, parameters, site, doing.journal_device, memory)
+    with many_open_files():
+        done = act(kind, parameters, site, doing.journal_device, memory)
     run.done(step.id, {"says": done.says, "zeroed": done.zeroed, "kept": done.kept})
-    seen = check(kind, parameters, site, done)
+    with many_open_files():
+        seen = check(kind, parameters, site, done)
     closes = (step.failure, _DEALT_WITH) if ends and step.failure is not None else None
     run.verified(step.id, {"says": seen}, closes=closes)
     return Outcome(step, State.VERIFIED, f"{done.says}; {seen}")

@@ -1,8 +1,10 @@
 """Owners of failed blocks on a mounted XFS: who they are now, and opening them to be changed."""
 
+import contextlib
 import errno
 import os
-from collections.abc import Iterable, Sequence
+import resource
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final, NamedTuple
 
 from whoseblock.closing import Closing
@@ -11,13 +13,16 @@ from whoseblock.fs.base import FileOwner, Free, Owner
 from whoseblock.fs.live import LiveFilesystem, kernel
 from whoseblock.ranges import ByteRange, merge
 from whoseblock.respond.reasons import ChangedError, RefusedError
+from whoseblock.stack.fiemap import extents_of
 
 __all__ = [
     "QUARANTINE",
     "OpenOwner",
     "OpenOwners",
     "Place",
+    "has_still",
     "is_nobodys",
+    "many_open_files",
     "owners_now",
     "places_of",
     "whole_blocks",
@@ -116,6 +121,38 @@ class OpenOwner(NamedTuple):
     place: Place
     fd: int
     size: int
+
+
+def has_still(owner: OpenOwner, run: ByteRange) -> bool:
+    """Whether an owner still has all of a run as written data in its place.
+
+    The file is open, so that its inode is nobody else's; it alone is asked, since a run may have
+    thousands of owners, each of which is to be looked at.
+    """
+    at, end = owner.place.offset, owner.place.offset + run.length
+    distance = run.start - at
+    for extent in extents_of(owner.fd, at, run.length):
+        if (
+            extent.logical > at
+            or not extent.is_written
+            or extent.physical - extent.logical != distance
+        ):
+            return False
+        at = extent.logical + extent.length
+        if at >= end:
+            return True
+    return False
+
+
+@contextlib.contextmanager
+def many_open_files() -> Iterator[None]:
+    """Let us have as many files open as we may at all: owners are open all at once."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 class OpenOwners(Closing):

@@ -14,7 +14,7 @@ the filesystem cannot, a lease keeps others away from a file that nobody else ha
 import contextlib
 import errno
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
 from whoseblock.errors import MediaError
@@ -23,7 +23,7 @@ from whoseblock.media.direct import DirectMedia
 from whoseblock.ranges import ByteRange
 from whoseblock.respond import calls
 from whoseblock.respond.device import Content, Device
-from whoseblock.respond.owners import OpenOwner, owners_now, places_of, whole_blocks
+from whoseblock.respond.owners import OpenOwner, has_still, owners_now, places_of, whole_blocks
 from whoseblock.respond.reasons import ChangedError, NotHealedError, NotNowError, RefusedError
 
 __all__ = ["Change", "Keeper", "Source", "overwrite", "relocate"]
@@ -136,11 +136,10 @@ def relocate(  # noqa: PLR0913 - what, where, whose, for what
         good = _Replacement(fs, stack, change.replacement, source)
         for owner in owners:
             length = _length_in(owner, keeper.run)
-            spare = _temporary(fs)
-            stack.callback(_give_back, spare, keeper.run.length)
-            good.put_into(spare, length)
-            os.fsync(spare)
-            _Exchange(fs, device, owner, change).run(spare, length)
+            with _spare(fs, keeper.run.length) as spare:
+                good.put_into(spare, length)
+                os.fsync(spare)
+                _Exchange(device, owner, change).run(spare, length)
         calls.sync_filesystem(fs.view.fd)
 
 
@@ -167,8 +166,7 @@ class _Replacement:
             os.ftruncate(spare, length)
         elif self._given is None or not _shares(self._given, length, spare):
             if length not in self._written:
-                fd = _temporary(self._fs)
-                self._stack.callback(_give_back, fd, len(self._data))
+                fd = self._stack.enter_context(_spare(self._fs, len(self._data)))
                 _write(fd, self._data[:length])
                 self._written[length] = Source(fd, 0)
             if not _shares(self._written[length], length, spare):
@@ -190,10 +188,7 @@ def _shares(source: Source, length: int, spare: int) -> bool:
 class _Exchange:
     """Gives one owner the blocks of a spare file in the place of the run."""
 
-    def __init__(
-        self, fs: LiveFilesystem, device: Device, owner: OpenOwner, change: Change
-    ) -> None:
-        self._fs = fs
+    def __init__(self, device: Device, owner: OpenOwner, change: Change) -> None:
         self._device = device
         self._owner = owner
         self._change = change
@@ -235,7 +230,7 @@ class _Exchange:
         """
         _flush(self._owner.fd)
         place = self._owner.place
-        if place not in places_of(owners_now(self._fs, self._block), self._block):
+        if not has_still(self._owner, self._block):
             raise ChangedError(f"inode {place.inode} has something else at {place.offset} by now")
         if self._device.content(self._block) != self._change.before:
             raise ChangedError(f"{self._block} holds something else by now")
@@ -263,7 +258,7 @@ def overwrite(fs: LiveFilesystem, device: Device, owner: OpenOwner, change: Chan
         return False
     data = change.replacement or bytes(run.length)
     with calls.write_lease(owner.fd), calls.keeping_attributes(owner.fd):
-        _Exchange(fs, device, owner, change).check()
+        _Exchange(device, owner, change).check()
         if places_of(owners_now(fs, run), run) != {owner.place}:
             raise ChangedError(f"others have {run}, too")
         calls.check_lease(owner.fd)
@@ -327,6 +322,16 @@ def _write(file: int, data: bytes) -> None:
     with DirectMedia(file, reopen=False) as media:
         if media.pread(0, len(data)) != data:
             raise NotHealedError("what was written elsewhere does not read as it was written")
+
+
+@contextlib.contextmanager
+def _spare(fs: LiveFilesystem, length: int) -> Iterator[int]:
+    """Make a temporary file of up to ``length`` bytes, which is given back in the end."""
+    file = _temporary(fs)
+    try:
+        yield file
+    finally:
+        _give_back(file, length)
 
 
 def _give_back(file: int, length: int) -> None:

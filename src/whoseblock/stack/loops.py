@@ -1,30 +1,14 @@
-"""Loop devices, and where the files behind them lie.
+"""Loop devices, and where the files behind them lie."""
 
-The filesystem that holds such a file tells its extents by FS_IOC_FIEMAP
-(Documentation/filesystems/fiemap.rst, include/uapi/linux/fiemap.h).
-"""
-
-import fcntl
-import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from struct import Struct
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from whoseblock.stack.base import Layer, Linear, Piece, Segment
+from whoseblock.stack.fiemap import file_extents
 from whoseblock.stack.host import Host
 
-__all__ = ["BackingFile", "backing_file", "below_loop", "file_extents"]
-
-_FS_IOC_FIEMAP: Final = 0xC020660B
-#: start, length, flags, mapped extents, room for extents
-_FIEMAP: Final = Struct("<QQIII4x")
-#: logical, physical, length, flags
-_EXTENT: Final = Struct("<QQQ16xI12x")
-_ROOM: Final = 512
-_LAST: Final = 0x1
-#: Extents that have no place of their own: unknown, delayed, encoded, not aligned, inline.
-_NO_PLACE: Final = 0x2 | 0x4 | 0x8 | 0x80 | 0x100 | 0x200
+__all__ = ["BackingFile", "backing_file", "below_loop"]
 
 
 class BackingFile(NamedTuple):
@@ -34,41 +18,11 @@ class BackingFile(NamedTuple):
     offset: int
 
 
-class _Extent(NamedTuple):
-    logical: int
-    physical: int
-    length: int
-    flags: int
-
-
 def backing_file(host: Host, loop: str) -> BackingFile | None:
     """Give the file behind a loop device (loop.ko's attributes in sysfs); None if there is none."""
     folder = host.root / "sys/class/block" / loop / "loop"
     path, offset = host.text(folder / "backing_file"), host.number(folder / "offset")
     return BackingFile(path, offset or 0) if path else None
-
-
-def file_extents(path: str, start: int, length: int) -> Iterator[_Extent]:
-    """Give the extents of a part of a file; raises OSError."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    try:
-        end = start + length
-        while start < end:
-            buffer = bytearray(_FIEMAP.size + _ROOM * _EXTENT.size)
-            _FIEMAP.pack_into(buffer, 0, start, end - start, 0, 0, _ROOM)
-            fcntl.ioctl(descriptor, _FS_IOC_FIEMAP, buffer)
-            count = _FIEMAP.unpack_from(buffer)[3]
-            for number in range(count):
-                place = _FIEMAP.size + number * _EXTENT.size
-                extent = _Extent(*_EXTENT.unpack_from(buffer, place))
-                yield extent
-                start = max(start, extent.logical + extent.length)
-                if extent.flags & _LAST:
-                    return
-            if not count:
-                return
-    finally:
-        os.close(descriptor)
 
 
 class _FileSegment(NamedTuple):
@@ -95,7 +49,7 @@ class _FileSegment(NamedTuple):
                 continue
             if start < low:
                 pieces.append(Piece(start, low - start, what=f"hole in {self.path}"))
-            if extent.flags & _NO_PLACE:
+            if not extent.has_place:
                 what = f"a part of {self.path} that has no place of its own"
                 pieces.append(Piece(low, high - low, what=what, certain=False))
             else:

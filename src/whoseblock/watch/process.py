@@ -19,8 +19,8 @@ from whoseblock.journal import Filter, open_journal
 from whoseblock.lookup import Asked, Lookup, Wish
 from whoseblock.media.mounts import read_mounts
 from whoseblock.ranges import ByteRange, subtract
+from whoseblock.stack.fiemap import file_extents
 from whoseblock.stack.host import Host
-from whoseblock.stack.loops import file_extents
 from whoseblock.target import Target, TargetOptions
 from whoseblock.watch.actions import Actor, Responder, choose
 from whoseblock.watch.entries import Entered, Entries, Repeated, coalesced
@@ -41,8 +41,6 @@ _NAMED: Final = 5
 _LATE_S: Final = 60.0
 #: So many places are kept in mind.
 _MOST_SETTLED: Final = 10_000
-#: Extents without a place on the device: unknown, delayed, encoded, inline (linux/fiemap.h).
-_NO_PLACE: Final = 0x2 | 0x4 | 0x8 | 0x200
 
 
 class Setup(NamedTuple):
@@ -385,7 +383,7 @@ def _extents_of(report: FileFailed, target: Target, finder: Lookup) -> Iterator[
         for extent in file_extents(place, report.start, report.length):
             low = max(report.start, extent.logical)
             high = min(end, extent.logical + extent.length)
-            if low < high and not extent.flags & _NO_PLACE:
+            if low < high and extent.has_place:
                 yield extent.physical + low - extent.logical, high - low
         return
     raise FileNotFoundError(errno.ENOENT, "no path leads to it now")
