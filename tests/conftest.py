@@ -5,6 +5,7 @@ environment it fails instead: where everything ought to be there, nothing may be
 """
 
 import os
+import signal
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -61,6 +62,14 @@ def postgres() -> Iterator[Postgres]:
     """Give a PostgreSQL server that runs until this process ends."""
     with server() as started:
         yield started
+
+
+@pytest.fixture
+def hangup() -> Iterator[None]:
+    """Let SIGHUP end what a test starts, even if whoever runs the tests ignores it (nohup)."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
