@@ -14,14 +14,14 @@ from tests.support.mounts import mounted
 from tests.support.tools import need_loop_mounts
 
 from whoseblock.errors import TargetError, UnsupportedError
-from whoseblock.study.base import Owner, owner_of
+from whoseblock.study.base import Owner, Tracker, owner_of
 from whoseblock.study.disk import lost_leaf, upkeep
 from whoseblock.study.entries import Entries
 from whoseblock.study.extents import Extent, Extents
 from whoseblock.study.run import Run, run_workload
 from whoseblock.study.sources import ImageSource, MadeUpSource
 from whoseblock.study.space import Space
-from whoseblock.study.timing import failure_times, fault_times
+from whoseblock.study.timing import failure_times, fault_times, write_times
 from whoseblock.study.workloads import LIFE, WORKLOADS, Step, Workload, fault_in
 from whoseblock.study.world import World
 
@@ -120,7 +120,7 @@ def test_an_owner_that_on_demand_does_not_know_is_counted(
 
 def test_many_questions_are_answered_like_single_ones(demo: Path) -> None:
     with ImageSource(str(demo)) as source:
-        world = World(source.space(), Entries(), [])
+        world: World[Tracker] = World(source.space(), Entries(), [])
         answers, lookup = source.answers(world.space), source.lookup(world.space)
         first, *_, last = source.extents.files
         every_page = range(source.extents.pages)
@@ -140,7 +140,7 @@ def test_many_questions_are_answered_like_single_ones(demo: Path) -> None:
 def test_a_step_touches_all_pages_whose_owners_it_changes() -> None:
     files = [Extent(mapping, 0, 100, 10) for mapping in (1, 2)]
     space = Space(Extents(files, [(200, 10)], 300, []))
-    world = World(space, Entries(), [])
+    world: World[Tracker] = World(space, Entries(), [])
     assert world.fault(Extent(1, 3, 103, 1)) == [(103, 1)]
     assert world.reflink(Extent(1, 0, 100, 2), 3, 5) == [(100, 2)]
     assert world.write(2, 4) == [(104, 1), (200, 1)]
@@ -195,6 +195,16 @@ def test_times_are_there(demo: Path) -> None:
     assert failures["on demand, warm"].blocks_worst == 0
 
 
+def test_only_writes_that_break_sharing_are_timed() -> None:
+    write = write_times(MadeUpSource(256, 2, seed=1), seed=1, most=50)
+    assert write.writes == 3 * 50
+    assert set(write.seconds) == {"per page", "per extent", "on demand"}
+    assert all(seconds > 0 for seconds in (write.clock, *write.seconds.values()))
+    # Of two who share a page the one breaks it, and the other then has it for himself.
+    assert write_times(MadeUpSource(64, 2, seed=1), seed=1).writes <= 3 * 64
+    assert write_times(MadeUpSource(256, 1, seed=1), seed=1).writes == 0
+
+
 def test_what_cannot_be_studied_is_said(tmp_path: Path) -> None:
     with pytest.raises(TargetError):
         ImageSource(str(tmp_path / "none"))
@@ -247,7 +257,7 @@ def in_the_kernel(act: Act, root: Path) -> None:
         os.close(file)
 
 
-def in_the_study(act: Act, world: World, inodes: list[int]) -> None:
+def in_the_study(act: Act, world: World[Tracker], inodes: list[int]) -> None:
     what, one, index, count, other, to = act
     mapping = inodes[one]
     if what == "truncate":
@@ -267,7 +277,7 @@ def in_the_study(act: Act, world: World, inodes: list[int]) -> None:
                 world.reflink(part, mapping, index + first - to)
 
 
-def can_be_done(act: Act, world: World, sizes: list[int], inodes: list[int]) -> bool:
+def can_be_done(act: Act, world: World[Tracker], sizes: list[int], inodes: list[int]) -> bool:
     """Leave out what the kernel refuses, or what would fill a hole."""
     what, one, index, count, other, to = act
     if what == "write":
@@ -294,7 +304,7 @@ def test_sharing_changes_as_in_the_kernel(tmp_path: Path, seed: int) -> None:
         os.sync()
     with ImageSource(str(image)) as source:
         space = source.space()
-    world = World(space, Entries(), [])
+    world: World[Tracker] = World(space, Entries(), [])
     with mounted(image) as folder:
         root = Path(os.fsdecode(folder))
         for act in random_acts(rng):

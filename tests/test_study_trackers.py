@@ -9,7 +9,7 @@ from tests.support.tools import Missing
 
 from whoseblock.study import sizes
 from whoseblock.study.arithmetic import per_page_bytes
-from whoseblock.study.base import Owner, key_of, owner_of
+from whoseblock.study.base import Owner, Tracker, key_of, owner_of
 from whoseblock.study.entries import Entries
 from whoseblock.study.extents import Extent, Extents, made_up
 from whoseblock.study.intervals import Intervals
@@ -20,7 +20,7 @@ from whoseblock.study.space import Segment, Space
 from whoseblock.study.world import World
 
 
-def world_of(*files: Extent, pages: int = 4096) -> World:
+def world_of(*files: Extent, pages: int = 4096) -> World[Tracker]:
     space = Space(Extents(sorted(files), [(pages - 1000, 1000)], pages, []))
     entries = Entries()
     trackers = (
@@ -31,7 +31,7 @@ def world_of(*files: Extent, pages: int = 4096) -> World:
     return World(space, entries, trackers)
 
 
-def memory(world: World) -> list[int]:
+def memory(world: World[Tracker]) -> list[int]:
     for tracker in world.trackers:
         assert tracker.recount() == tracker.counts.memory
     return [tracker.counts.memory for tracker in world.trackers]
@@ -181,6 +181,10 @@ def test_intervals() -> None:
         runs.add(start, end)
     assert [one for one in range(50) if one in runs] == [5, *range(10, 40)]
     assert len(runs) == 31
+    for start, end in ((4, 5), (6, 10), (40, 50), (8, 8)):
+        assert not runs.overlap(start, end)
+    for start, end in ((0, 6), (9, 11), (39, 40), (20, 21), (0, 99)):
+        assert runs.overlap(start, end)
 
 
 def test_made_up_extents_are_shared_by_as_many_as_asked() -> None:

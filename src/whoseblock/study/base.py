@@ -10,7 +10,7 @@ from typing import Final, NamedTuple, Protocol
 
 from whoseblock.study.counts import Counts
 
-__all__ = ["INDEX_BITS", "Found", "Owner", "Tracker", "key_of", "owner_of"]
+__all__ = ["INDEX_BITS", "Found", "Owner", "Tracker", "Watcher", "key_of", "owner_of"]
 
 #: No file has more pages than this many bits can count: its size is below 2**63 bytes.
 INDEX_BITS: Final = 51
@@ -51,21 +51,25 @@ class Found(NamedTuple):
         return tuple(map(owner_of, self.keys))
 
 
-class Tracker(Protocol):
-    """One of the designs.
+class Watcher(Protocol):
+    """Whoever hears of each entry.
 
     ``count`` pages from ``page`` become, or are no longer, those from ``index`` of the file: as
     many as the entry has that was put into the file's mapping, or taken out of it.
     """
-
-    name: str
-    counts: Counts
 
     def associate(self, page: int, mapping: int, index: int, count: int = 1) -> None:
         """Take note of an owner; it is not one yet."""
 
     def disassociate(self, page: int, mapping: int, index: int, count: int = 1) -> None:
         """Forget an owner."""
+
+
+class Tracker(Watcher, Protocol):
+    """One of the designs."""
+
+    name: str
+    counts: Counts
 
     def find(self, page: int) -> Found:
         """Say whose a page is."""

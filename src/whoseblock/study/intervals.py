@@ -23,6 +23,11 @@ class Intervals:
     def __iter__(self) -> Iterator[tuple[int, int]]:
         return zip(self._starts, self._ends, strict=True)
 
+    def overlap(self, start: int, end: int) -> bool:
+        """Tell whether any is from ``start`` up to ``end``."""
+        index = bisect_right(self._ends, start)
+        return index < len(self._starts) and self._starts[index] < end
+
     def add(self, start: int, end: int) -> None:
         """Put in all from ``start`` up to ``end``."""
         first = bisect_left(self._ends, start)

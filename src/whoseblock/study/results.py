@@ -12,6 +12,7 @@ __all__ = [
     "TrackerResult",
     "Upkeep",
     "WorkloadResult",
+    "WriteTime",
 ]
 
 
@@ -98,6 +99,19 @@ class FaultTime(Struct, frozen=True):
     added: dict[str, float]
 
 
+class WriteTime(Struct, frozen=True):
+    """Seconds that each design takes for one write that breaks sharing: an owner less, and one new.
+
+    ``clock`` of them are reading the clock, which is in all of them.
+    """
+
+    extents: str
+    sharing: float
+    writes: int
+    clock: float
+    seconds: dict[str, float]
+
+
 class FailureTime(Struct, frozen=True):
     """What one failure takes in one design: median and worst seconds, and blocks read."""
 
@@ -137,9 +151,9 @@ class LostLeaf(Struct, frozen=True):
 class Report(Struct, frozen=True):
     """All of a study.
 
-    What differs from run to run is in ``times``, ``failure_times``, ``seconds``, which is how long
-    all workloads took together, and ``processor_seconds``, how long they would have taken one by
-    one on a processor of their own.
+    What differs from run to run is in ``times``, ``write_times``, ``failure_times``, ``seconds``,
+    which is how long all workloads took together, and ``processor_seconds``, how long they would
+    have taken one by one on a processor of their own.
     """
 
     extents: str
@@ -149,6 +163,7 @@ class Report(Struct, frozen=True):
     workloads: tuple[WorkloadResult, ...]
     sweep: tuple[WorkloadResult, ...]
     times: tuple[FaultTime, ...]
+    write_times: tuple[WriteTime, ...]
     failure_times: tuple[FailureTime, ...]
     seconds: float
     processor_seconds: float

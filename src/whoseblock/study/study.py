@@ -2,23 +2,26 @@
 
 import gc
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeVar
 
 from whoseblock.fs.base import Progress, no_progress
 from whoseblock.study.disk import lost_leaf, upkeep
-from whoseblock.study.results import FaultTime, Report, WorkloadResult
+from whoseblock.study.results import FaultTime, Report, WorkloadResult, WriteTime
 from whoseblock.study.run import run_workload
 from whoseblock.study.sources import ImageSource, MadeUpSource
-from whoseblock.study.timing import failure_times, fault_times
+from whoseblock.study.timing import failure_times, fault_times, write_times
 from whoseblock.study.workloads import LIFE, WORKLOADS, Workload
 
 __all__ = ["SHARING", "Plan", "study"]
 
 #: By how many files pages are shared, in the sweep.
 SHARING: Final = (1, 2, 4, 8, 16, 32, 64)
+
+
+_Time = TypeVar("_Time", FaultTime, WriteTime)
 
 
 class Plan(NamedTuple):
@@ -76,7 +79,8 @@ def study(plan: Plan, progress: Progress = no_progress) -> Report:
             lost_leaf=lost,
             workloads=tuple(first),
             sweep=tuple(results[len(kinds) :]),
-            times=tuple(_times(plan, source)) if plan.timed else (),
+            times=_times(fault_times, plan, source),
+            write_times=_times(write_times, plan, source),
             failure_times=failure_times(source, plan.seed) if plan.timed else (),
             seconds=seconds,
             processor_seconds=processor,
@@ -88,12 +92,17 @@ def _swept(plan: Plan) -> Sequence[str | int]:
     return plan.sweep_images or (SHARING if plan.sweep_pages else ())
 
 
-def _times(plan: Plan, source: ImageSource) -> Iterator[FaultTime]:
-    """Time faults by themselves, with no other work beside."""
-    yield fault_times(source, plan.seed)
+def _times(
+    measure: Callable[[ImageSource | MadeUpSource, int], _Time], plan: Plan, source: ImageSource
+) -> tuple[_Time, ...]:
+    """Time something on all extents by itself, with no other work beside."""
+    if not plan.timed:
+        return ()
+    found = [measure(source, plan.seed)]
     for one in _swept(plan):
         with _source(one, plan) as swept:
-            yield fault_times(swept, plan.seed)
+            found.append(measure(swept, plan.seed))
+    return tuple(found)
 
 
 def _results(jobs: list[_Job], processes: int) -> Iterator[tuple[WorkloadResult, float]]:

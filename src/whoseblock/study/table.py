@@ -35,6 +35,7 @@ def tables(report: Report) -> Iterator[Table]:
     yield _extrapolated(report)
     if report.times:
         yield _fault_times(report)
+        yield _write_times(report)
         yield _failure_times(report)
         yield _break_even(report)
     yield _short(report)
@@ -183,6 +184,21 @@ def _fault_times(report: Report) -> Table:
             (one.extents, f"{one.sharing:.2f}", f"{one.faults:,}", f"{one.none * 1e6:.2f} µs",
              *(f"{1 + one.added[design] / one.none:.2f}" for design in designs))
             for one in report.times
+        ],
+    )  # fmt: skip
+
+
+def _write_times(report: Report) -> Table:
+    shared = [one for one in report.write_times if one.writes]
+    designs = list(report.write_times[0].seconds)
+    return Table(
+        "write-times",
+        "Time that each design takes for a write that breaks sharing",
+        ("extents", "owners a page", "writes timed", "the clock alone", *designs),
+        [
+            (one.extents, f"{one.sharing:.2f}", f"{one.writes:,}", f"{one.clock * 1e6:.2f} µs",
+             *(f"{one.seconds[design] * 1e6:.2f} µs" for design in designs))
+            for one in shared
         ],
     )  # fmt: skip
 

@@ -1,9 +1,12 @@
-"""How long a fault and a failure take under each design.
+"""How long a fault, a write that breaks sharing, and a failure take under each design.
 
 A fault here is what it is without tracking, the filesystem's answer and an entry put in, and then
 what the tracker does.  Both are Python: only their ratio means anything.  The same loops run over
 the same entries in turn, on the processor's clock; what a design adds is the median of the rounds,
 each against the one without tracking beside it.
+
+What breaks sharing changes the extents, and cannot be done again: there all designs hear of the
+same writes, each with a clock of its own.
 """
 
 import gc
@@ -14,24 +17,28 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
-from whoseblock.study.base import INDEX_BITS, Tracker, key_of
+from whoseblock.study.base import INDEX_BITS, Tracker, Watcher, key_of
 from whoseblock.study.entries import Entries
+from whoseblock.study.intervals import Intervals
 from whoseblock.study.on_demand import OnDemand
 from whoseblock.study.per_extent import PerExtent
 from whoseblock.study.per_page import PerPage
-from whoseblock.study.results import FailureTime, FaultTime
+from whoseblock.study.results import FailureTime, FaultTime, WriteTime
 from whoseblock.study.sizes import PAGE
 from whoseblock.study.sources import ImageSource, Source, open_image
-from whoseblock.study.workloads import WORKLOADS, fault_in
+from whoseblock.study.workloads import entries_of
+from whoseblock.study.world import World
 
 if TYPE_CHECKING:
     from whoseblock.study.extents import Extent
     from whoseblock.study.space import Space
 
-__all__ = ["failure_times", "fault_times"]
+__all__ = ["failure_times", "fault_times", "write_times"]
 
 _ROUNDS: Final = 5
 _FAULTS: Final = 20_000
+_WRITES: Final = 1_000
+_WRITE_ROUNDS: Final = 3
 _FAILURES: Final = 200
 _MANY: Final = 10_000
 
@@ -72,15 +79,23 @@ def _sample(space: "Space", seed: int, most: int) -> "list[Extent]":
     """Choose extents of the device at random until there are enough entries of all who share."""
     segments = list(space.segments())
     random.Random(seed).shuffle(segments)  # noqa: S311 - repeatable, not secret
-    wanted: set[int] = set()
+    wanted = Intervals()
     count = 0
     for segment in segments:
         pages = min(segment.end - segment.start, 1 + (most - count) // len(segment.keys))
-        wanted.update(range(segment.start, segment.start + pages))
+        wanted.add(segment.start, segment.start + pages)
         count += pages * len(segment.keys)
         if count >= most:
             break
-    return [entry for entry in fault_in(space, WORKLOADS[0], seed) if entry.page in wanted]
+    return [
+        entry
+        for mapping in space.mappings()
+        for extent in space.extents(mapping)
+        # Nearly all of a million entries are those of other extents.
+        if wanted.overlap(extent.page, extent.page + extent.length)
+        for entry in entries_of(extent, 1)
+        if entry.page in wanted
+    ]
 
 
 def _time_faults(
@@ -106,6 +121,81 @@ def _time_faults(
                 insert(key, page)
                 associate(page, mapping, index)
     return (time.process_time() - begun) / max(len(entries), 1)
+
+
+class _Clocked:
+    """Passes on what it hears, and counts the seconds that the other takes for it."""
+
+    def __init__(self, other: Watcher) -> None:
+        self._other = other
+        self.seconds = 0.0
+
+    def associate(self, page: int, mapping: int, index: int, count: int = 1) -> None:
+        begun = time.perf_counter()
+        self._other.associate(page, mapping, index, count)
+        self.seconds += time.perf_counter() - begun
+
+    def disassociate(self, page: int, mapping: int, index: int, count: int = 1) -> None:
+        begun = time.perf_counter()
+        self._other.disassociate(page, mapping, index, count)
+        self.seconds += time.perf_counter() - begun
+
+
+class _Deaf:
+    """Hears nothing: what is left is the clock itself."""
+
+    def associate(self, page: int, mapping: int, index: int, count: int = 1) -> None:
+        pass
+
+    disassociate = associate
+
+
+def write_times(source: Source, seed: int, most: int = _WRITES) -> WriteTime:
+    """Time up to ``most`` writes to pages that several files have and have faulted in, at random.
+
+    Timed is what each design does when the writer's entry goes, and comes back on its own page; not
+    what the filesystem does, which is the same for all.
+    """
+    faulted = _sample(source.space(), seed, 2 * most)
+    pages = len({entry.page for entry in faulted})
+    rounds = [_time_writes(source, faulted, seed + number, most) for number in range(_WRITE_ROUNDS)]
+    return WriteTime(
+        source.name,
+        len(faulted) / pages if pages else 0.0,
+        sum(writes for writes, _ in rounds),
+        *_middle([seconds for _, seconds in rounds]),
+    )
+
+
+def _middle(rounds: list[dict[str, float]]) -> tuple[float, dict[str, float]]:
+    """Give the median of the rounds for the clock alone, and for each design."""
+    middle = {name: statistics.median(one[name] for one in rounds) for name in rounds[0]}
+    return middle.pop("clock"), middle
+
+
+def _time_writes(
+    source: Source, faulted: "list[Extent]", seed: int, most: int
+) -> tuple[int, dict[str, float]]:
+    """Give how many writes were made, and the seconds of one for each who heard of them."""
+    space, entries = source.space(), Entries()
+    clocks: dict[str, _Clocked] = {
+        "clock": _Clocked(_Deaf()),
+        "per page": _Clocked(PerPage()),
+        "per extent": _Clocked(PerExtent(space.segment_at, entries)),
+        "on demand": _Clocked(OnDemand(source.lookup(space))),
+    }
+    world = World(space, entries, tuple(clocks.values()))
+    for entry in faulted:
+        world.fault(entry)
+    for one in clocks.values():
+        one.seconds = 0.0
+    order = random.Random(seed).sample(faulted, len(faulted))  # noqa: S311 - repeatable, not secret
+    writes = 0
+    with _undisturbed():
+        for mapping, index, page, _ in order:
+            if writes < most and len(space.segment_at(page).keys) > 1:
+                writes += len(world.write(mapping, index)) > 1
+    return writes, {name: one.seconds / max(writes, 1) for name, one in clocks.items()}
 
 
 def failure_times(source: ImageSource, seed: int) -> tuple[FailureTime, ...]:

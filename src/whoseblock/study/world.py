@@ -1,8 +1,9 @@
 """Files, their entries, and the trackers that watch: every change goes through here."""
 
 from collections.abc import Sequence
+from typing import Generic, TypeVar
 
-from whoseblock.study.base import INDEX_BITS, Tracker, key_of
+from whoseblock.study.base import INDEX_BITS, Watcher, key_of
 from whoseblock.study.entries import Entries
 from whoseblock.study.extents import Extent
 from whoseblock.study.space import Space
@@ -10,14 +11,17 @@ from whoseblock.study.space import Space
 __all__ = ["World"]
 
 
-class World:
+_Watcher = TypeVar("_Watcher", bound=Watcher)
+
+
+class World(Generic[_Watcher]):
     """What happens to files, in the order in which the kernel does it.
 
     The filesystem changes first, then the entry, then the trackers hear of it.  Every method gives
     the pages of the device whose owners changed, faulted in or not, as runs.
     """
 
-    def __init__(self, space: Space, entries: Entries, trackers: Sequence[Tracker]) -> None:
+    def __init__(self, space: Space, entries: Entries, trackers: Sequence[_Watcher]) -> None:
         self.space = space
         self.entries = entries
         self.trackers = trackers
