@@ -20,7 +20,7 @@ from tests.support.truth import Truth
 from tests.support.zoo import Zoo
 
 import whoseblock
-from whoseblock.errors import BlockError, OutOfDeviceError, TargetError, UnsupportedError
+from whoseblock.errors import OutOfDeviceError, TargetError, UnsupportedError
 from whoseblock.fs.base import Answer, FileOwner
 from whoseblock.fs.live import LiveFilesystem
 
@@ -306,11 +306,21 @@ def test_what_the_kernel_has_shut_down_is_read_from_the_disk(zoo: Zoo, tmp_path:
     copy = sparse_copy(truth.image, tmp_path / "copy.img")
     with loop_device(copy) as loop, mounted(Path(loop), loop=False) as folder:
         run([xfsprogs("xfs_io"), "-x", "-c", "shutdown", os.fsdecode(folder)])
-        with pytest.raises(BlockError, match="says nothing of what is mounted"):
-            live(loop)
-        for question, answer in zip(rows, lookup_json(Path(loop), rows), strict=True):
-            same(answer, question, expectation, complete=False)
-            assert any("the disk was read instead" in note for note in answer["notes"])
+        # Its mount point does not even say that it is a folder; it is known by its name.
+        with pytest.raises(OSError, match="Input/output error"):
+            os.stat(folder)
+        names = [Path(loop), Path(os.fsdecode(folder)), copy]
+        for name in names:
+            answers = lookup_json(name, rows)
+            with whoseblock.open(name) as opened:
+                asked = [told(opened.owners(*row)) for row in rows]
+            for given in (answers, asked):
+                for question, answer in zip(rows, given, strict=True):
+                    same(answer, question, expectation, complete=False)
+                    assert any("the disk was read instead" in note for note in answer["notes"])
+        # What is below it is no mount point.
+        with pytest.raises(TargetError, match="Input/output error"):
+            whoseblock.open(names[1] / "not there")
 
 
 def test_a_partition_of_an_image_is_asked_live(zoo: Zoo, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
 
 from whoseblock.closing import Closing
-from whoseblock.errors import NotAFilesystemError, WhoseblockError
+from whoseblock.errors import BlockError, NotAFilesystemError, WhoseblockError
 from whoseblock.fs import recognise
 from whoseblock.fs.base import (
     AddressSpace,
@@ -36,6 +36,7 @@ from whoseblock.fs.base import (
 )
 from whoseblock.media.base import Media
 from whoseblock.media.device import FileMedia
+from whoseblock.media.mounts import is_folder
 from whoseblock.stack.base import Landing, Layer, Step, descend
 
 if TYPE_CHECKING:
@@ -55,22 +56,39 @@ def open_filesystem(
 ) -> Filesystem:
     """Recognise and open the filesystem on ``target``.
 
-    The kernel answers for what is mounted, unless ``offline``.  Raises `TargetError`,
-    `NotAFilesystemError`, `UnsupportedError` or `PrivilegeError`; what was opened here is then
-    closed again.
+    The kernel answers for what is mounted, unless ``offline``; the disk does for what the kernel
+    has shut down, perhaps over the very failure that is asked about, and every answer says so.
+    Raises `TargetError`, `NotAFilesystemError`, `UnsupportedError` or `PrivilegeError`; what was
+    opened here is then closed again.
     """
+    doubts: list[str] = []
     if isinstance(target, str | os.PathLike) and not offline:
         device = recognise.mounted_device(target)
-        size = Path(target).stat().st_size if Path(target).is_file() else None
-        mounted = None if device is None else recognise.open_mounted(device, size)
-        if mounted is not None:
-            return mounted
+        if device is not None:
+            try:
+                if mounted := recognise.open_mounted(device, _image_size(target)):
+                    return mounted
+            except BlockError as error:
+                doubts.append(f"{error}; the disk was read instead")
+                target = _readable(target, device)
     with ExitStack() as undo:
         media = _open_media(target, undo)
         log_media = None if log_device is None else _open_media(log_device, undo)
-        filesystem = recognise.open_filesystem(media, log_media)
+        filesystem = recognise.open_filesystem(media, log_media, doubts)
         undo.pop_all()
     return filesystem
+
+
+def _image_size(target: str | os.PathLike[str]) -> int | None:
+    return None if is_folder(target) or not Path(target).is_file() else Path(target).stat().st_size
+
+
+def _readable(target: str | os.PathLike[str], device: int) -> str | os.PathLike[str]:
+    """Give what has the bytes of a mounted filesystem: of a mount point, the device."""
+    from whoseblock.stack.host import Host
+
+    name = Host().device_numbered(device) if is_folder(target) else None
+    return target if name is None else f"/dev/{name}"
 
 
 def _open_media(given: str | os.PathLike[str] | Media, undo: ExitStack) -> Media:

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from whoseblock.closing import Closing
@@ -15,7 +14,7 @@ from whoseblock.fs import recognise
 from whoseblock.fs.base import AddressSpace
 from whoseblock.media.base import Media
 from whoseblock.media.device import FileMedia
-from whoseblock.media.mounts import mount_note, mounted_readers
+from whoseblock.media.mounts import is_folder, mount_note, mounted_readers
 from whoseblock.stack.assembly import Assembly, with_structures
 from whoseblock.stack.base import PHYSICAL_MEMORY, Layer, Linear, Segment
 from whoseblock.stack.devices import Devices
@@ -88,7 +87,7 @@ class Target(Closing):
 
     def _root(self, path: str) -> Layer:
         """Give the layer of the target, which may be a copy of a device of the host."""
-        if self.host.live and Path(path).is_dir():
+        if self.host.live and is_folder(path):
             return self._mount_point(path)
         if not self._options.device:
             return self._named_by_user(path, alone=self._options.at_filesystem)

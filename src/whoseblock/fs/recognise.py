@@ -8,7 +8,7 @@ from typing import Final
 from whoseblock.errors import TargetError
 from whoseblock.fs.base import Filesystem
 from whoseblock.media.base import Media
-from whoseblock.media.mounts import mount_point_device, mounted_readers
+from whoseblock.media.mounts import is_folder, mount_point_device, mounted_readers
 
 __all__ = ["begins_with_filesystem", "mounted_device", "open_filesystem", "open_mounted"]
 
@@ -45,7 +45,7 @@ def mounted_device(path: str | os.PathLike[str]) -> int | None:
     A mount point, a device, or an image that as a whole is mounted by a loop device.  Raises
     `TargetError` for a folder that is no mount point.
     """
-    if Path(path).is_dir():
+    if is_folder(path):
         device = mount_point_device(path)
         if device is None:
             raise TargetError(

@@ -3,6 +3,7 @@
 The lists are those of proc_pid_mountinfo(5), one for each mount namespace.
 """
 
+import errno
 import os
 import re
 import stat
@@ -11,9 +12,11 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 __all__ = [
+    "SHUT_DOWN",
     "Mount",
     "Reader",
     "find_mounts",
+    "is_folder",
     "mount_note",
     "mount_point_device",
     "mounted_readers",
@@ -21,6 +24,9 @@ __all__ = [
     "read_mounts",
     "readers",
 ]
+
+#: What a filesystem that the kernel has shut down answers, even to the opening of its root.
+SHUT_DOWN: Final = (errno.EIO, errno.EUCLEAN)
 
 _SYS_BLOCK = Path("/sys/block")
 _PROC = Path("/proc")
@@ -158,14 +164,29 @@ def mount_note(name: str) -> str:
     return ""
 
 
+def is_folder(path: str | os.PathLike[str]) -> bool:
+    """Tell whether a path leads to a folder, or to where a filesystem is mounted that failed."""
+    try:
+        return stat.S_ISDIR(os.stat(path).st_mode)  # noqa: PTH116 - may be bytes
+    except (OSError, ValueError) as error:
+        return _says_nothing(error) and mount_point_device(path) is not None
+
+
 def mount_point_device(folder: str | os.PathLike[str]) -> int | None:
     """Give the number of the device that is mounted at a folder; None if it is no mount point."""
+    place = os.path.realpath(folder)
+    devices = [mount.device for mount in _mounts_of("self") if mount.point == place]
     try:
-        device, place = os.stat(folder).st_dev, os.path.realpath(folder)  # noqa: PTH116 - may be bytes
-    except (OSError, ValueError):
-        return None
-    here = any((mount.device, mount.point) == (device, place) for mount in _mounts_of("self"))
-    return device if here else None
+        device = os.stat(folder).st_dev  # noqa: PTH116 - may be bytes
+    except (OSError, ValueError) as error:
+        # The last one mounted there is on top.
+        return devices[-1] if devices and _says_nothing(error) else None
+    return device if device in devices else None
+
+
+def _says_nothing(error: Exception) -> bool:
+    """Tell whether that is all that a filesystem answers which the kernel has shut down."""
+    return isinstance(error, OSError) and error.errno in SHUT_DOWN
 
 
 def _loop_devices(image: os.stat_result) -> Iterator[Reader]:

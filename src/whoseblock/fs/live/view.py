@@ -17,7 +17,7 @@ from typing import Final
 from whoseblock.closing import Closing
 from whoseblock.errors import BlockError, PrivilegeError, TargetError
 from whoseblock.fs.live import kernel
-from whoseblock.media.mounts import Mount, find_mounts, read_mounts
+from whoseblock.media.mounts import SHUT_DOWN, Mount, find_mounts, read_mounts
 
 __all__ = ["View", "open_view"]
 
@@ -126,17 +126,13 @@ def open_view(device: int) -> View | None:
     return view
 
 
-#: What a filesystem that has shut down answers even to the opening of its root.
-_SHUT_DOWN: Final = (errno.EIO, errno.EUCLEAN)
-
-
 def _unreachable(view: View, error: OSError) -> Exception:
     if isinstance(error, PermissionError):
         return PrivilegeError(
             f"what is mounted at {view.point!r} can be reached only with CAP_SYS_ADMIN",
             hint="run as root; --offline asks the device itself",
         )
-    if error.errno in _SHUT_DOWN:
+    if error.errno in SHUT_DOWN:
         return BlockError(
             f"the kernel says nothing of what is mounted at {view.point!r}: {error.strerror}"
         )
