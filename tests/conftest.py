@@ -65,11 +65,16 @@ def postgres() -> Iterator[Postgres]:
 
 
 @pytest.fixture
-def hangup() -> Iterator[None]:
-    """Let SIGHUP end what a test starts, even if whoever runs the tests ignores it (nohup)."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+def ending_signals() -> Iterator[None]:
+    """Let signals end what a test starts, even if nohup or a shell's & has them ignored."""
+    numbers = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT)
+    before = {number: signal.getsignal(number) for number in numbers}
+    for number, handler in before.items():
+        if handler == signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
     yield
-    signal.signal(signal.SIGHUP, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

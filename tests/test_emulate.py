@@ -344,7 +344,7 @@ def end(command: list[str | Path], how: str, folder: Path) -> subprocess.Complet
     return subprocess.CompletedProcess(command, it.returncode, "".join(lines), said)
 
 
-@pytest.mark.usefixtures("hangup")
+@pytest.mark.usefixtures("ending_signals")
 @pytest.mark.parametrize("how", ["umount", "SIGTERM", "SIGINT", "SIGHUP"])
 @pytest.mark.parametrize("made", [False, True])
 def test_it_ends_well_and_removes_what_it_made(

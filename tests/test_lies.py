@@ -4,6 +4,7 @@ import lzma
 import struct
 import tracemalloc
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
@@ -49,6 +50,9 @@ class Forger:
         fs = whoseblock.open(Overlay(self.media, self._forged))
         assert isinstance(fs, XfsFilesystem)
         return fs
+
+    def close(self) -> None:
+        self.media.close()
 
     def folders(self) -> Iterator[Block]:
         """Give the folders whose entries are in the inode, but for the root."""
@@ -125,15 +129,17 @@ def demo_image(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def demo(demo_image: Path) -> Forger:
+def demo(demo_image: Path) -> Iterator[Forger]:
     """Give an image with parent pointers."""
-    return Forger(demo_image)
+    with closing(Forger(demo_image)) as forger:
+        yield forger
 
 
 @pytest.fixture
-def nameless(zoo: Zoo) -> Forger:
+def nameless(zoo: Zoo) -> Iterator[Forger]:
     """Give an image without parent pointers."""
-    return Forger(zoo.any("populated-1k-noparent").image)
+    with closing(Forger(zoo.any("populated-1k-noparent").image)) as forger:
+        yield forger
 
 
 def paths(fs: Filesystem, ino: int) -> tuple[str, ...]:
@@ -286,20 +292,20 @@ def test_parent_pointers_in_a_circle(demo: Forger) -> None:
 
 
 def test_attribute_leaves_in_a_circle(zoo: Zoo) -> None:
-    forger = Forger(zoo.any("populated-1k").image)
-    leaf = forger.metadata["attr leaf"][0]
-    owner = int.from_bytes(leaf.data[48:56], "big")
-    # The next leaf of the only leaf is itself.
-    forger.forge(leaf, (0, b"\0\0\0\0"))
-    with forger.open() as fs:
-        fs.attributes(owner)
-        true = fs.paths(owner)
-    forger.forge(leaf, (0, (0xFFFFFF).to_bytes(4, "big")))
-    with forger.open() as fs:
-        with pytest.raises(CorruptError):
-            measured(lambda: fs.attributes(owner))
-        # The folders still know the names.
-        assert set(fs.paths(owner)) <= set(true)
+    with closing(Forger(zoo.any("populated-1k").image)) as forger:
+        leaf = forger.metadata["attr leaf"][0]
+        owner = int.from_bytes(leaf.data[48:56], "big")
+        # The next leaf of the only leaf is itself.
+        forger.forge(leaf, (0, b"\0\0\0\0"))
+        with forger.open() as fs:
+            fs.attributes(owner)
+            true = fs.paths(owner)
+        forger.forge(leaf, (0, (0xFFFFFF).to_bytes(4, "big")))
+        with forger.open() as fs:
+            with pytest.raises(CorruptError):
+                measured(lambda: fs.attributes(owner))
+            # The folders still know the names.
+            assert set(fs.paths(owner)) <= set(true)
 
 
 # ---------------------------------------------------------------------- numbers

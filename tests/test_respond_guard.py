@@ -158,7 +158,7 @@ def test_the_group_of_the_parent_is_killed(root: Path) -> None:
         check_over(root, freezer)
 
 
-@pytest.mark.usefixtures("hangup")
+@pytest.mark.usefixtures("ending_signals")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT])
 def test_everybody_gets_a_signal_that_ends(root: Path, number: signal.Signals) -> None:
     with freezing(root) as freezer:

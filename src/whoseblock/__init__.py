@@ -33,8 +33,9 @@ def open(  # noqa: A001 - like gzip.open: it is only ever used with the module's
     """Open the filesystem of a mount point, on a device, an image, or any `whoseblock.media.Media`.
 
     The kernel is asked about what is mounted, and the disk about all else, also about what the
-    kernel has shut down; ``offline`` asks the disk in any case.  ``log_device`` is where an XFS filesystem keeps an external log.  The result
-    closes what it was made of, and is a context manager.  Raises `WhoseblockError` and its kin.
+    kernel has shut down; ``offline`` asks the disk in any case.  ``log_device`` is where an XFS
+    filesystem keeps an external log.  The result closes what it was made of, and is a context
+    manager.  Raises `WhoseblockError` and its kin.
     """
     # Importing whoseblock must cost nothing; opening something may.
     from whoseblock.lookup import open_filesystem
