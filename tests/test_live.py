@@ -23,6 +23,7 @@ import whoseblock
 from whoseblock.errors import OutOfDeviceError, TargetError, UnsupportedError
 from whoseblock.fs.base import Answer, FileOwner
 from whoseblock.fs.live import LiveFilesystem
+from whoseblock.target import Target, TargetOptions
 
 IMAGES = ["4k", "4k-noparent", "1k", "1k-dir16k-noparent", "3ag-noparent", "64k"]
 
@@ -321,6 +322,19 @@ def test_what_the_kernel_has_shut_down_is_read_from_the_disk(zoo: Zoo, tmp_path:
         # What is below it is no mount point.
         with pytest.raises(TargetError, match="Input/output error"):
             whoseblock.open(names[1] / "not there")
+
+
+def test_no_name_is_no_folder(zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A script whose variable is empty asks about nothing, and not about where it is run."""
+    copy = sparse_copy(zoo.filled("4k").image, tmp_path / "copy.img")
+    with mounted(copy) as folder, monkeypatch.context() as here:
+        here.chdir(os.fsdecode(folder))
+        with pytest.raises(TargetError):
+            whoseblock.open("")
+        with pytest.raises(TargetError):
+            Target("", TargetOptions())
+        with live(".") as fs:
+            assert fs.owners(0, 512)
 
 
 def test_a_partition_of_an_image_is_asked_live(zoo: Zoo, tmp_path: Path) -> None:

@@ -65,12 +65,16 @@ def open_filesystem(
     if isinstance(target, str | os.PathLike) and not offline:
         device = recognise.mounted_device(target)
         if device is not None:
+            folder = is_folder(target)
+            # A device has none of its own.
+            size = None if folder else Path(target).stat().st_size or None
             try:
-                if mounted := recognise.open_mounted(device, _image_size(target)):
+                if mounted := recognise.open_mounted(device, size):
                     return mounted
             except BlockError as error:
                 doubts.append(f"{error}; the disk was read instead")
-                target = _readable(target, device)
+                if folder:
+                    target = _device_below(device, error)
     with ExitStack() as undo:
         media = _open_media(target, undo)
         log_media = None if log_device is None else _open_media(log_device, undo)
@@ -79,16 +83,14 @@ def open_filesystem(
     return filesystem
 
 
-def _image_size(target: str | os.PathLike[str]) -> int | None:
-    return None if is_folder(target) or not Path(target).is_file() else Path(target).stat().st_size
-
-
-def _readable(target: str | os.PathLike[str], device: int) -> str | os.PathLike[str]:
-    """Give what has the bytes of a mounted filesystem: of a mount point, the device."""
+def _device_below(device: int, error: BlockError) -> str:
+    """Give the path of the device of a number; raises ``error`` if it is no block device."""
     from whoseblock.stack.host import Host
 
-    name = Host().device_numbered(device) if is_folder(target) else None
-    return target if name is None else f"/dev/{name}"
+    name = Host().device_numbered(device)
+    if name is None:
+        raise error
+    return f"/dev/{name}"
 
 
 def _open_media(given: str | os.PathLike[str] | Media, undo: ExitStack) -> Media:

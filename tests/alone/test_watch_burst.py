@@ -12,7 +12,7 @@ import sqlite3
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -112,7 +112,9 @@ def settle(daemon: Daemon) -> dict[str, int]:
         status = daemon.status()
         peaks["collector"] = peak_memory(daemon.process.pid)
         if status["worker"]:
-            peaks["worker"] = max(peaks["worker"], peak_memory(status["worker"]))
+            # It may have ended since it was named.
+            with suppress(FileNotFoundError, ProcessLookupError):
+                peaks["worker"] = max(peaks["worker"], peak_memory(status["worker"]))
         return daemon.idle() and bool(status["counts"]["unhealed"])
 
     until(dealt_with, 120)

@@ -196,19 +196,17 @@ class Bench:
         """Give the rows that have a byte of a range, free space too."""
         return [row for row in self.rows() if row.start < where.end and where.start < row.end]
 
-    def free(self, blocks: int, *, last: bool = True, away_from: Iterable[Path] = ()) -> ByteRange:
+    def free(self, blocks: int, *, last: bool = True, away_from: Sequence[Path] = ()) -> ByteRange:
         """Find free blocks, as far from where the next are given out as can be.
 
         What is made in some folders while a test runs is put into the allocation groups of these:
         no block is taken from there.
         """
-        told = superblock(self.image)
-        taken = {told.group_of(folder.stat().st_ino) for folder in away_from}
-        found = [
-            row
-            for row in self.rows()
-            if row.kind == "free" and row.start // told.group_size not in taken
-        ]
+        found = [row for row in self.rows() if row.kind == "free"]
+        if away_from:
+            told = superblock(self.image)
+            taken = {told.group_of(folder.stat().st_ino) for folder in away_from}
+            found = [row for row in found if row.start // told.group_size not in taken]
         row = next(r for r in (reversed(found) if last else found) if r.length > 2 * blocks * BLOCK)
         middle = row.start + row.length // 2 // self.block * self.block
         return ByteRange(middle, blocks * self.block)

@@ -1,6 +1,7 @@
 """The daemon as a real process, and what it writes to its journal."""
 
 import contextlib
+import errno
 import json
 import os
 import signal
@@ -61,10 +62,15 @@ def from_now_on(folder: Path) -> None:
 
 
 def peak_memory(pid: int) -> int:
-    """Give the most memory that a process has had resident, in bytes; 0 of one that has ended."""
+    """Give the most memory that a process has had resident, in bytes.
+
+    Raises `ProcessLookupError` if it has ended, though nobody has waited for it yet.
+    """
     status = Path(f"/proc/{pid}/status").read_text()
-    lines = (line.split() for line in status.splitlines())
-    return sum(int(line[1]) * 1024 for line in lines if line[0] == "VmHWM:")
+    for line in status.splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    raise ProcessLookupError(errno.ESRCH, "it has no memory any more")
 
 
 class Daemon:

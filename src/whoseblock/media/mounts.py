@@ -167,7 +167,7 @@ def mount_note(name: str) -> str:
 def is_folder(path: str | os.PathLike[str]) -> bool:
     """Tell whether a path leads to a folder, or to where a filesystem is mounted that failed."""
     try:
-        return stat.S_ISDIR(os.stat(path).st_mode)  # noqa: PTH116 - may be bytes
+        return stat.S_ISDIR(os.stat(path).st_mode)  # noqa: PTH116 - Path("") is a folder, "" none
     except (OSError, ValueError) as error:
         return _says_nothing(error) and mount_point_device(path) is not None
 
@@ -177,7 +177,7 @@ def mount_point_device(folder: str | os.PathLike[str]) -> int | None:
     place = os.path.realpath(folder)
     devices = [mount.device for mount in _mounts_of("self") if mount.point == place]
     try:
-        device = os.stat(folder).st_dev  # noqa: PTH116 - may be bytes
+        device = os.stat(folder).st_dev  # noqa: PTH116 - Path("") is a folder, "" none
     except (OSError, ValueError) as error:
         # The last one mounted there is on top.
         return devices[-1] if devices and _says_nothing(error) else None

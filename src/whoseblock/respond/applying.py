@@ -183,8 +183,7 @@ def _change(run: Run, step: Step, doing: _Doing, *, ends: bool) -> Outcome:
     )
     with many_open_files():
         done = act(kind, parameters, site, doing.journal_device, memory)
-    run.done(step.id, {"says": done.says, "zeroed": done.zeroed, "kept": done.kept})
-    with many_open_files():
+        run.done(step.id, {"says": done.says, "zeroed": done.zeroed, "kept": done.kept})
         seen = check(kind, parameters, site, done)
     closes = (step.failure, _DEALT_WITH) if ends and step.failure is not None else None
     run.verified(step.id, {"says": seen}, closes=closes)

@@ -159,18 +159,15 @@ def write_times(source: Source, seed: int, most: int = _WRITES) -> WriteTime:
     faulted = _sample(source.space(), seed, 2 * most)
     pages = len({entry.page for entry in faulted})
     rounds = [_time_writes(source, faulted, seed + number, most) for number in range(_WRITE_ROUNDS)]
+    times = [seconds for _, seconds in rounds]
+    middle = {name: statistics.median(one[name] for one in times) for name in times[0]}
     return WriteTime(
-        source.name,
-        len(faulted) / pages if pages else 0.0,
-        sum(writes for writes, _ in rounds),
-        *_middle([seconds for _, seconds in rounds]),
+        extents=source.name,
+        sharing=len(faulted) / pages if pages else 0.0,
+        writes=sum(writes for writes, _ in rounds),
+        clock=middle.pop("clock"),
+        seconds=middle,
     )
-
-
-def _middle(rounds: list[dict[str, float]]) -> tuple[float, dict[str, float]]:
-    """Give the median of the rounds for the clock alone, and for each design."""
-    middle = {name: statistics.median(one[name] for one in rounds) for name in rounds[0]}
-    return middle.pop("clock"), middle
 
 
 def _time_writes(
