@@ -10,9 +10,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from tests.support.journals import PAGE, answer, file_row, opened, report
@@ -335,19 +336,32 @@ def test_a_database_or_a_server_that_is_not_there(own_server: Postgres) -> None:
         assert "secret" not in f"{error} {error.hint}"
 
 
-def test_a_server_that_is_gone_before_the_farewell() -> None:
+def _farewell(of_driver: ModuleType) -> None:
+    """Refuse as pg8000 does when the server is quicker to hang up than it is to say goodbye."""
+    try:
+        raise of_driver.DatabaseError(
+            {"S": "FATAL", "C": "3D000", "M": 'database "d" does not exist'}
+        )
+    finally:
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+
+def _farewell_as_network_error(of_driver: ModuleType) -> None:
+    """The same, where it is the driver that notices."""
+    try:
+        _farewell(of_driver)
+    except OSError as broken:
+        raise of_driver.InterfaceError("network error") from broken
+
+
+@pytest.mark.parametrize("refuse", [_farewell, _farewell_as_network_error])
+def test_a_server_that_is_gone_before_the_farewell(refuse: Callable[[ModuleType], None]) -> None:
     """The reason comes with the refusal; what the driver raises in the end is a broken pipe."""
     url = "postgresql://u:secret@db.example/d"
     of_driver = import_module("pg8000.exceptions")
-    try:
-        try:
-            raise of_driver.DatabaseError(
-                {"S": "FATAL", "C": "3D000", "M": 'database "d" does not exist'}
-            )
-        finally:
-            raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
-    except BrokenPipeError as broken:
-        error = as_journal_error(broken, place_of(url))
+    with pytest.raises((OSError, of_driver.InterfaceError)) as caught:
+        refuse(of_driver)
+    error = as_journal_error(caught.value, place_of(url))
     assert "does not exist: database" in str(error)
     assert error.hint == "make the database: createdb NAME"
 

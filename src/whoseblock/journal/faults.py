@@ -75,10 +75,11 @@ def as_journal_error(error: Exception, place: Place) -> JournalError:
 def _of_server(cause: BaseException, details: str) -> tuple[str, str, str]:
     """Put an error of pg8000 into words: the server's, as a dictionary, or of the way to it."""
     fields = _said(cause)
-    if fields is None and isinstance(cause, OSError) and cause.__context__ is not None:
+    earlier = cause.__context__
+    while fields is None and earlier is not None:
         # A server that refuses us is gone as soon as it has said why.  pg8000 bids it farewell, and
-        # that this fails is what we hear.
-        fields = _said(cause.__context__)
+        # that this fails is what we hear: as an OSError, or as an InterfaceError that one caused.
+        fields, earlier = _said(earlier), earlier.__context__
     if fields is None:
         why = cause.__cause__
         return "cannot be reached", _SERVER, str(why) if isinstance(why, OSError) else details
