@@ -54,12 +54,14 @@ class House:
         with StateFolder(self.folder / "state") as state:
             setup = Setup(state, self.policy, str(self.journal), since=AT)
             with Processor(setup) as processor:
-                processor.resume()
+                processor.perform()
                 yield processor
 
     def process(self, *groups: Sequence[Report]) -> Any:  # noqa: ANN401 - of any kind
         with self.processor() as processor:
-            return processor.process(groups)
+            done = processor.process(groups)
+            done.add(processor.perform())
+            return done
 
     def histories(self) -> list[History]:
         with open_journal(str(self.journal), write=False) as journal:

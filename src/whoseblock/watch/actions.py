@@ -24,10 +24,10 @@ from whoseblock.watch.policy import ActionKind, Policy, Rule
 from whoseblock.watch.state import StateFolder
 from whoseblock.watch.statistics import Statistics, count
 
-__all__ = ["Actor", "Limits", "Responder", "choose"]
+__all__ = ["BY_WATCH", "Actor", "Limits", "Responder", "choose"]
 
 _HOUR: Final = 3600.0
-_BY: Final = {"by": "watch"}
+BY_WATCH: Final = {"by": "watch"}
 #: So much of what a program says is kept.
 _SAID: Final = 2000
 
@@ -96,22 +96,22 @@ class Actor:
         self._responder = responder
         self._limits = state.load("limits.json", Limits) or Limits()
 
-    def act(self, failure: int, chosen: Iterable[tuple[Rule, list[Owner]]]) -> Statistics:
-        """Do what the rules say about a failure."""
+    def plan(self, failure: int, chosen: Iterable[tuple[Rule, list[Owner]]]) -> bool:
+        """Plan what the rules say about a failure; whether there is anything."""
         steps = [
             PlannedStep(kind, _parameters(rule, kind, rows), failure)
             for rule, rows in chosen
             for kind in rule.does
         ]
-        if not steps:
-            return Statistics()
-        return self._do(self._run.plan(steps, [failure], _BY))
+        if steps:
+            self._run.plan(steps, [failure], BY_WATCH)
+        return bool(steps)
 
-    def resume(self) -> Statistics:
+    def perform(self) -> Statistics:
         """Do what an earlier daemon planned and did not begin; say of what it began so."""
         done = Statistics()
         for plan in self._journal.unfinished():
-            if plan.options == _BY:
+            if plan.options == BY_WATCH:
                 done.add(self._do(plan))
         return done
 

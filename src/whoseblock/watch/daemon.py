@@ -26,7 +26,7 @@ from whoseblock.watch.sources import PAST, Sources
 from whoseblock.watch.spool import Spool
 from whoseblock.watch.state import Lists, StateFolder, write_whole
 from whoseblock.watch.statistics import Statistics
-from whoseblock.watch.worker import Worker, work_through
+from whoseblock.watch.worker import Helper, act_through, start_actor, start_worker, work_through
 
 if TYPE_CHECKING:
     from whoseblock.watch.process import Setup
@@ -75,7 +75,9 @@ class Daemon:
         self._spool = _open_spool(self._state)
         self._started = time.time()
         self._statistics = Statistics()
-        self._worker: Worker | None = None
+        self._worker: Helper | None = None
+        self._actor: Helper | None = None
+        self._has_acts = False
         self._failures = 0
         self._retry_at: float | None = None
         self._ending = False
@@ -173,9 +175,10 @@ class Daemon:
         else:
             self._policy_fault = ""
             say("notice", "policy-loaded", rules=len(self._policy.rules))
-            if self._worker is not None:
-                # The next one has the new policy.
-                self._worker.dismiss()
+            for helper in (self._worker, self._actor):
+                if helper is not None:
+                    # The next one has the new policy.
+                    helper.dismiss()
         notify("READY=1")
 
     # ------------------------------------------------------------------ sources
@@ -192,6 +195,7 @@ class Daemon:
         for source in self._sources:
             self._take(source, source.sweep)
         self._sources.remember()
+        self._ask_again()
         self._write_metrics()
 
     def _reader(self, source: Source) -> Callable[[], None]:
@@ -244,8 +248,22 @@ class Daemon:
         if self._worker is not None:
             self._worker.wake()
         elif self._retry_at is None and not self._ending:
-            self._worker = Worker(self._spool, self._setup)
+            self._worker = start_worker(self._spool, self._setup)
             self._on(self._worker.fileno(), self._worker_told)
+
+    def _ask_again(self) -> None:
+        """Have owners asked for that nobody could say, if it is time; the sweep is often enough."""
+        due = self._statistics.unanswered
+        if due and time.time() >= due and self._worker is None:
+            self._work()
+
+    def _act(self) -> None:
+        """Have done what is planned."""
+        self._has_acts = True
+        if self._actor is None and not self._ending:
+            self._has_acts = False
+            self._actor = start_actor(self._setup)
+            self._on(self._actor.fileno(), self._actor_told)
 
     def _setup(self) -> "Setup":
         from whoseblock.watch.process import Setup
@@ -266,7 +284,10 @@ class Daemon:
         told, lives = worker.read()
         for statistics in told:
             self._statistics.add(statistics)
-            self._failures = 0
+            if statistics.batches:
+                self._failures = 0
+            if statistics.planned:
+                self._act()
         if told:
             self._write_metrics()
         if lives:
@@ -283,22 +304,44 @@ class Daemon:
             # It came when the worker had looked for the last time.
             self._work()
 
+    def _actor_told(self) -> None:
+        actor = self._actor
+        if actor is None:
+            return
+        told, lives = actor.read()
+        for statistics in told:
+            self._statistics.add(statistics)
+        if lives:
+            return
+        self._off(actor.fileno())
+        code = actor.wait()
+        self._actor = None
+        if code:
+            # Whatever it left is found when something is planned again, or by the next daemon.
+            say("err", "actor-ended", code=code)
+        elif self._has_acts:
+            # They were planned when it had looked for the last time.
+            self._act()
+
     def _end(self) -> None:
-        """Let the worker finish what it has in hand, and remember where we are."""
+        """Let others finish what they have in hand, for a while, and remember where we are."""
         notify("STOPPING=1")
         self._ending = True
         self._drain()
-        worker, deadline = self._worker, time.monotonic() + _PATIENCE_S
-        if worker is not None:
-            worker.dismiss()
-            while self._worker is not None and time.monotonic() < deadline:
-                select.select([worker.fileno()], [], [], deadline - time.monotonic())
-                self._worker_told()
-            if self._worker is not None:
-                # The next daemon goes on where it was.
-                os.kill(worker.pid, signal.SIGKILL)
-                worker.wait()
-                self._worker = None
+        deadline = time.monotonic() + _PATIENCE_S
+        for helper in (self._worker, self._actor):
+            if helper is not None:
+                helper.dismiss()
+        while helpers := [one for one in (self._worker, self._actor) if one is not None]:
+            left = max(deadline - time.monotonic(), 0)
+            select.select(helpers, [], [], left)
+            self._worker_told()
+            self._actor_told()
+            if not left:
+                break
+        for helper in helpers:
+            # The next daemon goes on where it was.
+            helper.kill()
         self._sources.remember()
         with suppress(OSError):
             write_whole(self._options.state / "status.json", _encode(self.status() | {"pid": None}))
@@ -343,6 +386,7 @@ class Daemon:
             "backlog": self._spool.backlog,
             "worker": None if self._worker is None else self._worker.pid,
             "worker_failures": self._failures,
+            "actor": None if self._actor is None else self._actor.pid,
             "counts": self._statistics,
         }
 
@@ -397,6 +441,8 @@ def sweep_once(options: Options) -> Statistics:
                 version=options.version,
             )
             work_through(spool, lambda: setup, total.add, lambda **_: spool.has_more)
+            if total.planned:
+                act_through(lambda: setup, total.add)
         finally:
             sources.close()
     return total

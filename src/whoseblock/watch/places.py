@@ -6,7 +6,7 @@ has the bytes as they are.  What an array or a mirror makes of them is another t
 bytes of two members may fail, one after the other.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +19,7 @@ from whoseblock.stack.host import Host
 from whoseblock.stack.loops import backing_file
 from whoseblock.target import Target
 
-__all__ = ["Place", "identity_of", "layer_named", "settle"]
+__all__ = ["Place", "identity_named", "identity_of", "layer_named", "settle"]
 
 #: As deep as `whoseblock.stack.base.descend` goes.
 _MAX_DEPTH = 32
@@ -29,26 +29,36 @@ class Place(NamedTuple):
     """``length`` bytes from ``start`` of ``device``; ``layer`` is None if nobody knows the device.
 
     ``identity`` names the filesystem or the device whatever the kernel calls it, "" if nobody
-    knows.  ``why`` says why there is no layer.
+    knows.  ``layer`` is a number by which whoever settled it knows its layer, and ``why`` says why
+    there is none.
     """
 
     device: str
     identity: str
     start: int
     length: int
-    layer: Layer | None
+    layer: int | None
     why: str = ""
 
 
-def settle(target: Target, finder: Lookup, device: str, start: int, length: int) -> list[Place]:
-    """Say where a failure of a device belongs, in the order of its bytes."""
+def settle(
+    target: Target,
+    finder: Lookup,
+    where: tuple[str, int, int],
+    number: Callable[[Layer], int],
+) -> list[Place]:
+    """Say where a failure of a device belongs, in the order of its bytes.
+
+    ``where`` is the device, the start and the length; ``number`` gives the number of a layer.
+    """
+    device, start, length = where
     try:
         layer = target.layer_of(device)
     except TargetError as error:
         return [Place(device, "", start, length, None, str(error))]
     found = _settle(layer, start, length, 0)
     return [
-        Place(at.name, _identity(target.host, finder, at), begin, size, at)
+        Place(at.name, _identity(target.host, finder, at), begin, size, number(at))
         for at, begin, size in found
     ]
 
@@ -121,7 +131,12 @@ def _identity(host: Host, finder: Lookup, layer: Layer) -> str:
 def identity_of(host: Host, layer: Layer) -> str:
     """Name a device so that it keeps its name over reboots, as the kernel or its maker does."""
     name = None if layer.device is None else host.device_numbered(layer.device)
-    folder = host.device_folder(name or layer.name)
+    return identity_named(host, name or layer.name)
+
+
+def identity_named(host: Host, name: str) -> str:
+    """Name the device that the kernel calls ``name`` at present; "" if nobody knows."""
+    folder = host.device_folder(name)
     if folder is None:
         return ""
     if (folder / "partition").exists():

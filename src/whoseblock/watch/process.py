@@ -1,40 +1,35 @@
-"""What the worker does with a batch of reports: journal, look up, journal the owners, act."""
+"""What the worker does with a batch of reports: journal, look up, journal the owners, plan acts."""
 
-import errno
 import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from msgspec.structs import replace
 
 from whoseblock.closing import Closing
-from whoseblock.errors import JournalError, WhoseblockError
-from whoseblock.fs.base import Answer, FileOwner, Filesystem, Unknown
+from whoseblock.fs.base import Answer, FileOwner
 from whoseblock.journal import Filter, open_journal
-from whoseblock.lookup import Asked, Lookup, Wish
 from whoseblock.media.mounts import read_mounts
 from whoseblock.ranges import ByteRange, subtract
-from whoseblock.stack.fiemap import file_extents
 from whoseblock.stack.host import Host
-from whoseblock.target import Target, TargetOptions
-from whoseblock.watch.actions import Actor, Responder, choose
+from whoseblock.watch.actions import BY_WATCH, Actor, Responder, choose
+from whoseblock.watch.asking import Asker, Question, nobody
 from whoseblock.watch.entries import Entered, Entries, Repeated, coalesced
 from whoseblock.watch.log import say
-from whoseblock.watch.places import Place, settle
+from whoseblock.watch.places import Place, identity_named
 from whoseblock.watch.policy import Policy
 from whoseblock.watch.reports import Failed, FileFailed, Ill, Listed, Lost, Report
 from whoseblock.watch.responding import DeviceResponder
 from whoseblock.watch.state import Lists, StateFolder
 from whoseblock.watch.statistics import Statistics, count
+from whoseblock.watch.unanswered import Unanswered
 
 __all__ = ["Processor", "Setup"]
 
-_WISH: Final = Wish(paths=True, processes=True, verified=True)
 #: So many owners of a failure are named in its line of the log.
 _NAMED: Final = 5
 #: What failed so long before the daemon began may have had other owners, in seconds.
@@ -80,23 +75,66 @@ class Processor(Closing):
         responder = setup.responder or DeviceResponder(self._journal, self._run)
         self._actor = Actor(self._journal, self._run, setup.policy, setup.state, responder)
         self._entries = Entries(self._journal, self._run)
+        self._host = Host(setup.root)
+        self._asker = self._undo.enter_context(Asker(setup.state, setup.root))
+        self._unanswered = Unanswered(setup.state)
         self._settled: dict[tuple[str, int, int], list[Place]] = {}
         self._statistics = Statistics()
 
-    def resume(self) -> Statistics:
-        """Do what an earlier daemon planned and did not do."""
-        return self._actor.resume()
+    def unfinished(self) -> Statistics:
+        """Say whether an earlier daemon planned what was not done, and when to ask again."""
+        plans = sum(plan.options == BY_WATCH for plan in self._journal.unfinished())
+        return Statistics(planned=plans, unanswered=self._unanswered.next_at)
+
+    def perform(self) -> Statistics:
+        """Do what is planned, by us or an earlier daemon, and was not done."""
+        return self._actor.perform()
 
     def process(self, groups: Sequence[Sequence[Report]]) -> Statistics:
         """Deal with reports, as they came together; give what there was to count."""
         self._statistics = Statistics()
         self._entries.refresh()
-        options = TargetOptions(root=self._setup.root)
-        with Target(None, options) as target, Lookup(target.open_leaf) as finder:
-            self._groups(groups, target, finder)
+        try:
+            self._groups(groups)
+        finally:
+            self._asker.forget()
         return self._statistics
 
-    def _groups(self, groups: Iterable[Sequence[Report]], target: Target, finder: Lookup) -> None:
+    def ask_again(self) -> Statistics:
+        """Ask anew about failures whose owners nobody could say, as far as it is time.
+
+        Their device may have come, their volumes and filesystems may have been put together.
+        """
+        self._statistics = Statistics()
+        self._entries.refresh()
+        try:
+            for number, failed in self._unanswered.due():
+                self._ask_again(number, failed)
+        finally:
+            self._asker.forget()
+        self._unanswered.save()
+        self._statistics.unanswered = self._unanswered.next_at
+        return self._statistics
+
+    def _ask_again(self, number: int, failed: Failed) -> None:
+        if self._journal.history(number).failure.closed is not None:
+            self._unanswered.forget(number)
+            return
+        for one in (failed, replace(failed, key=f"{failed.key}~")):
+            repeated = Repeated(one, 1, one.at)
+            self._settled.pop(repeated.where, None)
+            entered = self._enter([repeated], again=number)
+            if entered:
+                break
+            # It belongs to another entry, for it has another identity, and needs a key for that.
+        known = all(one.place.layer is not None for one in entered.values())
+        if entered and known and number not in entered:
+            others = ", ".join(map(str, sorted(entered)))
+            self._run.close_failure(number, f"it is failure {others}")
+            self._entries.forget()
+            self._unanswered.forget(number)
+
+    def _groups(self, groups: Iterable[Sequence[Report]]) -> None:
         waiting: list[Repeated] = []
         listed: dict[str, Listed] = {}
         for group in groups:
@@ -109,15 +147,15 @@ class Processor(Closing):
                         continue
                     if report.device in listed:
                         # What came on the list may go from it: that has to be journaled first.
-                        self._enter([*waiting, *coalesced(failed)], target, finder)
+                        self._enter([*waiting, *coalesced(failed)])
                         self._have_dealt_with(listed)
                         waiting, failed = [], []
                     listed[report.device] = report
-                failed += self._failures_of(report, target, finder)
+                failed += self._failures_of(report)
             # Apart for each group: they may come in another company after a crash, and a report
             # that was put together with others is known by the key of the first only.
             waiting += coalesced(failed)
-        self._enter(waiting, target, finder)
+        self._enter(waiting)
         self._have_dealt_with(listed)
 
     def _have_dealt_with(self, listed: dict[str, Listed]) -> None:
@@ -129,15 +167,15 @@ class Processor(Closing):
             self._setup.state.save("lists.json", self._lists)
         listed.clear()
 
-    def _failures_of(self, report: Report, target: Target, finder: Lookup) -> Iterable[Failed]:
+    def _failures_of(self, report: Report) -> Iterable[Failed]:
         """Give the failures that a report tells of."""
         match report:
             case Failed():
                 return (report,)
             case FileFailed():
-                return self._of_file(report, target, finder)
+                return self._of_file(report)
             case Listed():
-                return self._appeared(report, target, finder)
+                return self._appeared(report)
             case _:
                 self._tell(report)
                 return ()
@@ -164,13 +202,18 @@ class Processor(Closing):
             place = report.place or None
             say("err", "filesystem-ill", source=report.source, at=at, place=place, what=report.what)
 
-    def _appeared(self, listed: Listed, target: Target, finder: Lookup) -> Iterator[Failed]:
+    def _appeared(self, listed: Listed) -> Iterator[Failed]:
         """Give what a list has that it had not, and close what it has no longer."""
         device = listed.device
         before = self._lists.ranges.get(device, ())
+        identity = identity_named(self._host, device)
+        if self._lists.identities.get(device, identity) != identity:
+            # Another device has the name now: the list of that one says nothing of this one.
+            before = ()
+        self._lists.identities[device] = identity
         gone = _without(before, listed.ranges)
         for one in gone:
-            for place in settle(target, finder, device, *one):
+            for place in self._settle((device, *one)):
                 healed = self._entries.close_healed(place)
                 self._statistics.healed += healed
                 if healed:
@@ -191,11 +234,11 @@ class Processor(Closing):
                 origin=listed.origin,
             )
 
-    def _of_file(self, report: FileFailed, target: Target, finder: Lookup) -> Iterator[Failed]:
+    def _of_file(self, report: FileFailed) -> Iterator[Failed]:
         """Say where on its device a part of a file is."""
         try:
-            found = list(_extents_of(report, target, finder))
-        except (WhoseblockError, OSError) as error:
+            found = self._asker.extents(report)
+        except OSError as error:
             found, why = [], str(error)
         else:
             why = "it has no blocks there"
@@ -225,12 +268,13 @@ class Processor(Closing):
 
     # ------------------------------------------------------------------ entries
 
-    def _enter(self, reported: Iterable[Repeated], target: Target, finder: Lookup) -> None:
-        """Journal failures, then look for the owners of those that are new, then act."""
+    def _enter(self, reported: Iterable[Repeated], again: int = 0) -> dict[int, Entered]:
+        """Journal failures, then look for the owners of those that are new, then plan acts.
+
+        The owners of ``again`` are looked for though somebody has.  Gives the entries by number.
+        """
         placed = [
-            (repeated, place)
-            for repeated in reported
-            for place in self._places(target, finder, repeated.where)
+            (repeated, place) for repeated in reported for place in self._places(repeated.where)
         ]
         entered: dict[int, tuple[Entered, Failed]] = {}
         with self._journal.together():
@@ -240,9 +284,21 @@ class Processor(Closing):
                         count(self._statistics.failures, {place.device: 1})
                     entered.setdefault(entry.number, (entry, repeated.failed))
         self._statistics.latest = time.time() if entered else None
-        wanted = [both for both in entered.values() if self._is_wanted(both[0])]
-        answers = self._answers(wanted, finder)
-        both = [pair for pair in zip(wanted, answers, strict=True) if not pair[0][0].looked]
+        for number in entered:
+            self._unanswered.heard(number)
+        wanted = [
+            both for number, both in entered.items() if number == again or self._is_wanted(both[0])
+        ]
+        answers = self._answers(wanted)
+        both = []
+        for (entry, one), answer in zip(wanted, answers, strict=True):
+            if entry.number == again and self._unanswered.put_off(
+                again, answer, lost=entry.place.layer is None
+            ):
+                # That nobody knows is in the journal already.
+                continue
+            if not entry.looked or entry.number == again:
+                both.append(((entry, one), answer))
         with self._journal.together():
             for (entry, one), answer in both:
                 self._run.record_finding(entry.number, self._dated(answer, one))
@@ -250,20 +306,22 @@ class Processor(Closing):
         for (entry, one), answer in both:
             self._count(answer, one)
             _log(entry, one, answer)
+            self._unanswered.note(entry.number, one, answer, lost=entry.place.layer is None)
+        self._unanswered.save()
+        self._plan(wanted, answers)
+        return {number: entry for number, (entry, _) in entered.items()}
+
+    def _plan(self, wanted: Sequence[tuple[Entered, Failed]], answers: Sequence[Answer]) -> None:
+        """Plan what the policy has done; others do it, for whom nobody here waits."""
         if not self._setup.policy.rules:
             return
-        # Only now: no failure's record waits for what is done about another.
-        points = _mount_points(target.host)
+        points = _mount_points(self._host)
         for (entry, _), answer in zip(wanted, answers, strict=True):
             if not entry.planned:
                 chosen = choose(self._setup.policy, answer, entry.place.device, points)
-                done = self._actor.act(entry.number, chosen)
-                self._statistics.add(done)
-                if "respond done" in done.actions:
-                    self._entries.forget()
-                    self._entries.find_dealt_with()
+                self._statistics.planned += self._actor.plan(entry.number, chosen)
 
-    def _places(self, target: Target, finder: Lookup, where: tuple[str, int, int]) -> list[Place]:
+    def _places(self, where: tuple[str, int, int]) -> list[Place]:
         """Say where a failure belongs, and touch no device if all of it is known already.
 
         Looking at a failing device makes it fail again, which is reported again: without end, if
@@ -271,12 +329,22 @@ class Processor(Closing):
         """
         places = self._settled.get(where)
         if places is None or not all(map(self._entries.has, places)):
-            places = settle(target, finder, *where)
+            places = self._settle(where)
             if len(self._settled) >= _MOST_SETTLED:
                 self._settled.clear()
-            # A layer is good for this batch only.
-            self._settled[where] = [place._replace(layer=None) for place in places]
+            if not any(place.why for place in places):
+                # A layer is good for this batch only.
+                self._settled[where] = [place._replace(layer=None) for place in places]
         return places
+
+    def _settle(self, where: tuple[str, int, int]) -> list[Place]:
+        """Say where a failure belongs: on its own device, if that does not answer."""
+        device, start, length = where
+        try:
+            return self._asker.settle(device, start, length)
+        except OSError as error:
+            identity = identity_named(self._host, device)
+            return [Place(device, identity, start, length, None, str(error))]
 
     def _dated(self, answer: Answer, one: Failed) -> Answer:
         """Say of what failed long before it was watched that the owners are those of now."""
@@ -293,26 +361,26 @@ class Processor(Closing):
             return False
         return entry.replayed and not entry.planned and bool(self._setup.policy.rules)
 
-    def _answers(self, wanted: Sequence[tuple[Entered, Failed]], finder: Lookup) -> list[Answer]:
-        """Ask for the owners of all; where that goes wrong, of each by itself."""
-        asked = [
-            Asked(entry.place.start, entry.place.length, entry.place.layer, one.origin, named=True)
-            for entry, one in wanted
-            if entry.place.layer is not None
-        ]
-        try:
-            told = list(finder.answers(asked, _WISH))
-        except JournalError:
-            raise
-        except (WhoseblockError, OSError):
-            told = [_ask_one(one, finder) for one in asked]
-        answers = iter(told)
-        return [
-            _nobody(entry.place.start, entry.place.length, one.origin, entry.place.why)
-            if entry.place.layer is None
-            else next(answers)
-            for entry, one in wanted
-        ]
+    def _answers(self, wanted: Sequence[tuple[Entered, Failed]]) -> list[Answer]:
+        """Ask for the owners of all, those of one device together."""
+        answers: dict[int, Answer] = {}
+        asked: dict[str, list[tuple[int, Question]]] = defaultdict(list)
+        for entry, one in wanted:
+            place = entry.place
+            if place.layer is None:
+                no_answer = nobody(place.start, place.length, one.origin, place.why)
+                answers[entry.number] = no_answer
+            else:
+                question = Question(place.start, place.length, place.layer, one.origin)
+                asked[one.device].append((entry.number, question))
+        for device, both in asked.items():
+            questions = [question for _, question in both]
+            try:
+                told = self._asker.answers(device, questions)
+            except OSError as error:
+                told = [nobody(one.start, one.length, one.origin, str(error)) for one in questions]
+            answers.update(zip((number for number, _ in both), told, strict=True))
+        return [answers[entry.number] for entry, _ in wanted]
 
     def _count(self, answer: Answer, one: Failed) -> None:
         kinds: dict[str, int] = defaultdict(int)
@@ -340,21 +408,6 @@ def _late_note(one: Failed) -> str:
     return f"it failed at {at}, before it was watched: the owners are those of later"
 
 
-def _ask_one(asked: Asked, finder: Lookup) -> Answer:
-    try:
-        (answer,) = finder.answers([asked], _WISH)
-    except (WhoseblockError, OSError) as error:
-        return _nobody(asked.start, asked.length, asked.origin, str(error))
-    return answer
-
-
-def _nobody(start: int, length: int, origin: str, why: str) -> Answer:
-    """Make the answer that nobody gave."""
-    return Answer(
-        start, length, complete=False, notes=(why,), owners=(Unknown(start, length),), origin=origin
-    )
-
-
 def _mount_points(host: Host) -> dict[str, set[str]]:
     """Give the places where what is on a device is mounted, by the kernel's name of the device."""
     points: dict[str, set[str]] = defaultdict(set)
@@ -366,27 +419,6 @@ def _mount_points(host: Host) -> dict[str, set[str]]:
             if shown:
                 points[shown].add(mount.point)
     return points
-
-
-def _extents_of(report: FileFailed, target: Target, finder: Lookup) -> Iterator[tuple[int, int]]:
-    """Give the bytes of the device of the filesystem that a part of a file has."""
-    layer = target.layer_of(report.device)
-    filesystem = finder.leaf(layer)
-    if not isinstance(filesystem, Filesystem):
-        return
-    paths = filesystem.paths(report.inode)
-    places = paths.mounted_at if isinstance(paths.mounted_at, tuple) else ()
-    for place in places:
-        if Path(place).lstat().st_ino != report.inode:
-            continue
-        end = report.start + report.length
-        for extent in file_extents(place, report.start, report.length):
-            low = max(report.start, extent.logical)
-            high = min(end, extent.logical + extent.length)
-            if low < high and extent.has_place:
-                yield extent.physical + low - extent.logical, high - low
-        return
-    raise FileNotFoundError(errno.ENOENT, "no path leads to it now")
 
 
 def _log(entry: Entered, one: Failed, answer: Answer) -> None:

@@ -20,6 +20,8 @@ __all__ = ["Batch", "Spool"]
 
 _SUFFIX: Final = ".reports"
 _DIGITS: Final = 20
+#: The folder, in that of the spool, of what nobody could deal with.
+ASIDE: Final = "aside"
 #: More than the longest burst that anybody has seen; beyond it, reports are dropped and counted.
 MOST_BYTES: Final = 256 << 20
 
@@ -107,7 +109,9 @@ class Spool:
                 break
             try:
                 group = self._decoder.decode(file.read_bytes())
-            except msgspec.DecodeError as error:
+            except FileNotFoundError:
+                continue
+            except (OSError, msgspec.DecodeError) as error:
                 what = f"a file of the spool cannot be read: {error}"
                 now = time.time()
                 group = (Lost(source="spool", at=now, key=file.name, count=0, what=what),)
@@ -116,11 +120,20 @@ class Spool:
             taken += len(group)
         return Batch(tuple(groups), tuple(files))
 
-    @staticmethod
-    def drop(files: Iterable[Path]) -> None:
+    def drop(self, files: Iterable[Path]) -> None:
         """Forget what was dealt with."""
         for file in files:
-            file.unlink(missing_ok=True)
+            try:
+                file.unlink(missing_ok=True)
+            except OSError:
+                # Damaged, it must not come again and again.
+                self.set_aside(file)
+
+    def set_aside(self, file: Path) -> None:
+        """Keep a file that nobody can deal with where nobody waits for it."""
+        folder = self._path / ASIDE
+        folder.mkdir(0o700, exist_ok=True)
+        file.rename(folder / file.name)
 
 
 def _number(file: Path) -> int:

@@ -29,11 +29,13 @@ class Position(Struct, frozen=True):
 class Lists(Struct):
     """What the bad-blocks lists held that have been dealt with, by device.
 
-    ``keys`` name the last report of each list that was dealt with; they ascend.
+    ``keys`` name the last report of each list that was dealt with; they ascend.  ``identities``
+    say which device it was that had the name.
     """
 
     ranges: dict[str, tuple[ByteRange, ...]] = field(default_factory=dict)
     keys: dict[str, str] = field(default_factory=dict)
+    identities: dict[str, str] = field(default_factory=dict)
 
     @property
     def last(self) -> int:

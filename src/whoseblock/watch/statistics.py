@@ -18,7 +18,9 @@ class Statistics(Struct):
     kind of owner, and ``actions`` by ``KIND OUTCOME``.  ``reaction`` has a count for each class of
     `BUCKETS` and one for what took longer.  ``unhealed`` is how many failures are open, and how
     many bytes they have, None if nobody has counted.  ``latest`` is when something was last
-    journaled.
+    journaled.  ``batches`` were dealt with, ``planned`` failures have acts that are to be done, and
+    ``unanswered`` is when owners are to be asked for again that nobody could say, 0 if there are
+    none.
     """
 
     reports: dict[str, int] = field(default_factory=dict)
@@ -32,6 +34,9 @@ class Statistics(Struct):
     reaction_sum: float = 0.0
     unhealed: tuple[int, int] | None = None
     latest: float | None = None
+    batches: int = 0
+    planned: int = 0
+    unanswered: float | None = None
 
     def reacted(self, seconds: float) -> None:
         """Count one reaction."""
@@ -43,11 +48,13 @@ class Statistics(Struct):
         """Add what was counted elsewhere since."""
         for name in ("reports", "lost", "ill", "failures", "bytes", "actions"):
             count(getattr(self, name), getattr(more, name))
-        self.healed += more.healed
+        for name in ("healed", "batches", "planned"):
+            setattr(self, name, getattr(self, name) + getattr(more, name))
         self.reaction = [a + b for a, b in zip(self.reaction, more.reaction, strict=True)]
         self.reaction_sum += more.reaction_sum
-        self.unhealed = more.unhealed if more.unhealed is not None else self.unhealed
-        self.latest = more.latest if more.latest is not None else self.latest
+        for name in ("unhealed", "latest", "unanswered"):
+            if getattr(more, name) is not None:
+                setattr(self, name, getattr(more, name))
 
 
 def count(counts: dict[str, int], more: Mapping[str, int]) -> None:

@@ -4,11 +4,9 @@ It has the libraries that a lookup and the journal need, which the collector nev
 wait for a filesystem that does not answer, and the collector still takes in what the kernel says.
 """
 
-import ctypes
 import gc
 import os
 import select
-import signal
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -16,22 +14,26 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import msgspec
 
-from whoseblock.errors import WhoseblockError
+from whoseblock.errors import JournalError, WhoseblockError
+from whoseblock.watch.children import end_child, fork
 from whoseblock.watch.log import say
-from whoseblock.watch.spool import Spool
+from whoseblock.watch.spool import Batch, Spool
 from whoseblock.watch.statistics import Statistics
 
 if TYPE_CHECKING:
-    from whoseblock.watch.process import Setup
+    from whoseblock.watch.process import Processor, Setup
 
-__all__ = ["Worker", "work_through"]
+__all__ = ["Helper", "Tell", "act_through", "start_actor", "start_worker", "work_through"]
 
 #: So many reports are dealt with together.
 BATCH: Final = 256
 #: So long the worker waits for more, in seconds: failures come in swarms.
 _LINGER: Final = 20.0
-_PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
 _PIECE: Final = 1 << 16
+
+
+#: Says what is to be counted.
+Tell = Callable[[Statistics], None]
 
 
 class More(Protocol):
@@ -44,7 +46,7 @@ class More(Protocol):
 def work_through(
     spool: Spool,
     make_setup: "Callable[[], Setup]",
-    tell: Callable[[Statistics], None],
+    tell: Tell,
     more: "More",
 ) -> None:
     """Deal with all that is in the spool, and with what comes as long as ``more`` waits for it.
@@ -55,35 +57,64 @@ def work_through(
     from whoseblock.watch.process import Processor
 
     with Processor(make_setup()) as processor:
-        tell(processor.resume())
+        tell(processor.unfinished())
         busy = False
         while True:
             batch = spool.take(BATCH)
             if batch.files:
-                done = processor.process(batch.groups)
-                spool.drop(batch.files)
-                tell(done)
+                _deal_with(batch, spool, processor, tell)
             if not spool.has_more:
+                tell(processor.ask_again())
                 tell(processor.count_unhealed())
             busy = busy or bool(batch.files)
             if not more(busy=busy):
                 return
 
 
-class Worker:
-    """A worker that was started, as its parent sees it."""
+def _deal_with(batch: Batch, spool: Spool, processor: "Processor", tell: Tell) -> None:
+    """Deal with a batch; what nobody can deal with must not stay before all that follows."""
+    try:
+        done = processor.process(batch.groups)
+    except (OSError, MemoryError, JournalError):
+        # It is not the reports: do it again later.
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever it is, the others must not wait
+        if len(batch.files) > 1:
+            for group, file in zip(batch.groups, batch.files, strict=True):
+                _deal_with(Batch((group,), (file,)), spool, processor, tell)
+            return
+        say("err", "report-set-aside", file=batch.files[0].name, why=f"{error!r}")
+        spool.set_aside(batch.files[0])
+        done = Statistics(lost={"spool": len(batch.groups[0])})
+    else:
+        spool.drop(batch.files)
+    done.batches = 1
+    tell(done)
 
-    def __init__(self, spool: Spool, make_setup: "Callable[[], Setup]") -> None:
+
+def act_through(make_setup: "Callable[[], Setup]", tell: Tell) -> None:
+    """Do what is planned; raises `JournalError`."""
+    from whoseblock.watch.process import Processor
+
+    with Processor(make_setup()) as processor:
+        tell(processor.perform())
+
+
+class Helper:
+    """A process that was started to do some work, as its parent sees it.
+
+    ``body`` is what it does: it is given how to tell what is to be counted, and a descriptor at
+    whose end it is to come to an end itself, with what it has in hand done.
+    """
+
+    def __init__(self, name: str, body: "Callable[[Tell, int], None]") -> None:
         told, tell = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         wake, waken = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self.name = name
         self.started = time.time()
         self._rest = b""
         self._decoder = msgspec.json.Decoder(Statistics)
-        self.pid = os.fork()
-        if self.pid == 0:
-            os.close(told)
-            os.close(waken)
-            _live(spool, make_setup, tell, wake)
+        self.pid = fork(lambda: _live(name, body, tell, wake), keep=(tell, wake))
         os.close(tell)
         os.close(wake)
         self._told, self._waken = told, waken
@@ -117,6 +148,10 @@ class Worker:
             return found, False
         return found, True
 
+    def kill(self) -> None:
+        """End it; one that waits for a disk ends when that answers, and nobody waits for it."""
+        end_child(self.pid)
+
     def wait(self) -> int:
         """Let go of it after its end; give its exit status, negative if a signal ended it."""
         self.dismiss()
@@ -125,32 +160,10 @@ class Worker:
         return os.waitstatus_to_exitcode(status)
 
 
-def _load() -> None:
-    """Import what work takes, with nobody looking for garbage among it: that is a quarter quicker.
+def start_worker(spool: Spool, make_setup: "Callable[[], Setup]") -> Helper:
+    """Start one that deals with the spool, as long as something comes, and a little longer."""
 
-    Somebody waits, and none of it ever goes away.
-    """
-    gc.disable()
-    import whoseblock.watch.process  # noqa: F401 - loaded here, and used by `work_through`
-
-    gc.freeze()
-    gc.enable()
-
-
-def _live(spool: Spool, make_setup: "Callable[[], Setup]", tell: int, wake: int) -> None:
-    """Be the worker; does not return."""
-    code = WhoseblockError.exit_code
-    try:
-        # Nobody is left to do the same when the collector is killed and started again.
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        signal.set_wakeup_fd(-1)
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, signal.SIG_DFL)
-        # Ctrl-C goes to both; the collector says when to end.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        os.set_blocking(tell, True)
-        _load()
-
+    def body(tell: Tell, wake: int) -> None:
         def more(*, busy: bool) -> bool:
             waiting = spool.has_more
             ready, _, _ = select.select([wake], [], [], _LINGER if busy and not waiting else 0.0)
@@ -161,21 +174,45 @@ def _live(spool: Spool, make_setup: "Callable[[], Setup]", tell: int, wake: int)
                 return False
             return bool(ready) or waiting
 
-        def say_so(done: Statistics) -> None:
-            os.write(tell, msgspec.json.encode(done) + b"\n")
+        work_through(spool, make_setup, tell, more)
 
-        work_through(spool, make_setup, say_so, more)
-        code = 0
+    return Helper("worker", body)
+
+
+def start_actor(make_setup: "Callable[[], Setup]") -> Helper:
+    """Start one that does what is planned: a program may take an hour, and no record waits."""
+    return Helper("actor", lambda tell, _: act_through(make_setup, tell))
+
+
+def _load() -> None:
+    """Import what work takes, with nobody looking for garbage among it: that is a quarter quicker.
+
+    Somebody waits, and none of it ever goes away.
+    """
+    gc.disable()
+    import whoseblock.watch.process  # noqa: F401 - loaded here, and used by those who work
+
+    gc.freeze()
+    gc.enable()
+
+
+def _live(name: str, body: "Callable[[Tell, int], None]", tell: int, wake: int) -> int:
+    """Be the helper; give the exit code."""
+
+    def say_so(done: Statistics) -> None:
+        os.write(tell, msgspec.json.encode(done) + b"\n")
+
+    try:
+        os.set_blocking(tell, True)
+        _load()
+        body(say_so, wake)
     except WhoseblockError as error:
-        code = error.exit_code
-        say("err", "worker-failed", why=str(error), hint=error.hint or None)
+        say("err", f"{name}-failed", why=str(error), hint=error.hint or None)
+        return error.exit_code
     except BrokenPipeError:
         # The collector has gone.
-        pass
-    except BaseException as error:  # noqa: BLE001 - whatever it is, the collector goes on
-        import traceback
-
-        say("err", "worker-failed", why=f"{type(error).__name__}: {error}")
-        traceback.print_exc()
-    finally:
-        os._exit(code)
+        return WhoseblockError.exit_code
+    except BaseException as error:
+        say("err", f"{name}-failed", why=f"{type(error).__name__}: {error}")
+        raise
+    return 0

@@ -1,0 +1,269 @@
+"""Questions about devices, each device's put by a process of its own, which can be given up.
+
+A disk that fails may not answer at all, and whoever has asked it cannot even be killed.  So nobody
+asks who has anything else to do: neither the journal nor other devices wait for it.
+"""
+
+import fcntl
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from typing import Any, Final, NamedTuple
+
+from msgspec import Struct, field
+
+from whoseblock.closing import Closing
+from whoseblock.errors import WhoseblockError
+from whoseblock.fs.base import Answer, Filesystem, Unknown
+from whoseblock.lookup import Asked, Lookup, Wish
+from whoseblock.stack.base import Layer
+from whoseblock.stack.fiemap import file_extents
+from whoseblock.target import Target, TargetOptions
+from whoseblock.watch.children import end_child, fork, signs_of_life, started_at
+from whoseblock.watch.places import Place, settle
+from whoseblock.watch.reports import FileFailed
+from whoseblock.watch.state import StateFolder
+
+__all__ = ["Asker", "Question", "nobody"]
+
+_WISH: Final = Wish(paths=True, processes=True, verified=True)
+#: A process that neither computes nor reads for so long is given up, in seconds; and whatever it
+#: does, after so long.
+QUIET_S: Final = 15.0
+_MOST_S: Final = 3600.0
+_FS_IOC_GETVERSION: Final = 0x80087601  # linux/fs.h
+#: How often it is looked at.
+_LOOK_S: Final = 1.0
+
+
+class Question(NamedTuple):
+    """Whose are these bytes of a settled layer?  ``origin`` is where the failure was read."""
+
+    start: int
+    length: int
+    layer: int
+    origin: str
+
+
+class Silent(Struct):
+    """Who was given up, by device: its pid, and when it started.  It may be there for long."""
+
+    processes: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+
+def nobody(start: int, length: int, origin: str, why: str) -> Answer:
+    """Make the answer that nobody gave."""
+    return Answer(
+        start, length, complete=False, notes=(why,), owners=(Unknown(start, length),), origin=origin
+    )
+
+
+class Asker(Closing):
+    """Asks about devices; what it has learned of one is good until `forget`.
+
+    Every question raises `TimeoutError` if the device does not answer, and then, at once, as long
+    as the one who asked it is stuck; `ConnectionError` if that one died.
+    """
+
+    def __init__(self, state: StateFolder, root: str) -> None:
+        self._state = state
+        self._root = root
+        self._silent = state.load("silent.json", Silent) or Silent()
+        self._asking: dict[str, tuple[int, Connection]] = {}
+
+    def settle(self, device: str, start: int, length: int) -> list[Place]:
+        """Say where a failure belongs, in the order of its bytes."""
+        places: list[Place] = self._ask(device, "settle", device, start, length)
+        return places
+
+    def extents(self, report: FileFailed) -> list[tuple[int, int]]:
+        """Give the bytes that a part of a file has on the device of its filesystem.
+
+        Raises `OSError` with the reason if that is not known.
+        """
+        found: list[tuple[int, int]] | str = self._ask(report.device, "extents", report)
+        if isinstance(found, str):
+            raise OSError(found)
+        return found
+
+    def answers(self, device: str, questions: Sequence[Question]) -> list[Answer]:
+        """Answer questions about places that failures of ``device`` were settled to."""
+        answers: list[Answer] = self._ask(device, "answers", questions)
+        return answers
+
+    def forget(self) -> None:
+        """Look at every device anew from now on."""
+        for pid, connection in self._asking.values():
+            connection.close()
+            end_child(pid)
+        self._asking.clear()
+
+    def close(self) -> None:
+        """Let go of those who ask."""
+        self.forget()
+
+    # ------------------------------------------------------------------ who asks
+
+    def _ask(self, device: str, what: str, *about: object) -> Any:  # noqa: ANN401 - as the question has it
+        self._pass_over_silent(device)
+        if device not in self._asking:
+            self._asking[device] = self._start()
+        pid, connection = self._asking[device]
+        try:
+            connection.send((what, about))
+            self._wait(device, pid, connection)
+            return connection.recv()
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            del self._asking[device]
+            connection.close()
+            end_child(pid)
+            raise ConnectionError(f"whoever asked {device} died of it") from None
+
+    def _start(self) -> tuple[int, Connection]:
+        ours, theirs = Pipe()
+
+        def body() -> int:
+            _answer_all(theirs, self._root)
+            return 0
+
+        pid = fork(body, keep=(theirs.fileno(),))
+        theirs.close()
+        return pid, ours
+
+    def _wait(self, device: str, pid: int, connection: Connection) -> None:
+        """Wait for an answer as long as there is hope."""
+        began = stirred = time.monotonic()
+        signs = signs_of_life(pid)
+        while not connection.poll(_LOOK_S):
+            now, seen = time.monotonic(), signs_of_life(pid)
+            if seen != signs:
+                signs, stirred = seen, now
+            if now - stirred > QUIET_S or now - began > _MOST_S:
+                self._give_up(device)
+                raise TimeoutError(f"{device} has not answered for {now - began:.0f} s")
+
+    def _give_up(self, device: str) -> None:
+        pid, connection = self._asking.pop(device)
+        self._silent.processes[device] = pid, started_at(pid) or 0
+        self._state.save("silent.json", self._silent)
+        connection.close()
+        end_child(pid)
+
+    def _pass_over_silent(self, device: str) -> None:
+        """Have nobody else get stuck where one is."""
+        pid, started = self._silent.processes.get(device, (0, 0))
+        if not pid:
+            return
+        with suppress(ChildProcessError):
+            os.waitpid(pid, os.WNOHANG)
+        if started_at(pid) == started:
+            raise TimeoutError(f"{device} does not answer: process {pid} still waits for it")
+        del self._silent.processes[device]
+        self._state.save("silent.json", self._silent)
+
+
+# ---------------------------------------------------------------------- in the process that asks
+
+
+def _answer_all(connection: Connection, root: str) -> None:
+    """Answer what comes until nobody asks any more."""
+    with (
+        Target(None, TargetOptions(root=root)) as target,
+        Lookup(target.open_leaf) as finder,
+    ):
+        one = _Answering(target, finder)
+        answering: dict[str, Callable[..., object]] = {
+            "settle": one.settle,
+            "extents": one.extents,
+            "answers": one.answers,
+        }
+        while True:
+            try:
+                what, about = connection.recv()
+            except EOFError:
+                return
+            connection.send(answering[what](*about))
+
+
+class _Answering:
+    def __init__(self, target: Target, finder: Lookup) -> None:
+        self._target = target
+        self._finder = finder
+        #: By the numbers that stand in places.
+        self._layers: list[Layer] = []
+
+    def settle(self, device: str, start: int, length: int) -> list[Place]:
+        try:
+            return settle(self._target, self._finder, (device, start, length), self._number)
+        except (WhoseblockError, OSError) as error:
+            return [Place(device, "", start, length, None, str(error))]
+
+    def _number(self, layer: Layer) -> int:
+        if layer not in self._layers:
+            self._layers.append(layer)
+        return self._layers.index(layer)
+
+    def extents(self, report: FileFailed) -> list[tuple[int, int]] | str:
+        try:
+            return list(_extents_of(report, self._target, self._finder))
+        except (WhoseblockError, OSError) as error:
+            return str(error)
+
+    def answers(self, questions: Sequence[Question]) -> list[Answer]:
+        """Answer all together; where that goes wrong, each by itself."""
+        asked = [
+            Asked(one.start, one.length, self._layers[one.layer], one.origin, named=True)
+            for one in questions
+        ]
+        try:
+            return list(self._finder.answers(asked, _WISH))
+        except (WhoseblockError, OSError):
+            return [self._answer_one(one) for one in asked]
+
+    def _answer_one(self, asked: Asked) -> Answer:
+        try:
+            (answer,) = self._finder.answers([asked], _WISH)
+        except (WhoseblockError, OSError) as error:
+            return nobody(asked.start, asked.length, asked.origin, str(error))
+        return answer
+
+
+def _is_file(path: str, inode: int, generation: int) -> bool:
+    """Tell whether a path leads to a file, and not to a later one that got its inode number."""
+    # Neither a link nor a pipe is waited for; what has data is a plain file.
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        if os.fstat(fd).st_ino != inode:
+            return False
+        return _generation(fd) == generation
+    finally:
+        os.close(fd)
+
+
+def _generation(fd: int) -> int:
+    told = fcntl.ioctl(fd, _FS_IOC_GETVERSION, bytes(8))
+    return int.from_bytes(told[:4], sys.byteorder)
+
+
+def _extents_of(report: FileFailed, target: Target, finder: Lookup) -> Iterable[tuple[int, int]]:
+    """Give the bytes of the device of the filesystem that a part of a file has."""
+    filesystem = finder.leaf(target.layer_of(report.device))
+    if not isinstance(filesystem, Filesystem):
+        return
+    paths = filesystem.paths(report.inode)
+    places = paths.mounted_at if isinstance(paths.mounted_at, tuple) else ()
+    for place in places:
+        if not _is_file(place, report.inode, report.generation):
+            continue
+        end = report.start + report.length
+        for extent in file_extents(place, report.start, report.length):
+            low = max(report.start, extent.logical)
+            high = min(end, extent.logical + extent.length)
+            if low < high and extent.has_place:
+                yield extent.physical + low - extent.logical, high - low
+        return
+    raise OSError("no path leads to it now")

@@ -1,0 +1,93 @@
+"""Processes of ours that do one thing, and may get stuck at it."""
+
+import ctypes
+import gc
+import os
+import signal
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+__all__ = ["end_child", "fork", "signs_of_life", "started_at"]
+
+#: So long the end of a child that was killed is waited for, in seconds.
+_PATIENCE_S: Final = 1.0
+_PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
+
+
+def fork(body: Callable[[], int], keep: Iterable[int] = ()) -> int:
+    """Have a child run ``body``, whose value is its exit code; give its pid.
+
+    It has only the descriptors ``keep`` and the standard ones: one that gets stuck for good would
+    hold locks and pipes of ours for as long.  It does not outlive us.
+    """
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 1
+    try:
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        signal.set_wakeup_fd(-1)
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
+        # Ctrl-C goes to all of us; the collector says when to end.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        # What has the descriptors that are closed here is never used again, nor finalized.
+        gc.freeze()
+        _close_all_but({0, 1, 2, *keep})
+        code = body()
+    except BaseException:  # noqa: BLE001 - whatever it is, it must not go on as if it were us
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+def _close_all_but(keep: set[int]) -> None:
+    for name in os.listdir("/proc/self/fd"):  # noqa: PTH208 - numbers, not paths
+        if int(name) not in keep:
+            try:
+                os.close(int(name))
+            except OSError:
+                # That of the listing itself.
+                continue
+
+
+def end_child(pid: int) -> None:
+    """Kill a child of ours; nobody waits for long for one that cannot be ended now."""
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+    deadline = time.monotonic() + _PATIENCE_S
+    with suppress(ChildProcessError):
+        while os.waitpid(pid, os.WNOHANG) == (0, 0) and time.monotonic() < deadline:
+            time.sleep(0.001)
+
+
+def started_at(pid: int) -> int | None:
+    """Give when a process started, in clock ticks since the boot; None if it has ended.
+
+    With the pid it names a process (proc_pid_stat(5)).
+    """
+    found = _stat(pid)
+    return None if found is None or found[0] in (b"Z", b"X") else int(found[19])
+
+
+def signs_of_life(pid: int) -> tuple[bytes, ...]:
+    """Give what changes while a process gets on: its processor time, and what it has read."""
+    found = _stat(pid) or []
+    try:
+        moved = Path(f"/proc/{pid}/io").read_bytes()
+    except OSError:
+        moved = b""
+    return (*found[11:13], moved)
+
+
+def _stat(pid: int) -> list[bytes] | None:
+    """Give the fields of its stat from the third on: the name before may hold anything."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+    except OSError:
+        return None
