@@ -38,12 +38,12 @@ def places_of(folder: Path, shared: Shared) -> list[int]:
 
 
 def peak_of(pid: int) -> int:
-    """Give the most bytes that a process and its children ever had in memory, each at its worst."""
+    """Give the most bytes that a process and all below it had in memory, each at its worst."""
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     total = peak_memory(pid)
     for child in children:
         with suppress(FileNotFoundError, ProcessLookupError):
-            total += peak_memory(int(child))
+            total += peak_of(int(child))
     return total
 
 
@@ -62,8 +62,12 @@ def wait_until_all_is_dealt_with(watch: Watch) -> Iterator[int]:
 
 
 def lost_events(watch: Watch) -> int:
-    """Say how many events the daemon said to have lost."""
-    return sum(int(count) for count in re.findall(r"event=events-lost .*count=(\d+)", watch.said))
+    """Say how many events of the tracepoint the daemon said to have lost.
+
+    The kernel's log and the health monitor have no room for most, and lose nothing that matters.
+    """
+    told = re.findall(r"event=events-lost source=tracepoint .*count=(\d+)", watch.said)
+    return sum(map(int, told))
 
 
 def check(watch: Watch, namespace: Namespace, folder: Path, shared: Shared, bad: list[int]) -> int:
@@ -148,4 +152,4 @@ def test_killed_in_the_middle(namespaces: Namespaces, undo: Undo) -> None:
 
     missing = check(watch, namespace, folder, shared, places) // PAGE
     print(f"{missing} are missing, {lost_events(watch)} were said to be lost")
-    assert missing == 0 or lost_events(watch) >= missing
+    assert missing <= lost_events(watch)
