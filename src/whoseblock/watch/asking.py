@@ -9,7 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from typing import Any, Final, NamedTuple
@@ -35,7 +35,11 @@ _WISH: Final = Wish(paths=True, processes=True, verified=True)
 #: does, after so long.
 QUIET_S: Final = 15.0
 _MOST_S: Final = 3600.0
+#: So long nobody else is sent after one who was given up.
+RESPITE_S: Final = 50.0
 _FS_IOC_GETVERSION: Final = 0x80087601  # linux/fs.h
+#: More than these are not kept for the next round: each has some sixteen megabytes of its own.
+_MOST_KEPT: Final = 8
 #: How often it is looked at.
 _LOOK_S: Final = 1.0
 
@@ -49,10 +53,21 @@ class Question(NamedTuple):
     origin: str
 
 
-class Silent(Struct):
-    """Who was given up, by device: its pid, and when it started.  It may be there for long."""
+class GivenUp(Struct):
+    """Who waits for a device that does not answer: its pid, when it started, when it was given up.
 
-    processes: dict[str, tuple[int, int]] = field(default_factory=dict)
+    The last is by the monotonic clock.
+    """
+
+    pid: int
+    started: int
+    at: float
+
+
+class Silent(Struct):
+    """Who was given up, by device.  It may be there for long."""
+
+    devices: dict[str, GivenUp] = field(default_factory=dict)
 
 
 def nobody(start: int, length: int, origin: str, why: str) -> Answer:
@@ -65,8 +80,8 @@ def nobody(start: int, length: int, origin: str, why: str) -> Answer:
 class Asker(Closing):
     """Asks about devices; what it has learned of one is good until `forget`.
 
-    Every question raises `TimeoutError` if the device does not answer, and then, at once, as long
-    as the one who asked it is stuck; `ConnectionError` if that one died.
+    Every question raises `TimeoutError` if the device does not answer, and then, at once, for a
+    while, and as long as the one who asked it is stuck; `ConnectionError` if that one died.
     """
 
     def __init__(self, state: StateFolder, root: str) -> None:
@@ -74,6 +89,7 @@ class Asker(Closing):
         self._root = root
         self._silent = state.load("silent.json", Silent) or Silent()
         self._asking: dict[str, tuple[int, Connection]] = {}
+        self._round = 0
 
     def settle(self, device: str, start: int, length: int) -> list[Place]:
         """Say where a failure belongs, in the order of its bytes."""
@@ -97,14 +113,16 @@ class Asker(Closing):
 
     def forget(self) -> None:
         """Look at every device anew from now on."""
+        self._round += 1
+        if len(self._asking) > _MOST_KEPT:
+            self.close()
+
+    def close(self) -> None:
+        """Let go of those who ask."""
         for pid, connection in self._asking.values():
             connection.close()
             end_child(pid)
         self._asking.clear()
-
-    def close(self) -> None:
-        """Let go of those who ask."""
-        self.forget()
 
     # ------------------------------------------------------------------ who asks
 
@@ -114,7 +132,7 @@ class Asker(Closing):
             self._asking[device] = self._start()
         pid, connection = self._asking[device]
         try:
-            connection.send((what, about))
+            connection.send((self._round, what, about))
             self._wait(device, pid, connection)
             return connection.recv()
         except (EOFError, BrokenPipeError, ConnectionResetError):
@@ -148,21 +166,23 @@ class Asker(Closing):
 
     def _give_up(self, device: str) -> None:
         pid, connection = self._asking.pop(device)
-        self._silent.processes[device] = pid, started_at(pid) or 0
+        self._silent.devices[device] = GivenUp(pid, started_at(pid) or 0, time.monotonic())
         self._state.save("silent.json", self._silent)
         connection.close()
         end_child(pid)
 
     def _pass_over_silent(self, device: str) -> None:
-        """Have nobody else get stuck where one is."""
-        pid, started = self._silent.processes.get(device, (0, 0))
-        if not pid:
+        """Have nobody else get stuck where one is, or was a moment ago."""
+        one = self._silent.devices.get(device)
+        if one is None:
             return
         with suppress(ChildProcessError):
-            os.waitpid(pid, os.WNOHANG)
-        if started_at(pid) == started:
-            raise TimeoutError(f"{device} does not answer: process {pid} still waits for it")
-        del self._silent.processes[device]
+            os.waitpid(one.pid, os.WNOHANG)
+        if started_at(one.pid) == one.started:
+            raise TimeoutError(f"{device} does not answer: process {one.pid} still waits for it")
+        if 0 <= time.monotonic() - one.at < RESPITE_S:
+            raise TimeoutError(f"{device} did not answer a moment ago")
+        del self._silent.devices[device]
         self._state.save("silent.json", self._silent)
 
 
@@ -170,22 +190,25 @@ class Asker(Closing):
 
 
 def _answer_all(connection: Connection, root: str) -> None:
-    """Answer what comes until nobody asks any more."""
-    with (
-        Target(None, TargetOptions(root=root)) as target,
-        Lookup(target.open_leaf) as finder,
-    ):
-        one = _Answering(target, finder)
-        answering: dict[str, Callable[..., object]] = {
-            "settle": one.settle,
-            "extents": one.extents,
-            "answers": one.answers,
-        }
+    """Answer what comes until nobody asks any more; in each round everything is opened anew."""
+    current = None
+    answering: dict[str, Callable[..., object]] = {}
+    with ExitStack() as opened:
         while True:
             try:
-                what, about = connection.recv()
+                asked_in, what, about = connection.recv()
             except EOFError:
                 return
+            if asked_in != current:
+                opened.close()
+                target = opened.enter_context(Target(None, TargetOptions(root=root)))
+                finder = opened.enter_context(Lookup(target.open_leaf))
+                current, one = asked_in, _Answering(target, finder)
+                answering = {
+                    "settle": one.settle,
+                    "extents": one.extents,
+                    "answers": one.answers,
+                }
             connection.send(answering[what](*about))
 
 
