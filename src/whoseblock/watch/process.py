@@ -17,12 +17,11 @@ from whoseblock.errors import JournalError, WhoseblockError
 from whoseblock.fs.base import Answer, FileOwner, Filesystem, Unknown
 from whoseblock.journal import Filter, open_journal
 from whoseblock.lookup import Asked, Lookup, Wish
-from whoseblock.media.mounts import read_mounts
 from whoseblock.ranges import ByteRange, subtract
 from whoseblock.stack.fiemap import file_extents
-from whoseblock.stack.host import Host
 from whoseblock.target import Target, TargetOptions
-from whoseblock.watch.actions import Actor, Responder, choose
+from whoseblock.watch.actions import Actor, Responder
+from whoseblock.watch.choosing import choose, mount_points
 from whoseblock.watch.entries import Entered, Entries, Repeated, coalesced
 from whoseblock.watch.log import say
 from whoseblock.watch.places import Place, settle
@@ -85,7 +84,7 @@ class Processor(Closing):
 
     def resume(self) -> Statistics:
         """Do what an earlier daemon planned and did not do."""
-        return self._actor.resume()
+        return self._actor.perform()
 
     def process(self, groups: Sequence[Sequence[Report]]) -> Statistics:
         """Deal with reports, as they came together; give what there was to count."""
@@ -250,18 +249,25 @@ class Processor(Closing):
         for (entry, one), answer in both:
             self._count(answer, one)
             _log(entry, one, answer)
-        if not self._setup.policy.rules:
-            return
-        # Only now: no failure's record waits for what is done about another.
-        points = _mount_points(target.host)
-        for (entry, _), answer in zip(wanted, answers, strict=True):
+        if self._setup.policy.rules:
+            # Only now: no failure's record waits for what is done about another.
+            self._act([entry for entry, _ in wanted], answers, mount_points(target.host))
+
+    def _act(
+        self, entered: Iterable[Entered], answers: Iterable[Answer], points: dict[str, set[str]]
+    ) -> None:
+        """Plan what the policy says, and do it."""
+        planned = False
+        for entry, answer in zip(entered, answers, strict=True):
             if not entry.planned:
                 chosen = choose(self._setup.policy, answer, entry.place.device, points)
-                done = self._actor.act(entry.number, chosen)
-                self._statistics.add(done)
-                if "respond done" in done.actions:
-                    self._entries.forget()
-                    self._entries.find_dealt_with()
+                planned |= self._actor.plan(entry.number, chosen)
+        if planned:
+            done = self._actor.perform()
+            self._statistics.add(done)
+            if "respond done" in done.actions:
+                self._entries.forget()
+                self._entries.find_dealt_with()
 
     def _places(self, target: Target, finder: Lookup, where: tuple[str, int, int]) -> list[Place]:
         """Say where a failure belongs, and touch no device if all of it is known already.
@@ -353,19 +359,6 @@ def _nobody(start: int, length: int, origin: str, why: str) -> Answer:
     return Answer(
         start, length, complete=False, notes=(why,), owners=(Unknown(start, length),), origin=origin
     )
-
-
-def _mount_points(host: Host) -> dict[str, set[str]]:
-    """Give the places where what is on a device is mounted, by the kernel's name of the device."""
-    points: dict[str, set[str]] = defaultdict(set)
-    for mount in read_mounts(host.text(host.root / "proc/self/mountinfo") or ""):
-        name = host.device_numbered(mount.device)
-        if name is not None:
-            points[name].add(mount.point)
-            shown = host.text(host.root / "sys/class/block" / name / "dm/name")
-            if shown:
-                points[shown].add(mount.point)
-    return points
 
 
 def _extents_of(report: FileFailed, target: Target, finder: Lookup) -> Iterator[tuple[int, int]]:
