@@ -134,6 +134,13 @@ def test_a_rule_that_only_moved_is_the_same(desk: Desk) -> None:
     assert desk.perform(HEAL._replace(line=77), EXEC) == {"respond done": 1}
 
 
+def test_telling_somebody_takes_only_the_rule_itself(desk: Desk) -> None:
+    desk.plan(EXEC)
+    assert desk.perform(HEAL, EXEC) == {"exec done": 1}
+    desk.plan(EXEC)
+    assert desk.perform(HEAL, EXEC._replace(exec=("/bin/false",))) == {"exec left": 1}
+
+
 def test_the_limits_are_those_of_now(desk: Desk) -> None:
     desk.plan(HEAL)
     assert desk.perform(HEAL, respond=0) == {"respond limited": 1}

@@ -60,7 +60,6 @@ class Actor:
         #: Other daemons may write to the same journal, with policies of their own.
         self._ours: dict[str, Any] = {"by": "watch", "state": str(state.path.absolute())}
         self._names = _names(policy)
-        self._rules = {name: number for number, name in enumerate(self._names)}
 
     def plan(self, failure: int, chosen: Iterable[tuple[Rule, list[Owner]]]) -> bool:
         """Journal what the rules say about a failure; whether they say anything."""
@@ -91,7 +90,8 @@ class Actor:
 
     def _parameters(self, rule: Rule, kind: ActionKind, rows: Iterable[Owner]) -> dict[str, Any]:
         """Put down all that is needed to do a step, by whoever does it, and what says so."""
-        about = {"rule": rule.name, "policy": self._names[self._policy.rules.index(rule)]}
+        name = _name_for(kind, self._names[self._policy.rules.index(rule)])
+        about = {"rule": rule.name, "policy": name}
         if kind == "exec":
             return about | {"command": list(rule.exec), "timeout": rule.exec_timeout}
         if kind == "respond":
@@ -140,7 +140,9 @@ class Actor:
         kind = cast("ActionKind", step.kind)
         about = {"failure": failure, "action": kind, "rule": step.parameters.get("rule")}
         now = Moment.now()
-        number = self._rules.get(str(step.parameters.get("policy")))
+        names = [_name_for(kind, both) for both in self._names]
+        planned_by = step.parameters.get("policy")
+        number = names.index(planned_by) if planned_by in names else None
         if number is None:
             why = why or "the policy no longer says so"
         elif kind == "signal" and step.parameters.get("boot") != now.boot:
@@ -179,14 +181,24 @@ class Actor:
         return execute(step.parameters, history.failure, answer)
 
 
-def _names(policy: Policy) -> list[str]:
-    """Name each rule by all that makes it count: what it says, and the rules before it.
+def _names(policy: Policy) -> list[tuple[str, str]]:
+    """Name each rule, wherever it stands, by what it says, and by that and all rules before it.
 
-    A rule is another one if one was put before it that may fit the same owners.
+    By the latter it is another rule if one was put before it, which may fit the same owners.
     """
-    digest = blake2b(digest_size=8)
+    before = blake2b(digest_size=8)
     names = []
     for rule in policy.rules:
-        digest.update(msgspec.json.encode(rule._replace(line=0)))
-        names.append(digest.hexdigest())
+        said = msgspec.json.encode(rule._replace(line=0))
+        before.update(said)
+        names.append((blake2b(said, digest_size=8).hexdigest(), before.hexdigest()))
     return names
+
+
+def _name_for(kind: ActionKind, names: tuple[str, str]) -> str:
+    """Choose the name by which a step finds its rule.
+
+    Who is told is told as long as the rule is there; what would be touched may be spared by now.
+    """
+    alone, with_others = names
+    return alone if kind == "exec" else with_others
