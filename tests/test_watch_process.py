@@ -5,9 +5,6 @@ The devices here are not on any machine: what is journaled is the failure, and t
 """
 
 import contextlib
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -17,12 +14,11 @@ import pytest
 from msgspec.structs import replace
 
 from whoseblock.errors import JournalError
-from whoseblock.fs.base import Answer, FileOwner, Free, Mapping, OpenFile, Process, Via
+from whoseblock.fs.base import Answer, FileOwner, Free, Process, Via
 from whoseblock.journal import Filter, History, State, open_journal
 from whoseblock.journal.run import Run
 from whoseblock.ranges import ByteRange
-from whoseblock.watch import actions
-from whoseblock.watch.actions import Limits, choose
+from whoseblock.watch.choosing import choose
 from whoseblock.watch.policy import Policy, Rule
 from whoseblock.watch.process import Processor, Setup
 from whoseblock.watch.reports import Failed, Ill, Listed, Lost, Report
@@ -296,12 +292,6 @@ def test_every_owner_has_its_first_rule() -> None:
     assert [(rule.name, len(rows)) for rule, rows in chosen] == [("free", 1), ("path", 2)]
 
 
-def test_so_much_in_an_hour_and_no_more() -> None:
-    limits = Limits({"exec": [time.time() - 4000, time.time() - 100]})
-    assert [limits.take("exec", 3) for _ in range(3)] == [True, True, False]
-    assert limits.take("signal", 0) is False
-
-
 def test_a_limit_leaves_what_is_over_it(tmp_path: Path) -> None:
     house = House(tmp_path, [Rule("tell", 1, exec=("/bin/true",))])
     house.policy = house.policy._replace(limits={"exec": 2})
@@ -337,27 +327,6 @@ def test_a_program_is_told_everything(tmp_path: Path) -> None:
     environment = (tmp_path / "said.env").read_text()
     assert "WHOSEBLOCK_START=512\n" in environment
     assert "NOTIFY_SOCKET" not in environment
-
-
-def test_only_the_process_that_was_found_gets_a_signal() -> None:
-    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as victim:
-        start = actions._start_time(victim.pid)
-        assert start is not None
-        how = {"signal": "SIGUSR1", "processes": [[victim.pid, start + 1, "victim"]]}
-        assert actions._signal(how) == "sent to nobody; 1 were gone"
-        how["processes"] = [[victim.pid, start, "victim"], [2**22 + 1, 1, "gone"]]
-        assert actions._signal(how) == f"sent to victim[{victim.pid}]; 1 were gone"
-        assert victim.wait(10) == -signal.SIGUSR1
-
-
-def test_who_has_it_mapped_and_who_has_it_open() -> None:
-    mapping = Mapping(0, 4096, 0, True, True, True, False)  # noqa: FBT003 - as the record has them
-    mapped = Process(1, 10, "", "mapped", 0, (mapping,), ())
-    opened = Process(2, 20, "", "opened", 0, (), (OpenFile(3, ("O_RDONLY",), 0),))
-    row = FileOwner(0, 512, 131, "data", "data", 0, False, False, processes=(mapped, opened))  # noqa: FBT003 - as the record has them
-    for users, pids in (("mapped", [1]), ("open", [2]), ("all", [1, 2])):
-        rule = Rule("tell", 1, signal="SIGUSR1", signal_to=users)  # type: ignore[arg-type] # drawn
-        assert [one[0] for one in actions._parameters(rule, "signal", [row])["processes"]] == pids
 
 
 def test_nothing_is_written_to_a_device_by_itself(tmp_path: Path) -> None:

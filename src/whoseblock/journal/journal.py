@@ -10,7 +10,7 @@ from whoseblock.journal import reading
 from whoseblock.journal.database import Database
 from whoseblock.journal.host import Host, this_host
 from whoseblock.journal.places import place_of
-from whoseblock.journal.records import Filter, History, Overview, Plan, RunRecord
+from whoseblock.journal.records import Event, Filter, History, Overview, Plan, RunRecord
 from whoseblock.journal.run import Run
 from whoseblock.journal.versions import bring_up_to_date
 
@@ -114,6 +114,17 @@ class Journal(Closing):
         with self._database.reading() as connection:
             numbers = reading.unfinished_plans(connection, self.host, device)
             return [one for number in numbers if (one := reading.plan(connection, number))]
+
+    def starts(self, kind: str) -> Iterator[Event]:
+        """Give when steps of a kind were started on this host, the latest first."""
+        before = None
+        while True:
+            with self._database.reading() as connection:
+                found = reading.starts(connection, self.host, kind, before, _BATCH)
+            yield from found.values()
+            if len(found) < _BATCH:
+                return
+            before = min(found)
 
     def run_record(self, run: int) -> RunRecord:
         """Give one run."""

@@ -44,6 +44,7 @@ __all__ = [
     "overviews",
     "plan",
     "run_record",
+    "starts",
     "unfinished_plans",
 ]
 
@@ -359,6 +360,28 @@ def unfinished_plans(connection: Connection, host: Host, device: str | None) -> 
     if device is not None:
         query = query.where(*_conditions(Filter(device=device)))
     return list(connection.scalars(query))
+
+
+def starts(
+    connection: Connection, host: Host, kind: str, before: int | None, limit: int
+) -> dict[int, Event]:
+    """Give the last starts of steps of a kind on a host, at most ``limit``, the latest first.
+
+    By numbers, which ascend; only those ``before`` one are given, if there is one.
+    """
+    query = (
+        select(step_events)
+        .join(steps, steps.c.id == step_events.c.step)
+        .join(runs, runs.c.id == step_events.c.run)
+        .join(hosts, hosts.c.id == runs.c.host)
+        .where(steps.c.kind == kind, step_events.c.state == State.STARTED.value)
+        .where(hosts.c.name == host.name, hosts.c.machine_id == host.machine_id)
+        .order_by(step_events.c.id.desc())
+        .limit(limit)
+    )
+    if before is not None:
+        query = query.where(step_events.c.id < before)
+    return {row.id: _event(row) for row in connection.execute(query)}
 
 
 def run_record(connection: Connection, run: int) -> RunRecord | None:

@@ -127,7 +127,8 @@ def commit_range(file: int, start: int, length: int, other: int, noted: bytearra
 def write_lease(file: int) -> Iterator[None]:
     """Keep everybody else from opening a file, while nobody has it open.
 
-    Whoever tries waits until the block ends.  Raises `NotNowError` if somebody has it open.
+    Whoever tries waits until the block ends.  Raises `NotNowError` if somebody has it open, or if
+    we may not.
     """
     # The kernel would end us with SIGIO when it asks for the lease back.  Once ignored it stays so:
     # nobody else of ours wants it, and only the main thread may say so.
@@ -136,6 +137,10 @@ def write_lease(file: int) -> Iterator[None]:
     try:
         fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_WRLCK)
     except OSError as error:
+        if error.errno == errno.EACCES:
+            raise NotNowError(
+                "to keep others from a file of another user takes CAP_LEASE"
+            ) from error
         raise NotNowError("another process has it open") from error
     try:
         yield

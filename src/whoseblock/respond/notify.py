@@ -10,12 +10,21 @@ from whoseblock.encode import encode_json
 from whoseblock.fs.base import Answer, Process
 from whoseblock.respond.commands import CommandError, run_shell
 
-__all__ = ["NotifyError", "run_command", "signal_number", "signal_processes"]
+__all__ = [
+    "SENT",
+    "NotifyError",
+    "run_command",
+    "send_signal",
+    "signal_number",
+    "signal_processes",
+]
 
 #: Seconds that a command has.
 _PATIENCE: Final = 60.0
 
-_SENT, _GONE = "sent", "gone"
+#: What became of a signal.
+SENT: Final = "sent"
+_GONE: Final = "gone"
 
 
 class NotifyError(Exception):
@@ -46,17 +55,21 @@ def signal_number(name: str) -> signal.Signals:
 def signal_processes(name: str, processes: Iterable[Process]) -> list[tuple[int, str]]:
     """Send a signal to those processes that have the lost part of a file mapped.
 
-    Gives what was done for each, in order, by its number: ``sent``, ``gone`` if the process has
-    ended, whoever has its number now, or ``refused: …`` with the reason.  Each gets it once.  Never
-    do we ourselves get it, who started us, or the process that all others hang on.  Raises
-    `ValueError` if there is no such signal.
+    Gives what was done for each, in order, by its number, as `send_signal` does.  Each gets it
+    once.  Raises `ValueError` if there is no such signal.
     """
     number = signal_number(name)
     mapping = {(one.pid, one.start_time) for one in processes if one.mappings}
-    return [(pid, _signal(number, pid, start_time)) for pid, start_time in sorted(mapping)]
+    return [(pid, send_signal(number, pid, start_time)) for pid, start_time in sorted(mapping)]
 
 
-def _signal(number: signal.Signals, pid: int, start_time: int) -> str:
+def send_signal(number: signal.Signals, pid: int, start_time: int) -> str:
+    """Send a signal to a process that began then; say what became of it.
+
+    That is `SENT`, ``gone`` if the process has ended, whoever has its number now, or
+    ``refused: …`` with the reason.  Never do we ourselves get it, who started us, or the process
+    that all others hang on.
+    """
     if pid in (1, os.getpid(), os.getppid()):
         return "refused: it is the first process, whoseblock itself, or who started it"
     try:
@@ -72,7 +85,7 @@ def _signal(number: signal.Signals, pid: int, start_time: int) -> str:
         return _GONE
     except OSError as error:
         return f"refused: {(error.strerror or str(error)).lower()}"
-    return _SENT
+    return SENT
 
 
 def _start_time(pid: int) -> int | None:

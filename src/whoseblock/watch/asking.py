@@ -148,7 +148,7 @@ class Asker(Closing):
             _answer_all(theirs, self._root)
             return 0
 
-        pid = fork(body, keep=(theirs.fileno(),))
+        pid = fork(body, self._state.lock, keep=(theirs.fileno(),))
         theirs.close()
         return pid, ours
 

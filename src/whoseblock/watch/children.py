@@ -17,11 +17,12 @@ _PATIENCE_S: Final = 1.0
 _PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
 
 
-def fork(body: Callable[[], int], keep: Iterable[int] = ()) -> int:
+def fork(body: Callable[[], int], badge: Path, keep: Iterable[int] = ()) -> int:
     """Have a child run ``body``, whose value is its exit code; give its pid.
 
     It has only the descriptors ``keep`` and the standard ones: one that gets stuck for good would
-    hold locks and pipes of ours for as long.  It does not outlive us.
+    hold locks and pipes of ours for as long.  It does not outlive us.  The file ``badge`` it has
+    open, too, by which it is known to be one of us.
     """
     pid = os.fork()
     if pid:
@@ -37,6 +38,7 @@ def fork(body: Callable[[], int], keep: Iterable[int] = ()) -> int:
         # What has the descriptors that are closed here is never used again, nor finalized.
         gc.freeze()
         _close_all_but({0, 1, 2, *keep})
+        os.open(badge, os.O_RDONLY | os.O_CLOEXEC)
         code = body()
     except BaseException:  # noqa: BLE001 - whatever it is, it must not go on as if it were us
         import traceback

@@ -100,6 +100,7 @@ class Daemon:
             self._sweep()
             # Whatever waits; what an earlier daemon did not finish; and whether there is a journal.
             self._work()
+            self._act()
             notify("READY=1", f"STATUS=watching: {', '.join(self._sources.open)}")
             say(
                 "info",
@@ -196,6 +197,8 @@ class Daemon:
             self._take(source, source.sweep)
         self._sources.remember()
         self._ask_again()
+        if self._has_acts:
+            self._act()
         self._write_metrics()
 
     def _reader(self, source: Source) -> Callable[[], None]:
@@ -248,7 +251,7 @@ class Daemon:
         if self._worker is not None:
             self._worker.wake()
         elif self._retry_at is None and not self._ending:
-            self._worker = start_worker(self._spool, self._setup)
+            self._worker = start_worker(self._spool, self._setup, self._state.lock)
             self._on(self._worker.fileno(), self._worker_told)
 
     def _ask_again(self) -> None:
@@ -262,7 +265,7 @@ class Daemon:
         self._has_acts = True
         if self._actor is None and not self._ending:
             self._has_acts = False
-            self._actor = start_actor(self._setup)
+            self._actor = start_actor(self._setup, self._state.lock)
             self._on(self._actor.fileno(), self._actor_told)
 
     def _setup(self) -> "Setup":
@@ -317,7 +320,8 @@ class Daemon:
         code = actor.wait()
         self._actor = None
         if code:
-            # Whatever it left is found when something is planned again, or by the next daemon.
+            # Whatever it left is done after the next sweep.
+            self._has_acts = True
             say("err", "actor-ended", code=code)
         elif self._has_acts:
             # They were planned when it had looked for the last time.
@@ -441,8 +445,7 @@ def sweep_once(options: Options) -> Statistics:
                 version=options.version,
             )
             work_through(spool, lambda: setup, total.add, lambda **_: spool.has_more)
-            if total.planned:
-                act_through(lambda: setup, total.add)
+            act_through(lambda: setup, total.add)
         finally:
             sources.close()
     return total

@@ -107,10 +107,16 @@ class Entries:
         """Have all read again: something was closed."""
         self._open.clear()
 
-    def refresh(self) -> None:
-        """Have all read again that was read a while ago, or is too much to keep."""
+    def refresh(self, *, others_close: bool) -> None:
+        """Have all read again that was read a while ago, or is too much to keep.
+
+        If ``others_close`` entries when they have dealt with them, what a moment ago was open may
+        be so no more.
+        """
         count = sum(len(starts) for starts, _ in self._open.values())
-        if time.monotonic() - self._since > _FRESH_S or count > _MOST:
+        if others_close:
+            self.find_dealt_with()
+        if others_close or time.monotonic() - self._since > _FRESH_S or count > _MOST:
             self._open.clear()
             self._since = time.monotonic()
 

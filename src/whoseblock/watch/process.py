@@ -13,11 +13,11 @@ from msgspec.structs import replace
 from whoseblock.closing import Closing
 from whoseblock.fs.base import Answer, FileOwner
 from whoseblock.journal import Filter, open_journal
-from whoseblock.media.mounts import read_mounts
 from whoseblock.ranges import ByteRange, subtract
 from whoseblock.stack.host import Host
-from whoseblock.watch.actions import BY_WATCH, Actor, Responder, choose
+from whoseblock.watch.actions import Actor, Responder
 from whoseblock.watch.asking import Asker, Question, nobody
+from whoseblock.watch.choosing import choose, mount_points
 from whoseblock.watch.entries import Entered, Entries, Repeated, coalesced
 from whoseblock.watch.log import say
 from whoseblock.watch.places import Place, identity_named
@@ -78,13 +78,10 @@ class Processor(Closing):
         self._host = Host(setup.root)
         self._asker = self._undo.enter_context(Asker(setup.state, setup.root))
         self._unanswered = Unanswered(setup.state)
+        #: The actor closes what it has dealt with, in a process of its own.
+        self._others_close = any(rule.respond for rule in setup.policy.rules)
         self._settled: dict[tuple[str, int, int], list[Place]] = {}
         self._statistics = Statistics()
-
-    def unfinished(self) -> Statistics:
-        """Say whether an earlier daemon planned what was not done, and when to ask again."""
-        plans = sum(plan.options == BY_WATCH for plan in self._journal.unfinished())
-        return Statistics(planned=plans, unanswered=self._unanswered.next_at)
 
     def perform(self) -> Statistics:
         """Do what is planned, by us or an earlier daemon, and was not done."""
@@ -93,7 +90,7 @@ class Processor(Closing):
     def process(self, groups: Sequence[Sequence[Report]]) -> Statistics:
         """Deal with reports, as they came together; give what there was to count."""
         self._statistics = Statistics()
-        self._entries.refresh()
+        self._entries.refresh(others_close=self._others_close)
         try:
             self._groups(groups)
         finally:
@@ -106,7 +103,7 @@ class Processor(Closing):
         Their device may have come, their volumes and filesystems may have been put together.
         """
         self._statistics = Statistics()
-        self._entries.refresh()
+        self._entries.refresh(others_close=self._others_close)
         try:
             for number, failed in self._unanswered.due():
                 self._ask_again(number, failed)
@@ -315,11 +312,12 @@ class Processor(Closing):
         """Plan what the policy has done; others do it, for whom nobody here waits."""
         if not self._setup.policy.rules:
             return
-        points = _mount_points(self._host)
-        for (entry, _), answer in zip(wanted, answers, strict=True):
-            if not entry.planned:
-                chosen = choose(self._setup.policy, answer, entry.place.device, points)
-                self._statistics.planned += self._actor.plan(entry.number, chosen)
+        points = mount_points(self._host)
+        with self._journal.together():
+            for (entry, _), answer in zip(wanted, answers, strict=True):
+                if not entry.planned:
+                    chosen = choose(self._setup.policy, answer, entry.place.device, points)
+                    self._statistics.planned += self._actor.plan(entry.number, chosen)
 
     def _places(self, where: tuple[str, int, int]) -> list[Place]:
         """Say where a failure belongs, and touch no device if all of it is known already.
@@ -406,19 +404,6 @@ def _without(ranges: Iterable[ByteRange], others: Iterable[ByteRange]) -> list[B
 def _late_note(one: Failed) -> str:
     at = datetime.fromtimestamp(one.at, UTC).isoformat(timespec="seconds")
     return f"it failed at {at}, before it was watched: the owners are those of later"
-
-
-def _mount_points(host: Host) -> dict[str, set[str]]:
-    """Give the places where what is on a device is mounted, by the kernel's name of the device."""
-    points: dict[str, set[str]] = defaultdict(set)
-    for mount in read_mounts(host.text(host.root / "proc/self/mountinfo") or ""):
-        name = host.device_numbered(mount.device)
-        if name is not None:
-            points[name].add(mount.point)
-            shown = host.text(host.root / "sys/class/block" / name / "dm/name")
-            if shown:
-                points[shown].add(mount.point)
-    return points
 
 
 def _log(entry: Entered, one: Failed, answer: Answer) -> None:

@@ -3,9 +3,9 @@
 The plan that this makes is one that ``whoseblock respond --resume`` can go on with.
 """
 
-from collections.abc import Mapping
+from collections import defaultdict
 from dataclasses import asdict
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
@@ -14,17 +14,20 @@ from whoseblock.fs.base import Answer
 from whoseblock.journal import Entry, PlannedStep, State
 from whoseblock.journal.journal import Journal
 from whoseblock.journal.run import Run
-from whoseblock.lookup import Asked, Lookup, Wish
+from whoseblock.lookup import Asked, Lookup
 from whoseblock.respond.acting import parameters_of
 from whoseblock.respond.applying import apply, journal_device
 from whoseblock.respond.copies import Copies
-from whoseblock.respond.planning import Act, Options, Part, parts_of_answer
+from whoseblock.respond.planning import CHANGES, Act, Options, Part, parts_of_answer
+from whoseblock.stack.host import Host
 from whoseblock.target import Target, TargetOptions
+from whoseblock.watch.choosing import first_rule, mount_points
 from whoseblock.watch.places import layer_named
+from whoseblock.watch.policy import Policy, Respond
 
 __all__ = ["DeviceResponder"]
 
-_ACTS: Final = {"zero": Act.ZERO, "restore": Act.RESTORE}
+_ACTS: Final[dict[Respond | None, Act]] = {"zero": Act.ZERO, "restore": Act.RESTORE}
 
 
 class DeviceResponder:
@@ -34,20 +37,23 @@ class DeviceResponder:
         self._journal = journal
         self._run = run
 
-    def respond(self, failure: Entry, _answer: Mapping[str, Any], how: Mapping[str, Any], /) -> str:
+    def respond(self, failure: Entry, policy: Policy, number: int, /) -> str:
         """Look for the owners again, plan the one act that is allowed, do it, and verify it.
 
         Raises `WhoseblockError` if it was not to be done, or did not help.
         """
-        wanted = _ACTS[how["with"]]
-        copies = Copies(folder=how["from"]) if wanted is Act.RESTORE else None
+        rule = policy.rules[number]
+        wanted = _ACTS[rule.respond]
+        copies = Copies(folder=rule.restore_from) if wanted is Act.RESTORE else None
         options = TargetOptions()
         with Target(None, options) as target, Lookup(target.open_leaf) as finder:
             layer = layer_named(target, failure.device)
             asked = Asked(failure.start, failure.length, layer, "the journal", named=True)
-            (now,) = finder.answers([asked], Wish(processes=True))
+            (now,) = finder.answers([asked])
             allowing = Options(copies=copies is not None)
-            parts = list(parts_of_answer(asked, now, target, finder, allowing))
+            scope = _Scope(policy, number, failure.device, now, target.host)
+            found = parts_of_answer(asked, now, target, finder, allowing)
+            parts = [scope.restrict(part) for part in found]
             sites = {part.site.layer.name: part.site for part in parts}
             allowed = [part for part in parts if part.act is wanted]
             if not allowed:
@@ -61,7 +67,7 @@ class DeviceResponder:
             plan = self._run.plan(steps, [failure.id], kept)
 
             def ask(_failure: int) -> Answer | None:
-                return next(finder.answers([asked], Wish(processes=True)), None)
+                return next(finder.answers([asked]), None)
 
             place = journal_device(self._journal.name)
             outcomes = [
@@ -78,3 +84,27 @@ class DeviceResponder:
 def _step(part: Part, copies: Copies | None, failure: Entry) -> PlannedStep:
     parameters = msgspec.to_builtins(parameters_of(part, copies, quarantine=False))
     return PlannedStep(str(part.act), parameters, failure.id)
+
+
+class _Scope:
+    """What one rule of a policy is for, by the owners that a failure has now."""
+
+    def __init__(self, policy: Policy, number: int, device: str, now: Answer, host: Host) -> None:
+        self._policy = policy
+        self._number = number
+        self._points = mount_points(host)
+        #: By the layer that an owner is on, those that lead to it.
+        self._ways: dict[str, set[str]] = defaultdict(lambda: {device})
+        for row in now:
+            if isinstance(row.via, tuple):
+                self._ways[row.via[-1].layer] |= {via.layer for via in row.via}
+
+    def restrict(self, part: Part) -> Part:
+        """Keep the act of a part only if the rule is for all that have it."""
+        devices = self._ways[part.site.layer.name]
+        rules = {first_rule(self._policy, row, devices, self._points) for row in part.owners}
+        if part.act not in CHANGES or rules == {self._number}:
+            return part
+        name = self._policy.rules[self._number].name
+        says = f"the rule {name!r} is not for all that have {part.run}: nothing is done"
+        return part._replace(act=Act.ADVISE, says=says)

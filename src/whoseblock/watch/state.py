@@ -61,7 +61,7 @@ class StateFolder(Closing):
         self.path = path
         try:
             path.mkdir(_MODE, parents=True, exist_ok=True)
-            self._lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._lock = os.open(self.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise TargetError(
                 f"the state folder {str(path)!r} cannot be used: {error.strerror}",
@@ -75,6 +75,11 @@ class StateFolder(Closing):
                 f"another whoseblock watch uses the state folder {str(path)!r}",
                 hint="whoseblock status asks it how it is",
             ) from None
+
+    @property
+    def lock(self) -> Path:
+        """The file that is locked.  Every process of the daemon has it open, and nobody else."""
+        return self.path / "lock"
 
     def load(self, name: str, kind: type[_Record]) -> _Record | None:
         """Read a record; None if there is none, or none that can be read."""

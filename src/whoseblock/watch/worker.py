@@ -10,6 +10,7 @@ import select
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
 import msgspec
@@ -57,7 +58,6 @@ def work_through(
     from whoseblock.watch.process import Processor
 
     with Processor(make_setup()) as processor:
-        tell(processor.unfinished())
         busy = False
         while True:
             batch = spool.take(BATCH)
@@ -104,17 +104,18 @@ class Helper:
     """A process that was started to do some work, as its parent sees it.
 
     ``body`` is what it does: it is given how to tell what is to be counted, and a descriptor at
-    whose end it is to come to an end itself, with what it has in hand done.
+    whose end it is to come to an end itself, with what it has in hand done.  ``badge`` is as of
+    `fork`.
     """
 
-    def __init__(self, name: str, body: "Callable[[Tell, int], None]") -> None:
+    def __init__(self, name: str, body: "Callable[[Tell, int], None]", badge: Path) -> None:
         told, tell = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         wake, waken = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self.name = name
         self.started = time.time()
         self._rest = b""
         self._decoder = msgspec.json.Decoder(Statistics)
-        self.pid = fork(lambda: _live(name, body, tell, wake), keep=(tell, wake))
+        self.pid = fork(lambda: _live(name, body, tell, wake), badge, keep=(tell, wake))
         os.close(tell)
         os.close(wake)
         self._told, self._waken = told, waken
@@ -160,7 +161,7 @@ class Helper:
         return os.waitstatus_to_exitcode(status)
 
 
-def start_worker(spool: Spool, make_setup: "Callable[[], Setup]") -> Helper:
+def start_worker(spool: Spool, make_setup: "Callable[[], Setup]", badge: Path) -> Helper:
     """Start one that deals with the spool, as long as something comes, and a little longer."""
 
     def body(tell: Tell, wake: int) -> None:
@@ -176,12 +177,12 @@ def start_worker(spool: Spool, make_setup: "Callable[[], Setup]") -> Helper:
 
         work_through(spool, make_setup, tell, more)
 
-    return Helper("worker", body)
+    return Helper("worker", body, badge)
 
 
-def start_actor(make_setup: "Callable[[], Setup]") -> Helper:
+def start_actor(make_setup: "Callable[[], Setup]", badge: Path) -> Helper:
     """Start one that does what is planned: a program may take an hour, and no record waits."""
-    return Helper("actor", lambda tell, _: act_through(make_setup, tell))
+    return Helper("actor", lambda tell, _: act_through(make_setup, tell), badge)
 
 
 def _load() -> None:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import socket
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from pathlib import Path
 from signal import SIGKILL, SIGTERM, Signals
 
 from tests.support.tools import CHECKOUT, run
+from tests.support.unit import as_the_unit
 from tests.support.watching import from_now_on, histories
 from tests.vm.guest.asking import Json
 from tests.vm.guest.machine import Undo, wait_for
@@ -33,14 +33,6 @@ def detail_of(entry: History, source: str) -> Json:
     """Give what a source told of a failure, once."""
     (report,) = (one for one in entry.reports if one.source == source)
     return report.detail
-
-
-def _as_the_unit() -> list[str]:
-    """Give a command that leaves the next one only the capabilities that systemd would."""
-    unit = (CHECKOUT / "share/whoseblock-watch.service").read_text()
-    lines = re.findall(r"^CapabilityBoundingSet=(.*)$", unit, re.MULTILINE)
-    names = [word.removeprefix("CAP_").lower() for line in lines for word in line.split()]
-    return ["setpriv", "--bounding-set", ",".join(["-all", *(f"+{name}" for name in names)])]
 
 
 class Watch:
@@ -76,7 +68,7 @@ class Watch:
             told.bind(str(place))
             told.settimeout(180)
             self._process = subprocess.Popen(
-                [*_as_the_unit(), *self._whoseblock(self._command)],
+                [*as_the_unit(), *self._whoseblock(self._command)],
                 stdout=log,
                 stderr=log,
                 cwd=CHECKOUT,

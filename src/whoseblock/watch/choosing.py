@@ -1,0 +1,58 @@
+"""Which rule of the policy is for which owner."""
+
+from collections import defaultdict
+from collections.abc import Mapping
+
+from whoseblock.fs.base import Answer, FileOwner, Owner
+from whoseblock.media.mounts import read_mounts
+from whoseblock.stack.host import Host
+from whoseblock.watch.policy import Policy, Rule
+
+__all__ = ["choose", "first_rule", "mount_points"]
+
+
+def choose(
+    policy: Policy, answer: Answer, device: str, points: Mapping[str, set[str]]
+) -> list[tuple[Rule, list[Owner]]]:
+    """Say which rules there are for an answer, each with the owners that it is for.
+
+    ``points`` are the places where the filesystem on a layer is mounted.
+    """
+    chosen: dict[int, tuple[Rule, list[Owner]]] = {}
+    for row in answer:
+        way = {via.layer for via in row.via} if isinstance(row.via, tuple) else set()
+        number = first_rule(policy, row, way | {device}, points)
+        if number is not None:
+            chosen.setdefault(number, (policy.rules[number], []))[1].append(row)
+    return [chosen[number] for number in sorted(chosen)]
+
+
+def first_rule(
+    policy: Policy, row: Owner, devices: set[str], points: Mapping[str, set[str]]
+) -> int | None:
+    """Give the number of the rule that counts for an owner, None if none does.
+
+    ``devices`` are the layers from the failure to its filesystem.
+    """
+    where = set().union(*(points.get(name, set()) for name in devices))
+    paths = set[str]()
+    kind = row.kind
+    if isinstance(row, FileOwner):
+        kind = "unwritten" if row.unwritten else kind
+        for names in (row.paths, row.mounted_at):
+            paths |= set(names) if isinstance(names, tuple) else set()
+    fits = (rule.fits(kind, devices, where, paths) for rule in policy.rules)
+    return next((number for number, fit in enumerate(fits) if fit), None)
+
+
+def mount_points(host: Host) -> dict[str, set[str]]:
+    """Give the places where what is on a device is mounted, by the kernel's name of the device."""
+    points: dict[str, set[str]] = defaultdict(set)
+    for mount in read_mounts(host.text(host.root / "proc/self/mountinfo") or ""):
+        name = host.device_numbered(mount.device)
+        if name is not None:
+            points[name].add(mount.point)
+            shown = host.text(host.root / "sys/class/block" / name / "dm/name")
+            if shown:
+                points[shown].add(mount.point)
+    return points

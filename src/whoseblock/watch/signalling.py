@@ -1,0 +1,109 @@
+"""Sending the signal of a rule to the processes that use what failed."""
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from whoseblock.fs.base import FileOwner, Owner, Process
+from whoseblock.processes import Wanted, find_processes
+from whoseblock.respond.notify import SENT, send_signal, signal_number
+from whoseblock.stack.host import Host
+from whoseblock.watch.policy import Rule, Users
+
+__all__ = ["send", "whom"]
+
+
+def whom(rule: Rule, rows: Iterable[Owner]) -> dict[str, Any]:
+    """Put down who is to get the signal of a rule, and what they use, for `send`."""
+    targets: dict[tuple[int, int], str] = {}
+    files: dict[tuple[str, int, int | None, int], None] = {}
+    for row in rows:
+        if not isinstance(row, FileOwner) or not isinstance(row.via, tuple):
+            continue
+        users = row.processes if isinstance(row.processes, tuple) else ()
+        mine = [process for process in users if _uses(process, rule.signal_to)]
+        targets |= {(process.pid, process.start_time): process.command for process in mine}
+        if mine:
+            # Of a block of the file that is not its data, nobody can have a mapping.
+            offset = row.file_offset if row.what == "data" else None
+            files[row.via[-1].layer, row.inode, offset, row.length] = None
+    return {
+        "signal": rule.signal,
+        "signal-to": rule.signal_to,
+        "processes": [[*process, command] for process, command in sorted(targets.items())],
+        "files": [list(file) for file in files],
+    }
+
+
+def _uses(process: Process, how: Users) -> bool:
+    mapped = bool(process.mappings) and how in ("mapped", "all")
+    return mapped or (bool(process.open) and how in ("open", "all"))
+
+
+def send(how: Mapping[str, Any], lock: Path) -> str:
+    """Send it to those who are still who they were, and still use it; say who got it.
+
+    Time has passed since they were found: a program of the policy may have run for an hour.  Who
+    has the daemon's ``lock`` open is of the daemon, and never gets it.
+    """
+    number = signal_number(how["signal"])
+    users = {
+        (process.pid, process.start_time)
+        for found in find_processes(list(_wanted(how["files"]))).processes
+        for process in found
+        if _uses(process, how["signal-to"])
+    }
+    outcomes: dict[str, list[str]] = {SENT: []}
+    for pid, start, command in how["processes"]:
+        if (pid, start) not in users:
+            outcome = "it does not use it any more"
+        else:
+            outcome = _ours(pid, lock) or send_signal(number, pid, start)
+        outcomes.setdefault(outcome, []).append(f"{command}[{pid}]")
+    sent = outcomes.pop(SENT)
+    others = (f"not to {', '.join(names)}: {why}" for why, names in outcomes.items())
+    return "; ".join((f"sent to {', '.join(sent) or 'nobody'}", *others))
+
+
+def _wanted(files: Iterable[tuple[str, int, int | None, int]]) -> Iterable[Wanted]:
+    """Say what is looked for: filesystems by the numbers of their devices now."""
+    host = Host()
+    for layer, inode, offset, length in files:
+        device = _device(host, layer)
+        if device is not None:
+            yield Wanted(device, inode, offset, length)
+
+
+def _device(host: Host, layer: str) -> int | None:
+    """Give the number of a device, which the kernel or device-mapper calls so."""
+    folders = [host.root / "sys/class/block" / layer] if "/" not in layer else []
+    for one in host.root.glob("sys/class/block/dm-*"):
+        if host.text(one / "dm/name") == layer:
+            folders.insert(0, one)
+    for folder in folders:
+        major, colon, minor = (host.text(folder / "dev") or "").partition(":")
+        if colon:
+            return os.makedev(int(major), int(minor))
+    return None
+
+
+def _ours(pid: int, lock: Path) -> str:
+    """Say that a process is of the daemon, or cannot be asked; "" if it is not."""
+    wanted = lock.resolve()
+    try:
+        with os.scandir(f"/proc/{pid}/fd") as names:
+            # Only the link is read: nobody waits for a filesystem that does not answer.
+            ours = any(_leads_to(Path(name)) == wanted for name in names)
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+    except OSError as error:
+        return f"whether it is the daemon itself is not known: {error.strerror}"
+    return "it is the daemon itself" if ours else ""
+
+
+def _leads_to(link: Path) -> Path | None:
+    try:
+        return link.readlink()
+    except OSError:
+        return None
