@@ -81,13 +81,6 @@ def test_what_is_not_there_is_not_forgotten() -> None:
     assert tracker.owners(7) == (Owner(1, 0),)
 
 
-def test_kmalloc_rounds_up() -> None:
-    tracker = PerPage()
-    for mapping in (1, 2):
-        tracker.associate(0, mapping, 0)
-    assert tracker.counts.allocated == 16 + 2 * 64
-
-
 def test_a_shared_extent_is_one_record() -> None:
     world = world_of(Extent(1, 0, 100, 10), Extent(2, 5, 100, 10), Extent(1, 20, 200, 4))
     for page in (3, 4, 9):

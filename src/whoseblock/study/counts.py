@@ -1,9 +1,6 @@
 """What a tracker costs: bytes held, now and at most, and the work that was done for them."""
 
-from collections import Counter
-from dataclasses import dataclass, field
-
-from whoseblock.study.sizes import allocated
+from dataclasses import dataclass
 
 __all__ = ["Counts"]
 
@@ -27,13 +24,10 @@ class Counts:
     probes: int = 0
     memory: int = 0
     peak: int = 0
-    #: How many structures of each size there are now.
-    live: Counter[int] = field(default_factory=Counter)
 
     def take(self, size: int) -> None:
         """Note that a structure of ``size`` bytes was allocated."""
         self.allocations += 1
-        self.live[size] += 1
         self.memory += size
         if self.memory > self.peak:  # noqa: PLR1730 - twice as quick as max() here
             self.peak = self.memory
@@ -41,10 +35,4 @@ class Counts:
     def give(self, size: int) -> None:
         """Note that one was freed."""
         self.frees += 1
-        self.live[size] -= 1
         self.memory -= size
-
-    @property
-    def allocated(self) -> int:
-        """The bytes that kmalloc() would have handed out for what is held now."""
-        return sum(allocated(size) * count for size, count in self.live.items())

@@ -5,6 +5,7 @@ faulted it in unmaps the file, and goes when the file is cut, written elsewhere,
 """
 
 from array import array
+from bisect import bisect_left, insort
 from collections.abc import Iterable
 from typing import Final
 
@@ -13,7 +14,7 @@ from whoseblock.study.base import INDEX_BITS
 __all__ = ["Entries"]
 
 #: Entries come in chunks of so many, like the nodes of an xarray: what is near in the file is near
-#: in memory.
+#: in memory, and where nothing is there is no chunk, so that a search does not pass through it.
 _CHUNK_BITS: Final = 9
 _CHUNK: Final = 1 << _CHUNK_BITS
 _LAST: Final = _CHUNK - 1
@@ -30,8 +31,8 @@ class Entries:
         #: By chunk: the page of each key, and which of them there are, which is quick to search.
         self._pages: dict[int, array[int]] = {}
         self._marks: dict[int, bytearray] = {}
-        #: The chunks of each file.
-        self._of: dict[int, set[int]] = {}
+        #: The chunks of each file, ascending.
+        self._of: dict[int, list[int]] = {}
 
     def __len__(self) -> int:
         return self._count
@@ -47,7 +48,7 @@ class Entries:
         if marks is None:
             marks = self._marks[chunk] = bytearray(_CHUNK)
             self._pages[chunk] = _EMPTY[:]
-            self._of.setdefault(key >> INDEX_BITS, set()).add(chunk)
+            insort(self._of.setdefault(key >> INDEX_BITS, []), chunk)
         marks[key & _LAST] = 1
         self._pages[chunk][key & _LAST] = page
         self._count += 1
@@ -57,10 +58,14 @@ class Entries:
         if key not in self:
             return None
         chunk = key >> _CHUNK_BITS
-        self._marks[chunk][key & _LAST] = 0
+        marks = self._marks[chunk]
+        marks[key & _LAST] = 0
         page = self._pages[chunk][key & _LAST]
         self._pages[chunk][key & _LAST] = _NO_PAGE
         self._count -= 1
+        if marks.find(_PRESENT) < 0:
+            del self._marks[chunk], self._pages[chunk]
+            self._of[key >> INDEX_BITS].remove(chunk)
         return page
 
     def those_at(self, page: int, keys: Iterable[int]) -> list[int]:
@@ -70,21 +75,21 @@ class Entries:
 
     def any_within(self, key: int, count: int) -> bool:
         """Tell whether any of ``count`` keys from ``key`` is faulted in, as ``xa_find`` does."""
-        end = key + count
-        while key < end:
-            chunk, at = key >> _CHUNK_BITS, key & _LAST
-            upto = min(at + end - key, _CHUNK)
-            marks = self._marks.get(chunk)
-            if marks is not None and marks.find(_PRESENT, at, upto) >= 0:
+        chunks = self._of.get(key >> INDEX_BITS, [])
+        for number in range(bisect_left(chunks, key >> _CHUNK_BITS), len(chunks)):
+            before = key - (chunks[number] << _CHUNK_BITS)
+            if before + count <= 0:
+                return False
+            marks = self._marks[chunks[number]]
+            if marks.find(_PRESENT, max(before, 0), before + count) >= 0:
                 return True
-            key += upto - at
         return False
 
     def of(self, mapping: int) -> list[tuple[int, int]]:
         """Give the keys of a file that are faulted in, ascending, each with its page."""
         return [
             ((chunk << _CHUNK_BITS) + at, page)
-            for chunk in sorted(self._of.get(mapping, ()))
+            for chunk in self._of.get(mapping, ())
             for at, page in enumerate(self._pages[chunk])
             if page != _NO_PAGE
         ]

@@ -240,7 +240,6 @@ class Run:
             design=tracker.name,
             memory=counts.memory,
             peak=counts.peak,
-            allocated=counts.allocated,
             allocations=counts.allocations,
             frees=counts.frees,
             comparisons=counts.comparisons,
