@@ -5,7 +5,6 @@ faulted it in unmaps the file, and goes when the file is cut, written elsewhere,
 """
 
 from array import array
-from bisect import bisect_left, insort
 from collections.abc import Iterable
 from typing import Final
 
@@ -14,7 +13,7 @@ from whoseblock.study.base import INDEX_BITS
 __all__ = ["Entries"]
 
 #: Entries come in chunks of so many, like the nodes of an xarray: what is near in the file is near
-#: in memory, and where nothing is there is no chunk, so that a search does not pass through it.
+#: in memory.
 _CHUNK_BITS: Final = 9
 _CHUNK: Final = 1 << _CHUNK_BITS
 _LAST: Final = _CHUNK - 1
@@ -31,8 +30,8 @@ class Entries:
         #: By chunk: the page of each key, and which of them there are, which is quick to search.
         self._pages: dict[int, array[int]] = {}
         self._marks: dict[int, bytearray] = {}
-        #: The chunks of each file, ascending.
-        self._of: dict[int, list[int]] = {}
+        #: The chunks of each file.
+        self._of: dict[int, set[int]] = {}
 
     def __len__(self) -> int:
         return self._count
@@ -48,7 +47,7 @@ class Entries:
         if marks is None:
             marks = self._marks[chunk] = bytearray(_CHUNK)
             self._pages[chunk] = _EMPTY[:]
-            insort(self._of.setdefault(key >> INDEX_BITS, []), chunk)
+            self._of.setdefault(key >> INDEX_BITS, set()).add(chunk)
         marks[key & _LAST] = 1
         self._pages[chunk][key & _LAST] = page
         self._count += 1
@@ -58,14 +57,10 @@ class Entries:
         if key not in self:
             return None
         chunk = key >> _CHUNK_BITS
-        marks = self._marks[chunk]
-        marks[key & _LAST] = 0
+        self._marks[chunk][key & _LAST] = 0
         page = self._pages[chunk][key & _LAST]
         self._pages[chunk][key & _LAST] = _NO_PAGE
         self._count -= 1
-        if marks.find(_PRESENT) < 0:
-            del self._marks[chunk], self._pages[chunk]
-            self._of[key >> INDEX_BITS].remove(chunk)
         return page
 
     def those_at(self, page: int, keys: Iterable[int]) -> list[int]:
@@ -75,21 +70,21 @@ class Entries:
 
     def any_within(self, key: int, count: int) -> bool:
         """Tell whether any of ``count`` keys from ``key`` is faulted in, as ``xa_find`` does."""
-        chunks = self._of.get(key >> INDEX_BITS, [])
-        for number in range(bisect_left(chunks, key >> _CHUNK_BITS), len(chunks)):
-            before = key - (chunks[number] << _CHUNK_BITS)
-            if before + count <= 0:
-                return False
-            marks = self._marks[chunks[number]]
-            if marks.find(_PRESENT, max(before, 0), before + count) >= 0:
+        end = key + count
+        while key < end:
+            chunk, at = key >> _CHUNK_BITS, key & _LAST
+            upto = min(at + end - key, _CHUNK)
+            marks = self._marks.get(chunk)
+            if marks is not None and marks.find(_PRESENT, at, upto) >= 0:
                 return True
+            key += upto - at
         return False
 
     def of(self, mapping: int) -> list[tuple[int, int]]:
         """Give the keys of a file that are faulted in, ascending, each with its page."""
         return [
             ((chunk << _CHUNK_BITS) + at, page)
-            for chunk in self._of.get(mapping, ())
+            for chunk in sorted(self._of.get(mapping, ()))
             for at, page in enumerate(self._pages[chunk])
             if page != _NO_PAGE
         ]

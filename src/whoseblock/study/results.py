@@ -174,9 +174,9 @@ class LostLeaf(Struct, frozen=True):
 
 
 class LostLeaves(Struct, frozen=True):
-    """Each of ``leaves`` blocks lost by itself, with what it tells of ``mean`` pages on the average.
+    """What it means to lose one of ``leaves`` blocks, each of which tells of ``mean`` pages.
 
-    Of those in the order of their pages the middle one and the last were lost indeed.
+    The median of them, by how many pages they tell of, and the worst were lost indeed.
     """
 
     leaves: int

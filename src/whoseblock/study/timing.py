@@ -61,10 +61,11 @@ def entry_times(source: Source, seed: int, most: int = _ENTRIES) -> EntryTime:
     space = source.space()
     entries = _sample(space, seed, most)
     designs = _designs(source, space, entries)
-    rounds: list[dict[str, _Seconds]] = []
     with _undisturbed():
-        for _ in range(_ROUNDS):
-            rounds.append({name: _time(space, entries, make) for name, make in designs.items()})
+        rounds = [
+            {name: _time(space, entries, make) for name, make in designs.items()}
+            for _ in range(_ROUNDS)
+        ]
     put_in, added = _compared([{name: one.put_in for name, one in each.items()} for each in rounds])
     taken_out, out_added = _compared(
         [{name: one.taken_out for name, one in each.items()} for each in rounds]
