@@ -2,7 +2,6 @@
 
 import os
 import random
-import re
 from collections import defaultdict
 from pathlib import Path
 
@@ -15,13 +14,11 @@ from tests.support.tools import Missing, need_loop_mounts, sees
 
 from whoseblock.errors import TargetError, UnsupportedError
 from whoseblock.study.base import Owner, Tracker, owner_of
-from whoseblock.study.disk import lost_leaf, upkeep
 from whoseblock.study.entries import Entries
 from whoseblock.study.extents import Extent, Extents
 from whoseblock.study.run import Run, run_workload
 from whoseblock.study.sources import ImageSource, MadeUpSource
 from whoseblock.study.space import Space
-from whoseblock.study.timing import failure_times, fault_times, write_times
 from whoseblock.study.workloads import LIFE, WORKLOADS, Step, Workload, fault_in
 from whoseblock.study.world import World
 
@@ -161,50 +158,6 @@ def test_large_entries_are_taken_where_they_fit() -> None:
     assert saved > 0
     assert saved % 511 == 0
     assert [one.memory for one in large.trackers] == [one.memory for one in small.trackers]
-
-
-def test_upkeep_is_what_xfs_db_prints(demo: Path) -> None:
-    with ImageSource(str(demo)) as source:
-        found = upkeep(source.filesystem)
-        groups = source.filesystem.volume.sb.agcount
-    printed = xfsdb.ask(
-        demo, [f"agf {agno}\nprint rmapblocks rmaplevel" for agno in range(groups)]
-    ).decode()
-    blocks = [int(number) for number in re.findall(r"rmapblocks = (\d+)", printed)]
-    levels = [int(number) for number in re.findall(r"rmaplevel = (\d+)", printed)]
-    assert found.rmap_bytes == sum(blocks) * PAGE
-    assert found.levels == max(levels)
-    assert found.groups == groups
-
-
-def test_a_lost_leaf_makes_no_wrong_answers(demo: Path) -> None:
-    lost = lost_leaf(str(demo))
-    assert lost.records > 0
-    assert lost.complete < lost.pages
-    assert lost.wrong == 0
-
-
-def test_times_are_there(demo: Path) -> None:
-    with ImageSource(str(demo)) as source:
-        fault = fault_times(source, seed=1, most=500)
-        failures = {one.design: one for one in failure_times(source, seed=1)}
-    assert 450 < fault.faults < 600
-    assert fault.none > 0
-    assert set(fault.added) == {"per page", "per extent", "on demand"}
-    assert failures["per page"].blocks_worst == 0
-    # The header of the group, and the tree, which is its root alone; the inode.
-    assert failures["on demand, cold"].blocks_median >= 2
-    assert failures["on demand, warm"].blocks_worst == 0
-
-
-def test_only_writes_that_break_sharing_are_timed() -> None:
-    write = write_times(MadeUpSource(256, 2, seed=1), seed=1, most=50)
-    assert write.writes == 3 * 50
-    assert set(write.seconds) == {"per page", "per extent", "on demand"}
-    assert all(seconds > 0 for seconds in (write.clock, *write.seconds.values()))
-    # Of two who share a page the one breaks it, and the other then has it for himself.
-    assert write_times(MadeUpSource(64, 2, seed=1), seed=1).writes <= 3 * 64
-    assert write_times(MadeUpSource(256, 1, seed=1), seed=1).writes == 0
 
 
 def test_what_cannot_be_studied_is_said(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from whoseblock.ranges import ByteRange
 from whoseblock.study.results import LostLeaf, LostLeaves, Upkeep
 from whoseblock.study.sizes import PAGE, rmap_reserve
 
-__all__ = ["lost_leaves", "upkeep"]
+__all__ = ["leaves_of", "lost_leaves", "upkeep"]
 
 _FILE, _METADATA = KINDS.index("file"), KINDS.index("metadata")
 _UNKNOWN = KINDS.index("unknown")
@@ -39,7 +39,7 @@ def upkeep(filesystem: XfsFilesystem) -> Upkeep:
         np.arange(start, start + length, PAGE)
         for start, length in zip(rows.start[data], rows.length[data], strict=True)
     ])).size if data.any() else 0  # fmt: skip
-    records = sum(leaf.numrecs for agno in groups for leaf in _leaves(filesystem, agno))
+    records = sum(leaf.numrecs for agno in groups for leaf in leaves_of(filesystem, agno))
     return Upkeep(
         size=filesystem.size,
         rmap_bytes=sum(header.rmap_blocks for header in headers) * filesystem.block_size,
@@ -82,7 +82,7 @@ def lost_leaves(path: str) -> LostLeaves:
         places = sorted(
             _Place(leaf.high - leaf.low, agno, leaf.low, leaf.agbno, leaf.numrecs)
             for agno in range(filesystem.volume.groups_on_device)
-            for leaf in _leaves(filesystem, agno)
+            for leaf in leaves_of(filesystem, agno)
         )
     return LostLeaves(
         leaves=len(places),
@@ -128,7 +128,8 @@ def _claims(rows: OwnerArrays) -> dict[int, set[tuple[int, ...]]]:
     return claims
 
 
-def _leaves(filesystem: XfsFilesystem, agno: int) -> list[Leaf]:
+def leaves_of(filesystem: XfsFilesystem, agno: int) -> list[Leaf]:
+    """Give the leaves of the reverse mapping of a group."""
     faults: list[Fault] = []
     volume = filesystem.volume
     tree = AgTree(volume, agno, RMAPBT, volume.ag_blocks(agno))

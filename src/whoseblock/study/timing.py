@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from whoseblock.study.extents import Extent
     from whoseblock.study.space import Segment, Space
 
-__all__ = ["entry_times", "failure_times", "write_times"]
+__all__ = ["entry_times", "failure_times", "sample", "write_times"]
 
 _ROUNDS: Final = 5
 _ENTRIES: Final = 10_000
@@ -59,7 +59,7 @@ def entry_times(source: Source, seed: int, most: int = _ENTRIES) -> EntryTime:
     Then all entries are taken out again, in the same order.
     """
     space = source.space()
-    entries = _sample(space, seed, most)
+    entries = sample(space, seed, most)
     designs = _designs(source, space, entries)
     with _undisturbed():
         rounds = [
@@ -104,7 +104,7 @@ def _designs(
     }
 
 
-def _sample(space: "Space", seed: int, most: int) -> "list[Extent]":
+def sample(space: "Space", seed: int, most: int) -> "list[Extent]":
     """Choose runs of pages at random until there are enough entries of all files that share them.
 
     Runs, and not pages by themselves, since faults that come one behind the other are cheaper for
@@ -204,7 +204,7 @@ def write_times(source: Source, seed: int, most: int = _WRITES) -> WriteTime:
     Timed is what each design does when the writer's entry goes, and comes back on its own page; not
     what the filesystem does, which is the same for all.
     """
-    faulted = _sample(source.space(), seed, 2 * most)
+    faulted = sample(source.space(), seed, 2 * most)
     pages = len({entry.page for entry in faulted})
     rounds = [_time_writes(source, faulted, seed + number, most) for number in range(_WRITE_ROUNDS)]
     times = [seconds for _, seconds in rounds]
@@ -250,7 +250,7 @@ def failure_times(source: ImageSource, seed: int) -> tuple[FailureTime, ...]:
     machine; *warm* is the same question again; *at once* is many failures told together.
     """
     space = source.space()
-    entries = _sample(space, seed, _ENTRIES)
+    entries = sample(space, seed, _ENTRIES)
     pages = sorted({entry.page for entry in entries})
     rng = random.Random(seed)  # noqa: S311 - as above
     chosen = rng.sample(pages, min(len(pages), _FAILURES))
