@@ -176,7 +176,8 @@ def _faults(axes: "Axes", report: Report) -> None:
     axes.text(64, 0.97, "no tracking", color=_GREY, ha="right", va="top")
     axes.set_xscale("log", base=2)
     axes.set_xticks([1, 2, 4, 8, 16, 32, 64], ["1", "2", "4", "8", "16", "32", "64"])
-    axes.set_ylim(0)
+    # With room for what the lines are.
+    axes.set_ylim(0, axes.get_ylim()[1] * 1.35)
     axes.set_xlabel("files that share a page")
     axes.set_ylabel("emulated time (without tracking = 1)")
     axes.set_title("Cost of a fault, and of taking its entry out")

@@ -294,7 +294,7 @@ def _short(report: Report) -> Table:
          *_only("per page", designs, f"{report.in_folios / image.size:.2%}")),
         ("kernel memory, of that of struct page",
          *(f"{one / (image.size // PAGE * STRUCT_PAGE):.2f}" for one in memory)),
-        ("space of the device kept back for it",
+        ("space of the device, kept back for the reverse mapping",
          *("0.00%" if design != "on demand" else f"{image.kept_bytes / image.size:.2%}"
            for design in designs)),
         ("owners of failed pages found",
