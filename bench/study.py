@@ -63,7 +63,7 @@ def _more(results: dict[str, Any]) -> Iterator[Table]:
             ("processors", f"{results['processors']}"),
             ("pages faulted in by each of the first four workloads", f"{faulted:,}"),
             ("other work on them when it began", f"{results['load']:.1f}"),
-            ("all workloads and the sweep together", f"{report['seconds']:.0f} s"),
+            ("all workloads and the sweeps together", f"{report['seconds']:.0f} s"),
             ("the same, processor time", f"{report['processor_seconds']:.0f} s"),
             ("the whole study, with what is timed on one processor", f"{results['whole']:.0f} s"),
         ],

@@ -160,6 +160,8 @@ def _disk(report: Report) -> Table:
         ("records that the life put in, took out or changed", f"{updates:,}"),
         ("pages that one leaf tells of, by the keys above it: mean and median",
          f"{lost.mean:,.0f} and {lost.median.pages:,}, of {lost.leaves:,} leaves"),
+        ("pages of the device for each leaf: a failure hits one once in so many times",
+         f"{upkeep.size / PAGE / lost.leaves:,.0f}"),
         ("pages that the worst leaf tells of",
          f"{lost.worst.pages:,}, {lost.worst.pages * PAGE / upkeep.size:.0%} of the device"),
         ("records of that leaf", f"{lost.worst.records:,}"),
