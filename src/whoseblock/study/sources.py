@@ -14,7 +14,7 @@ from whoseblock.media.overlay import OverlayMedia
 from whoseblock.media.pmem import EmulatedPmem
 from whoseblock.study.base import Found
 from whoseblock.study.extents import Extents, extents_of, in_pieces, made_up
-from whoseblock.study.on_demand import DiskAnswers, DiskLookup, SpaceLookup
+from whoseblock.study.on_demand import DiskAnswers, DiskLookup, SpaceLookup, ask_all
 from whoseblock.study.sizes import PAGE
 from whoseblock.study.space import Space
 
@@ -76,9 +76,13 @@ class ImageSource(Closing):
         """Ask the image, which knows nothing of what the study has changed."""
         return DiskLookup(self.filesystem, space)
 
+    @cached_property
+    def _told(self) -> dict[int, list[int]]:
+        return ask_all(self.filesystem, self.space())
+
     def answers(self, space: Space) -> DiskAnswers:
-        """Ask the image about everything at once."""
-        return DiskAnswers(self.filesystem, space)
+        """Ask the image about everything at once, the first time."""
+        return DiskAnswers(self._told, space)
 
     def media(self) -> EmulatedPmem:
         """Give the image as a device to fail."""

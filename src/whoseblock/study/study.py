@@ -2,12 +2,11 @@
 
 import gc
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
-from functools import partial
+from contextlib import ExitStack, contextmanager
 from multiprocessing import get_context
-from typing import Final, NamedTuple, TypeVar
+from typing import Final, NamedTuple, Self, TypeVar
 
 from whoseblock.fs.base import Progress, no_progress
 from whoseblock.study.arithmetic import bytes_in_folios
@@ -29,7 +28,7 @@ _PIECES_PAGES: Final = 192
 
 
 _Time = TypeVar("_Time", EntryTime, WriteTime)
-_Open = Callable[[], "ImageSource | MadeUpSource | PiecesSource"]
+_Source = ImageSource | MadeUpSource | PiecesSource
 
 
 class Plan(NamedTuple):
@@ -49,10 +48,20 @@ class Plan(NamedTuple):
     timed: bool = True
 
 
+class _Origin(NamedTuple):
+    """What can be opened, in any process."""
+
+    kind: Callable[..., _Source]
+    arguments: tuple[str | int, ...]
+
+    def open(self) -> _Source:
+        return self.kind(*self.arguments)
+
+
 class _Job(NamedTuple):
     """One workload on what can be opened."""
 
-    source: _Open
+    origin: _Origin
     workload: Workload
     seed: int
     life_steps: int
@@ -68,11 +77,11 @@ def study(plan: Plan, progress: Progress = no_progress) -> Report:
     # side by side, for the processors' common cache.
     kinds = [WORKLOADS[1], WORKLOADS[0], WORKLOADS[3], LIFE, WORKLOADS[2]]
     swept, pieces = _swept(plan), _pieces(plan)
-    sources = [*swept, *(source for _, source in pieces)]
-    image = partial(ImageSource, plan.image)
-    work = [(image, kind) for kind in kinds] + [(one, WORKLOADS[0]) for one in sources]
-    jobs = [_Job(one, workload, plan.seed, plan.life_steps) for one, workload in work]
-    with image() as source, _begun(jobs, plan.jobs) as running:
+    image = _Origin(ImageSource, (plan.image,))
+    work = [(image, kind) for kind in kinds]
+    work += [(origin, WORKLOADS[0]) for origin in (*swept, *(origin for _, origin in pieces))]
+    jobs = [_Job(origin, workload, plan.seed, plan.life_steps) for origin, workload in work]
+    with ImageSource(plan.image) as source, _begun(jobs, plan.jobs) as running:
         # Meanwhile, if there are other processes.
         price, lost = upkeep(source.filesystem), lost_leaves(plan.image)
         in_folios = bytes_in_folios(source.space().segments())
@@ -106,36 +115,34 @@ def study(plan: Plan, progress: Progress = no_progress) -> Report:
         )
 
 
-def _swept(plan: Plan) -> Sequence[_Open]:
+def _swept(plan: Plan) -> list[_Origin]:
     """Give the images of the sweep of sharing, or made-up pages."""
     if plan.sweep_images:
-        return [partial(ImageSource, path) for path in plan.sweep_images]
+        return [_Origin(ImageSource, (path,)) for path in plan.sweep_images]
     sharing = SHARING if plan.sweep_pages else ()
-    return [partial(MadeUpSource, plan.sweep_pages, files, plan.seed) for files in sharing]
+    return [_Origin(MadeUpSource, (plan.sweep_pages, files, plan.seed)) for files in sharing]
 
 
-def _pieces(plan: Plan) -> list[tuple[int, _Open]]:
+def _pieces(plan: Plan) -> list[tuple[int, _Origin]]:
     """Give how long the extents are, and those."""
     if not plan.sweep_pages:
         return []
     return [
-        (length, partial(PiecesSource, _PIECES_PAGES, files, length))
+        (length, _Origin(PiecesSource, (_PIECES_PAGES, files, length)))
         for files in _PIECES_SHARED
         for length in LENGTHS
     ]
 
 
 def _times(
-    measure: Callable[[ImageSource | MadeUpSource | PiecesSource, int], _Time],
-    plan: Plan,
-    source: ImageSource,
+    measure: Callable[[_Source, int], _Time], plan: Plan, source: ImageSource
 ) -> tuple[_Time, ...]:
     """Time something on all extents by itself, with no other work beside."""
     if not plan.timed:
         return ()
     found = [measure(source, plan.seed)]
     for one in _swept(plan):
-        with one() as swept:
+        with one.open() as swept:
             found.append(measure(swept, plan.seed))
     return tuple(found)
 
@@ -144,22 +151,53 @@ def _times(
 def _begun(jobs: list[_Job], processes: int) -> Iterator[Iterable[tuple[WorkloadResult, float]]]:
     """Have other processes begin with jobs; with one process, they are done when they are asked."""
     if processes <= 1:
-        yield map(_work, jobs)
+        with _Opened() as opened:
+            yield map(opened.work, jobs)
         return
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
         yield pool.map(_work, jobs)
 
 
-def _work(job: _Job) -> tuple[WorkloadResult, float]:
-    """Run a workload; gives the processor's seconds with the result."""
-    begun = time.process_time()
-    # Millions of nodes that refer to each other, and none of them garbage before the end.
-    was = gc.isenabled()
-    gc.disable()
-    try:
-        with job.source() as source:
+class _Opened:
+    """What the last job had open: the next one on the same image finds it read already."""
+
+    def __init__(self) -> None:
+        self._stack = ExitStack()
+        self._last: tuple[_Origin, _Source] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def work(self, job: _Job) -> tuple[WorkloadResult, float]:
+        """Run a workload; gives the processor's seconds with the result."""
+        begun = time.process_time()
+        # Millions of nodes that refer to each other, and none of them garbage before the end.
+        was = gc.isenabled()
+        gc.disable()
+        try:
+            source = self._open(job.origin)
             result = run_workload(source, job.workload, job.seed, job.life_steps)
-        return result, time.process_time() - begun
-    finally:
-        if was:
-            gc.enable()
+            return result, time.process_time() - begun
+        finally:
+            if was:
+                gc.enable()
+
+    def _open(self, origin: _Origin) -> _Source:
+        if self._last is not None and self._last[0] == origin:
+            return self._last[1]
+        self._stack.close()
+        source = origin.open()
+        self._stack.push(source)
+        self._last = origin, source
+        return source
+
+
+#: Of this process, if it is one of the pool; what it has open ends with it.
+_OPENED: Final = _Opened()
+
+
+def _work(job: _Job) -> tuple[WorkloadResult, float]:
+    return _OPENED.work(job)
