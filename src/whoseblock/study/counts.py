@@ -12,7 +12,9 @@ class Counts:
     ``comparisons`` are nodes of a tree whose key was looked at, ``rotations`` those of a red-black
     tree, ``locks`` the times that a lock must be taken since others may change the same,
     ``page_writes`` the times that a ``struct page`` which others use must be changed because its
-    extent was cut or joined, ``probes`` the look-ups in a file's entries that a tracker needs.
+    extent was cut or joined, ``probes`` the entries of files that a tracker looked at.  Not counted
+    is what all designs do for each page of an entry: to write the mapping, the tree, or the number
+    of entries to its ``struct page``.
     """
 
     allocations: int = 0

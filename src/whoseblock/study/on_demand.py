@@ -20,19 +20,34 @@ _FILE, _DATA_FORK, _DATA = KINDS.index("file"), FORKS.index("data"), WHATS.index
 
 
 class OnDemand:
-    """Asks; ``find`` is who knows."""
+    """Asks; ``find`` is who knows.
+
+    Linux counts the entries of each page, in ``page->share`` since 6.2, so as to know the last one
+    that goes.  That is in ``struct page``, and does not say whose they are.
+    """
 
     name = "on demand"
 
     def __init__(self, find: Callable[[int], Found]) -> None:
         self.counts = Counts()
         self._find = find
+        #: What ``struct page`` has: by how many entries it is faulted in.
+        self.share: dict[int, int] = {}
 
-    def associate(self, page: int, mapping: int, index: int, count: int = 1) -> None:
-        """Do nothing."""
+    def associate(self, page: int, _mapping: int, _index: int, count: int = 1) -> None:
+        """Count an entry up."""
+        share = self.share
+        for one in range(page, page + count):
+            share[one] = share.get(one, 0) + 1
 
-    def disassociate(self, page: int, mapping: int, index: int, count: int = 1) -> None:
-        """Do nothing."""
+    def disassociate(self, page: int, _mapping: int, _index: int, count: int = 1) -> None:
+        """Count an entry down."""
+        share = self.share
+        for one in range(page, page + count):
+            if share[one] > 1:
+                share[one] -= 1
+            else:
+                del share[one]
 
     def find(self, page: int) -> Found:
         """Ask the filesystem whose a page is, under the lock of its allocation group."""
@@ -87,7 +102,7 @@ class DiskLookup:
         if all(isinstance(row, Free) for row in rows):
             return Found("free", [])
         if any(_is_metadata(row) for row in rows):
-            return Found("metadata", [])
+            return Found("metadata", [], stops=any(_stops(row) for row in rows))
         return Found("files", _keys(rows))
 
 
@@ -133,6 +148,11 @@ def _is_metadata(row: object) -> bool:
     if isinstance(row, FileOwner):
         return row.fork != "data" or row.what in ("directory", "symlink", "extent-map")
     return isinstance(row, (MetadataOwner, Outside))
+
+
+def _stops(row: object) -> bool:
+    """Tell whether Linux shuts down: not for the data fork of any inode, be it a directory's."""
+    return not isinstance(row, FileOwner) or row.fork != "data" or row.what == "extent-map"
 
 
 def _keys(rows: Sequence[object]) -> list[int]:

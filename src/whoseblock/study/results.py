@@ -7,8 +7,10 @@ __all__ = [
     "EntryTime",
     "FailureTime",
     "Failures",
+    "LifeResult",
     "LostLeaf",
     "LostLeaves",
+    "Phase",
     "Pieces",
     "Report",
     "TrackerResult",
@@ -22,7 +24,8 @@ class Failures(Struct, frozen=True):
     """What became of the failures of a workload by one design.
 
     ``told`` counts the owners that were found, ``missed`` those that the filesystem knows besides.
-    ``free`` pages were zeroed and cleared; of ``unknown`` ones nothing can be done.
+    ``free`` pages were zeroed and cleared; of ``unknown`` ones nothing can be done.  ``processes``
+    were told, all that had the page in their page tables.
     """
 
     files: int
@@ -31,12 +34,14 @@ class Failures(Struct, frozen=True):
     unknown: int
     told: int
     missed: int
+    processes: int = 0
 
 
 class TrackerResult(Struct, frozen=True):
     """What one design cost in one workload; the fields of `whoseblock.study.counts.Counts`.
 
-    ``memory_over_time`` is the memory after each of equal parts of the workload's steps.
+    ``memory_over_time`` is the memory after each of equal parts of the steps, for one phase of the
+    workload after the other.
     """
 
     design: str
@@ -66,6 +71,29 @@ class Blindness(Struct, frozen=True):
     files_known: int
 
 
+class Phase(Struct, frozen=True):
+    """A part of a life: its steps, and how many of the samples of memory over time are of it."""
+
+    name: str
+    steps: int
+    samples: int
+
+
+class LifeResult(Struct, frozen=True):
+    """What there is in a life alone.
+
+    ``broken`` writes broke sharing; ``evicted`` inodes left memory, no process having the file
+    mapped any more, and ``evicted_entries`` with them.  ``linux`` is what XFS in Linux makes of the
+    same failures, which asks on demand, too.
+    """
+
+    phases: tuple[Phase, ...]
+    broken: int
+    evicted: int
+    evicted_entries: int
+    linux: Failures
+
+
 class WorkloadResult(Struct, frozen=True):
     """One workload: what happened, that all agreed, and what each design paid.
 
@@ -87,6 +115,7 @@ class WorkloadResult(Struct, frozen=True):
     rmap_updates: int
     blindness: Blindness
     trackers: tuple[TrackerResult, ...]
+    life: LifeResult | None = None
 
 
 class Pieces(Struct, frozen=True):
