@@ -143,9 +143,11 @@ class PerExtent:
     def _associate_alone(self, page: int, key: int, count: int) -> None:
         """Take note of the owner of pages that no other file has, unless a record has them."""
         if not self._starts:
-            self._single.update(
-                zip(range(page, page + count), range(key, key + count), strict=True)
-            )
+            if count == 1:
+                self._single[page] = key
+            else:
+                pages, keys = range(page, page + count), range(key, key + count)
+                self._single.update(zip(pages, keys, strict=True))
             return
         for at in range(count):
             record = self._record_at(page + at)
