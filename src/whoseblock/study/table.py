@@ -303,6 +303,10 @@ def _short(report: Report) -> Table:
          *(f"{_share(found[one].told, found[one].told + found[one].missed):.0%}"
            for one in designs)),
     ]  # fmt: skip
+    if life.life is not None:
+        linux = life.life.linux
+        share = f"{_share(linux.told, linux.told + linux.missed):.0%}"
+        rows.append(("the same, as Linux does it", *_only("on demand", designs, share)))
     if report.times:
         ratios = [
             [1 + (one.added[design] + one.out_added[design]) / (one.none + one.out_none)
