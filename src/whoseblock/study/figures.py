@@ -114,15 +114,28 @@ def _memory_by_length(axes: "Axes", report: Report) -> None:
 
 
 def _memory_over_time(axes: "Axes", report: Report) -> None:
-    life = report.workloads[-1]
-    for tracker in life.trackers:
-        samples = [memory / 1024 for memory in tracker.memory_over_time]
-        steps = [life.steps * at / max(len(samples) - 1, 1) / 1000 for at in range(len(samples))]
-        axes.plot(steps, samples, color=_COLOURS[tracker.design], label=tracker.design, linewidth=2)
-    axes.set_xlim(0, life.steps / 1000)
-    axes.set_ylim(-0.02 * max(max(one.memory_over_time) for one in life.trackers) / 1024)
+    result = report.workloads[-1]
+    assert result.life is not None  # noqa: S101 - the last workload is the life
+    phases = result.life.phases
+    for tracker in result.trackers:
+        places: list[float] = []
+        # Each phase is as wide as any other, however many steps it has.
+        for number, phase in enumerate(phases):
+            parts = max(phase.samples - 1, 1)
+            places += (number + at / parts for at in range(phase.samples))
+        axes.plot(
+            places, [memory / 1024 for memory in tracker.memory_over_time],
+            color=_COLOURS[tracker.design], label=tracker.design, linewidth=2,
+        )  # fmt: skip
+    for number in range(1, len(phases)):
+        axes.axvline(number, color=_GREY, linestyle=":", linewidth=1)
+    names = [f"{phase.name}\n{phase.steps:,} steps" for phase in phases]
+    axes.set_xticks([number + 0.5 for number in range(len(phases))], names)
+    axes.tick_params(axis="x", length=0)
+    axes.grid(visible=False, axis="x")
+    axes.set_xlim(0, len(phases))
+    axes.set_ylim(-0.02 * max(max(one.memory_over_time) for one in result.trackers) / 1024)
     axes.yaxis.set_major_formatter("{x:,.0f}")
-    axes.set_xlabel("steps (thousands): faults first, then writes, cuts, clones, failures")
     axes.set_ylabel("kernel memory (KiB)")
     axes.set_title(f"Memory in a life of {report.extents}, half of its files faulted in")
     axes.legend()

@@ -127,20 +127,26 @@ def _formula(result: WorkloadResult) -> str:
 def _failures(report: Report) -> Table:
     life = report.workloads[-1]
     blind = life.blindness
+    rows = [(tracker.design, tracker.failures) for tracker in life.trackers]
+    said = ""
+    if life.life is not None:
+        rows.append(("on demand, as in Linux", life.life.linux))
+        said = f"  Inodes left memory {life.life.evicted:,} times"
+        said += f", with {life.life.evicted_entries:,} entries."
     return Table(
         "failures",
         "What each design could say of the failures of a life",
         ("design", "owners known", "free, cleared", "metadata", "nothing known",
-         "owners found", "owners missed"),
+         "owners found", "owners missed", *(("processes told",) if said else ())),
         [
-            (tracker.design, *(f"{count:,}" for count in (
-                tracker.failures.files, tracker.failures.free, tracker.failures.metadata,
-                tracker.failures.unknown, tracker.failures.told, tracker.failures.missed)))
-            for tracker in life.trackers
+            (design, *(f"{count:,}" for count in (
+                found.files, found.free, found.metadata, found.unknown, found.told, found.missed,
+                *((found.processes,) if said else ()))))
+            for design, found in rows
         ],
         f"{blind.files - blind.files_known:,} of {blind.files:,} files have no page faulted in at"
         f" the end; of {blind.owners:,} pairs of a page and its file {blind.known:,} are known to"
-        " who tracks faults.",
+        f" who tracks faults.{said}",
     )  # fmt: skip
 
 
