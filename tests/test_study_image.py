@@ -2,27 +2,32 @@
 
 import os
 import random
-import re
-from collections import defaultdict
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import pytest
 from demo.demo import unpack
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from tests.support import calls, xfsdb
-from tests.support.images import MIB, Geometry, make_image
+from tests.support.images import MIB, Geometry, make_image, sparse_copy
 from tests.support.mounts import mounted
 from tests.support.tools import Missing, need_loop_mounts, sees
 
 from whoseblock.errors import TargetError, UnsupportedError
-from whoseblock.study.base import Owner, Tracker, owner_of
-from whoseblock.study.disk import lost_leaf, upkeep
+from whoseblock.study.base import Owner, Tracker, key_of, owner_of
 from whoseblock.study.entries import Entries
 from whoseblock.study.extents import Extent, Extents
+from whoseblock.study.on_demand import OnDemand
+from whoseblock.study.per_extent import PerExtent
+from whoseblock.study.per_page import PerPage
 from whoseblock.study.run import Run, run_workload
 from whoseblock.study.sources import ImageSource, MadeUpSource
 from whoseblock.study.space import Space
-from whoseblock.study.timing import failure_times, fault_times, write_times
-from whoseblock.study.workloads import LIFE, WORKLOADS, Step, Workload, fault_in
+from whoseblock.study.workloads import LIFE, WORKLOADS, Step, Workload, fault_in, life
 from whoseblock.study.world import World
 
 PAGE = 4096
@@ -163,50 +168,6 @@ def test_large_entries_are_taken_where_they_fit() -> None:
     assert [one.memory for one in large.trackers] == [one.memory for one in small.trackers]
 
 
-def test_upkeep_is_what_xfs_db_prints(demo: Path) -> None:
-    with ImageSource(str(demo)) as source:
-        found = upkeep(source.filesystem)
-        groups = source.filesystem.volume.sb.agcount
-    printed = xfsdb.ask(
-        demo, [f"agf {agno}\nprint rmapblocks rmaplevel" for agno in range(groups)]
-    ).decode()
-    blocks = [int(number) for number in re.findall(r"rmapblocks = (\d+)", printed)]
-    levels = [int(number) for number in re.findall(r"rmaplevel = (\d+)", printed)]
-    assert found.rmap_bytes == sum(blocks) * PAGE
-    assert found.levels == max(levels)
-    assert found.groups == groups
-
-
-def test_a_lost_leaf_makes_no_wrong_answers(demo: Path) -> None:
-    lost = lost_leaf(str(demo))
-    assert lost.records > 0
-    assert lost.complete < lost.pages
-    assert lost.wrong == 0
-
-
-def test_times_are_there(demo: Path) -> None:
-    with ImageSource(str(demo)) as source:
-        fault = fault_times(source, seed=1, most=500)
-        failures = {one.design: one for one in failure_times(source, seed=1)}
-    assert 450 < fault.faults < 600
-    assert fault.none > 0
-    assert set(fault.added) == {"per page", "per extent", "on demand"}
-    assert failures["per page"].blocks_worst == 0
-    # The header of the group, and the tree, which is its root alone; the inode.
-    assert failures["on demand, cold"].blocks_median >= 2
-    assert failures["on demand, warm"].blocks_worst == 0
-
-
-def test_only_writes_that_break_sharing_are_timed() -> None:
-    write = write_times(MadeUpSource(256, 2, seed=1), seed=1, most=50)
-    assert write.writes == 3 * 50
-    assert set(write.seconds) == {"per page", "per extent", "on demand"}
-    assert all(seconds > 0 for seconds in (write.clock, *write.seconds.values()))
-    # Of two who share a page the one breaks it, and the other then has it for himself.
-    assert write_times(MadeUpSource(64, 2, seed=1), seed=1).writes <= 3 * 64
-    assert write_times(MadeUpSource(256, 1, seed=1), seed=1).writes == 0
-
-
 def test_what_cannot_be_studied_is_said(tmp_path: Path) -> None:
     with pytest.raises(TargetError):
         ImageSource(str(tmp_path / "none"))
@@ -226,19 +187,21 @@ def test_what_cannot_be_studied_is_said(tmp_path: Path) -> None:
 #: What is done, to which file, where, how many pages; for a reflink, from which file and where.
 Act = tuple[str, int, int, int, int, int]
 
-
-def random_acts(rng: random.Random) -> list[Act]:
-    acts = []
-    for _ in range(60):
-        what = rng.choice(["reflink", "reflink", "write", "write", "punch", "truncate"])
-        index, count = rng.randrange(FILE_PAGES), rng.randint(1, 8)
-        one, other = rng.sample(range(FILES), 2)
-        acts.append((what, one, index, count, other, rng.randrange(FILE_PAGES)))
-    return acts
+places = st.integers(0, FILE_PAGES - 1)
+acts = st.tuples(
+    st.sampled_from(["reflink", "reflink", "write", "write", "punch", "truncate", "fault"]),
+    st.integers(0, FILES - 1),
+    places,
+    st.integers(1, 8),
+    st.integers(0, FILES - 1),
+    places,
+)
 
 
 def in_the_kernel(act: Act, root: Path) -> None:
     what, one, index, count, other, to = act
+    if what == "fault":
+        return
     if what == "truncate":
         os.truncate(root / str(one), index * PAGE)
         return
@@ -262,7 +225,12 @@ def in_the_kernel(act: Act, root: Path) -> None:
 def in_the_study(act: Act, world: World[Tracker], inodes: list[int]) -> None:
     what, one, index, count, other, to = act
     mapping = inodes[one]
-    if what == "truncate":
+    if what == "fault":
+        for at in range(index, index + count):
+            page = world.space.page_of(key_of(mapping, at))
+            if page is not None:
+                world.fault(Extent(mapping, at, page, 1))
+    elif what == "truncate":
         world.truncate(mapping, index)
     elif what == "punch":
         world.punch(mapping, index, count)
@@ -288,34 +256,163 @@ def can_be_done(act: Act, world: World[Tracker], sizes: list[int], inodes: list[
             for extent in world.space.extents(inodes[one])
         )
     if what == "reflink":
-        return to + count <= sizes[other] and index + count <= sizes[one]
-    return what == "punch" or index < sizes[one]
+        there = to + count <= sizes[other] and index + count <= sizes[one]
+        return one != other and there
+    return what in ("punch", "fault") or index < sizes[one]
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_sharing_changes_as_in_the_kernel(tmp_path: Path, seed: int) -> None:
-    """Which files share which pages is the same; where the pages are is each one's own matter."""
+def check_against_the_disk(world: World[Any], trackers: Sequence[Tracker], image: Path) -> None:
+    """Compare the owners of every page with what xfs_db and the reverse mapping of an image say.
+
+    The kernel has put a page elsewhere than the study, maybe: it is known by an owner.
+    """
+    space, entries = world.space, world.entries
+    printed: dict[int, set[Owner]] = defaultdict(set)
+    for row in xfsdb.rows(image, xfsdb.superblock(image)):
+        if row.kind == "file" and row.inode in space.mappings():
+            for at in range(0, row.length, PAGE):
+                owner = Owner(row.inode, (row.offset + at) // PAGE)
+                printed[(row.start + at) // PAGE].add(owner)
+    page_of = {owner: page for page, owners in printed.items() for owner in owners}
+    with ImageSource(str(image)) as source:
+        on_disk = OnDemand(source.lookup(source.space()))
+        found = owners_by_page(space)
+        for page, owners in found.items():
+            (there,) = {page_of.pop(owner) for owner in owners}
+            assert printed[there] == owners == set(on_disk.owners(there))
+            faulted = {one for one in owners if key_of(one.mapping, one.index) in entries}
+            for tracker in trackers:
+                assert set(tracker.owners(page)) == faulted
+        # The kernel knows no owners but these.
+        assert not page_of
+
+
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(some=st.lists(acts, min_size=40, max_size=80))
+def test_the_kernel_and_its_reverse_mapping_agree(some: list[Act]) -> None:
+    """The same is done to files in the kernel and in the study; whoever is asked says the same."""
     need_loop_mounts()
-    rng = random.Random(seed)
+    rng = random.Random(0)
+    with TemporaryDirectory() as made:
+        image = make_image(Path(made) / "disk", Geometry("study", size=64 * MIB, parent=False))
+        with mounted(image) as folder:
+            root = Path(os.fsdecode(folder))
+            for number in range(FILES):
+                (root / str(number)).write_bytes(rng.randbytes(FILE_PAGES * PAGE))
+            # One whole clone, or little may be shared.
+            in_the_kernel(("reflink", 1, 0, FILE_PAGES, 0, 0), root)
+            inodes = [(root / str(number)).stat().st_ino for number in range(FILES)]
+            os.sync()
+        with ImageSource(str(image)) as source:
+            space = source.space()
+        entries = Entries()
+        trackers = (PerPage(space.segment_at), PerExtent(space.segment_at, entries))
+        world: World[Tracker] = World(space, entries, trackers)
+        half = len(some) // 2
+        for part in (some[:half], some[half:]):
+            with mounted(image) as folder:
+                root = Path(os.fsdecode(folder))
+                for act in part:
+                    sizes = [(root / str(one)).stat().st_size // PAGE for one in range(FILES)]
+                    if can_be_done(act, world, sizes, inodes):
+                        in_the_kernel(act, root)
+                        in_the_study(act, world, inodes)
+            check_against_the_disk(world, trackers, image)
+
+
+def test_a_life_ends_in_the_kernel_as_in_the_study(tmp_path: Path) -> None:
+    """A life of the study, lived by real files, too; in the end the real rmap is asked."""
+    need_loop_mounts()
+    rng = random.Random(1)
     image = make_image(tmp_path / "disk", Geometry("study", size=64 * MIB, parent=False))
     with mounted(image) as folder:
         root = Path(os.fsdecode(folder))
-        for number in range(FILES):
-            (root / str(number)).write_bytes(rng.randbytes(FILE_PAGES * PAGE))
-        inodes = [(root / str(number)).stat().st_ino for number in range(FILES)]
-        os.sync()
+        for number in range(8):
+            (root / str(number)).write_bytes(rng.randbytes(64 * PAGE))
+        for number in range(1, 8):
+            in_the_kernel(("reflink", number, 0, 64 - 8 * number, 0, 0), root)
+        numbers = {(root / str(number)).stat().st_ino: number for number in range(8)}
     with ImageSource(str(image)) as source:
-        space = source.space()
-    world: World[Tracker] = World(space, Entries(), [])
-    with mounted(image) as folder:
-        root = Path(os.fsdecode(folder))
-        for act in random_acts(rng):
-            sizes = [(root / str(one)).stat().st_size // PAGE for one in range(FILES)]
-            if can_be_done(act, world, sizes, inodes):
-                in_the_kernel(act, root)
-                in_the_study(act, world, inodes)
-    with ImageSource(str(image)) as source:
-        expected = sorted(sorted(owners) for owners in owners_by_page(source.space()).values())
-    found = sorted(sorted(owners) for owners in owners_by_page(space).values())
-    assert found == expected
-    assert any(len(owners) > 1 for owners in found)
+        run = Run(source)
+        lived = sparse_copy(image, tmp_path / "lived")
+        with mounted(lived) as folder:
+            root = Path(os.fsdecode(folder))
+
+            def mirrored(steps: Iterator[Step]) -> Iterator[Step]:
+                for step in steps:
+                    mapping, index, _, count = step.extent
+                    if step.what in ("write", "punch", "truncate"):
+                        in_the_kernel((step.what, numbers[mapping], index, count, 0, 0), root)
+                    elif step.what == "reflink":
+                        to, at = step.to
+                        one, other = numbers[to], numbers[mapping]
+                        in_the_kernel(("reflink", one, at, count, other, index), root)
+                    yield step
+
+            for phase in life(run.world, run.processes, 2, 1200, source.extents.others):
+                run.go(mirrored(phase.steps), phase.about, phase.name)
+        run.compare_all()
+        assert run.disagreements == 0
+        result = run.result(LIFE)
+        assert result.life is not None
+        assert result.life.broken > 100
+        assert result.life.evicted > 0
+        check_against_the_disk(run.world, (run.per_page, run.per_extent), lived)
+        assert any(len(one.keys) > 1 for one in run.space.segments())
+
+
+def test_a_life_is_lived(demo: Path) -> None:
+    """Only who is mapped is written to, only who is not leaves memory, and the storm breaks."""
+    with ImageSource(str(demo)) as source:
+        run = Run(source)
+        seen: Counter[str] = Counter()
+        for phase in life(run.world, run.processes, 5, 3000, source.extents.others):
+            writes, broken = seen["write"], run.result(LIFE).life
+            assert broken is not None
+
+            def watched(steps: Iterator[Step]) -> Iterator[Step]:
+                for step in steps:
+                    seen[step.what] += 1
+                    mapped = run.processes.mapped(step.extent.mapping)
+                    assert step.what not in ("write", "fault", "unmap") or mapped
+                    assert step.what != "evict" or not mapped
+                    yield step
+
+            run.go(watched(phase.steps), phase.about, phase.name)
+            after = run.result(LIFE).life
+            assert after is not None
+            if phase.name == "write storm":
+                assert after.broken - broken.broken == seen["write"] - writes > 0
+        assert seen.keys() == {
+            "fault", "write", "map", "unmap", "evict", "reflink", "punch", "truncate", "fail",
+        }  # fmt: skip
+        result = run.result(LIFE)
+        assert result.life is not None
+        phases = result.life.phases
+        assert [one.name for one in phases] == ["faults", "write storm", "everyday use"]
+        assert sum(one.steps for one in phases) == run.steps == seen.total()
+        samples = result.trackers[0].memory_over_time
+        assert sum(one.samples for one in phases) == len(samples)
+
+
+def test_linux_does_less_with_the_same_answer(demo: Path) -> None:
+    with ImageSource(str(demo)) as source:
+        result = run_workload(source, LIFE, seed=3, life_steps=3000)
+    assert result.life is not None
+    linux, on_demand = result.life.linux, result.trackers[2].failures
+    assert linux.free == 0 < on_demand.free
+    # Directories are metadata that does not stop it.
+    assert 0 < linux.metadata <= on_demand.metadata
+    assert on_demand.told == linux.told + linux.missed
+    assert linux.missed > 0
+    processes = [one.failures.processes for one in result.trackers]
+    assert processes == [linux.processes] * 3
+    assert linux.processes > 0
+
+
+def test_a_tracker_that_keeps_what_is_gone_is_noticed(
+    demo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(PerExtent, "disassociate", lambda *_: None)
+    with ImageSource(str(demo)) as source:
+        assert run_workload(source, LIFE, seed=7, life_steps=3000).disagreements > 0

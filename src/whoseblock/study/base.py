@@ -39,11 +39,13 @@ class Found(NamedTuple):
     """What a tracker says of a failed page.
 
     ``kind`` is ``files``, ``free``, ``metadata``, or ``unknown``, which is all that a tracker can
-    say of a page that nobody has faulted.  The ``keys`` ascend.
+    say of a page that nobody has faulted.  The ``keys`` ascend.  ``stops`` tells whether it is
+    metadata that has Linux shut the filesystem down.
     """
 
     kind: str
     keys: list[int]
+    stops: bool = False
 
     @property
     def owners(self) -> tuple[Owner, ...]:

@@ -1,9 +1,6 @@
 """What a tracker costs: bytes held, now and at most, and the work that was done for them."""
 
-from collections import Counter
-from dataclasses import dataclass, field
-
-from whoseblock.study.sizes import allocated
+from dataclasses import dataclass
 
 __all__ = ["Counts"]
 
@@ -15,7 +12,9 @@ class Counts:
     ``comparisons`` are nodes of a tree whose key was looked at, ``rotations`` those of a red-black
     tree, ``locks`` the times that a lock must be taken since others may change the same,
     ``page_writes`` the times that a ``struct page`` which others use must be changed because its
-    extent was cut or joined, ``probes`` the look-ups in a file's entries that a tracker needs.
+    extent was cut or joined, ``probes`` the entries of files that a tracker looked at.  Not counted
+    is what all designs do for each page of an entry: to write the mapping, the tree, or the number
+    of entries to its ``struct page``.
     """
 
     allocations: int = 0
@@ -27,13 +26,10 @@ class Counts:
     probes: int = 0
     memory: int = 0
     peak: int = 0
-    #: How many structures of each size there are now.
-    live: Counter[int] = field(default_factory=Counter)
 
     def take(self, size: int) -> None:
         """Note that a structure of ``size`` bytes was allocated."""
         self.allocations += 1
-        self.live[size] += 1
         self.memory += size
         if self.memory > self.peak:  # noqa: PLR1730 - twice as quick as max() here
             self.peak = self.memory
@@ -41,10 +37,4 @@ class Counts:
     def give(self, size: int) -> None:
         """Note that one was freed."""
         self.frees += 1
-        self.live[size] -= 1
         self.memory -= size
-
-    @property
-    def allocated(self) -> int:
-        """The bytes that kmalloc() would have handed out for what is held now."""
-        return sum(allocated(size) * count for size, count in self.live.items())

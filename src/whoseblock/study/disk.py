@@ -1,7 +1,7 @@
 """What on-demand lives on: the reverse mapping on the disk, what it takes, and when it fails."""
 
 from collections import defaultdict
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -12,15 +12,17 @@ from whoseblock.fs.xfs.btree import RMAPBT, AgTree, Fault, Leaf
 from whoseblock.media.device import FileMedia
 from whoseblock.media.pmem import EmulatedPmem
 from whoseblock.ranges import ByteRange
-from whoseblock.study.results import LostLeaf, Upkeep
-from whoseblock.study.sizes import PAGE
+from whoseblock.study.results import LostLeaf, LostLeaves, Upkeep
+from whoseblock.study.sizes import PAGE, rmap_reserve
 
-__all__ = ["lost_leaf", "upkeep"]
+__all__ = ["leaves_of", "lost_leaves", "upkeep"]
 
 _FILE, _METADATA = KINDS.index("file"), KINDS.index("metadata")
 _UNKNOWN = KINDS.index("unknown")
 _DATA_FORK, _DATA = FORKS.index("data"), WHATS.index("data")
 _QUESTION: Final = 1 << 30
+#: A leaf may tell of a whole allocation group: of so many of its pages at most the answer is read.
+_ASKED: Final = 10_000
 
 
 def upkeep(filesystem: XfsFilesystem) -> Upkeep:
@@ -37,10 +39,11 @@ def upkeep(filesystem: XfsFilesystem) -> Upkeep:
         np.arange(start, start + length, PAGE)
         for start, length in zip(rows.start[data], rows.length[data], strict=True)
     ])).size if data.any() else 0  # fmt: skip
-    records = sum(leaf.numrecs for agno in groups for leaf in _leaves(filesystem, agno))
+    records = sum(leaf.numrecs for agno in groups for leaf in leaves_of(filesystem, agno))
     return Upkeep(
         size=filesystem.size,
         rmap_bytes=sum(header.rmap_blocks for header in headers) * filesystem.block_size,
+        kept_bytes=_kept_back(filesystem) * filesystem.block_size,
         metadata_bytes=int(rows.length[metadata].sum()),
         data_bytes=owned * PAGE,
         records=records,
@@ -50,31 +53,67 @@ def upkeep(filesystem: XfsFilesystem) -> Upkeep:
     )
 
 
-def lost_leaf(path: str) -> LostLeaf:
-    """Poison one leaf of the reverse mapping, and ask about every block that it told of."""
+def _kept_back(filesystem: XfsFilesystem) -> int:
+    """Give the blocks that the kernel keeps back for the reverse mapping to grow."""
+    volume = filesystem.volume
+    blocks = [volume.ag_blocks(agno) for agno in range(volume.sb.agcount)]
+    if volume.sb.logstart:
+        blocks[volume.sb.logstart >> volume.sb.agblklog] -= volume.sb.logblocks
+    return sum(map(rmap_reserve, blocks))
+
+
+class _Place(NamedTuple):
+    """A leaf: of how many blocks it tells, from which one of its group on, and where it is."""
+
+    blocks: int
+    agno: int
+    low: int
+    agbno: int
+    records: int
+
+
+def lost_leaves(path: str) -> LostLeaves:
+    """Poison the median leaf of the reverse mapping, and the worst, and ask what they told.
+
+    A leaf tells of the blocks between the keys above it, whichever records it has of them; so how
+    much a lost one leaves open needs no reading, and these two show that it is so.
+    """
     with XfsFilesystem(FileMedia(path)) as filesystem:
-        leaves = {agno: _leaves(filesystem, agno) for agno in range(filesystem.volume.sb.agcount)}
-        # Of the largest tree, the leaf in the middle.
-        agno = max(leaves, key=lambda agno: len(leaves[agno]))
-        leaf = leaves[agno][len(leaves[agno]) // 2]
-        block = filesystem.volume.ag_to_byte(agno, leaf.agbno)
-        first = filesystem.volume.ag_to_byte(agno, leaf.low)
-        after = filesystem.volume.ag_to_byte(agno, leaf.high)
-    starts = np.arange(first, after, PAGE)
+        places = sorted(
+            _Place(leaf.high - leaf.low, agno, leaf.low, leaf.agbno, leaf.numrecs)
+            for agno in range(filesystem.volume.groups_on_device)
+            for leaf in leaves_of(filesystem, agno)
+        )
+    return LostLeaves(
+        leaves=len(places),
+        mean=sum(place.blocks for place in places) / len(places),
+        median=_lose(path, places[len(places) // 2]),
+        worst=_lose(path, places[-1]),
+    )
+
+
+def _lose(path: str, place: _Place) -> LostLeaf:
+    """Poison a leaf, and ask about blocks that it told of, all or evenly spread."""
+    asked = np.unique(np.linspace(0, place.blocks - 1, min(place.blocks, _ASKED)).astype(np.int64))
+    with XfsFilesystem(FileMedia(path)) as whole:
+        block = whole.volume.ag_to_byte(place.agno, place.agbno)
+        starts = whole.volume.ag_to_byte(place.agno, place.low) + asked * whole.block_size
+        lengths = np.full(asked.size, whole.block_size)
+        right = whole.owners_of(starts, lengths)
     media = EmulatedPmem(FileMedia(path), poison=[ByteRange(block, PAGE)])
-    lengths = np.full(starts.size, PAGE)
-    with XfsFilesystem(FileMedia(path)) as whole, open_filesystem(media) as wounded:
-        right, rows = whole.owners_of(starts, lengths), wounded.owners_of(starts, lengths)
+    with open_filesystem(media) as wounded:
+        rows = wounded.owners_of(starts, lengths)
     expected, told = _claims(right), _claims(rows)
     complete = set(np.flatnonzero(rows.complete).tolist())
     return LostLeaf(
-        records=leaf.numrecs,
-        pages=int(starts.size),
+        records=place.records,
+        pages=place.blocks,
+        asked=asked.size,
         complete=len(complete),
         # What is said must be so, and all of it where nothing is said to be missing.
         wrong=sum(
             not told[page] <= expected[page] or (page in complete and told[page] != expected[page])
-            for page in range(starts.size)
+            for page in range(asked.size)
         ),
     )
 
@@ -89,7 +128,8 @@ def _claims(rows: OwnerArrays) -> dict[int, set[tuple[int, ...]]]:
     return claims
 
 
-def _leaves(filesystem: XfsFilesystem, agno: int) -> list[Leaf]:
+def leaves_of(filesystem: XfsFilesystem, agno: int) -> list[Leaf]:
+    """Give the leaves of the reverse mapping of a group."""
     faults: list[Fault] = []
     volume = filesystem.volume
     tree = AgTree(volume, agno, RMAPBT, volume.ag_blocks(agno))

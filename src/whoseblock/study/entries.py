@@ -1,14 +1,17 @@
 """Which pages of the files are faulted in: the DAX entries of every file's ``i_pages``.
 
 They are there in all three designs, and counted in none.  An entry stays when the process that
-faulted it in unmaps the file, and goes when the file is cut, written elsewhere, or forgotten.
+faulted it in unmaps the file, and goes when the file is cut, copied elsewhere, or forgotten.
 """
 
 from array import array
 from collections.abc import Iterable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from whoseblock.study.base import INDEX_BITS
+
+if TYPE_CHECKING:
+    import numpy as np
 
 __all__ = ["Entries"]
 
@@ -17,6 +20,7 @@ __all__ = ["Entries"]
 _CHUNK_BITS: Final = 9
 _CHUNK: Final = 1 << _CHUNK_BITS
 _LAST: Final = _CHUNK - 1
+_INDEX_MASK: Final = (1 << INDEX_BITS) - 1
 _PRESENT: Final = b"\1"
 _NO_PAGE: Final = -1
 _EMPTY: Final = array("q", [_NO_PAGE]) * _CHUNK
@@ -80,11 +84,56 @@ class Entries:
             key += upto - at
         return False
 
+    def seek(self, key: int, page: int, count: int) -> tuple[bool, int]:
+        """Search ``count`` keys from ``key`` for one that is of the page as far behind ``page``.
+
+        Gives whether there is one, and how many entries were looked at.
+        """
+        end, looked = key + count, 0
+        while key < end:
+            chunk, at = key >> _CHUNK_BITS, key & _LAST
+            upto = min(at + end - key, _CHUNK)
+            marks = self._marks.get(chunk)
+            if marks is not None:
+                pages = self._pages[chunk]
+                found = marks.find(_PRESENT, at, upto)
+                while found >= 0:
+                    looked += 1
+                    if pages[found] == page + found - at:
+                        return True, looked
+                    found = marks.find(_PRESENT, found + 1, upto)
+            key += upto - at
+            page += upto - at
+        return False, looked
+
+    def within(self, key: int, count: int) -> list[tuple[int, int]]:
+        """Give those of ``count`` keys of a file from ``key`` that are faulted in, and their pages.
+
+        They ascend.
+        """
+        end = key + count
+        first, last = key >> _CHUNK_BITS, end - 1 >> _CHUNK_BITS
+        of = self._of.get(key >> INDEX_BITS, ())
+        found = []
+        # Those asked for, or those that there are, whichever are fewer.
+        for chunk in range(first, last + 1) if last - first < len(of) else sorted(of):
+            pages, start = self._pages.get(chunk), chunk << _CHUNK_BITS
+            if pages is not None:
+                part = range(max(key - start, 0), min(end - start, _CHUNK))
+                found += [(start + at, pages[at]) for at in part if pages[at] != _NO_PAGE]
+        return found
+
     def of(self, mapping: int) -> list[tuple[int, int]]:
         """Give the keys of a file that are faulted in, ascending, each with its page."""
-        return [
-            ((chunk << _CHUNK_BITS) + at, page)
-            for chunk in sorted(self._of.get(mapping, ()))
-            for at, page in enumerate(self._pages[chunk])
-            if page != _NO_PAGE
-        ]
+        return self.within(mapping << INDEX_BITS, 1 << INDEX_BITS)
+
+    def arrays(self) -> "tuple[np.ndarray, np.ndarray, np.ndarray]":
+        """Give file, index and page of all entries, in the order of nothing."""
+        import numpy as np
+
+        chunks = list(self._pages)
+        files = np.array([chunk >> INDEX_BITS - _CHUNK_BITS for chunk in chunks], np.int64)
+        first = np.array([chunk << _CHUNK_BITS & _INDEX_MASK for chunk in chunks], np.int64)
+        pages = np.array(list(self._pages.values()), np.int64).reshape(len(chunks), _CHUNK)
+        which, at = np.nonzero(pages != _NO_PAGE)
+        return files[which], first[which] + at, pages[which, at]

@@ -13,7 +13,7 @@ from whoseblock.study.sizes import ENTRY_PAGES, PAGE
 if TYPE_CHECKING:
     from whoseblock.fs.base import Filesystem
 
-__all__ = ["Extent", "Extents", "extents_of", "made_up"]
+__all__ = ["Extent", "Extents", "extents_of", "in_pieces", "made_up"]
 
 _FILE, _FREE = KINDS.index("file"), KINDS.index("free")
 _DATA_FORK, _DATA = FORKS.index("data"), WHATS.index("data")
@@ -116,6 +116,17 @@ def made_up(pages: int, sharing: int, seed: int, *, longest: int = 256) -> Exten
     room = max(at // 4, ENTRY_PAGES)
     free.append((at, room))
     return Extents(sorted(files), free, at + room, [])
+
+
+def in_pieces(pages: int, sharing: int, length: int) -> Extents:
+    """Give ``sharing`` files about ``pages`` pages, in extents of ``length``, one page apart."""
+    starts = range(0, max(pages // length, 1) * (length + 1), length + 1)
+    files = [
+        Extent(mapping, number * length, start, length)
+        for mapping in range(1, sharing + 1)
+        for number, start in enumerate(starts)
+    ]
+    return Extents(files, [(start + length, 1) for start in starts], starts.stop, [])
 
 
 def _lengths(rng: random.Random, pages: int, longest: int) -> list[int]:

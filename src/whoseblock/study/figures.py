@@ -41,6 +41,8 @@ def draw(report: Report, folder: Path) -> Iterator[Path]:
         "memory-life": _memory_over_time,
         "memory-devices": _memory_of_devices,
     }
+    if report.pieces:
+        pictures["memory-extents"] = _memory_by_length
     if report.times:
         pictures |= {"fault": _faults, "failure": _failures, "break-even": _break_even}
     with mpl.rc_context(_STYLE):  # type: ignore[arg-type] # plain strings, not its literals
@@ -89,16 +91,51 @@ def _memory_by_sharing(axes: "Axes", report: Report) -> None:
     axes.legend(loc="upper left", ncols=2)
 
 
+def _memory_by_length(axes: "Axes", report: Report) -> None:
+    for sharing, style in zip(sorted({one.result.sharing for one in report.pieces}), ("-", "--"),
+                              strict=False):  # fmt: skip
+        some = [one for one in report.pieces if one.result.sharing == sharing]
+        for design in ("per page", "per extent"):
+            axes.plot(
+                [one.length for one in some],
+                [bytes_a_page(one.result, design) for one in some],
+                style, color=_COLOURS[design], marker=_MARKERS[design],
+                label=f"{design}, shared by {sharing:g}",
+            )  # fmt: skip
+    lengths = sorted({one.length for one in report.pieces})
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.set_xticks(lengths, [f"{length}" for length in lengths])
+    axes.yaxis.set_major_formatter("{x:,g}")
+    axes.set_xlabel("pages of a shared extent, all of them faulted in")
+    axes.set_ylabel("kernel memory for a 4 KiB page (bytes)")
+    axes.set_title("Memory against the length of extents (made up)")
+    axes.legend()
+
+
 def _memory_over_time(axes: "Axes", report: Report) -> None:
-    life = report.workloads[-1]
-    for tracker in life.trackers:
-        samples = [memory / 1024 for memory in tracker.memory_over_time]
-        steps = [life.steps * at / max(len(samples) - 1, 1) / 1000 for at in range(len(samples))]
-        axes.plot(steps, samples, color=_COLOURS[tracker.design], label=tracker.design, linewidth=2)
-    axes.set_xlim(0, life.steps / 1000)
-    axes.set_ylim(-0.02 * max(max(one.memory_over_time) for one in life.trackers) / 1024)
+    result = report.workloads[-1]
+    assert result.life is not None  # noqa: S101 - the last workload is the life
+    phases = result.life.phases
+    for tracker in result.trackers:
+        places: list[float] = []
+        # Each phase is as wide as any other, however many steps it has.
+        for number, phase in enumerate(phases):
+            parts = max(phase.samples - 1, 1)
+            places += (number + at / parts for at in range(phase.samples))
+        axes.plot(
+            places, [memory / 1024 for memory in tracker.memory_over_time],
+            color=_COLOURS[tracker.design], label=tracker.design, linewidth=2,
+        )  # fmt: skip
+    for number in range(1, len(phases)):
+        axes.axvline(number, color=_GREY, linestyle=":", linewidth=1)
+    names = [f"{phase.name}\n{phase.steps:,} steps" for phase in phases]
+    axes.set_xticks([number + 0.5 for number in range(len(phases))], names)
+    axes.tick_params(axis="x", length=0)
+    axes.grid(visible=False, axis="x")
+    axes.set_xlim(0, len(phases))
+    axes.set_ylim(-0.02 * max(max(one.memory_over_time) for one in result.trackers) / 1024)
     axes.yaxis.set_major_formatter("{x:,.0f}")
-    axes.set_xlabel("steps (thousands): faults first, then writes, cuts, clones, failures")
     axes.set_ylabel("kernel memory (KiB)")
     axes.set_title(f"Memory in a life of {report.extents}, half of its files faulted in")
     axes.legend()
@@ -106,24 +143,30 @@ def _memory_over_time(axes: "Axes", report: Report) -> None:
 
 def _memory_of_devices(axes: "Axes", report: Report) -> None:
     found = list(extrapolate(report))
-    kinds = [*_COLOURS, "on disk"]
-    for place, kind in enumerate(kinds):
-        values = [one.on_disk if kind == "on disk" else one.memory[kind] for one in found]
-        at = [number + (place - 1.5) * 0.2 for number in range(len(found))]
-        bars = axes.bar(
-            at, [value / _GIB for value in values], 0.19,
-            color=_COLOURS.get(kind, "white"), edgecolor=_COLOURS.get(kind, _COLOURS["on demand"]),
-            hatch="////" if kind == "on disk" else None,
-            label="reverse mapping, on the disk" if kind == "on disk" else f"{kind}, in memory",
+    on_demand = _COLOURS["on demand"]
+    bars: list[tuple[str, list[int], str, str | None]] = [
+        (f"{design}, in memory", [one.memory[design] for one in found], colour, None)
+        for design, colour in _COLOURS.items()
+    ]
+    bars += [
+        ("reverse mapping, on the device", [one.on_disk for one in found], "white", "////"),
+        ("kept back for it, on the device", [one.kept_back for one in found], "white", None),
+    ]
+    for place, (label, values, colour, hatch) in enumerate(bars):
+        drawn = axes.bar(
+            [number + (place - 2) * 0.17 for number in range(len(found))],
+            [value / _GIB for value in values], 0.16,
+            color=colour, edgecolor=on_demand if colour == "white" else colour, hatch=hatch,
+            label=label,
         )  # fmt: skip
         labels = [f"{value / _GIB:,.3g}" if value else "0" for value in values]
-        axes.bar_label(bars, labels, padding=2, fontsize=8)
+        axes.bar_label(drawn, labels, padding=2, fontsize=8)
     axes.set_yscale("symlog", linthresh=0.01)
-    axes.set_ylim(0, max(max(one.memory.values()) for one in found) / _GIB * 20 + 1)
+    axes.set_ylim(0, max(max(one.memory.values()) for one in found) / _GIB * 50 + 1)
     ticks = [0, 0.01, 0.1, 1, 10, 100]
     axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.set_xticks(range(len(found)), [one.device for one in found])
-    axes.set_xlabel("persistent memory, full of such extents, all faulted in")
+    axes.set_xlabel("persistent memory, filled and faulted in like the image")
     axes.set_ylabel("GiB")
     axes.set_title("Extrapolated, not measured: what a whole device would need")
     axes.legend(loc="upper left", ncols=2, fontsize=9)
@@ -135,36 +178,40 @@ def _faults(axes: "Axes", report: Report) -> None:
         axes.plot(
             [one.sharing for one in sweep],
             [1 + one.added[design] / one.none for one in sweep],
-            color=colour, marker=_MARKERS[design], label=design,
+            color=colour, marker=_MARKERS[design], label=f"{design}, a fault",
+        )  # fmt: skip
+        axes.plot(
+            [one.sharing for one in sweep],
+            [1 + one.out_added[design] / one.out_none for one in sweep],
+            "--", color=colour, label=f"{design}, its entry taken out",
         )  # fmt: skip
     axes.axhline(1, color=_GREY, linestyle=":", linewidth=1)
     axes.text(64, 0.97, "no tracking", color=_GREY, ha="right", va="top")
     axes.set_xscale("log", base=2)
     axes.set_xticks([1, 2, 4, 8, 16, 32, 64], ["1", "2", "4", "8", "16", "32", "64"])
-    axes.set_ylim(0)
+    # With room for what the lines are.
+    axes.set_ylim(0, axes.get_ylim()[1] * 1.35)
     axes.set_xlabel("files that share a page")
-    axes.set_ylabel("time of an emulated fault (without tracking = 1)")
-    axes.set_title("Cost of a fault")
-    axes.legend()
+    axes.set_ylabel("emulated time (without tracking = 1)")
+    axes.set_title("Cost of a fault, and of taking its entry out")
+    axes.legend(ncols=2, fontsize=9)
 
 
 def _failures(axes: "Axes", report: Report) -> None:
     rows = list(reversed(report.failure_times))
     colours = [next((c for name, c in _COLOURS.items() if row.design.startswith(name)), _GREY)
                for row in rows]  # fmt: skip
-    bars = axes.barh(
-        [row.design for row in rows], [row.median * 1e6 for row in rows], color=colours
-    )
+    bars = axes.barh([row.design for row in rows], [row.mean * 1e6 for row in rows], color=colours)
     labels = [
-        f" {row.median * 1e6:,.1f} µs" + (f", {row.blocks_median:.2g} blocks"
+        f" {row.mean * 1e6:,.1f} µs" + (f", {row.blocks_mean:.2g} blocks"
                                           if row.design.startswith("on") else "")
         for row in rows
     ]  # fmt: skip
     axes.bar_label(bars, labels)
     axes.set_xscale("log")
-    axes.set_xlim(0.1, max(row.median for row in rows) * 1e6 * 100)
+    axes.set_xlim(0.1, max(row.mean for row in rows) * 1e6 * 100)
     axes.grid(visible=False, axis="y")
-    axes.set_xlabel("median time to find the owners of one failed page (µs, emulated)")
+    axes.set_xlabel("mean time to find the owners of one failed page (µs, emulated)")
     axes.set_title("Cost of a failure")
 
 
@@ -176,15 +223,13 @@ def _break_even(axes: "Axes", report: Report) -> None:
             axes.plot(
                 faults, [ratio * count / 1e6 for count in faults], style,
                 color=_COLOURS[design], label=f"{design}, questions {how}",
-                # The lines may lie on each other.
-                linewidth=4 if design == "per page" else 1.5,
             )  # fmt: skip
     axes.axhline(1, color=_GREY, linestyle=":", linewidth=1)
     axes.text(faults[-1], 1.2, "one failure a day", color=_GREY, ha="right")
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlim(faults[0], faults[-1])
-    axes.set_xlabel("faults a day")
+    axes.set_xlabel("pages newly faulted in by a file, a day")
     axes.set_ylabel("failures a day")
     axes.set_title("Break-even: above its line tracking is cheaper, below it on demand")
     axes.legend(loc="upper left", fontsize=9)

@@ -1,6 +1,6 @@
 """What was merged: nothing is tracked, and the filesystem is asked when a page has failed."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -14,25 +14,40 @@ if TYPE_CHECKING:
     from whoseblock.fs.base import Filesystem
     from whoseblock.study.space import Space
 
-__all__ = ["DiskAnswers", "DiskLookup", "OnDemand", "SpaceLookup"]
+__all__ = ["DiskAnswers", "DiskLookup", "OnDemand", "SpaceLookup", "ask_all"]
 
 _FILE, _DATA_FORK, _DATA = KINDS.index("file"), FORKS.index("data"), WHATS.index("data")
 
 
 class OnDemand:
-    """Asks; ``find`` is who knows."""
+    """Asks; ``find`` is who knows.
+
+    Linux counts the entries of each page, in ``page->share`` since 6.2, so as to know the last one
+    that goes.  That is in ``struct page``, and does not say whose they are.
+    """
 
     name = "on demand"
 
     def __init__(self, find: Callable[[int], Found]) -> None:
         self.counts = Counts()
         self._find = find
+        #: What ``struct page`` has: by how many entries it is faulted in.
+        self.share: dict[int, int] = {}
 
-    def associate(self, page: int, mapping: int, index: int, count: int = 1) -> None:
-        """Do nothing."""
+    def associate(self, page: int, _mapping: int, _index: int, count: int = 1) -> None:
+        """Count an entry up."""
+        share = self.share
+        for one in range(page, page + count):
+            share[one] = share.get(one, 0) + 1
 
-    def disassociate(self, page: int, mapping: int, index: int, count: int = 1) -> None:
-        """Do nothing."""
+    def disassociate(self, page: int, _mapping: int, _index: int, count: int = 1) -> None:
+        """Count an entry down."""
+        share = self.share
+        for one in range(page, page + count):
+            if share[one] > 1:
+                share[one] -= 1
+            else:
+                del share[one]
 
     def find(self, page: int) -> Found:
         """Ask the filesystem whose a page is, under the lock of its allocation group."""
@@ -87,7 +102,7 @@ class DiskLookup:
         if all(isinstance(row, Free) for row in rows):
             return Found("free", [])
         if any(_is_metadata(row) for row in rows):
-            return Found("metadata", [])
+            return Found("metadata", [], stops=any(_stops(row) for row in rows))
         return Found("files", _keys(rows))
 
 
@@ -95,15 +110,14 @@ class DiskAnswers:
     """What on demand says of every page that files have, ready to be compared after each step.
 
     A question takes as long as thousands of steps may not.  But nobody writes to the image, so that
-    it can only say the same again: each page is asked about once, all of them together, and
-    `DiskLookup` would answer no differently.  Of pages that the workload has changed the
-    filesystem's memory is asked anew each time, as `DiskLookup` does.
+    it can only say the same again: each page is asked about once (`ask_all`), and `DiskLookup`
+    would answer no differently.  Of pages that the workload has changed the filesystem's memory is
+    asked anew each time, as `DiskLookup` does.
     """
 
-    def __init__(self, filesystem: "Filesystem", space: "Space") -> None:
+    def __init__(self, told: dict[int, list[int]], space: "Space") -> None:
         self._space = space
-        pages = [page for one in space.segments() for page in range(one.start, one.end)]
-        self._of = dict(zip(pages, _ask(filesystem, pages), strict=True))
+        self._of = told
 
     def __call__(self, page: int) -> list[int]:
         """Give the keys of the owners, ascending."""
@@ -113,10 +127,11 @@ class DiskAnswers:
         return self._of.get(page, [])
 
 
-def _ask(filesystem: "Filesystem", pages: list[int]) -> Iterator[list[int]]:
-    """Ask a filesystem about many pages together; gives the keys of the owners of each."""
+def ask_all(filesystem: "Filesystem", space: "Space") -> dict[int, list[int]]:
+    """Ask a filesystem about every page that files have; gives the keys of the owners of each."""
     import numpy as np
 
+    pages = [page for one in space.segments() for page in range(one.start, one.end)]
     rows = filesystem.owners_of([page * PAGE for page in pages], [PAGE] * len(pages))
     index = rows.file_offset // PAGE
     data = (rows.kind == _FILE) & (rows.fork == _DATA_FORK) & (rows.what == _DATA)
@@ -125,13 +140,19 @@ def _ask(filesystem: "Filesystem", pages: list[int]) -> Iterator[list[int]]:
     inodes, indexes = rows.inode[order].tolist(), index[order].tolist()
     keys = [inode << INDEX_BITS | at for inode, at in zip(inodes, indexes, strict=True)]
     bounds = np.searchsorted(rows.question[order], np.arange(len(pages) + 1)).tolist()
-    return (keys[start:end] for start, end in pairwise(bounds))
+    each = (keys[start:end] for start, end in pairwise(bounds))
+    return dict(zip(pages, each, strict=True))
 
 
 def _is_metadata(row: object) -> bool:
     if isinstance(row, FileOwner):
         return row.fork != "data" or row.what in ("directory", "symlink", "extent-map")
     return isinstance(row, (MetadataOwner, Outside))
+
+
+def _stops(row: object) -> bool:
+    """Tell whether Linux shuts down: not for the data fork of any inode, be it a directory's."""
+    return not isinstance(row, FileOwner) or row.fork != "data" or row.what == "extent-map"
 
 
 def _keys(rows: Sequence[object]) -> list[int]:

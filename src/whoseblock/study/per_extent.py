@@ -8,13 +8,15 @@ So this had to be decided here, each time in favour of the idea:
 - The first fault on a shared extent makes its record: a ``struct address_space``, to which
   ``page->mapping`` of its pages points, so that finding it costs nothing.  Pages that are not
   shared cost nothing at all, as ever.
-- Each file that has faulted any page of the extent is one owner, in a red-black tree as in the RFC:
-  mapping, index of the extent's first page, node.
+- Each file that has faulted any page of a record is one owner, in a red-black tree as in the RFC:
+  mapping, index of the first page, node.  When its last entry there goes, it goes.
 - Which pages an owner has faulted is not kept a second time: its own ``i_pages`` is asked.
-- When sharing changes, records are cut and joined as the filesystem's extents are, but only when a
-  page of them is touched next.  Cutting copies the owners, and writes to every ``struct page`` of
-  the shorter part; so does joining.
-- When a record's extent is not shared any more, its pages point to their only file again.
+- Nobody tells of changes on the disk.  Where an entry goes the filesystem has not changed yet, and
+  cannot be asked under the lock of ``i_pages``.  So records are cut and joined by faults alone: one
+  on a shared extent makes the records there fit its bounds.  Cutting leaves each part those owners
+  that have entries in it, and writes to every ``struct page`` of the shorter part; so does joining.
+- What a record has it keeps until then, shared or not.  To cut out a page that only one file still
+  has would take another record, to save an owner.
 - A lock for each record, and one for all of them while they are cut or joined.
 """
 
@@ -89,18 +91,12 @@ class PerExtent:
                 self.counts.locks += upto - page
                 self._register(record, key - page)
             else:
-                if self._starts:
-                    self._unshare(segment)
-                if count == 1:
-                    self._single[page] = key
-                else:
-                    pages, keys = range(page, upto), range(key, key + upto - page)
-                    self._single.update(zip(pages, keys, strict=True))
+                self._associate_alone(page, key, upto - page)
             key += upto - page
             page = upto
 
     def disassociate(self, page: int, mapping: int, index: int, count: int = 1) -> None:
-        """Forget an owner; the filesystem and the entries have forgotten it before."""
+        """Forget an owner, whose entries may still be there."""
         key = mapping << INDEX_BITS | index
         for at in range(count):
             self._disassociate(page + at, key + at)
@@ -132,6 +128,10 @@ class PerExtent:
         owners = sum(len(list(record.owners)) for record in self._records)
         return ADDRESS_SPACE * len(self._records) + SHARED_FILE * owners
 
+    def records(self) -> list[tuple[int, int]]:
+        """Give where each record begins and ends, in order."""
+        return [(record.start, record.end) for record in self._records]
+
     # ------------------------------------------------------------------ records
 
     def _record_at(self, page: int) -> _Record | None:
@@ -139,6 +139,22 @@ class PerExtent:
         if at >= 0 and page < self._records[at].end:
             return self._records[at]
         return None
+
+    def _associate_alone(self, page: int, key: int, count: int) -> None:
+        """Take note of the owner of pages that no other file has, unless a record has them."""
+        if not self._starts:
+            if count == 1:
+                self._single[page] = key
+            else:
+                pages, keys = range(page, page + count), range(key, key + count)
+                self._single.update(zip(pages, keys, strict=True))
+            return
+        for at in range(count):
+            record = self._record_at(page + at)
+            if record is None:
+                self._single[page + at] = key + at
+            else:
+                self._register(record, key - page)
 
     def _disassociate(self, page: int, key: int) -> None:
         if self._single.get(page) == key:
@@ -148,21 +164,19 @@ class PerExtent:
         if record is None:
             return
         self.counts.locks += 1
-        segment = self._segment_at(page)
-        if (record.start, record.end) != segment[:2]:
-            record = self._fit(segment)
-        first = key - (page - segment.start)
-        gone = first not in segment.keys
-        if not gone:
-            self.counts.probes += 1
-            gone = not self._entries.any_within(first, segment.end - segment.start)
-        if gone and record.owners.erase(key - page):
+        owner = key - page
+        others = self._has(owner, page + 1, record.end) or self._has(owner, record.start, page)
+        if not others and record.owners.erase(owner):
             record.in_order = None
             self.counts.give(SHARED_FILE)
-        if len(segment.keys) < 2:  # noqa: PLR2004 - shared by none
-            self._unshare(segment)
-        elif not record.owners.size:
-            self._drop(bisect_left(self._starts, record.start))
+            if not record.owners.size:
+                self._drop(bisect_left(self._starts, record.start))
+
+    def _has(self, owner: int, start: int, end: int) -> bool:
+        """Ask an owner's ``i_pages`` for an entry that is of one of these pages."""
+        found, looked = self._entries.seek(owner + start, start, end - start)
+        self.counts.probes += looked
+        return found
 
     def _fit(self, segment: "Segment") -> _Record:
         """Give the one record that covers exactly a segment, made of what there is."""
@@ -183,10 +197,7 @@ class PerExtent:
             self._starts[first] = record.start = segment.start
             record.end = segment.end
         else:
-            record = _Record(segment.start, segment.end, self.counts)
-            self.counts.take(ADDRESS_SPACE)
-            self._starts.insert(first, segment.start)
-            self._records.insert(first, record)
+            record = self._insert(first, segment.start, segment.end, [])
         self._absorb(record)
         return record
 
@@ -201,14 +212,30 @@ class PerExtent:
         if at < 0 or self._records[at].end <= page:
             return
         record = self._records[at]
-        new = _Record(page, record.end, self.counts)
-        self.counts.take(ADDRESS_SPACE)
+        owners = record.owners.keys()
+        left = [owner for owner in owners if self._has(owner, record.start, page)]
+        right = [owner for owner in owners if self._has(owner, page, record.end)]
         self.counts.page_writes += min(page - record.start, record.end - page)
-        for owner in record.owners:
-            self._register(new, owner)
+        if right:
+            self._insert(at + 1, page, record.end, right)
         record.end = page
-        self._starts.insert(at + 1, page)
-        self._records.insert(at + 1, new)
+        if not left:
+            self._drop(at)
+            return
+        for owner in owners:
+            if owner not in left:
+                record.owners.erase(owner)
+                record.in_order = None
+                self.counts.give(SHARED_FILE)
+
+    def _insert(self, at: int, start: int, end: int, owners: list[int]) -> _Record:
+        record = _Record(start, end, self.counts)
+        self.counts.take(ADDRESS_SPACE)
+        for owner in owners:
+            self._register(record, owner)
+        self._starts.insert(at, start)
+        self._records.insert(at, record)
+        return record
 
     def _join(self, first: int, other: int) -> None:
         """Move the owners of one record to another before it, and drop it."""
@@ -232,19 +259,3 @@ class PerExtent:
             if key is not None:
                 self.counts.page_writes += 1
                 self._register(record, key - page)
-
-    def _unshare(self, segment: "Segment") -> None:
-        """Let pages that one file has, or none, point to that file, and drop their records."""
-        first = bisect_right(self._starts, segment.start) - 1
-        if first < 0 or self._records[first].end <= segment.start:
-            first += 1
-        if first == len(self._starts) or self._starts[first] >= segment.end:
-            return
-        record = self._fit(segment)
-        for key in segment.keys:
-            for distance in range(segment.end - segment.start):
-                page = segment.start + distance
-                if self._entries.those_at(page, [key + distance]):
-                    self._single[page] = key + distance
-        self.counts.page_writes += segment.end - segment.start
-        self._drop(bisect_left(self._starts, record.start))

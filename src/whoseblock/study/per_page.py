@@ -2,28 +2,41 @@
 
 Modelled on the RFC "dax: Add a dax-rmap tree to support reflink".  The first owner costs nothing:
 ``page->mapping`` and ``page->index`` hold it.  The second makes a root, behind ``page->private``,
-and a node for each of the two.  An entry of 2 MiB does so for each of its 512 pages.  When all but
-one have left, that one's node stays, and the root; both go with the last.
+and a node for each of the two.  An owner who is there already is not put in again.  An entry of
+2 MiB does so for each of its 512 pages.  When all but one have left, that one's node stays, and the
+root; both go with the last.
 
-Taken for granted here, since the RFC does not say: a lock for each page, because the files that
-share it are locked one by one.
+Taken for granted here, since the RFC does not say: a lock for each page that is shared, because the
+files that share it are locked one by one.  A fault knows from the filesystem's answer whether it is
+(``IOMAP_F_SHARED``); who leaves, by whether there is a tree.
 """
+
+from typing import TYPE_CHECKING
 
 from whoseblock.study.base import INDEX_BITS, Found, Owner, owner_of
 from whoseblock.study.counts import Counts
 from whoseblock.study.rbtree import Tree
 from whoseblock.study.sizes import RB_ROOT_CACHED, SHARED_FILE
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from whoseblock.study.space import Segment
+
 __all__ = ["PerPage"]
 
 
 class PerPage:
-    """Tracks the owners of each page that is faulted in."""
+    """Tracks the owners of each page that is faulted in.
+
+    ``segment_at`` is the filesystem's answer to a fault; without it every page may be shared.
+    """
 
     name = "per page"
 
-    def __init__(self) -> None:
+    def __init__(self, segment_at: "Callable[[int], Segment] | None" = None) -> None:
         self.counts = Counts()
+        self._segment_at = segment_at
         #: What ``struct page`` has: the only owner, or the tree of them.
         self._pages: dict[int, int | Tree] = {}
 
@@ -31,19 +44,22 @@ class PerPage:
         """Take note of an owner."""
         pages, counts = self._pages, self.counts
         key = mapping << INDEX_BITS | index
-        counts.locks += count
+        segment_at = self._segment_at
         for _ in range(count):
+            if segment_at is None or len(segment_at(page).keys) > 1:
+                counts.locks += 1
             held = pages.get(page)
             if held is None:
                 pages[page] = key
-            elif isinstance(held, int):
+            elif isinstance(held, Tree):
+                if held.insert(key):
+                    counts.take(SHARED_FILE)
+            elif held != key:
                 counts.take(RB_ROOT_CACHED)
                 tree = pages[page] = Tree(counts)
                 for one in (held, key):
                     counts.take(SHARED_FILE)
                     tree.insert(one)
-            elif held.insert(key):
-                counts.take(SHARED_FILE)
             page += 1
             key += 1
 
@@ -51,10 +67,10 @@ class PerPage:
         """Forget an owner."""
         pages, counts = self._pages, self.counts
         key = mapping << INDEX_BITS | index
-        counts.locks += count
         for _ in range(count):
             held = pages.get(page)
             if isinstance(held, Tree):
+                counts.locks += 1
                 if held.erase(key):
                     counts.give(SHARED_FILE)
                 if not held.size:

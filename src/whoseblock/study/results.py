@@ -4,10 +4,14 @@ from msgspec import Struct
 
 __all__ = [
     "Blindness",
+    "EntryTime",
     "FailureTime",
     "Failures",
-    "FaultTime",
+    "LifeResult",
     "LostLeaf",
+    "LostLeaves",
+    "Phase",
+    "Pieces",
     "Report",
     "TrackerResult",
     "Upkeep",
@@ -20,7 +24,8 @@ class Failures(Struct, frozen=True):
     """What became of the failures of a workload by one design.
 
     ``told`` counts the owners that were found, ``missed`` those that the filesystem knows besides.
-    ``free`` pages were zeroed and cleared; of ``unknown`` ones nothing can be done.
+    ``free`` pages were zeroed and cleared; of ``unknown`` ones nothing can be done.  ``processes``
+    were told, all that had the page in their page tables.
     """
 
     files: int
@@ -29,19 +34,19 @@ class Failures(Struct, frozen=True):
     unknown: int
     told: int
     missed: int
+    processes: int = 0
 
 
 class TrackerResult(Struct, frozen=True):
     """What one design cost in one workload; the fields of `whoseblock.study.counts.Counts`.
 
-    ``allocated`` is ``memory`` with what kmalloc() rounds up, and ``memory_over_time`` the memory
-    after each of equal parts of the workload's steps.
+    ``memory_over_time`` is the memory after each of equal parts of the steps, for one phase of the
+    workload after the other.
     """
 
     design: str
     memory: int
     peak: int
-    allocated: int
     allocations: int
     frees: int
     comparisons: int
@@ -66,6 +71,29 @@ class Blindness(Struct, frozen=True):
     files_known: int
 
 
+class Phase(Struct, frozen=True):
+    """A part of a life: its steps, and how many of the samples of memory over time are of it."""
+
+    name: str
+    steps: int
+    samples: int
+
+
+class LifeResult(Struct, frozen=True):
+    """What there is in a life alone.
+
+    ``broken`` writes broke sharing; ``evicted`` inodes left memory, no process having the file
+    mapped any more, and ``evicted_entries`` with them.  ``linux`` is what XFS in Linux makes of the
+    same failures, which asks on demand, too.
+    """
+
+    phases: tuple[Phase, ...]
+    broken: int
+    evicted: int
+    evicted_entries: int
+    linux: Failures
+
+
 class WorkloadResult(Struct, frozen=True):
     """One workload: what happened, that all agreed, and what each design paid.
 
@@ -87,16 +115,30 @@ class WorkloadResult(Struct, frozen=True):
     rmap_updates: int
     blindness: Blindness
     trackers: tuple[TrackerResult, ...]
+    life: LifeResult | None = None
 
 
-class FaultTime(Struct, frozen=True):
-    """Seconds per fault: without a tracker, and what each design adds to them."""
+class Pieces(Struct, frozen=True):
+    """A workload on files in extents of ``length`` pages each."""
+
+    length: int
+    result: WorkloadResult
+
+
+class EntryTime(Struct, frozen=True):
+    """Seconds for an entry: without a tracker, and what each design adds to them.
+
+    ``none`` and ``added`` are those of the fault that puts it in, ``out_none`` and ``out_added``
+    those of taking it out again.
+    """
 
     extents: str
     sharing: float
-    faults: int
+    entries: int
     none: float
     added: dict[str, float]
+    out_none: float
+    out_added: dict[str, float]
 
 
 class WriteTime(Struct, frozen=True):
@@ -113,21 +155,31 @@ class WriteTime(Struct, frozen=True):
 
 
 class FailureTime(Struct, frozen=True):
-    """What one failure takes in one design: median and worst seconds, and blocks read."""
+    """What one failure takes in one design: seconds, and blocks read.
+
+    Of failures that were asked about all together only the mean is known.
+    """
 
     design: str
     failures: int
-    median: float
-    worst: float
-    blocks_median: float
-    blocks_worst: int
+    mean: float
+    blocks_mean: float
+    median: float | None = None
+    worst: float | None = None
+    blocks_median: float | None = None
+    blocks_worst: int | None = None
 
 
 class Upkeep(Struct, frozen=True):
-    """What the reverse mapping takes on the disk, in bytes and records."""
+    """What the reverse mapping takes on the disk, in bytes and records.
+
+    Of ``size`` the kernel keeps ``kept_bytes`` back for it, in which are the ``rmap_bytes`` that it
+    has now.
+    """
 
     size: int
     rmap_bytes: int
+    kept_bytes: int
     metadata_bytes: int
     data_bytes: int
     records: int
@@ -139,13 +191,27 @@ class Upkeep(Struct, frozen=True):
 class LostLeaf(Struct, frozen=True):
     """One block of the reverse mapping is lost, and with it what it told of ``pages`` pages.
 
-    ``complete`` of them can be told all the same; of the rest nothing is said that is ``wrong``.
+    ``asked`` of these were asked about: of ``complete`` ones the answer was whole all the same, and
+    ``wrong`` ones got one that is not so, or that leaves out an owner without saying so.
     """
 
     records: int
     pages: int
+    asked: int
     complete: int
     wrong: int
+
+
+class LostLeaves(Struct, frozen=True):
+    """What it means to lose one of ``leaves`` blocks, each of which tells of ``mean`` pages.
+
+    The median of them, by how many pages they tell of, and the worst were lost indeed.
+    """
+
+    leaves: int
+    mean: float
+    median: LostLeaf
+    worst: LostLeaf
 
 
 class Report(Struct, frozen=True):
@@ -153,17 +219,26 @@ class Report(Struct, frozen=True):
 
     What differs from run to run is in ``times``, ``write_times``, ``failure_times``, ``seconds``,
     which is how long all workloads took together, and ``processor_seconds``, how long they would
-    have taken one by one on a processor of their own.
+    have taken one by one on a processor of their own.  ``in_folios`` is what the first design would
+    take if each large folio had one tree, where the first workload gives each of its pages one.
     """
 
     extents: str
     seed: int
-    upkeep: Upkeep | None
-    lost_leaf: LostLeaf | None
+    upkeep: Upkeep
+    lost_leaves: LostLeaves
     workloads: tuple[WorkloadResult, ...]
+    in_folios: int
     sweep: tuple[WorkloadResult, ...]
-    times: tuple[FaultTime, ...]
+    pieces: tuple[Pieces, ...]
+    times: tuple[EntryTime, ...]
     write_times: tuple[WriteTime, ...]
     failure_times: tuple[FailureTime, ...]
     seconds: float
     processor_seconds: float
+
+    @property
+    def disagreements(self) -> int:
+        """How often the designs did not agree."""
+        pieces = (one.result for one in self.pieces)
+        return sum(one.disagreements for one in (*self.workloads, *self.sweep, *pieces))

@@ -1,20 +1,35 @@
 """Runs a workload under all three designs at once, and compares them after every step."""
 
-from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final
 
 from whoseblock.media.sectors import Change
 from whoseblock.ranges import ByteRange
-from whoseblock.study.base import Tracker
-from whoseblock.study.dax import DaxDevice, Pagemap, Processes, TrackingHolder
+from whoseblock.study.base import INDEX_BITS, Tracker, Watcher, key_of
+from whoseblock.study.dax import (
+    DaxDevice,
+    Holder,
+    LinuxHolder,
+    Outcome,
+    Pagemap,
+    Processes,
+    TrackingHolder,
+)
 from whoseblock.study.entries import Entries
 from whoseblock.study.intervals import Intervals
 from whoseblock.study.on_demand import OnDemand
 from whoseblock.study.per_extent import PerExtent
 from whoseblock.study.per_page import PerPage
-from whoseblock.study.results import Blindness, Failures, TrackerResult, WorkloadResult
+from whoseblock.study.recount import extents_weight, pages_weight, shared_extents
+from whoseblock.study.results import (
+    Blindness,
+    Failures,
+    LifeResult,
+    Phase,
+    TrackerResult,
+    WorkloadResult,
+)
 from whoseblock.study.sizes import PAGE
 from whoseblock.study.workloads import LIFE, Step, Workload, fault_in, life
 from whoseblock.study.world import World
@@ -27,37 +42,17 @@ __all__ = ["LIFE_STEPS", "Run", "run_workload"]
 
 #: So many steps are a life's, after its faults.
 LIFE_STEPS: Final = 20_000
-#: Memory is looked at so many times.
+#: Memory is looked at so many times in each phase.
 _SAMPLES: Final = 60
 #: Once sharing has changed, all pages are compared after each so many steps ...
 _COMPLETE: Final = 10_000
 #: ... and after every step so many pages before and after those touched: a tracker may cut or join
 #: what it knows of them.
 _AROUND: Final = 2
+#: What is no design, but what there is.
+_LINUX: Final = "Linux"
 #: Where the emulated device lies in physical memory.
 _FIRST_PFN: Final = 0x101200
-
-
-class _Counted(Entries):
-    """Entries, and how many of them each page has, as ``page->share`` tells since Linux 6.2."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.share: defaultdict[int, int] = defaultdict(int)
-
-    def insert(self, key: int, page: int) -> None:
-        super().insert(key, page)
-        self.share[page] += 1
-
-    def remove(self, key: int) -> int | None:
-        page = super().remove(key)
-        if page is not None:
-            self.share[page] -= 1
-        return page
-
-    def pages(self) -> list[int]:
-        """Give the pages that are faulted in, by whichever files."""
-        return [page for page, count in self.share.items() if count]
 
 
 class Run:
@@ -66,16 +61,16 @@ class Run:
     def __init__(self, source: "Source") -> None:
         self.source = source
         self.space = source.space()
-        self.entries = _Counted()
+        self.entries = Entries()
         self.processes = Processes()
-        self.on_demand = OnDemand(source.lookup(self.space))
+        self._find = source.lookup(self.space)
         self._asked = source.answers(self.space)
-        self.trackers: tuple[Tracker, ...] = (
-            PerPage(),
-            PerExtent(self.space.segment_at, self.entries),
-            self.on_demand,
-        )
-        self.world = World(self.space, self.entries, self.trackers)
+        self.per_page = PerPage(self.space.segment_at)
+        self.per_extent = PerExtent(self.space.segment_at, self.entries)
+        self.on_demand = OnDemand(self._find)
+        self.trackers: tuple[Tracker, ...] = (self.per_page, self.per_extent, self.on_demand)
+        watchers = (*self.trackers, self.processes)
+        self.world: World[Watcher] = World(self.space, self.entries, watchers)
         #: Metadata, and space that files have and never wrote: the disk alone knows whose.
         self._others = Intervals()
         for page, count in source.extents.others:
@@ -83,17 +78,20 @@ class Run:
         self.checked = 0
         self.disagreements = 0
         self.steps = 0
+        self._broken = self._evicted = self._evicted_entries = 0
+        names = [tracker.name for tracker in self.trackers]
         self._outcomes: dict[str, dict[str, int]] = {
-            tracker.name: dict.fromkeys(Failures.__struct_fields__, 0) for tracker in self.trackers
+            name: dict.fromkeys(Failures.__struct_fields__, 0) for name in (*names, _LINUX)
         }
         self._samples: list[tuple[int, ...]] = []
+        self._phases: list[Phase] = []
 
     # ------------------------------------------------------------------ steps
 
-    def go(self, steps: Iterable[Step], about: int) -> None:
-        """Take steps, ``about`` so many, and compare after each of them."""
+    def go(self, steps: Iterable[Step], about: int, name: str = "faults") -> None:
+        """Take the steps of a phase, ``about`` so many, and compare after each of them."""
         every = max(about // _SAMPLES, 1)
-        changed = 0
+        changed, before, samples = 0, self.steps, len(self._samples)
         with ExitStack() as stack:
             pagemaps = self._pagemaps(stack)
             for number, step in enumerate(steps):
@@ -112,30 +110,39 @@ class Run:
                 if changed % _COMPLETE == 0:
                     self.compare_all()
         self._sample()
+        self._phases.append(Phase(name, self.steps - before, len(self._samples) - samples))
 
     def _take(self, step: Step) -> list[tuple[int, int]]:
-        mapping, index, _, count = step.extent
-        world = self.world
+        mapping, index, page, count = step.extent
+        world, processes = self.world, self.processes
+        touched: list[tuple[int, int]] = []
         match step.what:
-            case "fault":
-                return world.fault(step.extent)
-            case "write":
-                return world.write(mapping, index, count)
+            case "fault" | "write":
+                if step.what == "fault":
+                    touched = world.fault(step.extent)
+                else:
+                    touched = world.write(mapping, index, count)
+                    self._broken += self.space.page_of(key_of(mapping, index)) != page
+                if step.process:
+                    processes.touch(step.process, key_of(mapping, index), count)
             case "truncate":
-                return world.truncate(mapping, index)
+                touched = world.truncate(mapping, index)
+            case "punch":
+                touched = world.punch(mapping, index, count)
             case "reflink":
-                return world.reflink(step.extent, *step.to)
+                world.open(mapping)
+                world.open(step.to[0])
+                touched = world.reflink(step.extent, *step.to)
             case "evict":
-                return world.evict(mapping)
+                self._evicted += 1
+                touched = world.evict(mapping)
+                self._evicted_entries += len(touched)
+            case "map":
+                world.open(mapping)
+                processes.map(step.process, mapping)
             case _:
-                self.processes.unmap(mapping, mapping)
-                return []
-
-    def map_all(self) -> None:
-        """Let each file be mapped as a whole by a process of its own, of the same number."""
-        for mapping in self.space.mappings():
-            last = self.space.extents(mapping)[-1]
-            self.processes.map(mapping, mapping, 0, last.first + last.length)
+                processes.unmap(step.process, mapping)
+        return touched
 
     def _sample(self) -> None:
         self._samples.append(tuple(tracker.counts.memory for tracker in self.trackers))
@@ -152,15 +159,15 @@ class Run:
         """Compare what the three designs say of pages.
 
         On demand knows all owners; the others must know those of them that are faulted in.  Per
-        extent asks each file whether it is.  So if both trackers give the same, as many as the page
-        has entries, these are all that are faulted in, and on demand must know every one.
+        extent asks each file whether it is.  So if both trackers give the same, as many as
+        ``page->share`` says, these are all that are faulted in, and on demand must know every one.
         """
-        per_page, per_extent = self.trackers[0].keys, self.trackers[1].keys
-        asked, share = self._asked, self.entries.share
+        per_page, per_extent = self.per_page.keys, self.per_extent.keys
+        asked, share = self._asked, self.on_demand.share
         for first, count in runs:
             for page in range(first, first + count):
                 known, owners = per_page(page), asked(page)
-                agree = known == per_extent(page) and len(known) == share[page]
+                agree = known == per_extent(page) and len(known) == share.get(page, 0)
                 if not (agree and (known == owners or set(owners).issuperset(known))):
                     self.disagreements += 1
             self.checked += count
@@ -173,52 +180,75 @@ class Run:
                 if self._asked(page) != self.space.keys(page):
                     self.disagreements += 1
         # A page that no file has must not be faulted in, either.
-        self.disagreements += sum(map(self.space.is_free, self.entries.pages()))
+        self.disagreements += sum(map(self.space.is_free, self.on_demand.share))
+        self._weigh()
+
+    def _weigh(self) -> None:
+        """Compare what the trackers say that they hold with what follows from the entries."""
+        held, (least, most) = self.per_page.counts.memory, pages_weight(self.entries)
+        records = self.per_extent.records()
+        self.disagreements += not least <= held <= most
+        self.disagreements += self.per_extent.counts.memory != extents_weight(self.entries, records)
+        if not self.space.rmap_updates:
+            # Nothing was shared otherwise, and nothing left: there is no history to know.
+            self.disagreements += held != least
+            self.disagreements += records != shared_extents(self.space, self.entries)
 
     # ------------------------------------------------------------------ failing
 
-    def _pagemaps(self, stack: ExitStack) -> list[tuple[Tracker, Pagemap, "EmulatedPmem"]]:
+    def _pagemaps(self, stack: ExitStack) -> list[tuple[str, Pagemap, "EmulatedPmem"]]:
         """Give each design a device of its own: what one of them clears stays bad for others."""
         made = []
-        for tracker in self.trackers:
+        holders: dict[str, Holder] = {
+            tracker.name: TrackingHolder(tracker, self.processes) for tracker in self.trackers
+        }
+        holders[_LINUX] = LinuxHolder(self._find, self.world.in_core, self.processes)
+        for name, holder in holders.items():
             media = self.source.media()
             stack.callback(media.close)
-            device = DaxDevice(media, TrackingHolder(tracker, self.processes))
-            made.append((tracker, Pagemap(_FIRST_PFN, device), media))
+            made.append((name, Pagemap(_FIRST_PFN, DaxDevice(media, holder)), media))
         return made
 
-    def _fail(self, page: int, pagemaps: list[tuple[Tracker, Pagemap, "EmulatedPmem"]]) -> None:
+    def _fail(self, page: int, pagemaps: list[tuple[str, Pagemap, "EmulatedPmem"]]) -> None:
         bad = ByteRange(page * PAGE, PAGE)
         every_key = self.space.keys(page)
         faulted = self.entries.those_at(page, every_key)
-        for tracker, pagemap, media in pagemaps:
+        in_core = [key for key in every_key if key >> INDEX_BITS in self.world.in_core]
+        expected = {self.on_demand.name: every_key, _LINUX: in_core}
+        # Whoever has the page in its page tables is told, by all designs alike.
+        told = {process for key in faulted for process in self.processes.with_page(key)}
+        for name, pagemap, media in pagemaps:
             media.inject(bad)
             outcome = pagemap.memory_failure(_FIRST_PFN + page)
-            counts = self._outcomes[tracker.name]
-            counts[outcome.kind] += 1
-            counts["told"] += len(outcome.keys)
-            counts["missed"] += len(set(every_key).difference(outcome.keys))
-            expected = every_key if tracker is self.on_demand else faulted
-            beyond = tracker is self.on_demand and page in self._others
-            wrong = not beyond and list(outcome.keys) != expected
+            self._note(name, outcome, every_key)
+            beyond = name in expected and page in self._others
+            wrong = not beyond and list(outcome.keys) != expected.get(name, faulted)
+            wrong |= outcome.processes != told
             if wrong or outcome.cleared == bool(media.poison):
                 self.disagreements += 1
             self.checked += 1
             # The next failure is another one's.
             media.change([Change("good", bad)])
 
+    def _note(self, name: str, outcome: Outcome, every_key: list[int]) -> None:
+        counts = self._outcomes[name]
+        counts[outcome.kind] += 1
+        counts["told"] += len(outcome.keys)
+        counts["missed"] += len(set(every_key).difference(outcome.keys))
+        counts["processes"] += len(outcome.processes)
+
     # ------------------------------------------------------------------ the result
 
-    def result(self, name: str) -> WorkloadResult:
+    def result(self, workload: Workload) -> WorkloadResult:
         """Put together what was counted."""
         owners = files = 0
         for mapping in self.space.mappings():
             files += 1
             owners += sum(extent.length for extent in self.space.extents(mapping))
-        pages = len(self.entries.pages())
+        pages = len(self.on_demand.share)
         known = {mapping for mapping in self.space.mappings() if self.entries.of(mapping)}
         return WorkloadResult(
-            workload=name,
+            workload=workload.name,
             extents=self.source.name,
             sharing=len(self.entries) / pages if pages else 0.0,
             steps=self.steps,
@@ -231,6 +261,16 @@ class Run:
             rmap_updates=self.space.rmap_updates,
             blindness=Blindness(owners, len(self.entries), files, len(known)),
             trackers=tuple(map(self._tracker_result, range(len(self.trackers)))),
+            life=self._life_result() if workload == LIFE else None,
+        )
+
+    def _life_result(self) -> LifeResult:
+        return LifeResult(
+            phases=tuple(self._phases),
+            broken=self._broken,
+            evicted=self._evicted,
+            evicted_entries=self._evicted_entries,
+            linux=Failures(**self._outcomes[_LINUX]),
         )
 
     def _tracker_result(self, number: int) -> TrackerResult:
@@ -240,7 +280,6 @@ class Run:
             design=tracker.name,
             memory=counts.memory,
             peak=counts.peak,
-            allocated=counts.allocated,
             allocations=counts.allocations,
             frees=counts.frees,
             comparisons=counts.comparisons,
@@ -258,14 +297,12 @@ def run_workload(
 ) -> WorkloadResult:
     """Run a workload over the extents of a source."""
     run = Run(source)
-    run.map_all()
-    steps: Iterable[Step]
     if workload == LIFE:
-        steps = life(run.space, seed, life_steps, source.extents.others)
-        about = sum(extent.length for extent in source.extents.files) // 2 + life_steps
+        others = source.extents.others
+        for phase in life(run.world, run.processes, seed, life_steps, others):
+            run.go(phase.steps, phase.about, phase.name)
     else:
         about = sum(extent.length for extent in source.extents.files)
-        steps = (Step("fault", entry) for entry in fault_in(run.space, workload, seed))
-    run.go(steps, about)
+        run.go((Step("fault", entry) for entry in fault_in(run.space, workload, seed)), about)
     run.compare_all()
-    return run.result(workload.name)
+    return run.result(workload)

@@ -15,7 +15,7 @@ __all__ = [
     "RMAP_RECORD",
     "SHARED_FILE",
     "STRUCT_PAGE",
-    "allocated",
+    "rmap_reserve",
 ]
 
 PAGE: Final = 4096
@@ -33,10 +33,22 @@ ADDRESS_SPACE: Final = 192
 #: ``struct xfs_rmap_rec``, on the disk.
 RMAP_RECORD: Final = 24
 
-#: The sizes that kmalloc() hands out, where no cache of their own is made for a structure.
-_KMALLOC: Final = (8, 16, 32, 64, 96, 128, 192, 256)
+#: A block of the reverse mapping is a header and records or, above the leaves, two keys of 20 bytes
+#: and a pointer of 4 for each block below; it is at least half full.
+_BLOCK_HEADER: Final = 56
+_LEAF_LEAST: Final = (PAGE - _BLOCK_HEADER) // RMAP_RECORD // 2
+_NODE_LEAST: Final = (PAGE - _BLOCK_HEADER) // (2 * 20 + 4) // 2
 
 
-def allocated(size: int) -> int:
-    """Give what kmalloc() takes for ``size`` bytes, at most 256."""
-    return next(slab for slab in _KMALLOC if slab >= size)
+def rmap_reserve(blocks: int) -> int:
+    """Give the blocks that the kernel keeps back in an allocation group for its reverse mapping.
+
+    ``blocks`` are those of the group without an internal log.  The rule is that of
+    ``xfs_rmapbt_calc_reserves``: a hundredth of the group, or if that is more the tree that it
+    takes when each block has a record and no block of the tree has more than it must.
+    """
+    level = tree = -(-blocks // _LEAF_LEAST)
+    while level > 1:
+        level = -(-level // _NODE_LEAST)
+        tree += level
+    return max(blocks // 100, tree)

@@ -13,12 +13,12 @@ from whoseblock.media.device import FileMedia
 from whoseblock.media.overlay import OverlayMedia
 from whoseblock.media.pmem import EmulatedPmem
 from whoseblock.study.base import Found
-from whoseblock.study.extents import Extents, extents_of, made_up
-from whoseblock.study.on_demand import DiskAnswers, DiskLookup, SpaceLookup
+from whoseblock.study.extents import Extents, extents_of, in_pieces, made_up
+from whoseblock.study.on_demand import DiskAnswers, DiskLookup, SpaceLookup, ask_all
 from whoseblock.study.sizes import PAGE
 from whoseblock.study.space import Space
 
-__all__ = ["ImageSource", "MadeUpSource", "Source", "open_image"]
+__all__ = ["ImageSource", "MadeUpSource", "PiecesSource", "Source", "open_image"]
 
 
 class Source(Protocol):
@@ -76,9 +76,13 @@ class ImageSource(Closing):
         """Ask the image, which knows nothing of what the study has changed."""
         return DiskLookup(self.filesystem, space)
 
+    @cached_property
+    def _told(self) -> dict[int, list[int]]:
+        return ask_all(self.filesystem, self.space())
+
     def answers(self, space: Space) -> DiskAnswers:
-        """Ask the image about everything at once."""
-        return DiskAnswers(self.filesystem, space)
+        """Ask the image about everything at once, the first time."""
+        return DiskAnswers(self._told, space)
 
     def media(self) -> EmulatedPmem:
         """Give the image as a device to fail."""
@@ -104,12 +108,12 @@ class _Blank:
         pass
 
 
-class MadeUpSource:
-    """Extents that are made up, for as much sharing as is asked for."""
+class _NoDisk:
+    """Extents that are made up: a filesystem in memory alone."""
 
-    def __init__(self, pages: int, sharing: int, seed: int) -> None:
-        self.name = f"made up, {sharing} files a page"
-        self.extents = made_up(pages, sharing, seed)
+    def __init__(self, name: str, extents: Extents) -> None:
+        self.name = name
+        self.extents = extents
 
     def __enter__(self) -> Self:
         return self
@@ -132,3 +136,18 @@ class MadeUpSource:
     def media(self) -> EmulatedPmem:
         """Give an empty device to fail."""
         return EmulatedPmem(OverlayMedia(_Blank(self.extents.pages * PAGE)))
+
+
+class MadeUpSource(_NoDisk):
+    """About ``pages`` pages of data that so many files share, in extents of any length."""
+
+    def __init__(self, pages: int, sharing: int, seed: int) -> None:
+        super().__init__(f"made up, {sharing} files a page", made_up(pages, sharing, seed))
+
+
+class PiecesSource(_NoDisk):
+    """About ``pages`` pages of data that so many files share, in extents of one length."""
+
+    def __init__(self, pages: int, sharing: int, length: int) -> None:
+        name = f"made up, {sharing} files, {length} pages an extent"
+        super().__init__(name, in_pieces(pages, sharing, length))

@@ -11,7 +11,7 @@ as many owners, though other ones, are two.
 from bisect import bisect_left, bisect_right, insort
 from collections import defaultdict
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from whoseblock.study.base import INDEX_BITS, key_of
 from whoseblock.study.extents import Extent, Extents
@@ -47,6 +47,8 @@ class Space:
         self._segments = _segments(extents.files)
         self._starts = [segment.start for segment in self._segments]
         self._free = sorted(extents.free, key=lambda run: run[1])
+        #: The last answer: all designs ask about the same fault, which asks only once.
+        self._answer = _NONE
 
     # ------------------------------------------------------------------ asking
 
@@ -62,6 +64,11 @@ class Space:
     def _of(self, mapping: int) -> list[tuple[int, int, int]]:
         return self._files.get(mapping, [])
 
+    def end(self, mapping: int) -> int:
+        """Give the index behind the last page that a file has."""
+        extents = self._of(mapping)
+        return extents[-1][0] + extents[-1][2] - (mapping << INDEX_BITS) if extents else 0
+
     def page_of(self, key: int) -> int | None:
         """Give the page of the device that a page of a file is, if it has one."""
         extents = self._of(key >> INDEX_BITS)
@@ -74,6 +81,12 @@ class Space:
 
     def segment_at(self, page: int) -> Segment:
         """Give the run of pages with the same owners as ``page``."""
+        answer = self._answer
+        if not answer.start <= page < answer.end:
+            answer = self._answer = self._segment_at(page)
+        return answer
+
+    def _segment_at(self, page: int) -> Segment:
         at = bisect_right(self._starts, page) - 1
         before = 0
         if at >= 0:
@@ -123,9 +136,19 @@ class Space:
 
     def add(self, extent: Extent) -> None:
         """Give pages of the device to a file, which has nothing there."""
-        key = key_of(extent.mapping, extent.first)
-        insort(self._files[extent.mapping], (key, extent.page, extent.length))
-        self.rmap_updates += 1
+        key = first = key_of(extent.mapping, extent.first)
+        page, count = extent.page, extent.length
+        extents = self._files[extent.mapping]
+        at = upto = bisect_left(extents, key, key=_key)
+        if at and _follow(extents[at - 1], (key, page, count)):
+            at -= 1
+            first, page, _ = extents[at]
+        if upto < len(extents) and _follow((key, extent.page, count), extents[upto]):
+            count += extents[upto][2]
+            upto += 1
+        # One record put in, or one changed; or one changed and the other taken out.
+        self.rmap_updates += 2 if upto - at == 2 else 1  # noqa: PLR2004 - neighbours on both sides
+        extents[at:upto] = [(first, page, count + key - first)]
         self._change(extent, add=True)
 
     def reflink(self, source: Extent, mapping: int, index: int) -> list[Extent]:
@@ -156,6 +179,7 @@ class Space:
         start, end = extent.page, extent.page + extent.length
         key = key_of(extent.mapping, extent.first)
         self.changed.add(start, end)
+        self._answer = _NONE
         first, last = self._cut(start), self._cut(end)
         new: list[Segment] = []
         at = start
@@ -202,6 +226,15 @@ class Space:
                 joined.append(segment)
         self._segments[first:last] = joined
         self._starts[first:last] = [segment.start for segment in joined]
+
+
+#: Answers for no page.
+_NONE: Final = Segment(0, 0, ())
+
+
+def _follow(one: tuple[int, int, int], other: tuple[int, int, int]) -> bool:
+    """Tell whether one extent of a file goes on in the other, there and on the device."""
+    return (one[0] + one[2], one[1] + one[2]) == other[:2]
 
 
 def _key(extent: tuple[int, int, int]) -> int:

@@ -1,35 +1,42 @@
-"""A whole study: every workload over an image, the sweep of sharing, and the times."""
+"""A whole study: every workload over an image, the sweeps of sharing and of extents, the times."""
 
 import gc
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack, contextmanager
 from multiprocessing import get_context
-from typing import Final, NamedTuple, TypeVar
+from typing import Final, NamedTuple, Self, TypeVar
 
 from whoseblock.fs.base import Progress, no_progress
-from whoseblock.study.disk import lost_leaf, upkeep
-from whoseblock.study.results import FaultTime, Report, WorkloadResult, WriteTime
+from whoseblock.study.arithmetic import bytes_in_folios
+from whoseblock.study.disk import lost_leaves, upkeep
+from whoseblock.study.results import EntryTime, Pieces, Report, WorkloadResult, WriteTime
 from whoseblock.study.run import run_workload
-from whoseblock.study.sources import ImageSource, MadeUpSource
-from whoseblock.study.timing import failure_times, fault_times, write_times
+from whoseblock.study.sources import ImageSource, MadeUpSource, PiecesSource
+from whoseblock.study.timing import entry_times, failure_times, write_times
 from whoseblock.study.workloads import LIFE, WORKLOADS, Workload
 
-__all__ = ["SHARING", "Plan", "study"]
+__all__ = ["LENGTHS", "SHARING", "Plan", "study"]
 
-#: By how many files pages are shared, in the sweep.
+#: By how many files pages are shared, in the sweep of sharing.
 SHARING: Final = (1, 2, 4, 8, 16, 32, 64)
+#: How many pages an extent has, and how many files share it, in the sweep of extents.
+LENGTHS: Final = (1, 2, 3, 4, 8, 16, 32, 64)
+_PIECES_SHARED: Final = (2, 8)
+_PIECES_PAGES: Final = 192
 
 
-_Time = TypeVar("_Time", FaultTime, WriteTime)
+_Time = TypeVar("_Time", EntryTime, WriteTime)
+_Source = ImageSource | MadeUpSource | PiecesSource
 
 
 class Plan(NamedTuple):
     """What a study does.
 
-    The extents of the sweep are made up, ``sweep_pages`` of data each, unless there are
-    ``sweep_images``; with neither there is none.  ``life_steps`` are those of the life after its
-    faults.
+    The extents of the sweep of sharing are made up, ``sweep_pages`` of data each, unless there are
+    ``sweep_images``; with no ``sweep_pages`` there is no sweep of extents, which are all made up.
+    ``life_steps`` are those of the life after its faults.
     """
 
     image: str
@@ -41,12 +48,23 @@ class Plan(NamedTuple):
     timed: bool = True
 
 
-class _Job(NamedTuple):
-    """One workload; a number in the place of a path is how many files share a made-up page."""
+class _Origin(NamedTuple):
+    """What can be opened, in any process."""
 
-    source: str | int
+    kind: Callable[..., _Source]
+    arguments: tuple[str | int, ...]
+
+    def open(self) -> _Source:
+        return self.kind(*self.arguments)
+
+
+class _Job(NamedTuple):
+    """One workload on what can be opened."""
+
+    origin: _Origin
     workload: Workload
-    plan: Plan
+    seed: int
+    life_steps: int
 
 
 def study(plan: Plan, progress: Progress = no_progress) -> Report:
@@ -55,31 +73,41 @@ def study(plan: Plan, progress: Progress = no_progress) -> Report:
     Raises `UnsupportedError` for an image that cannot be studied, and what opening it raises.
     """
     begun = time.perf_counter()
-    with ImageSource(plan.image) as source:
-        price = upkeep(source.filesystem)
-        lost = lost_leaf(plan.image)
-        # The longest first, so that no processor waits for the last one; and those in random order
-        # not side by side, for the processors' common cache.
-        kinds = [WORKLOADS[1], WORKLOADS[0], WORKLOADS[3], LIFE, WORKLOADS[2]]
-        jobs = [_Job(plan.image, workload, plan) for workload in kinds]
-        jobs += [_Job(one, WORKLOADS[0], plan) for one in _swept(plan)]
+    # The longest first, so that no processor waits for the last one; and those in random order not
+    # side by side, for the processors' common cache.
+    kinds = [WORKLOADS[1], WORKLOADS[0], WORKLOADS[3], LIFE, WORKLOADS[2]]
+    swept, pieces = _swept(plan), _pieces(plan)
+    image = _Origin(ImageSource, (plan.image,))
+    work = [(image, kind) for kind in kinds]
+    work += [(origin, WORKLOADS[0]) for origin in (*swept, *(origin for _, origin in pieces))]
+    jobs = [_Job(origin, workload, plan.seed, plan.life_steps) for origin, workload in work]
+    with ImageSource(plan.image) as source, _begun(jobs, plan.jobs) as running:
+        # Meanwhile, if there are other processes.
+        price, lost = upkeep(source.filesystem), lost_leaves(plan.image)
+        in_folios = bytes_in_folios(source.space().segments())
         results: list[WorkloadResult] = []
         processor = 0.0
-        for number, (result, taken) in enumerate(_results(jobs, plan.jobs), 1):
+        for number, (result, taken) in enumerate(running, 1):
             results.append(result)
             processor += taken
             progress("workloads", number, len(jobs))
         seconds = time.perf_counter() - begun
         order = [workload.name for workload in (*WORKLOADS, LIFE)]
         first = sorted(results[: len(kinds)], key=lambda result: order.index(result.workload))
+        rest = results[len(kinds) :]
         return Report(
             extents=source.name,
             seed=plan.seed,
             upkeep=price,
-            lost_leaf=lost,
+            lost_leaves=lost,
             workloads=tuple(first),
-            sweep=tuple(results[len(kinds) :]),
-            times=_times(fault_times, plan, source),
+            in_folios=in_folios,
+            sweep=tuple(rest[: len(swept)]),
+            pieces=tuple(
+                Pieces(length, result)
+                for (length, _), result in zip(pieces, rest[len(swept) :], strict=True)
+            ),
+            times=_times(entry_times, plan, source),
             write_times=_times(write_times, plan, source),
             failure_times=failure_times(source, plan.seed) if plan.timed else (),
             seconds=seconds,
@@ -87,48 +115,89 @@ def study(plan: Plan, progress: Progress = no_progress) -> Report:
         )
 
 
-def _swept(plan: Plan) -> Sequence[str | int]:
-    """Give the images of the sweep, or by how many files made-up pages are shared."""
-    return plan.sweep_images or (SHARING if plan.sweep_pages else ())
+def _swept(plan: Plan) -> list[_Origin]:
+    """Give the images of the sweep of sharing, or made-up pages."""
+    if plan.sweep_images:
+        return [_Origin(ImageSource, (path,)) for path in plan.sweep_images]
+    sharing = SHARING if plan.sweep_pages else ()
+    return [_Origin(MadeUpSource, (plan.sweep_pages, files, plan.seed)) for files in sharing]
+
+
+def _pieces(plan: Plan) -> list[tuple[int, _Origin]]:
+    """Give how long the extents are, and those."""
+    if not plan.sweep_pages:
+        return []
+    return [
+        (length, _Origin(PiecesSource, (_PIECES_PAGES, files, length)))
+        for files in _PIECES_SHARED
+        for length in LENGTHS
+    ]
 
 
 def _times(
-    measure: Callable[[ImageSource | MadeUpSource, int], _Time], plan: Plan, source: ImageSource
+    measure: Callable[[_Source, int], _Time], plan: Plan, source: ImageSource
 ) -> tuple[_Time, ...]:
     """Time something on all extents by itself, with no other work beside."""
     if not plan.timed:
         return ()
     found = [measure(source, plan.seed)]
     for one in _swept(plan):
-        with _source(one, plan) as swept:
+        with one.open() as swept:
             found.append(measure(swept, plan.seed))
     return tuple(found)
 
 
-def _results(jobs: list[_Job], processes: int) -> Iterator[tuple[WorkloadResult, float]]:
+@contextmanager
+def _begun(jobs: list[_Job], processes: int) -> Iterator[Iterable[tuple[WorkloadResult, float]]]:
+    """Have other processes begin with jobs; with one process, they are done when they are asked."""
     if processes <= 1:
-        yield from map(_work, jobs)
+        with _Opened() as opened:
+            yield map(opened.work, jobs)
         return
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        yield from pool.map(_work, jobs)
+        yield pool.map(_work, jobs)
+
+
+class _Opened:
+    """What the last job had open: the next one on the same image finds it read already."""
+
+    def __init__(self) -> None:
+        self._stack = ExitStack()
+        self._last: tuple[_Origin, _Source] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def work(self, job: _Job) -> tuple[WorkloadResult, float]:
+        """Run a workload; gives the processor's seconds with the result."""
+        begun = time.process_time()
+        # Millions of nodes that refer to each other, and none of them garbage before the end.
+        was = gc.isenabled()
+        gc.disable()
+        try:
+            source = self._open(job.origin)
+            result = run_workload(source, job.workload, job.seed, job.life_steps)
+            return result, time.process_time() - begun
+        finally:
+            if was:
+                gc.enable()
+
+    def _open(self, origin: _Origin) -> _Source:
+        if self._last is not None and self._last[0] == origin:
+            return self._last[1]
+        self._stack.close()
+        source = origin.open()
+        self._stack.push(source)
+        self._last = origin, source
+        return source
+
+
+#: Of this process, if it is one of the pool; what it has open ends with it.
+_OPENED: Final = _Opened()
 
 
 def _work(job: _Job) -> tuple[WorkloadResult, float]:
-    """Run a workload; gives the processor's seconds with the result."""
-    begun = time.process_time()
-    # Millions of nodes that refer to each other, and none of them garbage before the end.
-    was = gc.isenabled()
-    gc.disable()
-    try:
-        with _source(job.source, job.plan) as source:
-            result = run_workload(source, job.workload, job.plan.seed, job.plan.life_steps)
-        return result, time.process_time() - begun
-    finally:
-        if was:
-            gc.enable()
-
-
-def _source(one: str | int, plan: Plan) -> ImageSource | MadeUpSource:
-    if isinstance(one, str):
-        return ImageSource(one)
-    return MadeUpSource(plan.sweep_pages, one, plan.seed)
+    return _OPENED.work(job)

@@ -1,11 +1,11 @@
 """A report as text: titled tables, as lines for a terminal or for Markdown."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final, NamedTuple
 
 from whoseblock.study.arithmetic import break_even, bytes_a_page, extrapolate, per_page_bytes
-from whoseblock.study.results import Report, WorkloadResult
+from whoseblock.study.results import EntryTime, LostLeaf, Report, WorkloadResult
 from whoseblock.study.sizes import PAGE, STRUCT_PAGE
 
 __all__ = ["Table", "as_markdown", "as_text", "tables"]
@@ -29,12 +29,13 @@ def tables(report: Report) -> Iterator[Table]:
     yield _memory(report)
     yield _work(report)
     yield _sweep(report)
+    if report.pieces:
+        yield _pieces(report)
     yield _failures(report)
-    if report.upkeep is not None:
-        yield _disk(report)
+    yield _disk(report)
     yield _extrapolated(report)
     if report.times:
-        yield _fault_times(report)
+        yield from _entry_times(report)
         yield _write_times(report)
         yield _failure_times(report)
         yield _break_even(report)
@@ -59,11 +60,12 @@ def _memory(report: Report) -> Table:
     return Table(
         "memory",
         "Bytes of kernel memory",
-        ("workload", "design", "at the end", "at most", "at the end, as kmalloc rounds",
-         "a page of the device"),
+        ("workload", "design", "at the end", "at most", "for each page faulted in",
+         "at the end, of the device"),
         [
             (one.workload, tracker.design, f"{tracker.memory:,}", f"{tracker.peak:,}",
-             f"{tracker.allocated:,}", f"{bytes_a_page(one, tracker.design):.1f}")
+             f"{bytes_a_page(one, tracker.design):.1f}",
+             f"{tracker.memory / report.upkeep.size:.2%}")
             for one in report.workloads
             for tracker in one.trackers
         ],
@@ -74,13 +76,13 @@ def _work(report: Report) -> Table:
     return Table(
         "work",
         "Operations for each page of an entry",
-        ("workload", "design", "allocations", "comparisons", "rotations", "locks",
+        ("workload", "design", "allocations", "comparisons", "rotations", "locks", "probes",
          "struct pages rewritten"),
         [
             (one.workload, tracker.design, *(
                 f"{count / max(one.associations, 1):.3f}"
                 for count in (tracker.allocations, tracker.comparisons, tracker.rotations,
-                              tracker.locks, tracker.page_writes)
+                              tracker.locks, tracker.probes, tracker.page_writes)
             ))
             for one in report.workloads
             for tracker in one.trackers
@@ -92,12 +94,26 @@ def _sweep(report: Report) -> Table:
     designs = [tracker.design for tracker in report.workloads[0].trackers]
     return Table(
         "sweep",
-        "Bytes of kernel memory a page, by how many files share it",
+        "Bytes of kernel memory for each page faulted in, by how many files share it",
         ("extents", "owners a page", "16 + 40·n", *designs),
         [
             (one.extents, f"{one.sharing:.2f}", _formula(one),
              *(f"{bytes_a_page(one, design):.1f}" for design in designs))
             for one in report.sweep
+        ],
+    )  # fmt: skip
+
+
+def _pieces(report: Report) -> Table:
+    designs = [tracker.design for tracker in report.workloads[0].trackers]
+    return Table(
+        "pieces",
+        "Bytes of kernel memory for each page faulted in, by how long extents are",
+        ("owners a page", "pages an extent", *designs),
+        [
+            (f"{one.result.sharing:.2f}", f"{one.length}",
+             *(f"{bytes_a_page(one.result, design):.1f}" for design in designs))
+            for one in report.pieces
         ],
     )  # fmt: skip
 
@@ -111,26 +127,31 @@ def _formula(result: WorkloadResult) -> str:
 def _failures(report: Report) -> Table:
     life = report.workloads[-1]
     blind = life.blindness
+    rows = [(tracker.design, tracker.failures) for tracker in life.trackers]
+    said = ""
+    if life.life is not None:
+        rows.append(("on demand, as in Linux", life.life.linux))
+        said = f"  Inodes left memory {life.life.evicted:,} times"
+        said += f", with {life.life.evicted_entries:,} entries."
     return Table(
         "failures",
         "What each design could say of the failures of a life",
         ("design", "owners known", "free, cleared", "metadata", "nothing known",
-         "owners found", "owners missed"),
+         "owners found", "owners missed", *(("processes told",) if said else ())),
         [
-            (tracker.design, *(f"{count:,}" for count in (
-                tracker.failures.files, tracker.failures.free, tracker.failures.metadata,
-                tracker.failures.unknown, tracker.failures.told, tracker.failures.missed)))
-            for tracker in life.trackers
+            (design, *(f"{count:,}" for count in (
+                found.files, found.free, found.metadata, found.unknown, found.told, found.missed,
+                *((found.processes,) if said else ()))))
+            for design, found in rows
         ],
         f"{blind.files - blind.files_known:,} of {blind.files:,} files have no page faulted in at"
         f" the end; of {blind.owners:,} pairs of a page and its file {blind.known:,} are known to"
-        " who tracks faults.",
+        f" who tracks faults.{said}",
     )  # fmt: skip
 
 
 def _disk(report: Report) -> Table:
-    upkeep, lost = report.upkeep, report.lost_leaf
-    assert upkeep is not None  # noqa: S101 - the caller has looked
+    upkeep, lost = report.upkeep, report.lost_leaves
     updates = report.workloads[-1].rmap_updates
     rows: list[tuple[str, ...]] = [
         ("blocks of the reverse mapping", f"{upkeep.rmap_bytes:,} bytes"),
@@ -138,19 +159,29 @@ def _disk(report: Report) -> Table:
          f"{_share(upkeep.rmap_bytes, upkeep.metadata_bytes):.2%}"),
         ("share of what files have written",
          f"{_share(upkeep.rmap_bytes, upkeep.data_bytes):.3%}"),
+        ("space kept back for it to grow, these blocks included",
+         f"{upkeep.kept_bytes:,} bytes, {upkeep.kept_bytes / upkeep.size:.2%} of the device"),
         ("records", f"{upkeep.records:,}, {upkeep.file_records:,} of them for data of files"),
         ("levels of the highest of its trees", f"{upkeep.levels:,}"),
         ("records that the life put in, took out or changed", f"{updates:,}"),
+        ("pages that one leaf tells of, by the keys above it: mean and median",
+         f"{lost.mean:,.0f} and {lost.median.pages:,}, of {lost.leaves:,} leaves"),
+        ("pages of the device for each leaf: a failure hits one once in so many times",
+         f"{upkeep.size / PAGE / lost.leaves:,.0f}"),
+        ("pages that the worst leaf tells of",
+         f"{lost.worst.pages:,}, {lost.worst.pages * PAGE / upkeep.size:.0%} of the device"),
+        ("records of that leaf", f"{lost.worst.records:,}"),
+        ("the median leaf lost, and asked about its pages", _lost(lost.median)),
+        ("the worst leaf lost, and asked about its pages", _lost(lost.worst)),
     ]  # fmt: skip
-    if lost is not None:
-        untold = f"{lost.pages - lost.complete:,} of {lost.pages:,}"
-        rows.append(
-            (
-                "one leaf lost: pages that cannot be answered for",
-                f"{untold}, {lost.wrong:,} answered wrongly",
-            )
-        )
     return Table("disk", "What on-demand lives on, on the disk", ("what", "how much"), rows)
+
+
+def _lost(leaf: LostLeaf) -> str:
+    return (
+        f"{leaf.asked - leaf.complete:,} of {leaf.asked:,} answers say that they are incomplete,"
+        f" {leaf.wrong:,} are wrong"
+    )
 
 
 def _share(part: int, whole: int) -> float:
@@ -159,33 +190,53 @@ def _share(part: int, whole: int) -> float:
 
 def _extrapolated(report: Report) -> Table:
     rows: list[tuple[str, ...]] = [
-        (one.device, design, size(memory), f"{memory / (one.pages * 4096):.3%}")
+        (one.device, what, size(count), f"{count / one.size:.3%}")
         for one in extrapolate(report)
-        for design, memory in (
-            *one.memory.items(),
-            *([("(reverse mapping, on the disk)", one.on_disk)] if one.on_disk else ()),
+        for what, count in (
+            *((f"{design}, in memory", memory) for design, memory in one.memory.items()),
+            ("reverse mapping, on the device", one.on_disk),
+            ("kept back for it, on the device", one.kept_back),
         )
     ]
     return Table(
         "extrapolated",
-        "Extrapolated, not measured: a device full of such extents, all of them faulted in",
-        ("device", "design", "bytes", "of the device"),
+        "Extrapolated, not measured: a larger device, filled and faulted in like this image",
+        ("device", "what", "bytes", "of the device"),
         rows,
+        "Kept back is by the rule of the kernel; in it is the reverse mapping itself.",
     )
 
 
-def _fault_times(report: Report) -> Table:
-    designs = list(report.times[0].added)
-    return Table(
+def _entry_times(report: Report) -> Iterator[Table]:
+    yield _times_of_entries(
+        report,
         "fault-times",
         "Time of a fault, relative to no tracking",
-        ("extents", "owners a page", "faults timed", "no tracking", *designs),
-        [
-            (one.extents, f"{one.sharing:.2f}", f"{one.faults:,}", f"{one.none * 1e6:.2f} µs",
-             *(f"{1 + one.added[design] / one.none:.2f}" for design in designs))
-            for one in report.times
-        ],
-    )  # fmt: skip
+        lambda time: (time.none, time.added),
+    )
+    yield _times_of_entries(
+        report,
+        "out-times",
+        "Time of taking an entry out, relative to no tracking",
+        lambda time: (time.out_none, time.out_added),
+    )
+
+
+def _times_of_entries(
+    report: Report,
+    name: str,
+    title: str,
+    which: Callable[[EntryTime], tuple[float, dict[str, float]]],
+) -> Table:
+    designs = list(report.times[0].added)
+    rows: list[tuple[str, ...]] = []
+    for one in report.times:
+        none, added = which(one)
+        ratios = [f"{1 + added[design] / none:.2f}" for design in designs]
+        cells = (one.extents, f"{one.sharing:.2f}", f"{one.entries:,}", f"{none * 1e6:.2f} µs")
+        rows.append((*cells, *ratios))
+    headings = ("extents", "owners a page", "entries timed", "no tracking", *designs)
+    return Table(name, title, headings, rows)
 
 
 def _write_times(report: Report) -> Table:
@@ -207,10 +258,14 @@ def _failure_times(report: Report) -> Table:
     return Table(
         "failure-times",
         "Time and blocks of one failure",
-        ("design", "failures", "median", "longest", "blocks read", "at most"),
+        ("design", "failures", "mean", "median", "longest", "blocks read, mean", "median", "most"),
         [
-            (one.design, f"{one.failures:,}", f"{one.median * 1e6:,.1f} µs",
-             f"{one.worst * 1e6:,.1f} µs", f"{one.blocks_median:.3g}", f"{one.blocks_worst:,}")
+            (one.design, f"{one.failures:,}", f"{one.mean * 1e6:,.1f} µs",
+             *("" if seconds is None else f"{seconds * 1e6:,.1f} µs"
+               for seconds in (one.median, one.worst)),
+             f"{one.blocks_mean:.3g}",
+             *("" if blocks is None else f"{blocks:,g}"
+               for blocks in (one.blocks_median, one.blocks_worst)))
             for one in report.failure_times
         ],
     )  # fmt: skip
@@ -230,37 +285,57 @@ def _break_even(report: Report) -> Table:
             for factor in slower
             for design, failures in found[factor].items()
         ],
+        "A fault here is the first of a file's page, which puts an entry in: 1,000 a second are"
+        f" {size(86_400_000 * PAGE)} a day.",
     )  # fmt: skip
 
 
 def _short(report: Report) -> Table:
     """Give what can be said in a line for each design."""
-    first, life = report.workloads[0], report.workloads[-1]
+    first, life, image = report.workloads[0], report.workloads[-1], report.upkeep
     designs = [tracker.design for tracker in first.trackers]
-    weights = [bytes_a_page(first, design) for design in designs]
-    found = [tracker.failures for tracker in life.trackers]
+    memory = [tracker.memory for tracker in first.trackers]
+    found = {tracker.design: tracker.failures for tracker in life.trackers}
     rows: list[tuple[str, ...]] = [
-        ("kernel memory, of the device", *(f"{weight / PAGE:.2%}" for weight in weights)),
+        ("kernel memory, of the device", *(f"{one / image.size:.2%}" for one in memory)),
+        ("the same, with one tree for each large folio",
+         *_only("per page", designs, f"{report.in_folios / image.size:.2%}")),
         ("kernel memory, of that of struct page",
-         *(f"{weight / STRUCT_PAGE:.2f}" for weight in weights)),
+         *(f"{one / (image.size // PAGE * STRUCT_PAGE):.2f}" for one in memory)),
+        ("space of the device, kept back for the reverse mapping",
+         *("0.00%" if design != "on demand" else f"{image.kept_bytes / image.size:.2%}"
+           for design in designs)),
         ("owners of failed pages found",
-         *(f"{_share(one.told, one.told + one.missed):.0%}" for one in found)),
+         *(f"{_share(found[one].told, found[one].told + found[one].missed):.0%}"
+           for one in designs)),
     ]  # fmt: skip
+    if life.life is not None:
+        linux = life.life.linux
+        share = f"{_share(linux.told, linux.told + linux.missed):.0%}"
+        rows.append(("the same, as Linux does it", *_only("on demand", designs, share)))
     if report.times:
-        ratios = [[1 + one.added[design] / one.none for one in report.times] for design in designs]
+        ratios = [
+            [1 + (one.added[design] + one.out_added[design]) / (one.none + one.out_none)
+             for one in report.times]
+            for design in designs
+        ]  # fmt: skip
         rows.append(
-            ("time of an emulated fault, none = 1",
+            ("time of an emulated fault, and of taking its entry out: none = 1",
              *(f"{min(one):.2f} to {max(one):.2f}" for one in ratios))
         )  # fmt: skip
-        median = {one.design: f"{one.median * 1e6:,.1f} µs" for one in report.failure_times}
+        mean = {one.design: f"{one.mean * 1e6:,.1f} µs" for one in report.failure_times}
         pays = break_even(report)
         rows += [
-            ("time to find the owners of a page",
-             *(median.get(design) or median["on demand, cold"] for design in designs)),
+            ("time to find the owners of a page, mean",
+             *(mean.get(design) or mean["on demand, cold"] for design in designs)),
             ("cheaper in time from so many failures in a million faults",
              *(f"{pays[design]:,.0f}" if design in pays else "" for design in designs)),
         ]  # fmt: skip
     return Table("short", f"In short, for {report.extents}", ("what", *designs), rows)
+
+
+def _only(design: str, designs: list[str], cell: str) -> Iterator[str]:
+    return (cell if one == design else "" for one in designs)
 
 
 def size(count: int) -> str:

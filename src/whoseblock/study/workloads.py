@@ -8,11 +8,14 @@ from array import array
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
+from whoseblock.study.base import Watcher, key_of
+from whoseblock.study.dax import Processes
 from whoseblock.study.extents import Extent
 from whoseblock.study.sizes import ENTRY_PAGES
 from whoseblock.study.space import Space
+from whoseblock.study.world import World
 
-__all__ = ["LIFE", "WORKLOADS", "Step", "Workload", "entries_of", "fault_in", "life"]
+__all__ = ["LIFE", "WORKLOADS", "Phase", "Step", "Workload", "entries_of", "fault_in", "life"]
 
 
 #: Where in an extent, in pages: none has more than 2**21 blocks on the disk, joined ones may.
@@ -34,19 +37,27 @@ WORKLOADS: Final = (
     Workload("2 MiB, file order", ENTRY_PAGES, "file"),
     Workload("2 MiB, random", ENTRY_PAGES, "random"),
 )
-#: Half of the files faulted in, then writes, cuts, evictions and clones, and failures in between.
+#: Half of the files faulted in, then a storm of writes, then everything, and failures in between.
 LIFE: Final = Workload("life", 1, "random")
 
-#: Of a thousand steps of a life after the faults.
+#: Of a thousand steps of everyday use; as many failures in a storm, too.
 _CHANCES: Final = {
-    "write": 800,
-    "truncate": 5,
-    "evict": 5,
-    "unmap": 10,
-    "reflink": 30,
-    "fault": 100,
+    "write": 400,
+    "fault": 433,
+    "map": 10,
+    "unmap": 15,
+    "evict": 10,
+    "reflink": 60,
+    "punch": 20,
+    "truncate": 2,
     "fail": 50,
 }
+#: How often a page is looked for that is shared.
+_TRIES: Final = 64
+#: A process that comes reads at most so many pages, and what is cloned or punched has at most so
+#: many.
+_READ: Final = 1024
+_PIECE: Final = 64
 
 
 class Step(NamedTuple):
@@ -56,6 +67,8 @@ class Step(NamedTuple):
     extent: Extent
     #: Of a reflink: the file that gets the extent, and where.
     to: tuple[int, int] = (0, 0)
+    #: Who does it, if a process does.
+    process: int = 0
 
 
 def entries_of(extent: Extent, entry_pages: int) -> Iterator[Extent]:
@@ -106,54 +119,183 @@ def fault_in(
         )
 
 
-def life(space: Space, seed: int, steps: int, others: list[tuple[int, int]]) -> Iterator[Step]:
-    """Fault in half of the files, then change things; ``others`` are pages of metadata.
+class Phase(NamedTuple):
+    """A part of a workload: about so many steps, which are made as they are taken."""
 
-    Each step is made from what the filesystem is like when it is asked for.
+    name: str
+    about: int
+    steps: Iterator[Step]
+
+
+def life(
+    world: World[Watcher],
+    processes: Processes,
+    seed: int,
+    steps: int,
+    others: list[tuple[int, int]],
+) -> list[Phase]:
+    """Give the phases of a life: half of the files faulted in, a storm of writes, everyday use.
+
+    The latter two have ``steps`` together; ``others`` are pages of metadata.  Each step is made
+    from what the filesystem and the processes are like when it is asked for, and must be taken
+    before the next.
     """
-    rng = random.Random(seed)  # noqa: S311 - repeatable, not secret
-    mappings = space.mappings()
-    if not mappings:
-        return
-    known = sorted(rng.sample(mappings, -(-len(mappings) // 2)))
-    for entry in fault_in(space, LIFE, seed, known):
-        yield Step("fault", entry)
-    names, weights = list(_CHANCES), list(_CHANCES.values())
-    for what in rng.choices(names, weights, k=steps):
-        if what == "fail":
-            yield Step(what, Extent(0, 0, _any_page(rng, space, mappings, others), 1))
-            continue
-        mapping = rng.choice(known)
-        if what in ("evict", "unmap"):
-            yield Step(what, Extent(mapping, 0, 0, 0))
-            continue
-        extents = space.extents(rng.choice(mappings) if what == "reflink" else mapping)
-        if not extents:
-            continue
-        extent = rng.choice(extents)
-        at = rng.randrange(extent.length)
-        count = min(rng.randint(1, 64), extent.length - at) if what == "reflink" else 1
-        part = Extent(extent.mapping, extent.first + at, extent.page + at, count)
-        if what == "truncate":
-            # The rest of a random half of the file, at most.
-            upto = extents[-1].first + extents[-1].length
-            part = Extent(mapping, rng.randint(upto // 2, upto), 0, 0)
-        if what == "reflink" and part.mapping == mapping:
-            continue
-        yield Step(what, part, (mapping, part.first))
+    made = _Life(world, processes, seed, others)
+    faults = sum(one.length for mapping in made.known for one in world.space.extents(mapping))
+    storm, use = steps // 2, steps - steps // 2
+    # Who comes and reads comes to the end of its file, mostly.
+    read = use * _CHANCES["map"] // 1000 * _READ // 4
+    return [
+        Phase("faults", faults, made.faults()),
+        Phase("write storm", storm, made.storm(storm)),
+        Phase("everyday use", use + read, made.use(use)),
+    ]
 
 
-def _any_page(
-    rng: random.Random, space: Space, mappings: list[int], others: list[tuple[int, int]]
-) -> int:
-    """Choose a page to fail: of a file mostly, or of the metadata, or any at all."""
-    kind = rng.random()
-    if kind < 0.7:  # noqa: PLR2004 - seven in ten
-        extents = space.extents(rng.choice(mappings))
-        if extents:
-            extent = rng.choice(extents)
-            return extent.page + rng.randrange(extent.length)
-    if kind < 0.8 and others:  # noqa: PLR2004 - as above
-        page, count = rng.choice(others)
-        return page + rng.randrange(count)
-    return rng.randrange(space.pages)
+class _Life:
+    """Makes the steps of a life.  A process has one file mapped, all of it."""
+
+    def __init__(
+        self, world: World[Watcher], processes: Processes, seed: int, others: list[tuple[int, int]]
+    ) -> None:
+        self._space, self._in_core, self._processes = world.space, world.in_core, processes
+        self._seed, self._others = seed, others
+        self._rng = random.Random(seed)  # noqa: S311 - repeatable, not secret
+        self._mappings = world.space.mappings()
+        #: Half of the files; nobody ever opens the others.
+        self.known = sorted(self._rng.sample(self._mappings, -(-len(self._mappings) // 2)))
+        #: Number and file of each process that there is.
+        self._running: list[tuple[int, int]] = []
+        self._begun = 0
+
+    # ------------------------------------------------------------------ the phases
+
+    def faults(self) -> Iterator[Step]:
+        """Let each file that is known be mapped by a process, and faulted in."""
+        for mapping in self.known:
+            yield self._begin(mapping)
+        number = {mapping: process for process, mapping in self._running}
+        for entry in fault_in(self._space, LIFE, self._seed, self.known):
+            yield Step("fault", entry, process=number[entry.mapping])
+
+    def storm(self, steps: int) -> Iterator[Step]:
+        """Let processes write to pages that are shared, and now and then a page fail."""
+        for _ in range(steps):
+            if self._rng.randrange(1000) < _CHANCES["fail"]:
+                yield self._fail()
+            else:
+                yield from self._write(shared=True)
+
+    def use(self, steps: int) -> Iterator[Step]:
+        """Let everything happen."""
+        names, weights = list(_CHANCES), list(_CHANCES.values())
+        for what in self._rng.choices(names, weights, k=steps):
+            match what:
+                case "fail":
+                    yield self._fail()
+                case "write":
+                    yield from self._write(shared=False)
+                case "fault":
+                    yield from self._fault()
+                case "map":
+                    yield from self._come()
+                case "unmap":
+                    yield from self._leave()
+                case "evict":
+                    yield from self._evict()
+                case "reflink":
+                    yield from self._reflink()
+                case _:
+                    yield from self._cut(what)
+
+    # ------------------------------------------------------------------ processes
+
+    def _begin(self, mapping: int) -> Step:
+        self._begun += 1
+        self._running.append((self._begun, mapping))
+        return Step("map", Extent(mapping, 0, 0, 0), process=self._begun)
+
+    def _come(self) -> Iterator[Step]:
+        """Let a process come, and read a part of its file."""
+        mapping = self._rng.choice(self.known)
+        yield self._begin(mapping)
+        process = self._begun
+        first = self._rng.randrange(self._space.end(mapping) + 1)
+        for index in range(first, first + self._rng.randint(1, _READ)):
+            page = self._space.page_of(key_of(mapping, index))
+            if page is not None:
+                yield Step("fault", Extent(mapping, index, page, 1), process=process)
+
+    def _leave(self) -> Iterator[Step]:
+        if self._running:
+            at = self._rng.randrange(len(self._running))
+            process, mapping = self._running.pop(at)
+            yield Step("unmap", Extent(mapping, 0, 0, 0), process=process)
+
+    def _evict(self) -> Iterator[Step]:
+        """Let an inode leave memory, which only can that of a file that nobody has mapped."""
+        idle = [one for one in sorted(self._in_core) if not self._processes.mapped(one)]
+        if idle:
+            yield Step("evict", Extent(self._rng.choice(idle), 0, 0, 0))
+
+    # ------------------------------------------------------------------ pages
+
+    def _write(self, *, shared: bool) -> Iterator[Step]:
+        """Let a process write to a page of its file: one that is ``shared``, or any."""
+        for _ in range(_TRIES):
+            found = self._touched()
+            if found is not None:
+                process, at = found
+                if not shared or len(self._space.segment_at(at.page).keys) > 1:
+                    yield Step("write", at, process=process)
+                    return
+
+    def _fault(self) -> Iterator[Step]:
+        found = self._touched()
+        if found is not None:
+            process, at = found
+            yield Step("fault", at, process=process)
+
+    def _touched(self) -> tuple[int, Extent] | None:
+        """Choose a process and a page of its file; None if that is a hole, or there is nobody."""
+        if not self._running:
+            return None
+        process, mapping = self._rng.choice(self._running)
+        index = self._rng.randrange(self._space.end(mapping) + 1)
+        page = self._space.page_of(key_of(mapping, index))
+        return None if page is None else (process, Extent(mapping, index, page, 1))
+
+    def _cut(self, what: str) -> Iterator[Step]:
+        """Cut off at most half of a file, or a hole of some pages into it."""
+        mapping = self._rng.choice(self.known)
+        end = self._space.end(mapping)
+        count = self._rng.randint(1, _PIECE) if what == "punch" else 0
+        yield Step(what, Extent(mapping, self._rng.randint(end // 2, end), 0, count))
+
+    def _reflink(self) -> Iterator[Step]:
+        """Share a piece of any file with another one, in the same place there."""
+        source, mapping = self._rng.choice(self._mappings), self._rng.choice(self.known)
+        extents = self._space.extents(source)
+        if extents and source != mapping:
+            extent = self._rng.choice(extents)
+            at = self._rng.randrange(extent.length)
+            count = min(self._rng.randint(1, _PIECE), extent.length - at)
+            part = Extent(source, extent.first + at, extent.page + at, count)
+            yield Step("reflink", part, to=(mapping, part.first))
+
+    def _fail(self) -> Step:
+        return Step("fail", Extent(0, 0, self._any_page(), 1))
+
+    def _any_page(self) -> int:
+        """Choose a page to fail: of a file mostly, or of the metadata, or any at all."""
+        rng = self._rng
+        kind = rng.random()
+        if kind < 0.7:  # noqa: PLR2004 - seven in ten
+            extents = self._space.extents(rng.choice(self._mappings))
+            if extents:
+                extent = rng.choice(extents)
+                return extent.page + rng.randrange(extent.length)
+        if kind < 0.8 and self._others:  # noqa: PLR2004 - as above
+            page, count = rng.choice(self._others)
+            return page + rng.randrange(count)
+        return rng.randrange(self._space.pages)
