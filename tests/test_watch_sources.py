@@ -87,6 +87,21 @@ def test_messages_of_failures(monkeypatch: pytest.MonkeyPatch) -> None:
         assert log.source.sequence == 4
 
 
+def test_what_anybody_can_have_the_kernel_say_is_no_failure(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Somebody calls a program so, and lets it crash: this is what a real kernel said of them."""
+    crash = "segfault at 0 ip 0000562863bbc132 sp 00007ffe1817fa60 error 6 in"
+    with closing(Log(monkeypatch)) as log:
+        log.say(1, f"Memory failure:[31303]: {crash} Memory failure: 0x10140a[1132,562863bbc+10]")
+        log.say(2, f"x[9]: {crash} critical medium error, dev sda, sector 2456 op 0x0:(READ)[1+1]")
+        log.say(3, f"x[9]: {crash} a\\x0aMemory failure: 0x10140a: recovery[1132,562863bbc+10]")
+        log.say(4, f"x[9]: {crash} blk_print_req_error: 117 callbacks suppressed[1132,5628+10]")
+        log.say(5, "[1.0] I/O error, dev sda, sector 8")
+        assert log.read() == []
+        assert log.source.sequence == 5
+
+
 def test_messages_that_were_overwritten_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     with closing(Log(monkeypatch, after=10)) as log:
         log.say(10, "I/O error, dev sda, sector 8")

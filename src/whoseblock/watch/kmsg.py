@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final, Self
 
 from whoseblock.errors import MalformedError
-from whoseblock.sources.dmesg import read_dmesg
+from whoseblock.sources.dmesg import read_message
 from whoseblock.watch.base import Clock
 from whoseblock.watch.formats.kmsg import KmsgRecord, is_from_kernel, read_kmsg, suppressed
 from whoseblock.watch.reports import Failed, Lost, Report
@@ -99,21 +99,23 @@ class KmsgSource:
             yield Lost(source=self.name, at=at, key=key, count=count, what=what)
             return
         try:
-            for start, length, device, _ in read_dmesg([record.text], "kmsg", self._page_size):
-                yield Failed(
-                    source=self.name,
-                    at=at,
-                    key=key,
-                    device=device,
-                    start=start,
-                    length=length,
-                    origin=origin,
-                    detail={"message": record.text},
-                )
+            failure = read_message(record.text, "kmsg", page_size=self._page_size)
         except MalformedError as error:
             what = f"a message cannot be read: {error}"
             detail = {"message": record.text}
             yield Lost(source=self.name, at=at, key=key, count=1, what=what, detail=detail)
+            return
+        if failure is not None:
+            yield Failed(
+                source=self.name,
+                at=at,
+                key=key,
+                device=failure.device,
+                start=failure.start,
+                length=failure.length,
+                origin=origin,
+                detail={"message": record.text},
+            )
 
     def sweep(self) -> Iterator[Report]:
         """Give nothing: what was read is not read again."""

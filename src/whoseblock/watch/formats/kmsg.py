@@ -1,7 +1,8 @@
 """Records of /dev/kmsg (Documentation/ABI/testing/dev-kmsg), and what is lost of them.
 
 ``PRIORITY,SEQUENCE,MICROSECONDS,FLAGS[,…];TEXT``, then lines of properties.  What the lines of a
-failure look like is known to `whoseblock.sources.dmesg`.
+failure look like is known to `whoseblock.sources.dmesg`.  A message is what it begins with: further
+on the kernel quotes names that anybody may choose.
 """
 
 import re
@@ -47,5 +48,5 @@ def is_from_kernel(record: KmsgRecord) -> bool:
 
 def suppressed(text: str) -> int:
     """Say how many errors of requests the kernel did not print, by its own word."""
-    match = _SUPPRESSED.search(text)
+    match = _SUPPRESSED.match(text)
     return int(match[1]) if match else 0
