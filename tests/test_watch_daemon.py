@@ -10,7 +10,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -123,6 +123,22 @@ def test_a_policy_is_read_again_and_a_bad_one_is_not_taken(machine: Path, tmp_pa
         daemon.stop()
 
 
+@pytest.mark.parametrize("value", ["[" * 3000, "9" * 5000, "0x" + "f" * 5000])
+def test_no_policy_ends_the_daemon(machine: Path, tmp_path: Path, value: str) -> None:
+    # Its name is not UTF-8, and the status has it.
+    policy = tmp_path / "caf\udce9.toml"
+    policy.touch()
+    with watching(tmp_path, "--root", machine, "--policy", policy) as daemon:
+        policy.write_text(f"[limits]\nexec = {value}\n")
+        daemon.process.send_signal(signal.SIGHUP)
+        until(lambda: said(daemon, "policy-kept"))
+        assert daemon.status()["policy"] == str(policy)
+        command: list[str | Path] = [sys.executable, "-m", "whoseblock", "status"]
+        command += ["--state", daemon.state]
+        assert rb"caf\xe9.toml, 0 rules" in run(command)
+        daemon.stop()
+
+
 def test_a_journal_that_cannot_be_had_loses_nothing(machine: Path, tmp_path: Path) -> None:
     make_bad(machine, "8 8")
     (tmp_path / "journal.sqlite").mkdir()
@@ -133,6 +149,52 @@ def test_a_journal_that_cannot_be_had_loses_nothing(machine: Path, tmp_path: Pat
         (tmp_path / "journal.sqlite").rmdir()
         until(daemon.histories)
         daemon.stop()
+
+
+def fill(path: Path) -> None:
+    """Leave no room on a filesystem."""
+    with path.open("wb", 0) as file, suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+
+
+def test_a_state_folder_without_room_loses_nothing(machine: Path, tmp_path: Path) -> None:
+    need_root()
+    state = tmp_path / "state"
+    state.mkdir()
+    (machine / "dev").mkdir()
+    log = machine / "dev/kmsg"
+    log.touch()
+    run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", state])
+    try:
+        with watching(tmp_path, "--root", machine, "--interval", "0.2") as daemon:
+            until(lambda: daemon.status()["worker"] is None)
+            full = state / "full"
+            fill(full)
+            make_bad(machine, "8 8")
+            log.write_text("3,5,100,-;critical medium error, dev pmem0, sector 100\n")
+            until(lambda: said(daemon, "spool-failed"))
+            sources = daemon.status()["sources"]
+            assert not sources["sysfs"]["watched"]
+            assert sources["kmsg"]["health"] == "it waits until there is room for what it has told"
+            full.unlink()
+            until(lambda: len(daemon.histories()) == 2)
+            daemon.stop()
+        assert daemon.status()["sources"]["kmsg"]["health"] == "read up to message 5"
+        assert daemon.status()["counts"]["lost"] == {}
+        # Of a daemon that ends before there is room the next one hears.
+        with watching(tmp_path, "--root", machine, "--interval", "0.2") as daemon:
+            until(lambda: daemon.status()["worker"] is None)
+            fill(full)
+            before = len(said(daemon, "spool-failed"))
+            log.write_text("3,6,200,-;critical medium error, dev pmem0, sector 200\n")
+            until(lambda: len(said(daemon, "spool-failed")) > before)
+            daemon.stop()
+        full.unlink()
+        assert once(tmp_path, "--root", machine)[0] == 20
+        assert len(daemon.histories()) == 3
+    finally:
+        run(["umount", state])
 
 
 # ------------------------------------------------------------------ systemd

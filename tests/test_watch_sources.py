@@ -9,6 +9,7 @@ import fcntl
 import os
 import socket
 import struct
+import time
 from contextlib import closing
 from pathlib import Path
 
@@ -35,7 +36,7 @@ PAGE = os.sysconf("SC_PAGE_SIZE")
 class Log:
     """A log that a test writes, and the source that reads it."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, after: int = -1) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, after: int = -1, skew: float = 0.0) -> None:
         end, self._write = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         descriptor = end.detach()
         os.set_blocking(descriptor, False)
@@ -49,14 +50,14 @@ class Log:
             return read(wanted, size)
 
         monkeypatch.setattr(os, "read", fake_read)
-        self.source = KmsgSource(descriptor, "boot", 4096, after)
+        self.source = KmsgSource(descriptor, "boot", 4096, after, skew)
 
     def close(self) -> None:
         self.source.close()
         self._write.close()
 
-    def say(self, sequence: int, text: str, priority: int = 3) -> None:
-        self._write.send(f"{priority},{sequence},1000000,-;{text}\n".encode())
+    def say(self, sequence: int, text: str, priority: int = 3, at: float = 1.0) -> None:
+        self._write.send(f"{priority},{sequence},{int(at * 1e6)},-;{text}\n".encode())
 
     def read(self) -> list[Report]:
         return list(self.source.read())
@@ -128,6 +129,40 @@ def test_what_the_kernel_thinned_out_is_told(monkeypatch: pytest.MonkeyPatch) ->
         assert words(log.read()) == [(117, "boot:1"), (1, "boot:2")]
 
 
+def test_the_clock_of_the_log_is_not_that_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was 16 seconds behind after a night on a real machine."""
+    said, text = time.monotonic() - 16, "I/O error, dev sda, sector 8"
+    with closing(Log(monkeypatch)) as log:
+        # What was there before somebody listened: nobody can know.
+        log.say(1, text, at=said)
+        (early,) = log.read()
+        assert time.time() - early.at == pytest.approx(16, abs=5)
+        log.say(2, text, at=said)
+        log.say(3, text, at=said)
+        for report in log.read():
+            assert time.time() - report.at == pytest.approx(0, abs=5)
+        skew = log.source.skew
+        assert skew == pytest.approx(16, abs=5)
+    # The next daemon knows it, too, for what was said between the two.
+    with closing(Log(monkeypatch, skew=skew)) as log:
+        log.say(4, text, at=said)
+        (report,) = log.read()
+        assert time.time() - report.at == pytest.approx(0, abs=5)
+
+
+def test_a_log_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "dev").mkdir()
+    lines = [
+        f"3,{number},100,-;I/O error, dev sda, sector {number}\n DEVICE=b7:0\n" for number in (5, 6)
+    ]
+    (tmp_path / "dev/kmsg").write_text(lines[0])
+    with closing(KmsgSource.at(tmp_path / "dev/kmsg", "boot", 4096)) as source:
+        assert source.fileno() == -1
+        assert [one.key for one in source.sweep()] == ["boot:5"]
+        (tmp_path / "dev/kmsg").write_text("".join(lines))
+        assert [one.key for one in source.sweep()] == ["boot:6"]
+
+
 def test_a_disk_that_is_full_ends_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -142,6 +177,9 @@ def test_a_disk_that_is_full_ends_nothing(
             (kmsg,) = sources.open_missing()
             (report,) = kmsg.read()
             assert isinstance(report, Failed)
+            # It is not in the spool yet.
+            sources.remember()
+            assert state.load("position.json", Position) is None
             with monkeypatch.context() as patch:
                 patch.setattr(state, "save", full)
                 sources.kept(kmsg, 1)
