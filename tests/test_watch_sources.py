@@ -226,8 +226,34 @@ def test_a_list_that_is_none_is_told(tmp_path: Path, sys_block: Path) -> None:
     (sys_block / "badblocks").write_text("eight\n")
     with closing(ListSource(Host(tmp_path), {})) as source:
         (ill,) = source.sweep()
+        # Once.
+        assert list(source.sweep()) == []
     assert isinstance(ill, Ill)
     assert (ill.place, "expected SECTOR COUNT" in ill.what) == ("pmem0", True)
+
+
+def test_a_list_that_is_longer_than_a_page(tmp_path: Path, sys_block: Path) -> None:
+    """Of what the page does not show nobody knows whether it is good again."""
+
+    def shown(entries: range) -> str:
+        return "".join(f"{10_000_000 + at * 16} 8\n" for at in entries)[:4095]
+
+    def ranges(entries: range) -> tuple[ByteRange, ...]:
+        return tuple(ByteRange((10_000_000 + at * 16) * 512, 4096) for at in entries)
+
+    bad = sys_block / "badblocks"
+    bad.write_text(shown(range(512)))
+    with closing(ListSource(Host(tmp_path), {"pmem0": ranges(range(300, 512))})) as source:
+        ill, listed = source.sweep()
+        assert isinstance(ill, Ill)
+        assert "that is longer" in ill.what
+        assert isinstance(listed, Listed)
+        assert listed.ranges == ranges(range(512))
+        # The first were healed, and the page shows more of the others.
+        bad.write_text(shown(range(100, 512)))
+        assert swept(source) == [("pmem0", ranges(range(100, 512)))]
+        bad.write_text(shown(range(400, 405)))
+        assert swept(source) == [("pmem0", ranges(range(400, 405)))]
 
 
 # ------------------------------------------------------------------ tracepoints, without a kernel
