@@ -185,7 +185,8 @@ class Daemon:
     # ------------------------------------------------------------------ sources
 
     def _mounts_changed(self) -> None:
-        self._sources.mounts_changed(list(self._mounts.read().values()))
+        for source, fault in self._sources.mounts_changed(list(self._mounts.read().values())):
+            self._give_up(source, fault)
 
     def _sweep(self) -> None:
         """Read again whatever can be read again, and open what was not there."""
@@ -204,6 +205,11 @@ class Daemon:
 
     def _ignore(self, source: Source) -> None:
         self._off(self._listened.pop(source.name, -1))
+
+    def _give_up(self, source: Source, fault: Exception) -> None:
+        """Let go of a source that fails, until the next sweep."""
+        self._ignore(source)
+        self._sources.lose(source, fault)
 
     def _take(
         self, source: Source, read: Callable[[], Iterable[Report]], *, others: bool = True
@@ -230,8 +236,7 @@ class Daemon:
             fault = error
         kept = self._keep(source, reports)
         if fault is not None:
-            self._ignore(source)
-            self._sources.lose(source, fault)
+            self._give_up(source, fault)
         if others and kept and any(isinstance(report, Lost) for report in reports):
             for other in self._sources:
                 if other is not source:

@@ -1,7 +1,7 @@
 """All sources of events of a machine: which there are, and why the others are not."""
 
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Final, Protocol, runtime_checkable
 from zlib import crc32
@@ -100,17 +100,24 @@ class Sources:
             if name in self.open:
                 continue
             try:
-                source = maker()
+                source = self._made(maker)
             except (WhoseblockError, OSError) as error:
                 self._set_missing(name, error)
                 continue
             self.missing.pop(name, None)
             self.open[name] = source
-            if isinstance(source, _OfMounts):
-                source.mounts_changed(self._mounts)
             say("info", "source", source=name, watched="true", health=source.health)
             found.append(source)
         return found
+
+    def _made(self, maker: Callable[[], Source]) -> Source:
+        with ExitStack() as undo:
+            source = maker()
+            undo.callback(source.close)
+            if isinstance(source, _OfMounts):
+                source.mounts_changed(self._mounts)
+            undo.pop_all()
+        return source
 
     def _set_missing(self, name: str, error: Exception) -> None:
         if isinstance(error, OSError):
@@ -139,12 +146,15 @@ class Sources:
             source.close()
         self._set_missing(source.name, error)
 
-    def mounts_changed(self, mounts: list[Mounted]) -> None:
-        """Have the filesystems watched that are mounted now."""
+    def mounts_changed(self, mounts: list[Mounted]) -> Iterator[tuple[Source, OSError]]:
+        """Have the filesystems watched that are mounted now; give the sources that fail."""
         self._mounts = mounts
-        for source in self.open.values():
+        for source in self:
             if isinstance(source, _OfMounts):
-                source.mounts_changed(mounts)
+                try:
+                    source.mounts_changed(mounts)
+                except OSError as error:
+                    yield source, error
 
     @property
     def health(self) -> dict[str, tuple[bool, str]]:
