@@ -16,7 +16,7 @@ from whoseblock.sources.badblocks import read_badblocks
 from whoseblock.sources.base import Failure
 from whoseblock.sources.mapfile import check_statuses, read_mapfile
 from whoseblock.sources.memory import failure_of_address, failure_of_pfn
-from whoseblock.sources.sysfs import read_sysfs_badblocks
+from whoseblock.sources.sysfs import read_sysfs_badblocks, whole_lines
 from whoseblock.stack.base import PHYSICAL_MEMORY
 
 FIXTURES = CHECKOUT / "tests" / "fixtures" / "sources"
@@ -219,6 +219,18 @@ def test_lists_of_sysfs_come_back(ranges: list[tuple[int, int]]) -> None:
 def test_a_line_that_sysfs_does_not_write_is_refused(line: str) -> None:
     with pytest.raises(MalformedError, match="b, line 1:"):
         list(read_sysfs_badblocks([line], "pmem0", "b"))
+
+
+@given(st.integers(0, 99_999_999), st.integers(300, 512), st.integers(1, 9999))
+def test_what_a_page_of_sysfs_shows_of_a_list(first: int, number: int, count: int) -> None:
+    lines = [f"{first + at * 10_000} {count}" for at in range(number)]
+    text = "".join(f"{line}\n" for line in lines)
+    shown, cut = whole_lines(text[:4095], 4096)
+    assert shown == lines[: len(shown)]
+    assert cut >= (len(shown) < number)
+    assert len("".join(f"{line}\n" for line in lines[: len(shown) + 1])) > 4095 or not cut
+    # As a whole file, of a kernel with larger pages.
+    assert whole_lines(text, 65536) == (lines, False)
 
 
 def test_a_number_of_memory_names_the_page_that_holds_it() -> None:

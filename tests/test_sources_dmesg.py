@@ -8,7 +8,7 @@ from tests.support.snapshots import facts
 from tests.support.tools import CHECKOUT
 
 from whoseblock.errors import MalformedError
-from whoseblock.sources.dmesg import read_dmesg
+from whoseblock.sources.dmesg import read_dmesg, read_message
 from whoseblock.stack.base import PHYSICAL_MEMORY
 
 FIXTURES = CHECKOUT / "tests" / "fixtures" / "sources"
@@ -55,12 +55,52 @@ def test_the_sector_that_a_disk_lost() -> None:
         "Nov 24 17:19:55 host kernel: [   12.345678] ",
         "3,1234,12345678,-;",
         "[   12.345678][  T123] ",
+        "[Nov24 17:19] ",
+        "[  +0.000010] ",
+        "[<    0.000010>] ",
+        "[Tue Nov 24 17:19:55 2026 <    0.000010>] ",
+        "Nov  4 17:19:55.123456 host kernel: ",
+        "2026-11-24T17:19:55+0000 host kernel: ",
+        "2026-11-24T17:19:55.123456+00:00 host.example kernel: [   12.345678] ",
+        "Tue 2026-11-24 17:19:55 UTC host kernel: ",
+        "[   12.345678] host kernel: ",
+        "1764004795.123456 host kernel: ",
+        "<3>1 2026-11-24T17:19:55.123Z host kernel - - - ",
     ],
 )
 def test_what_stands_before_a_message_does_not_matter(prefix: str) -> None:
     text = f"{prefix}Memory failure: 0x10140a: recovery action for dax page: Recovered\n"
     assert found(text) == [(PHYSICAL_MEMORY, 0x10140A000, 4096)]
     assert found(f"{prefix}I/O error, dev sda, {SECTOR}\n") == [("sda", 1 << 20, 512)]
+
+
+@pytest.mark.parametrize("prefix", ["", "[   12.345678] ", "Nov 24 17:19:55 host kernel: "])
+@pytest.mark.parametrize(
+    "message",
+    [
+        # The kernel quotes the name of a program that anybody called so, and let it crash.
+        "Memory failure:[3]: segfault at 0 ip 5628 sp 7ffe in Memory failure: 0x2: a[1,5+1]",
+        f"critical medium[4]: segfault at 0 in critical medium error, dev sda, {SECTOR}[1,5+1]",
+        "process '/tmp/kernel: Memory failure: 0x2: x' started with executable stack",
+        "process '[1.0] Memory failure: 0x2: x' started with executable stack",
+        f"process '<3>I/O error, dev sda, {SECTOR}' started with executable stack",
+        # What dmesg makes of a name of two lines.
+        "               Memory failure: 0x2: recovery",
+    ],
+)
+def test_a_name_that_the_kernel_quotes_is_no_failure(prefix: str, message: str) -> None:
+    assert found(f"{prefix}{message}\n") == []
+
+
+def test_a_program_that_speaks_of_a_failure_is_not_the_kernel() -> None:
+    assert found("Nov 24 17:19:55 host x: kernel: Memory failure: 0x2: recovery\n") == []
+    assert found("Nov 24 17:19:55 host x[7]: Memory failure: 0x2: recovery\n") == []
+
+
+def test_a_message_without_a_file_has_nothing_before_it() -> None:
+    text = "Memory failure: 0x2: recovery action for dax page: Recovered"
+    assert read_message(text, "log") == (8192, 4096, PHYSICAL_MEMORY, "log, line 1")
+    assert read_message(f"[1.0] {text}", "log") is None
 
 
 @pytest.mark.parametrize(
@@ -136,6 +176,7 @@ def test_a_page_is_as_long_as_the_machine_says() -> None:
     [
         "Memory failure: 0x",
         "Memory failure: 0xz: recovery",
+        "Memory failure: 0x10140",
         f"Memory failure: 0x{'f' * 5000}: recovery",
         "I/O error, dev sda, sector",
         "I/O error, dev sda, sector x",

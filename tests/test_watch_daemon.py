@@ -10,7 +10,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -123,6 +123,22 @@ def test_a_policy_is_read_again_and_a_bad_one_is_not_taken(machine: Path, tmp_pa
         daemon.stop()
 
 
+@pytest.mark.parametrize("value", ["[" * 3000, "9" * 5000, "0x" + "f" * 5000])
+def test_no_policy_ends_the_daemon(machine: Path, tmp_path: Path, value: str) -> None:
+    # Its name is not UTF-8, and the status has it.
+    policy = tmp_path / "caf\udce9.toml"
+    policy.touch()
+    with watching(tmp_path, "--root", machine, "--policy", policy) as daemon:
+        policy.write_text(f"[limits]\nexec = {value}\n")
+        daemon.process.send_signal(signal.SIGHUP)
+        until(lambda: said(daemon, "policy-kept"))
+        assert daemon.status()["policy"] == str(policy)
+        command: list[str | Path] = [sys.executable, "-m", "whoseblock", "status"]
+        command += ["--state", daemon.state]
+        assert rb"caf\xe9.toml, 0 rules" in run(command)
+        daemon.stop()
+
+
 def test_a_journal_that_cannot_be_had_loses_nothing(machine: Path, tmp_path: Path) -> None:
     make_bad(machine, "8 8")
     (tmp_path / "journal.sqlite").mkdir()
@@ -133,6 +149,52 @@ def test_a_journal_that_cannot_be_had_loses_nothing(machine: Path, tmp_path: Pat
         (tmp_path / "journal.sqlite").rmdir()
         until(daemon.histories)
         daemon.stop()
+
+
+def fill(path: Path) -> None:
+    """Leave no room on a filesystem."""
+    with path.open("wb", 0) as file, suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+
+
+def test_a_state_folder_without_room_loses_nothing(machine: Path, tmp_path: Path) -> None:
+    need_root()
+    state = tmp_path / "state"
+    state.mkdir()
+    (machine / "dev").mkdir()
+    log = machine / "dev/kmsg"
+    log.touch()
+    run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", state])
+    try:
+        with watching(tmp_path, "--root", machine, "--interval", "0.2") as daemon:
+            until(lambda: daemon.status()["worker"] is None)
+            full = state / "full"
+            fill(full)
+            make_bad(machine, "8 8")
+            log.write_text("3,5,100,-;critical medium error, dev pmem0, sector 100\n")
+            until(lambda: len({line.split()[1] for line in said(daemon, "spool-failed")}) == 2)
+            sources = daemon.status()["sources"]
+            assert not sources["sysfs"]["watched"]
+            assert sources["kmsg"]["health"] == "it waits until there is room for what it has told"
+            full.unlink()
+            until(lambda: len(daemon.histories()) == 2)
+            daemon.stop()
+        assert daemon.status()["sources"]["kmsg"]["health"] == "read up to message 5"
+        assert daemon.status()["counts"]["lost"] == {}
+        # Of a daemon that ends before there is room the next one hears.
+        with watching(tmp_path, "--root", machine, "--interval", "0.2") as daemon:
+            until(lambda: daemon.status()["worker"] is None)
+            fill(full)
+            before = len(said(daemon, "spool-failed"))
+            log.write_text("3,6,200,-;critical medium error, dev pmem0, sector 200\n")
+            until(lambda: len(said(daemon, "spool-failed")) > before)
+            daemon.stop()
+        full.unlink()
+        assert once(tmp_path, "--root", machine)[0] == 20
+        assert len(daemon.histories()) == 3
+    finally:
+        run(["umount", state])
 
 
 # ------------------------------------------------------------------ systemd
@@ -289,11 +351,7 @@ def test_errors_that_a_filesystem_finds(tmp_path: Path) -> None:
     need_root()
     need_loop_mounts()
     image = tmp_path / "ext4"
-    try:
-        source = FilesystemErrorSource()
-    except OSError as error:
-        raise Missing(f"fanotify is not for us here: {error}") from error
-    with closing(source):
+    with closing(fanotify()) as source:
         with small_filesystem("ext4", image, 16 << 20) as folder:
             (folder / "sub").mkdir()
             (folder / "sub" / "file").touch()
@@ -310,3 +368,70 @@ def test_errors_that_a_filesystem_finds(tmp_path: Path) -> None:
     assert ills[0].place == str(folder)
     assert ills[0].detail["inode"] == inode
     assert "EFSCORRUPTED" in ills[0].what or "EUCLEAN" in ills[0].what or "EBADMSG" in ills[0].what
+
+
+def test_what_is_covered_is_not_taken_for_what_covers_it(tmp_path: Path) -> None:
+    need_root()
+    need_loop_mounts()
+    at, other = tmp_path / "at", tmp_path / "other"
+    at.mkdir()
+    other.mkdir()
+    for name in ("below", "above"):
+        with small_filesystem("ext4", tmp_path / name, 16 << 20):
+            pass
+    with ExitStack() as undo, closing(fanotify()) as source, closing(MountTable()) as table:
+        run(["mount", "-o", "loop", tmp_path / "below", at])
+        undo.callback(run, ["umount", at])
+        below = at.stat().st_dev
+        run(["mount", "-o", "loop", tmp_path / "above", at])
+        above_again = undo.enter_context(ExitStack())
+        above_again.callback(run, ["umount", at])
+
+        def marked() -> set[int]:
+            mounts = table.read()
+            source.mounts_changed([one for at, one in mounts.items() if at in (below, above)])
+            return marks(source)
+
+        above = at.stat().st_dev
+        assert marked() == {above}
+        assert source.health == f"1 filesystems marked; {at}: covered by another mount"
+        # It is found wherever it is to be seen, too.
+        above_again.close()
+        run(["mount", "--bind", at, other])
+        undo.callback(run, ["umount", other])
+        run(["mount", "-o", "loop", tmp_path / "above", at])
+        undo.callback(run, ["umount", at])
+        above = at.stat().st_dev
+        assert marked() == {below, above}
+        assert source.health == "2 filesystems marked"
+
+
+def test_a_filesystem_that_was_mounted_again_is_marked_again(tmp_path: Path) -> None:
+    """In the table it looks as before."""
+    need_root()
+    need_loop_mounts()
+    with small_filesystem("ext4", tmp_path / "ext4", 16 << 20):
+        pass
+    with closing(fanotify()) as source, closing(MountTable()) as table:
+        for _ in range(2):
+            with mounted_ext4(tmp_path / "ext4", tmp_path / "at") as folder:
+                device = folder.stat().st_dev
+                source.mounts_changed([table.read()[device]])
+                assert marks(source) == {device}
+            (tmp_path / "at").rmdir()
+
+
+def fanotify() -> FilesystemErrorSource:
+    try:
+        return FilesystemErrorSource()
+    except OSError as error:
+        raise Missing(f"fanotify is not for us here: {error}") from error
+
+
+def marks(source: FilesystemErrorSource) -> set[int]:
+    """Give the devices whose filesystems the kernel says are marked."""
+    text = Path(f"/proc/self/fdinfo/{source.fileno()}").read_text()
+    numbers = (
+        int(number, 16) for number in re.findall(r"^fanotify sdev:(\w+)", text, re.MULTILINE)
+    )
+    return {os.makedev(number >> 20, number & 0xFFFFF) for number in numbers}

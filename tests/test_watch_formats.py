@@ -49,9 +49,9 @@ def test_a_message_of_a_program_is_told_apart() -> None:
 
 
 def test_bytes_that_the_kernel_escapes_are_given_back() -> None:
-    record = read_kmsg(b"6,1,2,-,caller=T1;a \\x5c b \\x0a c\n")
+    record = read_kmsg(b"6,1,2,-,caller=T1;a \\x5c b \\x0a c \\xc3\\xa9 \\xe9\n")
     assert record is not None
-    assert record.text == "a \\ b \n c"
+    assert record.text == "a \\ b \n c \u00e9 \udce9"
 
 
 @pytest.mark.parametrize(

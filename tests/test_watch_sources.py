@@ -9,14 +9,19 @@ import fcntl
 import os
 import socket
 import struct
+import time
+from ast import literal_eval
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
 import pytest
+from tests.support.watching import until
 
 from whoseblock.errors import UnsupportedError
 from whoseblock.ranges import ByteRange
 from whoseblock.stack.host import Host
+from whoseblock.watch.aside import Asker, Told
 from whoseblock.watch.base import boot_id
 from whoseblock.watch.health import HealthSource
 from whoseblock.watch.kmsg import KmsgSource
@@ -35,7 +40,7 @@ PAGE = os.sysconf("SC_PAGE_SIZE")
 class Log:
     """A log that a test writes, and the source that reads it."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, after: int = -1) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, after: int = -1, skew: float = 0.0) -> None:
         end, self._write = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         descriptor = end.detach()
         os.set_blocking(descriptor, False)
@@ -49,14 +54,14 @@ class Log:
             return read(wanted, size)
 
         monkeypatch.setattr(os, "read", fake_read)
-        self.source = KmsgSource(descriptor, "boot", 4096, after)
+        self.source = KmsgSource(descriptor, "boot", 4096, after, skew)
 
     def close(self) -> None:
         self.source.close()
         self._write.close()
 
-    def say(self, sequence: int, text: str, priority: int = 3) -> None:
-        self._write.send(f"{priority},{sequence},1000000,-;{text}\n".encode())
+    def say(self, sequence: int, text: str, priority: int = 3, at: float = 1.0) -> None:
+        self._write.send(f"{priority},{sequence},{int(at * 1e6)},-;{text}\n".encode())
 
     def read(self) -> list[Report]:
         return list(self.source.read())
@@ -87,6 +92,21 @@ def test_messages_of_failures(monkeypatch: pytest.MonkeyPatch) -> None:
         assert log.source.sequence == 4
 
 
+def test_what_anybody_can_have_the_kernel_say_is_no_failure(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Somebody calls a program so, and lets it crash: this is what a real kernel said of them."""
+    crash = "segfault at 0 ip 0000562863bbc132 sp 00007ffe1817fa60 error 6 in"
+    with closing(Log(monkeypatch)) as log:
+        log.say(1, f"Memory failure:[31303]: {crash} Memory failure: 0x10140a[1132,562863bbc+10]")
+        log.say(2, f"x[9]: {crash} critical medium error, dev sda, sector 2456 op 0x0:(READ)[1+1]")
+        log.say(3, f"x[9]: {crash} a\\x0aMemory failure: 0x10140a: recovery[1132,562863bbc+10]")
+        log.say(4, f"x[9]: {crash} blk_print_req_error: 117 callbacks suppressed[1132,5628+10]")
+        log.say(5, "[1.0] I/O error, dev sda, sector 8")
+        assert log.read() == []
+        assert log.source.sequence == 5
+
+
 def test_messages_that_were_overwritten_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     with closing(Log(monkeypatch, after=10)) as log:
         log.say(10, "I/O error, dev sda, sector 8")
@@ -113,6 +133,40 @@ def test_what_the_kernel_thinned_out_is_told(monkeypatch: pytest.MonkeyPatch) ->
         assert words(log.read()) == [(117, "boot:1"), (1, "boot:2")]
 
 
+def test_the_clock_of_the_log_is_not_that_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was 16 seconds behind after a night on a real machine."""
+    said, text = time.monotonic() - 16, "I/O error, dev sda, sector 8"
+    with closing(Log(monkeypatch)) as log:
+        # What was there before somebody listened: nobody can know.
+        log.say(1, text, at=said)
+        (early,) = log.read()
+        assert time.time() - early.at == pytest.approx(16, abs=5)
+        log.say(2, text, at=said)
+        log.say(3, text, at=said)
+        for report in log.read():
+            assert time.time() - report.at == pytest.approx(0, abs=5)
+        skew = log.source.skew
+        assert skew == pytest.approx(16, abs=5)
+    # The next daemon knows it, too, for what was said between the two.
+    with closing(Log(monkeypatch, skew=skew)) as log:
+        log.say(4, text, at=said)
+        (report,) = log.read()
+        assert time.time() - report.at == pytest.approx(0, abs=5)
+
+
+def test_a_log_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "dev").mkdir()
+    lines = [
+        f"3,{number},100,-;I/O error, dev sda, sector {number}\n DEVICE=b7:0\n" for number in (5, 6)
+    ]
+    (tmp_path / "dev/kmsg").write_text(lines[0])
+    with closing(KmsgSource.at(tmp_path / "dev/kmsg", "boot", 4096)) as source:
+        assert source.fileno() == -1
+        assert [one.key for one in source.sweep()] == ["boot:5"]
+        (tmp_path / "dev/kmsg").write_text("".join(lines))
+        assert [one.key for one in source.sweep()] == ["boot:6"]
+
+
 def test_a_disk_that_is_full_ends_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -127,6 +181,9 @@ def test_a_disk_that_is_full_ends_nothing(
             (kmsg,) = sources.open_missing()
             (report,) = kmsg.read()
             assert isinstance(report, Failed)
+            # It is not in the spool yet.
+            sources.remember()
+            assert state.load("position.json", Position) is None
             with monkeypatch.context() as patch:
                 patch.setattr(state, "save", full)
                 sources.kept(kmsg, 1)
@@ -173,8 +230,34 @@ def test_a_list_that_is_none_is_told(tmp_path: Path, sys_block: Path) -> None:
     (sys_block / "badblocks").write_text("eight\n")
     with closing(ListSource(Host(tmp_path), {})) as source:
         (ill,) = source.sweep()
+        # Once.
+        assert list(source.sweep()) == []
     assert isinstance(ill, Ill)
     assert (ill.place, "expected SECTOR COUNT" in ill.what) == ("pmem0", True)
+
+
+def test_a_list_that_is_longer_than_a_page(tmp_path: Path, sys_block: Path) -> None:
+    """Of what the page does not show nobody knows whether it is good again."""
+
+    def shown(entries: range) -> str:
+        return "".join(f"{10_000_000 + at * 16} 8\n" for at in entries)[:4095]
+
+    def ranges(entries: range) -> tuple[ByteRange, ...]:
+        return tuple(ByteRange((10_000_000 + at * 16) * 512, 4096) for at in entries)
+
+    bad = sys_block / "badblocks"
+    bad.write_text(shown(range(512)))
+    with closing(ListSource(Host(tmp_path), {"pmem0": ranges(range(300, 512))})) as source:
+        ill, listed = source.sweep()
+        assert isinstance(ill, Ill)
+        assert "that is longer" in ill.what
+        assert isinstance(listed, Listed)
+        assert listed.ranges == ranges(range(512))
+        # The first were healed, and the page shows more of the others.
+        bad.write_text(shown(range(100, 512)))
+        assert swept(source) == [("pmem0", ranges(range(100, 512)))]
+        bad.write_text(shown(range(400, 405)))
+        assert swept(source) == [("pmem0", ranges(range(400, 405)))]
 
 
 # ------------------------------------------------------------------ tracepoints, without a kernel
@@ -266,37 +349,183 @@ def test_a_kernel_without_tracepoints(tmp_path: Path) -> None:
 # ------------------------------------------------------------------ XFS's health monitor
 
 
-def test_another_monitor_is_said_and_waited_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The real monitor is in the virtual machine: it came with Linux 7.0."""
-    free: list[int] = []
+def event_bytes(domain: int, kind: int, *numbers: int) -> bytes:
+    """Write an event of the first second, with numbers of 64 bits."""
+    return struct.pack(f"=IIQ{len(numbers)}Q", domain, kind, 10**9, *numbers).ljust(64, b"\0")
 
-    def ioctl(*_: object) -> int:
-        if not free:
-            raise FileExistsError(errno.EEXIST, "File exists")
-        return free.pop()
 
-    monkeypatch.setattr(fcntl, "ioctl", ioctl)
+UNMOUNT = event_bytes(0, 2)
+
+
+class Monitors:
+    """What stands in for the kernel: the real monitor is in the virtual machine.
+
+    A child asks for one, and has nothing of ours: so it connects to a socket at ``place``.
+    """
+
+    def __init__(self, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.error = errno.EEXIST
+
+        def ioctl(*_: object) -> int:
+            # Not closed: it is the answer.
+            monitor = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            try:
+                monitor.connect(str(place))
+            except OSError:
+                raise OSError(self.error, os.strerror(self.error)) from None
+            return monitor.detach()
+
+        monkeypatch.setattr(fcntl, "ioctl", ioctl)
+        self._place = place
+        self._listener: socket.socket | None = None
+
+    def offer(self) -> None:
+        """Have monitors for whoever asks."""
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._listener.bind(str(self._place))
+        self._listener.listen()
+        self._listener.settimeout(20)
+
+    def taken(self) -> socket.socket:
+        """Give the end at which the events come in of a monitor that somebody has."""
+        assert self._listener is not None
+        return self._listener.accept()[0]
+
+    def withdraw(self) -> None:
+        """Have none for who asks next."""
+        if self._listener is not None:
+            self._listener.close()
+            self._place.unlink()
+        self._listener = None
+
+
+@pytest.fixture
+def monitors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Monitors]:
+    found = Monitors(tmp_path / "monitor", monkeypatch)
+    yield found
+    found.withdraw()
+
+
+def test_another_monitor_is_said_and_waited_for(tmp_path: Path, monitors: Monitors) -> None:
     status = tmp_path.stat()
-    mounted = Mounted(status.st_dev, "xfs", str(tmp_path))
+    mounted = Mounted(status.st_dev, "xfs", (str(tmp_path),))
     with closing(HealthSource(Host("/"))) as source:
-        source.mounts_changed([mounted, Mounted(1, "ext4", "/ext4")])
+        source.mounts_changed([mounted, Mounted(1, "ext4", ("/ext4",))])
         assert source.health.startswith("monitoring 0 filesystems; ")
         assert source.health.endswith("another program is its monitor")
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        free.append(ours.detach())
+        monitors.offer()
         assert list(source.sweep()) == []
         assert source.health == "monitoring 1 filesystems"
-        with theirs:
-            theirs.send(struct.pack("=IIQQQ", 5, 7, 10**9, 8, 16).ljust(64, b"\0"))
-            theirs.send(struct.pack("=IIQQ", 0, 1, 10**9, 3).ljust(64, b"\0"))
-            theirs.send(struct.pack("=IIQ", 0, 6, 10**9).ljust(64, b"\0"))
+        with monitors.taken() as theirs:
+            theirs.send(event_bytes(5, 7, 8, 16))
+            theirs.send(event_bytes(0, 1, 3))
+            theirs.send(event_bytes(0, 6))
             reports = list(source.read())
             device = Host("/").device_numbered(status.st_dev)
             if device:
                 assert words(reports[:1]) == [(device, 4096, 8192, "")]
             assert [type(one) for one in reports[-2:]] == [Lost, Ill]
-            theirs.send(struct.pack("=IIQ", 0, 2, 10**9).ljust(64, b"\0"))
+            theirs.send(UNMOUNT)
+            monitors.withdraw()
             assert list(source.read()) == []
-        assert source.health == "monitoring 0 filesystems"
+        assert source.health.startswith("monitoring 0 filesystems")
+
+
+def test_a_filesystem_that_is_mounted_again_before_we_heard_of_the_end(
+    tmp_path: Path, monitors: Monitors
+) -> None:
+    monitors.offer()
+    mounted = Mounted(tmp_path.stat().st_dev, "xfs", (str(tmp_path),))
+    with closing(HealthSource(Host("/"))) as source:
+        source.mounts_changed([mounted])
+        source.mounts_changed([mounted])
+        with monitors.taken() as first:
+            first.send(UNMOUNT)
+            assert list(source.read()) == []
+        assert source.health == "monitoring 1 filesystems"
+        with monitors.taken() as second:
+            second.send(event_bytes(0, 6))
+            assert [type(one) for one in source.read()] == [Ill]
+
+
+def test_a_kernel_without_monitors_is_not_asked_again(tmp_path: Path, monitors: Monitors) -> None:
+    monitors.error = errno.ENOTTY
+    mounted = Mounted(tmp_path.stat().st_dev, "xfs", (str(tmp_path),))
+    with closing(HealthSource(Host("/"))) as source:
+        source.mounts_changed([mounted])
+        monitors.offer()
+        assert list(source.sweep()) == []
+        source.mounts_changed([mounted])
+        told = "monitoring 0 filesystems; this kernel has no health monitor for XFS"
+        assert source.health == told
+        # What is mounted there later may be another.
+        source.mounts_changed([])
+        source.mounts_changed([mounted])
+        assert source.health == "monitoring 1 filesystems"
+
+
+def test_a_filesystem_is_found_where_no_other_covers_it(tmp_path: Path, monitors: Monitors) -> None:
+    monitors.offer()
+    device = tmp_path.stat().st_dev
+    with closing(HealthSource(Host("/"))) as source:
+        source.mounts_changed([Mounted(device + 1, "xfs", (str(tmp_path),))])
+        assert source.health.endswith(f"{tmp_path}: covered by another mount")
+        source.mounts_changed([Mounted(device, "xfs", ("/proc", "/none", str(tmp_path)))])
+        assert source.health == "monitoring 1 filesystems"
+
+
+# ------------------------------------------------------------------ what may never answer
+
+
+def test_what_does_not_answer_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of a server that hangs: nothing ends whoever asked it, and no signal does."""
+    monkeypatch.setattr(os, "kill", lambda *_: None)
+    asked, answer = tmp_path / "asked", tmp_path / "answer"
+    os.mkfifo(answer)
+
+    def question(mounted: Mounted) -> Told:
+        if mounted.kind == "hangs":
+            with asked.open("a") as file:
+                file.write("asked\n")
+            with answer.open("rb", 0) as server:
+                server.read(1)
+        if mounted.kind == "fails":
+            raise PermissionError(errno.EPERM, "not permitted")
+        return mounted.kind.encode(), ()
+
+    kinds = ("first", "hangs", "fails", "last")
+    about = [Mounted(number, kind, ("/",)) for number, kind in enumerate(kinds)]
+    asker = Asker(patience=0.5)
+    for _ in range(3):
+        told = {one.kind: str(what) for one, what in asker.ask(about, question)}
+        assert told == {
+            "first": "(b'first', ())",
+            "hangs": f"[Errno {errno.ETIMEDOUT}] it does not answer",
+            "fails": f"[Errno {errno.EPERM}] not permitted",
+            "last": "(b'last', ())",
+        }
+    assert asked.read_text() == "asked\n"
+    # The server is there again, and answers whoever asked, and who asks now.
+    (hangs,) = (one for one in about if one.kind == "hangs")
+    with answer.open("r+b", 0) as server:
+        server.write(b"..")
+        until(lambda: asker.ask([hangs], question) == [(hangs, (b"hangs", ()))])
+
+
+def test_whoever_asks_holds_nothing(tmp_path: Path) -> None:
+    """A child that hangs outlives the daemon: with its lock there could be no other."""
+    with (tmp_path / "kept").open("wb") as kept, (tmp_path / "lock").open("wb") as lock:
+
+        def question(_: Mounted) -> Told:
+            held = [int(name) for name in os.listdir("/proc/self/fd")]
+            return repr(sorted(held)).encode(), (kept.fileno(),)
+
+        ((_, told),) = Asker().ask([Mounted(1, "x", ("/",))], question, keep=(kept.fileno(),))
+        assert not isinstance(told, OSError)
+        held = literal_eval(told[0].decode())
+        assert kept.fileno() in held
+        assert lock.fileno() not in held
+        assert len(held) == 3  # with the socket, and the folder that is read
+        (descriptor,) = told[1]
+        assert os.path.samestat(os.fstat(descriptor), os.fstat(kept.fileno()))
+        os.close(descriptor)

@@ -1,5 +1,7 @@
 """The spool: durable, bounded, and the same to whoever reads it again."""
 
+import gc
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -38,6 +40,18 @@ def test_what_is_put_is_taken_in_its_order_until_it_is_dropped(tmp_path: Path) -
     assert again.backlog == 1
 
 
+def test_names_that_are_not_utf_8_are_kept_for_people_to_read(tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "spool")
+    place = "/mnt/caf\udce9"
+    ill = Ill(source="fanotify", at=1.5, place=place, what="x", detail={place: [place, 5, None]})
+    spool.put([ill, failed(0, key="own")])
+    ((told, other),) = spool.take(9).groups
+    assert isinstance(told, Ill)
+    assert told.place == r"/mnt/caf\udce9"
+    assert told.detail == {told.place: [told.place, 5, None]}
+    assert other == failed(0, key="own")
+
+
 def test_keys_ascend_though_the_clock_be_set_back(tmp_path: Path) -> None:
     later = 10**19
     spool = Spool(tmp_path / "spool", least=later)
@@ -48,17 +62,42 @@ def test_keys_ascend_though_the_clock_be_set_back(tmp_path: Path) -> None:
     assert Lists(keys={"a": keys[1], "b": "none"}).last == later + 2
 
 
-def test_a_full_spool_drops_what_comes_and_says_so(tmp_path: Path) -> None:
-    spool = Spool(tmp_path / "spool", most_bytes=1000)
-    dropped = sum(spool.put([failed(start)]) for start in range(100))
+def test_a_full_spool_takes_nothing_until_there_is_room(tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "spool", most_bytes=500)
+    count = 4
+    for start in range(count):
+        spool.put([failed(start)])
+    with pytest.raises(OSError, match="the spool is full"):
+        spool.put([failed(4)])
     kept = spool.take(1000)
-    assert 80 < dropped < 98
-    assert len(kept.groups) == 100 - dropped
-    spool.drop(kept.files)
-    assert spool.put([failed(7)]) == 0
-    (group,) = spool.take(9).groups
-    (lost,) = (one for one in group if isinstance(one, Lost))
-    assert (lost.source, lost.count) == ("spool", dropped)
+    assert len(kept.groups) == count
+    spool.drop(kept.files[:1])
+    spool.put([failed(7)])
+    assert len(spool.take(1000).groups) == count
+
+
+def test_what_was_dealt_with_is_not_remembered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever puts never hears of it: the other process drops it."""
+    # Without waiting for the disk.
+    monkeypatch.setattr("whoseblock.watch.spool.write_whole", Path.write_bytes)
+    spool = Spool(tmp_path / "spool")
+    other = Spool(tmp_path / "spool")
+
+    def events(number: int) -> int:
+        for start in range(number):
+            spool.put([failed(start)])
+            other.drop(other.take(1).files)
+        gc.collect()
+        return tracemalloc.get_traced_memory()[0]
+
+    tracemalloc.start()
+    try:
+        before = events(10)
+        assert events(1000) - before < 32 << 10
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_file_that_is_damaged_is_said_to_be_lost(tmp_path: Path) -> None:

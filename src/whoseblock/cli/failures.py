@@ -231,10 +231,13 @@ def failures_of(given: Given, target: "Target", finder: "Lookup") -> Iterator[An
     yield from given.ranges_asked(block_size)
     yield from given.failures(target.host.page_size)
     if given.sysfs_badblocks:
-        from whoseblock.sources.sysfs import read_sysfs_badblocks
+        from whoseblock.sources.sysfs import CUT_OFF, read_sysfs_badblocks, whole_lines
 
         for device, name, text in target.bad_block_lists():
-            yield from read_sysfs_badblocks(text.splitlines(), device, name)
+            lines, cut = whole_lines(text, target.host.page_size)
+            if cut:
+                click.echo(f"whoseblock: {name}: {CUT_OFF}", err=True)
+            yield from read_sysfs_badblocks(lines, device, name)
 
 
 def name_of(file: TextIO) -> str:

@@ -1,5 +1,6 @@
 """``whoseblock status``: how the daemon is."""
 
+import json
 import socket
 import sys
 from collections.abc import Iterator
@@ -32,8 +33,6 @@ def status(as_json: bool, state: Path | None) -> None:
 
     Asks the daemon; if none runs, says so, and how the last one ended.
     """
-    import msgspec
-
     from whoseblock.watch.state import usual_state_folder
 
     folder = state or usual_state_folder()
@@ -41,7 +40,7 @@ def status(as_json: bool, state: Path | None) -> None:
     if as_json:
         sys.stdout.buffer.write(data.strip() + b"\n")
         return
-    for line in _lines(msgspec.json.decode(data)):
+    for line in _lines(json.loads(data)):
         click.echo(line)
 
 

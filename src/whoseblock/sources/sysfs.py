@@ -2,6 +2,7 @@
 
 The form of ``badblocks_show`` in the kernel's block/badblocks.c; the kernel writes it for disks in
 /sys/block/*/badblocks, and for regions of persistent memory in /sys/bus/nd/devices/*/badblocks.
+It shows one page of a list, and a list of 512 entries has up to three.
 """
 
 from collections.abc import Iterable, Iterator
@@ -10,10 +11,25 @@ from typing import Final
 from whoseblock.errors import MalformedError
 from whoseblock.sources.base import Failure
 
-__all__ = ["read_sysfs_badblocks"]
+__all__ = ["CUT_OFF", "read_sysfs_badblocks", "whole_lines"]
+
+CUT_OFF: Final = "the kernel shows a page of its list of bad blocks, and that is longer"
 
 _SECTOR: Final = 512
 _MOST_DIGITS: Final = 20
+
+
+def whole_lines(text: str, page_size: int) -> tuple[list[str], bool]:
+    """Give the lines that a list has wholly, and whether it was cut off after them.
+
+    sysfs gives a byte less than a page, wherever in a line that ends: half a number is one, too.
+    """
+    shown = text.rstrip("\n")
+    lines = shown.splitlines()
+    if len(shown) == page_size - 1:
+        return lines[:-1], True
+    # With the end of its last line that is as long; whether there is more nobody can tell.
+    return lines, len(shown) == page_size - 2
 
 
 def read_sysfs_badblocks(lines: Iterable[str], device: str, name: str) -> Iterator[Failure]:

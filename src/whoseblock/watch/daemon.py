@@ -8,12 +8,13 @@ import os
 import select
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from whoseblock.errors import PolicyError
+from whoseblock.encode import encode_json
+from whoseblock.errors import PolicyError, TargetError
 from whoseblock.stack.host import Host
 from whoseblock.watch.base import Source
 from whoseblock.watch.endpoints import MetricsPort, StatusSocket
@@ -83,7 +84,10 @@ class Daemon:
         self._ending = False
         self._poll = select.epoll()
         self._handlers: dict[int, Callable[[], None]] = {}
-        self._by_source: dict[str, int] = {}
+        #: The descriptors of sources that are read when there is something.
+        self._listened: dict[str, int] = {}
+        #: What sources have told and there was no room for.
+        self._unkept: dict[str, list[Report]] = {}
 
     def run(self) -> None:
         """Watch until SIGTERM or SIGINT."""
@@ -185,14 +189,13 @@ class Daemon:
     # ------------------------------------------------------------------ sources
 
     def _mounts_changed(self) -> None:
-        self._sources.mounts_changed(list(self._mounts.read().values()))
+        for source, fault in self._sources.mounts_changed(list(self._mounts.read().values())):
+            self._give_up(source, fault)
 
     def _sweep(self) -> None:
         """Read again whatever can be read again, and open what was not there."""
         for source in self._sources.open_missing():
-            if source.fileno() >= 0:
-                self._by_source[source.name] = source.fileno()
-                self._on(source.fileno(), self._reader(source))
+            self._listen(source)
         for source in self._sources:
             self._take(source, source.sweep)
         self._sources.remember()
@@ -201,48 +204,71 @@ class Daemon:
             self._act()
         self._write_metrics()
 
-    def _reader(self, source: Source) -> Callable[[], None]:
-        return lambda: self._take(source, source.read)
+    def _listen(self, source: Source) -> None:
+        """Have a source read when there is something."""
+        if source.fileno() >= 0 and source.name not in self._listened:
+            self._listened[source.name] = source.fileno()
+            self._on(source.fileno(), lambda: self._take(source, source.read))
 
-    def _take(self, source: Source, read: "Callable[[], Any]") -> None:
-        """Keep what a source reports; after lost events, read everything again."""
+    def _ignore(self, source: Source) -> None:
+        self._off(self._listened.pop(source.name, -1))
+
+    def _give_up(self, source: Source, fault: Exception) -> None:
+        """Let go of a source that fails, until the next sweep."""
+        self._ignore(source)
+        self._sources.lose(source, fault)
+
+    def _take(
+        self, source: Source, read: Callable[[], Iterable[Report]], *, others: bool = True
+    ) -> None:
+        """Keep what a source reports; after lost events, read all ``others`` again.
+
+        Where that cannot be kept, the source is not read until it can: the kernel has what comes,
+        and counts what it has no room for.
+        """
+        if self._sources.open.get(source.name) is not source:
+            # It was given up meanwhile.
+            return
+        if source.name in self._unkept:
+            if not self._keep(source, self._unkept.pop(source.name)):
+                return
+            self._listen(source)
         reports: list[Report] = []
+        fault: Exception | None = None
         try:
             # What came before an error counts.
             for report in read():
                 reports.append(report)  # noqa: PERF402 - see above
-        except OSError as error:
-            self._off(self._by_source.pop(source.name, -1))
-            self._keep(reports)
-            self._sources.kept(source, len(reports))
-            self._sources.lose(source, error)
-            return
-        self._keep(reports)
-        self._sources.kept(source, len(reports))
-        if any(isinstance(report, Lost) for report in reports):
+        except Exception as error:  # noqa: BLE001 - what is wrong with one source ends no other
+            fault = error
+        kept = self._keep(source, reports)
+        if fault is not None:
+            self._give_up(source, fault)
+        if others and kept and any(isinstance(report, Lost) for report in reports):
             for other in self._sources:
                 if other is not source:
-                    self._take_again(other)
+                    self._take(other, other.sweep, others=False)
 
-    def _take_again(self, source: Source) -> None:
-        with suppress(OSError):
-            # Where it fails, the next sweep finds that out.
-            reports = list(source.sweep())
-            self._keep(reports)
-            self._sources.kept(source, len(reports))
-
-    def _keep(self, reports: list[Report]) -> None:
-        if not reports:
-            return
+    def _keep(self, source: Source, reports: list[Report]) -> bool:
+        """Have reports in the spool, or else remember them until the next sweep."""
         try:
-            dropped = self._spool.put(reports)
+            self._spool.put(reports)
         except OSError as error:
-            dropped = len(reports)
-            say("err", "spool-failed", why=error.strerror)
-        if dropped:
-            say("err", "events-dropped", count=dropped)
-            self._statistics.add(Statistics(lost={"spool": dropped}))
-        self._work()
+            self._unkept[source.name] = reports
+            self._ignore(source)
+            waiting = len(reports)
+            say("err", "spool-failed", source=source.name, waiting=waiting, why=error.strerror)
+            return False
+        self._sources.kept(source, len(reports))
+        if reports:
+            self._work()
+        return True
+
+    @property
+    def _health(self) -> dict[str, tuple[bool, str]]:
+        """Say of every source whether it is watched, and how it is."""
+        why = "it waits until there is room for what it has told"
+        return self._sources.health | dict.fromkeys(self._unkept, (False, why))
 
     # ------------------------------------------------------------------ the worker
 
@@ -354,12 +380,13 @@ class Daemon:
     def _drain(self) -> None:
         """Take in what the sources have: some of it nobody could have once they are closed."""
         deadline = time.monotonic() + _DRAIN_S
-        while (
-            time.monotonic() < deadline
-            and select.select([one for one in self._sources if one.fileno() >= 0], [], [], 0)[0]
-        ):
+        more = True
+        while more and time.monotonic() < deadline:
             for source in self._sources:
                 self._take(source, source.read)
+            more = bool(select.select(list(self._listened.values()), [], [], 0)[0])
+        for name, reports in self._unkept.items():
+            say("err", "not-kept", source=name, count=len(reports))
 
     # ------------------------------------------------------------------ what others ask
 
@@ -385,7 +412,7 @@ class Daemon:
             "interval": self._options.interval,
             "sources": {
                 name: {"watched": watched, "health": health}
-                for name, (watched, health) in self._sources.health.items()
+                for name, (watched, health) in self._health.items()
             },
             "backlog": self._spool.backlog,
             "worker": None if self._worker is None else self._worker.pid,
@@ -397,12 +424,13 @@ class Daemon:
     def _metrics(self) -> bytes:
         from whoseblock.watch.metrics import exposition
 
-        return exposition(self._statistics, self._sources.health, self._spool.backlog)
+        return exposition(self._statistics, self._health, self._spool.backlog)
 
     def _write_metrics(self) -> None:
         if self._options.metrics_file is not None:
             try:
-                write_whole(self._options.metrics_file, self._metrics(), 0o644)
+                # What is a minute old is of no use after a crash.
+                write_whole(self._options.metrics_file, self._metrics(), 0o644, durable=False)
             except OSError as error:
                 say("warning", "metrics-failed", why=error.strerror)
 
@@ -413,9 +441,7 @@ def _open_spool(state: StateFolder) -> Spool:
 
 
 def _encode(status: dict[str, Any]) -> bytes:
-    import msgspec
-
-    return msgspec.json.encode(status) + b"\n"
+    return encode_json(status) + b"\n"
 
 
 def sweep_once(options: Options) -> Statistics:
@@ -430,12 +456,14 @@ def sweep_once(options: Options) -> Statistics:
     with StateFolder(options.state) as state:
         spool = _open_spool(state)
         sources = Sources(Host(options.root), state, PAST)
+        fault: OSError | None = None
         try:
-            sources.open_missing()
-            for source in sources:
-                spool.put(list(source.sweep()))
-                while select.select([source], [], [], 0)[0]:
-                    spool.put(list(source.read()))
+            for source in sources.open_missing():
+                try:
+                    _keep_all(source, sources, spool)
+                except OSError as error:
+                    # What waits is dealt with all the same, and makes room for the next sweep.
+                    fault = error
             setup = Setup(
                 state,
                 policy,
@@ -448,4 +476,18 @@ def sweep_once(options: Options) -> Statistics:
             act_through(lambda: setup, total.add)
         finally:
             sources.close()
+    if fault is not None:
+        raise TargetError(f"the sweep is not complete: {fault.strerror}") from fault
     return total
+
+
+def _keep_all(source: Source, sources: Sources, spool: Spool) -> None:
+    """Have in the spool whatever a source tells at present; raises OSError."""
+    read = source.sweep
+    more = True
+    while more:
+        reports = list(read())
+        spool.put(reports)
+        sources.kept(source, len(reports))
+        more = source.fileno() >= 0 and bool(select.select([source], [], [], 0)[0])
+        read = source.read

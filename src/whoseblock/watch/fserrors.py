@@ -6,12 +6,15 @@ A mark holds no filesystem busy, and ends with it.  Filesystems that never repor
 import ctypes
 import errno
 import os
+import re
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from functools import cache
+from pathlib import Path
 from typing import Final
 
+from whoseblock.watch.aside import Asker, Told
 from whoseblock.watch.formats.fanotify import FAN_FS_ERROR, read_fanotify
 from whoseblock.watch.mounted import Mounted
 from whoseblock.watch.reports import Ill, Lost, Report
@@ -23,6 +26,10 @@ _FAN_CLOEXEC, _FAN_NONBLOCK, _FAN_REPORT_FID = 0x1, 0x2, 0x200
 _FAN_MARK_ADD, _FAN_MARK_FILESYSTEM = 0x1, 0x100
 _AT_FDCWD: Final = -100
 _PIECE: Final = 1 << 16
+#: A filesystem that cannot be marked gives one of these, now and later.
+_FINAL: Final = (errno.ENODEV, errno.EXDEV, errno.EOPNOTSUPP, errno.EINVAL)
+#: A mark of a whole filesystem in /proc/PID/fdinfo.
+_MARK: Final = re.compile(r"^fanotify sdev:([0-9a-f]+) ", re.MULTILINE)
 
 
 @cache
@@ -49,15 +56,18 @@ class FilesystemErrorSource:
     def __init__(self) -> None:
         flags = _FAN_CLOEXEC | _FAN_NONBLOCK | _FAN_REPORT_FID
         self._fd = _checked(_libc().fanotify_init(flags, os.O_RDONLY))
-        #: What is marked, by the number of its device, with the statfs fsid of each.
-        self._marked: dict[int, tuple[Mounted, bytes]] = {}
-        self._refused: dict[int, str] = {}
+        self._asker = Asker()
+        self._wanted: dict[int, Mounted] = {}
+        #: The statfs fsid of each that is marked, by the number of its device.
+        self._marked: dict[int, bytes] = {}
+        self._refused: dict[int, OSError] = {}
 
     @property
     def health(self) -> str:
         """Say how the source is."""
         told = f"{len(self._marked)} filesystems marked"
-        return "; ".join([told, *sorted(set(self._refused.values()))])
+        refused = {f"{self._wanted[at].point}: {e.strerror}" for at, e in self._refused.items()}
+        return "; ".join([told, *sorted(refused)])
 
     def fileno(self) -> int:
         """Give the descriptor of the group."""
@@ -65,22 +75,47 @@ class FilesystemErrorSource:
 
     def mounts_changed(self, mounts: Iterable[Mounted]) -> None:
         """Mark what is mounted now."""
-        wanted = {one.device: one for one in mounts}
-        # What was unmounted and mounted again has lost its mark, and may look the same.
-        self._marked.clear()
-        self._refused.clear()
-        for device, mounted in wanted.items():
-            try:
-                self._mark(mounted)
-                self._marked[device] = mounted, _fsid(mounted.point)
-            except OSError as error:
-                self._refused[device] = f"{mounted.point}: {error.strerror}"
+        # FUSE finds no errors of its own, and asks a server about everything.
+        self._wanted = {one.device: one for one in mounts if not one.kind.startswith("fuse")}
+        self._refused = {at: why for at, why in self._refused.items() if at in self._wanted}
+        self._mark_missing()
 
-    def _mark(self, mounted: Mounted) -> None:
+    def _mark_missing(self) -> None:
+        """Mark what is not marked yet, unless the kernel cannot."""
+        # What was unmounted and mounted again has lost its mark, and looks the same in the table.
+        marked = self._marked_in_kernel()
+        self._marked = {device: fsid for device, fsid in self._marked.items() if device in marked}
+        missing = [
+            one
+            for device, one in self._wanted.items()
+            if device not in self._marked
+            and getattr(self._refused.get(device), "errno", None) not in _FINAL
+        ]
+        for mounted, told in self._asker.ask(missing, self._mark, keep=(self._fd,)):
+            if isinstance(told, OSError):
+                self._refused[mounted.device] = told
+            else:
+                self._refused.pop(mounted.device, None)
+                self._marked[mounted.device] = told[0]
+
+    def _marked_in_kernel(self) -> set[int]:
+        """Give the devices whose filesystems have a mark of ours."""
+        text = Path(f"/proc/self/fdinfo/{self._fd}").read_text("ascii")
+        numbers = (int(number, 16) for number in _MARK.findall(text))
+        # The kernel's own form of a device's number (MKDEV).
+        return {os.makedev(number >> 20, number & 0xFFFFF) for number in numbers}
+
+    def _mark(self, mounted: Mounted) -> Told:
+        """Mark one, and give its fsid."""
         flags = _FAN_MARK_ADD | _FAN_MARK_FILESYSTEM
         mask = ctypes.c_uint64(FAN_FS_ERROR)
-        path = os.fsencode(mounted.point)
-        _checked(_libc().fanotify_mark(self._fd, flags, mask, _AT_FDCWD, path))
+        place = mounted.open()
+        try:
+            path = b"/proc/self/fd/%d" % place
+            _checked(_libc().fanotify_mark(self._fd, flags, mask, _AT_FDCWD, path))
+            return _fsid(place), ()
+        finally:
+            os.close(place)
 
     def read(self) -> Iterator[Report]:
         """Give the errors that have been told of."""
@@ -93,7 +128,11 @@ class FilesystemErrorSource:
                 what = "fanotify's queue was full"
                 yield Lost(source=self.name, at=now, count=0, what=what)
                 continue
-            points = [one.point for one, fsid in self._marked.values() if fsid == event.fsid]
+            points = [
+                self._wanted[device].point
+                for device, fsid in self._marked.items()
+                if fsid == event.fsid and device in self._wanted
+            ]
             about = f"inode {event.inode}" if event.inode else "no single file"
             code = errno.errorcode.get(event.error, str(event.error))
             yield Ill(
@@ -110,7 +149,8 @@ class FilesystemErrorSource:
             )
 
     def sweep(self) -> Iterator[Report]:
-        """Give nothing: what was read is not read again."""
+        """Give nothing, for what was read is not read again; try again what was refused."""
+        self._mark_missing()
         return iter(())
 
     def close(self) -> None:
@@ -127,8 +167,8 @@ class _Statfs(ctypes.Structure):
     ]
 
 
-def _fsid(point: str) -> bytes:
+def _fsid(descriptor: int) -> bytes:
     """Give a filesystem's fsid as statfs(2) has it, which is that of fanotify's events."""
     found = _Statfs()
-    _checked(_libc().statfs(os.fsencode(point), ctypes.byref(found)))
+    _checked(_libc().fstatfs(descriptor, ctypes.byref(found)))
     return bytes(found.fsid)

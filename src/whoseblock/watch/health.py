@@ -13,6 +13,7 @@ from typing import Final
 
 from whoseblock.stack.host import Host
 from whoseblock.watch import reports
+from whoseblock.watch.aside import Asker, Told
 from whoseblock.watch.formats.health import (
     EVENT_BYTES,
     XFS_IOC_HEALTH_MONITOR,
@@ -48,17 +49,17 @@ class HealthSource:
     def __init__(self, host: Host) -> None:
         self._host = host
         self._poll = select.epoll()
+        self._asker = Asker()
+        self._wanted: dict[int, Mounted] = {}
         self._monitors: dict[int, Mounted] = {}
         #: What is not watched, and why.
-        self._refused: dict[int, str] = {}
-        #: Where another program has the monitor, which may end.
-        self._taken: dict[int, Mounted] = {}
+        self._refused: dict[int, OSError] = {}
 
     @property
     def health(self) -> str:
         """Say how the source is."""
-        told = f"monitoring {len(self._monitors)} filesystems"
-        return "; ".join([told, *sorted(set(self._refused.values()))])
+        refused = {_why(self._wanted[at], error) for at, error in self._refused.items()}
+        return "; ".join([f"monitoring {len(self._monitors)} filesystems", *sorted(refused)])
 
     def fileno(self) -> int:
         """Give a descriptor that is readable when there is an event of any filesystem."""
@@ -66,47 +67,33 @@ class HealthSource:
 
     def mounts_changed(self, mounts: Iterable[Mounted]) -> None:
         """Watch what is mounted now."""
-        wanted = {one.device: one for one in mounts if one.kind == "xfs"}
+        self._wanted = {one.device: one for one in mounts if one.kind == "xfs"}
+        self._refused = {at: why for at, why in self._refused.items() if at in self._wanted}
+        for descriptor, mounted in self._monitors.items():
+            self._monitors[descriptor] = self._wanted.get(mounted.device, mounted)
+        self._watch_missing()
+
+    def _watch_missing(self) -> None:
+        """Watch what is not watched yet, unless that is for good."""
         watched = {one.device for one in self._monitors.values()}
-        self._refused = {at: why for at, why in self._refused.items() if at in wanted}
-        self._taken = {at: one for at, one in self._taken.items() if at in wanted}
-        for device, mounted in wanted.items():
-            if device not in watched and device not in self._refused:
-                self._monitor(mounted)
-
-    def _monitor(self, mounted: Mounted) -> None:
-        try:
-            place = os.open(mounted.point, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except OSError as error:
-            self._refused[mounted.device] = f"{mounted.point}: {error.strerror}"
-            return
-        try:
-            if os.fstat(place).st_dev != mounted.device:
-                self._refused[mounted.device] = f"{mounted.point}: covered by another mount"
-                return
-            # Of a buffer that it may change, ioctl gives what the kernel returned: a descriptor.
-            descriptor = fcntl.ioctl(place, XFS_IOC_HEALTH_MONITOR, bytearray(monitor_request()))
-        except OSError as error:
-            self._refused[mounted.device] = self._why(mounted, error)
-            if error.errno == errno.EEXIST:
-                self._taken[mounted.device] = mounted
-            return
-        finally:
-            os.close(place)
-        os.set_blocking(descriptor, False)
-        self._monitors[descriptor] = mounted
-        self._poll.register(descriptor, select.EPOLLIN)
-
-    @staticmethod
-    def _why(mounted: Mounted, error: OSError) -> str:
-        if error.errno in (errno.ENOTTY, errno.EOPNOTSUPP, errno.EINVAL):
-            return "this kernel has no health monitor for XFS"
-        if error.errno == errno.EEXIST:
-            return f"{mounted.point}: another program is its monitor"
-        return f"{mounted.point}: {error.strerror}"
+        missing = [
+            one
+            for device, one in self._wanted.items()
+            if device not in watched and not _is_final(self._refused.get(device))
+        ]
+        for mounted, told in self._asker.ask(missing, _open_monitor):
+            if isinstance(told, OSError):
+                self._refused[mounted.device] = told
+                continue
+            _, (descriptor,) = told
+            self._refused.pop(mounted.device, None)
+            os.set_blocking(descriptor, False)
+            self._monitors[descriptor] = mounted
+            self._poll.register(descriptor, select.EPOLLIN)
 
     def read(self) -> Iterator[Report]:
         """Give the events that have come."""
+        before = len(self._monitors)
         for descriptor, _ in self._poll.poll(0):
             mounted = self._monitors[descriptor]
             try:
@@ -121,6 +108,9 @@ class HealthSource:
                 yield from self._told(event, mounted)
                 if event.kind == Kind.UNMOUNT and descriptor in self._monitors:
                     self._forget(descriptor)
+        if len(self._monitors) < before:
+            # It may have been mounted again before we heard of the end.
+            self._watch_missing()
 
     def _forget(self, descriptor: int) -> None:
         del self._monitors[descriptor]
@@ -169,11 +159,8 @@ class HealthSource:
             yield Ill(source=self.name, at=at, place=mounted.point, what=told)
 
     def sweep(self) -> Iterator[Report]:
-        """Give nothing, for what was read is not read again; try where others had the monitor."""
-        taken, self._taken = self._taken, {}
-        for device, mounted in taken.items():
-            del self._refused[device]
-            self._monitor(mounted)
+        """Give nothing, for what was read is not read again; try again what was refused."""
+        self._watch_missing()
         return iter(())
 
     def close(self) -> None:
@@ -181,6 +168,33 @@ class HealthSource:
         for descriptor in list(self._monitors):
             self._forget(descriptor)
         self._poll.close()
+
+
+def _open_monitor(mounted: Mounted) -> Told:
+    """Give the descriptor of a monitor."""
+    place = mounted.open()
+    try:
+        root = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=place)
+    finally:
+        os.close(place)
+    try:
+        # Of a buffer that it may change, ioctl gives what the kernel returned: a descriptor.
+        return b"", (fcntl.ioctl(root, XFS_IOC_HEALTH_MONITOR, bytearray(monitor_request())),)
+    finally:
+        os.close(root)
+
+
+def _is_final(error: OSError | None) -> bool:
+    """Tell whether the kernel has no monitor, as long as the filesystem is mounted."""
+    return error is not None and error.errno in (errno.ENOTTY, errno.EOPNOTSUPP, errno.EINVAL)
+
+
+def _why(mounted: Mounted, error: OSError) -> str:
+    if _is_final(error):
+        return "this kernel has no health monitor for XFS"
+    if error.errno == errno.EEXIST:
+        return f"{mounted.point}: another program is its monitor"
+    return f"{mounted.point}: {error.strerror}"
 
 
 def _device_word(domain: int) -> str:

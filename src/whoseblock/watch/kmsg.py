@@ -2,12 +2,14 @@
 
 import errno
 import os
+import stat
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, Self
 
 from whoseblock.errors import MalformedError
-from whoseblock.sources.dmesg import read_dmesg
+from whoseblock.sources.dmesg import read_message
 from whoseblock.watch.base import Clock
 from whoseblock.watch.formats.kmsg import KmsgRecord, is_from_kernel, read_kmsg, suppressed
 from whoseblock.watch.reports import Failed, Lost, Report
@@ -23,23 +25,35 @@ _MOST: Final = 1024
 class KmsgSource:
     """Reads messages from ``descriptor``, from the first after number ``after`` of this boot.
 
-    ``sequence`` is the number of the last message that was read.
+    ``sequence`` is the number of the last message that was read.  ``skew`` is by how many seconds
+    the clock of the log is behind the monotonic one: it is not set by NTP, and minutes off after
+    days.  It is known once a message has come while somebody waited for it.
+
+    A regular file, of a machine that is only looked at through its files, has all at once.
     """
 
     name = "kmsg"
 
-    def __init__(self, descriptor: int, boot: str, page_size: int, after: int = -1) -> None:
+    def __init__(
+        self, descriptor: int, boot: str, page_size: int, after: int = -1, skew: float = 0.0
+    ) -> None:
         self.sequence = after
+        self.skew = skew
         self._boot = boot
         self._page_size = page_size
         self._overwritten = False
+        self._is_file = stat.S_ISREG(os.fstat(descriptor).st_mode)
+        #: Whether all was read that was there: what comes now is said now.
+        self._waited = False
         self._fd = descriptor
 
     @classmethod
-    def at(cls, device: Path, boot: str, page_size: int, after: int) -> Self:
+    def at(
+        cls, device: Path, boot: str, page_size: int, after: int = -1, skew: float = 0.0
+    ) -> Self:
         """Open a log; raises OSError, for on most machines that takes CAP_SYSLOG."""
         descriptor = os.open(device, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        return cls(descriptor, boot, page_size, after)
+        return cls(descriptor, boot, page_size, after, skew)
 
     @property
     def health(self) -> str:
@@ -47,16 +61,33 @@ class KmsgSource:
         return f"read up to message {self.sequence}"
 
     def fileno(self) -> int:
-        """Give the descriptor of the log."""
-        return self._fd
+        """Give the descriptor of the log, -1 for a file, which nobody can wait for."""
+        return -1 if self._is_file else self._fd
 
     def read(self) -> Iterator[Report]:
         """Give what the messages tell that have come."""
-        clock = Clock.now()
+        clock, now = Clock.now(), time.monotonic()
+        for data in self._lines() if self._is_file else self._records():
+            record = read_kmsg(data)
+            if record is not None and record.sequence > self.sequence:
+                if self._waited:
+                    self.skew = now - record.microseconds / 1e6
+                at = clock.at(record.microseconds / 1e6 + self.skew)
+                yield from self._gap(record, at)
+                self.sequence = record.sequence
+                yield from self._told(record, at)
+
+    def _lines(self) -> Iterator[bytes]:
+        with open(self._fd, "rb", closefd=False) as file:
+            file.seek(0)
+            yield from file
+
+    def _records(self) -> Iterator[bytes]:
         for _ in range(_MOST):
             try:
                 data = os.read(self._fd, _RECORD)
             except BlockingIOError:
+                self._waited = True
                 return
             except OSError as error:
                 if error.errno not in (errno.EPIPE, errno.EINVAL):
@@ -67,31 +98,26 @@ class KmsgSource:
                 continue
             if not data:
                 return
-            record = read_kmsg(data)
-            if record is not None and record.sequence > self.sequence:
-                yield from self._gap(record, clock)
-                self.sequence = record.sequence
-                yield from self._told(record, clock)
+            yield data
 
-    def _gap(self, record: KmsgRecord, clock: Clock) -> Iterator[Report]:
+    def _gap(self, record: KmsgRecord, at: float) -> Iterator[Report]:
         """Say how many messages nobody will read any more."""
         known = self.sequence >= 0
         missing = record.sequence - self.sequence - 1 if known else 0
         if missing or (self._overwritten and not known):
             yield Lost(
                 source=self.name,
-                at=clock.at(record.microseconds / 1e6),
+                at=at,
                 key=f"{self._boot}:{record.sequence}:lost",
                 count=missing,
                 what="messages were overwritten before they were read",
             )
         self._overwritten = False
 
-    def _told(self, record: KmsgRecord, clock: Clock) -> Iterator[Report]:
+    def _told(self, record: KmsgRecord, at: float) -> Iterator[Report]:
         """Give what one message tells."""
         if not is_from_kernel(record):
             return
-        at = clock.at(record.microseconds / 1e6)
         key = f"{self._boot}:{record.sequence}"
         origin = f"/dev/kmsg, message {record.sequence}"
         if count := suppressed(record.text):
@@ -99,25 +125,27 @@ class KmsgSource:
             yield Lost(source=self.name, at=at, key=key, count=count, what=what)
             return
         try:
-            for start, length, device, _ in read_dmesg([record.text], "kmsg", self._page_size):
-                yield Failed(
-                    source=self.name,
-                    at=at,
-                    key=key,
-                    device=device,
-                    start=start,
-                    length=length,
-                    origin=origin,
-                    detail={"message": record.text},
-                )
+            failure = read_message(record.text, "kmsg", page_size=self._page_size)
         except MalformedError as error:
             what = f"a message cannot be read: {error}"
             detail = {"message": record.text}
             yield Lost(source=self.name, at=at, key=key, count=1, what=what, detail=detail)
+            return
+        if failure is not None:
+            yield Failed(
+                source=self.name,
+                at=at,
+                key=key,
+                device=failure.device,
+                start=failure.start,
+                length=failure.length,
+                origin=origin,
+                detail={"message": record.text},
+            )
 
     def sweep(self) -> Iterator[Report]:
-        """Give nothing: what was read is not read again."""
-        return iter(())
+        """Give what a file has that was not read; what was read of a log is not read again."""
+        return self.read() if self._is_file else iter(())
 
     def close(self) -> None:
         """Close the log."""

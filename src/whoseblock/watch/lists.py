@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping
 from typing import BinaryIO, Final
 
 from whoseblock.errors import MalformedError
-from whoseblock.ranges import ByteRange, merge
-from whoseblock.sources.sysfs import read_sysfs_badblocks
+from whoseblock.ranges import ByteRange, merge, subtract
+from whoseblock.sources.sysfs import CUT_OFF, read_sysfs_badblocks, whole_lines
 from whoseblock.stack.host import Host
 from whoseblock.watch.reports import Ill, Listed, Report
 
@@ -22,7 +22,7 @@ __all__ = ["ListSource"]
 _PLACES: Final = ("sys/block/*/badblocks", "sys/bus/nd/devices/region*/badblocks")
 #: Which of them tell of changes.
 _TELL: Final = ("pmem", "region")
-#: No list is longer than a page.
+#: sysfs shows no more than a page.
 _MOST: Final = 1 << 16
 
 
@@ -43,6 +43,8 @@ class ListSource:
         self._files: dict[int, tuple[str, BinaryIO]] = {}
         self._open: dict[str, int] = {}
         self._lists = 0
+        #: What was last said to be wrong with a list.
+        self._wrong: dict[str, str] = {}
 
     @property
     def health(self) -> str:
@@ -102,16 +104,35 @@ class ListSource:
     def _listed(self, device: str, text: str) -> Iterator[Report]:
         """Give a list if it is not as it was."""
         origin = f"{device}/badblocks"
-        now = time.time()
+        known = self._known.get(device, ())
+        lines, cut = whole_lines(text, self._host.page_size)
         try:
-            found = read_sysfs_badblocks(text.splitlines(), device, origin)
-            ranges = tuple(merge(ByteRange(one.start, one.length) for one in found))
+            found = read_sysfs_badblocks(lines, device, origin)
+            ranges = merge(ByteRange(one.start, one.length) for one in found)
         except MalformedError as error:
-            yield Ill(source=self.name, at=now, place=device, what=str(error))
+            yield from self._ill(device, str(error))
             return
-        if ranges != self._known.get(device, ()):
-            self._known[device] = ranges
-            yield Listed(source=self.name, at=now, device=device, ranges=ranges, origin=origin)
+        if cut:
+            # Nobody says that what was known behind the last range shown is good again.
+            end = ranges[-1].end if ranges else 0
+            ranges = merge([*ranges, *subtract(known, ByteRange(0, end))])
+        yield from self._ill(device, CUT_OFF if cut else "")
+        if tuple(ranges) != known:
+            self._known[device] = tuple(ranges)
+            yield Listed(
+                source=self.name,
+                at=time.time(),
+                device=device,
+                ranges=self._known[device],
+                origin=origin,
+            )
+
+    def _ill(self, device: str, what: str) -> Iterator[Ill]:
+        """Say what is wrong with a list, once; "" if nothing is."""
+        if what != self._wrong.get(device, ""):
+            self._wrong[device] = what
+            if what:
+                yield Ill(source=self.name, at=time.time(), place=device, what=what)
 
     def close(self) -> None:
         """Close all lists."""

@@ -1,5 +1,6 @@
 """The mounts of this machine, and when they change: some sources watch each filesystem."""
 
+import errno
 import os
 import select
 from pathlib import Path
@@ -11,14 +12,38 @@ __all__ = ["MountTable", "Mounted"]
 
 _PLACE: Final = Path("/proc/self/mountinfo")
 _PIECE: Final = 1 << 20
+#: So many places of one filesystem are tried: containers have hundreds of some.
+_MOST_POINTS: Final = 8
 
 
 class Mounted(NamedTuple):
-    """A filesystem on a block device: its number, its kind, and one place where it is mounted."""
+    """A filesystem on a block device: its number, its kind, and some places where it is mounted."""
 
     device: int
     kind: str
-    point: str
+    points: tuple[str, ...]
+
+    @property
+    def point(self) -> str:
+        """The first place, for people."""
+        return self.points[0]
+
+    def open(self) -> int:
+        """Open one of its places, to name it by (O_PATH); raises OSError.
+
+        Whoever looks there may wait for ever: for a server on the way, or for a disk.
+        """
+        fault = OSError(errno.ESTALE, "covered by another mount")
+        for point in self.points:
+            try:
+                place = os.open(point, os.O_PATH | os.O_CLOEXEC)
+            except OSError as error:
+                fault = error
+                continue
+            if os.fstat(place).st_dev == self.device:
+                return place
+            os.close(place)
+        raise fault
 
 
 class MountTable:
@@ -43,12 +68,16 @@ class MountTable:
         pieces = []
         while piece := os.read(self._fd, _PIECE):
             pieces.append(piece)
-        found: dict[int, Mounted] = {}
-        for mount in read_mounts(os.fsdecode(b"".join(pieces))):
-            # A mount of the whole tree is better than one of a part; major 0 is no block device.
-            if os.major(mount.device) and (mount.root == "/" or mount.device not in found):
-                found[mount.device] = Mounted(mount.device, mount.kind, mount.point)
-        return found
+        places: dict[tuple[int, str], list[str]] = {}
+        mounts = read_mounts(os.fsdecode(b"".join(pieces)))
+        # A mount of the whole tree is better than one of a part; major 0 is no block device.
+        for mount in sorted(mounts, key=lambda one: one.root != "/"):
+            if os.major(mount.device):
+                places.setdefault((mount.device, mount.kind), []).append(mount.point)
+        return {
+            device: Mounted(device, kind, tuple(points[:_MOST_POINTS]))
+            for (device, kind), points in places.items()
+        }
 
     def close(self) -> None:
         """Close the table."""

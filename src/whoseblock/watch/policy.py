@@ -111,6 +111,7 @@ def read_policy(path: Path) -> Policy:
     try:
         text = path.read_text("utf-8")
         document = tomllib.loads(text)
+        return _Reader(str(path), lines_of(text)).policy(document)
     except OSError as error:
         raise PolicyError(str(path), None, f"it cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -119,7 +120,9 @@ def read_policy(path: Path) -> Policy:
         at = _AT.search(str(error))
         what = _AT.sub("", str(error)).strip()
         raise PolicyError(str(path), int(at[1]) if at else None, f"no TOML: {what}") from error
-    return _Reader(str(path), lines_of(text)).policy(document)
+    except (ValueError, RecursionError) as error:
+        # A number of thousands of digits, and brackets in thousands of brackets.
+        raise PolicyError(str(path), None, f"it cannot be read: {error}") from error
 
 
 class _Reader:

@@ -1,7 +1,7 @@
 """All sources of events of a machine: which there are, and why the others are not."""
 
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Final, Protocol, runtime_checkable
 from zlib import crc32
@@ -55,7 +55,9 @@ class Sources:
         self.missing: dict[str, str] = {}
         self._mounts: list[Mounted] = []
         position = state.load("position.json", Position) or Position()
-        self._position = position if position.boot == self._boot else Position(self._boot)
+        #: How far the log was read and kept, and of that what is written down.
+        self._reached = position if position.boot == self._boot else Position(self._boot)
+        self._written = self._reached
         makers: dict[str, Callable[[], Source]] = {
             "kmsg": self._kmsg,
             "tracepoint": self._trace,
@@ -73,8 +75,10 @@ class Sources:
 
     def _kmsg(self) -> Source:
         place = Path(self._host.root / "dev/kmsg")
-        after = self._position.sequence
-        return KmsgSource.at(place, self._boot, self._host.page_size, after)
+        reached = self._reached
+        return KmsgSource.at(
+            place, self._boot, self._host.page_size, reached.sequence, reached.skew
+        )
 
     def _trace(self) -> Source:
         return TraceSource(
@@ -96,20 +100,30 @@ class Sources:
             if name in self.open:
                 continue
             try:
-                source = maker()
+                source = self._made(maker)
             except (WhoseblockError, OSError) as error:
                 self._set_missing(name, error)
                 continue
             self.missing.pop(name, None)
             self.open[name] = source
-            if isinstance(source, _OfMounts):
-                source.mounts_changed(self._mounts)
             say("info", "source", source=name, watched="true", health=source.health)
             found.append(source)
         return found
 
+    def _made(self, maker: Callable[[], Source]) -> Source:
+        with ExitStack() as undo:
+            source = maker()
+            undo.callback(source.close)
+            if isinstance(source, _OfMounts):
+                source.mounts_changed(self._mounts)
+            undo.pop_all()
+        return source
+
     def _set_missing(self, name: str, error: Exception) -> None:
-        why = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
+        if isinstance(error, OSError):
+            why = error.strerror or str(error)
+        else:
+            why = str(error) if isinstance(error, WhoseblockError) else repr(error)
         hint = error.hint or None if isinstance(error, WhoseblockError) else None
         if self.missing.get(name) != why:
             self.missing[name] = why
@@ -119,10 +133,12 @@ class Sources:
         """Take note that whatever a source has given is in the spool, so many reports of late."""
         if isinstance(source, _Emptied):
             source.kept()
-        elif reports:
-            self.remember()
+        elif isinstance(source, KmsgSource):
+            self._reached = Position(self._boot, source.sequence, source.skew)
+            if reports:
+                self.remember()
 
-    def lose(self, source: Source, error: OSError) -> None:
+    def lose(self, source: Source, error: Exception) -> None:
         """Give up a source that fails, until it is tried again."""
         self.remember()
         del self.open[source.name]
@@ -130,12 +146,15 @@ class Sources:
             source.close()
         self._set_missing(source.name, error)
 
-    def mounts_changed(self, mounts: list[Mounted]) -> None:
-        """Have the filesystems watched that are mounted now."""
+    def mounts_changed(self, mounts: list[Mounted]) -> Iterator[tuple[Source, OSError]]:
+        """Have the filesystems watched that are mounted now; give the sources that fail."""
         self._mounts = mounts
-        for source in self.open.values():
+        for source in self:
             if isinstance(source, _OfMounts):
-                source.mounts_changed(mounts)
+                try:
+                    source.mounts_changed(mounts)
+                except OSError as error:
+                    yield source, error
 
     @property
     def health(self) -> dict[str, tuple[bool, str]]:
@@ -144,18 +163,17 @@ class Sources:
         return watched | {name: (False, why) for name, why in self.missing.items()}
 
     def remember(self) -> None:
-        """Keep how far the log was read, if that has changed."""
-        kmsg = self.open.get("kmsg")
-        if isinstance(kmsg, KmsgSource) and kmsg.sequence != self._position.sequence:
-            position = Position(self._boot, kmsg.sequence)
-            try:
-                # With the machine, the log is gone, too: the disk need not wake up for this.
-                self._state.save("position.json", position, durable=False)
-            except OSError as error:
-                # What is read twice is journaled once; a daemon that ends hears of nothing.
-                say("err", "position-not-kept", why=error.strerror)
-            else:
-                self._position = position
+        """Write down how far the log was read and kept, if that has changed."""
+        if self._reached == self._written:
+            return
+        try:
+            # With the machine, the log is gone, too: the disk need not wake up for this.
+            self._state.save("position.json", self._reached, durable=False)
+        except OSError as error:
+            # What is read twice is journaled once; a daemon that ends hears of nothing.
+            say("err", "position-not-kept", why=error.strerror)
+        else:
+            self._written = self._reached
 
     def __iter__(self) -> Iterator[Source]:
         return iter(list(self.open.values()))

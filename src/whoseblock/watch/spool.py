@@ -5,10 +5,12 @@ gone from here only when the journal has it.  Whoever is killed in between finds
 the same key, by which the journal knows it.
 """
 
+import errno
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import msgspec
 from msgspec.structs import replace
@@ -22,7 +24,7 @@ _SUFFIX: Final = ".reports"
 _DIGITS: Final = 20
 #: The folder, in that of the spool, of what nobody could deal with.
 ASIDE: Final = "aside"
-#: More than the longest burst that anybody has seen; beyond it, reports are dropped and counted.
+#: More than the longest burst that anybody has seen; beyond it, nothing is taken.
 MOST_BYTES: Final = 256 << 20
 
 
@@ -48,51 +50,54 @@ class Spool:
         for left in path.glob(".*"):
             # A file that a crash kept from getting its name.
             left.unlink()
-        self._files = {file: file.stat().st_size for file in self._waiting()}
-        self._dropped = 0
-        self._last = max([least, *map(_number, self._files)])
+        #: What waits has no more bytes than these: what was taken since they were counted is less.
+        self._bytes = self._count()
+        self._last = max([least, *map(_number, self._waiting())])
+
+    def _count(self) -> int:
+        total = 0
+        for file in self._waiting():
+            # It may be taken meanwhile.
+            with suppress(FileNotFoundError):
+                total += file.stat().st_size
+        return total
 
     def _waiting(self) -> list[Path]:
         return sorted(self._path.glob(f"*{_SUFFIX}"))
 
-    def put(self, reports: Sequence[Report]) -> int:
-        """Keep reports, durably; give how many there was no room for.
+    def put(self, reports: Sequence[Report]) -> None:
+        """Keep reports, durably; raises OSError if there is no room, and then has none of them.
 
         Each that has no key gets one.
         """
         if not reports:
-            return 0
-        if sum(self._files.values()) > self._most:
-            self._forget_gone()
-        if sum(self._files.values()) > self._most:
-            self._dropped += len(reports)
-            return len(reports)
-        if self._dropped:
-            now, count, what = time.time(), self._dropped, "the spool was full"
-            reports = [*reports, Lost(source="spool", at=now, count=count, what=what)]
-            self._dropped = 0
+            return
+        if self._bytes > self._most:
+            self._bytes = self._count()
+        if self._bytes > self._most:
+            raise OSError(errno.ENOSPC, "the spool is full")
         self._last = max(time.time_ns(), self._last + 1)
         name = f"{self._last:0{_DIGITS}d}"
         keyed = [
             one if one.key else replace(one, key=f"{name}:{number}")
             for number, one in enumerate(reports)
         ]
-        data = self._encoder.encode(keyed)
-        file = self._path / f"{name}{_SUFFIX}"
-        write_whole(file, data)
-        self._files[file] = len(data)
-        return 0
+        data = self._encoded(keyed)
+        write_whole(self._path / f"{name}{_SUFFIX}", data)
+        self._bytes += len(data)
 
-    def _forget_gone(self) -> None:
-        """Notice what the other process has taken."""
-        waiting = set(self._waiting())
-        self._files = {file: size for file, size in self._files.items() if file in waiting}
+    def _encoded(self, reports: Sequence[Report]) -> bytes:
+        try:
+            return self._encoder.encode(reports)
+        except UnicodeEncodeError:
+            # A name that is not UTF-8, such as that of a mount point.  Nobody looks for a file by
+            # it: reports have such names for people to read.
+            return self._encoder.encode(_readable(msgspec.to_builtins(reports)))
 
     @property
     def backlog(self) -> int:
         """How many batches wait."""
-        self._forget_gone()
-        return len(self._files)
+        return len(self._waiting())
 
     @property
     def has_more(self) -> bool:
@@ -134,6 +139,19 @@ class Spool:
         folder = self._path / ASIDE
         folder.mkdir(0o700, exist_ok=True)
         file.rename(folder / file.name)
+
+
+def _readable(value: Any) -> Any:  # noqa: ANN401 - whatever JSON can hold
+    r"""Write lone surrogates, which JSON cannot hold, in all texts as Python does: ``\udce9``."""
+    match value:
+        case str():
+            return value.encode(errors="backslashreplace").decode()
+        case dict():
+            return {_readable(key): _readable(one) for key, one in value.items()}
+        case list() | tuple():
+            return [_readable(one) for one in value]
+        case _:
+            return value
 
 
 def _number(file: Path) -> int:

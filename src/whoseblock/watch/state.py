@@ -20,10 +20,14 @@ _MODE: Final = 0o700
 
 
 class Position(Struct, frozen=True):
-    """How far the kernel's log was read: a message's number, and the boot that it belongs to."""
+    """How far the kernel's log was read: a message's number, and the boot that it belongs to.
+
+    ``skew`` is by how many seconds its clock was behind the monotonic one.
+    """
 
     boot: str = ""
     sequence: int = -1
+    skew: float = 0.0
 
 
 class Lists(Struct):

@@ -1,7 +1,8 @@
 """Records of /dev/kmsg (Documentation/ABI/testing/dev-kmsg), and what is lost of them.
 
 ``PRIORITY,SEQUENCE,MICROSECONDS,FLAGS[,…];TEXT``, then lines of properties.  What the lines of a
-failure look like is known to `whoseblock.sources.dmesg`.
+failure look like is known to `whoseblock.sources.dmesg`.  A message is what it begins with: further
+on the kernel quotes names that anybody may choose.
 """
 
 import re
@@ -10,7 +11,7 @@ from typing import Final, NamedTuple
 __all__ = ["KmsgRecord", "is_from_kernel", "read_kmsg", "suppressed"]
 
 _HEAD: Final = re.compile(rb"([0-9]{1,10}),([0-9]{1,20}),([0-9]{1,20}),[^;\n]{0,200};")
-_ESCAPE: Final = re.compile(r"\\x([0-9a-f]{2})")
+_ESCAPE: Final = re.compile(rb"\\x([0-9a-f]{2})")
 #: The functions of block/blk-core.c and blk-mq.c that have printed errors of requests, and how
 #: many of them the kernel kept to itself (lib/ratelimit.c).
 _SUPPRESSED: Final = re.compile(
@@ -35,9 +36,10 @@ def read_kmsg(record: bytes) -> KmsgRecord | None:
     head = _HEAD.match(record)
     if head is None:
         return None
-    text = record[head.end() :].partition(b"\n")[0].decode(errors="surrogateescape")
-    plain = _ESCAPE.sub(lambda match: chr(int(match[1], 16)), text) if "\\x" in text else text
-    return KmsgRecord(int(head[1]) >> _FACILITY, int(head[2]), int(head[3]), plain)
+    text = record[head.end() :].partition(b"\n")[0]
+    plain = _ESCAPE.sub(lambda match: bytes([int(match[1], 16)]), text)
+    words = plain.decode(errors="surrogateescape")
+    return KmsgRecord(int(head[1]) >> _FACILITY, int(head[2]), int(head[3]), words)
 
 
 def is_from_kernel(record: KmsgRecord) -> bool:
@@ -47,5 +49,5 @@ def is_from_kernel(record: KmsgRecord) -> bool:
 
 def suppressed(text: str) -> int:
     """Say how many errors of requests the kernel did not print, by its own word."""
-    match = _SUPPRESSED.search(text)
+    match = _SUPPRESSED.match(text)
     return int(match[1]) if match else 0

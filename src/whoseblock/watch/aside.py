@@ -1,0 +1,120 @@
+"""Asking what may never answer: what is mounted from a server that hangs, or from a disk that does.
+
+A child asks, so that whoever waits for the kernel can give it up.  Not even SIGKILL ends it then,
+until it has its answer: what hangs is not asked again before.
+"""
+
+import ctypes
+import errno
+import os
+import signal
+import socket
+from collections.abc import Callable, Collection, Iterable
+from typing import Final
+
+from whoseblock.watch.mounted import Mounted
+
+__all__ = ["Ask", "Asker", "Told"]
+
+#: What was told: some bytes, and descriptors.
+Told = tuple[bytes, tuple[int, ...]]
+#: Asks about one filesystem; raises OSError.
+Ask = Callable[[Mounted], Told]
+
+#: So long an answer is waited for, in seconds: the loop of the daemon stands still meanwhile.
+_PATIENCE_S: Final = 2.0
+_LONGEST: Final = 4096
+_MOST_DESCRIPTORS: Final = 4
+_PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
+_ERRNO_BYTES: Final = 4
+
+
+class Asker:
+    """Asks about filesystems, and remembers which of them do not answer."""
+
+    def __init__(self, patience: float = _PATIENCE_S) -> None:
+        self._patience = patience
+        #: Who waits for which of them, by the numbers of their devices.
+        self._hanging: dict[int, int] = {}
+
+    def ask(
+        self, about: Iterable[Mounted], question: Ask, keep: Collection[int] = ()
+    ) -> list[tuple[Mounted, Told | OSError]]:
+        """Ask about each; the children have the descriptors ``keep`` and no others."""
+        self._hanging = {
+            device: pid
+            for device, pid in self._hanging.items()
+            if os.waitpid(pid, os.WNOHANG)[0] == 0
+        }
+        told: list[tuple[Mounted, Told | OSError]] = []
+        left = list(about)
+        while left:
+            if left[0].device in self._hanging:
+                told.append((left.pop(0), OSError(errno.ETIMEDOUT, "it does not answer")))
+                continue
+            some = [one for one in left if one.device not in self._hanging]
+            answers = self._answers(some, question, keep)
+            told += zip(some, answers, strict=False)
+            asked = some[: len(answers)]
+            left = [one for one in left if one not in asked]
+        return told
+
+    def _answers(
+        self, about: list[Mounted], question: Ask, keep: Collection[int]
+    ) -> list[Told | OSError]:
+        """Have one child ask about all; give what it is told until something hangs."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with ours:
+            with theirs:
+                pid = os.fork()
+                if pid == 0:
+                    _be_child(about, question, theirs, keep)
+            ours.settimeout(self._patience)
+            answers: list[Told | OSError] = []
+            for one in about:
+                try:
+                    data, descriptors, _, _ = socket.recv_fds(ours, _LONGEST, _MOST_DESCRIPTORS)
+                except TimeoutError:
+                    os.kill(pid, signal.SIGKILL)
+                    self._hanging[one.device] = pid
+                    return answers
+                answers.append(_read(data, descriptors))
+        os.waitpid(pid, 0)
+        return answers
+
+
+def _read(data: bytes, descriptors: Collection[int]) -> Told | OSError:
+    if not data:
+        return OSError(errno.EIO, "whoever asked about it has ended")
+    number = int.from_bytes(data[:_ERRNO_BYTES])
+    rest = data[_ERRNO_BYTES:]
+    return OSError(number, rest.decode()) if number else (rest, tuple(descriptors))
+
+
+def _be_child(
+    about: Iterable[Mounted], question: Ask, to: socket.socket, keep: Collection[int]
+) -> None:
+    """Ask, and tell; does not return."""
+    try:
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        signal.set_wakeup_fd(-1)
+        for one in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(one, signal.SIG_DFL)
+        # Whoever hangs holds nothing: no lock, no trace instance, nobody's standard error.
+        start = 0
+        for end in (*sorted({to.fileno(), *keep}), os.sysconf("SC_OPEN_MAX")):
+            os.closerange(start, end)
+            start = end + 1
+        for mounted in about:
+            try:
+                data, descriptors = question(mounted)
+                told = bytes(_ERRNO_BYTES) + data
+            except OSError as error:
+                descriptors = ()
+                number = error.errno or errno.EIO
+                told = number.to_bytes(_ERRNO_BYTES) + (error.strerror or str(error)).encode()
+            socket.send_fds(to, [told], descriptors)
+            for descriptor in descriptors:
+                os.close(descriptor)
+    finally:
+        os._exit(0)
