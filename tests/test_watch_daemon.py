@@ -25,6 +25,7 @@ from whoseblock.watch.metrics import exposition
 from whoseblock.watch.mounted import MountTable
 from whoseblock.watch.notify import notify, watchdog_seconds
 from whoseblock.watch.reports import Ill
+from whoseblock.watch.spool import Backlog
 from whoseblock.watch.statistics import BUCKETS, Statistics
 
 
@@ -146,6 +147,7 @@ def test_a_journal_that_cannot_be_had_loses_nothing(machine: Path, tmp_path: Pat
         until(lambda: said(daemon, "worker-ended"))
         status = daemon.status()
         assert (status["backlog"], status["worker_failures"] > 0) == (1, True)
+        assert 0 < status["backlog_seconds"] < 60
         (tmp_path / "journal.sqlite").rmdir()
         until(daemon.histories)
         daemon.stop()
@@ -288,7 +290,7 @@ def test_every_count_is_a_metric() -> None:
         statistics.reacted(seconds)
     more = Statistics(reports={"kmsg": 1}, unhealed=(1, 512))
     statistics.add(more)
-    text = exposition(statistics, {}, 7).decode()
+    text = exposition(statistics, {}, Backlog(7, 61.0)).decode()
     for line in (
         'whoseblock_reports_total{source="kmsg"} 4.0',
         'whoseblock_lost_events_total{source="tracepoint"} 2.0',
@@ -298,6 +300,7 @@ def test_every_count_is_a_metric() -> None:
         'whoseblock_reaction_seconds_bucket{le="0.5"} 2.0',
         'whoseblock_reaction_seconds_bucket{le="+Inf"} 3.0',
         "whoseblock_backlog_batches 7.0",
+        "whoseblock_backlog_seconds 61.0",
     ):
         assert line in text.splitlines()
 

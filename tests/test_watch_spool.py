@@ -37,7 +37,8 @@ def test_what_is_put_is_taken_in_its_order_until_it_is_dropped(tmp_path: Path) -
     spool.drop(batch.files)
     (left,) = again.take(100).groups
     assert [one.start for one in left if isinstance(one, Failed)] == [1024]
-    assert again.backlog == 1
+    assert again.backlog.batches == 1
+    assert 0 < again.backlog.seconds < 60
 
 
 def test_names_that_are_not_utf_8_are_kept_for_people_to_read(tmp_path: Path) -> None:

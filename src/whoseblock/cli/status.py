@@ -78,9 +78,14 @@ def _lines(told: dict[str, Any]) -> Iterator[str]:
         word = "watched" if source["watched"] else "not watched"
         yield f"source     {name}: {word}; {printable(source['health'])}"
     waiting = f"{told['backlog']} batches wait"
+    if told["backlog"]:
+        waiting += f", the oldest for {told['backlog_seconds']:.0f} s"
     if told["worker_failures"]:
         waiting += f"; the worker failed {told['worker_failures']} times in a row: see the log"
     yield f"backlog    {waiting}"
+    if (actor := told["actor"]) is not None:
+        since = _time(actor["since"])
+        yield f"acts       process {actor['pid']} does what is planned, since {since}"
     new, reports = sum(counts["failures"].values()), sum(counts["reports"].values())
     yield f"failures   {new} new, of {reports} reports; {counts['healed']} healed"
     if counts["unhealed"]:

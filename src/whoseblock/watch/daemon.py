@@ -328,7 +328,9 @@ class Daemon:
             wait = _RETRY_S[min(self._failures, len(_RETRY_S) - 1)]
             self._failures += 1
             self._retry_at = time.monotonic() + wait
-            say("err", "worker-ended", code=code, again_in=wait, backlog=self._spool.backlog)
+            say(
+                "err", "worker-ended", code=code, again_in=wait, backlog=self._spool.backlog.batches
+            )
         elif self._spool.has_more:
             # It came when the worker had looked for the last time.
             self._work()
@@ -375,7 +377,7 @@ class Daemon:
         self._sources.remember()
         with suppress(OSError):
             write_whole(self._options.state / "status.json", _encode(self.status() | {"pid": None}))
-        say("info", "stopped", backlog=self._spool.backlog)
+        say("info", "stopped", backlog=self._spool.backlog.batches)
 
     def _drain(self) -> None:
         """Take in what the sources have: some of it nobody could have once they are closed."""
@@ -401,6 +403,7 @@ class Daemon:
 
     def status(self) -> dict[str, Any]:
         """Say how the daemon is."""
+        backlog, actor = self._spool.backlog, self._actor
         return {
             "pid": os.getpid(),
             "started": self._started,
@@ -414,10 +417,11 @@ class Daemon:
                 name: {"watched": watched, "health": health}
                 for name, (watched, health) in self._health.items()
             },
-            "backlog": self._spool.backlog,
+            "backlog": backlog.batches,
+            "backlog_seconds": backlog.seconds,
             "worker": None if self._worker is None else self._worker.pid,
             "worker_failures": self._failures,
-            "actor": None if self._actor is None else self._actor.pid,
+            "actor": None if actor is None else {"pid": actor.pid, "since": actor.started},
             "counts": self._statistics,
         }
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Final
 
+from whoseblock.watch.spool import Backlog
 from whoseblock.watch.statistics import BUCKETS, Statistics
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ _COUNTERS: Final = (
 
 
 def exposition(
-    statistics: Statistics, sources: Mapping[str, tuple[bool, str]], backlog: int
+    statistics: Statistics, sources: Mapping[str, tuple[bool, str]], backlog: Backlog
 ) -> bytes:
     """Write all metrics; ``sources`` says of each whether it is watched."""
     from prometheus_client import CollectorRegistry, generate_latest
@@ -41,7 +42,7 @@ class _Collector:
 
 
 def _families(
-    statistics: Statistics, sources: Mapping[str, tuple[bool, str]], backlog: int
+    statistics: Statistics, sources: Mapping[str, tuple[bool, str]], backlog: Backlog
 ) -> Iterator["Metric"]:
     from prometheus_client.core import (
         CounterMetricFamily,
@@ -80,7 +81,9 @@ def _families(
         up.add_metric([name], float(watched))
     yield up
     about = "Batches of reports that are not dealt with yet."
-    yield GaugeMetricFamily("whoseblock_backlog_batches", about, value=backlog)
+    yield GaugeMetricFamily("whoseblock_backlog_batches", about, value=backlog.batches)
+    about = "How long the oldest of them waits: journal or worker are stuck if that grows."
+    yield GaugeMetricFamily("whoseblock_backlog_seconds", about, value=backlog.seconds)
     buckets, total = [], 0
     for end, number in zip([*map(str, BUCKETS), "+Inf"], statistics.reaction, strict=True):
         total += number

@@ -18,7 +18,7 @@ from msgspec.structs import replace
 from whoseblock.watch.reports import Lost, Report
 from whoseblock.watch.state import write_whole
 
-__all__ = ["Batch", "Spool"]
+__all__ = ["Backlog", "Batch", "Spool"]
 
 _SUFFIX: Final = ".reports"
 _DIGITS: Final = 20
@@ -33,6 +33,13 @@ class Batch(NamedTuple):
 
     groups: tuple[tuple[Report, ...], ...]
     files: tuple[Path, ...]
+
+
+class Backlog(NamedTuple):
+    """How many batches wait, and for how long the oldest has, in seconds."""
+
+    batches: int
+    seconds: float
 
 
 class Spool:
@@ -95,9 +102,12 @@ class Spool:
             return self._encoder.encode(_readable(msgspec.to_builtins(reports)))
 
     @property
-    def backlog(self) -> int:
-        """How many batches wait."""
-        return len(self._waiting())
+    def backlog(self) -> Backlog:
+        """What waits."""
+        waiting = self._waiting()
+        since = _number(waiting[0]) / 1e9 if waiting else time.time()
+        # The numbers ascend even if the clock was set back.
+        return Backlog(len(waiting), max(time.time() - since, 0.0))
 
     @property
     def has_more(self) -> bool:
