@@ -105,9 +105,10 @@ class Spool:
     def backlog(self) -> Backlog:
         """What waits."""
         waiting = self._waiting()
-        since = _number(waiting[0]) / 1e9 if waiting else time.time()
+        if not waiting:
+            return Backlog(0, 0.0)
         # The numbers ascend even if the clock was set back.
-        return Backlog(len(waiting), max(time.time() - since, 0.0))
+        return Backlog(len(waiting), max(time.time() - _number(waiting[0]) / 1e9, 0.0))
 
     @property
     def has_more(self) -> bool:
