@@ -26,7 +26,7 @@ from whoseblock.ranges import ByteRange
 from whoseblock.stack.host import Host
 from whoseblock.watch import asking, unanswered
 from whoseblock.watch.asking import Asker
-from whoseblock.watch.children import fork, signs_of_life, started_at
+from whoseblock.watch.children import STANDARD, fork, signs_of_life, started_at
 from whoseblock.watch.policy import Policy
 from whoseblock.watch.process import Processor, Setup
 from whoseblock.watch.reports import Failed, FileFailed, Listed, Report
@@ -358,7 +358,7 @@ def test_a_child_has_no_descriptors_of_ours(tmp_path: Path) -> None:
             os.write(theirs, names.encode())
             return 7
 
-        pid = fork(body, locked, keep=(theirs,))
+        pid = fork(body, (*STANDARD, theirs), locked)
         file.close()
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
         left = set(map(int, os.read(ours, 4096).split()))

@@ -21,7 +21,7 @@ from tests.support.watching import until
 from whoseblock.errors import UnsupportedError
 from whoseblock.ranges import ByteRange
 from whoseblock.stack.host import Host
-from whoseblock.watch.aside import Asker, Told
+from whoseblock.watch.asking_mounts import MountAsker, Told
 from whoseblock.watch.base import boot_id
 from whoseblock.watch.health import HealthSource
 from whoseblock.watch.kmsg import KmsgSource
@@ -495,7 +495,7 @@ def test_what_does_not_answer_is_given_up(tmp_path: Path, monkeypatch: pytest.Mo
 
     kinds = ("first", "hangs", "fails", "last")
     about = [Mounted(number, kind, ("/",)) for number, kind in enumerate(kinds)]
-    asker = Asker(patience=0.5)
+    asker = MountAsker(patience=0.5)
     for _ in range(3):
         told = {one.kind: str(what) for one, what in asker.ask(about, question)}
         assert told == {
@@ -520,7 +520,7 @@ def test_whoever_asks_holds_nothing(tmp_path: Path) -> None:
             held = [int(name) for name in os.listdir("/proc/self/fd")]
             return repr(sorted(held)).encode(), (kept.fileno(),)
 
-        ((_, told),) = Asker().ask([Mounted(1, "x", ("/",))], question, keep=(kept.fileno(),))
+        ((_, told),) = MountAsker().ask([Mounted(1, "x", ("/",))], question, keep=(kept.fileno(),))
         assert not isinstance(told, OSError)
         held = literal_eval(told[0].decode())
         assert kept.fileno() in held

@@ -23,7 +23,7 @@ from whoseblock.lookup import Asked, Lookup, Wish
 from whoseblock.stack.base import Layer
 from whoseblock.stack.fiemap import file_extents
 from whoseblock.target import Target, TargetOptions
-from whoseblock.watch.children import end_child, fork, signs_of_life, started_at
+from whoseblock.watch.children import STANDARD, end_child, fork, signs_of_life, started_at
 from whoseblock.watch.places import Place, settle
 from whoseblock.watch.reports import FileFailed
 from whoseblock.watch.state import StateFolder
@@ -148,7 +148,7 @@ class Asker(Closing):
             _answer_all(theirs, self._root)
             return 0
 
-        pid = fork(body, self._state.lock, keep=(theirs.fileno(),))
+        pid = fork(body, (*STANDARD, theirs.fileno()), self._state.lock)
         theirs.close()
         return pid, ours
 

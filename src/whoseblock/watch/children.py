@@ -10,19 +10,21 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-__all__ = ["end_child", "fork", "signs_of_life", "started_at"]
+__all__ = ["STANDARD", "end_child", "fork", "signs_of_life", "started_at"]
 
+#: Standard input, output and error.
+STANDARD: Final = (0, 1, 2)
 #: So long the end of a child that was killed is waited for, in seconds.
 _PATIENCE_S: Final = 1.0
 _PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
 
 
-def fork(body: Callable[[], int], badge: Path, keep: Iterable[int] = ()) -> int:
+def fork(body: Callable[[], int], keep: Iterable[int], badge: Path | None = None) -> int:
     """Have a child run ``body``, whose value is its exit code; give its pid.
 
-    It has only the descriptors ``keep`` and the standard ones: one that gets stuck for good would
-    hold locks and pipes of ours for as long.  It does not outlive us.  The file ``badge`` it has
-    open, too, by which it is known to be one of us.
+    It has only the descriptors ``keep``: one that gets stuck for good would hold locks and pipes of
+    ours for as long.  It does not outlive us.  The file ``badge`` it has open, too, by which it is
+    known to be one of us.
     """
     pid = os.fork()
     if pid:
@@ -37,8 +39,9 @@ def fork(body: Callable[[], int], badge: Path, keep: Iterable[int] = ()) -> int:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         # What has the descriptors that are closed here is never used again, nor finalized.
         gc.freeze()
-        _close_all_but({0, 1, 2, *keep})
-        os.open(badge, os.O_RDONLY | os.O_CLOEXEC)
+        _close_all_but({*keep})
+        if badge is not None:
+            os.open(badge, os.O_RDONLY | os.O_CLOEXEC)
         code = body()
     except BaseException:  # noqa: BLE001 - whatever it is, it must not go on as if it were us
         import traceback

@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Final
 
-from whoseblock.watch.aside import Asker, Told
+from whoseblock.watch.asking_mounts import MountAsker, Told
 from whoseblock.watch.formats.fanotify import FAN_FS_ERROR, read_fanotify
 from whoseblock.watch.mounted import Mounted
 from whoseblock.watch.reports import Ill, Lost, Report
@@ -56,7 +56,7 @@ class FilesystemErrorSource:
     def __init__(self) -> None:
         flags = _FAN_CLOEXEC | _FAN_NONBLOCK | _FAN_REPORT_FID
         self._fd = _checked(_libc().fanotify_init(flags, os.O_RDONLY))
-        self._asker = Asker()
+        self._asker = MountAsker()
         self._wanted: dict[int, Mounted] = {}
         #: The statfs fsid of each that is marked, by the number of its device.
         self._marked: dict[int, bytes] = {}

@@ -13,7 +13,7 @@ from typing import Final
 
 from whoseblock.stack.host import Host
 from whoseblock.watch import reports
-from whoseblock.watch.aside import Asker, Told
+from whoseblock.watch.asking_mounts import MountAsker, Told
 from whoseblock.watch.formats.health import (
     EVENT_BYTES,
     XFS_IOC_HEALTH_MONITOR,
@@ -49,7 +49,7 @@ class HealthSource:
     def __init__(self, host: Host) -> None:
         self._host = host
         self._poll = select.epoll()
-        self._asker = Asker()
+        self._asker = MountAsker()
         self._wanted: dict[int, Mounted] = {}
         self._monitors: dict[int, Mounted] = {}
         #: What is not watched, and why.

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 import msgspec
 
 from whoseblock.errors import JournalError, WhoseblockError
-from whoseblock.watch.children import end_child, fork
+from whoseblock.watch.children import STANDARD, end_child, fork
 from whoseblock.watch.log import say
 from whoseblock.watch.spool import Batch, Spool
 from whoseblock.watch.statistics import Statistics
@@ -115,7 +115,7 @@ class Helper:
         self.started = time.time()
         self._rest = b""
         self._decoder = msgspec.json.Decoder(Statistics)
-        self.pid = fork(lambda: _live(name, body, tell, wake), badge, keep=(tell, wake))
+        self.pid = fork(lambda: _live(name, body, tell, wake), (*STANDARD, tell, wake), badge)
         os.close(tell)
         os.close(wake)
         self._told, self._waken = told, waken

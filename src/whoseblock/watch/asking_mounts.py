@@ -4,7 +4,6 @@ A child asks, so that whoever waits for the kernel can give it up.  Not even SIG
 until it has its answer: what hangs is not asked again before.
 """
 
-import ctypes
 import errno
 import os
 import signal
@@ -12,9 +11,10 @@ import socket
 from collections.abc import Callable, Collection, Iterable
 from typing import Final
 
+from whoseblock.watch.children import fork
 from whoseblock.watch.mounted import Mounted
 
-__all__ = ["Ask", "Asker", "Told"]
+__all__ = ["Ask", "MountAsker", "Told"]
 
 #: What was told: some bytes, and descriptors.
 Told = tuple[bytes, tuple[int, ...]]
@@ -25,11 +25,10 @@ Ask = Callable[[Mounted], Told]
 _PATIENCE_S: Final = 2.0
 _LONGEST: Final = 4096
 _MOST_DESCRIPTORS: Final = 4
-_PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
 _ERRNO_BYTES: Final = 4
 
 
-class Asker:
+class MountAsker:
     """Asks about filesystems, and remembers which of them do not answer."""
 
     def __init__(self, patience: float = _PATIENCE_S) -> None:
@@ -66,9 +65,9 @@ class Asker:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with ours:
             with theirs:
-                pid = os.fork()
-                if pid == 0:
-                    _be_child(about, question, theirs, keep)
+                # Whoever hangs holds nobody's standard error.
+                keeps = (theirs.fileno(), *keep)
+                pid = fork(lambda: _ask_all(about, question, theirs), keeps)
             ours.settimeout(self._patience)
             answers: list[Told | OSError] = []
             for one in about:
@@ -91,30 +90,17 @@ def _read(data: bytes, descriptors: Collection[int]) -> Told | OSError:
     return OSError(number, rest.decode()) if number else (rest, tuple(descriptors))
 
 
-def _be_child(
-    about: Iterable[Mounted], question: Ask, to: socket.socket, keep: Collection[int]
-) -> None:
-    """Ask, and tell; does not return."""
-    try:
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        signal.set_wakeup_fd(-1)
-        for one in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(one, signal.SIG_DFL)
-        # Whoever hangs holds nothing: no lock, no trace instance, nobody's standard error.
-        start = 0
-        for end in (*sorted({to.fileno(), *keep}), os.sysconf("SC_OPEN_MAX")):
-            os.closerange(start, end)
-            start = end + 1
-        for mounted in about:
-            try:
-                data, descriptors = question(mounted)
-                told = bytes(_ERRNO_BYTES) + data
-            except OSError as error:
-                descriptors = ()
-                number = error.errno or errno.EIO
-                told = number.to_bytes(_ERRNO_BYTES) + (error.strerror or str(error)).encode()
-            socket.send_fds(to, [told], descriptors)
-            for descriptor in descriptors:
-                os.close(descriptor)
-    finally:
-        os._exit(0)
+def _ask_all(about: Iterable[Mounted], question: Ask, to: socket.socket) -> int:
+    """Ask, and tell."""
+    for mounted in about:
+        try:
+            data, descriptors = question(mounted)
+            told = bytes(_ERRNO_BYTES) + data
+        except OSError as error:
+            descriptors = ()
+            number = error.errno or errno.EIO
+            told = number.to_bytes(_ERRNO_BYTES) + (error.strerror or str(error)).encode()
+        socket.send_fds(to, [told], descriptors)
+        for descriptor in descriptors:
+            os.close(descriptor)
+    return 0
