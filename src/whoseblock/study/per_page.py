@@ -8,7 +8,7 @@ root; both go with the last.
 
 Taken for granted here, since the RFC does not say: a lock for each page that is shared, because the
 files that share it are locked one by one.  A fault knows from the filesystem's answer whether it is
-(``IOMAP_F_SHARED``); who leaves, by whether there is a tree.
+(``IOMAP_F_SHARED``); all else is known by whether there is a tree.
 """
 
 from typing import TYPE_CHECKING
@@ -46,9 +46,9 @@ class PerPage:
         key = mapping << INDEX_BITS | index
         segment_at = self._segment_at
         for _ in range(count):
-            if segment_at is None or len(segment_at(page).keys) > 1:
-                counts.locks += 1
             held = pages.get(page)
+            if isinstance(held, Tree) or segment_at is None or len(segment_at(page).keys) > 1:
+                counts.locks += 1
             if held is None:
                 pages[page] = key
             elif isinstance(held, Tree):

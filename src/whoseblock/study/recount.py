@@ -23,7 +23,7 @@ def pages_weight(entries: "Entries") -> tuple[int, int]:
     The tree of a page that was shared once stays for the one owner that is left.
     """
     *_, pages = entries.arrays()
-    owners = np.unique(pages, return_counts=True)[1]
+    owners = np.bincount(pages)
     shared = owners[owners > 1]
     least = RB_ROOT_CACHED * shared.size + SHARED_FILE * int(shared.sum())
     return least, least + (RB_ROOT_CACHED + SHARED_FILE) * int((owners == 1).sum())
@@ -42,18 +42,24 @@ def extents_weight(entries: "Entries", records: list[tuple[int, int]]) -> int | 
     inside = record >= 0
     inside[inside] = pages[inside] < ends[record[inside]]
     # An owner is a file, and how far its index is from the page.
-    owners = np.stack((record, files, index - pages))[:, inside]
-    owners = owners[:, np.lexsort(owners)]
-    number = int((owners[:, 1:] != owners[:, :-1]).any(axis=0).sum()) + bool(owners.size)
-    held, outside = np.unique(record[inside]).size, pages[~inside]
-    if held != len(records) or np.unique(outside).size != outside.size:
+    owners = _apart(np.stack((record, files, index - pages))[:, inside])
+    owners = _apart(owners[:, np.lexsort(owners)])
+    held, alone = np.unique(owners[0]).size, np.bincount(pages[~inside])
+    if held != len(records) or (alone > 1).any():
         return None
-    return ADDRESS_SPACE * len(records) + SHARED_FILE * number
+    return ADDRESS_SPACE * len(records) + SHARED_FILE * int(owners.shape[1])
+
+
+def _apart(columns: np.ndarray) -> np.ndarray:
+    """Leave out each column that is like the one before."""
+    other = np.ones(columns.shape[1], bool)
+    other[1:] = (columns[:, 1:] != columns[:, :-1]).any(axis=0)
+    return columns[:, other]
 
 
 def shared_extents(space: "Space", entries: "Entries") -> list[tuple[int, int]]:
     """Give the shared extents of which a page is faulted in."""
-    pages = np.unique(entries.arrays()[2])
+    pages = np.flatnonzero(np.bincount(entries.arrays()[2]))
     shared = [one[:2] for one in space.segments() if len(one.keys) > 1]
     bounds = np.searchsorted(pages, np.array(shared, np.int64).reshape(-1, 2))
     return [one for one, (low, high) in zip(shared, bounds.tolist(), strict=True) if low < high]

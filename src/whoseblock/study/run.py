@@ -163,11 +163,11 @@ class Run:
         ``page->share`` says, these are all that are faulted in, and on demand must know every one.
         """
         per_page, per_extent = self.per_page.keys, self.per_extent.keys
-        asked, share = self._asked, self.on_demand.share
+        asked, share = self._asked, self.on_demand.share.get
         for first, count in runs:
             for page in range(first, first + count):
                 known, owners = per_page(page), asked(page)
-                agree = known == per_extent(page) and len(known) == share.get(page, 0)
+                agree = known == per_extent(page) and len(known) == share(page, 0)
                 if not (agree and (known == owners or set(owners).issuperset(known))):
                     self.disagreements += 1
             self.checked += count

@@ -82,18 +82,16 @@ class Space:
     def segment_at(self, page: int) -> Segment:
         """Give the run of pages with the same owners as ``page``."""
         answer = self._answer
-        if not answer.start <= page < answer.end:
-            answer = self._answer = self._segment_at(page)
-        return answer
-
-    def _segment_at(self, page: int) -> Segment:
+        if answer.start <= page < answer.end:
+            return answer
         at = bisect_right(self._starts, page) - 1
         before = 0
         if at >= 0:
-            segment = self._segments[at]
-            if page < segment.end:
-                return segment
-            before = segment.end
+            answer = self._segments[at]
+            if page < answer.end:
+                self._answer = answer
+                return answer
+            before = answer.end
         after = self._starts[at + 1] if at + 1 < len(self._starts) else self.pages
         return Segment(before, after, ())
 

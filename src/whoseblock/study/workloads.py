@@ -56,7 +56,7 @@ _CHANCES: Final = {
 _TRIES: Final = 64
 #: A process that comes reads at most so many pages, and what is cloned or punched has at most so
 #: many.
-_READ: Final = 1024
+_READ: Final = 512
 _PIECE: Final = 64
 
 
