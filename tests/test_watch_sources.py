@@ -22,12 +22,12 @@ from whoseblock.errors import UnsupportedError
 from whoseblock.ranges import ByteRange
 from whoseblock.stack.host import Host
 from whoseblock.watch.aside import Asker, Told
-from whoseblock.watch.base import boot_id
+from whoseblock.watch.base import boot_id, device_name
 from whoseblock.watch.health import HealthSource
 from whoseblock.watch.kmsg import KmsgSource
 from whoseblock.watch.lists import ListSource
 from whoseblock.watch.mounted import Mounted
-from whoseblock.watch.reports import Failed, Ill, Listed, Lost, Report
+from whoseblock.watch.reports import Failed, FileFailed, Ill, Listed, Lost, Report
 from whoseblock.watch.sources import Sources
 from whoseblock.watch.state import Position, StateFolder
 from whoseblock.watch.tracing import TraceSource
@@ -337,6 +337,21 @@ def test_what_a_killed_daemon_had_read_is_told_by_the_next(tracefs: Path) -> Non
     assert words(list(after.sweep())) == [(1, "")]
 
 
+def test_failed_requests_of_a_disk_that_has_gone(tracefs: Path) -> None:
+    """It was unplugged before anybody read of them: nobody knows its name any more."""
+    event = tracefs / "instances/test/events/block/block_rq_error"
+    event.mkdir(parents=True)
+    (event / "enable").write_text("0\n")
+    source = trace_source(tracefs)
+    with (tracefs / "instances/test/trace_pipe").open("wb", 0) as pipe:
+        head = b"    <...>-18649   [001] ..s1.  2207.000001: block_rq_error: 259,9999 "
+        pipe.write(head + b"R () 8 + 8 none,0,0 [-5]\n" + head + b"R () 16 + 8 none,0,0 [-110]\n")
+        (failed,) = source.read()
+    source.close()
+    assert isinstance(failed, Failed)
+    assert (failed.device, failed.start, failed.length) == ("259:9999", 4096, 512)
+
+
 def test_a_kernel_without_tracepoints(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match="no tracefs"):
         trace_source(tmp_path)
@@ -421,9 +436,8 @@ def test_another_monitor_is_said_and_waited_for(tmp_path: Path, monitors: Monito
             theirs.send(event_bytes(0, 1, 3))
             theirs.send(event_bytes(0, 6))
             reports = list(source.read())
-            device = Host("/").device_numbered(status.st_dev)
-            if device:
-                assert words(reports[:1]) == [(device, 4096, 8192, "")]
+            device = device_name(Host("/"), status.st_dev)
+            assert words(reports[:1]) == [(device, 4096, 8192, "")]
             assert [type(one) for one in reports[-2:]] == [Lost, Ill]
             theirs.send(UNMOUNT)
             monitors.withdraw()
@@ -446,6 +460,27 @@ def test_a_filesystem_that_is_mounted_again_before_we_heard_of_the_end(
         with monitors.taken() as second:
             second.send(event_bytes(0, 6))
             assert [type(one) for one in source.read()] == [Ill]
+
+
+def test_only_what_blames_the_medium_is_a_failure_of_a_file(
+    tmp_path: Path, monitors: Monitors
+) -> None:
+    monitors.offer()
+    mounted = Mounted(tmp_path.stat().st_dev, "xfs", (str(tmp_path),))
+    with closing(HealthSource(Host("/"))) as source:
+        source.mounts_changed([mounted])
+        with monitors.taken() as theirs:
+            told = [(9, number) for number in (errno.ENOSPC, errno.EAGAIN, errno.EDQUOT, errno.EIO)]
+            # What the kernel says is lost is lost, whatever the reason.
+            for kind, number in (*told, (12, errno.ENOSPC)):
+                # The generation and the errno share 64 bits.
+                theirs.send(event_bytes(8, kind, 0, 4096, 131, number << 32 | 7))
+            found = [one for one in source.read() if isinstance(one, FileFailed)]
+        assert [one.detail for one in found] == [
+            {"error": "EIO", "event": "bufwrite"},
+            {"error": "ENOSPC", "event": "datalost"},
+        ]
+        assert (found[0].inode, found[0].generation, found[0].length) == (131, 7, 4096)
 
 
 def test_a_kernel_without_monitors_is_not_asked_again(tmp_path: Path, monitors: Monitors) -> None:
