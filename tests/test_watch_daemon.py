@@ -3,13 +3,14 @@
 import json
 import os
 import re
+import select
 import signal
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from tests.support.tools import CHECKOUT, Missing, need_loop_mounts, need_root, 
 from tests.support.watching import Daemon, once, until, watching
 
 from whoseblock.errors import PolicyError, TargetError
+from whoseblock.watch.endpoints import MetricsPort
 from whoseblock.watch.fserrors import FilesystemErrorSource
 from whoseblock.watch.log import log_line
 from whoseblock.watch.metrics import exposition
@@ -86,6 +88,20 @@ def test_status_in_words(machine: Path, tmp_path: Path) -> None:
         assert "source     tracepoint: not watched; no tracefs" in text
         assert "failures   1 new, of 1 reports; 0 healed" in text
         assert "open       1 failures, of 4096 bytes" in text
+
+
+def test_status_of_a_daemon_that_has_ended(machine: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "whoseblock", "status", "--state", str(tmp_path / "state")]
+    words = {"stopped": "this was its state in the end", "killed": "and it was killed"}
+    for state, text in words.items():
+        with watching(tmp_path, "--root", machine) as daemon:
+            assert daemon.status()["state"] == "running"
+            daemon.stop() if state == "stopped" else daemon.kill()
+        assert daemon.status()["state"] == state
+        done = subprocess.run(command, capture_output=True, cwd=CHECKOUT, check=False, text=True)
+        assert done.returncode == TargetError.exit_code
+        assert text in done.stdout
+        assert "no daemon runs" in done.stderr
 
 
 def test_two_daemons_do_not_share_a_state(machine: Path, tmp_path: Path) -> None:
@@ -274,6 +290,33 @@ def test_metrics_on_a_port_and_in_a_file(machine: Path, tmp_path: Path) -> None:
         with pytest.raises(urllib.error.HTTPError, match="404"):
             urllib.request.urlopen(f"http://127.0.0.1:{port}/secret", timeout=10)
         daemon.stop()
+
+
+def test_whoever_reads_slowly_gets_all_metrics() -> None:
+    body = b'whoseblock_failures_total{device="sda"} 1.0\n' * 200_000
+    handlers: dict[int, Callable[[], None]] = {}
+
+    def on(descriptor: int, handler: Callable[[], None], _: int) -> None:
+        handlers[descriptor] = handler
+
+    def off(descriptor: int) -> None:
+        del handlers[descriptor]
+
+    port = MetricsPort("127.0.0.1", 0, lambda: body, on, off)
+    with closing(port), closing(socket.create_connection(("127.0.0.1", port.port))) as peer:
+        peer.send(b"GET /metrics HTTP/1.1\r\n\r\n")
+        port.accept()
+        (descriptor,) = handlers
+        select.select([descriptor], [], [], 20)
+        got = b""
+        while handlers:
+            handlers[descriptor]()
+            got += peer.recv(1 << 20)
+        while piece := peer.recv(1 << 20):
+            got += piece
+    head, _, told = got.partition(b"\r\n\r\n")
+    assert b"Content-Length: %d" % len(body) in head
+    assert told == body
 
 
 def test_every_count_is_a_metric() -> None:

@@ -6,6 +6,7 @@ this kernel really has is in `alone/test_watch_kernel`.
 
 import errno
 import fcntl
+import itertools
 import os
 import socket
 import struct
@@ -16,10 +17,12 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from tests.support.tools import need_root, run
 from tests.support.watching import until
 
 from whoseblock.errors import UnsupportedError
 from whoseblock.ranges import ByteRange
+from whoseblock.sources.base import Failure
 from whoseblock.stack.host import Host
 from whoseblock.watch.aside import Asker, Told
 from whoseblock.watch.base import boot_id, device_name
@@ -258,6 +261,41 @@ def test_a_list_that_is_longer_than_a_page(tmp_path: Path, sys_block: Path) -> N
         assert swept(source) == [("pmem0", ranges(range(100, 512)))]
         bad.write_text(shown(range(400, 405)))
         assert swept(source) == [("pmem0", ranges(range(400, 405)))]
+
+
+def test_a_list_is_read_when_the_kernel_tells_of_a_change(
+    tmp_path: Path, sys_block: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel tells of mounts as it does of bad blocks of pmem, with POLLPRI."""
+    need_root()
+    (sys_block / "badblocks").symlink_to("/proc/self/mountinfo")
+    reads = itertools.count(1)
+
+    def read(lines: list[str], device: str, name: str) -> list[Failure]:
+        """Make a list of the mounts that is another one each time."""
+        assert lines
+        return [Failure(next(reads) * 512, 512, device, name)]
+
+    monkeypatch.setattr("whoseblock.watch.lists.read_sysfs_badblocks", read)
+    host = Host(tmp_path)
+    host.live = True
+    with closing(ListSource(host, {})) as source:
+        assert swept(source) == [("pmem0", (ByteRange(512, 512),))]
+        assert source.health == "1 lists, of which 1 tell of changes"
+        assert list(source.read()) == []
+        (tmp_path / "at").mkdir()
+        run(["mount", "-t", "tmpfs", "tmpfs", tmp_path / "at"])
+        try:
+            (listed,) = until(lambda: list(source.read()))
+            assert isinstance(listed, Listed)
+            assert (listed.device, listed.ranges) == ("pmem0", (ByteRange(1024, 512),))
+            assert list(source.read()) == []
+        finally:
+            run(["umount", tmp_path / "at"])
+        # The disk has gone.
+        (sys_block / "badblocks").unlink()
+        assert swept(source) == []
+        assert source.health == "0 lists, of which 0 tell of changes"
 
 
 # ------------------------------------------------------------------ tracepoints, without a kernel

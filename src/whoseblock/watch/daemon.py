@@ -36,8 +36,8 @@ __all__ = ["Daemon", "Options", "sweep_once"]
 
 #: How often a worker that ended with an error is started again: soon, then ever more rarely.
 _RETRY_S: Final = (1.0, 5.0, 15.0, 60.0)
-#: So long the end of the worker is waited for when we end, in seconds.
-_PATIENCE_S: Final = 20.0
+#: So long the end of the worker is waited for when we end, in seconds: the unit grants a minute.
+_PATIENCE_S: Final = 45.0
 #: And so long whatever the kernel still has is taken in.
 _DRAIN_S: Final = 5.0
 
@@ -102,6 +102,7 @@ class Daemon:
             self._sweep()
             # Whatever waits; what an earlier daemon did not finish; and whether there is a journal.
             self._work()
+            self._leave_status("killed")
             notify("READY=1", f"STATUS=watching: {', '.join(self._sources.open)}")
             say(
                 "info",
@@ -117,8 +118,10 @@ class Daemon:
 
     # ------------------------------------------------------------------ the loop
 
-    def _on(self, descriptor: int, handler: Callable[[], None]) -> None:
-        self._poll.register(descriptor, select.EPOLLIN)
+    def _on(
+        self, descriptor: int, handler: Callable[[], None], events: int = select.EPOLLIN
+    ) -> None:
+        self._poll.register(descriptor, events)
         self._handlers[descriptor] = handler
 
     def _off(self, descriptor: int) -> None:
@@ -326,8 +329,7 @@ class Daemon:
                 worker.wait()
                 self._worker = None
         self._sources.remember()
-        with suppress(OSError):
-            write_whole(self._options.state / "status.json", _encode(self.status() | {"pid": None}))
+        self._leave_status("stopped")
         say("info", "stopped", backlog=self._spool.backlog)
 
     def _drain(self) -> None:
@@ -352,9 +354,16 @@ class Daemon:
             self._undo.callback(port.close)
             self._on(port.fileno(), port.accept)
 
+    def _leave_status(self, state: str) -> None:
+        """Leave for whoever asks later how the daemon was, and what it is if it says no more."""
+        told = self.status() | {"state": state, "pid": None}
+        with suppress(OSError):
+            write_whole(self._options.state / "status.json", _encode(told), durable=False)
+
     def status(self) -> dict[str, Any]:
         """Say how the daemon is."""
         return {
+            "state": "running",
             "pid": os.getpid(),
             "started": self._started,
             "now": time.time(),
