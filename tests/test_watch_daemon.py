@@ -100,6 +100,15 @@ def test_status_of_a_daemon_that_has_ended(machine: Path, tmp_path: Path) -> Non
         assert "no daemon runs" in done.stderr
 
 
+def test_status_of_a_daemon_that_nobody_may_ask(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "whoseblock", "status", "--state", str(tmp_path)]
+    with closing(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)) as other:
+        other.bind(str(tmp_path / "socket"))
+        done = subprocess.run(command, capture_output=True, cwd=CHECKOUT, check=False, text=True)
+    assert done.returncode == TargetError.exit_code
+    assert "cannot be asked: Protocol wrong type" in done.stderr
+
+
 def test_two_daemons_do_not_share_a_state(machine: Path, tmp_path: Path) -> None:
     with watching(tmp_path, "--root", machine):
         code, _, words = once(tmp_path, "--root", machine)

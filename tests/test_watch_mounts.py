@@ -226,6 +226,7 @@ def test_whoever_asks_holds_nothing(tmp_path: Path) -> None:
         assert lock.fileno() not in held
         assert len(held) == 3  # with the socket, and the folder that is read
         (descriptor,) = told[1]
+        assert not os.get_inheritable(descriptor)
         assert os.path.samestat(os.fstat(descriptor), os.fstat(kept.fileno()))
         os.close(descriptor)
 

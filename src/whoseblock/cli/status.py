@@ -63,8 +63,11 @@ def _ask(folder: Path) -> bytes:
             return b"".join(iter(lambda: peer.recv(_PIECE), b""))
     except TimeoutError as error:
         raise TargetError(f"the daemon of {str(folder)!r} does not answer") from error
-    except OSError:
+    except (FileNotFoundError, ConnectionRefusedError):
         pass
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise TargetError(f"the daemon of {str(folder)!r} cannot be asked: {why}") from error
     try:
         return (folder / "status.json").read_bytes()
     except OSError as error:
