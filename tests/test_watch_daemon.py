@@ -3,28 +3,26 @@
 import json
 import os
 import re
+import select
 import signal
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
-from tests.support.mounts import small_filesystem
-from tests.support.tools import CHECKOUT, Missing, need_loop_mounts, need_root, run
+from tests.support.tools import CHECKOUT, need_root, run
 from tests.support.watching import Daemon, once, until, watching
 
 from whoseblock.errors import PolicyError, TargetError
-from whoseblock.watch.fserrors import FilesystemErrorSource
+from whoseblock.watch.endpoints import MetricsPort
 from whoseblock.watch.log import log_line
 from whoseblock.watch.metrics import exposition
-from whoseblock.watch.mounted import MountTable
 from whoseblock.watch.notify import notify, watchdog_seconds
-from whoseblock.watch.reports import Ill
 from whoseblock.watch.spool import Backlog
 from whoseblock.watch.statistics import BUCKETS, Statistics
 
@@ -87,6 +85,29 @@ def test_status_in_words(machine: Path, tmp_path: Path) -> None:
         assert "source     tracepoint: not watched; no tracefs" in text
         assert "failures   1 new, of 1 reports; 0 healed" in text
         assert "open       1 failures, of 4096 bytes" in text
+
+
+def test_status_of_a_daemon_that_has_ended(machine: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "whoseblock", "status", "--state", str(tmp_path / "state")]
+    words = {"stopped": "this was its state in the end", "killed": "and it was killed"}
+    for state, text in words.items():
+        with watching(tmp_path, "--root", machine) as daemon:
+            assert daemon.status()["state"] == "running"
+            daemon.stop() if state == "stopped" else daemon.kill()
+        assert daemon.status()["state"] == state
+        done = subprocess.run(command, capture_output=True, cwd=CHECKOUT, check=False, text=True)
+        assert done.returncode == TargetError.exit_code
+        assert text in done.stdout
+        assert "no daemon runs" in done.stderr
+
+
+def test_status_of_a_daemon_that_nobody_may_ask(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "whoseblock", "status", "--state", str(tmp_path)]
+    with closing(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)) as other:
+        other.bind(str(tmp_path / "socket"))
+        done = subprocess.run(command, capture_output=True, cwd=CHECKOUT, check=False, text=True)
+    assert done.returncode == TargetError.exit_code
+    assert "cannot be asked: Protocol wrong type" in done.stderr
 
 
 def test_two_daemons_do_not_share_a_state(machine: Path, tmp_path: Path) -> None:
@@ -278,6 +299,33 @@ def test_metrics_on_a_port_and_in_a_file(machine: Path, tmp_path: Path) -> None:
         daemon.stop()
 
 
+def test_whoever_reads_slowly_gets_all_metrics() -> None:
+    body = b'whoseblock_failures_total{device="sda"} 1.0\n' * 200_000
+    handlers: dict[int, Callable[[], None]] = {}
+
+    def on(descriptor: int, handler: Callable[[], None], _: int) -> None:
+        handlers[descriptor] = handler
+
+    def off(descriptor: int) -> None:
+        del handlers[descriptor]
+
+    port = MetricsPort("127.0.0.1", 0, lambda: body, on, off)
+    with closing(port), closing(socket.create_connection(("127.0.0.1", port.port))) as peer:
+        peer.send(b"GET /metrics HTTP/1.1\r\n\r\n")
+        port.accept()
+        (descriptor,) = handlers
+        select.select([descriptor], [], [], 20)
+        got = b""
+        while handlers:
+            handlers[descriptor]()
+            got += peer.recv(1 << 20)
+        while piece := peer.recv(1 << 20):
+            got += piece
+    head, _, told = got.partition(b"\r\n\r\n")
+    assert b"Content-Length: %d" % len(body) in head
+    assert told == body
+
+
 def test_every_count_is_a_metric() -> None:
     pytest.importorskip("prometheus_client")
     statistics = Statistics(
@@ -334,107 +382,3 @@ def test_it_sleeps_while_all_is_well(machine: Path, tmp_path: Path) -> None:
         assert switches(daemon) == before
         threads = list(Path(f"/proc/{daemon.process.pid}/task").iterdir())
         assert len(threads) == 1
-
-
-# ------------------------------------------------------------------ errors of filesystems
-
-
-@contextmanager
-def mounted_ext4(image: Path, folder: Path) -> Iterator[Path]:
-    folder.mkdir()
-    run(["mount", "-o", "loop,errors=continue", image, folder])
-    try:
-        yield folder
-    finally:
-        run(["umount", folder])
-
-
-def test_errors_that_a_filesystem_finds(tmp_path: Path) -> None:
-    """A real ext4, whose directory somebody damaged."""
-    need_root()
-    need_loop_mounts()
-    image = tmp_path / "ext4"
-    with closing(fanotify()) as source:
-        with small_filesystem("ext4", image, 16 << 20) as folder:
-            (folder / "sub").mkdir()
-            (folder / "sub" / "file").touch()
-            inode, size = (folder / "sub").stat().st_ino, os.statvfs(folder).f_bsize
-        block = int(run(["debugfs", "-R", "bmap sub 0", image]).split()[-1])
-        with image.open("r+b") as file:
-            file.seek(block * size)
-            file.write(b"\xff" * size)
-        with closing(MountTable()) as mounts, mounted_ext4(image, tmp_path / "at") as folder:
-            source.mounts_changed(mounts.read().values())
-            with pytest.raises(OSError, match=r"Structure needs cleaning|Bad message|error"):
-                (folder / "sub" / "file").stat()
-            ills = until(lambda: [one for one in source.read() if isinstance(one, Ill)])
-    assert ills[0].place == str(folder)
-    assert ills[0].detail["inode"] == inode
-    assert "EFSCORRUPTED" in ills[0].what or "EUCLEAN" in ills[0].what or "EBADMSG" in ills[0].what
-
-
-def test_what_is_covered_is_not_taken_for_what_covers_it(tmp_path: Path) -> None:
-    need_root()
-    need_loop_mounts()
-    at, other = tmp_path / "at", tmp_path / "other"
-    at.mkdir()
-    other.mkdir()
-    for name in ("below", "above"):
-        with small_filesystem("ext4", tmp_path / name, 16 << 20):
-            pass
-    with ExitStack() as undo, closing(fanotify()) as source, closing(MountTable()) as table:
-        run(["mount", "-o", "loop", tmp_path / "below", at])
-        undo.callback(run, ["umount", at])
-        below = at.stat().st_dev
-        run(["mount", "-o", "loop", tmp_path / "above", at])
-        above_again = undo.enter_context(ExitStack())
-        above_again.callback(run, ["umount", at])
-
-        def marked() -> set[int]:
-            mounts = table.read()
-            source.mounts_changed([one for at, one in mounts.items() if at in (below, above)])
-            return marks(source)
-
-        above = at.stat().st_dev
-        assert marked() == {above}
-        assert source.health == f"1 filesystems marked; {at}: covered by another mount"
-        # It is found wherever it is to be seen, too.
-        above_again.close()
-        run(["mount", "--bind", at, other])
-        undo.callback(run, ["umount", other])
-        run(["mount", "-o", "loop", tmp_path / "above", at])
-        undo.callback(run, ["umount", at])
-        above = at.stat().st_dev
-        assert marked() == {below, above}
-        assert source.health == "2 filesystems marked"
-
-
-def test_a_filesystem_that_was_mounted_again_is_marked_again(tmp_path: Path) -> None:
-    """In the table it looks as before."""
-    need_root()
-    need_loop_mounts()
-    with small_filesystem("ext4", tmp_path / "ext4", 16 << 20):
-        pass
-    with closing(fanotify()) as source, closing(MountTable()) as table:
-        for _ in range(2):
-            with mounted_ext4(tmp_path / "ext4", tmp_path / "at") as folder:
-                device = folder.stat().st_dev
-                source.mounts_changed([table.read()[device]])
-                assert marks(source) == {device}
-            (tmp_path / "at").rmdir()
-
-
-def fanotify() -> FilesystemErrorSource:
-    try:
-        return FilesystemErrorSource()
-    except OSError as error:
-        raise Missing(f"fanotify is not for us here: {error}") from error
-
-
-def marks(source: FilesystemErrorSource) -> set[int]:
-    """Give the devices whose filesystems the kernel says are marked."""
-    text = Path(f"/proc/self/fdinfo/{source.fileno()}").read_text()
-    numbers = (
-        int(number, 16) for number in re.findall(r"^fanotify sdev:(\w+)", text, re.MULTILINE)
-    )
-    return {os.makedev(number >> 20, number & 0xFFFFF) for number in numbers}

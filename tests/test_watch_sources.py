@@ -5,28 +5,24 @@ this kernel really has is in `alone/test_watch_kernel`.
 """
 
 import errno
-import fcntl
+import itertools
 import os
 import socket
-import struct
 import time
-from ast import literal_eval
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
 import pytest
+from tests.support.tools import need_root, run
 from tests.support.watching import until
 
 from whoseblock.errors import UnsupportedError
 from whoseblock.ranges import ByteRange
+from whoseblock.sources.base import Failure
 from whoseblock.stack.host import Host
-from whoseblock.watch.asking_mounts import MountAsker, Told
 from whoseblock.watch.base import boot_id
-from whoseblock.watch.health import HealthSource
 from whoseblock.watch.kmsg import KmsgSource
 from whoseblock.watch.lists import ListSource
-from whoseblock.watch.mounted import Mounted
 from whoseblock.watch.reports import Failed, Ill, Listed, Lost, Report
 from whoseblock.watch.sources import Sources
 from whoseblock.watch.state import Position, StateFolder
@@ -260,6 +256,41 @@ def test_a_list_that_is_longer_than_a_page(tmp_path: Path, sys_block: Path) -> N
         assert swept(source) == [("pmem0", ranges(range(400, 405)))]
 
 
+def test_a_list_is_read_when_the_kernel_tells_of_a_change(
+    tmp_path: Path, sys_block: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel tells of mounts as it does of bad blocks of pmem, with POLLPRI."""
+    need_root()
+    (sys_block / "badblocks").symlink_to("/proc/self/mountinfo")
+    reads = itertools.count(1)
+
+    def read(lines: list[str], device: str, name: str) -> list[Failure]:
+        """Make a list of the mounts that is another one each time."""
+        assert lines
+        return [Failure(next(reads) * 512, 512, device, name)]
+
+    monkeypatch.setattr("whoseblock.watch.lists.read_sysfs_badblocks", read)
+    host = Host(tmp_path)
+    host.live = True
+    with closing(ListSource(host, {})) as source:
+        assert swept(source) == [("pmem0", (ByteRange(512, 512),))]
+        assert source.health == "1 lists, of which 1 tell of changes"
+        assert list(source.read()) == []
+        (tmp_path / "at").mkdir()
+        run(["mount", "-t", "tmpfs", "tmpfs", tmp_path / "at"])
+        try:
+            (listed,) = until(lambda: list(source.read()))
+            assert isinstance(listed, Listed)
+            assert (listed.device, listed.ranges) == ("pmem0", (ByteRange(1024, 512),))
+            assert list(source.read()) == []
+        finally:
+            run(["umount", tmp_path / "at"])
+        # The disk has gone.
+        (sys_block / "badblocks").unlink()
+        assert swept(source) == []
+        assert source.health == "0 lists, of which 0 tell of changes"
+
+
 # ------------------------------------------------------------------ tracepoints, without a kernel
 
 
@@ -337,6 +368,21 @@ def test_what_a_killed_daemon_had_read_is_told_by_the_next(tracefs: Path) -> Non
     assert words(list(after.sweep())) == [(1, "")]
 
 
+def test_failed_requests_of_a_disk_that_has_gone(tracefs: Path) -> None:
+    """It was unplugged before anybody read of them: nobody knows its name any more."""
+    event = tracefs / "instances/test/events/block/block_rq_error"
+    event.mkdir(parents=True)
+    (event / "enable").write_text("0\n")
+    source = trace_source(tracefs)
+    with (tracefs / "instances/test/trace_pipe").open("wb", 0) as pipe:
+        head = b"    <...>-18649   [001] ..s1.  2207.000001: block_rq_error: 259,9999 "
+        pipe.write(head + b"R () 8 + 8 none,0,0 [-5]\n" + head + b"R () 16 + 8 none,0,0 [-110]\n")
+        (failed,) = source.read()
+    source.close()
+    assert isinstance(failed, Failed)
+    assert (failed.device, failed.start, failed.length) == ("259:9999", 4096, 512)
+
+
 def test_a_kernel_without_tracepoints(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match="no tracefs"):
         trace_source(tmp_path)
@@ -344,188 +390,3 @@ def test_a_kernel_without_tracepoints(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match="none of the tracepoints"):
         trace_source(tmp_path)
     assert list((tmp_path / "instances").iterdir()) == []
-
-
-# ------------------------------------------------------------------ XFS's health monitor
-
-
-def event_bytes(domain: int, kind: int, *numbers: int) -> bytes:
-    """Write an event of the first second, with numbers of 64 bits."""
-    return struct.pack(f"=IIQ{len(numbers)}Q", domain, kind, 10**9, *numbers).ljust(64, b"\0")
-
-
-UNMOUNT = event_bytes(0, 2)
-
-
-class Monitors:
-    """What stands in for the kernel: the real monitor is in the virtual machine.
-
-    A child asks for one, and has nothing of ours: so it connects to a socket at ``place``.
-    """
-
-    def __init__(self, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.error = errno.EEXIST
-
-        def ioctl(*_: object) -> int:
-            # Not closed: it is the answer.
-            monitor = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            try:
-                monitor.connect(str(place))
-            except OSError:
-                raise OSError(self.error, os.strerror(self.error)) from None
-            return monitor.detach()
-
-        monkeypatch.setattr(fcntl, "ioctl", ioctl)
-        self._place = place
-        self._listener: socket.socket | None = None
-
-    def offer(self) -> None:
-        """Have monitors for whoever asks."""
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._listener.bind(str(self._place))
-        self._listener.listen()
-        self._listener.settimeout(20)
-
-    def taken(self) -> socket.socket:
-        """Give the end at which the events come in of a monitor that somebody has."""
-        assert self._listener is not None
-        return self._listener.accept()[0]
-
-    def withdraw(self) -> None:
-        """Have none for who asks next."""
-        if self._listener is not None:
-            self._listener.close()
-            self._place.unlink()
-        self._listener = None
-
-
-@pytest.fixture
-def monitors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Monitors]:
-    found = Monitors(tmp_path / "monitor", monkeypatch)
-    yield found
-    found.withdraw()
-
-
-def test_another_monitor_is_said_and_waited_for(tmp_path: Path, monitors: Monitors) -> None:
-    status = tmp_path.stat()
-    mounted = Mounted(status.st_dev, "xfs", (str(tmp_path),))
-    with closing(HealthSource(Host("/"))) as source:
-        source.mounts_changed([mounted, Mounted(1, "ext4", ("/ext4",))])
-        assert source.health.startswith("monitoring 0 filesystems; ")
-        assert source.health.endswith("another program is its monitor")
-        monitors.offer()
-        assert list(source.sweep()) == []
-        assert source.health == "monitoring 1 filesystems"
-        with monitors.taken() as theirs:
-            theirs.send(event_bytes(5, 7, 8, 16))
-            theirs.send(event_bytes(0, 1, 3))
-            theirs.send(event_bytes(0, 6))
-            reports = list(source.read())
-            device = Host("/").device_numbered(status.st_dev)
-            if device:
-                assert words(reports[:1]) == [(device, 4096, 8192, "")]
-            assert [type(one) for one in reports[-2:]] == [Lost, Ill]
-            theirs.send(UNMOUNT)
-            monitors.withdraw()
-            assert list(source.read()) == []
-        assert source.health.startswith("monitoring 0 filesystems")
-
-
-def test_a_filesystem_that_is_mounted_again_before_we_heard_of_the_end(
-    tmp_path: Path, monitors: Monitors
-) -> None:
-    monitors.offer()
-    mounted = Mounted(tmp_path.stat().st_dev, "xfs", (str(tmp_path),))
-    with closing(HealthSource(Host("/"))) as source:
-        source.mounts_changed([mounted])
-        source.mounts_changed([mounted])
-        with monitors.taken() as first:
-            first.send(UNMOUNT)
-            assert list(source.read()) == []
-        assert source.health == "monitoring 1 filesystems"
-        with monitors.taken() as second:
-            second.send(event_bytes(0, 6))
-            assert [type(one) for one in source.read()] == [Ill]
-
-
-def test_a_kernel_without_monitors_is_not_asked_again(tmp_path: Path, monitors: Monitors) -> None:
-    monitors.error = errno.ENOTTY
-    mounted = Mounted(tmp_path.stat().st_dev, "xfs", (str(tmp_path),))
-    with closing(HealthSource(Host("/"))) as source:
-        source.mounts_changed([mounted])
-        monitors.offer()
-        assert list(source.sweep()) == []
-        source.mounts_changed([mounted])
-        told = "monitoring 0 filesystems; this kernel has no health monitor for XFS"
-        assert source.health == told
-        # What is mounted there later may be another.
-        source.mounts_changed([])
-        source.mounts_changed([mounted])
-        assert source.health == "monitoring 1 filesystems"
-
-
-def test_a_filesystem_is_found_where_no_other_covers_it(tmp_path: Path, monitors: Monitors) -> None:
-    monitors.offer()
-    device = tmp_path.stat().st_dev
-    with closing(HealthSource(Host("/"))) as source:
-        source.mounts_changed([Mounted(device + 1, "xfs", (str(tmp_path),))])
-        assert source.health.endswith(f"{tmp_path}: covered by another mount")
-        source.mounts_changed([Mounted(device, "xfs", ("/proc", "/none", str(tmp_path)))])
-        assert source.health == "monitoring 1 filesystems"
-
-
-# ------------------------------------------------------------------ what may never answer
-
-
-def test_what_does_not_answer_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As of a server that hangs: nothing ends whoever asked it, and no signal does."""
-    monkeypatch.setattr(os, "kill", lambda *_: None)
-    asked, answer = tmp_path / "asked", tmp_path / "answer"
-    os.mkfifo(answer)
-
-    def question(mounted: Mounted) -> Told:
-        if mounted.kind == "hangs":
-            with asked.open("a") as file:
-                file.write("asked\n")
-            with answer.open("rb", 0) as server:
-                server.read(1)
-        if mounted.kind == "fails":
-            raise PermissionError(errno.EPERM, "not permitted")
-        return mounted.kind.encode(), ()
-
-    kinds = ("first", "hangs", "fails", "last")
-    about = [Mounted(number, kind, ("/",)) for number, kind in enumerate(kinds)]
-    asker = MountAsker(patience=0.5)
-    for _ in range(3):
-        told = {one.kind: str(what) for one, what in asker.ask(about, question)}
-        assert told == {
-            "first": "(b'first', ())",
-            "hangs": f"[Errno {errno.ETIMEDOUT}] it does not answer",
-            "fails": f"[Errno {errno.EPERM}] not permitted",
-            "last": "(b'last', ())",
-        }
-    assert asked.read_text() == "asked\n"
-    # The server is there again, and answers whoever asked, and who asks now.
-    (hangs,) = (one for one in about if one.kind == "hangs")
-    with answer.open("r+b", 0) as server:
-        server.write(b"..")
-        until(lambda: asker.ask([hangs], question) == [(hangs, (b"hangs", ()))])
-
-
-def test_whoever_asks_holds_nothing(tmp_path: Path) -> None:
-    """A child that hangs outlives the daemon: with its lock there could be no other."""
-    with (tmp_path / "kept").open("wb") as kept, (tmp_path / "lock").open("wb") as lock:
-
-        def question(_: Mounted) -> Told:
-            held = [int(name) for name in os.listdir("/proc/self/fd")]
-            return repr(sorted(held)).encode(), (kept.fileno(),)
-
-        ((_, told),) = MountAsker().ask([Mounted(1, "x", ("/",))], question, keep=(kept.fileno(),))
-        assert not isinstance(told, OSError)
-        held = literal_eval(told[0].decode())
-        assert kept.fileno() in held
-        assert lock.fileno() not in held
-        assert len(held) == 3  # with the socket, and the folder that is read
-        (descriptor,) = told[1]
-        assert os.path.samestat(os.fstat(descriptor), os.fstat(kept.fileno()))
-        os.close(descriptor)

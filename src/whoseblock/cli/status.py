@@ -31,17 +31,27 @@ _PATIENCE_S = 10
 def status(as_json: bool, state: Path | None) -> None:
     """Say how the daemon is: its sources, what waits, what it has found.
 
-    Asks the daemon; if none runs, says so, and how the last one ended.
+    Asks the daemon; if none runs, says how the last one ended, and the exit code is 3.
     """
     from whoseblock.watch.state import usual_state_folder
 
     folder = state or usual_state_folder()
     data = _ask(folder)
+    told = json.loads(data)
     if as_json:
         sys.stdout.buffer.write(data.strip() + b"\n")
-        return
-    for line in _lines(json.loads(data)):
-        click.echo(line)
+    else:
+        for line in _lines(told):
+            click.echo(line)
+    if told["state"] != "running":
+        raise _none(folder)
+
+
+def _none(folder: Path) -> TargetError:
+    return TargetError(
+        f"no daemon runs with the state folder {str(folder)!r}",
+        hint="whoseblock watch starts one; name its folder with --state",
+    )
 
 
 def _ask(folder: Path) -> bytes:
@@ -53,21 +63,24 @@ def _ask(folder: Path) -> bytes:
             return b"".join(iter(lambda: peer.recv(_PIECE), b""))
     except TimeoutError as error:
         raise TargetError(f"the daemon of {str(folder)!r} does not answer") from error
-    except OSError:
+    except (FileNotFoundError, ConnectionRefusedError):
         pass
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise TargetError(f"the daemon of {str(folder)!r} cannot be asked: {why}") from error
     try:
         return (folder / "status.json").read_bytes()
     except OSError as error:
-        raise TargetError(
-            f"no daemon runs with the state folder {str(folder)!r}, nor has one",
-            hint="whoseblock watch starts one; name its folder with --state",
-        ) from error
+        raise _none(folder) from error
 
 
 def _lines(told: dict[str, Any]) -> Iterator[str]:
-    running = told["pid"] is not None
     counts = told["counts"]
-    state = f"running, process {told['pid']}" if running else "not running; this was its state"
+    state = {
+        "running": f"running, process {told['pid']}",
+        "stopped": "not running; this was its state in the end",
+        "killed": "not running, and it was killed; this was its state in the beginning",
+    }[told["state"]]
     yield f"daemon     {state}, since {_time(told['started'])}"
     policy = told["policy"]
     rules = f"{printable(policy)}, {told['rules']} rules" if policy else "none: journal and log"

@@ -1,13 +1,19 @@
 """What every source of events can do."""
 
+import errno
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol
 
+from whoseblock.stack.host import Host
 from whoseblock.watch.reports import Report
 
-__all__ = ["Clock", "Source", "boot_id"]
+__all__ = ["OF_THE_MEDIUM", "Clock", "Source", "boot_id", "device_name"]
+
+#: The errors of requests that blame the medium: see `whoseblock.sources.dmesg` for their words.
+OF_THE_MEDIUM: Final = frozenset({errno.EIO, errno.ENODATA, errno.EILSEQ})
 
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 
@@ -57,3 +63,11 @@ class Clock(NamedTuple):
 def boot_id() -> str:
     """Name this run of the kernel; raises OSError."""
     return _BOOT_ID.read_text("ascii").strip()
+
+
+def device_name(host: Host, number: int) -> str:
+    """Give the kernel's name of a block device, or its number if it has gone meanwhile.
+
+    Of a number no failure is taken for one of a disk that has the name by now.
+    """
+    return host.device_numbered(number) or f"{os.major(number)}:{os.minor(number)}"

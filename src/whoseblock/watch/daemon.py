@@ -36,8 +36,8 @@ __all__ = ["Daemon", "Options", "sweep_once"]
 
 #: How often a worker that ended with an error is started again: soon, then ever more rarely.
 _RETRY_S: Final = (1.0, 5.0, 15.0, 60.0)
-#: So long the end of the worker is waited for when we end, in seconds.
-_PATIENCE_S: Final = 20.0
+#: So long the end of the worker is waited for when we end, in seconds: the unit grants a minute.
+_PATIENCE_S: Final = 45.0
 #: And so long whatever the kernel still has is taken in.
 _DRAIN_S: Final = 5.0
 
@@ -105,6 +105,7 @@ class Daemon:
             # Whatever waits; what an earlier daemon did not finish; and whether there is a journal.
             self._work()
             self._act()
+            self._leave_status("killed")
             notify("READY=1", f"STATUS=watching: {', '.join(self._sources.open)}")
             say(
                 "info",
@@ -120,8 +121,10 @@ class Daemon:
 
     # ------------------------------------------------------------------ the loop
 
-    def _on(self, descriptor: int, handler: Callable[[], None]) -> None:
-        self._poll.register(descriptor, select.EPOLLIN)
+    def _on(
+        self, descriptor: int, handler: Callable[[], None], events: int = select.EPOLLIN
+    ) -> None:
+        self._poll.register(descriptor, events)
         self._handlers[descriptor] = handler
 
     def _off(self, descriptor: int) -> None:
@@ -375,8 +378,7 @@ class Daemon:
             # The next daemon goes on where it was.
             helper.kill()
         self._sources.remember()
-        with suppress(OSError):
-            write_whole(self._options.state / "status.json", _encode(self.status() | {"pid": None}))
+        self._leave_status("stopped")
         say("info", "stopped", backlog=self._spool.backlog.batches)
 
     def _drain(self) -> None:
@@ -401,10 +403,17 @@ class Daemon:
             self._undo.callback(port.close)
             self._on(port.fileno(), port.accept)
 
+    def _leave_status(self, state: str) -> None:
+        """Leave for whoever asks later how the daemon was, and what it is if it says no more."""
+        told = self.status() | {"state": state, "pid": None}
+        with suppress(OSError):
+            write_whole(self._options.state / "status.json", _encode(told), durable=False)
+
     def status(self) -> dict[str, Any]:
         """Say how the daemon is."""
         backlog, actor = self._spool.backlog, self._actor
         return {
+            "state": "running",
             "pid": os.getpid(),
             "started": self._started,
             "now": time.time(),

@@ -4,6 +4,7 @@ Both are served by the daemon's one loop: nobody who is slow holds it up.
 """
 
 import os
+import select
 import socket
 from collections.abc import Callable
 from contextlib import suppress
@@ -61,7 +62,7 @@ class StatusSocket:
 class MetricsPort:
     """A TCP port that gives ``tell()`` to whoever asks for it by HTTP.
 
-    ``on`` has a function called when a descriptor is readable, ``off`` ends that.  Raises
+    ``on`` has a function called at events of epoll on a descriptor, ``off`` ends that.  Raises
     `TargetError` if the port cannot be had.
     """
 
@@ -70,7 +71,7 @@ class MetricsPort:
         address: str,
         port: int,
         tell: Callable[[], bytes],
-        on: Callable[[int, Callable[[], None]], None],
+        on: Callable[[int, Callable[[], None], int], None],
         off: Callable[[int], None],
     ) -> None:
         self._tell = tell
@@ -104,15 +105,25 @@ class MetricsPort:
                 self._drop(next(iter(self._peers)))
             descriptor = peer.fileno()
             self._peers[descriptor] = peer
-            self._on(descriptor, lambda: self._serve(descriptor))
+            self._on(descriptor, lambda: self._serve(descriptor), select.EPOLLIN)
 
     def _serve(self, descriptor: int) -> None:
         """Answer one request; its head is in one piece, or nobody's whom we serve."""
-        peer = self._peers[descriptor]
         with suppress(OSError):
-            request = peer.recv(_REQUEST)
-            if request:
-                peer.send(self._answer(request))
+            if request := self._peers[descriptor].recv(_REQUEST):
+                self._send(descriptor, memoryview(self._answer(request)))
+                return
+        self._drop(descriptor)
+
+    def _send(self, descriptor: int, rest: memoryview) -> None:
+        """Send what there is room for; the rest when there is more."""
+        with suppress(OSError):
+            with suppress(BlockingIOError):
+                rest = rest[self._peers[descriptor].send(rest) :]
+            if rest:
+                self._off(descriptor)
+                self._on(descriptor, lambda: self._send(descriptor, rest), select.EPOLLOUT)
+                return
         self._drop(descriptor)
 
     def _answer(self, request: bytes) -> bytes:

@@ -14,6 +14,7 @@ from typing import Final
 from whoseblock.stack.host import Host
 from whoseblock.watch import reports
 from whoseblock.watch.asking_mounts import MountAsker, Told
+from whoseblock.watch.base import OF_THE_MEDIUM, device_name
 from whoseblock.watch.formats.health import (
     EVENT_BYTES,
     XFS_IOC_HEALTH_MONITOR,
@@ -119,13 +120,13 @@ class HealthSource:
 
     def _told(self, event: HealthEvent, mounted: Mounted) -> Iterator[Report]:
         at = event.nanoseconds / _NANO
-        device = self._host.device_numbered(mounted.device) or ""
+        device = device_name(self._host, mounted.device)
         origin = f"health monitor of {mounted.point}"
         what = event.what
         if isinstance(what, Lost):
             told = f"events of {mounted.point} found no room"
             yield reports.Lost(source=self.name, at=time.time(), count=what.events, what=told)
-        elif isinstance(what, Media) and event.domain == Domain.DATADEV and device:
+        elif isinstance(what, Media) and event.domain == Domain.DATADEV:
             yield Failed(
                 source=self.name,
                 at=at,
@@ -139,7 +140,7 @@ class HealthSource:
             yield Ill(
                 source=self.name, at=at, place=mounted.point, what=f"media error: {told} failed"
             )
-        elif isinstance(what, FileRange):
+        elif isinstance(what, FileRange) and (event.kind == Kind.DATALOST or _is_loss(what.error)):
             yield FileFailed(
                 source=self.name,
                 at=at,
@@ -168,6 +169,14 @@ class HealthSource:
         for descriptor in list(self._monitors):
             self._forget(descriptor)
         self._poll.close()
+
+
+def _is_loss(error: int) -> bool:
+    """Tell whether an errno blames the medium.
+
+    That a disk or a quota is full, or that something was not done for now, loses nothing.
+    """
+    return error in OF_THE_MEDIUM
 
 
 def _open_monitor(mounted: Mounted) -> Told:

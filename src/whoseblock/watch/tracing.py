@@ -19,7 +19,7 @@ from msgspec.structs import astuple
 from whoseblock.errors import UnsupportedError
 from whoseblock.stack.base import PHYSICAL_MEMORY
 from whoseblock.stack.host import SECTOR, Host
-from whoseblock.watch.base import Clock
+from whoseblock.watch.base import OF_THE_MEDIUM, Clock, device_name
 from whoseblock.watch.consumed import Consumed, Mark
 from whoseblock.watch.formats.trace import (
     BlockError,
@@ -46,8 +46,6 @@ _MOST_PIECES: Final = 4
 #: Longer than any line of these events.
 _LONGEST: Final = 4096
 _NO_ROOM: Final = "the trace buffer was too small for what came at once"
-#: The words of blk_errors that blame the medium, as errno: see `whoseblock.sources.dmesg`.
-_OF_THE_MEDIUM: Final = frozenset({errno.EIO, errno.ENODATA, errno.EILSEQ})
 #: The first letter of the operations that carry data (blk_fill_rwbs).
 _OPERATIONS: Final = frozenset("RW")
 
@@ -189,12 +187,12 @@ class TraceSource:
 
     def _request(self, event: BlockError, clock: Clock) -> Iterator[Report]:
         """Give where a request began that failed: how far into it the fault was nobody says."""
-        if -event.error not in _OF_THE_MEDIUM or event.operation[0] not in _OPERATIONS:
+        if -event.error not in OF_THE_MEDIUM or event.operation[0] not in _OPERATIONS:
             return
-        device = self._host.device_numbered(os.makedev(event.major, event.minor))
         start = event.sector * SECTOR
-        if device is None or start + SECTOR > 1 << 63:
+        if start + SECTOR > 1 << 63:
             return
+        device = device_name(self._host, os.makedev(event.major, event.minor))
         yield Failed(
             source=self.name,
             at=clock.at(event.seconds),
