@@ -88,7 +88,7 @@ def _read(data: bytes, descriptors: Collection[int]) -> Told | OSError:
         return OSError(errno.EIO, "whoever asked about it has ended")
     for descriptor in descriptors:
         # Those that come through a socket are, whatever flags recv_fds is given.
-        os.set_inheritable(descriptor, False)
+        os.set_inheritable(descriptor, False)  # noqa: FBT003 - it takes no keywords
     number = int.from_bytes(data[:_ERRNO_BYTES])
     rest = data[_ERRNO_BYTES:]
     return OSError(number, rest.decode()) if number else (rest, tuple(descriptors))
