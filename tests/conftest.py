@@ -10,9 +10,16 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 from tests.support.postgres import Postgres, server
 from tests.support.tools import Missing
 from tests.support.zoo import Zoo
+
+# How long an example takes is no property of it: other work may be done on this machine.
+settings.register_profile(
+    "untimed", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("untimed")
 
 _REQUIRE_ALL = os.environ.get("WHOSEBLOCK_REQUIRE_ALL", "") not in ("", "0")
 

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from tests.support.zoo import Zoo
@@ -36,7 +36,6 @@ def test_every_touching_record_is_found(plenty: int, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(bulk, "_PLENTY", plenty)
 
     @given(_intervals, _intervals)
-    @settings(deadline=None)
     def check(records: list[tuple[int, int]], asked: list[tuple[int, int]]) -> None:
         start, end = _columns(records)
         low, high = _columns(asked)

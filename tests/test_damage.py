@@ -71,7 +71,6 @@ def several(examples: int) -> settings:
     """Give the settings of one property; every image has so many cases of it."""
     return settings(
         max_examples=examples,
-        deadline=None,
         # An example that failed is shrunk by few steps: each of them asks hundreds of questions.
         phases=[Phase.explicit, Phase.reuse, Phase.generate],
         suppress_health_check=list(HealthCheck),

@@ -70,9 +70,7 @@ def clip(bad: list[ByteRange], start: int, end: int) -> list[ByteRange]:
 def check_reading(media: DirectMedia, content: bytes, bad: list[ByteRange]) -> None:
     """Read any ranges, and have exactly the bad sectors blamed."""
 
-    @settings(
-        max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-    )
+    @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(st.integers(0, len(content) - 1), st.integers(1, 3 * MIB), st.booleans())
     def check(offset: int, length: int, few: bool) -> None:  # noqa: FBT001 - of hypothesis
         end = min(offset + (length % 3000 if few else length) + 1, len(content))

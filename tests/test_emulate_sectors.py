@@ -141,7 +141,7 @@ class SectorMachine(RuleBasedStateMachine):
 
 
 TestSectors = SectorMachine.TestCase
-TestSectors.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
+TestSectors.settings = settings(max_examples=60, stateful_step_count=25)
 
 
 @pytest.mark.parametrize(

@@ -108,7 +108,7 @@ def test_no_name_is_changed(journal_url: str) -> None:
             st.lists(st.binary().map(os.fsdecode), max_size=4),
             st.integers(0, 2**64 - 1),
         )
-        @settings(max_examples=25, deadline=None)
+        @settings(max_examples=25)
         def check(text: str, paths: list[str], inode: int) -> None:
             told = NewReport(source=text, origin=text, detail={"paths": paths})
             noted = run.record_failure(text, PAGE, told)
@@ -287,7 +287,7 @@ def test_steps_take_no_way_but_theirs(journal_url: str) -> None:
         }
 
         @given(st.text(st.sampled_from("sssddvfl"), max_size=12))
-        @settings(max_examples=60, deadline=None)
+        @settings(max_examples=60)
         def check(wanted: str) -> None:
             plan = run.plan([PlannedStep("zero", {}), PlannedStep("other", {})], [failure])
             step = plan.steps[0].id

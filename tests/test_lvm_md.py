@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.support.snapshots import FIXTURES, facts, unpacked
 from tests.support.tools import Missing, run
@@ -25,7 +25,7 @@ from whoseblock.stack.md import LINEAR, MdMember, read_member
 MIB = 1 << 20
 SECTOR = 512
 
-slow = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+slow = settings(max_examples=150)
 
 
 # ------------------------------------------------------------------ LVM's text

@@ -192,4 +192,4 @@ class PmemMachine(RuleBasedStateMachine):
 
 
 TestPmem = PmemMachine.TestCase
-TestPmem.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+TestPmem.settings = settings(max_examples=60, stateful_step_count=30)

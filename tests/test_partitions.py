@@ -86,7 +86,7 @@ def read(image: Path) -> Table:
     return table
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(layout=layouts())
 def test_every_table_is_read_as_sfdisk_reads_it(
     layout: Layout, tmp_path_factory: pytest.TempPathFactory
@@ -112,7 +112,7 @@ LOGICAL = Layout(
 
 
 @pytest.mark.parametrize("layout", [DISK, LOGICAL], ids=["gpt", "mbr"])
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(data=st.data())
 def test_a_damaged_table_is_never_another_table(
     layout: Layout, data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
@@ -213,7 +213,7 @@ def test_extended_boot_records_in_a_circle(tmp_path: Path) -> None:
     assert any(not one.certain for one in table.structures)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(data=st.binary(min_size=512, max_size=4096))
 def test_any_bytes_at_all(data: bytes, tmp_path_factory: pytest.TempPathFactory) -> None:
     image = tmp_path_factory.getbasetemp() / "noise.img"

@@ -82,7 +82,7 @@ def process_folder(proc: Path, pid: int, command: bytes = b"name", start: int = 
     return folder
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     maps(),
     st.lists(
@@ -124,7 +124,6 @@ def test_a_hostile_name_does_not_shift_the_fields_of_stat(command: bytes, start:
     assert not processes._parse_stat(stat_text(command)).kernel
 
 
-@settings(deadline=None)
 @given(
     position=st.integers(-1, 1 << 62),
     flags=st.sampled_from([(0o100000, "O_RDONLY"), (0o2100001, "O_WRONLY"), (0o2, "O_RDWR")]),

@@ -136,9 +136,7 @@ RANGES = st.lists(
 )
 
 
-@settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     lost=RANGES,
     unread=st.lists(st.integers(0, SIZE // 512), max_size=3),
@@ -304,9 +302,7 @@ NAMES = st.binary(min_size=1, max_size=40).filter(
 )
 
 
-@settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(names=st.lists(NAMES, min_size=1, max_size=4))
 def test_names_are_any_bytes(pair: tuple[Path, Path], tmp_path: Path, names: list[bytes]) -> None:
     damaged, copy = pair

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from demo.demo import unpack
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.support import calls, xfsdb
 from tests.support.images import MIB, Geometry, make_image, sparse_copy
@@ -287,7 +287,7 @@ def check_against_the_disk(world: World[Any], trackers: Sequence[Tracker], image
         assert not page_of
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=8)
 @given(some=st.lists(acts, min_size=40, max_size=80))
 def test_the_kernel_and_its_reverse_mapping_agree(some: list[Act]) -> None:
     """The same is done to files in the kernel and in the study; whoever is asked says the same."""

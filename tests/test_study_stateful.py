@@ -362,5 +362,5 @@ class Life(RuleBasedStateMachine):
         assert self.space.rmap_updates == self.updates
 
 
-Life.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+Life.TestCase.settings = settings(max_examples=150, stateful_step_count=40)
 TestLife = Life.TestCase
