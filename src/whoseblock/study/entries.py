@@ -72,6 +72,15 @@ class Entries:
         chunks = self._pages
         return [key for key in keys if chunks.get(key >> _CHUNK_BITS, _EMPTY)[key & _LAST] == page]
 
+    def those_of(self, page: int, owners: Iterable[int]) -> list[int]:
+        """Give the keys of those owners, each a key less the page, whose entry is of this page."""
+        chunks = self._pages
+        return [
+            key
+            for owner in owners
+            if chunks.get((key := owner + page) >> _CHUNK_BITS, _EMPTY)[key & _LAST] == page
+        ]
+
     def any_within(self, key: int, count: int) -> bool:
         """Tell whether any of ``count`` keys from ``key`` is faulted in, as ``xa_find`` does."""
         end = key + count

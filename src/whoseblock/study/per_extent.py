@@ -52,11 +52,11 @@ class _Record:
         #: What the tree has, until it changes: it is asked more often.
         self.in_order: list[int] | None = None
 
-    def keys(self, page: int) -> list[int]:
-        """Give the keys that the owners would have at a page, ascending."""
+    def all(self) -> list[int]:
+        """Give the owners, ascending."""
         if self.in_order is None:
             self.in_order = self.owners.keys()
-        return [owner + page for owner in self.in_order]
+        return self.in_order
 
 
 class PerExtent:
@@ -109,7 +109,7 @@ class PerExtent:
         record = self._record_at(page)
         if record is None:
             return []
-        return self._entries.those_at(page, record.keys(page))
+        return self._entries.those_of(page, record.all())
 
     def find(self, page: int) -> Found:
         """Say whose a page is: without an owner nobody knows, it may be free or never faulted."""

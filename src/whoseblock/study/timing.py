@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = ["entry_times", "failure_times", "sample", "write_times"]
 
-_ROUNDS: Final = 5
+_ROUNDS: Final = 3
 _ENTRIES: Final = 10_000
 #: They are chosen by runs of so many pages at most: every page is as likely as any other.
 _RUN: Final = 64

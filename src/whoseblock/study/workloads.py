@@ -77,11 +77,15 @@ def entries_of(extent: Extent, entry_pages: int) -> Iterator[Extent]:
     A large entry needs the same alignment in the file and on the device; else it is small ones.
     """
     mapping, index, page, count = extent
+    if entry_pages == 1 or (page - index) % entry_pages:
+        # Nothing in it is aligned in both: a million times, that is worth to be known at once.
+        for at in range(count):
+            yield Extent(mapping, index + at, page + at, 1)
+        return
     at = 0
     while at < count:
         size = 1
-        aligned = (page + at) % entry_pages == 0 and (index + at) % entry_pages == 0
-        if entry_pages > 1 and aligned and at + entry_pages <= count:
+        if (page + at) % entry_pages == 0 and at + entry_pages <= count:
             size = entry_pages
         yield Extent(mapping, index + at, page + at, size)
         at += size
@@ -114,9 +118,11 @@ def fault_in(
     for packed in order:
         mapping, index, page, count = extents[packed >> _PLACE_BITS]
         at = packed & _PLACE
-        yield next(
-            entries_of(Extent(mapping, index + at, page + at, count - at), workload.entry_pages)
-        )
+        if workload.entry_pages == 1:
+            yield Extent(mapping, index + at, page + at, 1)
+        else:
+            rest = Extent(mapping, index + at, page + at, count - at)
+            yield next(entries_of(rest, workload.entry_pages))
 
 
 class Phase(NamedTuple):
