@@ -19,9 +19,9 @@ from tests.support.emulated import Emulated, emulated, need_fuse
 from tests.support.images import MIB, Geometry, make_image
 from tests.support.mounts import mounted
 from tests.support.tools import need_root, run
-from tests.support.watching import from_now_on, histories, until, watching
+from tests.support.watching import Daemon, from_now_on, histories, until, watching
 
-from whoseblock.journal import History
+from whoseblock.journal import History, State
 from whoseblock.ranges import ByteRange
 from whoseblock.stack.host import Host
 from whoseblock.watch import asking, unanswered
@@ -337,11 +337,34 @@ def test_no_record_waits_for_a_program(tmp_path: Path, machine: Machine) -> None
     options = ("--root", machine.root, "--policy", policy, "--interval", "0.2")
     with watching(tmp_path, *options) as daemon:
         (machine.root / "sys/block/pmem0/badblocks").write_text("8 8\n")
-        until(lambda: daemon.status()["actor"])
+        until(lambda: states(daemon) == [State.STARTED])
         (machine.root / "sys/block/pmem1/badblocks").write_text("8 8\n")
         until(lambda: len(daemon.histories()) == 2)
         assert daemon.status()["actor"]
+        assert states(daemon) == [State.STARTED]
         daemon.kill()
+
+
+def states(daemon: Daemon) -> list[State]:
+    """Give what has become of all steps."""
+    plans = [plan for history in daemon.histories() for plan in history.plans]
+    return [step.state for plan in plans for step in plan.steps]
+
+
+def test_a_new_policy_counts_for_what_waits(tmp_path: Path, machine: Machine) -> None:
+    machine.add_disk("pmem0", "naa.pmem0")
+    (machine.root / "sys/block/pmem0/badblocks").write_text("8 8\n64 8\n")
+    policy, ended = tmp_path / "policy.toml", tmp_path / "ended"
+    wait = f"until [ -e {ended} ]; do sleep 0.1; done"
+    policy.write_text(f'[[rule]]\nexec = ["/bin/sh", "-c", "{wait}"]\n')
+    with watching(tmp_path, "--root", machine.root, "--policy", policy) as daemon:
+        until(lambda: states(daemon) == [State.STARTED, State.PLANNED])
+        policy.write_text("")
+        daemon.process.send_signal(signal.SIGHUP)
+        until(lambda: "event=policy-loaded" in daemon.log())
+        ended.touch()
+        until(lambda: states(daemon) == [State.VERIFIED, State.LEFT])
+        daemon.stop()
 
 
 # ------------------------------------------------------------------ who asks

@@ -6,7 +6,7 @@ killed is not begun again: whether it was done nobody knows, and the journal say
 """
 
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from hashlib import blake2b
 from typing import Any, Final, Protocol, cast
 
@@ -72,10 +72,10 @@ class Actor:
             self._run.plan(steps, [failure], self._ours | Moment.now().kept)
         return bool(steps)
 
-    def perform(self) -> Statistics:
+    def perform(self, go_on: Callable[[], bool] = lambda: True) -> Statistics:
         """Do all that was planned and is to be done still, in order; leave the rest with a reason.
 
-        It may be called again, and killed, at any point.
+        It may be called again, and killed, at any point.  ``go_on`` is asked before every step.
         """
         done = Statistics()
         limits = Limits(self._journal)
@@ -83,6 +83,8 @@ class Actor:
             why = self._refusal(plan)
             if why is not None:
                 for step in plan.steps:
+                    if not go_on():
+                        return done
                     outcome = self._step(step, why, limits)
                     if outcome:
                         count(done.actions, {f"{step.kind} {outcome}": 1})

@@ -183,10 +183,12 @@ class Daemon:
         else:
             self._policy_fault = ""
             say("notice", "policy-loaded", rules=len(self._policy.rules))
-            for helper in (self._worker, self._actor):
-                if helper is not None:
-                    # The next one has the new policy.
-                    helper.dismiss()
+            # The next ones have the new policy.
+            if self._worker is not None:
+                self._worker.dismiss()
+            if self._actor is not None:
+                self._actor.dismiss()
+                self._has_acts = True
         notify("READY=1")
 
     # ------------------------------------------------------------------ sources
@@ -328,6 +330,8 @@ class Daemon:
         code = worker.wait()
         self._worker = None
         if code:
+            # It may have planned something, and not have come to say so.
+            self._has_acts = True
             wait = _RETRY_S[min(self._failures, len(_RETRY_S) - 1)]
             self._failures += 1
             self._retry_at = time.monotonic() + wait

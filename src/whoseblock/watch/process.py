@@ -3,7 +3,7 @@
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
@@ -83,9 +83,9 @@ class Processor(Closing):
         self._settled: dict[tuple[str, int, int], list[Place]] = {}
         self._statistics = Statistics()
 
-    def perform(self) -> Statistics:
-        """Do what is planned, by us or an earlier daemon, and was not done."""
-        return self._actor.perform()
+    def perform(self, go_on: Callable[[], bool] = lambda: True) -> Statistics:
+        """Do what is planned, by us or an earlier daemon, and was not done, as long as we may."""
+        return self._actor.perform(go_on)
 
     def process(self, groups: Sequence[Sequence[Report]]) -> Statistics:
         """Deal with reports, as they came together; give what there was to count."""

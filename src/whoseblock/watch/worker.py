@@ -92,12 +92,14 @@ def _deal_with(batch: Batch, spool: Spool, processor: "Processor", tell: Tell) -
     tell(done)
 
 
-def act_through(make_setup: "Callable[[], Setup]", tell: Tell) -> None:
-    """Do what is planned; raises `JournalError`."""
+def act_through(
+    make_setup: "Callable[[], Setup]", tell: Tell, go_on: Callable[[], bool] = lambda: True
+) -> None:
+    """Do what is planned, as long as ``go_on`` says so; raises `JournalError`."""
     from whoseblock.watch.process import Processor
 
     with Processor(make_setup()) as processor:
-        tell(processor.perform())
+        tell(processor.perform(go_on))
 
 
 class Helper:
@@ -182,7 +184,12 @@ def start_worker(spool: Spool, make_setup: "Callable[[], Setup]", badge: Path) -
 
 def start_actor(make_setup: "Callable[[], Setup]", badge: Path) -> Helper:
     """Start one that does what is planned: a program may take an hour, and no record waits."""
-    return Helper("actor", lambda tell, _: act_through(make_setup, tell), badge)
+
+    def body(tell: Tell, wake: int) -> None:
+        # Nobody wakes it: what comes is the end, and then the next one has the policy of then.
+        act_through(make_setup, tell, lambda: not select.select([wake], [], [], 0)[0])
+
+    return Helper("actor", body, badge)
 
 
 def _load() -> None:
