@@ -130,7 +130,6 @@ def test_ten_thousand_failures_at_once(burst: Burst) -> None:
         peaks = settle(daemon)
         status = daemon.status()
         daemon.stop()
-    print(f"peaks of memory: {peaks}")
     found = burst.journaled()
     assert SECTORS - len(found) == burst.lost()
     assert status["counts"]["failures"][burst.loop.name] == len(found)
