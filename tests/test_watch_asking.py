@@ -22,11 +22,12 @@ from tests.support.tools import need_root, run
 from tests.support.watching import Daemon, from_now_on, histories, until, watching
 
 from whoseblock.journal import History, State
+from whoseblock.process_stat import started_at
 from whoseblock.ranges import ByteRange
 from whoseblock.stack.host import Host
 from whoseblock.watch import asking, unanswered
 from whoseblock.watch.asking import Asker
-from whoseblock.watch.children import STANDARD, fork, signs_of_life, started_at
+from whoseblock.watch.children import STANDARD, fork, signs_of_life
 from whoseblock.watch.policy import Policy
 from whoseblock.watch.process import Processor, Setup
 from whoseblock.watch.reports import Failed, FileFailed, Listed, Report

@@ -222,6 +222,22 @@ def test_a_list_is_given_when_it_changes(tmp_path: Path, sys_block: Path) -> Non
         assert source.health == "2 lists, of which 0 tell of changes"
 
 
+def test_a_list_that_was_gone_may_be_that_of_another_device(
+    tmp_path: Path, sys_block: Path
+) -> None:
+    bad = sys_block / "badblocks"
+    bad.write_text("8 8\n")
+    told = ("pmem0", (ByteRange(4096, 4096),))
+    with closing(ListSource(Host(tmp_path), {})) as source:
+        assert swept(source) == [told]
+        bad.unlink()
+        assert swept(source) == []
+        bad.write_text("8 8\n")
+        # Whose it is is known to who looks at the identity.
+        assert swept(source) == [told]
+        assert swept(source) == []
+
+
 def test_a_list_that_is_none_is_told(tmp_path: Path, sys_block: Path) -> None:
     (sys_block / "badblocks").write_text("eight\n")
     with closing(ListSource(Host(tmp_path), {})) as source:

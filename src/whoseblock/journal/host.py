@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from whoseblock.process_stat import started_at
+
 __all__ = [
     "Host",
     "Process",
@@ -19,8 +21,6 @@ __all__ = [
 ]
 
 _PROC: Final = Path("/proc")
-#: Where in /proc/PID/stat the start time is, counted from the state, which follows the name.
-_START_TIME: Final = 19
 # From a scheme's :// and a user's name to the last @, since a password may hold anything.
 _PASSWORD: Final = re.compile(r"(://[^:/@\s]*):.*@", re.DOTALL)
 _PASSWORD_OPTION: Final = re.compile(r"(?i)\b(password=)[^&\s]*")
@@ -53,7 +53,7 @@ def this_host() -> Host:
 def this_process() -> Process:
     """Name this process."""
     pid = os.getpid()
-    return Process(pid, f"{_world()} {_start_time(pid)}")
+    return Process(pid, f"{_world()} {started_at(pid)}")
 
 
 def lives(process: Process) -> bool:
@@ -62,25 +62,13 @@ def lives(process: Process) -> bool:
     here = _world().split(" ")
     if boot != here[0]:
         return False
-    return namespace != here[1] or _start_time(process.pid) == started
+    return namespace != here[1] or str(started_at(process.pid)) == started
 
 
 def _world() -> str:
     """Name what gives numbers to our processes: the boot and the pid namespace."""
     boot = (_PROC / "sys/kernel/random/boot_id").read_text("ascii").strip()
     return f"{boot} {(_PROC / 'self/ns/pid').readlink().name}"
-
-
-def _start_time(pid: int) -> str:
-    """Give when a process started, in clock ticks since the boot; "" if it has ended."""
-    try:
-        stat = (_PROC / str(pid) / "stat").read_bytes()
-    except (FileNotFoundError, ProcessLookupError):
-        return ""
-    # The name is in parentheses and may hold anything, parentheses too.
-    state, *rest = stat.rpartition(b")")[2].split()
-    # A zombie does nothing any more; it waits to be asked how it ended.
-    return "" if state in {b"Z", b"X"} else rest[_START_TIME - 1].decode()
 
 
 def user_name(uid: int) -> str:

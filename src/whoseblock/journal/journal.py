@@ -115,6 +115,11 @@ class Journal(Closing):
             numbers = reading.unfinished_plans(connection, self.host, device)
             return [one for number in numbers if (one := reading.plan(connection, number))]
 
+    def has_unfinished(self) -> bool:
+        """Whether there are plans that `unfinished` gives."""
+        with self._database.reading() as connection:
+            return bool(reading.unfinished_plans(connection, self.host, None))
+
     def starts(self, kind: str) -> Iterator[Event]:
         """Give when steps of a kind were started on this host, the latest first."""
         before = None

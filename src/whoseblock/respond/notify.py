@@ -3,11 +3,11 @@
 import os
 import signal
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Final
 
 from whoseblock.encode import encode_json
 from whoseblock.fs.base import Answer, Process
+from whoseblock.process_stat import started_at
 from whoseblock.respond.commands import CommandError, run_shell
 
 __all__ = [
@@ -76,7 +76,7 @@ def send_signal(number: signal.Signals, pid: int, start_time: int) -> str:
         # It goes on meaning the same process; only then can be asked which one that is.
         handle = os.pidfd_open(pid)
         try:
-            if _start_time(pid) != start_time:
+            if started_at(pid) != start_time:
                 return _GONE
             signal.pidfd_send_signal(handle, number)
         finally:
@@ -86,14 +86,3 @@ def send_signal(number: signal.Signals, pid: int, start_time: int) -> str:
     except OSError as error:
         return f"refused: {(error.strerror or str(error)).lower()}"
     return SENT
-
-
-def _start_time(pid: int) -> int | None:
-    """Say when a process began, in clock ticks; None if it has ended (proc_pid_stat(5))."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_bytes()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    # The name is in parentheses, and may hold more of them, and spaces.
-    state, *fields = text.rpartition(b")")[2].split()
-    return None if state in (b"Z", b"X") else int(fields[18])

@@ -20,10 +20,11 @@ from whoseblock.closing import Closing
 from whoseblock.errors import WhoseblockError
 from whoseblock.fs.base import Answer, Filesystem, Unknown
 from whoseblock.lookup import Asked, Lookup, Wish
+from whoseblock.process_stat import started_at
 from whoseblock.stack.base import Layer
 from whoseblock.stack.fiemap import file_extents
 from whoseblock.target import Target, TargetOptions
-from whoseblock.watch.children import STANDARD, end_child, fork, signs_of_life, started_at
+from whoseblock.watch.children import STANDARD, end_child, fork, signs_of_life
 from whoseblock.watch.places import Place, settle
 from whoseblock.watch.reports import FileFailed
 from whoseblock.watch.state import StateFolder

@@ -10,7 +10,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-__all__ = ["STANDARD", "end_child", "fork", "signs_of_life", "started_at"]
+from whoseblock.process_stat import stat_fields
+
+__all__ = ["STANDARD", "end_child", "fork", "signs_of_life"]
 
 #: Standard input, output and error.
 STANDARD: Final = (0, 1, 2)
@@ -71,28 +73,10 @@ def end_child(pid: int) -> None:
             time.sleep(0.001)
 
 
-def started_at(pid: int) -> int | None:
-    """Give when a process started, in clock ticks since the boot; None if it has ended.
-
-    With the pid it names a process (proc_pid_stat(5)).
-    """
-    found = _stat(pid)
-    return None if found is None or found[0] in (b"Z", b"X") else int(found[19])
-
-
 def signs_of_life(pid: int) -> tuple[bytes, ...]:
     """Give what changes while a process gets on: its processor time, and what it has read."""
-    found = _stat(pid) or []
     try:
         moved = Path(f"/proc/{pid}/io").read_bytes()
     except OSError:
         moved = b""
-    return (*found[11:13], moved)
-
-
-def _stat(pid: int) -> list[bytes] | None:
-    """Give the fields of its stat from the third on: the name before may hold anything."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
-    except OSError:
-        return None
+    return (*stat_fields(pid)[11:13], moved)

@@ -104,7 +104,6 @@ class Daemon:
             self._sweep()
             # Whatever waits; what an earlier daemon did not finish; and whether there is a journal.
             self._work()
-            self._act()
             self._leave_status("killed")
             notify("READY=1", f"STATUS=watching: {', '.join(self._sources.open)}")
             say(
@@ -330,8 +329,6 @@ class Daemon:
         code = worker.wait()
         self._worker = None
         if code:
-            # It may have planned something, and not have come to say so.
-            self._has_acts = True
             wait = _RETRY_S[min(self._failures, len(_RETRY_S) - 1)]
             self._failures += 1
             self._retry_at = time.monotonic() + wait
@@ -490,7 +487,8 @@ def sweep_once(options: Options) -> Statistics:
                 version=options.version,
             )
             work_through(spool, lambda: setup, total.add, lambda **_: spool.has_more)
-            act_through(lambda: setup, total.add)
+            if total.planned:
+                act_through(lambda: setup, total.add)
         finally:
             sources.close()
     if fault is not None:

@@ -43,6 +43,8 @@ class ListSource:
         self._files: dict[int, tuple[str, BinaryIO]] = {}
         self._open: dict[str, int] = {}
         self._lists = 0
+        #: Devices that had gone: whoever has the name now may be another one, with the same list.
+        self._gone: set[str] = set()
         #: What was last said to be wrong with a list.
         self._wrong: dict[str, str] = {}
 
@@ -81,6 +83,7 @@ class ListSource:
                 if text is not None:
                     yield from self._listed(device, text)
         self._lists = len(seen)
+        self._gone |= self._known.keys() - seen
         for device in self._open.keys() - seen:
             self._forget(self._open[device])
 
@@ -97,6 +100,7 @@ class ListSource:
 
     def _forget(self, descriptor: int) -> None:
         device, file = self._files.pop(descriptor)
+        self._gone.add(device)
         del self._open[device]
         self._poll.unregister(descriptor)
         file.close()
@@ -117,7 +121,8 @@ class ListSource:
             end = ranges[-1].end if ranges else 0
             ranges = merge([*ranges, *subtract(known, ByteRange(0, end))])
         yield from self._ill(device, CUT_OFF if cut else "")
-        if tuple(ranges) != known:
+        if tuple(ranges) != known or device in self._gone:
+            self._gone.discard(device)
             self._known[device] = tuple(ranges)
             yield Listed(
                 source=self.name,

@@ -83,6 +83,10 @@ class Processor(Closing):
         self._settled: dict[tuple[str, int, int], list[Place]] = {}
         self._statistics = Statistics()
 
+    def unfinished(self) -> Statistics:
+        """Say whether somebody planned what was not done, as before he was killed."""
+        return Statistics(planned=int(self._journal.has_unfinished()))
+
     def perform(self, go_on: Callable[[], bool] = lambda: True) -> Statistics:
         """Do what is planned, by us or an earlier daemon, and was not done, as long as we may."""
         return self._actor.perform(go_on)

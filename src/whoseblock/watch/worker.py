@@ -58,6 +58,7 @@ def work_through(
     from whoseblock.watch.process import Processor
 
     with Processor(make_setup()) as processor:
+        tell(processor.unfinished())
         busy = False
         while True:
             batch = spool.take(BATCH)
