@@ -115,8 +115,7 @@ def _memory_by_length(axes: "Axes", report: Report) -> None:
 
 def _memory_over_time(axes: "Axes", report: Report) -> None:
     result = report.workloads[-1]
-    assert result.life is not None  # noqa: S101 - the last workload is the life
-    phases = result.life.phases
+    phases = report.life.phases
     for tracker in result.trackers:
         places: list[float] = []
         # Each phase is as wide as any other, however many steps it has.

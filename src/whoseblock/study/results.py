@@ -34,7 +34,7 @@ class Failures(Struct, frozen=True):
     unknown: int
     told: int
     missed: int
-    processes: int = 0
+    processes: int
 
 
 class TrackerResult(Struct, frozen=True):
@@ -236,6 +236,12 @@ class Report(Struct, frozen=True):
     failure_times: tuple[FailureTime, ...]
     seconds: float
     processor_seconds: float
+
+    @property
+    def life(self) -> LifeResult:
+        """What only the life has, the last of the workloads."""
+        (life,) = (one.life for one in self.workloads if one.life is not None)
+        return life
 
     @property
     def disagreements(self) -> int:

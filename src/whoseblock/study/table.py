@@ -128,25 +128,22 @@ def _failures(report: Report) -> Table:
     life = report.workloads[-1]
     blind = life.blindness
     rows = [(tracker.design, tracker.failures) for tracker in life.trackers]
-    said = ""
-    if life.life is not None:
-        rows.append(("on demand, as in Linux", life.life.linux))
-        said = f"  Inodes left memory {life.life.evicted:,} times"
-        said += f", with {life.life.evicted_entries:,} entries."
+    rows.append(("on demand, as in Linux", report.life.linux))
     return Table(
         "failures",
         "What each design could say of the failures of a life",
         ("design", "owners known", "free, cleared", "metadata", "nothing known",
-         "owners found", "owners missed", *(("processes told",) if said else ())),
+         "owners found", "owners missed", "processes told"),
         [
             (design, *(f"{count:,}" for count in (
                 found.files, found.free, found.metadata, found.unknown, found.told, found.missed,
-                *((found.processes,) if said else ()))))
+                found.processes)))
             for design, found in rows
         ],
         f"{blind.files - blind.files_known:,} of {blind.files:,} files have no page faulted in at"
         f" the end; of {blind.owners:,} pairs of a page and its file {blind.known:,} are known to"
-        f" who tracks faults.{said}",
+        f" who tracks faults.  Inodes left memory {report.life.evicted:,} times, with"
+        f" {report.life.evicted_entries:,} entries.",
     )  # fmt: skip
 
 
@@ -309,10 +306,9 @@ def _short(report: Report) -> Table:
          *(f"{_share(found[one].told, found[one].told + found[one].missed):.0%}"
            for one in designs)),
     ]  # fmt: skip
-    if life.life is not None:
-        linux = life.life.linux
-        share = f"{_share(linux.told, linux.told + linux.missed):.0%}"
-        rows.append(("the same, as Linux does it", *_only("on demand", designs, share)))
+    linux = report.life.linux
+    share = f"{_share(linux.told, linux.told + linux.missed):.0%}"
+    rows.append(("the same, as Linux does it", *_only("on demand", designs, share)))
     if report.times:
         ratios = [
             [1 + (one.added[design] + one.out_added[design]) / (one.none + one.out_none)
