@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.emulated import Emulated, emulated, need_fuse
+from tests.support.emulated import emulated, need_fuse
 from tests.support.images import MIB, Geometry, make_image
 from tests.support.mounts import mounted
 from tests.support.tools import need_root, run
-from tests.support.watching import Daemon, from_now_on, histories, until, watching
+from tests.support.watching import Daemon, histories, until, watching
 
 from whoseblock.journal import History, State
 from whoseblock.process_stat import started_at
@@ -87,16 +87,6 @@ def machine(tmp_path: Path) -> Machine:
     return Machine(tmp_path, tmp_path)
 
 
-@contextlib.contextmanager
-def standing_still(served: Emulated) -> Iterator[None]:
-    """Have a disk answer nothing: its server stands still."""
-    served.server.send_signal(signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        served.server.send_signal(signal.SIGCONT)
-
-
 def notes(history: History) -> list[list[str]]:
     return [finding.answer["notes"] for finding in history.findings]
 
@@ -114,7 +104,7 @@ def test_a_disk_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyP
     image = make_image(tmp_path / "disk", Geometry("silent", size=64 * MIB, parent=True))
     machine = Machine(tmp_path)
     with emulated(image, tmp_path / "at") as served, served.loop() as loop:
-        with standing_still(served):
+        with served.standing_still():
             began = time.monotonic()
             machine.process(failed(loop.name, MIB), failed(loop.name, 2 * MIB), failed("sdzz"))
             # The second is not asked: one who waits for the disk is enough.
@@ -150,22 +140,6 @@ def not_stuck(machine: Machine) -> bool:
     with StateFolder(machine.folder / "state") as state:
         silent = state.load("silent.json", asking.Silent) or asking.Silent()
     return all(started_at(one.pid) is None for one in silent.devices.values())
-
-
-def test_the_daemon_and_a_disk_that_does_not_answer(tmp_path: Path) -> None:
-    need_root()
-    need_fuse()
-    image = make_image(tmp_path / "disk", Geometry("silent", size=64 * MIB, parent=True))
-    from_now_on(tmp_path)
-    with emulated(image, tmp_path / "at") as served, served.loop() as loop:
-        with StateFolder(tmp_path / "state") as state:
-            spool = Spool(state.path / "spool")
-            spool.put([failed(loop.name, MIB)])
-            spool.put([failed("sdzz")])
-        with standing_still(served), watching(tmp_path) as daemon:
-            assert len(until(daemon.histories, 60)) == 2
-            until(daemon.idle)
-            daemon.stop()
 
 
 # ------------------------------------------------------------------ unknown, and asked again
@@ -314,12 +288,11 @@ def test_a_report_that_nobody_can_deal_with(
     assert "event=report-set-aside" in capfd.readouterr().err
 
 
-def test_a_worker_that_fails_is_started_ever_more_rarely(tmp_path: Path) -> None:
-    from_now_on(tmp_path)
+def test_a_worker_that_fails_is_started_ever_more_rarely(tmp_path: Path, machine: Machine) -> None:
     with StateFolder(tmp_path / "state") as state:
         Spool(state.path / "spool").put([failed("sdzz")])
     (tmp_path / "journal.sqlite").mkdir()
-    with watching(tmp_path) as daemon:
+    with watching(tmp_path, "--root", machine.root) as daemon:
         until(lambda: daemon.log().count("again_in=15") or None, 60)
         waits = [line.partition("again_in=")[2] for line in daemon.log().splitlines()]
         assert [one.split()[0] for one in waits if one][:3] == ["1.000", "5.000", "15.000"]

@@ -23,7 +23,10 @@ from tests.test_emulate_kernel import BLOCK, fill, forget, place_of
 from whoseblock.errors import NEWS
 from whoseblock.journal import History
 from whoseblock.ranges import ByteRange
+from whoseblock.watch.reports import Failed
 from whoseblock.watch.sources import instance_name
+from whoseblock.watch.spool import Spool
+from whoseblock.watch.state import StateFolder
 
 
 @pytest.fixture
@@ -127,6 +130,26 @@ def test_a_daemon_that_was_killed_goes_on_where_it_was(image: Path, tmp_path: Pa
             daemon.stop()
         found = of(daemon.histories(), loop)
         assert {one.failure.start for one in found} == {first, second}
+
+
+def test_a_disk_that_does_not_answer_keeps_no_other_waiting(image: Path, tmp_path: Path) -> None:
+    from_now_on(tmp_path)
+    with emulated(image, tmp_path / "at") as served, served.loop() as loop:
+        with StateFolder(tmp_path / "state") as state:
+            spool = Spool(state.path / "spool")
+            for name in (loop.name, "sdzz"):
+                report = Failed(
+                    source="kmsg", at=time.time(), key=name, device=name, start=MIB, length=512
+                )
+                spool.put([report])
+        with served.standing_still(), watching(tmp_path) as daemon:
+
+            def journaled() -> set[str]:
+                return {one.failure.device for one in daemon.histories()}
+
+            until(lambda: journaled() >= {loop.name, "sdzz"}, 60)
+            until(daemon.idle)
+            daemon.stop()
 
 
 def test_one_sweep_for_cron(image: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
@@ -70,6 +71,15 @@ class Emulated:
         """Give the numbers in the file ``statistics``."""
         lines = (self.folder / "statistics").read_text().splitlines()
         return {name: int(number) for name, number in map(str.split, lines)}
+
+    @contextlib.contextmanager
+    def standing_still(self) -> Iterator[None]:
+        """Have it answer nothing, as a disk that hangs."""
+        self.server.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self.server.send_signal(signal.SIGCONT)
 
     @contextlib.contextmanager
     def loop(self, *, direct_io: bool = True) -> Iterator[Path]:

@@ -124,6 +124,9 @@ _WHOSEBLOCK = [sys.executable, "-m", "whoseblock"]
 
 
 def _words(folder: Path, options: tuple[str | Path, ...]) -> list[str | Path]:
+    # A daemon hears whatever fails on a machine, and the tests beside it have disks that fail.
+    alone = "PYTEST_XDIST_WORKER" not in os.environ
+    assert alone or "--root" in options, "a test with a daemon of this machine is in tests/alone"
     where = (f"--journal={folder / 'journal.sqlite'}", f"--state={folder / 'state'}")
     return [*_WHOSEBLOCK, "watch", *where, *options]
 
