@@ -271,7 +271,7 @@ def test_another_session_for_too_long(
     database = url.split("/")[3].partition("?")[0]
     with opened(url) as (_, run):
         step = step_of(run)
-        hold = "BEGIN; SELECT id FROM steps FOR UPDATE; SELECT pg_sleep(3)"
+        hold = "BEGIN; SELECT id FROM steps FOR UPDATE; SELECT pg_sleep(8)"
         holder = threading.Thread(target=own_server.sql, args=(hold, database))
         holder.start()
         try:

@@ -118,12 +118,12 @@ def test_the_guard_is_killed(root: Path) -> None:
 
 
 def test_the_guard_is_stopped(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(freezing_module, "PATIENCE_S", 0.5)
+    monkeypatch.setattr(freezing_module, "PATIENCE_S", 3)
     folder = os.open(root, os.O_RDONLY)
     begun = time.monotonic()
     with pytest.raises(UnguardedError, match="or stopped"), frozen(folder):
         os.kill(guards_of(os.getpid())[0], signal.SIGSTOP)
-    assert time.monotonic() - begun < 10
+    assert time.monotonic() - begun < 60
     os.close(folder)
     check_not_frozen(root)
 
@@ -263,7 +263,7 @@ def test_the_guard_is_killed_while_the_freeze_takes_long(shared: Ground, root: P
 
 def wait_for_state(pid: int, wanted: str) -> None:
     """Wait until a process waits for the kernel."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while state_of(pid) != wanted:
         assert time.monotonic() < deadline
         time.sleep(0.005)

@@ -226,11 +226,11 @@ def test_a_state_folder_without_room_loses_nothing(machine: Path, tmp_path: Path
 def test_systemd_is_told(machine: Path, tmp_path: Path) -> None:
     with closing(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)) as listener:
         listener.bind(str(tmp_path / "notify"))
-        listener.settimeout(20)
+        listener.settimeout(60)
         # The watchdog is that of another process: whoever starts ours does not know its number.
         environment = {
             "NOTIFY_SOCKET": str(tmp_path / "notify"),
-            "WATCHDOG_USEC": "2000000",
+            "WATCHDOG_USEC": "6000000",
             "JOURNAL_STREAM": "8:1",
         }
         options = ("--root", machine)
@@ -240,7 +240,7 @@ def test_systemd_is_told(machine: Path, tmp_path: Path) -> None:
             before = time.monotonic()
             assert listener.recv(1000) == b"WATCHDOG=1"
             assert listener.recv(1000) == b"WATCHDOG=1"
-            assert time.monotonic() - before < 2 * 2
+            assert time.monotonic() - before < 2 * 6
             daemon.process.send_signal(signal.SIGHUP)
             messages = [listener.recv(1000).decode() for _ in range(3)]
             assert any(re.match(r"RELOADING=1\nMONOTONIC_USEC=\d+$", one) for one in messages)

@@ -305,9 +305,9 @@ def test_a_limit_leaves_what_is_over_it(tmp_path: Path) -> None:
 
 
 def test_a_program_that_fails_and_one_that_is_not_there(tmp_path: Path) -> None:
-    commands = (("/bin/sh", "-c", "echo no >&2; exit 3"), ("/nonexistent",), ("/bin/sleep", "9"))
+    commands = (("/bin/sh", "-c", "echo no >&2; exit 3"), ("/nonexistent",), ("/bin/sleep", "60"))
     for number, command in enumerate(commands):
-        rule = Rule("tell", 1, exec=command, exec_timeout=1)
+        rule = Rule("tell", 1, exec=command, exec_timeout=3)
         (tmp_path / str(number)).mkdir()
         house = House(tmp_path / str(number), [rule])
         assert house.process([failed(0)]).actions == {"exec failed": 1}
