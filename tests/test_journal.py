@@ -183,6 +183,27 @@ def test_an_event_is_journaled_once(journal_url: str) -> None:
         assert run.record_failure("sda", PAGE, report("dmesg", "boot 1, 17")).new_failure
 
 
+def test_a_report_of_what_was_closed_meanwhile(journal_url: str) -> None:
+    with opened(journal_url) as (journal, run):
+        number = run.record_failure("sda", PAGE, report(), identity="wwn 5", target="t").failure
+        entry = journal.history(number).failure
+        noted = run.record_report(entry, report("dmesg", "17"), datetime.now(UTC))
+        assert noted == (number, False, True)
+        seen = datetime.now(UTC)
+        run.close_failure(number, "restored")
+        # It was seen before.
+        assert run.record_report(entry, report("dmesg", "18"), seen) == (number, False, True)
+        assert len(journal.history(number).reports) == 3
+        assert journal.history(number).failure.closed is not None
+        # It was seen after.
+        new, *what = run.record_report(entry, report("dmesg", "19"), datetime.now(UTC))
+        assert what == [True, True]
+        again = journal.history(new).failure
+        assert (again.identity, again.target, again.range) == ("wwn 5", "t", PAGE)
+        assert again.closed is None
+        assert run.record_report(entry, report("dmesg", "19"), seen) == (new, False, False)
+
+
 # ------------------------------------------------------------------ filters
 
 
@@ -203,6 +224,7 @@ def test_filters(journal_url: str) -> None:
             [PlannedStep("one", {}, second), PlannedStep("both", {})], [second, third]
         ).steps
         run.started(steps[0].id)
+        before = datetime.now(UTC)
         run.close_failure(third, "nothing to do")
 
         def ids(**wanted: object) -> list[int]:
@@ -228,7 +250,8 @@ def test_filters(journal_url: str) -> None:
         assert ids(state=State.PLANNED) == [second, third]
         assert ids(state=State.DONE) == []
         assert ids(open=True) == [first, second]
-        assert ids(open=False) == [third]
+        assert ids(open=False) == ids(closed_since=before) == [third]
+        assert ids(closed_since=datetime.now(UTC)) == []
         assert ids(overlapping=ByteRange(511, 1)) == [first]
         assert ids(overlapping=ByteRange(512, 7680)) == []
         assert ids(device="sdb", host="other") == []

@@ -21,7 +21,7 @@ from tests.support.mounts import mounted
 from tests.support.tools import need_root, run
 from tests.support.watching import Daemon, histories, until, watching
 
-from whoseblock.journal import History, State
+from whoseblock.journal import History, State, open_journal
 from whoseblock.process_stat import started_at
 from whoseblock.ranges import ByteRange
 from whoseblock.stack.host import Host
@@ -155,6 +155,28 @@ def test_a_device_that_comes_later(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     (history,) = machine.histories()
     assert kinds(history) == [["unknown"], ["free"]]
     assert history.findings[1].answer["complete"]
+
+
+def test_what_fails_again_as_soon_as_it_was_dealt_with(tmp_path: Path) -> None:
+    need_root()
+    image = make_image(tmp_path / "disk", Geometry("again", size=64 * MIB, parent=True))
+    machine = Machine(tmp_path)
+
+    def fails_again(processor: Processor) -> Statistics:
+        processor.process([[failed(attach.name, MIB)]])
+        with open_journal(str(machine.journal)) as journal, journal.begin_run([], "0") as run:
+            run.close_failure(1, "dealt with")
+        return processor.process([[failed(attach.name, MIB, "again")]])
+
+    with own_loop(image) as attach:
+        attach()
+        machine.do(fails_again)
+    first, second = machine.histories()
+    assert first.failure.closed is not None
+    assert second.failure.closed is None
+    # The place was known before, and is not now.
+    assert kinds(second) == [["free"]]
+    assert second.findings[0].complete
 
 
 def test_what_is_heard_of_a_device_that_was_lost(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ The devices here are not on any machine: what is journaled is the failure, and t
 """
 
 import contextlib
+import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -15,10 +16,13 @@ from msgspec.structs import replace
 
 from whoseblock.errors import JournalError
 from whoseblock.fs.base import Answer, FileOwner, Free, Process, Via
-from whoseblock.journal import Filter, History, State, open_journal
+from whoseblock.journal import Filter, History, Overview, State, open_journal
+from whoseblock.journal.journal import Journal
 from whoseblock.journal.run import Run
 from whoseblock.ranges import ByteRange
 from whoseblock.watch.choosing import choose
+from whoseblock.watch.entries import Entries, Repeated
+from whoseblock.watch.places import Place
 from whoseblock.watch.policy import Policy, Rule
 from whoseblock.watch.process import Processor, Setup
 from whoseblock.watch.reports import Failed, Ill, Listed, Lost, Report
@@ -95,8 +99,7 @@ def test_the_same_event_is_journaled_once(house: House) -> None:
     event = replace(failed(512), at=time.time() - 10)
     house.process([event])
     house.process([event])
-    with open_journal(str(house.journal)) as journal, journal.begin_run(["test"], "0") as run:
-        run.close_failure(1, "dealt with")
+    close(house)
     house.process([event])
     assert house.told() == [(512, 512, [("kmsg", 512)], 1, False)]
     # What was noticed before that is nothing new; what was noticed after is a new failure.
@@ -104,6 +107,47 @@ def test_the_same_event_is_journaled_once(house: House) -> None:
     assert len(house.told()) == 1
     house.process([replace(event, key="late", at=time.time())])
     assert [one[4] for one in house.told()] == [False, True]
+
+
+def test_an_old_failure_was_dealt_with_a_moment_ago(house: House) -> None:
+    """Whoever heals it reads it, and that is reported, once it is healed."""
+    house.process([failed(512)])
+    seen = time.time()
+    close(house)
+    house.process([replace(failed(512, key="healing"), at=seen)])
+    assert [one[4] for one in house.told()] == [False]
+
+
+@pytest.mark.parametrize("moment", range(4))
+def test_somebody_deals_with_it_at_any_moment(
+    house: House, moment: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house.process([failed(512)])
+    seen, asked, failures = time.time(), itertools.count(), Journal.failures
+    ours = Place("sdzz", "", 512, 512, None)
+
+    def meanwhile(self: Journal, wanted: Filter) -> Iterator[Overview]:
+        if next(asked) == moment:
+            close(house)
+        yield from list(failures(self, wanted))
+
+    monkeypatch.setattr(Journal, "failures", meanwhile)
+    with open_journal(str(house.journal)) as journal, journal.begin_run([], "0") as run:
+        entries = Entries(journal, run)
+        entries.has(ours)
+        assert next(asked) == 2
+        if moment > 1:
+            close(house)
+        if moment == 3:
+            entries.refresh(others_close=True)
+        again = replace(failed(512, key="healing"), at=seen)
+        assert not any(one.new for one in entries.enter(Repeated(again, 2, seen), ours))
+    assert [one[4] for one in house.told()] == [False]
+
+
+def close(house: House) -> None:
+    with open_journal(str(house.journal)) as journal, journal.begin_run(["test"], "0") as run:
+        run.close_failure(1, "dealt with")
 
 
 def test_what_comes_again_and_again_is_counted(house: House) -> None:

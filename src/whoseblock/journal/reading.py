@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from datetime import datetime
 from typing import Any, Final
 
 from sqlalchemy import ColumnElement, Connection, Row, Select, exists, func, or_, select
@@ -85,6 +86,8 @@ def _conditions(wanted: Filter) -> list[ColumnElement[bool]]:
         conditions.append(hosts.c.name == wanted.host)
     if wanted.open is not None:
         conditions.append(failures.c.closed.is_(None) == wanted.open)
+    if wanted.closed_since is not None:
+        conditions.append(failures.c.closed >= wanted.closed_since)
     if wanted.overlapping is not None:
         start, end = wanted.overlapping.start, wanted.overlapping.end
         conditions.append(failures.c.start < end)
@@ -92,12 +95,7 @@ def _conditions(wanted: Filter) -> list[ColumnElement[bool]]:
     if wanted.file is not None:
         conditions.append(failures.c.id.in_(_owned_by(wanted.file)))
     if wanted.since is not None or wanted.until is not None:
-        reported = select(reports.c.failure)
-        if wanted.since is not None:
-            reported = reported.where(reports.c.at >= wanted.since)
-        if wanted.until is not None:
-            reported = reported.where(reports.c.at < wanted.until)
-        conditions.append(failures.c.id.in_(reported))
+        conditions.append(failures.c.id.in_(_reported(wanted.since, wanted.until)))
     if wanted.state is not None:
         conditions.append(
             exists()
@@ -111,6 +109,15 @@ def _conditions(wanted: Filter) -> list[ColumnElement[bool]]:
             .correlate(failures)
         )
     return conditions
+
+
+def _reported(since: datetime | None, until: datetime | None) -> Select[Any]:
+    reported = select(reports.c.failure)
+    if since is not None:
+        reported = reported.where(reports.c.at >= since)
+    if until is not None:
+        reported = reported.where(reports.c.at < until)
+    return reported
 
 
 def _owned_by(path: str) -> Select[Any]:

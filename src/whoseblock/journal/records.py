@@ -250,8 +250,9 @@ class Filter(Struct, frozen=True, kw_only=True):
 
     ``device`` is the name of the device, its identity, or the target as it was named.  ``file`` is
     a path of any owner, from the root of its filesystem or as it was mounted.  ``since`` (included)
-    and ``until`` (left out) are when somebody reported it.  ``state`` is that of any of its steps.
-    ``overlapping`` is a range that it has a byte of.
+    and ``until`` (left out) are when somebody reported it, and since ``closed_since`` (included) it
+    is closed.  ``state`` is that of any of its steps.  ``overlapping`` is a range that it has a
+    byte of.
     """
 
     device: str | None = None
@@ -262,3 +263,4 @@ class Filter(Struct, frozen=True, kw_only=True):
     host: str | None = None
     open: bool | None = None
     overlapping: ByteRange | None = None
+    closed_since: datetime | None = None

@@ -21,6 +21,7 @@ from whoseblock.journal.database import Database
 from whoseblock.journal.host import Host, this_process, user_name, without_passwords
 from whoseblock.journal.records import (
     NEXT,
+    Entry,
     Event,
     NewReport,
     Noted,
@@ -50,6 +51,7 @@ _NOTHING: Final[Mapping[str, Any]] = {}
 _BATCH: Final = 4096
 # Made once: of many failures that come at once, most of the time would go into making them.
 _REPORT_OF: Final = select(reports.c.failure).where(reports.c.event == bindparam("event"))
+_CLOSED: Final = select(failures.c.closed).where(failures.c.id == bindparam("failure"))
 _OPEN: Final = (
     select(failures.c.id, failures.c.device, failures.c.identity)
     .where(
@@ -129,13 +131,12 @@ class Run(Closing):
         An event that has a ``key`` and was journaled before is not journaled again: the answer
         then names the failure that it was of, though that may be closed by now.
         """
-        at = report.at or _now()
-        event = None if report.key is None else self._event_digest(report)
+        report = _dated(report)
         # Only one at a time looks for the failure and makes it.
         with self._database.writing(lock=["failures", *self._host]) as connection:
-            known = None if event is None else connection.scalar(_REPORT_OF, {"event": event})
+            event, known = self._known_event(connection, report)
             if known is not None:
-                return Noted(known, new_failure=False, new_report=False)
+                return known
             failure = self._open_failure(connection, device, where, identity)
             new = failure is None
             if failure is None:
@@ -146,21 +147,56 @@ class Run(Closing):
                     "start": where.start,
                     "length": where.length,
                     "target": target,
-                    "first_seen": at,
+                    "first_seen": report.at,
                     "run": self.id,
                 }
                 failure = _added(connection, failures, values)
-            told = {
-                "failure": failure,
-                "run": self.id,
-                "at": at,
-                "source": report.source,
-                "origin": report.origin,
-                "event": event,
-                "detail": report.detail,
-            }
-            connection.execute(insert(reports), told)
+            self._add_report(connection, failure, report, event)
         return Noted(failure, new_failure=new, new_report=True)
+
+    def record_report(self, failure: Entry, report: NewReport, seen: datetime) -> Noted:
+        """Journal one more report of a failure that was open a moment ago.
+
+        If somebody has closed it since, and the event was last ``seen`` after that, it is reported
+        as `record_failure` does.
+        """
+        report = _dated(report)
+        with self._database.writing(lock=["failures", *self._host]) as connection:
+            event, known = self._known_event(connection, report)
+            if known is not None:
+                return known
+            closed = connection.scalar(_CLOSED, {"failure": failure.id})
+            if closed is None or seen <= closed:
+                self._add_report(connection, failure.id, report, event)
+                return Noted(failure.id, new_failure=False, new_report=True)
+        return self.record_failure(
+            failure.device, failure.range, report, identity=failure.identity, target=failure.target
+        )
+
+    def _known_event(
+        self, connection: Connection, report: NewReport
+    ) -> tuple[bytes | None, Noted | None]:
+        """Give the digest of an event, if it has a key; and what it is of if it is journaled."""
+        if report.key is None:
+            return None, None
+        event = self._event_digest(report)
+        known = connection.scalar(_REPORT_OF, {"event": event})
+        noted = None if known is None else Noted(known, new_failure=False, new_report=False)
+        return event, noted
+
+    def _add_report(
+        self, connection: Connection, failure: int, report: NewReport, event: bytes | None
+    ) -> None:
+        told = {
+            "failure": failure,
+            "run": self.id,
+            "at": report.at,
+            "source": report.source,
+            "origin": report.origin,
+            "event": event,
+            "detail": report.detail,
+        }
+        connection.execute(insert(reports), told)
 
     def _event_digest(self, report: NewReport) -> bytes:
         text = json.dumps([*self._host, report.source, report.key])
@@ -337,6 +373,10 @@ class Run(Closing):
 
 def _now() -> datetime:
     return datetime.now(UTC)
+
+
+def _dated(report: NewReport) -> NewReport:
+    return report if report.at else msgspec.structs.replace(report, at=_now())
 
 
 def _added(connection: Connection, table: Any, values: Mapping[str, Any]) -> int:  # noqa: ANN401 - a table of any kind

@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 
 from msgspec.structs import replace
 
-from whoseblock.journal import Entry, Filter, NewReport, Noted
+from whoseblock.journal import Entry, Filter, NewReport, Overview
 from whoseblock.journal.journal import Journal
 from whoseblock.journal.run import Run
 from whoseblock.ranges import ByteRange, subtract
@@ -81,6 +81,15 @@ class _Known(NamedTuple):
     planned: bool
 
 
+class _Device(NamedTuple):
+    # What the journal has of a device: what is open, in the order of the starts, which stand apart
+    # for bisecting; and what was dealt with lately.  What was heard of that before may come only
+    # now.
+    starts: list[int]
+    open: list[_Known]
+    dealt_with: list[Entry]
+
+
 class Entries:
     """The open entries of this host, as the journal has them, and what makes more of them.
 
@@ -91,21 +100,13 @@ class Entries:
     def __init__(self, journal: Journal, run: Run) -> None:
         self._journal = journal
         self._run = run
-        #: By identity or device, in the order of their starts, which stand apart for bisecting.
-        self._open: dict[str, tuple[list[int], list[_Known]]] = {}
+        #: By identity or device.
+        self._devices: dict[str, _Device] = {}
         self._since = time.monotonic()
-        self._dealt_with: list[Entry] = []
-        self.find_dealt_with()
-
-    def find_dealt_with(self) -> None:
-        """Find what was dealt with lately; what was heard of that before may come only now."""
-        wanted = Filter(host=self._journal.host.name, open=False, since=datetime.now(UTC) - _LATELY)
-        failures = (one.failure for one in self._journal.failures(wanted))
-        self._dealt_with = [one for one in failures if one.closed_because != NOT_LISTED]
 
     def forget(self) -> None:
         """Have all read again: something was closed."""
-        self._open.clear()
+        self._devices.clear()
 
     def refresh(self, *, others_close: bool) -> None:
         """Have all read again that was read a while ago, or is too much to keep.
@@ -113,11 +114,9 @@ class Entries:
         If ``others_close`` entries when they have dealt with them, what a moment ago was open may
         be so no more.
         """
-        count = sum(len(starts) for starts, _ in self._open.values())
-        if others_close:
-            self.find_dealt_with()
+        count = sum(len(one.open) for one in self._devices.values())
         if others_close or time.monotonic() - self._since > _FRESH_S or count > _MOST:
-            self._open.clear()
+            self._devices.clear()
             self._since = time.monotonic()
 
     def enter(self, repeated: Repeated, place: Place) -> Iterator[Entered]:
@@ -127,9 +126,11 @@ class Entries:
         it only now: looking at them to heal them makes the kernel complain once more.
         """
         left = [ByteRange(place.start, place.length)]
+        seen = datetime.fromtimestamp(repeated.last, UTC)
         for entry, looked, planned in self._touching(place):
             left = subtract(left, entry.range)
-            noted = self._record(repeated, place, entry.device, entry.range, entry.identity)
+            report = _new_report(repeated, place, entry.range)
+            noted = self._run.record_report(entry, report, seen)
             known = place._replace(start=entry.start, length=entry.length, device=entry.device)
             if noted.failure == entry.id:
                 yield Entered(
@@ -144,23 +145,17 @@ class Entries:
                 # Somebody else has closed it meanwhile.
                 self.forget()
                 yield _new(noted.failure, known)
-        seen = datetime.fromtimestamp(repeated.last, UTC)
-        for entry in self._dealt_with:
-            if _is_of(entry, place) and entry.closed is not None and seen <= entry.closed:
+        for entry in self._of(place).dealt_with:
+            if entry.closed is not None and seen <= entry.closed:
                 left = subtract(left, entry.range)
         for piece in left:
-            noted = self._record(repeated, place, place.device, piece, place.identity)
+            report = _new_report(repeated, place, piece)
+            noted = self._run.record_failure(place.device, piece, report, identity=place.identity)
             # An event that was journaled before is of an entry that is closed by now.
             if noted.new_failure:
                 part = place._replace(start=piece.start, length=piece.length)
                 self._add(noted.failure, part)
                 yield _new(noted.failure, part)
-
-    def _record(
-        self, repeated: Repeated, place: Place, device: str, where: ByteRange, identity: str
-    ) -> Noted:
-        report = _new_report(repeated, place, where)
-        return self._run.record_failure(device, where, report, identity=identity)
 
     def close_healed(self, place: Place) -> int:
         """Close the open entries that lie wholly within a place; give how many there were."""
@@ -184,16 +179,16 @@ class Entries:
     def looked(self, numbers: Iterable[int]) -> None:
         """Take note that the owners of these are journaled."""
         done = set(numbers)
-        for _, known in self._open.values():
-            for at, one in enumerate(known):
+        for device in self._devices.values():
+            for at, one in enumerate(device.open):
                 if one.entry.id in done:
-                    known[at] = one._replace(looked=True)
+                    device.open[at] = one._replace(looked=True)
 
     # ------------------------------------------------------------------ what is known
 
     def _touching(self, place: Place) -> list[_Known]:
         """Give the open entries with bytes of a place."""
-        starts, known = self._of(place)
+        starts, known, _ = self._of(place)
         # Those of one device do not overlap, unless somebody else made some: so far back at most.
         first = max(bisect_left(starts, place.start) - _BACK, 0)
         last = bisect_left(starts, place.start + place.length)
@@ -201,23 +196,37 @@ class Entries:
             one for one in known[first:last] if one.entry.start + one.entry.length > place.start
         ]
 
-    def _of(self, place: Place) -> tuple[list[int], list[_Known]]:
+    def _of(self, place: Place) -> _Device:
         key = place.identity or place.device
-        if key not in self._open:
-            wanted = Filter(host=self._journal.host.name, open=True)
-            found: dict[int, _Known] = {}
-            # By device, too: made when nobody knew the identity, or by somebody who does not.
-            for name in dict.fromkeys((key, place.device)):
-                for one in self._journal.failures(replace(wanted, device=name)):
-                    if _is_of(one.failure, place):
-                        looked = one.complete is not None
-                        found[one.failure.id] = _Known(one.failure, looked, bool(one.states))
-            ordered = sorted(found.values(), key=lambda one: one.entry.start)
-            self._open[key] = [one.entry.start for one in ordered], ordered
-        return self._open[key]
+        if key not in self._devices:
+            opened = [
+                _Known(one.failure, one.complete is not None, bool(one.states))
+                for one in self._find(place, Filter(open=True))
+            ]
+            opened.sort(key=lambda one: one.entry.start)
+            # Only now: what somebody closes meanwhile is found as open, or here, or both.
+            lately = Filter(closed_since=datetime.now(UTC) - _LATELY)
+            dealt_with = [one.failure for one in self._find(place, lately)]
+            self._devices[key] = _Device(
+                [one.entry.start for one in opened],
+                opened,
+                [one for one in dealt_with if one.closed_because != NOT_LISTED],
+            )
+        return self._devices[key]
+
+    def _find(self, place: Place, wanted: Filter) -> Iterable[Overview]:
+        """Give the entries of a device that are wanted."""
+        found: dict[int, Overview] = {}
+        # By device, too: made when nobody knew the identity, or by somebody who does not.
+        for name in dict.fromkeys((place.identity or place.device, place.device)):
+            wanted = replace(wanted, host=self._journal.host.name, device=name)
+            for one in self._journal.failures(wanted):
+                if _is_of(one.failure, place):
+                    found[one.failure.id] = one
+        return found.values()
 
     def _add(self, number: int, place: Place) -> None:
-        starts, known = self._of(place)
+        starts, known, _ = self._of(place)
         at = bisect_left(starts, place.start)
         entry = Entry(
             id=number,

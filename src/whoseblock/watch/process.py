@@ -274,16 +274,7 @@ class Processor(Closing):
 
         The owners of ``again`` are looked for though somebody has.  Gives the entries by number.
         """
-        placed = [
-            (repeated, place) for repeated in reported for place in self._places(repeated.where)
-        ]
-        entered: dict[int, tuple[Entered, Failed]] = {}
-        with self._journal.together():
-            for repeated, place in placed:
-                for entry in self._entries.enter(repeated, place):
-                    if entry.new:
-                        count(self._statistics.failures, {place.device: 1})
-                    entered.setdefault(entry.number, (entry, repeated.failed))
+        entered = self._journaled(reported)
         self._statistics.latest = time.time() if entered else None
         for number in entered:
             self._unanswered.heard(number)
@@ -312,6 +303,24 @@ class Processor(Closing):
         self._plan(wanted, answers)
         return {number: entry for number, (entry, _) in entered.items()}
 
+    def _journaled(self, reported: Iterable[Repeated]) -> dict[int, tuple[Entered, Failed]]:
+        """Journal failures; give the entries by number, and what first told of each."""
+        placed = [
+            (repeated, place) for repeated in reported for place in self._places(repeated.where)
+        ]
+        entered: dict[int, tuple[Entered, Failed]] = {}
+        with self._journal.together():
+            for repeated, place in placed:
+                for entry in self._entries.enter(repeated, place):
+                    if entry.new:
+                        count(self._statistics.failures, {place.device: 1})
+                    entered.setdefault(entry.number, (entry, repeated.failed))
+        for number, (entry, one) in entered.items():
+            if entry.new and entry.place.layer is None and not entry.place.why:
+                # It was known when we looked, and somebody has closed it meanwhile.
+                entered[number] = entry._replace(place=self._placed_anew(entry.place, one)), one
+        return entered
+
     def _plan(self, wanted: Sequence[tuple[Entered, Failed]], answers: Sequence[Answer]) -> None:
         """Plan what the policy has done; others do it, for whom nobody here waits."""
         if not self._setup.policy.rules:
@@ -338,6 +347,18 @@ class Processor(Closing):
                 # A layer is good for this batch only.
                 self._settled[where] = [place._replace(layer=None) for place in places]
         return places
+
+    def _placed_anew(self, place: Place, one: Failed) -> Place:
+        """Find the layer of a place that was settled before."""
+        where = (one.device, one.start, one.length)
+        self._settled.pop(where, None)
+        for fresh in self._settle(where):
+            if (
+                fresh.device == place.device
+                and fresh.start <= place.start < fresh.start + fresh.length
+            ):
+                return place._replace(layer=fresh.layer, why=fresh.why)
+        return place._replace(why="where it belongs has just changed")
 
     def _settle(self, where: tuple[str, int, int]) -> list[Place]:
         """Say where a failure belongs: on its own device, if that does not answer."""
