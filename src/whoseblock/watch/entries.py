@@ -83,11 +83,11 @@ class _Known(NamedTuple):
 
 class _Device(NamedTuple):
     # What the journal has of a device: what is open, in the order of the starts, which stand apart
-    # for bisecting; and what was dealt with lately.  What was heard of that before may come only
-    # now.
+    # for bisecting; and what was dealt with lately and when, the last first.  What was noticed
+    # before that may come only now.
     starts: list[int]
     open: list[_Known]
-    dealt_with: list[Entry]
+    dealt_with: list[tuple[datetime, ByteRange]]
 
 
 class Entries:
@@ -145,9 +145,10 @@ class Entries:
                 # Somebody else has closed it meanwhile.
                 self.forget()
                 yield _new(noted.failure, known)
-        for entry in self._of(place).dealt_with:
-            if entry.closed is not None and seen <= entry.closed:
-                left = subtract(left, entry.range)
+        for closed, where in self._of(place).dealt_with:
+            if closed < seen:
+                break
+            left = subtract(left, where)
         for piece in left:
             report = _new_report(repeated, place, piece)
             noted = self._run.record_failure(place.device, piece, report, identity=place.identity)
@@ -206,12 +207,14 @@ class Entries:
             opened.sort(key=lambda one: one.entry.start)
             # Only now: what somebody closes meanwhile is found as open, or here, or both.
             lately = Filter(closed_since=datetime.now(UTC) - _LATELY)
-            dealt_with = [one.failure for one in self._find(place, lately)]
-            self._devices[key] = _Device(
-                [one.entry.start for one in opened],
-                opened,
-                [one for one in dealt_with if one.closed_because != NOT_LISTED],
-            )
+            dealt_with = [
+                (one.failure.closed, one.failure.range)
+                for one in self._find(place, lately)
+                if one.failure.closed is not None and one.failure.closed_because != NOT_LISTED
+            ]
+            dealt_with.sort(reverse=True)
+            starts = [one.entry.start for one in opened]
+            self._devices[key] = _Device(starts, opened, dealt_with)
         return self._devices[key]
 
     def _find(self, place: Place, wanted: Filter) -> Iterable[Overview]:
