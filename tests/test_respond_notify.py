@@ -66,7 +66,7 @@ def users(file: Path, offset: int = 0, length: int = PAGE) -> tuple[Process, ...
 
 def heard_by(heard: Path, count: int) -> list[int]:
     """Wait until so many signals were heard, and a little for any that must not be."""
-    end = time.monotonic() + 60
+    end = time.monotonic() + 10
     while len(heard.read_text().split()) < count and time.monotonic() < end:
         time.sleep(0.01)
     time.sleep(0.1)
@@ -117,7 +117,7 @@ def ended() -> Iterator[Process]:
     start_time = int(stat.rpartition(")")[2].split()[19])
     assert child.stdin is not None
     child.stdin.close()
-    end = time.monotonic() + 60
+    end = time.monotonic() + 10
     while Path(f"/proc/{child.pid}/stat").read_text().rpartition(") ")[2][0] != "Z":
         assert time.monotonic() < end
         time.sleep(0.01)
@@ -197,9 +197,9 @@ def test_a_command_that_hangs_is_ended_with_all_that_it_started(tmp_path: Path) 
     began = time.monotonic()
     with pytest.raises(NotifyError, match="took longer than 3 seconds"):
         run_command(command, ANSWER, seconds=3)
-    assert time.monotonic() - began < 60
+    assert time.monotonic() - began < 10
     pid = int((tmp_path / "pid").read_text())
-    end = time.monotonic() + 60
+    end = time.monotonic() + 10
     while Path(f"/proc/{pid}/stat").exists():
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0]
         if state == "Z":
@@ -211,5 +211,5 @@ def test_a_command_that_hangs_is_ended_with_all_that_it_started(tmp_path: Path) 
 def test_a_command_may_leave_something_running(tmp_path: Path) -> None:
     began = time.monotonic()
     run_command(f"sleep 100 & echo $! > {tmp_path}/pid", ANSWER)
-    assert time.monotonic() - began < 60
+    assert time.monotonic() - began < 10
     os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)

@@ -226,7 +226,7 @@ def test_a_state_folder_without_room_loses_nothing(machine: Path, tmp_path: Path
 def test_systemd_is_told(machine: Path, tmp_path: Path) -> None:
     with closing(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)) as listener:
         listener.bind(str(tmp_path / "notify"))
-        listener.settimeout(60)
+        listener.settimeout(20)
         # The watchdog is that of another process: whoever starts ours does not know its number.
         environment = {
             "NOTIFY_SOCKET": str(tmp_path / "notify"),

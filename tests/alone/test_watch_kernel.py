@@ -147,7 +147,7 @@ def test_a_disk_that_does_not_answer_keeps_no_other_waiting(image: Path, tmp_pat
             def journaled() -> set[str]:
                 return {one.failure.device for one in daemon.histories()}
 
-            until(lambda: journaled() >= {loop.name, "sdzz"})
+            until(lambda: journaled() >= {loop.name, "sdzz"}, 60)
             until(daemon.idle)
             daemon.stop()
 

@@ -35,7 +35,7 @@ try:
 except BaseException as error:
     say(type(error).__name__, error)
 """
-_PATIENCE_S = 60
+_PATIENCE_S = 30
 
 
 @dataclass

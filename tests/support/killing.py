@@ -34,7 +34,7 @@ __all__ = ["BLOCK", "SECTOR", "Ground", "Ran", "Victim", "check_repair", "ground
 
 BLOCK = 4096
 SECTOR = 512
-_PATIENCE_S = 60.0
+_PATIENCE_S = 10.0
 _SIZE = 64 * MIB
 _FITHAW = 0xC0045878  # linux/fs.h
 

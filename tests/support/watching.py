@@ -22,7 +22,7 @@ from whoseblock.watch.state import Position, StateFolder
 
 __all__ = ["Daemon", "from_now_on", "histories", "once", "peak_memory", "until", "watching"]
 
-_PATIENCE_S = 120.0
+_PATIENCE_S = 30.0
 
 
 def until(condition: Callable[[], Any], patience: float = _PATIENCE_S) -> Any:  # noqa: ANN401 - what it waits for
