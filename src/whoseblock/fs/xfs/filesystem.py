@@ -18,7 +18,8 @@ from whoseblock.fs.xfs.log import log_note
 from whoseblock.fs.xfs.owners import OwnerFinder
 from whoseblock.fs.xfs.paths import PathFinder
 from whoseblock.fs.xfs.rows import make_row
-from whoseblock.fs.xfs.volume import Volume, open_superblock
+from whoseblock.fs.xfs.superblocks import open_superblock
+from whoseblock.fs.xfs.volume import Volume
 from whoseblock.media.base import Media
 from whoseblock.media.mounts import mount_note
 
