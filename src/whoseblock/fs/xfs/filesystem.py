@@ -54,9 +54,9 @@ class XfsFilesystem(Closing):
         self, media: Media, log_media: Media | None = None, doubts: Iterable[str] = ()
     ) -> None:
         self._told = tuple(doubts)
-        sb, self._superblock_notes = open_superblock(media)
+        sb, self._superblock_notes, disputed = open_superblock(media)
         self.progress: Progress = no_progress
-        self.volume = Volume(media, sb)
+        self.volume = Volume(media, sb, disputed)
         self.size = self.volume.size
         self.device_size = media.size
         self.block_size = sb.blocksize

@@ -7,7 +7,7 @@ counts in bytes.
 """
 
 from collections import Counter
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from whoseblock.errors import CorruptError, MediaError
 from whoseblock.fs.xfs.format.ag import (
@@ -24,7 +24,7 @@ from whoseblock.fs.xfs.format.checksum import crc_matches
 from whoseblock.fs.xfs.format.superblock import Superblock
 from whoseblock.media.base import Media
 
-__all__ = ["Volume"]
+__all__ = ["DisputedEnd", "Volume"]
 
 #: What `Volume.read` reads, by the name it is counted under.
 KINDS: Final = {
@@ -46,6 +46,16 @@ KINDS: Final = {
 DADDR: Final = 512
 
 
+class DisputedEnd(NamedTuple):
+    """Where the filesystem ends if the headers that claim most are right, and a note about it.
+
+    ``end`` is in bytes, and past the end by the superblock.
+    """
+
+    end: int
+    note: str
+
+
 class OwnedHeader(Protocol):
     """What the headers of all blocks that belong to inodes have in common."""
 
@@ -61,11 +71,13 @@ class Volume:
     """The geometry of one filesystem on one medium, and its verified headers.
 
     ``reads`` counts what was read from the medium, in blocks of whatever kind was asked for.
+    ``disputed`` is set if it is not certain that the filesystem ends where ``sb`` says.
     """
 
-    def __init__(self, media: Media, sb: Superblock) -> None:
+    def __init__(self, media: Media, sb: Superblock, disputed: DisputedEnd | None = None) -> None:
         self.media = media
         self.sb = sb
+        self.disputed = disputed
         self.block_size = sb.blocksize
         self.inode_size = sb.inodesize
         self.uuid = sb.metadata_uuid
