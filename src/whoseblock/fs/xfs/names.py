@@ -39,18 +39,21 @@ class Link(NamedTuple):
 class _Target:
     """An inode whose names are searched for, with those that were found."""
 
-    def __init__(self, ino: int, mode: int, links: int, home: int) -> None:
+    def __init__(self, ino: int, mode: int, links: int, home: tuple[int, int]) -> None:
         self.ino = ino
         self.mode = mode
         self.links = links
-        self.home = home
+        #: The group, and where the inode's chunk begins, in inodes of the group.
+        self.home, agino = home
+        self.chunk = agino // XFS_INODES_PER_CHUNK * XFS_INODES_PER_CHUNK
         #: How far from the inode's chunk the last name that counts is, in inodes.
         self.reach = 0
         self._found: dict[Link, _Rank] = {}
 
     def add(self, link: Link, rank: _Rank) -> None:
         """Add a name; crafted inode chunks may overlap, so that it is found more than once."""
-        self._found[link] = min(rank, self._found.get(link, rank))
+        known = self._found.get(link)
+        self._found[link] = rank if known is None or rank < known else known
         if len(self._found) > 2 * self.links:
             self._found = dict(self._nearest())
 
@@ -89,8 +92,7 @@ class NameSearch:
     def find(self, wanted: Iterable[tuple[int, int, int]]) -> dict[int, list[Link]]:
         """Find names of inodes, given as number, mode and number of names to find."""
         targets = [
-            _Target(ino, mode, links, self.volume.split_inode(ino)[0])
-            for ino, mode, links in wanted
+            _Target(ino, mode, links, self.volume.split_inode(ino)) for ino, mode, links in wanted
         ]
         at_home: dict[int, list[_Target]] = {}
         for target in targets:
@@ -123,10 +125,9 @@ class NameSearch:
     def _search_outwards(
         self, agno: int, tree: AgTree, limit: int, target: _Target, faults: list[Fault]
     ) -> None:
-        home = self._chunk_of(target)
         wanted = {target.ino: target}
         modes = {target.ino: target.mode}
-        for chunk in self._rings(tree, limit, home, faults):
+        for chunk in self._rings(tree, limit, target.chunk, faults):
             for ino in self._directories_in(agno, chunk, target.ino):
                 self._search_directory(ino, chunk, wanted, modes)
                 if target.is_done:
@@ -150,7 +151,7 @@ class NameSearch:
                     if target.is_done:
                         target.settle()
                         unsettled.discard(number)
-                        upto = max(upto, self._chunk_of(target) + target.reach)
+                        upto = max(upto, target.chunk + target.reach)
         for target in targets:
             target.settle()
 
@@ -179,11 +180,6 @@ class NameSearch:
         limit *= chunk_size
         return AgTree(self.volume, agno, INOBT, limit), limit
 
-    def _chunk_of(self, target: _Target) -> int:
-        """Return where the chunk of an inode begins, in inodes of its group."""
-        agino = self.volume.split_inode(target.ino)[1]
-        return agino // XFS_INODES_PER_CHUNK * XFS_INODES_PER_CHUNK
-
     @staticmethod
     def _rings(tree: AgTree, limit: int, home: int, faults: list[Fault]) -> Iterator[InobtRec]:
         """Yield the inode chunks of a group, the nearest to ``home`` first."""
@@ -201,15 +197,6 @@ class NameSearch:
             yield from sorted(ring, key=lambda chunk: (abs(chunk.startino - home), chunk.startino))
             low, high = new_low, new_high
             radius *= _RING_GROWTH
-
-    def _rank(self, target: _Target, ino: int, chunk: InobtRec) -> _Rank:
-        """Return how near a directory is: first of its group, by its chunk, then in the chunk."""
-        agno = self.volume.split_inode(ino)[0]
-        if agno != target.home:
-            # Farther than anything in the inode's own group.
-            return (1 << 32, agno, chunk.startino, ino, 0)
-        distance = abs(chunk.startino - self._chunk_of(target))
-        return (distance, agno, chunk.startino, abs(ino - target.ino), ino)
 
     # ------------------------------------------------------------------ directories
 
@@ -248,10 +235,20 @@ class NameSearch:
     def _search_directory(
         self, ino: int, chunk: InobtRec, wanted: dict[int, _Target], modes: dict[int, int]
     ) -> set[int]:
-        """Add the names of a directory to the inodes; return those that got any."""
+        """Add the names of a directory to the inodes; return those that got any.
+
+        Names are ranked by how near the directory is: in the inode's own group by the distance of
+        its chunk, then within the chunk; any other group is farther.
+        """
+        agno, begin = self.volume.split_inode(ino)[0], chunk.startino
         touched = set()
         for place, entry in enumerate(self.directories.names(ino, modes, self.faults)):
             target = wanted[entry.inumber]
-            target.add(Link(ino, entry.name), (*self._rank(target, ino, chunk), place))
-            touched.add(entry.inumber)
+            if target.home == agno:
+                distance = abs(begin - target.chunk)
+                rank = (distance, begin, abs(ino - target.ino), ino, place)
+            else:
+                rank = (1 << 32, agno, begin, ino, place)
+            target.add(Link(ino, entry.name), rank)
+            touched.add(target.ino)
         return touched

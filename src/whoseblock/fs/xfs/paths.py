@@ -90,6 +90,7 @@ class PathFinder:
             return Paths(complete=not note, notes=(note,) if note else (), unlinked=True)
         links = search.targets[ino] = []
         if core.is_dir:
+            search.folders.add(ino)
             search.unclimbed.add(ino)
         elif not self._links_from_pointers(ino, core.nlink, links):
             search.wanted[ino] = core
@@ -177,9 +178,9 @@ class PathFinder:
         notes = search.notes.get(ino, [])
         if ino == root:
             paths.append(b"/")
-        elif ino in search.up:
+        elif ino in search.folders and ino in search.up:
             links = [search.up[ino]]
-        elif ino in search.lost:
+        elif ino in search.folders and ino in search.lost:
             notes.append(search.lost[ino])
         allowed = min(_MOST_BYTES, search.bytes_left)
         size = 0
@@ -284,15 +285,17 @@ class _UnlinkedList:
 class _Search:
     """What one call of `PathFinder.find` knows so far.
 
-    ``targets`` are the inodes asked for with the links found, ``wanted`` those of them whose names
-    are searched for; ``up`` is the one link of each directory, ``lost`` why it has none,
-    ``unclimbed`` the directories whose link is still to be found.  ``notes`` are about single
-    inodes, and ``bytes_left`` is how long further paths may be together.
+    ``targets`` are the inodes asked for with the links found, ``folders`` those of them that are
+    directories, ``wanted`` those whose names are searched for.  ``up`` is the one link of each
+    directory, ``lost`` why it has none, ``unclimbed`` the directories whose link is still to be
+    found.  ``notes`` are about single inodes, and ``bytes_left`` is how long further paths may be
+    together.
     """
 
     def __init__(self, names: NameSearch) -> None:
         self.names = names
         self.targets: dict[int, list[Link]] = {}
+        self.folders: set[int] = set()
         self.wanted: dict[int, Dinode] = {}
         self.up: dict[int, Link] = {}
         self.lost: dict[int, str] = {}
