@@ -6,10 +6,20 @@ from functools import cached_property
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
+from msgspec import UNSET
+
 from whoseblock.closing import Closing
 from whoseblock.errors import BlockError
 from whoseblock.fs.arrays import OwnerArrays
-from whoseblock.fs.base import Answer, Paths, Progress, check_within, distinct, no_progress
+from whoseblock.fs.base import (
+    Answer,
+    Paths,
+    Progress,
+    check_within,
+    distinct,
+    no_progress,
+    remarks_in,
+)
 from whoseblock.fs.pieces import FILE, Piece
 from whoseblock.fs.xfs.attributes import Attributes
 from whoseblock.fs.xfs.format.superblock import XFS_SB_VERSION_5
@@ -188,7 +198,8 @@ class XfsFilesystem(Closing):
                 missing += paths.notes
             rows.append(make_row(self.volume, piece, paths))
         said = distinct([*missing, *self.remarks]) if missing else self.remarks
-        return Answer(start, length, not missing, said, tuple(rows))
+        only = remarks_in(said, missing, self.remarks) if self.remarks else UNSET
+        return Answer(start, length, not missing, said, tuple(rows), remarks=only)
 
     def file_size(self, inode: int) -> int | None:
         """Give the size of a file in bytes, None if its inode cannot be read."""
