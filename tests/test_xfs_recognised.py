@@ -18,6 +18,7 @@ from tests.support.truth import Truth
 from tests.support.zoo import Zoo, by_kernel, with_nameless
 
 import whoseblock
+from whoseblock.cli.table import table_lines
 
 SMALL = Geometry("small", size=128 * MIB, groups=3)
 
@@ -153,8 +154,17 @@ def test_realtime_device_without_rmapbt(tmp_path: Path) -> None:
     image = realtime_image(tmp_path, geometry)
     assert_nothing_claimed(image, [], xfsdb.superblock(image).size)
     with whoseblock.open(image) as fs:
-        notes = fs.owners(0, 4096).notes
-    assert any("realtime" in note for note in notes), notes
+        answer = fs.owners(0, 4096)
+    assert isinstance(answer.remarks, tuple)
+    (remark,) = answer.remarks
+    assert "realtime" in remark
+    assert remark in answer.notes
+    # The remark is not why the answer is incomplete, and is not printed as if it were.
+    below = [line for line in table_lines([answer]) if line.startswith("  ")]
+    assert f"  note: {remark}" in below
+    assert [line for line in below if line.startswith("  incomplete: ")]
+    (by_program,) = lookup_json(image, [(0, 4096)])
+    assert by_program["remarks"] == [remark]
 
 
 def assert_nothing_claimed(image: Path, free: list[tuple[int, int]], size: int) -> None:

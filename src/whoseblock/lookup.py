@@ -33,6 +33,7 @@ from whoseblock.fs.base import (
     check_within,
     distinct,
     no_progress,
+    remarks_in,
 )
 from whoseblock.media.base import Media
 from whoseblock.media.device import FileMedia
@@ -317,6 +318,9 @@ def with_processes(answers: Sequence[Answer], device: int) -> list[Answer]:
                 for row in answer
             ),
             notes=distinct([*answer.notes, *notes]),
+            remarks=answer.remarks
+            if answer.complete or not notes
+            else (*(answer.remarks or ()), *notes),
         )
         for answer in answers
     ]
@@ -340,7 +344,13 @@ def _verified(answer: Answer, again: Answer) -> Answer:
     if list(map(_identity, answer)) == list(map(_identity, again)):
         return replace(answer, verified=True)
     note = "the owners changed while paths and processes were looked for: ask again"
-    return replace(answer, verified=False, complete=False, notes=distinct([note, *answer.notes]))
+    return replace(
+        answer,
+        verified=False,
+        complete=False,
+        notes=distinct([note, *answer.notes]),
+        remarks=(answer.notes or UNSET) if answer.complete else answer.remarks,
+    )
 
 
 def _identity(row: Owner) -> Owner:
@@ -371,14 +381,16 @@ def _put_together(asked: Asked, parts: Sequence[_Part]) -> Answer:
     if not (asked.named or asked.layer.segments or asked.layer.beneath):
         # The filesystem itself was asked, though not only for what it has.
         rows, way = [replace(row, via=UNSET) for row in rows], UNSET
+    notes = distinct([*missing, *remarks])
     return Answer(
         asked.start,
         asked.length,
         not missing,
-        distinct([*missing, *remarks]),
+        notes,
         tuple(rows),
         origin,
         verified=UNSET if verified <= {UNSET} else False not in verified,
+        remarks=remarks_in(notes, missing, remarks),
         via=way,
     )
 
@@ -391,8 +403,9 @@ def _rows_of(part: _Part, missing: list[str], remarks: list[str]) -> Iterator[Ow
     name = landing.way[-1].layer
     if leaf is not None and leaf.space is not None:
         answer = leaf.told[part.number]
-        notes = [f"{name}: {note}" for note in answer.notes]
-        (remarks if answer.complete else missing).extend(notes)
+        for note in answer.notes:
+            only = answer.complete or note in (answer.remarks or ())
+            (remarks if only else missing).append(f"{name}: {note}")
         for row in answer.owners:
             distance = row.start - landing.offset
             yield replace(row, start=landing.start + distance, via=_way(landing, distance))

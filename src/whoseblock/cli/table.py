@@ -88,8 +88,8 @@ def _uses(process: Process) -> str:
 def _new_notes(answer: Answer, said: set[str]) -> list[str]:
     new = [note for note in answer.notes if note not in said]
     said.update(new)
-    title = "note" if answer.complete else "incomplete"
-    return [f"  {title}: {printable(note)}" for note in new]
+    remarks = answer.notes if answer.complete else answer.remarks or ()
+    return [f"  {'note' if note in remarks else 'incomplete'}: {printable(note)}" for note in new]
 
 
 def _rows(answer: Answer) -> Iterator[_Row]:

@@ -5,7 +5,7 @@ The rows are those of the ``lookup --json`` contract: their attributes are its f
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Protocol, Self, overload, runtime_checkable
 
@@ -39,6 +39,7 @@ __all__ = [
     "Via",
     "distinct",
     "no_progress",
+    "remarks_in",
 ]
 
 #: Told ``(what is being done, how much is done, how much there is or None)``, many times.
@@ -189,6 +190,8 @@ class Answer(_Placed, frozen=True):
     what.  ``via`` is the way of the first byte, as far down as it goes; every row has its own.
     ``origin`` says where the failure was read, if it was read from somewhere.  ``verified`` is
     there if the owners were asked for again in the end: whether they were still the same.
+    ``remarks`` are those of ``notes`` that have nothing to do with ``complete`` being false; it is
+    left out if there are none, and where ``complete`` is true all notes are remarks.
     """
 
     start: int
@@ -198,6 +201,7 @@ class Answer(_Placed, frozen=True):
     owners: tuple[Owner, ...]
     origin: str | UnsetType = UNSET
     verified: bool | UnsetType = UNSET
+    remarks: tuple[str, ...] | UnsetType = UNSET
 
     def __len__(self) -> int:
         return len(self.owners)
@@ -310,6 +314,15 @@ def distinct(notes: Iterable[str]) -> tuple[str, ...]:
     if len(once) <= MAX_NOTES:
         return once
     return (*once[:MAX_NOTES], f"and {len(once) - MAX_NOTES} more notes of this kind")
+
+
+def remarks_in(
+    notes: Iterable[str], missing: Collection[str], remarks: Collection[str]
+) -> tuple[str, ...] | UnsetType:
+    """Return what `Answer.remarks` is: those of ``notes`` that are only remarks."""
+    if not missing:
+        return UNSET
+    return tuple(note for note in notes if note in remarks and note not in missing) or UNSET
 
 
 def check_within(start: int, length: int, device: str, device_size: int) -> None:

@@ -21,7 +21,7 @@ def begins_with_filesystem(media: Media) -> bool:
     Nothing is searched for: on a disk with partitions one would find the filesystem of one of them.
     """
     # Of what is mounted the kernel knows, and none of this is loaded.
-    from whoseblock.fs.xfs.volume import begins_with_superblock
+    from whoseblock.fs.xfs.superblocks import begins_with_superblock
 
     return begins_with_superblock(media)
 

@@ -21,6 +21,7 @@ from whoseblock.fs.base import (
     check_within,
     distinct,
     no_progress,
+    remarks_in,
 )
 from whoseblock.fs.live import kernel
 from whoseblock.fs.live.format import XFS_FSOP_GEOM_FLAGS_RMAPBT, InodeFacts
@@ -311,7 +312,8 @@ class LiveFilesystem(Closing):
                 missing += paths.notes
             rows.append(self._row(piece, paths))
         said = distinct([*missing, *self.remarks])
-        return Answer(start, length, not missing, said, tuple(rows))
+        only = remarks_in(said, missing, self.remarks)
+        return Answer(start, length, not missing, said, tuple(rows), remarks=only)
 
     def _row(self, piece: Piece, paths: Paths | None) -> Owner:
         start, length, geometry = piece.start, piece.length, self.geometry

@@ -1,12 +1,13 @@
 """Reading directories: who their parent is, and which names they have for which inodes."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
 from whoseblock.errors import BlockError, CorruptError
 from whoseblock.fs.xfs.format.checksum import crc_matches
 from whoseblock.fs.xfs.format.directory import (
     DIR_BLOCK,
+    FILE_TYPES,
     XFS_DIR2_LEAF_OFFSET,
     XFS_DIR3_BLOCK_MAGIC,
     XFS_DIR3_DATA_CRC_OFF,
@@ -20,55 +21,87 @@ from whoseblock.fs.xfs.format.inode import DATA_FORK, XFS_DINODE_FMT_LOCAL
 from whoseblock.fs.xfs.inodes import InodeTable, LoadedInode
 from whoseblock.fs.xfs.volume import Volume
 
-__all__ = ["Directories"]
+__all__ = ["Directories", "Faults"]
 
 #: Up to so many inodes are searched for as bytes before a block is decoded.
 _FEW: Final = 4
+#: A directory of which so many blocks are not its own is not read any further.
+_MOST_BAD_BLOCKS: Final = 64
+#: A search over a badly damaged device keeps so many faults in mind.
+_MOST_FAULTS: Final = 1000
+#: What a directory says of the type of a file, by the highest four bits of the file's mode.
+_FILE_TYPES: Final = tuple(FILE_TYPES.get(nibble << 12, 0) for nibble in range(16))
+
+
+class Faults:
+    """What is damaged where names were searched for.
+
+    Some of it may hide a name of any inode, the rest only names of certain ones.  What is kept
+    does not depend on the order in which it was found.
+    """
+
+    def __init__(self) -> None:
+        self._of_any: set[str] = set()
+        self._of: dict[int, set[str]] = {}
+
+    def add(self, note: str) -> None:
+        """Add what may hide a name of any inode."""
+        self._keep(self._of_any, note)
+
+    def add_for(self, inodes: Iterable[int], note: str) -> None:
+        """Add what may hide a name of these inodes."""
+        for ino in inodes:
+            self._keep(self._of.setdefault(ino, set()), note)
+
+    def notes(self, ino: int) -> list[str]:
+        """Return what may hide a name of an inode, sorted."""
+        return sorted(self._of_any | self._of.get(ino, set()))[:_MOST_FAULTS]
+
+    @staticmethod
+    def _keep(notes: set[str], note: str) -> None:
+        notes.add(note)
+        if len(notes) > 2 * _MOST_FAULTS:
+            notes.difference_update(sorted(notes)[_MOST_FAULTS:])
 
 
 class Directories:
     """The directories of a volume.
 
-    A block belongs to one directory, so that one search cannot need more blocks than the volume
-    has; `begin_search` grants so many anew, and an image that makes us read more lies.
+    A block belongs to one place in one directory, and one that belongs elsewhere ends the reading
+    soon: reading a directory takes no longer than what is really there.
     """
 
     def __init__(self, volume: Volume, inodes: InodeTable) -> None:
         self.volume = volume
         self.inodes = inodes
-        self._blocks_left = 0
-        self.begin_search()
-
-    def begin_search(self) -> None:
-        """Forget how many blocks were read."""
-        self._blocks_left = self.volume.sb.dblocks
 
     def parent(self, ino: int) -> int:
         """Give the parent of a directory, from its ``..``; raises `BlockError`."""
         inode = self._load(ino)
         if short := self._short(inode):
             return short[0]
-        for block, start in self._blocks(ino, []):
+        for block, start in self._blocks(ino, Faults()):
             for entry in block_entries(block, start):
                 if entry.name == b"..":
                     return entry.inumber
             break
         raise CorruptError(f"directory inode {ino}", inode.start, "its first block has no ..")
 
-    def names(self, ino: int, wanted: Collection[int], faults: list[str]) -> Iterator[Entry]:
-        """Give the names that directory ``ino`` has for any of the inodes ``wanted``.
+    def names(self, ino: int, wanted: Mapping[int, int], faults: Faults) -> Iterator[Entry]:
+        """Yield the names that directory ``ino`` has for any of the inodes ``wanted``.
 
-        ``.`` and ``..`` are left out.  What cannot be read is told in ``faults``, and the rest is
-        still searched.
+        ``wanted`` has the mode of each: a name that is said to be of another type of file belongs
+        to an inode that had the number before.  ``.`` and ``..`` are left out.  What cannot be
+        read is added to ``faults``, and the rest is still searched.
         """
         try:
             inode = self._load(ino)
             short = self._short(inode)
         except BlockError as error:
-            faults.append(str(error))
+            faults.add(str(error))
             return
         if short:
-            yield from self._select(short[1], inode.start, wanted, faults)
+            yield from self._select(ino, short[1], wanted, faults)
             return
         few = len(wanted) <= _FEW
         needles = [number.to_bytes(8, "big") for number in wanted] if few else []
@@ -76,23 +109,28 @@ class Directories:
             # An inode number lies in the block as 8 bytes: a block without them needs no decoding.
             if few and not any(needle in block for needle in needles):
                 continue
-            yield from self._select(block_entries(block, start), start, wanted, faults)
+            try:
+                yield from self._select(ino, block_entries(block, start), wanted, faults)
+            except CorruptError as error:
+                hidden = [number for number in wanted if number.to_bytes(8, "big") in block]
+                faults.add_for(hidden, str(error))
 
     def _select(
-        self,
-        entries: Iterator[Entry] | list[Entry],
-        start: int,
-        wanted: Collection[int],
-        faults: list[str],
+        self, ino: int, entries: Iterable[Entry], wanted: Mapping[int, int], faults: Faults
     ) -> Iterator[Entry]:
-        try:
-            for entry in entries:
-                if entry.inumber in wanted and entry.name not in (b".", b".."):
-                    if not is_name(entry.name):
-                        raise CorruptError("directory", start, f"no name is {entry.name!r}")  # noqa: TRY301
-                    yield entry
-        except CorruptError as error:
-            faults.append(str(error))
+        for entry in entries:
+            number = entry.inumber
+            if number not in wanted or entry.name in (b".", b".."):
+                continue
+            if not is_name(entry.name):
+                why = "which cannot be a name"
+            elif entry.ftype != _FILE_TYPES[wanted[number] >> 12]:
+                why = "as another type of file than it is"
+            else:
+                yield entry
+                continue
+            name = f"directory inode {ino} has the name {entry.name!r} for inode {number}"
+            faults.add_for((number,), f"{name}, {why}")
 
     def _load(self, ino: int) -> LoadedInode:
         inode = self.inodes.get(ino)
@@ -106,28 +144,45 @@ class Directories:
             return None
         return short_entries(inode.fork_bytes(fork), inode.start)
 
-    def _blocks(self, ino: int, faults: list[str]) -> Iterator[tuple[bytes, int]]:
-        """Give the blocks that hold entries, verified, each with the byte it begins at."""
+    def _blocks(self, ino: int, faults: Faults) -> Iterator[tuple[bytes, int]]:
+        """Yield the blocks that hold entries, verified, each with the byte it begins at."""
+        bad = 0
+        seen: set[int] = set()
         try:
             for pieces in self._pieces(ino):
+                start = pieces[0][0]
                 try:
-                    yield self._read(ino, pieces), pieces[0][0]
+                    if start in seen:
+                        raise CorruptError(f"directory block of inode {ino}", start, "used twice")
+                    seen.add(start)
+                    yield self._read(ino, pieces), start
                 except BlockError as error:
-                    faults.append(str(error))
+                    faults.add(str(error))
+                    bad += 1
+                    if bad == _MOST_BAD_BLOCKS:
+                        faults.add(
+                            f"directory inode {ino} has {bad} bad blocks: the rest of it was not"
+                            " read"
+                        )
+                        return
         except BlockError as error:
-            faults.append(f"directory inode {ino}: {error}")
+            faults.add(f"directory inode {ino}: {error}")
 
     def _pieces(self, ino: int) -> Iterator[list[tuple[int, int]]]:
-        """Give each directory block as the ranges of bytes that make it up."""
+        """Yield each directory block as the ranges of bytes that make it up."""
         size, block_size = self.volume.dir_block_size, self.volume.block_size
+        end = self.inodes.get(ino).core.size
         pieces: list[tuple[int, int]] = []
         missing = size
+        at = 0
         for extent in self.inodes.extents(ino, DATA_FORK):
-            if extent.offset * block_size >= XFS_DIR2_LEAF_OFFSET:
+            offset = extent.offset * block_size
+            if offset >= XFS_DIR2_LEAF_OFFSET:
                 break
-            if extent.offset * block_size % size != size - missing:
+            if offset % size != size - missing or offset < at:
                 raise CorruptError(f"directory inode {ino}", extent.start, "part of a block")
-            start, left = extent.start, extent.blocks * block_size
+            at = offset + extent.blocks * block_size
+            start, left = extent.start, max(min(at, end) - offset, 0)
             while left:
                 part = min(left, missing)
                 pieces.append((start, part))
@@ -135,14 +190,13 @@ class Directories:
                 if not missing:
                     yield pieces
                     pieces, missing = [], size
+            if at > end:
+                raise CorruptError(f"directory inode {ino}", extent.start, "blocks past its size")
 
     def _read(self, ino: int, pieces: list[tuple[int, int]]) -> bytes:
         volume = self.volume
         start = pieces[0][0]
         title = f"directory block of inode {ino}"
-        self._blocks_left -= len(pieces)
-        if self._blocks_left < 0:
-            raise CorruptError(title, start, "directories claim more blocks than there are")
         block = b"".join(volume.read("dir", at, length) for at, length in pieces)
         header = DIR_BLOCK.unpack_from(block)
         faults = {

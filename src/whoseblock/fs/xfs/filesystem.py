@@ -6,10 +6,20 @@ from functools import cached_property
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
+from msgspec import UNSET
+
 from whoseblock.closing import Closing
 from whoseblock.errors import BlockError
 from whoseblock.fs.arrays import OwnerArrays
-from whoseblock.fs.base import Answer, Paths, Progress, check_within, distinct, no_progress
+from whoseblock.fs.base import (
+    Answer,
+    Paths,
+    Progress,
+    check_within,
+    distinct,
+    no_progress,
+    remarks_in,
+)
 from whoseblock.fs.pieces import FILE, Piece
 from whoseblock.fs.xfs.attributes import Attributes
 from whoseblock.fs.xfs.format.superblock import XFS_SB_VERSION_5
@@ -18,7 +28,8 @@ from whoseblock.fs.xfs.log import log_note
 from whoseblock.fs.xfs.owners import OwnerFinder
 from whoseblock.fs.xfs.paths import PathFinder
 from whoseblock.fs.xfs.rows import make_row
-from whoseblock.fs.xfs.volume import Volume, open_superblock
+from whoseblock.fs.xfs.superblocks import open_superblock
+from whoseblock.fs.xfs.volume import Volume
 from whoseblock.media.base import Media
 from whoseblock.media.mounts import mount_note
 
@@ -53,9 +64,9 @@ class XfsFilesystem(Closing):
         self, media: Media, log_media: Media | None = None, doubts: Iterable[str] = ()
     ) -> None:
         self._told = tuple(doubts)
-        sb, self._superblock_notes = open_superblock(media)
+        sb, self._superblock_notes, disputed = open_superblock(media)
         self.progress: Progress = no_progress
-        self.volume = Volume(media, sb)
+        self.volume = Volume(media, sb, disputed)
         self.size = self.volume.size
         self.device_size = media.size
         self.block_size = sb.blocksize
@@ -187,7 +198,8 @@ class XfsFilesystem(Closing):
                 missing += paths.notes
             rows.append(make_row(self.volume, piece, paths))
         said = distinct([*missing, *self.remarks]) if missing else self.remarks
-        return Answer(start, length, not missing, said, tuple(rows))
+        only = remarks_in(said, missing, self.remarks) if self.remarks else UNSET
+        return Answer(start, length, not missing, said, tuple(rows), remarks=only)
 
     def file_size(self, inode: int) -> int | None:
         """Give the size of a file in bytes, None if its inode cannot be read."""

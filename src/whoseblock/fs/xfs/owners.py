@@ -64,14 +64,22 @@ class OwnerFinder:
                 pieces.append(Piece(at, upto - at, UNKNOWN))
             at = upto
         if at < end:
-            pieces.append(self._past_end(at, end, notes))
+            pieces += self._past_end(at, end, notes)
         return pieces
 
-    def _past_end(self, start: int, end: int, notes: list[str]) -> Piece:
+    def _past_end(self, start: int, end: int, notes: list[str]) -> Iterator[Piece]:
         if self.volume.sb.rtstart:
             notes.append("past the data section lies the realtime section, which is not read")
-            return Piece(start, end - start, UNKNOWN)
-        return Piece(start, end - start, OUTSIDE, PAST_END)
+            yield Piece(start, end - start, UNKNOWN)
+            return
+        disputed = self.volume.disputed
+        if disputed is not None and start < disputed.end:
+            notes.append(disputed.note)
+            upto = min(end, disputed.end)
+            yield Piece(start, upto - start, UNKNOWN)
+            start = upto
+        if start < end:
+            yield Piece(start, end - start, OUTSIDE, PAST_END)
 
     def _find_in_group(self, agno: int, start: int, end: int, notes: list[str]) -> list[Piece]:
         base, size = agno * self.volume.ag_bytes, self.volume.block_size

@@ -4,6 +4,7 @@ Only the part of a directory below 32 GiB holds entries; above lie its hash and 
 which finding a name *by inode* has no use for.
 """
 
+import stat
 import struct
 from collections.abc import Iterator
 from typing import Final, NamedTuple
@@ -11,7 +12,15 @@ from typing import Final, NamedTuple
 from whoseblock.errors import CorruptError
 from whoseblock.fs.layout import Be32, Be64, Bytes4, Layout, Uuid
 
-__all__ = ["DIR_BLOCK", "DirBlockHeader", "Entry", "block_entries", "is_name", "short_entries"]
+__all__ = [
+    "DIR_BLOCK",
+    "FILE_TYPES",
+    "DirBlockHeader",
+    "Entry",
+    "block_entries",
+    "is_name",
+    "short_entries",
+]
 
 XFS_DIR3_BLOCK_MAGIC: Final = 0x58444233  # "XDB3": the whole directory in one block
 XFS_DIR3_DATA_MAGIC: Final = 0x58444433  # "XDD3": one of several
@@ -28,6 +37,18 @@ _MIN_ENTRY = 16
 _ENTRY_HEAD = struct.Struct(">QB")
 _UNUSED_HEAD = struct.Struct(">2xH")
 _BLOCK_TAIL = struct.Struct(">II")
+
+
+#: XFS_DIR3_FT_*: what a directory says of the type of a file, by the type bits of modes.
+FILE_TYPES: Final = {
+    stat.S_IFREG: 1,
+    stat.S_IFDIR: 2,
+    stat.S_IFCHR: 3,
+    stat.S_IFBLK: 4,
+    stat.S_IFIFO: 5,
+    stat.S_IFSOCK: 6,
+    stat.S_IFLNK: 7,
+}
 
 
 class DirBlockHeader(NamedTuple):
@@ -50,10 +71,11 @@ def is_name(name: bytes) -> bool:
 
 
 class Entry(NamedTuple):
-    """One name."""
+    """One name; ``ftype`` is a number of `FILE_TYPES`, as the directory has it."""
 
     inumber: int
     name: bytes
+    ftype: int
 
 
 def short_entries(fork: bytes, start: int) -> tuple[int, list[Entry]]:
@@ -74,7 +96,7 @@ def short_entries(fork: bytes, start: int) -> tuple[int, list[Entry]]:
         if after + width > len(fork) or after == name_at + 1:
             raise CorruptError("short-form directory", start, "an entry ends past the fork")
         inumber = int.from_bytes(fork[after : after + width], "big")
-        entries.append(Entry(inumber, fork[name_at : after - 1]))
+        entries.append(Entry(inumber, fork[name_at : after - 1], fork[after - 1]))
         at = after + width
     return parent, entries
 
@@ -105,7 +127,8 @@ def block_entries(block: bytes, start: int) -> Iterator[Entry]:
         if namelen == 0 or at + size > end:
             raise CorruptError("directory block", start, f"bad entry at {at}")
         name_at = at + _ENTRY_HEAD.size
-        yield Entry(inumber, block[name_at : name_at + namelen])
+        type_at = name_at + namelen
+        yield Entry(inumber, block[name_at:type_at], block[type_at])
         at += size
     if at != end:
         raise CorruptError("directory block", start, "entries end past the hash index")

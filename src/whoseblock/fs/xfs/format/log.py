@@ -12,6 +12,8 @@ XLOG_UNMOUNT_TRANS: Final = 0x20
 XLOG_HEADER_CYCLE_SIZE: Final = 32 * 1024
 #: ... and no record has more data than this.
 XLOG_MAX_RECORD_BSIZE: Final = 256 * 1024
+#: So many records at most are being written at once.
+XLOG_MAX_ICLOGS: Final = 8
 #: The log counts in basic blocks.
 BBSIZE: Final = 512
 
