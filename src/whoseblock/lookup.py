@@ -105,6 +105,7 @@ class Asked(NamedTuple):
 
     ``origin`` says where that was read, "" if a person asked; only then must it be on the device.
     ``named`` has the layer stand in the answer even if the filesystem is on it directly.
+    ``remark`` becomes a note of the answer, and leaves ``complete`` alone.
     """
 
     start: int
@@ -112,6 +113,7 @@ class Asked(NamedTuple):
     layer: Layer
     origin: str = ""
     named: bool = False
+    remark: str = ""
 
 
 class Wish(NamedTuple):
@@ -235,7 +237,11 @@ class Lookup(Closing):
         space = self.leaf(batch[0].layer)
         told = _told(space, [(asked.start, asked.length) for asked in batch], wish)
         for asked, answer in zip(batch, told, strict=True):
-            yield replace(answer, origin=asked.origin) if asked.origin else answer
+            if asked.remark:
+                notes = distinct([*answer.notes, asked.remark])
+                yield replace(answer, origin=asked.origin, notes=notes)
+            else:
+                yield replace(answer, origin=asked.origin) if asked.origin else answer
 
     def _answer_batch(self, batch: Sequence[Asked], wish: Wish) -> Iterator[Answer]:
         parts = [list(self._parts(asked)) for asked in batch]
@@ -357,7 +363,7 @@ def _put_together(asked: Asked, parts: Sequence[_Part]) -> Answer:
     origin = asked.origin or UNSET
     rows: list[Owner] = []
     missing: list[str] = []
-    remarks: list[str] = []
+    remarks: list[str] = [asked.remark] if asked.remark else []
     for part in parts:
         rows += _rows_of(part, missing, remarks)
     if len(parts) > 1:

@@ -8,6 +8,7 @@ from typing import Any, Final, TypeVar
 
 import click
 
+from whoseblock.cli.command import Command
 from whoseblock.encode import encode_json
 from whoseblock.journal import Filter, State, open_journal
 
@@ -95,6 +96,7 @@ def journal() -> None:
 
 @journal.command(
     name="list",
+    cls=Command,
     epilog="""\b
 TIME is ISO 8601, in local time unless it says otherwise, or how long ago: 30m, 2h, 3d, 1w.
 
@@ -121,10 +123,11 @@ def list_failures(url: str | None, as_json: bool, **options: Any) -> None:  # no
 
 
 @journal.command(
+    cls=Command,
     epilog="""\b
 Examples:
   whoseblock journal show 7
-  whoseblock journal show 7 --json | jq .plans"""
+  whoseblock journal show 7 --json | jq .plans""",
 )
 @click.argument("failure", metavar="ID", type=click.IntRange(1, (1 << 63) - 1))
 @_JOURNAL
@@ -142,6 +145,7 @@ def show(failure: int, url: str | None, as_json: bool) -> None:
 
 
 @journal.command(
+    cls=Command,
     epilog="""\b
 JSON is one object a line for each failure, as show --json writes it.  CSV has a line for each
 owner in the last answer, and no cell that a spreadsheet takes for a formula.
@@ -149,7 +153,7 @@ owner in the last answer, and no cell that a spreadsheet takes for a formula.
 \b
 Examples:
   whoseblock journal export > journal.jsonl
-  whoseblock journal export --format csv --since 2026-11-01 > november.csv"""
+  whoseblock journal export --format csv --since 2026-11-01 > november.csv""",
 )
 @_filtered
 @click.option(

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from whoseblock.cli.command import Command
 from whoseblock.cli.targets import options_of, target_options
 from whoseblock.cli.terminal import printable
 from whoseblock.encode import encode_json
@@ -21,13 +22,14 @@ _MOST_SEGMENTS = 64
 
 
 @click.command(
+    cls=Command,
     epilog="""\b
 Examples:
   whoseblock stack disk.img                  partitions, volumes, and what is on them
   whoseblock stack /dev/nvme0n1              a disk of this machine
   whoseblock stack physical-memory           regions and namespaces of persistent memory
   whoseblock stack disk1.img --member disk2.img
-  whoseblock stack pmem0 --root snapshot/    another machine's, from a snapshot of it"""
+  whoseblock stack pmem0 --root snapshot/    another machine's, from a snapshot of it""",
 )
 @click.argument("target", type=click.Path())
 @target_options

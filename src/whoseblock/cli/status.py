@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from whoseblock.cli.command import Command
 from whoseblock.cli.terminal import printable
 from whoseblock.errors import TargetError
 
@@ -19,7 +20,7 @@ _PIECE = 1 << 16
 _PATIENCE_S = 10
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("--json", "as_json", is_flag=True, help="Write one JSON object.")
 @click.option(
     "--state",

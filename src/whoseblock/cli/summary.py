@@ -64,7 +64,8 @@ def summarise(
 ) -> Iterator[bytes]:
     """Ask everything, write the list to ``output``, and give the lines of the summary."""
     summary = Summary(lambda name, inode: finder.file_size(finder.layers[name], inode))
-    for number, answer in enumerate(finder.answers(_once(asked), Wish(paths=False))):
+    asked_once = _once(asked, summary.notes)
+    for number, answer in enumerate(finder.answers(asked_once, Wish(paths=False))):
         summary.add(answer)
         if number % _TELL_EVERY == 0:
             finder.progress("ranges answered", number, None)
@@ -78,12 +79,17 @@ def summarise(
             yield line.encode(errors="backslashreplace")
 
 
-def _once(asked: "Iterable[Asked]") -> "Iterator[Asked]":
-    """Give every byte once, however often it was reported, in parts that can be held."""
+def _once(asked: "Iterable[Asked]", notes: dict[str, None]) -> "Iterator[Asked]":
+    """Yield every byte once, however often it was reported, in parts that can be held.
+
+    Remarks about the reports go to ``notes``.
+    """
     from whoseblock.lookup import Asked
 
     ranges: dict[Layer, list[ByteRange]] = {}
     for one in asked:
+        if one.remark:
+            notes[one.remark] = None
         ranges.setdefault(one.layer, []).append(ByteRange(one.start, one.length))
     for layer, wanted in ranges.items():
         for start, length in merge(wanted):
