@@ -16,7 +16,12 @@ from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
 
 from whoseblock.closing import Closing
-from whoseblock.errors import BlockError, NotAFilesystemError, WhoseblockError
+from whoseblock.errors import (
+    BlockError,
+    NotAFilesystemError,
+    PrivilegeError,
+    WhoseblockError,
+)
 from whoseblock.fs import recognise
 from whoseblock.fs.base import (
     AddressSpace,
@@ -168,6 +173,8 @@ class Lookup(Closing):
 
     def __init__(self, open_leaf: Callable[[Layer], AddressSpace]) -> None:
         self.progress: Progress = no_progress
+        #: The last permission that was denied.
+        self.denied: PrivilegeError | None = None
         self._open_leaf = open_leaf
         self._leaves: dict[Layer, _Leaf] = {}
 
@@ -213,6 +220,10 @@ class Lookup(Closing):
         if leaf is None:
             try:
                 space = self._open_leaf(layer)
+            except PrivilegeError as error:
+                # What root would be answered is not unknown.
+                self.denied = error
+                raise
             except WhoseblockError as error:
                 leaf = _Leaf(None, error)
             else:

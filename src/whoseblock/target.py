@@ -12,6 +12,7 @@ from whoseblock.closing import Closing
 from whoseblock.errors import BlockError, NotAFilesystemError, TargetError, UnsupportedError
 from whoseblock.fs import recognise
 from whoseblock.fs.base import AddressSpace, Filesystem
+from whoseblock.fs.signatures import find_content
 from whoseblock.media.base import Media
 from whoseblock.media.device import FileMedia
 from whoseblock.media.mounts import find_mounts, is_folder, mount_note, mounted_readers
@@ -406,7 +407,8 @@ class Target(Closing):
                 f"it looks like the external log of the XFS filesystem {owner}; look at that with"
                 " --log-device, and --address-space log"
             )
-        return NotAFilesystemError("no filesystem that whoseblock knows")
+        begins = f": {found.what}" if (found := find_content(media)) else ""
+        return NotAFilesystemError(f"no filesystem that whoseblock knows{begins}")
 
     def close(self) -> None:
         """Let go of all that was opened to look into it."""

@@ -56,7 +56,7 @@ Examples:
   whoseblock emulate rescued.img failing --mapfile rescued.map --background
   whoseblock emulate disk.img failing --bad 10M+1M --sector 4096""",
 )
-@click.argument("image", type=click.Path())
+@click.argument("image", type=click.Path(readable=False))
 @click.argument("directory", type=click.Path(path_type=Path))
 @click.option(
     "--bad",

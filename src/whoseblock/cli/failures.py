@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, TextIO, TypeVar
 
 import click
 
-from whoseblock.errors import MalformedError, WhoseblockError
+from whoseblock.errors import MalformedError, PrivilegeError, WhoseblockError
 from whoseblock.ranges import parse_range, parse_ranges
 from whoseblock.sources.base import Failure, Reading
 
@@ -24,8 +24,26 @@ _LONGEST_LINE: Final = 1 << 16
 _LONGEST_DOCUMENT: Final = 1 << 28
 
 
+class _InputFile(click.File):
+    """A file to read; without permission the error is that of all other files and devices."""
+
+    def convert(  # click's names and types
+        self,
+        value: Any,  # noqa: ANN401
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> Any:  # noqa: ANN401
+        """Open a file; raises `PrivilegeError`, and `click.BadParameter` for other reasons."""
+        try:
+            return super().convert(value, param, ctx)
+        except click.BadParameter as error:
+            if isinstance(error.__context__, PermissionError):
+                raise PrivilegeError(f"cannot open {value!r}: Permission denied") from error
+            raise
+
+
 def _file() -> click.File:
-    return click.File("r", encoding="utf-8", errors="surrogateescape")
+    return _InputFile("r", encoding="utf-8", errors="surrogateescape")
 
 
 def _check_statuses(_context: click.Context, _option: click.Parameter, value: str) -> str:

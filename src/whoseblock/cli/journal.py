@@ -1,7 +1,6 @@
 """``whoseblock journal``: what failed, who owned it, and what was done about it."""
 
 import re
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, TypeVar
@@ -9,6 +8,7 @@ from typing import Any, Final, TypeVar
 import click
 
 from whoseblock.cli.command import Command
+from whoseblock.cli.output import write_lines
 from whoseblock.encode import encode_json
 from whoseblock.journal import Filter, State, open_journal
 
@@ -115,7 +115,7 @@ def list_failures(url: str | None, as_json: bool, **options: Any) -> None:  # no
     with open_journal(url, write=False) as opened:
         found = opened.failures(_filter_of(options))
         if as_json:
-            _write(map(encode_json, found))
+            write_lines(map(encode_json, found))
             return
         from whoseblock.cli.history import overview_lines
 
@@ -137,7 +137,7 @@ def show(failure: int, url: str | None, as_json: bool) -> None:
     with open_journal(url, write=False) as opened:
         found = opened.history(failure)
     if as_json:
-        _write([encode_json(found)])
+        write_lines([encode_json(found)])
         return
     from whoseblock.cli.history import history_lines
 
@@ -164,7 +164,7 @@ def export(url: str | None, form: str, **options: Any) -> None:  # noqa: ANN401 
     with open_journal(url, write=False) as opened:
         wanted = _filter_of(options)
         if form == "json":
-            _write(map(encode_json, opened.histories(wanted)))
+            write_lines(map(encode_json, opened.histories(wanted)))
             return
         from whoseblock.cli.history import csv_lines
 
@@ -172,10 +172,4 @@ def export(url: str | None, form: str, **options: Any) -> None:  # noqa: ANN401 
 
 
 def _write_text(lines: Iterable[str]) -> None:
-    _write(line.encode(errors="backslashreplace") for line in lines)
-
-
-def _write(lines: Iterable[bytes]) -> None:
-    for line in lines:
-        sys.stdout.buffer.write(line + b"\n")
-    sys.stdout.buffer.flush()
+    write_lines(line.encode(errors="backslashreplace") for line in lines)

@@ -1,7 +1,6 @@
 """``whoseblock lookup``: who owns these ranges?"""
 
 import os
-import sys
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +9,7 @@ import click
 from whoseblock.cli.command import Command
 from whoseblock.cli.failures import Given, failure_options, failures_of
 from whoseblock.cli.notices import report_options, report_readings, report_resolver
+from whoseblock.cli.output import OutputFile, write_lines
 from whoseblock.cli.progress import ProgressBar
 from whoseblock.cli.targets import options_of, target_options
 from whoseblock.fs.base import Answer
@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     from whoseblock.target import Target
 
 __all__ = ["lookup"]
-
-#: So many lines are written at once.
-_LINES_A_WRITE = 512
 
 
 @click.command(
@@ -51,7 +48,7 @@ Examples:
   dmesg | whoseblock lookup --dmesg -          all that the kernel has complained of
   smartctl --json -x /dev/sda | whoseblock lookup /dev/sda --smart -""",
 )
-@click.argument("target", required=False, type=click.Path())
+@click.argument("target", required=False, type=click.Path(readable=False))
 @click.argument("ranges", nargs=-1, metavar="[RANGE]...")
 @failure_options
 @target_options
@@ -74,7 +71,7 @@ Examples:
 )
 @click.option(
     "--output",
-    type=click.Path(dir_okay=False),
+    type=click.Path(dir_okay=False, readable=False),
     metavar="FILE",
     help="Write the list of --summary to FILE, as CSV or JSON by its suffix.",
 )
@@ -90,8 +87,10 @@ def lookup(target: str | None, ranges: tuple[str, ...], **options: Any) -> None:
 
     given = Given.of(ranges, options)
     given.check(target=target is not None)
-    output = options["output"]
     _check_options(options)
+    output = None if options["output"] is None else OutputFile(options["output"])
+    if output is not None:
+        output.check()
     where = options_of(options)
     readings: list[Reading] = []
     with Target(target, where) as opened, Lookup(opened.open_leaf) as finder:
@@ -113,7 +112,7 @@ def lookup(target: str | None, ranges: tuple[str, ...], **options: Any) -> None:
                 if progress.shown:
                     answers = _counted(answers, progress)
                 lines = _json_lines(answers) if options["as_json"] else _table_lines(answers)
-            _write(lines)
+            write_lines(lines)
         report_readings(readings)
         report_resolver(resolver, opened)
         report_options(opened)
@@ -171,16 +170,3 @@ def _table_lines(answers: Iterable[Answer]) -> Iterator[bytes]:
     from whoseblock.cli.table import table_lines
 
     return (line.encode(errors="backslashreplace") for line in table_lines(answers))
-
-
-def _write(lines: Iterable[bytes]) -> None:
-    """Write lines to standard output, many at once."""
-    pending: list[bytes] = []
-    for line in lines:
-        pending.append(line)
-        if len(pending) >= _LINES_A_WRITE:
-            sys.stdout.buffer.write(b"\n".join(pending) + b"\n")
-            pending.clear()
-    if pending:
-        sys.stdout.buffer.write(b"\n".join(pending) + b"\n")
-    sys.stdout.buffer.flush()

@@ -16,7 +16,7 @@ from whoseblock.cli.notices import report_options, report_readings, report_resol
 from whoseblock.cli.progress import ProgressBar
 from whoseblock.cli.targets import options_of, target_options
 from whoseblock.cli.terminal import printable
-from whoseblock.errors import LeftUndoneError, TargetError
+from whoseblock.errors import LeftUndoneError, PrivilegeError, TargetError
 
 if TYPE_CHECKING:
     from whoseblock.fs.base import Answer, Owner
@@ -51,7 +51,7 @@ Examples:
   whoseblock respond /srv 307p --exec 'mail -s lost admin' --signal TERM --apply
   whoseblock respond --resume                    go on with what was broken off""",
 )
-@click.argument("target", required=False, type=click.Path())
+@click.argument("target", required=False, type=click.Path(readable=False))
 @click.argument("ranges", nargs=-1, metavar="[RANGE]...")
 @click.option("--apply", "applied", is_flag=True, help="Do what is planned, after asking.")
 @click.option("--yes", is_flag=True, help="Do not ask; for scripts.")
@@ -303,6 +303,8 @@ class _Work:
                     # Whatever layers they lead to are known then.
                     list(finder.answers(asked.values(), Wish(paths=False)))
                     self._apply(plan, target, finder, asked)
+            except PrivilegeError:
+                raise
             except TargetError as error:
                 self._out_of_reach = True
                 click.echo(f"plan {plan.id}: {printable(str(error))}", err=True)

@@ -26,12 +26,12 @@ Examples:
   whoseblock study disk.img --json                all numbers
   whoseblock study disk.img --figures pictures    pictures, too""",
 )
-@click.argument("image", type=click.Path())
+@click.argument("image", type=click.Path(readable=False))
 @click.option(
     "--sweep",
     "sweep",
     multiple=True,
-    type=click.Path(),
+    type=click.Path(readable=False),
     metavar="IMAGE",
     help="Another image, for the sweep of sharing; may be repeated. Else extents are made up.",
 )

@@ -18,6 +18,7 @@ from whoseblock.errors import (
     NotAFilesystemError,
     UnsupportedError,
 )
+from whoseblock.fs.signatures import find_content
 from whoseblock.fs.xfs.format.ag import (
     AGF,
     AGI,
@@ -254,9 +255,13 @@ def open_superblock(media: Media) -> tuple[Superblock, tuple[str, ...]]:
         first = str(error)
         copy = _find_copy(media) if _may_be_xfs(media) else None
         if copy is None:
+            found = find_content(media)
             raise NotAFilesystemError(
-                f"no XFS filesystem on {media.name!r}: {first}",
-                hint="for a disk with partitions, name the partition",
+                f"no XFS filesystem on {media.name!r}: " + (found.what if found else first),
+                hint=found.hint
+                if found
+                else "see what it is with blkid or file; name the device or"
+                " image on which the filesystem, or the partition table, begins at byte 0",
             ) from error
         sb, start = copy
         notes = (f"{first}; the copy of the superblock at byte {start} was used in its place",)
