@@ -99,7 +99,7 @@ def test_a_program_that_speaks_of_a_failure_is_not_the_kernel() -> None:
 
 def test_a_message_without_a_file_has_nothing_before_it() -> None:
     text = "Memory failure: 0x2: recovery action for dax page: Recovered"
-    assert read_message(text, "log") == (8192, 4096, PHYSICAL_MEMORY, "log, line 1")
+    assert read_message(text, "log") == (8192, 4096, PHYSICAL_MEMORY, "log, line 1", "")
     assert read_message(f"[1.0] {text}", "log") is None
 
 

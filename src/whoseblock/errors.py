@@ -4,14 +4,18 @@
 
     WhoseblockError
     ├── TargetError            the target cannot be opened
+    │   └── PrivilegeError     permission is denied, or the kernel wants a capability
+    │       └── JournalPrivilegeError  the same of the journal; a JournalError, too
     ├── RangeSyntaxError       a range is not written as START[+LENGTH]
     ├── MalformedError         a file of failures is not in its format
     ├── OutOfDeviceError       a range ends past the device
     ├── NotAFilesystemError    nothing that we know is on the target
     ├── UnsupportedError       a filesystem that we know, with a feature that we do not
-    ├── PrivilegeError         the kernel answers only those who have a certain capability
     ├── JournalError           the journal cannot be opened, read or written
     ├── PolicyError            the policy of the daemon is not as it must be
+    ├── OutputError            standard output, or the file of --output, cannot be written
+    ├── ArgumentError          an argument of the Python API is of a wrong type or value
+    ├── ClosedError            a filesystem was used after it was closed
     ├── LeftUndoneError        something that was to be done was not done, or did not help
     └── BlockError             a block that we need cannot be had
         ├── MediaError         the medium does not give it back
@@ -30,14 +34,18 @@ if TYPE_CHECKING:
 
 __all__ = [
     "NEWS",
+    "ArgumentError",
     "BlockError",
+    "ClosedError",
     "CorruptError",
     "JournalError",
+    "JournalPrivilegeError",
     "LeftUndoneError",
     "MalformedError",
     "MediaError",
     "NotAFilesystemError",
     "OutOfDeviceError",
+    "OutputError",
     "PolicyError",
     "PrivilegeError",
     "RangeSyntaxError",
@@ -65,6 +73,15 @@ class TargetError(WhoseblockError):
     """The target cannot be opened."""
 
     exit_code = 3
+
+
+class PrivilegeError(TargetError):
+    """Permission is denied, or a capability is missing."""
+
+    exit_code = 12
+
+    def __init__(self, message: str, *, hint: str = "try as root") -> None:
+        super().__init__(message, hint=hint)
 
 
 class RangeSyntaxError(WhoseblockError):
@@ -103,10 +120,22 @@ class UnsupportedError(WhoseblockError):
     exit_code = 7
 
 
-class PrivilegeError(WhoseblockError):
-    """A capability is missing without which the kernel does not answer."""
+class OutputError(WhoseblockError):
+    """The output cannot be written."""
 
-    exit_code = 12
+    exit_code = 19
+
+
+class ArgumentError(WhoseblockError):
+    """An argument of the Python API is of a wrong type or value."""
+
+    exit_code = 17
+
+
+class ClosedError(WhoseblockError):
+    """A filesystem was used after it was closed."""
+
+    exit_code = 18
 
 
 class JournalError(WhoseblockError):
@@ -116,6 +145,10 @@ class JournalError(WhoseblockError):
     """
 
     exit_code = 13
+
+
+class JournalPrivilegeError(PrivilegeError, JournalError):
+    """Permission to read or write the journal is denied."""
 
 
 class PolicyError(WhoseblockError):
@@ -177,7 +210,8 @@ def exit_codes() -> dict[int, str]:
     todo: list[type[WhoseblockError]] = [WhoseblockError]
     while todo:
         error = todo.pop()
-        codes[error.exit_code] = (error.__doc__ or "").partition("\n")[0]
+        if "exit_code" in vars(error):
+            codes[error.exit_code] = (error.__doc__ or "").partition("\n")[0]
         todo += error.__subclasses__()
     codes[2] = "The command line is wrong."
     codes[NEWS] = "`watch --once` found failures that it had not known."

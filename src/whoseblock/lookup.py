@@ -16,7 +16,12 @@ from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
 
 from whoseblock.closing import Closing
-from whoseblock.errors import BlockError, NotAFilesystemError, WhoseblockError
+from whoseblock.errors import (
+    BlockError,
+    NotAFilesystemError,
+    PrivilegeError,
+    WhoseblockError,
+)
 from whoseblock.fs import recognise
 from whoseblock.fs.base import (
     AddressSpace,
@@ -106,6 +111,7 @@ class Asked(NamedTuple):
 
     ``origin`` says where that was read, "" if a person asked; only then must it be on the device.
     ``named`` has the layer stand in the answer even if the filesystem is on it directly.
+    ``remark`` becomes a note of the answer, and leaves ``complete`` alone.
     """
 
     start: int
@@ -113,6 +119,7 @@ class Asked(NamedTuple):
     layer: Layer
     origin: str = ""
     named: bool = False
+    remark: str = ""
 
 
 class Wish(NamedTuple):
@@ -167,6 +174,8 @@ class Lookup(Closing):
 
     def __init__(self, open_leaf: Callable[[Layer], AddressSpace]) -> None:
         self.progress: Progress = no_progress
+        #: The last permission that was denied.
+        self.denied: PrivilegeError | None = None
         self._open_leaf = open_leaf
         self._leaves: dict[Layer, _Leaf] = {}
 
@@ -212,6 +221,10 @@ class Lookup(Closing):
         if leaf is None:
             try:
                 space = self._open_leaf(layer)
+            except PrivilegeError as error:
+                # What root would be answered is not unknown.
+                self.denied = error
+                raise
             except WhoseblockError as error:
                 leaf = _Leaf(None, error)
             else:
@@ -236,7 +249,11 @@ class Lookup(Closing):
         space = self.leaf(batch[0].layer)
         told = _told(space, [(asked.start, asked.length) for asked in batch], wish)
         for asked, answer in zip(batch, told, strict=True):
-            yield replace(answer, origin=asked.origin) if asked.origin else answer
+            if asked.remark:
+                notes = distinct([*answer.notes, asked.remark])
+                yield replace(answer, origin=asked.origin, notes=notes)
+            else:
+                yield replace(answer, origin=asked.origin) if asked.origin else answer
 
     def _answer_batch(self, batch: Sequence[Asked], wish: Wish) -> Iterator[Answer]:
         parts = [list(self._parts(asked)) for asked in batch]
@@ -367,7 +384,7 @@ def _put_together(asked: Asked, parts: Sequence[_Part]) -> Answer:
     origin = asked.origin or UNSET
     rows: list[Owner] = []
     missing: list[str] = []
-    remarks: list[str] = []
+    remarks: list[str] = [asked.remark] if asked.remark else []
     for part in parts:
         rows += _rows_of(part, missing, remarks)
     if len(parts) > 1:

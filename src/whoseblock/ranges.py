@@ -21,6 +21,9 @@ _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "s": 51
 #: What LENGTH defaults to: one unit, but for the powers of 1024 one byte.
 _DEFAULT_LENGTHS = _UNITS | dict.fromkeys("KMGT", 1)
 
+#: How much of a text that is no range is shown, in characters.
+_SHOWN = 72
+
 # ASCII only: \d would also take digits of other scripts.  No offset has more digits than these, and
 # int() of a long text takes quadratic time.
 _NUMBER = r"(0[xX][0-9a-fA-F]{1,32}|[0-9]{1,32})([KMGTspb]?)"
@@ -63,8 +66,9 @@ def parse_range(text: str, block_size: int | None = None) -> ByteRange:
     text = text.strip()
     match = _RANGE.fullmatch(text)
     if match is None:
+        shown = text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
         raise RangeSyntaxError(
-            f"{text!r} is not a range",
+            f"{shown!r} is not a range",
             hint="write START[+LENGTH], with K M G T s p b as units: 1257472+4096, 307p, 2456s+8s",
         )
     start_digits, start_suffix, length_digits, length_suffix = match.groups()

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Final
 from whoseblock.closing import Closing
 from whoseblock.errors import BlockError, NotAFilesystemError, TargetError, UnsupportedError
 from whoseblock.fs import recognise
-from whoseblock.fs.base import AddressSpace
+from whoseblock.fs.base import AddressSpace, Filesystem
+from whoseblock.fs.signatures import find_content
 from whoseblock.media.base import Media
 from whoseblock.media.device import FileMedia
-from whoseblock.media.mounts import is_folder, mount_note, mounted_readers
+from whoseblock.media.mounts import find_mounts, is_folder, mount_note, mounted_readers
 from whoseblock.stack.assembly import Assembly, with_structures
 from whoseblock.stack.base import PHYSICAL_MEMORY, Layer, Linear, Segment
 from whoseblock.stack.devices import Devices
@@ -76,6 +77,8 @@ class Target(Closing):
         self._images: dict[Layer, str] = {}
         #: The layers of filesystems' other devices, and those of their data.
         self._roles: dict[Layer, tuple[Role, Layer]] = {}
+        #: The other devices that the filesystem of the target did not need, and why.
+        self._unused: dict[Role, str] = {}
         with ExitStack() as undo:
             undo.callback(self._undo.close)
             self.members = [self._named_by_user(name) for name in options.members]
@@ -232,9 +235,10 @@ class Target(Closing):
         return self._named[device]
 
     def bad_block_lists(self) -> Iterator[tuple[str, str, str]]:
-        """Give the bad-blocks lists of the target, its disk and its region.
+        """Yield the bad-blocks lists of the target, its disk and its region, empty ones too.
 
-        Each with the device that it counts from, its name, and its text.
+        Each with the device that it counts from, its name, and its text.  Raises `TargetError` if
+        the kernel keeps none.
         """
         name = self._options.device or (self.host.device_at(self.path) if self.path else None)
         folder = self.host.device_folder(name) if name else None
@@ -248,8 +252,14 @@ class Target(Closing):
             places.append((folder.parent.name, folder.parent))
         if region := self._memory.region_of(name):
             places.append((region, self.host.root / "sys/bus/nd/devices" / region))
-        for device, place in places:
-            if text := self.host.text(place / "badblocks"):
+        lists = [(device, self.host.text(place / "badblocks")) for device, place in places]
+        if all(text is None for _, text in lists):
+            raise TargetError(
+                f"the kernel keeps no list of bad blocks of {name!r}",
+                hint="disks, persistent memory and members of md arrays have one; name the disk",
+            )
+        for device, text in lists:
+            if text is not None:
                 yield device, f"{device}/badblocks", text
 
     def path_of(self, layer: Layer) -> tuple[str, int] | None:
@@ -263,6 +273,46 @@ class Target(Closing):
             if (shift := _shift_of(layer, image)) is not None:
                 return path, shift
         return None
+
+    # ------------------------------------------------------------------ options without effect
+
+    def unused_members(self) -> Iterator[str]:
+        """Yield the path of each member that shares no array or volume group with another layer.
+
+        The other layers are those of the target, of the other members, and of the devices that
+        failures have named so far.
+        """
+        for path, member in zip(self._options.members, self.members, strict=True):
+            below = _reach(member)
+            named = [self.root, *self.members, *self._named.values()]
+            others = [layer for layer in named if layer not in (None, member)]
+            reached = set().union(*map(_reach, filter(None, others)))
+            if below & reached:
+                continue
+            if not any(below & set(one) and reached & set(one) for one in self._assembly.sets):
+                yield path
+
+    def unused_devices(self) -> "Iterator[tuple[Role, str]]":
+        """Yield the role of each named log and realtime device that has no effect, and why."""
+        for role in self._options.others:
+            if role == self._options.address_space:
+                continue
+            if self.root is None:
+                yield role, "there is no TARGET"
+            elif self.root.segments:
+                yield role, f"the filesystem is not directly on {self.path}: name its own device"
+            elif role in self._unused:
+                yield role, self._unused[role]
+
+    @property
+    def is_mounted(self) -> bool | None:
+        """Whether a filesystem of the target is mounted here; None if there is no target."""
+        if self.root is None:
+            return None
+        if self._options.offline:
+            return False
+        devices = {layer.device for layer in _reach(self.root)} - {None}
+        return any(find_mounts(device)[1] for device in devices if device is not None)
 
     # ------------------------------------------------------------------ what is on a layer
 
@@ -280,6 +330,7 @@ class Target(Closing):
         if layer.device is not None and not self._options.offline:
             try:
                 if mounted := recognise.open_mounted(layer.device, layer.size):
+                    self._check_devices(layer, mounted)
                     return mounted
             except BlockError as error:
                 if not layer.readable:
@@ -291,7 +342,9 @@ class Target(Closing):
         with ExitStack() as undo:
             media = undo.enter_context(closing(layer.open()))
             try:
-                filesystem = recognise.open_filesystem(media, self._log_of(layer, undo), doubts)
+                log = self._log_of(layer, undo)
+                filesystem = recognise.open_filesystem(media, log, doubts)
+                self._check_devices(layer, filesystem)
             except NotAFilesystemError as error:
                 raise self._no_filesystem(layer, media, error) from error
             undo.pop_all()
@@ -307,6 +360,21 @@ class Target(Closing):
             return None
         return undo.enter_context(closing(FileMedia(path)))
 
+    def _check_devices(self, layer: Layer, filesystem: Filesystem) -> None:
+        """Keep in mind which of the named devices the filesystem of the target does not have."""
+        from whoseblock.fs.xfs import XfsFilesystem
+
+        if layer is not self.root:
+            return
+        if not isinstance(filesystem, XfsFilesystem):
+            why = "the filesystem is mounted, and the kernel knows its devices"
+            self._unused = dict.fromkeys(self._options.others, why)
+            return
+        if filesystem.volume.sb.logstart:
+            self._unused["log"] = "the log of the filesystem is internal"
+        if not filesystem.volume.sb.rblocks:
+            self._unused["realtime"] = "the filesystem has no realtime section"
+
     def _open_other(self, layer: Layer, role: "Role", data: Layer) -> AddressSpace:
         """Open the log or the realtime device of the filesystem on ``data``."""
         from whoseblock.fs.xfs import XfsFilesystem
@@ -321,6 +389,10 @@ class Target(Closing):
             filesystem = recognise.open_filesystem(below)
             if not isinstance(filesystem, XfsFilesystem):
                 raise UnsupportedError(f"{data.name} has no {role} device")
+            sb = filesystem.volume.sb
+            if sb.logstart if role == "log" else not sb.rblocks:
+                why = "its log is internal" if role == "log" else "it has no realtime section"
+                raise UnsupportedError(f"the filesystem on {data.name} has no {role} device: {why}")
             media = layer.open()
             return OtherDevice(filesystem.volume, media, role)
 
@@ -335,7 +407,8 @@ class Target(Closing):
                 f"it looks like the external log of the XFS filesystem {owner}; look at that with"
                 " --log-device, and --address-space log"
             )
-        return NotAFilesystemError("no filesystem that whoseblock knows")
+        begins = f": {found.what}" if (found := find_content(media)) else ""
+        return NotAFilesystemError(f"no filesystem that whoseblock knows{begins}")
 
     def close(self) -> None:
         """Let go of all that was opened to look into it."""
@@ -353,6 +426,18 @@ def _shift_of(layer: Layer, image: Layer) -> int | None:
         if inside is not None:
             return segment.start + inside
     return None
+
+
+def _reach(layer: Layer) -> set[Layer]:
+    """Return a layer and all layers that it leads to."""
+    found: set[Layer] = set()
+    todo = [layer]
+    while todo:
+        if (one := todo.pop()) not in found:
+            found.add(one)
+            todo += [segment.to for segment in one.segments if segment.to is not None]
+            todo += [below for segment in one.beneath for below in _layers_below(segment)]
+    return found
 
 
 def _layers_below(segment: Segment) -> list[Layer]:

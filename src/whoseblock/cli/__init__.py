@@ -1,20 +1,27 @@
 """The command line: one module for each verb, nothing but arguments and presentation."""
 
 import gc
+import io
 import os
 import sys
 from importlib import import_module
+from typing import TYPE_CHECKING
 
 import click
 
 from whoseblock import __version__
 from whoseblock.cli.terminal import printable
-from whoseblock.errors import WhoseblockError, exit_codes
+from whoseblock.errors import OutputError, WhoseblockError, exit_codes
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer as Buffer
 
 __all__ = ["cli", "main"]
 
 #: What a shell reports of a program that SIGPIPE ended; and of one that Ctrl-C did.
 _BROKEN_PIPE, _INTERRUPTED = 141, 130
+#: What messages call it.
+_STDOUT = "standard output"
 
 
 def _exit_status() -> str:
@@ -81,11 +88,63 @@ def cli() -> None:
     """
 
 
+class _StandardOutput(io.FileIO):
+    """Standard output, of which an error says what could not be written."""
+
+    def write(self, data: "Buffer") -> int | None:  # type: ignore[override]
+        try:
+            return super().write(data)
+        except OSError as error:
+            error.filename = _STDOUT
+            raise
+
+
+def _name_standard_output() -> None:
+    """Have errors of standard output carry its name.
+
+    Without one, the next file or device that is opened would get its number, and the output.
+    """
+    old: object = sys.stdout
+    if old is None:
+        click.echo(f"whoseblock: {_STDOUT} is closed", err=True)
+        sys.exit(OutputError.exit_code)
+    if isinstance(old, io.TextIOWrapper):
+        old.flush()
+        raw = _StandardOutput(old.fileno(), "wb", closefd=False)
+        sys.stdout = io.TextIOWrapper(
+            io.BufferedWriter(raw),
+            encoding=old.encoding,
+            errors=old.errors,
+            line_buffering=old.line_buffering,
+        )
+
+
+def _report_os_error(error: OSError) -> int:
+    """Report an error of the system that nothing has put into words; return the exit code."""
+    what = error.strerror or str(error)
+    code = WhoseblockError.exit_code
+    if error.filename == _STDOUT:
+        what, code = f"cannot write {_STDOUT}: {what}", OutputError.exit_code
+    elif error.filename is not None:
+        what = f"{os.fsdecode(error.filename)}: {what}"
+    click.echo(f"whoseblock: {printable(what)}", err=True)
+    return code
+
+
+def _give_up_output() -> None:
+    """Keep the interpreter from flushing an output at its end that cannot be written."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def main() -> None:
     """Run the command line; errors become one sentence, a hint, and an exit code."""
     # Answers are many small objects without cycles: at its usual pace the collector would look at
     # all of them again and again, and take a quarter of the time of a long list.
     gc.set_threshold(100_000, 50, 100)
+    _name_standard_output()
     try:
         code = cli.main(prog_name="whoseblock", standalone_mode=False) or 0
     except click.ClickException as error:
@@ -101,9 +160,8 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = _BROKEN_PIPE
     except OSError as error:
-        # Nothing of ours: a full disk under the output, say.
-        click.echo(f"whoseblock: {printable(error.strerror or str(error))}", err=True)
-        code = WhoseblockError.exit_code
+        code = _report_os_error(error)
     except (click.Abort, KeyboardInterrupt):
         code = _INTERRUPTED
+    _give_up_output()
     sys.exit(code)

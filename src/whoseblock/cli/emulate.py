@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from whoseblock.cli.command import Command
 from whoseblock.cli.failures import Given, image_failure_options
+from whoseblock.cli.notices import report_readings
 from whoseblock.cli.terminal import printable
 from whoseblock.errors import TargetError, WhoseblockError
 from whoseblock.ranges import ByteRange, merge, parse_range
@@ -20,11 +22,13 @@ from whoseblock.ranges import ByteRange, merge, parse_range
 if TYPE_CHECKING:
     from whoseblock.media.base import WritableMedia
     from whoseblock.media.pmem import EmulatedPmem
+    from whoseblock.sources.base import Reading
 
 __all__ = ["emulate"]
 
 
 @click.command(
+    cls=Command,
     epilog="""\b
 DIRECTORY is an empty folder; one that is not there is made, and removed at the end. In it:
   device      the image: reading a bad sector gives EIO, writing it whole heals it
@@ -50,9 +54,9 @@ Examples:
     losetup --find --show --direct-io=on failing/device
     echo 'stubborn 2456s' > failing/control
   whoseblock emulate rescued.img failing --mapfile rescued.map --background
-  whoseblock emulate disk.img failing --bad 10M+1M --sector 4096"""
+  whoseblock emulate disk.img failing --bad 10M+1M --sector 4096""",
 )
-@click.argument("image", type=click.Path())
+@click.argument("image", type=click.Path(readable=False))
 @click.argument("directory", type=click.Path(path_type=Path))
 @click.option(
     "--bad",
@@ -115,9 +119,11 @@ def emulate(
 
 
 def _ranges(given: Given) -> list[ByteRange]:
-    if given.of_the_target:
-        given.check(target=True)
-    failures = [*given.ranges_asked(None), *given.failures(os.sysconf("SC_PAGE_SIZE"))]
+    given.check(target=True, needed=False)
+    readings: list[Reading] = []
+    page_size = os.sysconf("SC_PAGE_SIZE")
+    failures = [*given.ranges_asked(None, readings), *given.failures(page_size, readings)]
+    report_readings(readings)
     return merge(ByteRange(one.start, one.length) for one in failures)
 
 

@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, TextIO, TypeVar
 
 import click
 
+from whoseblock.errors import MalformedError, PrivilegeError, WhoseblockError
 from whoseblock.ranges import parse_range, parse_ranges
-from whoseblock.sources.base import Failure
+from whoseblock.sources.base import Failure, Reading
 
 if TYPE_CHECKING:
     from whoseblock.lookup import Lookup
@@ -17,10 +18,32 @@ __all__ = ["Given", "failure_options", "failures_of", "image_failure_options"]
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 _STATUSES: Final = "?*/-"
+#: No line of any form is longer, in characters; binary data may have no end of a line at all.
+_LONGEST_LINE: Final = 1 << 16
+#: No program prints a longer document, in characters.
+_LONGEST_DOCUMENT: Final = 1 << 28
+
+
+class _InputFile(click.File):
+    """A file to read; without permission the error is that of all other files and devices."""
+
+    def convert(  # click's names and types
+        self,
+        value: Any,  # noqa: ANN401
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> Any:  # noqa: ANN401
+        """Open a file; raises `PrivilegeError`, and `click.BadParameter` for other reasons."""
+        try:
+            return super().convert(value, param, ctx)
+        except click.BadParameter as error:
+            if isinstance(error.__context__, PermissionError):
+                raise PrivilegeError(f"cannot open {value!r}: Permission denied") from error
+            raise
 
 
 def _file() -> click.File:
-    return click.File("r", encoding="utf-8", errors="surrogateescape")
+    return _InputFile("r", encoding="utf-8", errors="surrogateescape")
 
 
 def _check_statuses(_context: click.Context, _option: click.Parameter, value: str) -> str:
@@ -161,9 +184,13 @@ class Given(NamedTuple):
         """Whether some form is given whose addresses are those of TARGET."""
         return bool(self.texts or self.ranges_file or self.mapfiles or self.badblocks)
 
-    def check(self, *, target: bool) -> None:
-        """Refuse what makes no question, with a usage error."""
-        if not (self.of_the_target or self.names_devices or self.sysfs_badblocks):
+    def check(self, *, target: bool, needed: bool = True) -> None:
+        """Refuse what makes no question, and options without effect, with a usage error."""
+        if self.statuses != _STATUSES and not self.mapfiles:
+            raise click.UsageError("--mapfile-status has no effect without --mapfile.")
+        if self.block_size is not None and not self.badblocks:
+            raise click.UsageError("--block-size has no effect without --badblocks.")
+        if needed and not (self.of_the_target or self.names_devices or self.sysfs_badblocks):
             raise click.UsageError("Give a RANGE, or a FILE with failures: see --help.")
         if not target and (self.of_the_target or self.sysfs_badblocks):
             raise click.UsageError("Name the TARGET that the ranges are of.")
@@ -172,35 +199,45 @@ class Given(NamedTuple):
                 "--badblocks needs --block-size: badblocks counts 1024 bytes unless it got -b."
             )
 
-    def ranges_asked(self, block_size: int | None) -> Iterator[Failure]:
-        """Give the ranges that were written as ranges; ``block_size`` is what ``b`` means."""
+    def ranges_asked(self, block_size: int | None, readings: list[Reading]) -> Iterator[Failure]:
+        """Yield the ranges that were written as ranges; ``block_size`` is what ``b`` means.
+
+        ``readings`` gets the record of what was read of a file.
+        """
         for text in self.texts:
             yield Failure(*parse_range(text, block_size))
         if self.ranges_file is not None:
-            for start, length in parse_ranges(
-                self.ranges_file, name_of(self.ranges_file), block_size
-            ):
+            reading = _begin(self.ranges_file, readings)
+            lines = _counted(_lines(self.ranges_file), reading)
+            for start, length in parse_ranges(lines, reading.name, block_size):
+                reading.failures += 1
                 yield Failure(start, length)
 
-    def failures(self, page_size: int) -> Iterator[Failure]:
-        """Give every failure from the files that tell of some; raises `MalformedError`."""
+    def failures(self, page_size: int, readings: list[Reading]) -> Iterator[Failure]:
+        """Yield every failure from the files that report some; raises `MalformedError`.
+
+        ``readings`` gets a record for each file of what was read of it.
+        """
         # Each module is loaded only for what was given.
         if self.mapfiles:
             from whoseblock.sources.mapfile import read_mapfile
 
             for file in self.mapfiles:
-                yield from read_mapfile(file, name_of(file), self.statuses)
+                reading = _begin(file, readings)
+                yield from read_mapfile(_lines(file), reading.name, self.statuses, reading)
         if self.badblocks and self.block_size:
             from whoseblock.sources.badblocks import read_badblocks
 
             for file in self.badblocks:
-                yield from read_badblocks(file, name_of(file), self.block_size)
-        yield from self._documents()
+                reading = _begin(file, readings)
+                yield from read_badblocks(_lines(file), reading.name, self.block_size, reading)
+        yield from self._documents(readings)
         if self.dmesg:
             from whoseblock.sources.dmesg import read_dmesg
 
             for file in self.dmesg:
-                yield from read_dmesg(file, name_of(file), page_size)
+                reading = _begin(file, readings)
+                yield from read_dmesg(_lines(file), reading.name, page_size, reading)
         if self.pfns or self.addresses:
             from whoseblock.sources.memory import failure_of_address, failure_of_pfn
 
@@ -209,27 +246,73 @@ class Given(NamedTuple):
             for address in self.addresses:
                 yield failure_of_address(address, page_size)
 
-    def _documents(self) -> Iterator[Failure]:
+    def _documents(self, readings: list[Reading]) -> Iterator[Failure]:
         if self.ndctl:
             from whoseblock.sources.ndctl import read_ndctl
 
             for file in self.ndctl:
-                yield from read_ndctl(file.read(), name_of(file))
+                reading = _begin(file, readings)
+                yield from read_ndctl(_document(file), reading.name, reading)
         if self.smart:
             from whoseblock.sources.smart import read_smart
 
             for file in self.smart:
-                yield from read_smart(file.read(), name_of(file))
+                reading = _begin(file, readings)
+                yield from read_smart(_document(file), reading.name, reading)
 
 
-def failures_of(given: Given, target: "Target", finder: "Lookup") -> Iterator[Any]:
-    """Give every failure, in the order of the help: what is written out, files, the kernel's."""
+def _begin(file: TextIO, readings: list[Reading]) -> Reading:
+    reading = Reading(name_of(file))
+    readings.append(reading)
+    return reading
+
+
+def _lines(file: TextIO) -> Iterator[str]:
+    """Yield the lines of a file; raises `MalformedError` for one that no program writes."""
+    number = 0
+    while line := _read(file.readline, file, _LONGEST_LINE):
+        number += 1
+        if len(line) == _LONGEST_LINE:
+            expected = f"text in lines of less than {_LONGEST_LINE} characters"
+            raise MalformedError(name_of(file), number, expected)
+        yield line
+
+
+def _document(file: TextIO) -> str:
+    """Read a file whole; raises `MalformedError` for one that no program writes."""
+    text = _read(file.read, file, _LONGEST_DOCUMENT)
+    if len(text) == _LONGEST_DOCUMENT:
+        expected = f"a document of less than {_LONGEST_DOCUMENT} characters"
+        raise MalformedError(name_of(file), None, expected)
+    return text
+
+
+def _read(read: Callable[[int], str], file: TextIO, most: int) -> str:
+    try:
+        return read(most)
+    except OSError as error:
+        raise WhoseblockError(f"cannot read {name_of(file)}: {error.strerror}") from error
+
+
+def _counted(lines: Iterator[str], reading: Reading) -> Iterator[str]:
+    for line in lines:
+        reading.read += 1
+        yield line
+
+
+def failures_of(
+    given: Given, target: "Target", finder: "Lookup", readings: list[Reading]
+) -> Iterator[Failure]:
+    """Yield every failure, in the order of the help: what is written out, files, the kernel's.
+
+    ``readings`` gets a record for each input of what was read of it.
+    """
     block_size = None
     if given.of_the_target and target.layer is not None and not target.layer.segments:
         # What cannot be opened at all is said before anything else is.
         block_size = finder.leaf(target.layer).block_size
-    yield from given.ranges_asked(block_size)
-    yield from given.failures(target.host.page_size)
+    yield from given.ranges_asked(block_size, readings)
+    yield from given.failures(target.host.page_size, readings)
     if given.sysfs_badblocks:
         from whoseblock.sources.sysfs import CUT_OFF, read_sysfs_badblocks, whole_lines
 
@@ -237,7 +320,9 @@ def failures_of(given: Given, target: "Target", finder: "Lookup") -> Iterator[An
             lines, cut = whole_lines(text, target.host.page_size)
             if cut:
                 click.echo(f"whoseblock: {name}: {CUT_OFF}", err=True)
-            yield from read_sysfs_badblocks(lines, device, name)
+            reading = Reading(name)
+            readings.append(reading)
+            yield from read_sysfs_badblocks(lines, device, name, reading)
 
 
 def name_of(file: TextIO) -> str:

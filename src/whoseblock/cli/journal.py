@@ -1,13 +1,14 @@
 """``whoseblock journal``: what failed, who owned it, and what was done about it."""
 
 import re
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, TypeVar
 
 import click
 
+from whoseblock.cli.command import Command
+from whoseblock.cli.output import write_lines
 from whoseblock.encode import encode_json
 from whoseblock.journal import Filter, State, open_journal
 
@@ -95,6 +96,7 @@ def journal() -> None:
 
 @journal.command(
     name="list",
+    cls=Command,
     epilog="""\b
 TIME is ISO 8601, in local time unless it says otherwise, or how long ago: 30m, 2h, 3d, 1w.
 
@@ -113,7 +115,7 @@ def list_failures(url: str | None, as_json: bool, **options: Any) -> None:  # no
     with open_journal(url, write=False) as opened:
         found = opened.failures(_filter_of(options))
         if as_json:
-            _write(map(encode_json, found))
+            write_lines(map(encode_json, found))
             return
         from whoseblock.cli.history import overview_lines
 
@@ -121,10 +123,11 @@ def list_failures(url: str | None, as_json: bool, **options: Any) -> None:  # no
 
 
 @journal.command(
+    cls=Command,
     epilog="""\b
 Examples:
   whoseblock journal show 7
-  whoseblock journal show 7 --json | jq .plans"""
+  whoseblock journal show 7 --json | jq .plans""",
 )
 @click.argument("failure", metavar="ID", type=click.IntRange(1, (1 << 63) - 1))
 @_JOURNAL
@@ -134,7 +137,7 @@ def show(failure: int, url: str | None, as_json: bool) -> None:
     with open_journal(url, write=False) as opened:
         found = opened.history(failure)
     if as_json:
-        _write([encode_json(found)])
+        write_lines([encode_json(found)])
         return
     from whoseblock.cli.history import history_lines
 
@@ -142,6 +145,7 @@ def show(failure: int, url: str | None, as_json: bool) -> None:
 
 
 @journal.command(
+    cls=Command,
     epilog="""\b
 JSON is one object a line for each failure, as show --json writes it.  CSV has a line for each
 owner in the last answer, and no cell that a spreadsheet takes for a formula.
@@ -149,7 +153,7 @@ owner in the last answer, and no cell that a spreadsheet takes for a formula.
 \b
 Examples:
   whoseblock journal export > journal.jsonl
-  whoseblock journal export --format csv --since 2026-11-01 > november.csv"""
+  whoseblock journal export --format csv --since 2026-11-01 > november.csv""",
 )
 @_filtered
 @click.option(
@@ -160,7 +164,7 @@ def export(url: str | None, form: str, **options: Any) -> None:  # noqa: ANN401 
     with open_journal(url, write=False) as opened:
         wanted = _filter_of(options)
         if form == "json":
-            _write(map(encode_json, opened.histories(wanted)))
+            write_lines(map(encode_json, opened.histories(wanted)))
             return
         from whoseblock.cli.history import csv_lines
 
@@ -168,10 +172,4 @@ def export(url: str | None, form: str, **options: Any) -> None:  # noqa: ANN401 
 
 
 def _write_text(lines: Iterable[str]) -> None:
-    _write(line.encode(errors="backslashreplace") for line in lines)
-
-
-def _write(lines: Iterable[bytes]) -> None:
-    for line in lines:
-        sys.stdout.buffer.write(line + b"\n")
-    sys.stdout.buffer.flush()
+    write_lines(line.encode(errors="backslashreplace") for line in lines)

@@ -1,30 +1,29 @@
 """``whoseblock lookup``: who owns these ranges?"""
 
 import os
-import sys
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from whoseblock.cli.command import Command
 from whoseblock.cli.failures import Given, failure_options, failures_of
+from whoseblock.cli.notices import report_options, report_readings, report_resolver
+from whoseblock.cli.output import OutputFile, write_lines
 from whoseblock.cli.progress import ProgressBar
 from whoseblock.cli.targets import options_of, target_options
-from whoseblock.cli.terminal import printable
 from whoseblock.fs.base import Answer
 
 if TYPE_CHECKING:
     from whoseblock.lookup import Wish
-    from whoseblock.sources.resolve import Resolver
+    from whoseblock.sources.base import Reading
     from whoseblock.target import Target
 
 __all__ = ["lookup"]
 
-#: So many lines are written at once.
-_LINES_A_WRITE = 512
-
 
 @click.command(
+    cls=Command,
     epilog="""\b
 Ranges are START[+LENGTH]: decimal or 0x…, with an optional suffix:
   none bytes    K M G T powers of 1024    s 512-byte sectors
@@ -47,9 +46,9 @@ Examples:
   whoseblock lookup rescued.img --mapfile rescued.map --output damaged.csv
   whoseblock lookup --pfn 0x10140a             a page of persistent memory
   dmesg | whoseblock lookup --dmesg -          all that the kernel has complained of
-  smartctl --json -x /dev/sda | whoseblock lookup /dev/sda --smart -"""
+  smartctl --json -x /dev/sda | whoseblock lookup /dev/sda --smart -""",
 )
-@click.argument("target", required=False, type=click.Path())
+@click.argument("target", required=False, type=click.Path(readable=False))
 @click.argument("ranges", nargs=-1, metavar="[RANGE]...")
 @failure_options
 @target_options
@@ -72,7 +71,7 @@ Examples:
 )
 @click.option(
     "--output",
-    type=click.Path(dir_okay=False),
+    type=click.Path(dir_okay=False, readable=False),
     metavar="FILE",
     help="Write the list of --summary to FILE, as CSV or JSON by its suffix.",
 )
@@ -88,15 +87,18 @@ def lookup(target: str | None, ranges: tuple[str, ...], **options: Any) -> None:
 
     given = Given.of(ranges, options)
     given.check(target=target is not None)
-    output = options["output"]
-    if output is not None and not output.endswith((".csv", ".json")):
-        raise click.UsageError("--output FILE ends in .csv or in .json, to say what to write.")
+    _check_options(options)
+    output = None if options["output"] is None else OutputFile(options["output"])
+    if output is not None:
+        output.check()
     where = options_of(options)
+    readings: list[Reading] = []
     with Target(target, where) as opened, Lookup(opened.open_leaf) as finder:
+        _check_mounted(opened, options)
         with ProgressBar() as progress:
             finder.progress = progress
             resolver = Resolver(opened, device=where.device)
-            asked = resolver.asked(failures_of(given, opened, finder))
+            asked = resolver.asked(failures_of(given, opened, finder, readings))
             if options["summary"] or output is not None:
                 from whoseblock.cli.summary import summarise
 
@@ -110,8 +112,38 @@ def lookup(target: str | None, ranges: tuple[str, ...], **options: Any) -> None:
                 if progress.shown:
                     answers = _counted(answers, progress)
                 lines = _json_lines(answers) if options["as_json"] else _table_lines(answers)
-            _write(lines)
-        _tell(resolver, opened)
+            write_lines(lines)
+        report_readings(readings)
+        report_resolver(resolver, opened)
+        report_options(opened)
+
+
+def _check_options(options: dict[str, Any]) -> None:
+    """Refuse options that have no effect together, with a usage error."""
+    output = options["output"]
+    if output is not None and not output.endswith((".csv", ".json")):
+        raise click.UsageError("the FILE of --output must end in .csv or .json.")
+    for name in ("processes", "verify"):
+        if not options[name]:
+            continue
+        if options["summary"] or output is not None:
+            other = "--output" if output is not None else "--summary"
+            raise click.UsageError(f"--{name} has no effect with {other}.")
+        if options["offline"]:
+            raise click.UsageError(f"--{name} asks the kernel, and --offline does not: drop one.")
+
+
+def _check_mounted(target: "Target", options: dict[str, Any]) -> None:
+    """Refuse what only the kernel can answer about a target that is not mounted.
+
+    What was read of a filesystem that is not mounted is kept, and is the same when asked again.
+    """
+    if target.is_mounted is False:
+        for name in ("processes", "verify"):
+            if options[name]:
+                raise click.UsageError(
+                    f"--{name} needs a mounted filesystem, and nothing of {target.path} is mounted."
+                )
 
 
 def _wish(options: dict[str, Any]) -> "Wish":
@@ -120,19 +152,6 @@ def _wish(options: dict[str, Any]) -> "Wish":
 
     processes = options["processes"] or (not options["as_json"] and os.geteuid() == 0)
     return Wish(paths=not options["no_paths"], processes=processes, verified=options["verify"])
-
-
-def _tell(resolver: "Resolver", target: "Target") -> None:
-    """Say what was understood or left out, where nobody takes it for an answer."""
-    if resolver.taken_for:
-        told = f"failures of {printable(resolver.taken_for)} were taken to be of {target.path}"
-        click.echo(f"whoseblock: {told}", err=True)
-    for device, count in resolver.passed_over.most_common():
-        what = "failure" if count == 1 else "failures"
-        click.echo(
-            f"whoseblock: {count} {what} of {printable(device)} passed over: not on {target.path}",
-            err=True,
-        )
 
 
 def _counted(answers: Iterable[Answer], progress: ProgressBar) -> Iterator[Answer]:
@@ -151,16 +170,3 @@ def _table_lines(answers: Iterable[Answer]) -> Iterator[bytes]:
     from whoseblock.cli.table import table_lines
 
     return (line.encode(errors="backslashreplace") for line in table_lines(answers))
-
-
-def _write(lines: Iterable[bytes]) -> None:
-    """Write lines to standard output, many at once."""
-    pending: list[bytes] = []
-    for line in lines:
-        pending.append(line)
-        if len(pending) >= _LINES_A_WRITE:
-            sys.stdout.buffer.write(b"\n".join(pending) + b"\n")
-            pending.clear()
-    if pending:
-        sys.stdout.buffer.write(b"\n".join(pending) + b"\n")
-    sys.stdout.buffer.flush()

@@ -5,16 +5,18 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from whoseblock import __version__
+from whoseblock.cli.command import Command, is_given
 from whoseblock.cli.failures import Given, failure_options, failures_of
+from whoseblock.cli.notices import report_options, report_readings, report_resolver
 from whoseblock.cli.progress import ProgressBar
 from whoseblock.cli.targets import options_of, target_options
 from whoseblock.cli.terminal import printable
-from whoseblock.errors import LeftUndoneError, TargetError
+from whoseblock.errors import LeftUndoneError, PrivilegeError, TargetError
 
 if TYPE_CHECKING:
     from whoseblock.fs.base import Answer, Owner
@@ -24,12 +26,14 @@ if TYPE_CHECKING:
     from whoseblock.lookup import Asked, Lookup
     from whoseblock.respond.applying import Outcome, Planned
     from whoseblock.respond.copies import Copies
+    from whoseblock.sources.base import Reading
     from whoseblock.target import Target, TargetOptions
 
 __all__ = ["respond"]
 
 
 @click.command(
+    cls=Command,
     epilog="""\b
 Nothing is written but the journal unless --apply is given. What is done then:
   free space, and space never written: exactly the failed sectors are zeroed
@@ -45,9 +49,9 @@ Examples:
   whoseblock respond /dev/sdb1 --mapfile disk.map --apply --yes
   whoseblock respond /srv 307p --punch --quarantine --apply
   whoseblock respond /srv 307p --exec 'mail -s lost admin' --signal TERM --apply
-  whoseblock respond --resume                    go on with what was broken off"""
+  whoseblock respond --resume                    go on with what was broken off""",
 )
-@click.argument("target", required=False, type=click.Path())
+@click.argument("target", required=False, type=click.Path(readable=False))
 @click.argument("ranges", nargs=-1, metavar="[RANGE]...")
 @click.option("--apply", "applied", is_flag=True, help="Do what is planned, after asking.")
 @click.option("--yes", is_flag=True, help="Do not ask; for scripts.")
@@ -110,10 +114,11 @@ def respond(target: str | None, ranges: tuple[str, ...], **options: Any) -> None
     from whoseblock.journal import open_journal
 
     given = Given.of(ranges, options)
+    _check_options(options)
     if not options["resume"]:
         given.check(target=target is not None)
-    elif ranges or given.names_devices or given.of_the_target:
-        raise click.UsageError("--resume goes on with what is in the journal: no RANGE.")
+    else:
+        _check_resume()
     if options["signal_name"]:
         _check_signal(options["signal_name"])
     with open_journal(options["journal_url"]) as journal:
@@ -125,6 +130,35 @@ def respond(target: str | None, ranges: tuple[str, ...], **options: Any) -> None
             else:
                 work.respond(target, given)
     work.finish()
+
+
+#: What --resume takes; all else is in the journal, as it was when the plan was made.
+_WITH_RESUME: Final = frozenset({"target", "resume", "journal_url", "as_json", "applied", "yes"})
+
+
+def _check_resume() -> None:
+    """Refuse what --resume does not look at, with a usage error."""
+    context = click.get_current_context()
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        if name in _WITH_RESUME or not is_given(context, name):
+            continue
+        what = parameter.opts[0] if isinstance(parameter, click.Option) else "RANGE"
+        raise click.UsageError(
+            f"{what} has no effect with --resume, which carries out the plans in the journal."
+        )
+
+
+def _check_options(options: dict[str, Any]) -> None:
+    """Refuse options that have no effect without another, with a usage error."""
+    if options["yes"] and not (options["applied"] or options["resume"]):
+        raise click.UsageError("--yes has no effect without --apply.")
+    copies = ("restore_from", "restore_file", "restore_command")
+    if options["verify_whole"] and not any(options[name] for name in copies):
+        raise click.UsageError(
+            "--verify-whole has no effect without --restore-from, --restore-file or"
+            " --restore-command."
+        )
 
 
 def _check_signal(name: str) -> None:
@@ -157,6 +191,9 @@ class _Work:
         copies = self._copies()
         with Target(path, where) as target, Lookup(target.open_leaf) as finder:
             planned = self._plan(target, finder, given, where)
+            if not planned:
+                # Standard error reports what was read.
+                return
             self._show(planned)
             # What nobody agreed to is in the journal as a plan, and --resume leaves it alone.
             agreed = False
@@ -207,13 +244,17 @@ class _Work:
         planned = []
         with ProgressBar() as progress:
             finder.progress = progress
+            readings: list[Reading] = []
             resolver = Resolver(target, device=where.device)
-            asked = list(resolver.asked(failures_of(given, target, finder)))
+            asked = list(resolver.asked(failures_of(given, target, finder, readings)))
             answers = finder.answers(asked, Wish(processes=True))
             for number, (one, answer) in enumerate(zip(asked, answers, strict=True), 1):
                 parts = parts_of_answer(one, answer, target, finder, allowed)
                 planned.append(Planned(one, answer, tuple(parts)))
                 progress("failures planned", number, len(asked))
+        report_readings(readings)
+        report_resolver(resolver, target)
+        report_options(target)
         return planned
 
     def _confirm(self, planned: "Sequence[Planned]") -> bool:
@@ -262,6 +303,8 @@ class _Work:
                     # Whatever layers they lead to are known then.
                     list(finder.answers(asked.values(), Wish(paths=False)))
                     self._apply(plan, target, finder, asked)
+            except PrivilegeError:
+                raise
             except TargetError as error:
                 self._out_of_reach = True
                 click.echo(f"plan {plan.id}: {printable(str(error))}", err=True)

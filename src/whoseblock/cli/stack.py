@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from whoseblock.cli.command import Command
 from whoseblock.cli.targets import options_of, target_options
 from whoseblock.cli.terminal import printable
 from whoseblock.encode import encode_json
@@ -21,15 +22,16 @@ _MOST_SEGMENTS = 64
 
 
 @click.command(
+    cls=Command,
     epilog="""\b
 Examples:
   whoseblock stack disk.img                  partitions, volumes, and what is on them
   whoseblock stack /dev/nvme0n1              a disk of this machine
   whoseblock stack physical-memory           regions and namespaces of persistent memory
   whoseblock stack disk1.img --member disk2.img
-  whoseblock stack pmem0 --root snapshot/    another machine's, from a snapshot of it"""
+  whoseblock stack pmem0 --root snapshot/    another machine's, from a snapshot of it""",
 )
-@click.argument("target", type=click.Path())
+@click.argument("target", type=click.Path(readable=False))
 @target_options
 @click.option("--json", "as_json", is_flag=True, help="Write one JSON object.")
 def stack(target: str, as_json: bool, **options: Any) -> None:  # noqa: ANN401
@@ -52,9 +54,11 @@ def stack(target: str, as_json: bool, **options: Any) -> None:  # noqa: ANN401
             raise click.UsageError("Name a TARGET.")
         if as_json:
             click.echo(encode_json(_tree(layer, finder, ())))
-            return
-        for line in _lines(layer, finder):
-            click.echo(line.encode(errors="backslashreplace"))
+        else:
+            for line in _lines(layer, finder):
+                click.echo(line.encode(errors="backslashreplace"))
+        if finder.denied is not None:
+            raise finder.denied
 
 
 def _is_layer_name(target: str, root: str) -> bool:

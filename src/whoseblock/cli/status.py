@@ -10,8 +10,9 @@ from typing import Any
 
 import click
 
+from whoseblock.cli.command import Command
 from whoseblock.cli.terminal import printable
-from whoseblock.errors import TargetError
+from whoseblock.errors import PrivilegeError, TargetError
 
 __all__ = ["status"]
 
@@ -19,7 +20,7 @@ _PIECE = 1 << 16
 _PATIENCE_S = 10
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("--json", "as_json", is_flag=True, help="Write one JSON object.")
 @click.option(
     "--state",
@@ -67,7 +68,10 @@ def _ask(folder: Path) -> bytes:
         pass
     except OSError as error:
         why = error.strerror or str(error)
-        raise TargetError(f"the daemon of {str(folder)!r} cannot be asked: {why}") from error
+        message = f"the daemon of {str(folder)!r} cannot be asked: {why}"
+        if isinstance(error, PermissionError):
+            raise PrivilegeError(message) from error
+        raise TargetError(message) from error
     try:
         return (folder / "status.json").read_bytes()
     except OSError as error:

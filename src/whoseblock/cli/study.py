@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from whoseblock.cli.command import Command
 from whoseblock.cli.progress import ProgressBar
 from whoseblock.encode import encode_json
 from whoseblock.errors import UnsupportedError
@@ -13,6 +14,7 @@ __all__ = ["study"]
 
 
 @click.command(
+    cls=Command,
     epilog="""\b
 The designs: per page (a tree on every shared page), per extent (an address space for every
 shared extent), on demand (nothing until a page fails, then a look into the reverse mapping).
@@ -22,14 +24,14 @@ docs/study.md explains what is measured, and what it means.
 Examples:
   whoseblock study disk.img                       tables
   whoseblock study disk.img --json                all numbers
-  whoseblock study disk.img --figures pictures    pictures, too"""
+  whoseblock study disk.img --figures pictures    pictures, too""",
 )
-@click.argument("image", type=click.Path())
+@click.argument("image", type=click.Path(readable=False))
 @click.option(
     "--sweep",
     "sweep",
     multiple=True,
-    type=click.Path(),
+    type=click.Path(readable=False),
     metavar="IMAGE",
     help="Another image, for the sweep of sharing; may be repeated. Else extents are made up.",
 )

@@ -3,11 +3,11 @@
 import csv
 import io
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import UNSET, Struct, UnsetType
 
+from whoseblock.cli.output import OutputFile
 from whoseblock.cli.terminal import printable
 from whoseblock.encode import encode_json
 from whoseblock.fs.base import Paths
@@ -60,17 +60,23 @@ class _File(Struct, frozen=True):
 
 
 def summarise(
-    finder: "Lookup", asked: "Iterable[Asked]", output: str | None, *, paths: bool, as_json: bool
+    finder: "Lookup",
+    asked: "Iterable[Asked]",
+    output: OutputFile | None,
+    *,
+    paths: bool,
+    as_json: bool,
 ) -> Iterator[bytes]:
     """Ask everything, write the list to ``output``, and give the lines of the summary."""
     summary = Summary(lambda name, inode: finder.file_size(finder.layers[name], inode))
-    for number, answer in enumerate(finder.answers(_once(asked), Wish(paths=False))):
+    asked_once = _once(asked, summary.notes)
+    for number, answer in enumerate(finder.answers(asked_once, Wish(paths=False))):
         summary.add(answer)
         if number % _TELL_EVERY == 0:
             finder.progress("ranges answered", number, None)
     files = list(_files(finder, summary, paths=paths))
     if output is not None:
-        _write_list(Path(output), files)
+        output.write(_list_lines(output, files))
     if as_json:
         yield encode_json(_totals(summary) | {"files": files})
     else:
@@ -78,12 +84,17 @@ def summarise(
             yield line.encode(errors="backslashreplace")
 
 
-def _once(asked: "Iterable[Asked]") -> "Iterator[Asked]":
-    """Give every byte once, however often it was reported, in parts that can be held."""
+def _once(asked: "Iterable[Asked]", notes: dict[str, None]) -> "Iterator[Asked]":
+    """Yield every byte once, however often it was reported, in parts that can be held.
+
+    Remarks about the reports go to ``notes``.
+    """
     from whoseblock.lookup import Asked
 
     ranges: dict[Layer, list[ByteRange]] = {}
     for one in asked:
+        if one.remark:
+            notes[one.remark] = None
         ranges.setdefault(one.layer, []).append(ByteRange(one.start, one.length))
     for layer, wanted in ranges.items():
         for start, length in merge(wanted):
@@ -176,11 +187,12 @@ def _page(summary: Summary, files: list[_File]) -> Iterator[str]:
 # ------------------------------------------------------------------ for programs
 
 
-def _write_list(path: Path, files: list[_File]) -> None:
-    if path.suffix == ".json":
+def _list_lines(output: OutputFile, files: list[_File]) -> Iterator[bytes]:
+    """Yield the list in pieces, in the form that the suffix of the file names."""
+    if output.path.endswith(".json"):
         # One file a line, which tools that go by lines can read too.
         lines = b",\n".join(encode_json(file) for file in files)
-        path.write_bytes(b"[\n" + lines + b"\n]\n" if files else b"[]\n")
+        yield b"[\n" + lines + b"\n]\n" if files else b"[]\n"
         return
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -190,7 +202,7 @@ def _write_list(path: Path, files: list[_File]) -> None:
         others = file.paths[1:] if isinstance(file.paths, tuple) else ()
         cells = [cell(getattr(file, name)) for name in names]
         writer.writerow([*cells, file.shell, " ".join(map(quoted, others))])
-    path.write_text(text.getvalue(), encoding="utf-8", newline="")
+    yield text.getvalue().encode()
 
 
 def cell(value: object) -> object:

@@ -6,12 +6,14 @@ from pathlib import Path
 import click
 
 from whoseblock import __version__
+from whoseblock.cli.command import Command
 from whoseblock.errors import NEWS
 
 __all__ = ["watch"]
 
 
 @click.command(
+    cls=Command,
     epilog="""\b
 Sources, each used if it is there: the kernel's log; the tracepoints of memory failures and of
 failed requests; the bad-blocks lists in sysfs; the health monitor of each mounted XFS; fanotify.
@@ -24,7 +26,7 @@ SIGTERM ends it, once what is in hand is journaled.
 Examples:
   whoseblock watch                                     journal and log every failure
   whoseblock watch --policy /etc/whoseblock/policy.toml --metrics-port 9719
-  whoseblock watch --once || mail -s "bad blocks" root < /dev/null    for cron"""
+  whoseblock watch --once || mail -s "bad blocks" root < /dev/null    for cron""",
 )
 @click.option(
     "--policy",

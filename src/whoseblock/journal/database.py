@@ -173,6 +173,9 @@ def _find_or_make(place: Place, *, write: bool) -> tuple[int, int]:
                 os.close(folder)
         elif not file.exists() or not file.stat().st_size:
             raise missing(place)
+        else:
+            # SQLite does not tell a file that it may not read from one that is not there.
+            os.close(os.open(file, os.O_RDONLY | os.O_CLOEXEC))
         return _inode_of(file)
     except OSError as error:
         raise as_journal_error(error, place) from error

@@ -6,7 +6,7 @@ from typing import Final
 
 from sqlalchemy.exc import DBAPIError
 
-from whoseblock.errors import JournalError
+from whoseblock.errors import JournalError, JournalPrivilegeError
 from whoseblock.journal.places import Place
 
 __all__ = ["as_journal_error"]
@@ -69,6 +69,10 @@ def as_journal_error(error: Exception, place: Place) -> JournalError:
         what, hint = "cannot be opened", "see whose its folder is, or name another with --journal"
         details = cause.strerror or os.strerror(cause.errno or 0)
     sentence = f"the journal {place.name!r} {what or 'cannot be used'}: {details}"
+    if isinstance(cause, PermissionError) and place.file is not None:
+        return JournalPrivilegeError(
+            sentence.rstrip(": "), hint="try as root, or name another with --journal"
+        )
     return JournalError(sentence.rstrip(": "), hint=hint)
 
 

@@ -1,11 +1,10 @@
 """A device or an image file, read with pread(2)."""
 
-import errno
 import os
 import stat
 from typing import Final
 
-from whoseblock.errors import MediaError, TargetError
+from whoseblock.errors import MediaError, PrivilegeError, TargetError
 from whoseblock.media.halves import MEDIA_ERRNOS, read_by_halves
 
 __all__ = ["SECTOR", "FileMedia"]
@@ -18,7 +17,7 @@ class FileMedia:
     """A block device or an image file.
 
     Opened read-only unless ``writable``.  Raises `TargetError` if it cannot be opened, or is
-    neither of the two.
+    neither of the two, and `PrivilegeError` without permission.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, writable: bool = False) -> None:
@@ -28,8 +27,10 @@ class FileMedia:
         try:
             self._fd = os.open(self.name, flags)
         except OSError as error:
-            hint = "" if os.geteuid() == 0 or error.errno != errno.EACCES else "try as root"
-            raise TargetError(f"cannot open {self.name!r}: {error.strerror}", hint=hint) from error
+            message = f"cannot open {self.name!r}: {error.strerror}"
+            if isinstance(error, PermissionError) and os.geteuid():
+                raise PrivilegeError(message) from error
+            raise TargetError(message) from error
         mode = os.fstat(self._fd).st_mode
         if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
             os.close(self._fd)
@@ -80,5 +81,7 @@ class FileMedia:
         os.fsync(self._fd)
 
     def close(self) -> None:
-        """Close the file."""
-        os.close(self._fd)
+        """Close the file; a second time has no effect."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import Final
 
 from whoseblock.errors import MalformedError
-from whoseblock.sources.base import Failure
+from whoseblock.sources.base import Failure, Reading
 
 __all__ = ["read_badblocks"]
 
@@ -16,12 +16,17 @@ _MOST_DIGITS: Final = 20
 _MOST: Final = 1 << 63
 
 
-def read_badblocks(lines: Iterable[str], name: str, block_size: int) -> Iterator[Failure]:
-    """Give every block of a list; ``block_size`` is in bytes.
+def read_badblocks(
+    lines: Iterable[str], name: str, block_size: int, reading: Reading | None = None
+) -> Iterator[Failure]:
+    """Yield every block of a list; ``block_size`` is in bytes.
 
-    ``name`` is the file's, for messages.  Raises `MalformedError` for a line that is no number.
+    ``name`` is the file's, for messages; ``reading`` counts the lines.  Raises `MalformedError` for
+    a line that is no number.
     """
+    reading = reading or Reading(name)
     for number, line in enumerate(lines, 1):
+        reading.read = number
         text = line.strip()
         if not text:
             continue
@@ -30,4 +35,5 @@ def read_badblocks(lines: Iterable[str], name: str, block_size: int) -> Iterator
         start = int(text) * block_size
         if start + block_size > _MOST:
             raise MalformedError(name, number, "the number of a block below 2**63 bytes")
+        reading.failures += 1
         yield Failure(start, block_size, "", f"{name}, line {number}")

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from typing import Final
 
 from whoseblock.errors import MalformedError
-from whoseblock.sources.base import Failure
+from whoseblock.sources.base import Failure, Reading
 
 __all__ = ["LOST", "check_statuses", "read_mapfile"]
 
@@ -42,12 +42,17 @@ def check_statuses(text: str) -> str:
     return text
 
 
-def read_mapfile(lines: Iterable[str], name: str, statuses: str = LOST) -> Iterator[Failure]:
-    """Give every block of a map whose status is one of ``statuses``.
+def read_mapfile(
+    lines: Iterable[str], name: str, statuses: str = LOST, reading: Reading | None = None
+) -> Iterator[Failure]:
+    """Yield every block of a map whose status is one of ``statuses``.
 
-    ``name`` is the file's, for messages.  Raises `MalformedError` for a line of another form, and
-    where the blocks leave a gap or overlap, as ddrescue itself does.
+    ``name`` is the file's, for messages; ``reading`` counts the blocks.  Raises `MalformedError`
+    for a line of another form, and where the blocks leave a gap or overlap, as ddrescue itself
+    does.
     """
+    reading = reading or Reading(name)
+    reading.unit, reading.units = "block", "blocks"
     wanted = frozenset(check_statuses(statuses))
     numbered = enumerate(lines, 1)
     _read_state(numbered, name)
@@ -77,10 +82,20 @@ def read_mapfile(lines: Iterable[str], name: str, statuses: str = LOST) -> Itera
                 name, number, f"the block after the last one, at {expected:#x}, not {start:#x}"
             )
         expected = start + size
+        reading.read += 1
         if status in wanted and size:
+            reading.failures += 1
             yield Failure(start, size, "", f"{name}, line {number}")
-    if expected == -1:
-        raise MalformedError(name, None, "at least one block, in a line POSITION SIZE STATUS")
+    _finish(reading, statuses)
+
+
+def _finish(reading: Reading, statuses: str) -> None:
+    """Check that there was a block, and remark it if none was lost."""
+    if not reading.read:
+        expected = "at least one block, in a line POSITION SIZE STATUS"
+        raise MalformedError(reading.name, None, expected)
+    if not reading.failures:
+        reading.remarks.append(f"no block has a status of {' '.join(dict.fromkeys(statuses))}")
 
 
 def _read_state(numbered: Iterator[tuple[int, str]], name: str) -> None:

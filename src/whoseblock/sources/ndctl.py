@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from whoseblock.errors import MalformedError
-from whoseblock.sources.base import Failure
+from whoseblock.sources.base import Failure, Reading
 from whoseblock.sources.documents import as_list, as_number, as_text, find, objects, read_documents
 
 __all__ = ["read_ndctl"]
@@ -24,11 +24,14 @@ _EXPECTED: Final = "the JSON that ndctl list --media-errors prints"
 _NAMESPACE: Final = re.compile(r"namespace([0-9]{1,9})\.[0-9]{1,9}", re.ASCII)
 
 
-def read_ndctl(text: str, name: str) -> Iterator[Failure]:
-    """Give every bad range; ``name`` is the file's, for messages.
+def read_ndctl(text: str, name: str, reading: Reading | None = None) -> Iterator[Failure]:
+    """Yield every bad range; ``name`` is the file's, for messages.
 
-    One that is listed for a namespace and for its region is given twice.  Raises `MalformedError`.
+    One that is listed for a namespace and for its region is yielded twice.  ``reading`` counts the
+    regions, namespaces and other devices.  Raises `MalformedError`.
     """
+    reading = reading or Reading(name)
+    reading.unit, reading.units = "device", "devices"
     documents = read_documents(text, name, _EXPECTED)
     if not all(isinstance(document, dict | list) for document in documents):
         raise MalformedError(name, None, _EXPECTED)
@@ -38,13 +41,24 @@ def read_ndctl(text: str, name: str) -> Iterator[Failure]:
         for one in objects(documents)
         if (dev := as_text(one.get("dev"))).startswith("region")
     }
+    counted: list[dict[str, Any]] = []
     for owner in objects(documents):
         bad = as_list(owner.get("badblocks"))
+        reading.read += "dev" in owner
         if not bad:
+            if owner.get("badblock_count"):
+                counted.append(owner)
             continue
         device = _device(owner, bad, regions, name)
         for number, one in enumerate(bad, 1):
+            reading.failures += 1
             yield _failure(one, device, f"{name}, bad block {number} of {device}", name)
+    # Without --media-errors ndctl prints how many there are, and not where.  A namespace in sector
+    # mode never has a list, and its region has.
+    for owner in () if reading.failures else counted:
+        count = as_text(owner.get("badblock_count")) or str(owner.get("badblock_count"))
+        what = f"badblock_count {count} without badblocks: run ndctl list --media-errors"
+        reading.count_unrecognised(as_text(owner.get("dev")), what)
 
 
 def _device(owner: dict[str, Any], bad: list[Any], regions: Mapping[str, bool], name: str) -> str:

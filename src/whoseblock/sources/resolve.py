@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from typing import Final
 
 from whoseblock.errors import TargetError
 from whoseblock.lookup import Asked
@@ -10,6 +11,8 @@ from whoseblock.stack.base import PHYSICAL_MEMORY, Layer, descend
 from whoseblock.target import Target
 
 __all__ = ["Resolver"]
+
+_MOST_NAMED: Final = 1024
 
 
 class Resolver:
@@ -23,10 +26,12 @@ class Resolver:
 
     def __init__(self, target: Target, *, device: str = "") -> None:
         self._target = target
-        self._device = device
+        self.device = device
         #: The one device that an image is a copy of, once a failure has named it.
         self._taken_for = ""
         self.passed_over: Counter[str] = Counter()
+        #: Every device that a failure has named, up to a number that people read.
+        self.named: set[str] = set()
 
     @property
     def taken_for(self) -> str:
@@ -36,15 +41,17 @@ class Resolver:
     def asked(self, failures: Iterable[Failure]) -> Iterator[Asked]:
         """Give the questions; raises `TargetError` where a device is not known or not clear."""
         target = self._target
-        for start, length, device, origin in failures:
+        for start, length, device, origin, remark in failures:
+            if device and len(self.named) < _MOST_NAMED:
+                self.named.add(device)
             if not device and target.layer is not None:
                 # The log is not what the target's name stands for.
                 other = target.layer is not target.root
-                yield Asked(start, length, target.layer, origin, named=other)
+                yield Asked(start, length, target.layer, origin, other, remark)
             elif (layer := self._layer_of(device)) is None:
                 self.passed_over[device] += 1
             elif target.root is None or self._reaches(layer, start, length, target.root):
-                yield Asked(start, length, layer, origin, named=True)
+                yield Asked(start, length, layer, origin, named=True, remark=remark)
             else:
                 self.passed_over[device] += 1
 
@@ -53,8 +60,8 @@ class Resolver:
         target = self._target
         if target.root is None:
             return target.layer_of(device)
-        if self._device:
-            if device == self._device:
+        if self.device:
+            if device == self.device:
                 return target.root
             return self._known(device)
         if target.is_device:

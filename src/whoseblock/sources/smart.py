@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from whoseblock.errors import MalformedError
-from whoseblock.sources.base import Failure
+from whoseblock.sources.base import Failure, Reading
 from whoseblock.sources.documents import as_list, as_number, as_text, find, read_documents
 
 __all__ = ["read_smart"]
@@ -21,6 +21,18 @@ _BLOCK_SIZES: Final = range(512, 1 << 17)
 #: that for some commands only, and smartctl knows which; only those that read or write have an
 #: address.
 _LOST: Final = re.compile(r"Error: .*\b(?:UNC|IDNF)\b.* at LBA = ", re.ASCII)
+_LOST_WORDS: Final = re.compile(r"Error: .*\b(?:UNC|IDNF)\b", re.ASCII)
+#: The logs of which entries may name an address.
+_LOGS: Final = (
+    "ata_smart_self_test_log",
+    "ata_pending_defects_log",
+    "ata_smart_error_log",
+    "nvme_self_test_log",
+    "nvme_error_information_log",
+    "scsi_self_test_",
+    "scsi_pending_defects",
+    "scsi_background_scan",
+)
 #: What stands where there is no address: all ones, in 48 bits or 64.
 _NO_LBA: Final = frozenset({(1 << 48) - 1, (1 << 64) - 1})
 #: What a 28-bit address reaches; the low bits of a longer one say nothing.
@@ -48,14 +60,18 @@ _BEHIND: Final = re.compile(
 _Place = tuple[int, str]
 
 
-def read_smart(text: str, name: str) -> Iterator[Failure]:
-    """Give one logical block for every address in the logs; ``name`` is the file's.
+def read_smart(text: str, name: str, reading: Reading | None = None) -> Iterator[Failure]:
+    """Yield one logical block for every address in the logs; ``name`` is the file's.
 
-    An address that stands in several logs is given once.  Raises `MalformedError`.
+    An address that stands in several logs is yielded once.  ``reading`` counts the entries of all
+    logs.  Raises `MalformedError`.
     """
+    reading = reading or Reading(name)
+    reading.unit, reading.units = "log entry", "log entries"
     for document in read_documents(text, name, _EXPECTED):
         if find(document, "smartctl") is None:
             raise MalformedError(name, None, _EXPECTED)
+        _count_entries(document, reading)
         places: dict[int, str] = {}
         for lba, log in _places(document, name):
             if lba not in _NO_LBA:
@@ -71,7 +87,56 @@ def read_smart(text: str, name: str) -> Iterator[Failure]:
         for lba, log in sorted(places.items()):
             if (lba + 1) * size > 1 << 63:
                 raise MalformedError(name, None, _LBA)
+            reading.failures += 1
             yield Failure(lba * size, size, device, f"{name}, {log}")
+
+
+def _count_entries(document: Any, reading: Reading) -> None:  # noqa: ANN401
+    """Count the entries of the logs, and those that report an error without a usable address."""
+    logs = [key for key in document if key.startswith(_LOGS)]
+    if not logs:
+        reading.remarks.append("it holds no error, self-test or defect log: run smartctl with -x")
+    for key in logs:
+        for log in _tables(document[key]):
+            for entry in log:
+                reading.read += 1
+                if (text := _without_address(key, entry)) is not None:
+                    reading.count_unrecognised(key, text)
+
+
+def _tables(log: Any) -> Iterator[list[Any]]:  # noqa: ANN401
+    """Yield every list of entries in a log: ATA's are grouped, SCSI's may stand alone."""
+    if not isinstance(log, dict):
+        return
+    if "table" in log:
+        yield as_list(log["table"])
+        return
+    if "result" in log:
+        yield [log]
+    below = [value for value in log.values() if isinstance(value, dict)]
+    yield from (as_list(value["table"]) for value in below if "table" in value)
+    yield [value for key, value in log.items() if key.startswith("result_")]
+
+
+def _without_address(key: str, entry: Any) -> str | None:  # noqa: ANN401
+    """Return the text of an entry that reports lost data and names no address, None for others."""
+    described = as_text(find(entry, "error_description"))
+    if _LOST_WORDS.match(described) and not _LOST.match(described):
+        return described
+    status, result = find(entry, "status", "value"), find(entry, "self_test_result", "value")
+    if find(entry, "lba") is None and (
+        (key.startswith("ata_") and isinstance(status, int) and status >> 4 in _ATA_FAILED)
+        or (key.startswith("nvme_") and _is_in(result, _NVME_FAILED))
+    ):
+        path = ("status", "string") if key.startswith("ata_") else ("self_test_result", "string")
+        return as_text(find(entry, *path)) or "a self-test that failed"
+    if (
+        key.startswith("scsi_self_test_")
+        and _is_in(find(entry, "result", "value"), _SCSI_FAILED)
+        and find(entry, "lba_first_failure") is None
+    ):
+        return as_text(find(entry, "result", "string")) or "a self-test that failed"
+    return None
 
 
 def _device(document: Any) -> str:  # noqa: ANN401

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from typing import Final
 
 from whoseblock.errors import MalformedError
-from whoseblock.sources.base import Failure
+from whoseblock.sources.base import Failure, Reading
 
 __all__ = ["CUT_OFF", "read_sysfs_badblocks", "whole_lines"]
 
@@ -32,12 +32,16 @@ def whole_lines(text: str, page_size: int) -> tuple[list[str], bool]:
     return lines, len(shown) == page_size - 2
 
 
-def read_sysfs_badblocks(lines: Iterable[str], device: str, name: str) -> Iterator[Failure]:
-    """Give every range of a list of ``device``; ``name`` is the file's, for messages.
+def read_sysfs_badblocks(
+    lines: Iterable[str], device: str, name: str, reading: Reading | None = None
+) -> Iterator[Failure]:
+    """Yield every range of a list of ``device``; ``name`` is the file's, for messages.
 
-    Raises `MalformedError`.
+    ``reading`` counts the lines.  Raises `MalformedError`.
     """
+    reading = reading or Reading(name)
     for number, line in enumerate(lines, 1):
+        reading.read = number
         fields = line.split()
         if not fields:
             continue
@@ -48,4 +52,5 @@ def read_sysfs_badblocks(lines: Iterable[str], device: str, name: str) -> Iterat
         sector, count = map(int, fields)
         if not count or sector + count > 1 << 54:
             raise MalformedError(name, number, "one sector or more, below 2**63 bytes")
+        reading.failures += 1
         yield Failure(sector * _SECTOR, count * _SECTOR, device, f"{name}, line {number}")

@@ -16,7 +16,7 @@ from whoseblock.stack.base import Ending, Layer, Linear, Segment
 from whoseblock.stack.lvm import read_physical_volume
 from whoseblock.stack.md import RESERVED_0_90, MdMember, read_member
 from whoseblock.stack.partitions import Table, read_partitions
-from whoseblock.stack.volumes import GroupPart, build_group
+from whoseblock.stack.volumes import GroupPart, build_group, layers_by_group
 
 __all__ = ["Assembly", "partition_name", "slice_of", "with_structures"]
 
@@ -44,6 +44,8 @@ class Assembly:
         self._count = 0
         self._members: dict[bytes, list[ArrayMember]] = defaultdict(list)
         self._parts: list[GroupPart] = []
+        #: The layers that hold the members of one array, or of one volume group.
+        self.sets: list[list[Layer]] = []
 
     def add(self, layer: Layer, media: Media) -> None:
         """Have a layer looked into, of which nothing is known to be made."""
@@ -60,9 +62,11 @@ class Assembly:
             # physical volumes be found on it.
             members, self._members = self._members, defaultdict(list)
             for same in members.values():
+                self.sets.append([one.layer for one in same])
                 self._add_all(build_array(same))
             if not self._todo:
                 parts, self._parts = self._parts, []
+                self.sets += layers_by_group(parts)
                 self._add_all(build_group(parts))
 
     def _add_all(self, found: Iterable[tuple[Layer, Media]]) -> None:

@@ -45,6 +45,19 @@ def build_group(parts: Sequence[GroupPart]) -> Iterator[tuple[Layer, Media]]:
             part.layer.segments = [Ending(0, part.layer.size, what, certain)]
 
 
+def layers_by_group(parts: Sequence[GroupPart]) -> list[list[Layer]]:
+    """Return the layers of the physical volumes of each volume group."""
+    groups: dict[str, str] = {}
+    for part in parts:
+        if group := part.about.group:
+            groups |= {volume.uuid: group.uuid for volume in group.volumes}
+    layers: dict[str, list[Layer]] = defaultdict(list)
+    for part in parts:
+        if part.about.uuid in groups:
+            layers[groups[part.about.uuid]].append(part.layer)
+    return list(layers.values())
+
+
 class _Builder:
     """Builds the layers of one volume group."""
 

@@ -96,8 +96,8 @@ def _needing(capability: str) -> Iterator[None]:
         yield
     except PermissionError as error:
         raise PrivilegeError(
-            f"the kernel says who owns what only to those who have {capability}",
-            hint="run as root in the first user namespace; --offline asks the device itself",
+            f"the kernel reports owners only to a process with {capability}",
+            hint="try as root, outside of containers; --offline reads the device itself",
         ) from error
 
 

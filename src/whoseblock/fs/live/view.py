@@ -130,7 +130,7 @@ def _unreachable(view: View, error: OSError) -> Exception:
     if isinstance(error, PermissionError):
         return PrivilegeError(
             f"what is mounted at {view.point!r} can be reached only with CAP_SYS_ADMIN",
-            hint="run as root; --offline asks the device itself",
+            hint="try as root; --offline reads the device itself",
         )
     if error.errno in SHUT_DOWN:
         return BlockError(

@@ -12,6 +12,7 @@ from itertools import islice
 from typing import Final, NamedTuple
 
 from whoseblock.errors import BlockError, CorruptError, NotAFilesystemError, UnsupportedError
+from whoseblock.fs.signatures import find_content
 from whoseblock.fs.xfs.format.ag import (
     AGF,
     AGI,
@@ -53,6 +54,10 @@ _MOST_CANDIDATES: Final = 64
 _GROUPS_COMPARED: Final = 16
 #: How often the end may move before the headers at it agree.
 _MOST_MOVES: Final = 8
+_NO_CONTENT_HINT: Final = (
+    "see what it is with blkid or file; name the device or image on which the filesystem, or the"
+    " partition table, begins at byte 0"
+)
 _MAGIC_BYTES = XFS_SB_MAGIC.to_bytes(4, "big")
 
 
@@ -120,9 +125,10 @@ def open_superblock(media: Media) -> FoundSuperblock:
         first = str(error)
         copy = _find_copy(media) if _may_be_xfs(media) else None
         if copy is None:
+            content = find_content(media)
             raise NotAFilesystemError(
-                f"no XFS filesystem on {media.name!r}: {first}",
-                hint="for a disk with partitions, name the partition",
+                f"no XFS filesystem on {media.name!r}: {content.what if content else first}",
+                hint=content.hint if content else _NO_CONTENT_HINT,
             ) from error
         sb = copy.sb
         notes.append(

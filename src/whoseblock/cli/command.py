@@ -1,0 +1,33 @@
+"""A verb of the command line: an option that takes one value is refused a second one."""
+
+from collections import Counter
+
+import click
+from click.core import ParameterSource
+
+__all__ = ["Command", "is_given"]
+
+
+class Command(click.Command):
+    """A command that refuses a repeated option, of which click would take the last silently."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the arguments; raises `click.UsageError` for an option with two values."""
+        if not ctx.resilient_parsing:
+            _, _, order = self.make_parser(ctx).parse_args(list(args))
+            counts = Counter(
+                parameter.opts[0]
+                for parameter in order
+                if isinstance(parameter, click.Option)
+                and not (parameter.multiple or parameter.is_flag or parameter.count)
+            )
+            for name, count in counts.items():
+                if count > 1:
+                    what = f"{name} is given {count} times, and takes one value."
+                    raise click.UsageError(what, ctx)
+        return super().parse_args(ctx, args)
+
+
+def is_given(context: click.Context, name: str) -> bool:
+    """Tell whether a parameter was on the command line."""
+    return context.get_parameter_source(name) is ParameterSource.COMMANDLINE

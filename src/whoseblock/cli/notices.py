@@ -1,0 +1,56 @@
+"""What standard error reports beside the answers: what was read, and what had no effect."""
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+import click
+
+from whoseblock.cli.terminal import printable
+
+if TYPE_CHECKING:
+    from whoseblock.sources.base import Reading
+    from whoseblock.sources.resolve import Resolver
+    from whoseblock.target import Target
+
+__all__ = ["report", "report_options", "report_readings", "report_resolver"]
+
+
+def report(lines: Iterable[str]) -> None:
+    """Write lines to standard error; a terminal takes none of them for more than text."""
+    for line in lines:
+        click.echo(f"whoseblock: {printable(line)}", err=True)
+
+
+def report_readings(readings: "Iterable[Reading]") -> None:
+    """Report every input that held no failure, or errors that were not recognised."""
+    report(f"{one.name}: {one.summary()}" for one in readings if not one.is_silent)
+
+
+def report_resolver(resolver: "Resolver", target: "Target") -> None:
+    """Report which device the failures were taken to be of, and which were passed over."""
+    report(_resolved(resolver, target))
+
+
+def _resolved(resolver: "Resolver", target: "Target") -> Iterator[str]:
+    if resolver.taken_for:
+        yield f"failures of {resolver.taken_for} were taken to be of {target.path}"
+    for device, count in resolver.passed_over.most_common():
+        what = "failure" if count == 1 else "failures"
+        yield f"{count} {what} of {device} passed over: not on {target.path}"
+    if (device := resolver.device) and device not in resolver.named:
+        if resolver.named:
+            yield f"--device {device} had no effect: the failures are of other devices"
+        elif target.host.device_folder(device) is None:
+            yield f"--device {device} had no effect: no failure names a device"
+
+
+def report_options(target: "Target") -> None:
+    """Report the options about the target that had no effect; its leaves are open by then."""
+    report(_without_effect(target))
+
+
+def _without_effect(target: "Target") -> Iterator[str]:
+    for path in target.unused_members():
+        yield f"--member {path} had no effect: it shares no volume group or array with the target"
+    for role, why in target.unused_devices():
+        yield f"--{role}-device had no effect: {why}"

@@ -1,0 +1,77 @@
+"""What a target without an XFS looks like, and the hint about it."""
+
+import gzip
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.support.tools import Missing
+
+import whoseblock
+from whoseblock.errors import NotAFilesystemError
+from whoseblock.fs.signatures import find_content
+from whoseblock.media.device import FileMedia
+
+
+def refused(path: Path) -> NotAFilesystemError:
+    with pytest.raises(NotAFilesystemError) as caught:
+        whoseblock.open(path)
+    assert "name the partition" not in caught.value.hint
+    assert caught.value.hint
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("command", "what"),
+    [
+        (["mke2fs", "-q", "-F", "-t", "ext4"], "ext2, ext3 or ext4"),
+        (["mkswap"], "swap space"),
+    ],
+)
+def test_what_other_tools_make_is_named(tmp_path: Path, command: list[str], what: str) -> None:
+    path = tmp_path / "disk.img"
+    with path.open("wb") as file:
+        file.truncate(20 << 20)
+    program = shutil.which(command[0], path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
+    if program is None:
+        raise Missing(f"{command[0]} is not here")
+    subprocess.run([program, *command[1:], path], check=True, capture_output=True)
+    assert f"it looks like {what}" in str(refused(path))
+
+
+def test_a_packed_image_is_to_be_unpacked(tmp_path: Path) -> None:
+    path = tmp_path / "disk.img.gz"
+    path.write_bytes(gzip.compress(bytes(1 << 20)))
+    error = refused(path)
+    assert "packed by gzip" in str(error)
+    assert "unpack" in error.hint
+
+
+def test_zeros_and_nothing_are_told_apart(tmp_path: Path) -> None:
+    path = tmp_path / "disk.img"
+    path.touch()
+    assert "it is empty" in str(refused(path))
+    path.write_bytes(bytes(1 << 20))
+    assert "it begins with zeros" in str(refused(path))
+
+
+def test_what_is_not_recognised_keeps_the_reason(tmp_path: Path) -> None:
+    path = tmp_path / "disk.img"
+    path.write_bytes(b"x" * (1 << 20))
+    assert "superblock at byte 0" in str(refused(path))
+
+
+@given(st.binary(max_size=600))
+def test_any_beginning_is_looked_at(head: bytes) -> None:
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(head)
+        file.flush()
+        media = FileMedia(file.name)
+        found = find_content(media)
+        media.close()
+    assert found is None or (found.what.startswith("it ") and found.hint)
