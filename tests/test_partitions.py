@@ -1,7 +1,6 @@
 """Partition tables against sfdisk, which wrote them; and damaged ones."""
 
 import json
-import shutil
 import subprocess
 from itertools import pairwise
 from pathlib import Path
@@ -12,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.support.disks import partition
 from tests.support.images import MIB, sparse_file
-from tests.support.tools import Missing, run
+from tests.support.mounts import loop_device
+from tests.support.tools import program, run
 
 from whoseblock.media.device import FileMedia
 from whoseblock.media.pmem import EmulatedPmem
@@ -60,7 +60,7 @@ def made(layout: Layout, folder: Path) -> Path:
 
 def by_sfdisk(image: Path) -> list[tuple[int, int, int]]:
     """Give number, start and length of every partition, extended ones excepted."""
-    done = subprocess.run(["sfdisk", "--json", image], capture_output=True, check=False)
+    done = subprocess.run([program("sfdisk"), "--json", image], capture_output=True, check=False)
     if done.returncode:
         return []
     table = json.loads(done.stdout)["partitiontable"]
@@ -170,18 +170,9 @@ def test_a_changed_byte_in_a_gpt_is_seen(tmp_path: Path) -> None:
 
 def test_sectors_of_4096_bytes(tmp_path: Path) -> None:
     image = sparse_file(tmp_path / "disk.img", 64 * MIB)
-    tool = shutil.which("sgdisk", path="/usr/sbin:/sbin:/usr/bin")
-    losetup = shutil.which("losetup", path="/usr/sbin:/sbin:/usr/bin")
-    if tool is None or losetup is None:
-        raise Missing("sgdisk is not here: install the package gdisk")
-    try:
-        loop = run([losetup, "--find", "--show", "--sector-size=4096", image]).decode().strip()
-    except RuntimeError as error:
-        raise Missing(f"loop devices are not for us: {error}") from error
-    try:
-        run([tool, "--set-alignment=1", "--new=1:301:1000", "--new=3:2000:2999", loop])
-    finally:
-        run([losetup, "--detach", loop])
+    program("sgdisk")
+    with loop_device(image, "--sector-size=4096") as loop:
+        run(["sgdisk", "--set-alignment=1", "--new=1:301:1000", "--new=3:2000:2999", loop])
     assert ours(read(image).partitions) == [
         (1, 301 * 4096, 700 * 4096),
         (3, 2000 * 4096, 1000 * 4096),
