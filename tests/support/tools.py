@@ -82,10 +82,10 @@ def run(command: Sequence[str | Path], stdin: bytes | None = None) -> bytes:
 
     Raises `Missing` if the program is not installed, `RuntimeError` with its words if it fails.
     """
-    words = list(command)
-    if isinstance(words[0], str) and os.sep not in words[0]:
-        words[0] = program(words[0])
-    done = subprocess.run(words, input=stdin, capture_output=True, check=False)
+    given: list[str | Path] = list(command)
+    if isinstance(given[0], str) and os.sep not in given[0]:
+        given[0] = program(given[0])
+    done = subprocess.run(given, input=stdin, capture_output=True, check=False)
     if done.returncode:
         words = (done.stderr + done.stdout).decode(errors="replace").strip()
         raise RuntimeError(f"{' '.join(map(str, command))} gave {done.returncode}: {words}")
@@ -118,7 +118,7 @@ def sees(option: str, *more: str, newest: bool = True) -> bool:
 def need_root() -> None:
     """Raise `Missing` unless this process may mount."""
     if os.geteuid() != 0:
-        raise Missing("mounting needs root: run the tests as root to compare with the kernel")
+        raise Missing("this needs root, to mount and to ask the kernel: run the tests as root")
 
 
 @functools.cache
