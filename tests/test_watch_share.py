@@ -19,9 +19,7 @@ def test_systemd_takes_the_unit(tmp_path: Path) -> None:
     text = re.sub(r"^ExecStart=\S+", "ExecStart=/bin/true", text, flags=re.MULTILINE)
     # Whether a man page is installed is no matter of the unit.
     unit.write_text(re.sub(r"^Documentation=.*\n", "", text, flags=re.MULTILINE))
-    done = subprocess.run(
-        [analyze, "verify", unit], capture_output=True, check=False, text=True
-    )
+    done = subprocess.run([analyze, "verify", unit], capture_output=True, check=False, text=True)
     complaints = [line for line in done.stderr.splitlines() if unit.name in line]
     assert (done.returncode, complaints) == (0, []), done.stderr
 
