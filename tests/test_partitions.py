@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -81,7 +82,8 @@ def ours(partitions: tuple[Partition, ...]) -> list[tuple[int, int, int]]:
 
 
 def read(image: Path) -> Table:
-    table = read_partitions(FileMedia(image))
+    with closing(FileMedia(image)) as media:
+        table = read_partitions(media)
     assert table is not None
     return table
 
@@ -131,8 +133,9 @@ def test_a_damaged_table_is_never_another_table(
         }
     )
     lost = data.draw(st.sets(st.sampled_from(table_sectors), min_size=1, max_size=6))
-    media = EmulatedPmem(FileMedia(image), [ByteRange(at * SECTOR, SECTOR) for at in lost])
-    table = read_partitions(media)
+    poison = [ByteRange(at * SECTOR, SECTOR) for at in lost]
+    with closing(EmulatedPmem(FileMedia(image), poison)) as media:
+        table = read_partitions(media)
     if table is None:
         return
     known = set(ours(right.partitions))
@@ -150,8 +153,8 @@ def test_a_damaged_table_is_never_another_table(
 def test_a_gpt_whose_primary_is_lost_is_read_from_its_backup(tmp_path: Path) -> None:
     image = made(DISK, tmp_path)
     right = read(image)
-    media = EmulatedPmem(FileMedia(image), [ByteRange(0, 34 * SECTOR)])
-    table = read_partitions(media)
+    with closing(EmulatedPmem(FileMedia(image), [ByteRange(0, 34 * SECTOR)])) as media:
+        table = read_partitions(media)
     assert table is not None
     assert table.partitions == right.partitions
     assert table.notes == ("its primary GPT does not verify: the backup is used",)
@@ -186,7 +189,8 @@ def test_a_boot_sector_of_a_filesystem_is_no_table(tmp_path: Path) -> None:
     sector[446:462] = bytes([0x80, 0, 0, 0, 6, 0, 0, 0, 1, 0, 0, 0, 100, 0, 0, 0])
     sector[510:] = b"\x55\xaa"
     image.write_bytes(bytes(sector) + bytes(MIB - 512))
-    assert read_partitions(FileMedia(image)) is None
+    with closing(FileMedia(image)) as media:
+        assert read_partitions(media) is None
 
 
 def test_extended_boot_records_in_a_circle(tmp_path: Path) -> None:
@@ -209,7 +213,8 @@ def test_extended_boot_records_in_a_circle(tmp_path: Path) -> None:
 def test_any_bytes_at_all(data: bytes, tmp_path_factory: pytest.TempPathFactory) -> None:
     image = tmp_path_factory.getbasetemp() / "noise.img"
     image.write_bytes(data[:510] + b"\x55\xaa" + data[510:] + bytes(100_000))
-    table = read_partitions(FileMedia(image))
+    with closing(FileMedia(image)) as media:
+        table = read_partitions(media)
     for part in table.partitions if table else ():
         assert part.start > 0
         assert part.length > 0

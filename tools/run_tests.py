@@ -2,9 +2,9 @@
 
     python -m tools.run_tests WORKERS [ARGUMENTS OF PYTEST]
 
-Both run whatever the result of the first.  The end lists why tests were skipped, and the last line
-has the sum.  Each named path goes to the run that it belongs to; if all belong to one, only that one
-is done.
+Both run whatever the result of the first.  The end lists why tests were skipped; the last line has
+the sum.  Each named path goes to the run that it belongs to; if all belong to one run, the other is
+left out.
 """
 
 import os
