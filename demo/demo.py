@@ -1,8 +1,8 @@
-"""Whose was it, and what now? Poison an emulated persistent memory in several places, and ask.
+"""Poison an emulated persistent memory in several places, look up the owners, and repair.
 
-The image is a real XFS (see README.md beside this). Only the 307th page is named here; the other
-places are found by asking who owns the whole device while it is still healthy. Ends with a status
-other than 0 if anything is not as it should be. What is done about it is in recovery.py.
+The image is a real XFS (see README.md beside this). Only page 307 is named here; the demo finds the
+other pages by looking up the owners of the whole device while it is healthy. The exit status is not
+0 if a result is wrong. The repair is in recovery.py, what it needs in needs.py.
 """
 
 import lzma
@@ -15,6 +15,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from demo.needs import describe as describe_needs
+from demo.needs import needs
 from demo.recovery import recover
 
 import whoseblock
@@ -31,7 +33,7 @@ PAGE_TEXT = re.compile(rb"(?P<title>[\x20-\x7e]+), page (?P<number>\d+)(?=\n)")
 
 
 class Failure(NamedTuple):
-    """A page to lose, what it is, and what every row of the answer has to be."""
+    """A page to poison, what it holds, and the check of every row of the answer."""
 
     what: str
     page: ByteRange
@@ -39,22 +41,22 @@ class Failure(NamedTuple):
 
 
 def is_shared_data(row: Owner) -> bool:
-    """Tell file data with more owners than one."""
+    """Whether it is file data with more than one owner."""
     return isinstance(row, FileOwner) and row.what == "data" and row.shared
 
 
 def is_private_data(row: Owner) -> bool:
-    """Tell written data of one file with one name."""
+    """Whether it is written data of one file with one name."""
     return is_data(row, names=1) and not is_shared_data(row)
 
 
 def is_data_of_many_names(row: Owner) -> bool:
-    """Tell data of a file that has hard links."""
+    """Whether it is data of a file with hard links."""
     return is_data(row, names=3)
 
 
 def is_data(row: Owner, names: int) -> bool:
-    """Tell written data of a file with so many names."""
+    """Whether it is written data of a file with so many names."""
     return (
         isinstance(row, FileOwner)
         and row.what == "data"
@@ -65,22 +67,22 @@ def is_data(row: Owner, names: int) -> bool:
 
 
 def is_unwritten(row: Owner) -> bool:
-    """Tell space that a file has, and never wrote to."""
+    """Whether it is preallocated space of a file, never written."""
     return isinstance(row, FileOwner) and row.unwritten
 
 
 def is_free(row: Owner) -> bool:
-    """Tell free space."""
+    """Whether it is free space."""
     return isinstance(row, Free)
 
 
 def is_space_btree(row: Owner) -> bool:
-    """Tell blocks of the btrees that keep an allocation group's space."""
+    """Whether it is a block of an allocation group's space btrees."""
     return isinstance(row, MetadataOwner) and row.what == "ag"
 
 
 def is_inodes(row: Owner) -> bool:
-    """Tell blocks full of inodes."""
+    """Whether it is a block of inodes."""
     return isinstance(row, MetadataOwner) and row.what == "inodes"
 
 
@@ -91,7 +93,7 @@ def last_page(rows: Sequence[Owner], like: Callable[[Owner], bool], which: int =
 
 
 def choose(rows: Sequence[Owner]) -> list[Failure]:
-    """Choose what to lose, given the owners of the whole device."""
+    """Choose the pages to poison, given the owners of the whole device."""
     return [
         Failure("data that two files share", parse_range("307p"), is_shared_data),
         Failure("data of one file", last_page(rows, is_private_data), is_private_data),
@@ -100,7 +102,7 @@ def choose(rows: Sequence[Owner]) -> list[Failure]:
             last_page(rows, is_data_of_many_names),
             is_data_of_many_names,
         ),
-        Failure("space never written to", last_page(rows, is_unwritten), is_unwritten),
+        Failure("preallocated space", last_page(rows, is_unwritten), is_unwritten),
         Failure("free space", last_page(rows, is_free), is_free),
         # The first row is the two btrees of the free space, by place and by size.
         Failure("a btree of the free space", last_page(rows, is_space_btree), is_space_btree),
@@ -120,18 +122,18 @@ def unpack(target: Path) -> None:
 
 
 def describe(row: Owner) -> list[str]:
-    """Say in lines for people who had it."""
+    """Return the lines that describe an owner."""
     match row:
         case FileOwner(paths=tuple() as paths):
-            note = "  nothing was lost: never written" if row.unwritten else ""
-            where = f"inode {row.inode}, byte {row.file_offset} on{note}"
+            note = ": never written, no data lost" if row.unwritten else ""
+            where = f"inode {row.inode}, offset {row.file_offset}{note}"
             return [f"{paths[0]:<32} {where}", *(f"{path:<32} the same" for path in paths[1:])]
         case MetadataOwner(inodes=(first, last)):
             return [f"{'the filesystem itself':<32} inodes {first} to {last}"]
         case MetadataOwner():
             return [f"{'the filesystem itself':<32} {row.what}"]
         case Free():
-            return [f"{'nobody':<32} free space: zero it and go on"]
+            return [f"{'no owner':<32} free space: safe to zero"]
         case _:
             return [row.kind]
 
@@ -146,7 +148,7 @@ def read(medium: EmulatedPmem, page: ByteRange) -> str:
 
 
 def is_right(failure: Failure, answer: Answer, lost: bytes) -> bool:
-    """Compare an answer with what it has to be, and with what had been on the page."""
+    """Whether an answer is as expected, and agrees with what the page had said."""
     enough = 2 if failure.expected is is_shared_data else 1
     if not answer.complete or len(answer) < enough or not all(map(failure.expected, answer)):
         return False
@@ -155,23 +157,24 @@ def is_right(failure: Failure, answer: Answer, lost: bytes) -> bool:
     return said is None or int(said["number"]) * PAGE in offsets
 
 
-class Asked(NamedTuple):
-    """How many answers were wrong, and the pages that something can be done about."""
+class Outcome(NamedTuple):
+    """How many answers were wrong, and the pages that can be repaired."""
 
     wrong: int
     shared: ByteRange
     free: ByteRange
 
 
-def run(image: Path) -> Asked:
-    """Poison the image, ask, and print."""
+def run(image: Path) -> Outcome:
+    """Poison the image, look up the owners, and print them."""
     medium = EmulatedPmem(FileMedia(image))
     with whoseblock.open(medium) as fs:
         failures = choose(fs.owners(0, fs.size).owners)
         contents = [medium.pread(*failure.page) for failure in failures]
 
     medium = EmulatedPmem(FileMedia(image), poison=[failure.page for failure in failures])
-    print(f"{medium.size >> 20} MiB of persistent memory with XFS, {len(failures)} pages poisoned.")
+    size = medium.size >> 20
+    print(f"\n{size} MiB of persistent memory with XFS; {len(failures)} pages are poisoned.")
     wrong = 0
     with whoseblock.open(medium) as fs:
         for failure, lost in zip(failures, contents, strict=True):
@@ -189,17 +192,17 @@ def run(image: Path) -> Asked:
                 wrong += 1
                 print("  WRONG: this is not what was expected")
         reads = sum(fs.reads.values())
-    print(f"\nIt took {reads} metadata blocks to say so.")
+    print(f"\nThe lookups read {reads} metadata blocks.")
     pages = {failure.expected: failure.page for failure in failures}
-    return Asked(wrong, pages[is_shared_data], pages[is_free])
+    return Outcome(wrong, pages[is_shared_data], pages[is_free])
 
 
 def compare_designs(image: Path) -> int:
-    """Let the three designs of the discussion track the same image; return the disagreements."""
+    """Compare the three designs of the study on the same image; return the disagreements."""
     plan = Plan(str(image), sweep_pages=0, life_steps=1000, timed=False)
     report = study(plan)
     life = report.workloads[-1]
-    print("\nThree ways to know it, on the same image (whoseblock study has more):")
+    print("\nThree ways to find owners, on the same image (whoseblock study measures more):")
     for everything, half in zip(report.workloads[0].trackers, life.trackers, strict=True):
         found = half.failures
         print(
@@ -207,21 +210,23 @@ def compare_designs(image: Path) -> int:
             f" {found.told} of {found.told + found.missed} owners found,"
             f" {found.free} free pages cleared"
         )
-    print("  (bytes with every file faulted in; failures while half of them are)")
+    print("  (memory with every file mapped in; lookups while half of the files are)")
     return sum(one.disagreements for one in report.workloads)
 
 
 def main() -> int:
     """Run the demo on a scratch copy of the image."""
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    found = needs()
+    print(describe_needs(found), flush=True)
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:
         image = Path(scratch) / "image.xfs"
         unpack(image)
         failures = run(image)
-        wrong = failures.wrong or recover(image, failures.shared, failures.free)
+        wrong = failures.wrong or recover(image, failures.shared, failures.free, found)
         wrong += compare_designs(image)
-    print(f"\nAll in all {time.monotonic() - began:.1f} s.")
+    print(f"\nFinished in {time.monotonic() - began:.1f} s.")
     return 1 if wrong else 0
 
 

@@ -1,8 +1,9 @@
-"""What was done about it: the second part of the demo.
+"""Repair what failed: the last part of the demo.
 
-As root, with FUSE and XFS in the kernel, a failing disk is emulated, mounted, and recovered by
-``whoseblock respond``: free space is zeroed and cleared, a page that two files share is restored
-once for both.  Elsewhere only the free space is, on the image itself; what is left out is said.
+As root, with FUSE and XFS in the kernel, it emulates a failing disk, mounts it, and recovers it
+with ``whoseblock respond``: a free page is zeroed, a page that two files share is restored once for
+both.  With FUSE alone the emulated disk stays unmounted, and only the free page is repaired.
+Without FUSE the free page is repaired in the image, through the Python API.
 """
 
 import contextlib
@@ -13,6 +14,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from demo.needs import Need, missing
+
 import whoseblock
 from whoseblock.errors import MediaError
 from whoseblock.fs.base import Filesystem
@@ -22,6 +25,7 @@ from whoseblock.ranges import ByteRange, subtract
 
 __all__ = ["recover"]
 
+_CHECKOUT = Path(__file__).resolve().parents[1]
 _COMMAND = [sys.executable, "-m", "whoseblock"]
 #: Both share the 307th page; the copy is one of the first.
 _SHARERS = ("a", "d/e/c")
@@ -31,45 +35,48 @@ class _CannotError(Exception):
     """This machine lacks something for the whole of it."""
 
 
-def recover(image: Path, shared: ByteRange, free: ByteRange) -> int:
-    """Have both pages fail, and recover them; give how much went wrong.
+def recover(image: Path, shared: ByteRange, free: ByteRange, found: list[Need]) -> int:
+    """Let both pages fail, and recover as much as this machine can.
 
-    ``image`` is a scratch copy, and changed.
+    ``image`` is a scratch copy, and changed.  ``found`` is what `needs` returned.  Returns how many
+    results were wrong.
     """
-    print("\nWhat now?")
+    print("\nThe repair")
     scratch = image.parent
     os.environ["WHOSEBLOCK_JOURNAL"] = str(scratch / "journal.sqlite")
     try:
-        wrong = _on_a_real_kernel(image, shared, free)
+        wrong = _on_a_mounted_disk(image, shared, free, found)
     except _CannotError as reason:
-        print(f"  left out here: restoring what both files share, on a mounted disk ({reason})")
-        wrong = _on_the_image(image, free)
-    print("\nThe journal says:")
+        print(f"  skipped here: restoring the shared page on a mounted disk:\n    {reason}")
+        try:
+            wrong = _on_an_unmounted_disk(image, shared, free, found)
+        except _CannotError as further:
+            print(f"  skipped here: a device that fails:\n    {further}")
+            wrong = _on_the_image(image, free)
+    print("\nThe journal:")
     _run("journal", "list")
     return wrong
 
 
 def _run(*arguments: str | Path) -> int:
-    """Run whoseblock and show what it prints; give its exit code."""
+    """Run whoseblock and show what it prints; return its exit code."""
     done = subprocess.run([*_COMMAND, *arguments], stdout=subprocess.PIPE, text=True, check=False)
     print(*(f"  {line}" for line in done.stdout.splitlines()), sep="\n")
     return done.returncode
 
 
-# ---------------------------------------------------------------------- the whole of it
+# ---------------------------------------------------------------------- on a mounted disk
 
 
-def _on_a_real_kernel(image: Path, shared: ByteRange, free: ByteRange) -> int:
-    if os.geteuid() != 0:
-        raise _CannotError("it takes root")
-    if not all(map(shutil.which, ("unshare", "mount", "losetup"))):
-        raise _CannotError("it takes the programs mount, losetup and unshare")
+def _on_a_mounted_disk(image: Path, shared: ByteRange, free: ByteRange, found: list[Need]) -> int:
+    if why := missing(found, mount=True):
+        raise _CannotError(why)
     # In a mount namespace of its own nothing is left behind, whatever happens.
-    program = [sys.executable, __file__, str(image), str(shared), str(free)]
+    program = [sys.executable, "-m", "demo.recovery", str(image), str(shared), str(free)]
     sys.stdout.flush()
-    done = subprocess.run(["unshare", "--mount", *program], check=False)
+    done = subprocess.run(["unshare", "--mount", *program], cwd=_CHECKOUT, check=False)
     if done.returncode == _LACKING:
-        raise _CannotError("see above")
+        raise _CannotError("for the reason above")
     return done.returncode
 
 
@@ -78,13 +85,23 @@ _LACKING = 77
 
 
 @contextlib.contextmanager
+def _served(image: Path, failing: Path, *options: str) -> Iterator[None]:
+    """Serve an image as a device that can fail."""
+    failing.mkdir()
+    unmount = ["umount"] if os.geteuid() == 0 else ["fusermount3", "-u"]
+    _call([*_COMMAND, "emulate", image, failing, "--in-place", "--background", *options])
+    try:
+        yield
+    finally:
+        _call([*unmount, failing])
+
+
+@contextlib.contextmanager
 def _mounted(image: Path, failing: Path, mount: Path) -> Iterator[None]:
     """Mount an image from a device that can fail."""
-    for folder in (failing, mount):
-        folder.mkdir()
+    mount.mkdir()
     with contextlib.ExitStack() as stack:
-        _call([*_COMMAND, "emulate", image, failing, "--in-place", "--background"])
-        stack.callback(_call, ["umount", failing])
+        stack.enter_context(_served(image, failing))
         loop = _call(["losetup", "--find", "--show", "--direct-io=on", failing / "device"])
         stack.callback(_call, ["losetup", "--detach", loop])
         _call(["mount", "-t", "xfs", "-o", "nouuid", loop, mount])
@@ -110,20 +127,48 @@ def _main(image: Path, shared: str, free: str) -> int:
             before = [(mount / name).read_bytes() for name in _SHARERS]
             (failing / "control").write_text(f"bad {shared}\nbad {free}\n")
             Path("/proc/sys/vm/drop_caches").write_text("3\n")
-            print("  The disk is mounted, and both pages fail; of one file there is a backup.\n")
+            print("  The disk is mounted, and both pages fail. One file has a backup.\n")
             options = ("--restore-from", backup, "--apply", "--yes")
             wrong = _run("respond", mount, shared, free, *options)
             wrong += before != [(mount / name).read_bytes() for name in _SHARERS]
             wrong += bool((failing / "control").read_text())
             print("\n  ", end="")
-            print("WRONG: see above" if wrong else "Both files are as before, and nothing fails.")
+            print(
+                "WRONG: see above"
+                if wrong
+                else "Both files are as before, and every page can be read."
+            )
     except _CannotError as reason:
         print(f"  {reason}")
         return _LACKING
     return min(wrong, 1)
 
 
-# ---------------------------------------------------------------------- what goes anywhere
+# ---------------------------------------------------------------------- on an unmounted disk
+
+
+def _on_an_unmounted_disk(
+    image: Path, shared: ByteRange, free: ByteRange, found: list[Need]
+) -> int:
+    """Zero the free page of a device that fails; the shared one is only planned for."""
+    if why := missing(found, mount=False):
+        raise _CannotError(why)
+    failing = image.parent / "failing"
+    with _served(image, failing, f"--bad={shared}", f"--bad={free}"):
+        print("  The disk is not mounted, and both pages fail.\n")
+        wrong = _run("respond", failing / "device", str(shared))
+        wrong += _run("respond", failing / "device", str(free), "--apply", "--yes")
+        left = (failing / "control").read_text().strip()
+    wrong += left != f"bad {shared}"
+    print(
+        "\n  WRONG: see above"
+        if wrong
+        else "\n  The free page can be read again. The shared page needs a mount and a backup."
+    )
+    return wrong
+
+
+# ---------------------------------------------------------------------- on the image
 
 
 class _Pmem:
@@ -143,7 +188,7 @@ class _Pmem:
 
 
 def _on_the_image(image: Path, free: ByteRange) -> int:
-    """Zero a failed page that nobody has, of an image that is not mounted."""
+    """Zero a failed free page of an image that is not mounted."""
     from whoseblock.respond.free import zero_unmounted
 
     medium = EmulatedPmem(FileMedia(image, writable=True), poison=[free])
@@ -165,12 +210,12 @@ def _on_the_image(image: Path, free: ByteRange) -> int:
             return 1
         run.verified(planned.id)
         run.close_failure(noted.failure, "every sector of it can be read")
-    print(f"  page {free.start // 4096}: nobody's; zeroed {zeroed[0]}, and it can be read again")
+    print(f"  page {free.start // 4096} is free space: zeroed {zeroed[0]}; it can be read again")
     return 0
 
 
 class _Kept(EmulatedPmem):
-    """The same medium, which outlives a filesystem that was opened on it."""
+    """The same medium, which stays open when the filesystem on it is closed."""
 
     def __init__(self, medium: EmulatedPmem) -> None:
         self._medium = medium

@@ -21,6 +21,9 @@ settings.register_profile(
 )
 settings.load_profile("untimed")
 
+#: What a test opens for the whole session, and does not close.
+_MOST_LEFT_OPEN = 30
+
 _REQUIRE_ALL = os.environ.get("WHOSEBLOCK_REQUIRE_ALL", "") not in ("", "0")
 
 
@@ -69,6 +72,15 @@ def postgres() -> Iterator[Postgres]:
     """Give a PostgreSQL server that runs until this process ends."""
     with server() as started:
         yield started
+
+
+@pytest.fixture(autouse=True)
+def descriptors() -> Iterator[None]:
+    """Fail a test that leaves many files open: an ordinary user may have 1024."""
+    before = len(os.listdir("/proc/self/fd"))
+    yield
+    left = len(os.listdir("/proc/self/fd")) - before
+    assert left < _MOST_LEFT_OPEN, f"the test left {left} more files open"
 
 
 @pytest.fixture

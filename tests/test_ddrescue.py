@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import random
-import shutil
 import stat
 import subprocess
 import sys
@@ -12,7 +11,7 @@ from pathlib import Path
 
 from tests.support.failing import failing_device
 from tests.support.mounts import mounted
-from tests.support.tools import Missing, run
+from tests.support.tools import program, run
 from tests.support.truth import Row
 from tests.support.zoo import Zoo
 
@@ -61,8 +60,7 @@ def is_plain_data(row: Row, modes: dict[int, int]) -> bool:
 
 
 def test_the_damaged_files_are_those_whose_contents_differ(zoo: Zoo, tmp_path: Path) -> None:
-    if shutil.which("ddrescue") is None:
-        raise Missing("ddrescue is not here: install the package gddrescue")
+    program("ddrescue")
     truth = zoo.filled("4k")
     rng = random.Random("ddrescue")
     modes = {number: inode.mode for number, inode in truth.inodes.items()}

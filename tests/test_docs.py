@@ -15,7 +15,6 @@ import ast
 import doctest
 import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -24,7 +23,7 @@ from typing import NamedTuple
 
 import pytest
 from demo.demo import unpack
-from tests.support.tools import Missing
+from tests.support.tools import program
 
 import whoseblock
 from whoseblock.errors import exit_codes
@@ -155,8 +154,8 @@ def test_what_is_shown_is_so(
         if block.file:
             (tmp_path / block.file).write_text(block.text, "utf-8")
         elif block.language == "console":
-            if block.needs and shutil.which(block.needs, path=environment["PATH"]) is None:
-                raise Missing(f"{document.name} shows {block.needs}, which is not here")
+            if block.needs:
+                program(block.needs)
             for command, expected in commands(block):
                 _, printed = run(["sh", "-c", command], environment)
                 assert printed == expected, f"{where}: {command}"

@@ -2,14 +2,14 @@
 
 import json
 import re
-import shutil
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.support.snapshots import FIXTURES, facts, unpacked
-from tests.support.tools import Missing, run
+from tests.support.tools import run
 
 from whoseblock.media.device import FileMedia
 from whoseblock.media.mapped import MappedMedia
@@ -81,8 +81,14 @@ def test_sections_without_end_are_refused() -> None:
 
 
 def group_on(media: FileMedia | EmulatedPmem | MappedMedia) -> VolumeGroup | None:
-    volume = read_physical_volume(media)
+    with closing(media):
+        volume = read_physical_volume(media)
     return volume.group if volume else None
+
+
+def member_on(media: FileMedia | EmulatedPmem) -> MdMember | None:
+    with closing(media):
+        return read_member(media)
 
 
 @pytest.fixture(scope="module")
@@ -151,13 +157,12 @@ def test_damaged_metadata_is_never_another_group(
         head[at] ^= 1 << bit
     path = tmp_path_factory.getbasetemp() / "damaged-pv.img"
     path.write_bytes(head)
-    media = EmulatedPmem(FileMedia(path), [ByteRange(at * SECTOR, SECTOR) for at in lost])
-    volume = read_physical_volume(media)
-    if volume is None or volume.group is None:
+    group = group_on(EmulatedPmem(FileMedia(path), [ByteRange(at * SECTOR, SECTOR) for at in lost]))
+    if group is None:
         # Metadata that cannot be read is said to be so; an area of nothing is no group.
         return
     # An older text in the ring is never taken for the newest.
-    assert volume.group == right
+    assert group == right
 
 
 # ------------------------------------------------------------------ md
@@ -167,12 +172,9 @@ MEMBERS = sorted(facts("md")["members"].values())
 
 @pytest.mark.parametrize("name", MEMBERS)
 def test_superblocks_are_those_that_mdadm_prints(name: str, session_folder: Path) -> None:
-    mdadm = shutil.which("mdadm", path="/usr/sbin:/sbin:/usr/bin")
-    if mdadm is None:
-        raise Missing("mdadm is not here: install the package mdadm")
     image = unpacked("md-images", session_folder) / name
-    printed = run([mdadm, "--examine", image]).decode()
-    member = read_member(FileMedia(image))
+    printed = run(["mdadm", "--examine", image]).decode()
+    member = member_on(FileMedia(image))
     assert member is not None
 
     def field(title: str) -> str:
@@ -204,7 +206,7 @@ def test_a_damaged_superblock_is_never_another(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     image = unpacked("md-images", session_folder) / name
-    right = read_member(FileMedia(image))
+    right = member_on(FileMedia(image))
     data = bytearray(image.read_bytes())
     places = [at for at in range(0, len(data), SECTOR) if data[at : at + 4] == b"\xfc\x4e\x2b\xa9"]
     (place,) = places
@@ -214,7 +216,7 @@ def test_a_damaged_superblock_is_never_another(
     path = tmp_path_factory.getbasetemp() / "damaged-member.img"
     path.write_bytes(data)
     poison = [ByteRange(place, SECTOR)] if lost else []
-    found = read_member(EmulatedPmem(FileMedia(path), poison))
+    found = member_on(EmulatedPmem(FileMedia(path), poison))
     # Two bits may cancel out in a sum, but only in fields that come to the same.
     if found is not None and len(flips) < 2:
         assert found._replace(role=right.role if right else 0) == right
@@ -222,9 +224,9 @@ def test_a_damaged_superblock_is_never_another(
 
 def test_a_partition_that_holds_a_member_is_told_from_its_disk(session_folder: Path) -> None:
     image = unpacked("md-images", session_folder) / "raid5la-0.img"
-    media = FileMedia(image)
-    inner = slice_of("part", media, 0, media.size)
-    assert read_member(inner) == read_member(media)
+    with closing(FileMedia(image)) as media:
+        inner = slice_of("part", media, 0, media.size)
+        assert read_member(inner) == read_member(media)
 
 
 def test_linear_arrays_follow_one_another(tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
 """Partition tables against sfdisk, which wrote them; and damaged ones."""
 
 import json
-import shutil
 import subprocess
+from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.support.disks import partition
 from tests.support.images import MIB, sparse_file
-from tests.support.tools import Missing, run
+from tests.support.mounts import loop_device
+from tests.support.tools import program, run
 
 from whoseblock.media.device import FileMedia
 from whoseblock.media.pmem import EmulatedPmem
@@ -60,7 +61,7 @@ def made(layout: Layout, folder: Path) -> Path:
 
 def by_sfdisk(image: Path) -> list[tuple[int, int, int]]:
     """Give number, start and length of every partition, extended ones excepted."""
-    done = subprocess.run(["sfdisk", "--json", image], capture_output=True, check=False)
+    done = subprocess.run([program("sfdisk"), "--json", image], capture_output=True, check=False)
     if done.returncode:
         return []
     table = json.loads(done.stdout)["partitiontable"]
@@ -81,7 +82,8 @@ def ours(partitions: tuple[Partition, ...]) -> list[tuple[int, int, int]]:
 
 
 def read(image: Path) -> Table:
-    table = read_partitions(FileMedia(image))
+    with closing(FileMedia(image)) as media:
+        table = read_partitions(media)
     assert table is not None
     return table
 
@@ -131,8 +133,9 @@ def test_a_damaged_table_is_never_another_table(
         }
     )
     lost = data.draw(st.sets(st.sampled_from(table_sectors), min_size=1, max_size=6))
-    media = EmulatedPmem(FileMedia(image), [ByteRange(at * SECTOR, SECTOR) for at in lost])
-    table = read_partitions(media)
+    poison = [ByteRange(at * SECTOR, SECTOR) for at in lost]
+    with closing(EmulatedPmem(FileMedia(image), poison)) as media:
+        table = read_partitions(media)
     if table is None:
         return
     known = set(ours(right.partitions))
@@ -150,8 +153,8 @@ def test_a_damaged_table_is_never_another_table(
 def test_a_gpt_whose_primary_is_lost_is_read_from_its_backup(tmp_path: Path) -> None:
     image = made(DISK, tmp_path)
     right = read(image)
-    media = EmulatedPmem(FileMedia(image), [ByteRange(0, 34 * SECTOR)])
-    table = read_partitions(media)
+    with closing(EmulatedPmem(FileMedia(image), [ByteRange(0, 34 * SECTOR)])) as media:
+        table = read_partitions(media)
     assert table is not None
     assert table.partitions == right.partitions
     assert table.notes == ("its primary GPT does not verify: the backup is used",)
@@ -170,18 +173,9 @@ def test_a_changed_byte_in_a_gpt_is_seen(tmp_path: Path) -> None:
 
 def test_sectors_of_4096_bytes(tmp_path: Path) -> None:
     image = sparse_file(tmp_path / "disk.img", 64 * MIB)
-    tool = shutil.which("sgdisk", path="/usr/sbin:/sbin:/usr/bin")
-    losetup = shutil.which("losetup", path="/usr/sbin:/sbin:/usr/bin")
-    if tool is None or losetup is None:
-        raise Missing("sgdisk is not here: install the package gdisk")
-    try:
-        loop = run([losetup, "--find", "--show", "--sector-size=4096", image]).decode().strip()
-    except RuntimeError as error:
-        raise Missing(f"loop devices are not for us: {error}") from error
-    try:
-        run([tool, "--set-alignment=1", "--new=1:301:1000", "--new=3:2000:2999", loop])
-    finally:
-        run([losetup, "--detach", loop])
+    program("sgdisk")
+    with loop_device(image, "--sector-size=4096") as loop:
+        run(["sgdisk", "--set-alignment=1", "--new=1:301:1000", "--new=3:2000:2999", loop])
     assert ours(read(image).partitions) == [
         (1, 301 * 4096, 700 * 4096),
         (3, 2000 * 4096, 1000 * 4096),
@@ -195,7 +189,8 @@ def test_a_boot_sector_of_a_filesystem_is_no_table(tmp_path: Path) -> None:
     sector[446:462] = bytes([0x80, 0, 0, 0, 6, 0, 0, 0, 1, 0, 0, 0, 100, 0, 0, 0])
     sector[510:] = b"\x55\xaa"
     image.write_bytes(bytes(sector) + bytes(MIB - 512))
-    assert read_partitions(FileMedia(image)) is None
+    with closing(FileMedia(image)) as media:
+        assert read_partitions(media) is None
 
 
 def test_extended_boot_records_in_a_circle(tmp_path: Path) -> None:
@@ -218,7 +213,8 @@ def test_extended_boot_records_in_a_circle(tmp_path: Path) -> None:
 def test_any_bytes_at_all(data: bytes, tmp_path_factory: pytest.TempPathFactory) -> None:
     image = tmp_path_factory.getbasetemp() / "noise.img"
     image.write_bytes(data[:510] + b"\x55\xaa" + data[510:] + bytes(100_000))
-    table = read_partitions(FileMedia(image))
+    with closing(FileMedia(image)) as media:
+        table = read_partitions(media)
     for part in table.partitions if table else ():
         assert part.start > 0
         assert part.length > 0

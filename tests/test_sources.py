@@ -1,6 +1,5 @@
 """Failures from maps, lists and numbers: what is in them, exactly, or the line that is wrong."""
 
-import shutil
 import subprocess
 import tracemalloc
 from collections.abc import Iterator
@@ -9,7 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.support.tools import CHECKOUT, Missing, run
+from tests.support.tools import CHECKOUT, program, run
 
 from whoseblock.errors import MalformedError
 from whoseblock.sources.badblocks import read_badblocks
@@ -31,13 +30,6 @@ scraps = st.lists(
     ),
     max_size=40,
 ).map("".join)
-
-
-def program(name: str) -> str:
-    found = shutil.which(name, path="/usr/sbin:/sbin:/usr/bin:/bin")
-    if found is None:
-        raise Missing(f"{name} is not here: install gddrescue and e2fsprogs")
-    return found
 
 
 def map_lines(blocks: list[tuple[int, str]], start: int = 0) -> Iterator[str]:

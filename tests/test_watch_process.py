@@ -6,6 +6,8 @@ The devices here are not on any machine: what is journaled is the failure, and t
 
 import contextlib
 import itertools
+import os
+import resource
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -13,6 +15,7 @@ from typing import Any
 
 import pytest
 from msgspec.structs import replace
+from tests.support.tools import Missing
 
 from whoseblock.errors import JournalError
 from whoseblock.fs.base import Answer, FileOwner, Free, Process, Via
@@ -361,6 +364,21 @@ def test_a_program_that_fails_and_one_that_is_not_there(tmp_path: Path) -> None:
         assert ("/bin/sh gave 3: no", "No such file", "timed out")[number] in failure.detail[
             "because"
         ]
+
+
+def test_a_program_is_run_by_a_process_with_many_open_files(tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limits[1] != resource.RLIM_INFINITY and limits[1] < 4096:
+        raise Missing("this process may not open 2000 files: raise the hard limit (ulimit -H -n)")
+    house = House(tmp_path, [Rule("tell", 1, exec=("/bin/sleep", "0.3"))])
+    resource.setrlimit(resource.RLIMIT_NOFILE, (4096, limits[1]))
+    try:
+        with contextlib.ExitStack() as stack:
+            for _ in range(2000):
+                stack.callback(os.close, os.open("/dev/null", os.O_RDONLY))
+            assert house.process([failed(0)]).actions == {"exec done": 1}
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 def test_a_program_is_told_everything(tmp_path: Path) -> None:

@@ -1,12 +1,11 @@
 """What is installed with the daemon: its unit for systemd, and the policy that is an example."""
 
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
-from tests.support.tools import CHECKOUT, Missing
+from tests.support.tools import CHECKOUT, program
 
 from whoseblock.watch.policy import read_policy
 
@@ -14,16 +13,13 @@ SHARE = CHECKOUT / "share"
 
 
 def test_systemd_takes_the_unit(tmp_path: Path) -> None:
-    if shutil.which("systemd-analyze") is None:
-        raise Missing("systemd-analyze is not here: install the package systemd")
+    analyze = program("systemd-analyze")
     unit = tmp_path / "whoseblock-watch.service"
     text = (SHARE / "whoseblock-watch.service").read_text("utf-8")
     text = re.sub(r"^ExecStart=\S+", "ExecStart=/bin/true", text, flags=re.MULTILINE)
     # Whether a man page is installed is no matter of the unit.
     unit.write_text(re.sub(r"^Documentation=.*\n", "", text, flags=re.MULTILINE))
-    done = subprocess.run(
-        ["systemd-analyze", "verify", unit], capture_output=True, check=False, text=True
-    )
+    done = subprocess.run([analyze, "verify", unit], capture_output=True, check=False, text=True)
     complaints = [line for line in done.stderr.splitlines() if unit.name in line]
     assert (done.returncode, complaints) == (0, []), done.stderr
 

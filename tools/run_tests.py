@@ -2,21 +2,20 @@
 
     python -m tools.run_tests WORKERS [ARGUMENTS OF PYTEST]
 
-Both are run whatever becomes of the first, and the last line has the sum.  Of paths that are named,
-each goes to the run that it belongs to; if all belong to one, only that is done.
+Both run whatever the result of the first.  The end lists why tests were skipped; the last line has
+the sum.  Each named path goes to the run that it belongs to; if all belong to one run, the other is
+left out.
 """
 
-import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
 from pathlib import Path
 
 import pytest
-from tests.support.tally import OUTCOMES, PLACE
+from tests.support.tally import OUTCOMES, PLACE, Tally
 
 ALONE = Path("tests/alone")
 _WIDTH = 100
@@ -45,26 +44,32 @@ def _runs(workers: str, words: list[str]) -> list[list[str]]:
     return runs
 
 
-def _run(words: list[str], total: Counter[str]) -> int:
-    """Run pytest, and add up what came out."""
+def _run(words: list[str], total: Tally) -> int:
+    """Run pytest, and add its counts to the total; return its exit status."""
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder) / "counts"
         command = [sys.executable, "-m", "pytest", "-p", "tests.support.tally", *words]
         code = subprocess.call(command, env=os.environ | {PLACE: str(place)})
         if place.exists():
-            total.update(json.loads(place.read_text()))
+            total.add(place)
     return code
 
 
 def main() -> int:
-    """Run both; the exit status is that of the first that went wrong."""
-    begun, total, codes = time.monotonic(), Counter[str](), []
+    """Run both; return the exit status of the first that failed."""
+    begun, total, codes = time.monotonic(), Tally(), []
     for words in _runs(sys.argv[1], sys.argv[2:]):
         codes.append(_run(words, total))
         if codes[-1] == pytest.ExitCode.INTERRUPTED:
             break
+    if total.reasons:
+        print("\nskipped, and why:")
+        for reason, count in total.reasons.most_common():
+            print(f"  {count:>4}  {reason}")
     if len(codes) > 1:
-        told = ", ".join(f"{total[one]} {one}" for one in OUTCOMES if total[one]) or "no tests ran"
+        counts = total.outcomes
+        told = ", ".join(f"{counts[one]} {one}" for one in OUTCOMES if counts[one])
+        told = told or "no tests ran"
         line = f" both runs: {told} in {time.monotonic() - begun:.2f}s "
         print(f"{line:=^{_WIDTH}}")
     # That a choice of tests has none of one run is no fault.

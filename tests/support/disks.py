@@ -2,13 +2,12 @@
 
 import contextlib
 import re
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from tests.support.mounts import loop_device
-from tests.support.tools import Missing, run
+from tests.support.tools import need_root, program, run
 
 __all__ = ["STRIPE", "Place", "Volume", "copy_range", "make_group", "partition", "places_of"]
 
@@ -31,8 +30,6 @@ class Place:
 
 def partition(disk: Path, script: str) -> None:
     """Have sfdisk write a partition table."""
-    if shutil.which("sfdisk") is None:
-        raise Missing("sfdisk is not here: install the package fdisk")
     run(["sfdisk", "--quiet", "--no-reread", disk], stdin=script.encode())
 
 
@@ -69,8 +66,8 @@ def make_group(name: str, disks: Sequence[Path], volumes: Sequence[Volume]) -> i
     What device-mapper would have to make, and is not needed for the metadata, is written as LVM's
     backup text and restored by LVM.  Gives the byte at which the first extent begins.
     """
-    if shutil.which("vgcfgrestore") is None:
-        raise Missing("LVM is not here: install the package lvm2")
+    need_root()
+    program("vgcfgrestore")
     backup = disks[0].with_suffix(".vg")
     with contextlib.ExitStack() as stack:
         loops = [stack.enter_context(loop_device(disk)) for disk in disks]

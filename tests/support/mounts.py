@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.support.tools import Missing, run
+from tests.support.tools import Missing, need_root, run
 
 __all__ = ["frozen", "loop_device", "mounted", "own_mount_namespace", "small_filesystem"]
 
@@ -24,11 +24,14 @@ _FITHAW = 0xC0045878
 def own_mount_namespace() -> None:
     """Put this process in a mount namespace of its own.
 
-    Even if it is killed, its mounts end with it, and with them their loop devices.
+    Even if it is killed, its mounts end with it, and with them their loop devices.  Raises
+    `Missing` where this process cannot have one.
     """
+    need_root()
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.unshare(_CLONE_NEWNS) != 0:
-        raise OSError(ctypes.get_errno(), "unshare(CLONE_NEWNS)")
+        why = os.strerror(ctypes.get_errno())
+        raise Missing(f"no mount namespace of its own ({why}): a container must be privileged")
     run(["mount", "--make-rprivate", "/"])
 
 
@@ -100,8 +103,18 @@ def frozen(folder: bytes) -> Iterator[None]:
 
 @contextlib.contextmanager
 def loop_device(file: Path, *options: str) -> Iterator[str]:
-    """Attach a file to a loop device, for what is not the main device of a mount."""
-    device = run(["losetup", "--find", "--show", *options, file]).decode().strip()
+    """Attach a file to a loop device, for what is not the main device of a mount.
+
+    Raises `Missing` where this process cannot do that.
+    """
+    need_root()
+    try:
+        device = run(["losetup", "--find", "--show", *options, file]).decode().strip()
+    except RuntimeError as error:
+        raise Missing(
+            f"no loop device can be attached here ({error}): load the kernel module loop,"
+            " and in a container allow its devices"
+        ) from error
     try:
         yield device
     finally:

@@ -10,8 +10,11 @@ from pathlib import Path
 
 __all__ = [
     "Missing",
+    "find",
     "need_loop_mounts",
     "need_root",
+    "package_of",
+    "program",
     "run",
     "sees",
     "xfsprogs",
@@ -22,17 +25,67 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 #: Where `tools/xfsprogs` puts the newest xfsprogs; another folder can be named by the environment.
 _NEWEST = Path(os.environ.get("WHOSEBLOCK_XFSPROGS") or CHECKOUT / "build" / "xfsprogs" / "bin")
 
-#: Not every user has these in PATH.
+#: Debian leaves the last two out of an ordinary user's PATH; mkfs.xfs and sfdisk are there.
 _SYSTEM = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"))
+
+#: Debian's package of each program that tests run, unless every Debian has it.
+_PACKAGES = {
+    name: package
+    for package, names in {
+        "attr": "getfattr setfattr",
+        "dmsetup": "dmsetup",
+        "e2fsprogs": "badblocks chattr debugfs dumpe2fs e2fsck filefrag lsattr mkfs.ext4",
+        "fdisk": "sfdisk",
+        "fuse3": "fusermount3",
+        "gddrescue": "ddrescue ddrescuelog",
+        "gdisk": "sgdisk",
+        "git": "git",
+        "groff-base": "groff",
+        "lvm2": "pvcreate vgcfgbackup vgcfgrestore vgcreate",
+        "mdadm": "mdadm",
+        "mount": "losetup mount swapoff swapon umount",
+        "ndctl": "ndctl",
+        "systemd": "systemd-analyze",
+        "util-linux": "dmesg mkswap partx setpriv unshare",
+        "xfsprogs": "mkfs.xfs xfs_copy xfs_db xfs_io xfs_logprint xfs_mdrestore xfs_metadump"
+        " xfs_repair",
+        "xz-utils": "xz",
+    }.items()
+    for name in names.split()
+}
 
 
 class Missing(Exception):  # noqa: N818 - no error of ours: it becomes a skip
     """This machine lacks something; the message says what would bring it."""
 
 
+def find(name: str) -> str | None:
+    """Return the path of a program in PATH, /usr/sbin or /sbin, or None."""
+    return shutil.which(name, path=_SYSTEM)
+
+
+def package_of(name: str) -> str:
+    """Return Debian's package of a program; its own name if it is not in the table."""
+    return _PACKAGES.get(name, name)
+
+
+def program(name: str) -> str:
+    """Return the path of a program; raise `Missing`, which names its package, if there is none."""
+    found = find(name)
+    if found is None:
+        raise Missing(f"{name} is not installed: install the package {package_of(name)}")
+    return found
+
+
 def run(command: Sequence[str | Path], stdin: bytes | None = None) -> bytes:
-    """Run a program and give its standard output; its failure is ours, with its words."""
-    done = subprocess.run(command, input=stdin, capture_output=True, check=False)
+    """Run a program and return its standard output.
+
+    Raises `Missing` if the program is not installed, `RuntimeError` with its words if it fails.
+    """
+    given: list[str | Path] = list(command)
+    if isinstance(given[0], str) and os.sep not in given[0]:
+        given[0] = program(given[0])
+    done = subprocess.run(given, input=stdin, capture_output=True, check=False)
     if done.returncode:
         words = (done.stderr + done.stdout).decode(errors="replace").strip()
         raise RuntimeError(f"{' '.join(map(str, command))} gave {done.returncode}: {words}")
@@ -44,9 +97,9 @@ def xfsprogs(name: str, *, newest: bool = True) -> Path:
     ours = _NEWEST / name
     if newest and os.access(ours, os.X_OK):
         return ours
-    found = shutil.which(name, path=_SYSTEM)
+    found = find(name)
     if found is None:
-        raise Missing(f"{name} is not here: run tools/xfsprogs, or install the package xfsprogs")
+        raise Missing(f"{name} is not installed: install xfsprogs, or run tools/xfsprogs")
     return Path(found)
 
 
@@ -65,7 +118,7 @@ def sees(option: str, *more: str, newest: bool = True) -> bool:
 def need_root() -> None:
     """Raise `Missing` unless this process may mount."""
     if os.geteuid() != 0:
-        raise Missing("mounting needs root: run the tests as root to compare with the kernel")
+        raise Missing("this needs root, to mount and to ask the kernel: run the tests as root")
 
 
 @functools.cache

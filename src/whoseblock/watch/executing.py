@@ -84,14 +84,16 @@ def _listen(program: "subprocess.Popen[bytes]", output: int, deadline: float) ->
     said = b""
     ended = os.pidfd_open(program.pid)
     try:
-        waiting = [ended, output]
+        # select(2) takes no descriptor from 1024 on.
+        waiting = select.poll()
+        for descriptor in (ended, output):
+            waiting.register(descriptor, select.POLLIN)
         while program.poll() is None and (left := deadline - time.monotonic()) > 0:
-            ready, _, _ = select.select(waiting, [], [], left)
-            if output in ready:
+            if any(ready == output for ready, _ in waiting.poll(left * 1000)):
                 piece = _piece(output)
                 said = (said + piece)[-_SAID:]
                 if not piece:
-                    waiting.remove(output)
+                    waiting.unregister(output)
     finally:
         os.close(ended)
     # What it said last is in the pipe; a pipe's fill, for others may go on to write.
