@@ -22,13 +22,13 @@ from whoseblock.journal.run import Run
 from whoseblock.processes import Wanted, find_processes
 from whoseblock.ranges import ByteRange
 from whoseblock.stack.host import Host
-from whoseblock.watch import signalling
-from whoseblock.watch.actions import Actor
-from whoseblock.watch.executing import execute
-from whoseblock.watch.limits import Limits, Moment
-from whoseblock.watch.policy import Policy, Rule, Users
-from whoseblock.watch.signalling import send, whom
-from whoseblock.watch.state import StateFolder
+from whoseblock.watch.policy import signals
+from whoseblock.watch.policy.actor import Actor
+from whoseblock.watch.policy.limits import Limits, Moment
+from whoseblock.watch.policy.programs import execute
+from whoseblock.watch.policy.rules import Policy, Rule, Users
+from whoseblock.watch.policy.signals import send, whom
+from whoseblock.watch.store.state import StateFolder
 
 ROW = Free(0, 512)
 EXEC = Rule("tell", 1, exec=("/bin/true",))
@@ -161,7 +161,7 @@ def test_signals_are_for_the_processes_of_one_boot(
 ) -> None:
     rule = Rule("tell", 1, signal="SIGUSR1")
     desk.plan(rule, EXEC)
-    monkeypatch.setattr("whoseblock.watch.limits.boot_id", lambda: "another")
+    monkeypatch.setattr("whoseblock.watch.policy.limits.boot_id", lambda: "another")
     assert desk.perform(rule, EXEC) == {"signal left": 1, "exec done": 1}
     assert desk.ends()[0][2] == "the machine was started anew: the processes are others"
 
@@ -422,7 +422,7 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-device_number = signalling._device
+device_number = signals._device
 
 
 @pytest.fixture(autouse=True)
@@ -433,7 +433,7 @@ def device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         assert layer == "sdzz"
         return tmp_path.stat().st_dev
 
-    monkeypatch.setattr(signalling, "_device", number)
+    monkeypatch.setattr(signals, "_device", number)
 
 
 def row(file: Path) -> FileOwner:

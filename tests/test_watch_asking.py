@@ -25,15 +25,15 @@ from whoseblock.journal import History, State, open_journal
 from whoseblock.process_stat import started_at
 from whoseblock.ranges import ByteRange
 from whoseblock.stack.host import Host
-from whoseblock.watch import asking, unanswered
-from whoseblock.watch.asking import Asker
+from whoseblock.watch.attribution import device_probe, retry_queue
+from whoseblock.watch.attribution.device_probe import Asker
 from whoseblock.watch.children import STANDARD, fork, signs_of_life
-from whoseblock.watch.policy import Policy
-from whoseblock.watch.process import Processor, Setup
-from whoseblock.watch.reports import Failed, FileFailed, Listed, Report
-from whoseblock.watch.spool import Spool
-from whoseblock.watch.state import StateFolder
+from whoseblock.watch.policy.rules import Policy
+from whoseblock.watch.processor import Processor, Setup
 from whoseblock.watch.statistics import Statistics
+from whoseblock.watch.store.reports import Failed, FileFailed, Listed, Report
+from whoseblock.watch.store.spool import Spool
+from whoseblock.watch.store.state import StateFolder
 from whoseblock.watch.worker import work_through
 
 _LOOP_CTL_ADD, _LOOP_CTL_REMOVE = 0x4C80, 0x4C81  # linux/loop.h
@@ -98,9 +98,9 @@ def kinds(history: History) -> list[list[str]]:
 def test_a_disk_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     need_root()
     need_fuse()
-    monkeypatch.setattr(asking, "QUIET_S", 4.0)
-    monkeypatch.setattr(asking, "RESPITE_S", 60.0)
-    monkeypatch.setattr(unanswered, "AGAIN_S", (0.0,))
+    monkeypatch.setattr(device_probe, "QUIET_S", 4.0)
+    monkeypatch.setattr(device_probe, "RESPITE_S", 60.0)
+    monkeypatch.setattr(retry_queue, "AGAIN_S", (0.0,))
     image = make_image(tmp_path / "disk", Geometry("silent", size=64 * MIB, parent=True))
     machine = Machine(tmp_path)
     with emulated(image, tmp_path / "at") as served, served.loop() as loop:
@@ -120,7 +120,7 @@ def test_a_disk_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyP
             machine.ask_again()
             assert [kinds(one) for one in machine.histories()] == [[["unknown"]]] * 3
         until(lambda: not_stuck(machine))
-        monkeypatch.setattr(asking, "RESPITE_S", 0.0)
+        monkeypatch.setattr(device_probe, "RESPITE_S", 0.0)
         machine.ask_again()
     first, second, other = machine.histories()[:3]
     by_number = {one.failure.id: one for one in machine.histories()}
@@ -138,7 +138,7 @@ def test_a_disk_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def not_stuck(machine: Machine) -> bool:
     with StateFolder(machine.folder / "state") as state:
-        silent = state.load("silent.json", asking.Silent) or asking.Silent()
+        silent = state.load("silent.json", device_probe.Silent) or device_probe.Silent()
     return all(started_at(one.pid) is None for one in silent.devices.values())
 
 
@@ -147,7 +147,7 @@ def not_stuck(machine: Machine) -> bool:
 
 def test_a_device_that_comes_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     need_root()
-    monkeypatch.setattr(unanswered, "AGAIN_S", (0.0,))
+    monkeypatch.setattr(retry_queue, "AGAIN_S", (0.0,))
     image = make_image(tmp_path / "disk", Geometry("late", size=64 * MIB, parent=True))
     machine = Machine(tmp_path)
     with own_loop(image) as attach:
@@ -406,7 +406,7 @@ def test_signs_of_life() -> None:
 
 
 def test_one_that_dies_of_a_question(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(asking._Answering, "settle", lambda *_: os._exit(9))
+    monkeypatch.setattr(device_probe._Answering, "settle", lambda *_: os._exit(9))
     machine.process(failed("sdzz"))
     (history,) = machine.histories()
     assert notes(history) == [["whoever asked sdzz died of it"]]
@@ -423,7 +423,7 @@ def test_blocks_of_a_file_that_got_the_inode_number(tmp_path: Path) -> None:
         device = Host("/").device_numbered(status.st_dev)
         assert device is not None
         with path.open("rb") as file:
-            generation = asking._generation(file.fileno())
+            generation = device_probe._generation(file.fileno())
 
         def extents(of: int) -> list[tuple[int, int]]:
             report = FileFailed(

@@ -22,9 +22,9 @@ from whoseblock.errors import PolicyError, TargetError
 from whoseblock.watch.endpoints import MetricsPort
 from whoseblock.watch.log import log_line
 from whoseblock.watch.metrics import exposition
-from whoseblock.watch.notify import notify, watchdog_seconds
-from whoseblock.watch.spool import Backlog
 from whoseblock.watch.statistics import BUCKETS, Statistics
+from whoseblock.watch.store.spool import Backlog
+from whoseblock.watch.systemd import notify, watchdog_seconds
 
 
 @pytest.fixture

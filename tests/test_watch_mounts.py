@@ -17,12 +17,12 @@ from tests.support.tools import Missing, need_loop_mounts, need_root, run
 from tests.support.watching import until
 
 from whoseblock.stack.host import Host
-from whoseblock.watch.asking_mounts import MountAsker, Told
-from whoseblock.watch.base import device_name
-from whoseblock.watch.fserrors import FilesystemErrorSource
-from whoseblock.watch.health import HealthSource
-from whoseblock.watch.mounted import Mounted, MountTable
-from whoseblock.watch.reports import Failed, FileFailed, Ill, Lost
+from whoseblock.watch.sources.base import device_name
+from whoseblock.watch.sources.fanotify import FilesystemErrorSource
+from whoseblock.watch.sources.health import HealthSource
+from whoseblock.watch.sources.mount_probe import MountAsker, Told
+from whoseblock.watch.sources.mounts import Mounted, MountTable
+from whoseblock.watch.store.reports import Failed, FileFailed, Ill, Lost
 
 # ------------------------------------------------------------------ XFS's health monitor
 

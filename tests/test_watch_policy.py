@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from whoseblock.errors import PolicyError
-from whoseblock.watch.policy import Rule, read_policy
-from whoseblock.watch.toml_lines import Key, lines_of
+from whoseblock.watch.policy.rules import Rule, read_policy
+from whoseblock.watch.policy.toml_lines import Key, lines_of
 
 GOOD = """\
 # What may be done.

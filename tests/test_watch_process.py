@@ -20,13 +20,13 @@ from whoseblock.journal import Filter, History, Overview, State, open_journal
 from whoseblock.journal.journal import Journal
 from whoseblock.journal.run import Run
 from whoseblock.ranges import ByteRange
-from whoseblock.watch.choosing import choose
-from whoseblock.watch.entries import Entries, Repeated
-from whoseblock.watch.places import Place
-from whoseblock.watch.policy import Policy, Rule
-from whoseblock.watch.process import Processor, Setup
-from whoseblock.watch.reports import Failed, Ill, Listed, Lost, Report
-from whoseblock.watch.state import StateFolder
+from whoseblock.watch.attribution.failure_records import Entries, Repeated
+from whoseblock.watch.attribution.locations import Place
+from whoseblock.watch.policy.rule_matching import choose
+from whoseblock.watch.policy.rules import Policy, Rule
+from whoseblock.watch.processor import Processor, Setup
+from whoseblock.watch.store.reports import Failed, Ill, Listed, Lost, Report
+from whoseblock.watch.store.state import StateFolder
 
 AT = 1_700_000_000.0
 

@@ -14,10 +14,10 @@ from tests.test_emulate_kernel import BLOCK, FILE_BLOCKS, fill, place_of
 
 from whoseblock.journal import Filter, State, open_journal
 from whoseblock.ranges import ByteRange
-from whoseblock.watch.policy import Policy, Rule
-from whoseblock.watch.process import Processor, Setup
-from whoseblock.watch.reports import Failed
-from whoseblock.watch.state import StateFolder
+from whoseblock.watch.policy.rules import Policy, Rule
+from whoseblock.watch.processor import Processor, Setup
+from whoseblock.watch.store.reports import Failed
+from whoseblock.watch.store.state import StateFolder
 
 SECTOR = 512
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tests.support.tools import CHECKOUT, Missing
 
-from whoseblock.watch.policy import read_policy
+from whoseblock.watch.policy.rules import read_policy
 
 SHARE = CHECKOUT / "share"
 

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from whoseblock.journal import Filter, open_journal
-from whoseblock.watch.policy import DEFAULT
-from whoseblock.watch.process import Processor, Setup
-from whoseblock.watch.reports import Failed
-from whoseblock.watch.spool import Spool
-from whoseblock.watch.state import StateFolder
+from whoseblock.watch.policy.rules import DEFAULT
+from whoseblock.watch.processor import Processor, Setup
 from whoseblock.watch.statistics import Statistics
+from whoseblock.watch.store.reports import Failed
+from whoseblock.watch.store.spool import Spool
+from whoseblock.watch.store.state import StateFolder
 from whoseblock.watch.worker import BATCH
 
 EVENTS, PLACES = 20_480, 1_000

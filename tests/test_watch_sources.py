@@ -20,13 +20,13 @@ from whoseblock.errors import UnsupportedError
 from whoseblock.ranges import ByteRange
 from whoseblock.sources.base import Failure
 from whoseblock.stack.host import Host
-from whoseblock.watch.base import boot_id
-from whoseblock.watch.kmsg import KmsgSource
-from whoseblock.watch.lists import ListSource
-from whoseblock.watch.reports import Failed, Ill, Listed, Lost, Report
-from whoseblock.watch.sources import Sources
-from whoseblock.watch.state import Position, StateFolder
-from whoseblock.watch.tracing import TraceSource
+from whoseblock.watch.clock import boot_id
+from whoseblock.watch.sources.badblock_lists import ListSource
+from whoseblock.watch.sources.kmsg import KmsgSource
+from whoseblock.watch.sources.source_set import Sources
+from whoseblock.watch.sources.tracepoints import TraceSource
+from whoseblock.watch.store.reports import Failed, Ill, Listed, Lost, Report
+from whoseblock.watch.store.state import Position, StateFolder
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
@@ -285,7 +285,7 @@ def test_a_list_is_read_when_the_kernel_tells_of_a_change(
         assert lines
         return [Failure(next(reads) * 512, 512, device, name)]
 
-    monkeypatch.setattr("whoseblock.watch.lists.read_sysfs_badblocks", read)
+    monkeypatch.setattr("whoseblock.watch.sources.badblock_lists.read_sysfs_badblocks", read)
     host = Host(tmp_path)
     host.live = True
     with closing(ListSource(host, {})) as source:

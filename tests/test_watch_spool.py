@@ -11,9 +11,9 @@ from msgspec import json
 
 from whoseblock.errors import TargetError
 from whoseblock.ranges import ByteRange
-from whoseblock.watch.reports import Failed, FileFailed, Ill, Listed, Lost, Report
-from whoseblock.watch.spool import Spool
-from whoseblock.watch.state import Lists, StateFolder
+from whoseblock.watch.store.reports import Failed, FileFailed, Ill, Listed, Lost, Report
+from whoseblock.watch.store.spool import Spool
+from whoseblock.watch.store.state import Lists, StateFolder
 
 
 def failed(start: int, key: str = "") -> Failed:
@@ -82,7 +82,7 @@ def test_what_was_dealt_with_is_not_remembered(
 ) -> None:
     """Whoever puts never hears of it: the other process drops it."""
     # Without waiting for the disk.
-    monkeypatch.setattr("whoseblock.watch.spool.write_whole", Path.write_bytes)
+    monkeypatch.setattr("whoseblock.watch.store.spool.write_whole", Path.write_bytes)
     spool = Spool(tmp_path / "spool")
     other = Spool(tmp_path / "spool")
 

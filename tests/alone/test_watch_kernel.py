@@ -23,10 +23,10 @@ from tests.test_emulate_kernel import BLOCK, fill, forget, place_of
 from whoseblock.errors import NEWS
 from whoseblock.journal import History
 from whoseblock.ranges import ByteRange
-from whoseblock.watch.reports import Failed
-from whoseblock.watch.sources import instance_name
-from whoseblock.watch.spool import Spool
-from whoseblock.watch.state import StateFolder
+from whoseblock.watch.sources.source_set import instance_name
+from whoseblock.watch.store.reports import Failed
+from whoseblock.watch.store.spool import Spool
+from whoseblock.watch.store.state import StateFolder
 
 
 @pytest.fixture

@@ -16,9 +16,9 @@ from tests.support.tools import CHECKOUT
 
 from whoseblock.errors import TargetError, WhoseblockError
 from whoseblock.journal import Filter, History, open_journal
-from whoseblock.watch.base import boot_id
+from whoseblock.watch.clock import boot_id
 from whoseblock.watch.formats.kmsg import read_kmsg
-from whoseblock.watch.state import Position, StateFolder
+from whoseblock.watch.store.state import Position, StateFolder
 
 __all__ = ["Daemon", "from_now_on", "histories", "once", "peak_memory", "until", "watching"]
 

@@ -16,21 +16,21 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from whoseblock.encode import encode_json
 from whoseblock.errors import PolicyError, TargetError
 from whoseblock.stack.host import Host
-from whoseblock.watch.base import Source
 from whoseblock.watch.endpoints import MetricsPort, StatusSocket
 from whoseblock.watch.log import say
-from whoseblock.watch.mounted import MountTable
-from whoseblock.watch.notify import notify, watchdog_seconds
-from whoseblock.watch.policy import DEFAULT, Policy, read_policy
-from whoseblock.watch.reports import Lost, Report
-from whoseblock.watch.sources import PAST, Sources
-from whoseblock.watch.spool import Spool
-from whoseblock.watch.state import Lists, StateFolder, write_whole
+from whoseblock.watch.policy.rules import DEFAULT, Policy, read_policy
+from whoseblock.watch.sources.base import Source
+from whoseblock.watch.sources.mounts import MountTable
+from whoseblock.watch.sources.source_set import PAST, Sources
 from whoseblock.watch.statistics import Statistics
+from whoseblock.watch.store.reports import Lost, Report
+from whoseblock.watch.store.spool import Spool
+from whoseblock.watch.store.state import Lists, StateFolder, write_whole
+from whoseblock.watch.systemd import notify, watchdog_seconds
 from whoseblock.watch.worker import Helper, act_through, start_actor, start_worker, work_through
 
 if TYPE_CHECKING:
-    from whoseblock.watch.process import Setup
+    from whoseblock.watch.processor import Setup
 
 __all__ = ["Daemon", "Options", "sweep_once"]
 
@@ -299,7 +299,7 @@ class Daemon:
             self._on(self._actor.fileno(), self._actor_told)
 
     def _setup(self) -> "Setup":
-        from whoseblock.watch.process import Setup
+        from whoseblock.watch.processor import Setup
 
         return Setup(
             state=self._state,
@@ -463,7 +463,7 @@ def sweep_once(options: Options) -> Statistics:
 
     Raises what `Daemon` raises, and `JournalError`.
     """
-    from whoseblock.watch.process import Setup
+    from whoseblock.watch.processor import Setup
 
     policy = load_policy(options.policy)
     total = Statistics()

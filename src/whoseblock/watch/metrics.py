@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Final
 
-from whoseblock.watch.spool import Backlog
 from whoseblock.watch.statistics import BUCKETS, Statistics
+from whoseblock.watch.store.spool import Backlog
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric

@@ -18,11 +18,11 @@ import msgspec
 from whoseblock.errors import JournalError, WhoseblockError
 from whoseblock.watch.children import STANDARD, end_child, fork
 from whoseblock.watch.log import say
-from whoseblock.watch.spool import Batch, Spool
 from whoseblock.watch.statistics import Statistics
+from whoseblock.watch.store.spool import Batch, Spool
 
 if TYPE_CHECKING:
-    from whoseblock.watch.process import Processor, Setup
+    from whoseblock.watch.processor import Processor, Setup
 
 __all__ = ["Helper", "Tell", "act_through", "start_actor", "start_worker", "work_through"]
 
@@ -55,7 +55,7 @@ def work_through(
     ``more`` is told whether there was anything, and ``tell`` after every batch what there is to
     count.  Raises `JournalError`.
     """
-    from whoseblock.watch.process import Processor
+    from whoseblock.watch.processor import Processor
 
     with Processor(make_setup()) as processor:
         tell(processor.unfinished())
@@ -97,7 +97,7 @@ def act_through(
     make_setup: "Callable[[], Setup]", tell: Tell, go_on: Callable[[], bool] = lambda: True
 ) -> None:
     """Do what is planned, as long as ``go_on`` says so; raises `JournalError`."""
-    from whoseblock.watch.process import Processor
+    from whoseblock.watch.processor import Processor
 
     with Processor(make_setup()) as processor:
         tell(processor.perform(go_on))
@@ -199,7 +199,7 @@ def _load() -> None:
     Somebody waits, and none of it ever goes away.
     """
     gc.disable()
-    import whoseblock.watch.process  # noqa: F401 - loaded here, and used by those who work
+    import whoseblock.watch.processor  # noqa: F401 - loaded here, and used by those who work
 
     gc.freeze()
     gc.enable()

@@ -14,10 +14,10 @@ from functools import cache
 from pathlib import Path
 from typing import Final
 
-from whoseblock.watch.asking_mounts import MountAsker, Told
 from whoseblock.watch.formats.fanotify import FAN_FS_ERROR, read_fanotify
-from whoseblock.watch.mounted import Mounted
-from whoseblock.watch.reports import Ill, Lost, Report
+from whoseblock.watch.sources.mount_probe import MountAsker, Told
+from whoseblock.watch.sources.mounts import Mounted
+from whoseblock.watch.store.reports import Ill, Lost, Report
 
 __all__ = ["FilesystemErrorSource"]
 

@@ -10,8 +10,8 @@ from datetime import datetime
 from typing import Any, Final, NamedTuple, Self
 
 from whoseblock.journal.journal import Journal
-from whoseblock.watch.base import boot_id
-from whoseblock.watch.policy import ActionKind
+from whoseblock.watch.clock import boot_id
+from whoseblock.watch.policy.rules import ActionKind
 
 __all__ = ["Limits", "Moment"]
 

@@ -14,7 +14,7 @@ from whoseblock.errors import MalformedError
 from whoseblock.ranges import ByteRange, merge, subtract
 from whoseblock.sources.sysfs import CUT_OFF, read_sysfs_badblocks, whole_lines
 from whoseblock.stack.host import Host
-from whoseblock.watch.reports import Ill, Listed, Report
+from whoseblock.watch.store.reports import Ill, Listed, Report
 
 __all__ = ["ListSource"]
 

@@ -8,15 +8,16 @@ from zlib import crc32
 
 from whoseblock.errors import WhoseblockError
 from whoseblock.stack.host import Host
-from whoseblock.watch.base import Source, boot_id
-from whoseblock.watch.fserrors import FilesystemErrorSource
-from whoseblock.watch.health import HealthSource
-from whoseblock.watch.kmsg import KmsgSource
-from whoseblock.watch.lists import ListSource
+from whoseblock.watch.clock import boot_id
 from whoseblock.watch.log import say
-from whoseblock.watch.mounted import Mounted
-from whoseblock.watch.state import Lists, Position, StateFolder, usual_state_folder
-from whoseblock.watch.tracing import TraceSource
+from whoseblock.watch.sources.badblock_lists import ListSource
+from whoseblock.watch.sources.base import Source
+from whoseblock.watch.sources.fanotify import FilesystemErrorSource
+from whoseblock.watch.sources.health import HealthSource
+from whoseblock.watch.sources.kmsg import KmsgSource
+from whoseblock.watch.sources.mounts import Mounted
+from whoseblock.watch.sources.tracepoints import TraceSource
+from whoseblock.watch.store.state import Lists, Position, StateFolder, usual_state_folder
 
 __all__ = ["PAST", "Sources", "instance_name"]
 

@@ -12,8 +12,8 @@ from msgspec import Struct, field
 
 from whoseblock.fs.base import Answer, Unknown
 from whoseblock.watch.log import say
-from whoseblock.watch.reports import Failed
-from whoseblock.watch.state import StateFolder
+from whoseblock.watch.store.reports import Failed
+from whoseblock.watch.store.state import StateFolder
 
 __all__ = ["Unanswered"]
 

@@ -16,8 +16,8 @@ from whoseblock.journal import Entry, Filter, NewReport, Overview
 from whoseblock.journal.journal import Journal
 from whoseblock.journal.run import Run
 from whoseblock.ranges import ByteRange, subtract
-from whoseblock.watch.places import Place
-from whoseblock.watch.reports import Failed
+from whoseblock.watch.attribution.locations import Place
+from whoseblock.watch.store.reports import Failed
 
 __all__ = ["Entered", "Entries", "Repeated", "coalesced"]
 

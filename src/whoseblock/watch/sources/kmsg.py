@@ -10,9 +10,9 @@ from typing import Final, Self
 
 from whoseblock.errors import MalformedError
 from whoseblock.sources.dmesg import read_message
-from whoseblock.watch.base import Clock
+from whoseblock.watch.clock import Clock
 from whoseblock.watch.formats.kmsg import KmsgRecord, is_from_kernel, read_kmsg, suppressed
-from whoseblock.watch.reports import Failed, Lost, Report
+from whoseblock.watch.store.reports import Failed, Lost, Report
 
 __all__ = ["KmsgSource"]
 

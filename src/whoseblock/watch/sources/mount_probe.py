@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterable
 from typing import Final
 
 from whoseblock.watch.children import fork
-from whoseblock.watch.mounted import Mounted
+from whoseblock.watch.sources.mounts import Mounted
 
 __all__ = ["Ask", "MountAsker", "Told"]
 

@@ -15,18 +15,18 @@ from whoseblock.fs.base import Answer, FileOwner
 from whoseblock.journal import Filter, open_journal
 from whoseblock.ranges import ByteRange, subtract
 from whoseblock.stack.host import Host
-from whoseblock.watch.actions import Actor, Responder
-from whoseblock.watch.asking import Asker, Question, nobody
-from whoseblock.watch.choosing import choose, mount_points
-from whoseblock.watch.entries import Entered, Entries, Repeated, coalesced
+from whoseblock.watch.attribution.device_probe import Asker, Question, nobody
+from whoseblock.watch.attribution.failure_records import Entered, Entries, Repeated, coalesced
+from whoseblock.watch.attribution.locations import Place, identity_named
+from whoseblock.watch.attribution.retry_queue import Unanswered
 from whoseblock.watch.log import say
-from whoseblock.watch.places import Place, identity_named
-from whoseblock.watch.policy import Policy
-from whoseblock.watch.reports import Failed, FileFailed, Ill, Listed, Lost, Report
-from whoseblock.watch.responding import DeviceResponder
-from whoseblock.watch.state import Lists, StateFolder
+from whoseblock.watch.policy.actor import Actor, Responder
+from whoseblock.watch.policy.device_response import DeviceResponder
+from whoseblock.watch.policy.rule_matching import choose, mount_points
+from whoseblock.watch.policy.rules import Policy
 from whoseblock.watch.statistics import Statistics, count
-from whoseblock.watch.unanswered import Unanswered
+from whoseblock.watch.store.reports import Failed, FileFailed, Ill, Listed, Lost, Report
+from whoseblock.watch.store.state import Lists, StateFolder
 
 __all__ = ["Processor", "Setup"]
 

@@ -24,10 +24,10 @@ from whoseblock.process_stat import started_at
 from whoseblock.stack.base import Layer
 from whoseblock.stack.fiemap import file_extents
 from whoseblock.target import Target, TargetOptions
+from whoseblock.watch.attribution.locations import Place, settle
 from whoseblock.watch.children import STANDARD, end_child, fork, signs_of_life
-from whoseblock.watch.places import Place, settle
-from whoseblock.watch.reports import FileFailed
-from whoseblock.watch.state import StateFolder
+from whoseblock.watch.store.reports import FileFailed
+from whoseblock.watch.store.state import StateFolder
 
 __all__ = ["Asker", "Question", "nobody"]
 

@@ -19,8 +19,7 @@ from msgspec.structs import astuple
 from whoseblock.errors import UnsupportedError
 from whoseblock.stack.base import PHYSICAL_MEMORY
 from whoseblock.stack.host import SECTOR, Host
-from whoseblock.watch.base import OF_THE_MEDIUM, Clock, device_name
-from whoseblock.watch.consumed import Consumed, Mark
+from whoseblock.watch.clock import Clock
 from whoseblock.watch.formats.trace import (
     BlockError,
     LostEvents,
@@ -28,7 +27,9 @@ from whoseblock.watch.formats.trace import (
     is_event,
     read_trace_line,
 )
-from whoseblock.watch.reports import Failed, Lost, Report
+from whoseblock.watch.sources.base import OF_THE_MEDIUM, device_name
+from whoseblock.watch.store.reports import Failed, Lost, Report
+from whoseblock.watch.store.trace_checkpoint import Consumed, Mark
 
 __all__ = ["TraceSource"]
 

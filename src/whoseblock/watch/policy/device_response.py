@@ -21,9 +21,9 @@ from whoseblock.respond.copies import Copies
 from whoseblock.respond.planning import CHANGES, Act, Options, Part, parts_of_answer
 from whoseblock.stack.host import Host
 from whoseblock.target import Target, TargetOptions
-from whoseblock.watch.choosing import first_rule, mount_points
-from whoseblock.watch.places import layer_named
-from whoseblock.watch.policy import Policy, Respond
+from whoseblock.watch.attribution.locations import layer_named
+from whoseblock.watch.policy.rule_matching import first_rule, mount_points
+from whoseblock.watch.policy.rules import Policy, Respond
 
 __all__ = ["DeviceResponder"]
 

@@ -2,20 +2,16 @@
 
 import errno
 import os
-import time
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Final, NamedTuple, Protocol
+from typing import Final, Protocol
 
 from whoseblock.stack.host import Host
-from whoseblock.watch.reports import Report
+from whoseblock.watch.store.reports import Report
 
-__all__ = ["OF_THE_MEDIUM", "Clock", "Source", "boot_id", "device_name"]
+__all__ = ["OF_THE_MEDIUM", "Source", "device_name"]
 
 #: The errors of requests that blame the medium: see `whoseblock.sources.dmesg` for their words.
 OF_THE_MEDIUM: Final = frozenset({errno.EIO, errno.ENODATA, errno.EILSEQ})
-
-_BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 
 
 class Source(Protocol):
@@ -43,26 +39,6 @@ class Source(Protocol):
 
     def close(self) -> None:
         """Let go of the kernel."""
-
-
-class Clock(NamedTuple):
-    """What to add to the kernel's monotonic seconds for those since 1970."""
-
-    offset: float
-
-    @classmethod
-    def now(cls) -> "Clock":
-        """Compare the two clocks."""
-        return cls(time.time() - time.monotonic())
-
-    def at(self, seconds: float) -> float:
-        """Give the time of day of a moment of the monotonic clock."""
-        return self.offset + seconds
-
-
-def boot_id() -> str:
-    """Name this run of the kernel; raises OSError."""
-    return _BOOT_ID.read_text("ascii").strip()
 
 
 def device_name(host: Host, number: int) -> str:

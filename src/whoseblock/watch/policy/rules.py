@@ -27,7 +27,7 @@ from types import MappingProxyType
 from typing import Any, Final, Literal, NamedTuple, get_args
 
 from whoseblock.errors import PolicyError
-from whoseblock.watch.toml_lines import Key, lines_of
+from whoseblock.watch.policy.toml_lines import Key, lines_of
 
 __all__ = ["DEFAULT", "ActionKind", "Policy", "Respond", "Rule", "Users", "read_policy"]
 

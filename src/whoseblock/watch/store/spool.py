@@ -15,8 +15,8 @@ from typing import Any, Final, NamedTuple
 import msgspec
 from msgspec.structs import replace
 
-from whoseblock.watch.reports import Lost, Report
-from whoseblock.watch.state import write_whole
+from whoseblock.watch.store.reports import Lost, Report
+from whoseblock.watch.store.state import write_whole
 
 __all__ = ["Backlog", "Batch", "Spool"]
 

@@ -9,7 +9,7 @@ from whoseblock.fs.base import FileOwner, Owner, Process
 from whoseblock.processes import Wanted, find_processes
 from whoseblock.respond.notify import SENT, send_signal, signal_number
 from whoseblock.stack.host import Host
-from whoseblock.watch.policy import Rule, Users
+from whoseblock.watch.policy.rules import Rule, Users
 
 __all__ = ["send", "whom"]
 

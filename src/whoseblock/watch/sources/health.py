@@ -12,9 +12,6 @@ from collections.abc import Iterable, Iterator
 from typing import Final
 
 from whoseblock.stack.host import Host
-from whoseblock.watch import reports
-from whoseblock.watch.asking_mounts import MountAsker, Told
-from whoseblock.watch.base import OF_THE_MEDIUM, device_name
 from whoseblock.watch.formats.health import (
     EVENT_BYTES,
     XFS_IOC_HEALTH_MONITOR,
@@ -27,8 +24,11 @@ from whoseblock.watch.formats.health import (
     monitor_request,
     read_health,
 )
-from whoseblock.watch.mounted import Mounted
-from whoseblock.watch.reports import Failed, FileFailed, Ill, Report
+from whoseblock.watch.sources.base import OF_THE_MEDIUM, device_name
+from whoseblock.watch.sources.mount_probe import MountAsker, Told
+from whoseblock.watch.sources.mounts import Mounted
+from whoseblock.watch.store import reports
+from whoseblock.watch.store.reports import Failed, FileFailed, Ill, Report
 
 __all__ = ["HealthSource"]
 

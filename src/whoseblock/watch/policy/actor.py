@@ -17,13 +17,13 @@ from whoseblock.fs.base import Owner
 from whoseblock.journal import FINAL, Entry, Plan, PlannedStep, State, Step
 from whoseblock.journal.journal import Journal
 from whoseblock.journal.run import Run
-from whoseblock.watch.executing import execute
-from whoseblock.watch.limits import Limits, Moment
 from whoseblock.watch.log import say
-from whoseblock.watch.policy import ActionKind, Policy, Rule
-from whoseblock.watch.signalling import send, whom
-from whoseblock.watch.state import StateFolder
+from whoseblock.watch.policy.limits import Limits, Moment
+from whoseblock.watch.policy.programs import execute
+from whoseblock.watch.policy.rules import ActionKind, Policy, Rule
+from whoseblock.watch.policy.signals import send, whom
 from whoseblock.watch.statistics import Statistics, count
+from whoseblock.watch.store.state import StateFolder
 
 __all__ = ["Actor", "Responder"]
 

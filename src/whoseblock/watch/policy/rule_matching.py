@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from whoseblock.fs.base import Answer, FileOwner, Owner
 from whoseblock.media.mounts import read_mounts
 from whoseblock.stack.host import Host
-from whoseblock.watch.policy import Policy, Rule
+from whoseblock.watch.policy.rules import Policy, Rule
 
 __all__ = ["choose", "first_rule", "mount_points"]
 

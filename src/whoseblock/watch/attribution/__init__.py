@@ -1,0 +1,1 @@
+"""From a report to a failure record: where it is, and who owns it."""
