@@ -17,7 +17,7 @@ from tests.support.emulated import Emulated, emulated
 from tests.support.failing_disk import TRACING, failing_disk, read_direct
 from tests.support.images import MIB, Geometry, make_image
 from tests.support.tools import Missing, need_loop_mounts, run
-from tests.support.watching import Daemon, from_now_on, once, peak_memory, until, watching
+from tests.support.watch_daemon import Daemon, from_now_on, once, peak_memory, until, watching
 from tests.test_emulate_kernel import BLOCK, fill, forget, place_of
 
 from whoseblock.errors import NEWS

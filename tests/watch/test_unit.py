@@ -13,8 +13,8 @@ from tests.support.bench import BLOCK, KINDS, PLAIN, Facts, bench, pattern, writ
 from tests.support.calls import clone_range
 from tests.support.images import MIB, Geometry, make_image
 from tests.support.mounts import loop_device
+from tests.support.systemd_unit import UNIT, as_the_unit, capabilities
 from tests.support.tools import CHECKOUT, need_loop_mounts
-from tests.support.unit import UNIT, as_the_unit, capabilities
 
 from whoseblock.ranges import ByteRange
 

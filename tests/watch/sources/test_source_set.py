@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from tests.support.tools import need_root, run
-from tests.support.watching import until
+from tests.support.watch_daemon import until
 
 from whoseblock.errors import UnsupportedError
 from whoseblock.ranges import ByteRange

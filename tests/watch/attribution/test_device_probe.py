@@ -19,7 +19,7 @@ from tests.support.emulated import emulated, need_fuse
 from tests.support.images import MIB, Geometry, make_image
 from tests.support.mounts import mounted
 from tests.support.tools import need_root, run
-from tests.support.watching import Daemon, histories, until, watching
+from tests.support.watch_daemon import Daemon, histories, until, watching
 
 from whoseblock.journal import History, State, open_journal
 from whoseblock.process_stat import started_at

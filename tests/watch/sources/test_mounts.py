@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from tests.support.mounts import small_filesystem
 from tests.support.tools import Missing, need_loop_mounts, need_root, run
-from tests.support.watching import until
+from tests.support.watch_daemon import until
 
 from whoseblock.stack.host import Host
 from whoseblock.watch.sources.base import device_name

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from tests.support.tools import CHECKOUT, need_root, run
-from tests.support.watching import Daemon, once, until, watching
+from tests.support.watch_daemon import Daemon, once, until, watching
 
 from whoseblock.errors import PolicyError, TargetError
 from whoseblock.watch.endpoints import MetricsPort

@@ -395,13 +395,13 @@ def test_a_program_that_says_more_than_any_memory_holds() -> None:
     """In a process of its own: it is about the most memory that it ever had."""
     script = (
         "import resource, sys; sys.path.insert(0, '.')\n"
-        "from tests.test_watch_acts import ran\n"
+        "from tests.watch.policy.test_actor import ran\n"
         "most = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "before = most()\n"
         "ran('head -c 300000000 /dev/zero')\n"
         "print(most() - before)\n"
     )
-    top = Path(__file__).resolve().parent.parent
+    top = Path(__file__).resolve().parents[3]
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True, cwd=top)
     assert int(done.stdout) < 16 << 10, "KiB more than before"
 
