@@ -24,7 +24,7 @@ from whoseblock.errors import NEWS
 from whoseblock.journal import History
 from whoseblock.ranges import ByteRange
 from whoseblock.watch.sources.source_set import instance_name
-from whoseblock.watch.store.reports import Failed
+from whoseblock.watch.store.reports import FailedRange
 from whoseblock.watch.store.spool import Spool
 from whoseblock.watch.store.state import StateFolder
 
@@ -138,7 +138,7 @@ def test_a_disk_that_does_not_answer_keeps_no_other_waiting(image: Path, tmp_pat
         with StateFolder(tmp_path / "state") as state:
             spool = Spool(state.path / "spool")
             for name in (loop.name, "sdzz"):
-                report = Failed(
+                report = FailedRange(
                     source="kmsg", at=time.time(), key=name, device=name, start=MIB, length=512
                 )
                 spool.put([report])

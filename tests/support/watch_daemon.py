@@ -18,7 +18,7 @@ from whoseblock.errors import TargetError, WhoseblockError
 from whoseblock.journal import Filter, History, open_journal
 from whoseblock.watch.clock import boot_id
 from whoseblock.watch.formats.kmsg import read_kmsg
-from whoseblock.watch.store.state import Position, StateFolder
+from whoseblock.watch.store.state import LogPosition, StateFolder
 
 __all__ = ["Daemon", "from_now_on", "histories", "once", "peak_memory", "until", "watching"]
 
@@ -58,7 +58,7 @@ def from_now_on(folder: Path) -> None:
             record = read_kmsg(data)
             sequence = record.sequence if record else sequence
     with StateFolder(folder / "state") as state:
-        state.save("position.json", Position(boot_id(), sequence))
+        state.save("position.json", LogPosition(boot_id(), sequence))
 
 
 def peak_memory(pid: int) -> int:

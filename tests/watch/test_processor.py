@@ -20,25 +20,31 @@ from whoseblock.journal import Filter, History, Overview, State, open_journal
 from whoseblock.journal.journal import Journal
 from whoseblock.journal.run import Run
 from whoseblock.ranges import ByteRange
-from whoseblock.watch.attribution.failure_records import Entries, Repeated
-from whoseblock.watch.attribution.locations import Place
-from whoseblock.watch.policy.rule_matching import choose
+from whoseblock.watch.attribution.failure_records import FailureRecords, RepeatedReport
+from whoseblock.watch.attribution.locations import FailureLocation
+from whoseblock.watch.policy.rule_matching import match_rules
 from whoseblock.watch.policy.rules import Policy, Rule
 from whoseblock.watch.processor import Processor, Setup
-from whoseblock.watch.store.reports import Failed, Ill, Listed, Lost, Report
+from whoseblock.watch.store.reports import (
+    BadBlockList,
+    EventsLost,
+    FailedRange,
+    FilesystemError,
+    Report,
+)
 from whoseblock.watch.store.state import StateFolder
 
 AT = 1_700_000_000.0
 
 
-def failed(start: int, length: int = 512, *, source: str = "kmsg", key: str = "") -> Failed:
+def failed(start: int, length: int = 512, *, source: str = "kmsg", key: str = "") -> FailedRange:
     name = key or f"{source}:{start}"
-    return Failed(source=source, at=AT, key=name, device="sdzz", start=start, length=length)
+    return FailedRange(source=source, at=AT, key=name, device="sdzz", start=start, length=length)
 
 
-def listed(number: int, *ranges: tuple[int, int]) -> Listed:
+def listed(number: int, *ranges: tuple[int, int]) -> BadBlockList:
     pieces = tuple(ByteRange(*one) for one in ranges)
-    return Listed(source="sysfs", at=AT, key=f"list{number}", device="sdzz", ranges=pieces)
+    return BadBlockList(source="sysfs", at=AT, key=f"list{number}", device="sdzz", ranges=pieces)
 
 
 class House:
@@ -124,7 +130,7 @@ def test_somebody_deals_with_it_at_any_moment(
 ) -> None:
     house.process([failed(512)])
     seen, asked, failures = time.time(), itertools.count(), Journal.failures
-    ours = Place("sdzz", "", 512, 512, None)
+    ours = FailureLocation("sdzz", "", 512, 512, None)
 
     def meanwhile(self: Journal, wanted: Filter) -> Iterator[Overview]:
         if next(asked) == moment:
@@ -133,7 +139,7 @@ def test_somebody_deals_with_it_at_any_moment(
 
     monkeypatch.setattr(Journal, "failures", meanwhile)
     with open_journal(str(house.journal)) as journal, journal.begin_run([], "0") as run:
-        entries = Entries(journal, run)
+        entries = FailureRecords(journal, run)
         entries.has(ours)
         assert next(asked) == 2
         if moment > 1:
@@ -141,7 +147,7 @@ def test_somebody_deals_with_it_at_any_moment(
         if moment == 3:
             entries.refresh(others_close=True)
         again = replace(failed(512, key="healing"), at=seen)
-        assert not any(one.new for one in entries.enter(Repeated(again, 2, seen), ours))
+        assert not any(one.new for one in entries.enter(RepeatedReport(again, 2, seen), ours))
     assert [one[4] for one in house.told()] == [False]
 
 
@@ -203,8 +209,8 @@ def test_a_part_that_is_healed_heals_no_whole(house: House) -> None:
 def test_what_has_no_place_is_logged(house: House, capfd: pytest.CaptureFixture[str]) -> None:
     done = house.process(
         [
-            Lost(source="kmsg", at=AT, count=7, what="overwritten"),
-            Ill(source="fanotify", at=AT, place="/srv\n", what="EUCLEAN"),
+            EventsLost(source="kmsg", at=AT, count=7, what="overwritten"),
+            FilesystemError(source="fanotify", at=AT, place="/srv\n", what="EUCLEAN"),
         ]
     )
     assert (done.lost, done.ill, house.told()) == ({"kmsg": 7}, {"fanotify": 1}, [])
@@ -217,7 +223,7 @@ def test_what_has_no_place_is_logged(house: House, capfd: pytest.CaptureFixture[
 
 WORK: list[list[Report]] = [
     [failed(512), failed(512, source="tracepoint"), failed(4096)],
-    [listed(1, (0, 8192)), Lost(source="kmsg", at=AT, count=1, what="gone")],
+    [listed(1, (0, 8192)), EventsLost(source="kmsg", at=AT, count=1, what="gone")],
     [listed(2, (4096, 512)), failed(512, key="again")],
 ]
 METHODS = "record_failure record_finding close_failure plan started done verified".split()
@@ -332,7 +338,7 @@ def test_every_owner_has_its_first_rule() -> None:
     )
     rows = (owner(1, 1), owner(2, 1), Free(512, 512))
     answer = Answer(0, 1024, complete=True, notes=(), owners=rows)
-    chosen = choose(Policy(rules), answer, "sdzz", {"vg-lv": {"/srv"}})
+    chosen = match_rules(Policy(rules), answer, "sdzz", {"vg-lv": {"/srv"}})
     assert [(rule.name, len(rows)) for rule, rows in chosen] == [("free", 1), ("path", 2)]
 
 

@@ -9,7 +9,7 @@ from whoseblock.journal import Filter, open_journal
 from whoseblock.watch.policy.rules import DEFAULT
 from whoseblock.watch.processor import Processor, Setup
 from whoseblock.watch.statistics import Statistics
-from whoseblock.watch.store.reports import Failed
+from whoseblock.watch.store.reports import FailedRange
 from whoseblock.watch.store.spool import Spool
 from whoseblock.watch.store.state import StateFolder
 from whoseblock.watch.worker import BATCH
@@ -19,11 +19,11 @@ EVENTS, PLACES = 20_480, 1_000
 TIMES = 4
 
 
-def events() -> Iterator[Failed]:
+def events() -> Iterator[FailedRange]:
     """Give events of so many places, each again and again."""
     for number in range(EVENTS):
         place = number // TIMES * 7919 % PLACES
-        yield Failed(
+        yield FailedRange(
             source="tracepoint",
             at=1e9 + number,
             device="sdzz",
@@ -42,7 +42,7 @@ def test_tens_of_thousands_of_events(tmp_path: Path) -> None:
     spool = Spool(tmp_path / "spool")
     total = Statistics()
     kept: list[int] = []
-    waiting: list[Failed] = []
+    waiting: list[FailedRange] = []
     journal = tmp_path / "journal.sqlite"
     with StateFolder(tmp_path / "state") as state:
         setup = Setup(state, DEFAULT, str(journal), since=2e9)

@@ -17,11 +17,11 @@ __all__ = ["STANDARD", "end_child", "fork", "signs_of_life"]
 #: Standard input, output and error.
 STANDARD: Final = (0, 1, 2)
 #: So long the end of a child that was killed is waited for, in seconds.
-_PATIENCE_S: Final = 1.0
+_TIMEOUT_S: Final = 1.0
 _PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
 
 
-def fork(body: Callable[[], int], keep: Iterable[int], badge: Path | None = None) -> int:
+def fork(body: Callable[[], int], keep: Iterable[int], marker_file: Path | None = None) -> int:
     """Have a child run ``body``, whose value is its exit code; give its pid.
 
     It has only the descriptors ``keep``: one that gets stuck for good would hold locks and pipes of
@@ -42,8 +42,8 @@ def fork(body: Callable[[], int], keep: Iterable[int], badge: Path | None = None
         # What has the descriptors that are closed here is never used again, nor finalized.
         gc.freeze()
         _close_all_but({*keep})
-        if badge is not None:
-            os.open(badge, os.O_RDONLY | os.O_CLOEXEC)
+        if marker_file is not None:
+            os.open(marker_file, os.O_RDONLY | os.O_CLOEXEC)
         code = body()
     except BaseException:  # noqa: BLE001 - whatever it is, it must not go on as if it were us
         import traceback
@@ -67,7 +67,7 @@ def end_child(pid: int) -> None:
     """Kill a child of ours; nobody waits for long for one that cannot be ended now."""
     with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
-    deadline = time.monotonic() + _PATIENCE_S
+    deadline = time.monotonic() + _TIMEOUT_S
     with suppress(ChildProcessError):
         while os.waitpid(pid, os.WNOHANG) == (0, 0) and time.monotonic() < deadline:
             time.sleep(0.001)

@@ -17,17 +17,23 @@ from whoseblock.encode import encode_json
 from whoseblock.errors import PolicyError, TargetError
 from whoseblock.stack.host import Host
 from whoseblock.watch.endpoints import MetricsPort, StatusSocket
-from whoseblock.watch.log import say
+from whoseblock.watch.log import log_event
 from whoseblock.watch.policy.rules import DEFAULT, Policy, read_policy
 from whoseblock.watch.sources.base import Source
 from whoseblock.watch.sources.mounts import MountTable
-from whoseblock.watch.sources.source_set import PAST, Sources
+from whoseblock.watch.sources.source_set import RETROSPECTIVE, SourceSet
 from whoseblock.watch.statistics import Statistics
-from whoseblock.watch.store.reports import Lost, Report
+from whoseblock.watch.store.reports import EventsLost, Report
 from whoseblock.watch.store.spool import Spool
-from whoseblock.watch.store.state import Lists, StateFolder, write_whole
+from whoseblock.watch.store.state import HandledLists, StateFolder, write_atomically
 from whoseblock.watch.systemd import notify, watchdog_seconds
-from whoseblock.watch.worker import Helper, act_through, start_actor, start_worker, work_through
+from whoseblock.watch.worker import (
+    HelperProcess,
+    act_through,
+    start_actor,
+    start_worker,
+    work_through,
+)
 
 if TYPE_CHECKING:
     from whoseblock.watch.processor import Setup
@@ -37,7 +43,7 @@ __all__ = ["Daemon", "Options", "sweep_once"]
 #: How often a worker that ended with an error is started again: soon, then ever more rarely.
 _RETRY_S: Final = (1.0, 5.0, 15.0, 60.0)
 #: So long the end of the worker is waited for when we end, in seconds: the unit grants a minute.
-_PATIENCE_S: Final = 45.0
+_TIMEOUT_S: Final = 45.0
 #: And so long whatever the kernel still has is taken in.
 _DRAIN_S: Final = 5.0
 
@@ -76,8 +82,8 @@ class Daemon:
         self._spool = _open_spool(self._state)
         self._started = time.time()
         self._statistics = Statistics()
-        self._worker: Helper | None = None
-        self._actor: Helper | None = None
+        self._worker: HelperProcess | None = None
+        self._actor: HelperProcess | None = None
         self._has_acts = False
         self._failures = 0
         self._retry_at: float | None = None
@@ -92,7 +98,7 @@ class Daemon:
     def run(self) -> None:
         """Watch until SIGTERM or SIGINT."""
         with self._undo:
-            self._sources = Sources(self._host, self._state)
+            self._sources = SourceSet(self._host, self._state)
             self._undo.callback(self._sources.close)
             self._catch_signals()
             if self._host.live:
@@ -106,7 +112,7 @@ class Daemon:
             self._work()
             self._leave_status("killed")
             notify("READY=1", f"STATUS=watching: {', '.join(self._sources.open)}")
-            say(
+            log_event(
                 "info",
                 "watching",
                 sources=",".join(self._sources.open),
@@ -178,10 +184,10 @@ class Daemon:
             self._policy = load_policy(self._options.policy)
         except PolicyError as error:
             self._policy_fault = str(error)
-            say("err", "policy-kept", why=str(error), hint=error.hint or None)
+            log_event("err", "policy-kept", why=str(error), hint=error.hint or None)
         else:
             self._policy_fault = ""
-            say("notice", "policy-loaded", rules=len(self._policy.rules))
+            log_event("notice", "policy-loaded", rules=len(self._policy.rules))
             # The next ones have the new policy.
             if self._worker is not None:
                 self._worker.dismiss()
@@ -203,7 +209,7 @@ class Daemon:
         for source in self._sources:
             self._take(source, source.sweep)
         self._sources.remember()
-        self._ask_again()
+        self._retry()
         if self._has_acts:
             self._act()
         self._write_metrics()
@@ -248,7 +254,7 @@ class Daemon:
         kept = self._keep(source, reports)
         if fault is not None:
             self._give_up(source, fault)
-        if others and kept and any(isinstance(report, Lost) for report in reports):
+        if others and kept and any(isinstance(report, EventsLost) for report in reports):
             for other in self._sources:
                 if other is not source:
                     self._take(other, other.sweep, others=False)
@@ -261,7 +267,9 @@ class Daemon:
             self._unkept[source.name] = reports
             self._ignore(source)
             waiting = len(reports)
-            say("err", "spool-failed", source=source.name, waiting=waiting, why=error.strerror)
+            log_event(
+                "err", "spool-failed", source=source.name, waiting=waiting, why=error.strerror
+            )
             return False
         self._sources.kept(source, len(reports))
         if reports:
@@ -284,7 +292,7 @@ class Daemon:
             self._worker = start_worker(self._spool, self._setup, self._state.lock)
             self._on(self._worker.fileno(), self._worker_told)
 
-    def _ask_again(self) -> None:
+    def _retry(self) -> None:
         """Have owners asked for that nobody could say, if it is time; the sweep is often enough."""
         due = self._statistics.unanswered
         if due and time.time() >= due and self._worker is None:
@@ -332,7 +340,7 @@ class Daemon:
             wait = _RETRY_S[min(self._failures, len(_RETRY_S) - 1)]
             self._failures += 1
             self._retry_at = time.monotonic() + wait
-            say(
+            log_event(
                 "err", "worker-ended", code=code, again_in=wait, backlog=self._spool.backlog.batches
             )
         elif self._spool.has_more:
@@ -354,7 +362,7 @@ class Daemon:
         if code:
             # Whatever it left is done after the next sweep.
             self._has_acts = True
-            say("err", "actor-ended", code=code)
+            log_event("err", "actor-ended", code=code)
         elif self._has_acts:
             # They were planned when it had looked for the last time.
             self._act()
@@ -364,7 +372,7 @@ class Daemon:
         notify("STOPPING=1")
         self._ending = True
         self._drain()
-        deadline = time.monotonic() + _PATIENCE_S
+        deadline = time.monotonic() + _TIMEOUT_S
         for helper in (self._worker, self._actor):
             if helper is not None:
                 helper.dismiss()
@@ -380,7 +388,7 @@ class Daemon:
             helper.kill()
         self._sources.remember()
         self._leave_status("stopped")
-        say("info", "stopped", backlog=self._spool.backlog.batches)
+        log_event("info", "stopped", backlog=self._spool.backlog.batches)
 
     def _drain(self) -> None:
         """Take in what the sources have: some of it nobody could have once they are closed."""
@@ -391,7 +399,7 @@ class Daemon:
                 self._take(source, source.read)
             more = bool(select.select(list(self._listened.values()), [], [], 0)[0])
         for name, reports in self._unkept.items():
-            say("err", "not-kept", source=name, count=len(reports))
+            log_event("err", "not-kept", source=name, count=len(reports))
 
     # ------------------------------------------------------------------ what others ask
 
@@ -408,7 +416,7 @@ class Daemon:
         """Leave for whoever asks later how the daemon was, and what it is if it says no more."""
         told = self.status() | {"state": state, "pid": None}
         with suppress(OSError):
-            write_whole(self._options.state / "status.json", _encode(told), durable=False)
+            write_atomically(self._options.state / "status.json", _encode(told), durable=False)
 
     def status(self) -> dict[str, Any]:
         """Say how the daemon is."""
@@ -444,13 +452,13 @@ class Daemon:
         if self._options.metrics_file is not None:
             try:
                 # What is a minute old is of no use after a crash.
-                write_whole(self._options.metrics_file, self._metrics(), 0o644, durable=False)
+                write_atomically(self._options.metrics_file, self._metrics(), 0o644, durable=False)
             except OSError as error:
-                say("warning", "metrics-failed", why=error.strerror)
+                log_event("warning", "metrics-failed", why=error.strerror)
 
 
 def _open_spool(state: StateFolder) -> Spool:
-    lists = state.load("lists.json", Lists) or Lists()
+    lists = state.load("lists.json", HandledLists) or HandledLists()
     return Spool(state.path / "spool", least=lists.last)
 
 
@@ -469,7 +477,7 @@ def sweep_once(options: Options) -> Statistics:
     total = Statistics()
     with StateFolder(options.state) as state:
         spool = _open_spool(state)
-        sources = Sources(Host(options.root), state, PAST)
+        sources = SourceSet(Host(options.root), state, RETROSPECTIVE)
         fault: OSError | None = None
         try:
             for source in sources.open_missing():
@@ -496,7 +504,7 @@ def sweep_once(options: Options) -> Statistics:
     return total
 
 
-def _keep_all(source: Source, sources: Sources, spool: Spool) -> None:
+def _keep_all(source: Source, sources: SourceSet, spool: Spool) -> None:
     """Have in the spool whatever a source tells at present; raises OSError."""
     read = source.sweep
     more = True

@@ -10,7 +10,7 @@ import sys
 from contextlib import suppress
 from typing import Final, Literal
 
-__all__ = ["Level", "log_line", "say"]
+__all__ = ["Level", "log_event", "log_line"]
 
 Level = Literal["err", "warning", "notice", "info"]
 
@@ -33,7 +33,7 @@ def _value(value: object) -> str:
     return text if text and _PLAIN.issuperset(text) else json.dumps(text)
 
 
-def say(level: Level, event: str, **fields: object) -> None:
+def log_event(level: Level, event: str, **fields: object) -> None:
     """Write a line to the log; that nobody can read it stops nothing."""
     prefix = f"<{_PRIORITIES[level]}>" if "JOURNAL_STREAM" in os.environ else ""
     with suppress(OSError, ValueError):

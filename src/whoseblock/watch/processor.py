@@ -15,18 +15,30 @@ from whoseblock.fs.base import Answer, FileOwner
 from whoseblock.journal import Filter, open_journal
 from whoseblock.ranges import ByteRange, subtract
 from whoseblock.stack.host import Host
-from whoseblock.watch.attribution.device_probe import Asker, Question, nobody
-from whoseblock.watch.attribution.failure_records import Entered, Entries, Repeated, coalesced
-from whoseblock.watch.attribution.locations import Place, identity_named
-from whoseblock.watch.attribution.retry_queue import Unanswered
-from whoseblock.watch.log import say
+from whoseblock.watch.attribution.device_probe import DeviceProbe, OwnerQuery, unknown_answer
+from whoseblock.watch.attribution.failure_records import (
+    FailureRecord,
+    FailureRecords,
+    RepeatedReport,
+    coalesce_reports,
+)
+from whoseblock.watch.attribution.locations import FailureLocation, identity_named
+from whoseblock.watch.attribution.retry_queue import RetryQueue
+from whoseblock.watch.log import log_event
 from whoseblock.watch.policy.actor import Actor, Responder
 from whoseblock.watch.policy.device_response import DeviceResponder
-from whoseblock.watch.policy.rule_matching import choose, mount_points
+from whoseblock.watch.policy.rule_matching import match_rules, mount_points
 from whoseblock.watch.policy.rules import Policy
 from whoseblock.watch.statistics import Statistics, count
-from whoseblock.watch.store.reports import Failed, FileFailed, Ill, Listed, Lost, Report
-from whoseblock.watch.store.state import Lists, StateFolder
+from whoseblock.watch.store.reports import (
+    BadBlockList,
+    EventsLost,
+    FailedFileRange,
+    FailedRange,
+    FilesystemError,
+    Report,
+)
+from whoseblock.watch.store.state import HandledLists, StateFolder
 
 __all__ = ["Processor", "Setup"]
 
@@ -71,16 +83,16 @@ class Processor(Closing):
             run = self._journal.begin_run(sys.argv, setup.version)
             self._run = self._undo.enter_context(run)
             undo.pop_all()
-        self._lists = setup.state.load("lists.json", Lists) or Lists()
+        self._lists = setup.state.load("lists.json", HandledLists) or HandledLists()
         responder = setup.responder or DeviceResponder(self._journal, self._run)
         self._actor = Actor(self._journal, self._run, setup.policy, setup.state, responder)
-        self._entries = Entries(self._journal, self._run)
+        self._records = FailureRecords(self._journal, self._run)
         self._host = Host(setup.root)
-        self._asker = self._undo.enter_context(Asker(setup.state, setup.root))
-        self._unanswered = Unanswered(setup.state)
+        self._probe = self._undo.enter_context(DeviceProbe(setup.state, setup.root))
+        self._retry_queue = RetryQueue(setup.state)
         #: The actor closes what it has dealt with, in a process of its own.
         self._others_close = any(rule.respond for rule in setup.policy.rules)
-        self._settled: dict[tuple[str, int, int], list[Place]] = {}
+        self._located: dict[tuple[str, int, int], list[FailureLocation]] = {}
         self._statistics = Statistics()
 
     def unfinished(self) -> Statistics:
@@ -94,36 +106,36 @@ class Processor(Closing):
     def process(self, groups: Sequence[Sequence[Report]]) -> Statistics:
         """Deal with reports, as they came together; give what there was to count."""
         self._statistics = Statistics()
-        self._entries.refresh(others_close=self._others_close)
+        self._records.refresh(others_close=self._others_close)
         try:
             self._groups(groups)
         finally:
-            self._asker.forget()
+            self._probe.forget()
         return self._statistics
 
-    def ask_again(self) -> Statistics:
+    def retry_unknown(self) -> Statistics:
         """Ask anew about failures whose owners nobody could say, as far as it is time.
 
         Their device may have come, their volumes and filesystems may have been put together.
         """
         self._statistics = Statistics()
-        self._entries.refresh(others_close=self._others_close)
+        self._records.refresh(others_close=self._others_close)
         try:
-            for number, failed in self._unanswered.due():
-                self._ask_again(number, failed)
+            for number, failed in self._retry_queue.due():
+                self._retry(number, failed)
         finally:
-            self._asker.forget()
-        self._unanswered.save()
-        self._statistics.unanswered = self._unanswered.next_at
+            self._probe.forget()
+        self._retry_queue.save()
+        self._statistics.unanswered = self._retry_queue.next_at
         return self._statistics
 
-    def _ask_again(self, number: int, failed: Failed) -> None:
+    def _retry(self, number: int, failed: FailedRange) -> None:
         if self._journal.history(number).failure.closed is not None:
-            self._unanswered.forget(number)
+            self._retry_queue.forget(number)
             return
         for one in (failed, replace(failed, key=f"{failed.key}~")):
-            repeated = Repeated(one, 1, one.at)
-            self._settled.pop(repeated.where, None)
+            repeated = RepeatedReport(one, 1, one.at)
+            self._located.pop(repeated.where, None)
             entered = self._enter([repeated], again=number)
             if entered:
                 break
@@ -132,34 +144,34 @@ class Processor(Closing):
         if entered and known and number not in entered:
             others = ", ".join(map(str, sorted(entered)))
             self._run.close_failure(number, f"it is failure {others}")
-            self._entries.forget()
-            self._unanswered.forget(number)
+            self._records.forget()
+            self._retry_queue.forget(number)
 
     def _groups(self, groups: Iterable[Sequence[Report]]) -> None:
-        waiting: list[Repeated] = []
-        listed: dict[str, Listed] = {}
+        waiting: list[RepeatedReport] = []
+        listed: dict[str, BadBlockList] = {}
         for group in groups:
-            failed: list[Failed] = []
+            failed: list[FailedRange] = []
             for report in group:
                 count(self._statistics.reports, {report.source: 1})
-                if isinstance(report, Listed):
+                if isinstance(report, BadBlockList):
                     if report.key <= self._lists.keys.get(report.device, ""):
                         # Whoever dealt with it was killed before the spool had forgotten it.
                         continue
                     if report.device in listed:
                         # What came on the list may go from it: that has to be journaled first.
-                        self._enter([*waiting, *coalesced(failed)])
+                        self._enter([*waiting, *coalesce_reports(failed)])
                         self._have_dealt_with(listed)
                         waiting, failed = [], []
                     listed[report.device] = report
                 failed += self._failures_of(report)
             # Apart for each group: they may come in another company after a crash, and a report
             # that was put together with others is known by the key of the first only.
-            waiting += coalesced(failed)
+            waiting += coalesce_reports(failed)
         self._enter(waiting)
         self._have_dealt_with(listed)
 
-    def _have_dealt_with(self, listed: dict[str, Listed]) -> None:
+    def _have_dealt_with(self, listed: dict[str, BadBlockList]) -> None:
         """Remember the lists whose failures are journaled."""
         for device, one in listed.items():
             self._lists.ranges[device] = one.ranges
@@ -168,14 +180,14 @@ class Processor(Closing):
             self._setup.state.save("lists.json", self._lists)
         listed.clear()
 
-    def _failures_of(self, report: Report) -> Iterable[Failed]:
+    def _failures_of(self, report: Report) -> Iterable[FailedRange]:
         """Give the failures that a report tells of."""
         match report:
-            case Failed():
+            case FailedRange():
                 return (report,)
-            case FileFailed():
+            case FailedFileRange():
                 return self._of_file(report)
-            case Listed():
+            case BadBlockList():
                 return self._appeared(report)
             case _:
                 self._tell(report)
@@ -191,19 +203,23 @@ class Processor(Closing):
 
     # ------------------------------------------------------------------ reports
 
-    def _tell(self, report: Lost | Ill) -> None:
+    def _tell(self, report: EventsLost | FilesystemError) -> None:
         """Log what cannot be journaled, for it is of no bytes."""
         at = datetime.fromtimestamp(report.at, UTC).isoformat(timespec="milliseconds")
-        if isinstance(report, Lost):
+        if isinstance(report, EventsLost):
             count(self._statistics.lost, {report.source: report.count or 1})
             known = report.count or None
-            say("err", "events-lost", source=report.source, at=at, count=known, why=report.what)
+            log_event(
+                "err", "events-lost", source=report.source, at=at, count=known, why=report.what
+            )
         else:
             count(self._statistics.ill, {report.source: 1})
             place = report.place or None
-            say("err", "filesystem-ill", source=report.source, at=at, place=place, what=report.what)
+            log_event(
+                "err", "filesystem-ill", source=report.source, at=at, place=place, what=report.what
+            )
 
-    def _appeared(self, listed: Listed) -> Iterator[Failed]:
+    def _appeared(self, listed: BadBlockList) -> Iterator[FailedRange]:
         """Give what a list has that it had not, and close what it has no longer."""
         device = listed.device
         before = self._lists.ranges.get(device, ())
@@ -214,18 +230,18 @@ class Processor(Closing):
         self._lists.identities[device] = identity
         gone = _without(before, listed.ranges)
         for one in gone:
-            for place in self._settle((device, *one)):
-                healed = self._entries.close_healed(place)
+            for place in self._locate((device, *one)):
+                healed = self._records.close_healed(place)
                 self._statistics.healed += healed
                 if healed:
                     where = {"device": place.device, "start": place.start, "length": place.length}
-                    say("notice", "healed", **where, failures=healed)
+                    log_event("notice", "healed", **where, failures=healed)
         if gone:
             # What fails there from now on is not healed by this list, should it be read again.
             self._lists.ranges[device] = tuple(_without(before, gone))
             self._setup.state.save("lists.json", self._lists)
         for new in _without(listed.ranges, before):
-            yield Failed(
+            yield FailedRange(
                 source=listed.source,
                 at=listed.at,
                 key=f"{listed.key}:{new.start}",
@@ -235,10 +251,10 @@ class Processor(Closing):
                 origin=listed.origin,
             )
 
-    def _of_file(self, report: FileFailed) -> Iterator[Failed]:
+    def _of_file(self, report: FailedFileRange) -> Iterator[FailedRange]:
         """Say where on its device a part of a file is."""
         try:
-            found = self._asker.extents(report)
+            found = self._probe.extents(report)
         except OSError as error:
             found, why = [], str(error)
         else:
@@ -250,7 +266,7 @@ class Processor(Closing):
                 "file_length": report.length,
                 **report.detail,
             }
-            yield Failed(
+            yield FailedRange(
                 source=report.source,
                 at=report.at,
                 key=f"{report.key}:{number}",
@@ -265,11 +281,15 @@ class Processor(Closing):
                 f"{report.length} bytes from {report.start} of inode {report.inode} failed, and"
                 f" where they are is not known: {why}"
             )
-            self._tell(Ill(source=report.source, at=report.at, place=report.place, what=what))
+            self._tell(
+                FilesystemError(source=report.source, at=report.at, place=report.place, what=what)
+            )
 
     # ------------------------------------------------------------------ entries
 
-    def _enter(self, reported: Iterable[Repeated], again: int = 0) -> dict[int, Entered]:
+    def _enter(
+        self, reported: Iterable[RepeatedReport], again: int = 0
+    ) -> dict[int, FailureRecord]:
         """Journal failures, then look for the owners of those that are new, then plan acts.
 
         The owners of ``again`` are looked for though somebody has.  Gives the entries by number.
@@ -277,14 +297,14 @@ class Processor(Closing):
         entered = self._journaled(reported)
         self._statistics.latest = time.time() if entered else None
         for number in entered:
-            self._unanswered.heard(number)
+            self._retry_queue.heard(number)
         wanted = [
             both for number, both in entered.items() if number == again or self._is_wanted(both[0])
         ]
         answers = self._answers(wanted)
         both = []
         for (entry, one), answer in zip(wanted, answers, strict=True):
-            if entry.number == again and self._unanswered.put_off(
+            if entry.number == again and self._retry_queue.put_off(
                 again, answer, lost=entry.place.layer is None
             ):
                 # That nobody knows is in the journal already.
@@ -294,24 +314,26 @@ class Processor(Closing):
         with self._journal.together():
             for (entry, one), answer in both:
                 self._run.record_finding(entry.number, self._dated(answer, one))
-        self._entries.looked(entry.number for (entry, _), _ in both)
+        self._records.looked(entry.number for (entry, _), _ in both)
         for (entry, one), answer in both:
             self._count(answer, one)
             _log(entry, one, answer)
-            self._unanswered.note(entry.number, one, answer, lost=entry.place.layer is None)
-        self._unanswered.save()
+            self._retry_queue.note(entry.number, one, answer, lost=entry.place.layer is None)
+        self._retry_queue.save()
         self._plan(wanted, answers)
         return {number: entry for number, (entry, _) in entered.items()}
 
-    def _journaled(self, reported: Iterable[Repeated]) -> dict[int, tuple[Entered, Failed]]:
+    def _journaled(
+        self, reported: Iterable[RepeatedReport]
+    ) -> dict[int, tuple[FailureRecord, FailedRange]]:
         """Journal failures; give the entries by number, and what first told of each."""
         placed = [
             (repeated, place) for repeated in reported for place in self._places(repeated.where)
         ]
-        entered: dict[int, tuple[Entered, Failed]] = {}
+        entered: dict[int, tuple[FailureRecord, FailedRange]] = {}
         with self._journal.together():
             for repeated, place in placed:
-                for entry in self._entries.enter(repeated, place):
+                for entry in self._records.enter(repeated, place):
                     if entry.new:
                         count(self._statistics.failures, {place.device: 1})
                     entered.setdefault(entry.number, (entry, repeated.failed))
@@ -321,7 +343,9 @@ class Processor(Closing):
                 entered[number] = entry._replace(place=self._placed_anew(entry.place, one)), one
         return entered
 
-    def _plan(self, wanted: Sequence[tuple[Entered, Failed]], answers: Sequence[Answer]) -> None:
+    def _plan(
+        self, wanted: Sequence[tuple[FailureRecord, FailedRange]], answers: Sequence[Answer]
+    ) -> None:
         """Plan what the policy has done; others do it, for whom nobody here waits."""
         if not self._setup.policy.rules:
             return
@@ -329,30 +353,30 @@ class Processor(Closing):
         with self._journal.together():
             for (entry, _), answer in zip(wanted, answers, strict=True):
                 if not entry.planned:
-                    chosen = choose(self._setup.policy, answer, entry.place.device, points)
+                    chosen = match_rules(self._setup.policy, answer, entry.place.device, points)
                     self._statistics.planned += self._actor.plan(entry.number, chosen)
 
-    def _places(self, where: tuple[str, int, int]) -> list[Place]:
+    def _places(self, where: tuple[str, int, int]) -> list[FailureLocation]:
         """Say where a failure belongs, and touch no device if all of it is known already.
 
         Looking at a failing device makes it fail again, which is reported again: without end, if
         that made us look once more.
         """
-        places = self._settled.get(where)
-        if places is None or not all(map(self._entries.has, places)):
-            places = self._settle(where)
-            if len(self._settled) >= _MOST_SETTLED:
-                self._settled.clear()
+        places = self._located.get(where)
+        if places is None or not all(map(self._records.has, places)):
+            places = self._locate(where)
+            if len(self._located) >= _MOST_SETTLED:
+                self._located.clear()
             if not any(place.why for place in places):
                 # A layer is good for this batch only.
-                self._settled[where] = [place._replace(layer=None) for place in places]
+                self._located[where] = [place._replace(layer=None) for place in places]
         return places
 
-    def _placed_anew(self, place: Place, one: Failed) -> Place:
+    def _placed_anew(self, place: FailureLocation, one: FailedRange) -> FailureLocation:
         """Find the layer of a place that was settled before."""
         where = (one.device, one.start, one.length)
-        self._settled.pop(where, None)
-        for fresh in self._settle(where):
+        self._located.pop(where, None)
+        for fresh in self._locate(where):
             if (
                 fresh.device == place.device
                 and fresh.start <= place.start < fresh.start + fresh.length
@@ -360,22 +384,22 @@ class Processor(Closing):
                 return place._replace(layer=fresh.layer, why=fresh.why)
         return place._replace(why="where it belongs has just changed")
 
-    def _settle(self, where: tuple[str, int, int]) -> list[Place]:
+    def _locate(self, where: tuple[str, int, int]) -> list[FailureLocation]:
         """Say where a failure belongs: on its own device, if that does not answer."""
         device, start, length = where
         try:
-            return self._asker.settle(device, start, length)
+            return self._probe.locate(device, start, length)
         except OSError as error:
             identity = identity_named(self._host, device)
-            return [Place(device, identity, start, length, None, str(error))]
+            return [FailureLocation(device, identity, start, length, None, str(error))]
 
-    def _dated(self, answer: Answer, one: Failed) -> Answer:
+    def _dated(self, answer: Answer, one: FailedRange) -> Answer:
         """Say of what failed long before it was watched that the owners are those of now."""
         if one.at >= self._setup.since - _LATE_S:
             return answer
         return replace(answer, notes=(*answer.notes, _late_note(one)))
 
-    def _is_wanted(self, entry: Entered) -> bool:
+    def _is_wanted(self, entry: FailureRecord) -> bool:
         """Whether the owners are to be asked for: the first time, or to go on where one ended."""
         if not entry.looked:
             return True
@@ -384,28 +408,31 @@ class Processor(Closing):
             return False
         return entry.replayed and not entry.planned and bool(self._setup.policy.rules)
 
-    def _answers(self, wanted: Sequence[tuple[Entered, Failed]]) -> list[Answer]:
+    def _answers(self, wanted: Sequence[tuple[FailureRecord, FailedRange]]) -> list[Answer]:
         """Ask for the owners of all, those of one device together."""
         answers: dict[int, Answer] = {}
-        asked: dict[str, list[tuple[int, Question]]] = defaultdict(list)
+        asked: dict[str, list[tuple[int, OwnerQuery]]] = defaultdict(list)
         for entry, one in wanted:
             place = entry.place
             if place.layer is None:
-                no_answer = nobody(place.start, place.length, one.origin, place.why)
+                no_answer = unknown_answer(place.start, place.length, one.origin, place.why)
                 answers[entry.number] = no_answer
             else:
-                question = Question(place.start, place.length, place.layer, one.origin)
+                question = OwnerQuery(place.start, place.length, place.layer, one.origin)
                 asked[one.device].append((entry.number, question))
         for device, both in asked.items():
             questions = [question for _, question in both]
             try:
-                told = self._asker.answers(device, questions)
+                told = self._probe.answers(device, questions)
             except OSError as error:
-                told = [nobody(one.start, one.length, one.origin, str(error)) for one in questions]
+                told = [
+                    unknown_answer(one.start, one.length, one.origin, str(error))
+                    for one in questions
+                ]
             answers.update(zip((number for number, _ in both), told, strict=True))
         return [answers[entry.number] for entry, _ in wanted]
 
-    def _count(self, answer: Answer, one: Failed) -> None:
+    def _count(self, answer: Answer, one: FailedRange) -> None:
         kinds: dict[str, int] = defaultdict(int)
         for row in answer:
             unwritten = isinstance(row, FileOwner) and row.unwritten
@@ -426,12 +453,12 @@ def _without(ranges: Iterable[ByteRange], others: Iterable[ByteRange]) -> list[B
     return left
 
 
-def _late_note(one: Failed) -> str:
+def _late_note(one: FailedRange) -> str:
     at = datetime.fromtimestamp(one.at, UTC).isoformat(timespec="seconds")
     return f"it failed at {at}, before it was watched: the owners are those of later"
 
 
-def _log(entry: Entered, one: Failed, answer: Answer) -> None:
+def _log(entry: FailureRecord, one: FailedRange, answer: Answer) -> None:
     """Say in a line what failed, and whose it was."""
     kinds = dict.fromkeys(row.kind for row in answer)
     files: dict[str, None] = {}
@@ -447,7 +474,7 @@ def _log(entry: Entered, one: Failed, answer: Answer) -> None:
     for name, values in (("files", list(files)), ("pids", list(map(str, pids)))):
         more = f" and {len(values) - _NAMED} more" if len(values) > _NAMED else ""
         fields[name] = ", ".join(values[:_NAMED]) + more if values else None
-    say(
+    log_event(
         "err",
         "failure",
         failure=entry.number,

@@ -17,14 +17,21 @@ import msgspec
 
 from whoseblock.errors import JournalError, WhoseblockError
 from whoseblock.watch.children import STANDARD, end_child, fork
-from whoseblock.watch.log import say
+from whoseblock.watch.log import log_event
 from whoseblock.watch.statistics import Statistics
 from whoseblock.watch.store.spool import Batch, Spool
 
 if TYPE_CHECKING:
     from whoseblock.watch.processor import Processor, Setup
 
-__all__ = ["Helper", "Tell", "act_through", "start_actor", "start_worker", "work_through"]
+__all__ = [
+    "HelperProcess",
+    "SendStatistics",
+    "act_through",
+    "start_actor",
+    "start_worker",
+    "work_through",
+]
 
 #: So many reports are dealt with together.
 BATCH: Final = 256
@@ -34,7 +41,7 @@ _PIECE: Final = 1 << 16
 
 
 #: Says what is to be counted.
-Tell = Callable[[Statistics], None]
+SendStatistics = Callable[[Statistics], None]
 
 
 class More(Protocol):
@@ -47,7 +54,7 @@ class More(Protocol):
 def work_through(
     spool: Spool,
     make_setup: "Callable[[], Setup]",
-    tell: Tell,
+    tell: SendStatistics,
     more: "More",
 ) -> None:
     """Deal with all that is in the spool, and with what comes as long as ``more`` waits for it.
@@ -65,14 +72,14 @@ def work_through(
             if batch.files:
                 _deal_with(batch, spool, processor, tell)
             if not spool.has_more:
-                tell(processor.ask_again())
+                tell(processor.retry_unknown())
                 tell(processor.count_unhealed())
             busy = busy or bool(batch.files)
             if not more(busy=busy):
                 return
 
 
-def _deal_with(batch: Batch, spool: Spool, processor: "Processor", tell: Tell) -> None:
+def _deal_with(batch: Batch, spool: Spool, processor: "Processor", tell: SendStatistics) -> None:
     """Deal with a batch; what nobody can deal with must not stay before all that follows."""
     try:
         done = processor.process(batch.groups)
@@ -84,7 +91,7 @@ def _deal_with(batch: Batch, spool: Spool, processor: "Processor", tell: Tell) -
             for group, file in zip(batch.groups, batch.files, strict=True):
                 _deal_with(Batch((group,), (file,)), spool, processor, tell)
             return
-        say("err", "report-set-aside", file=batch.files[0].name, why=f"{error!r}")
+        log_event("err", "report-set-aside", file=batch.files[0].name, why=f"{error!r}")
         spool.set_aside(batch.files[0])
         done = Statistics(lost={"spool": len(batch.groups[0])})
     else:
@@ -94,7 +101,9 @@ def _deal_with(batch: Batch, spool: Spool, processor: "Processor", tell: Tell) -
 
 
 def act_through(
-    make_setup: "Callable[[], Setup]", tell: Tell, go_on: Callable[[], bool] = lambda: True
+    make_setup: "Callable[[], Setup]",
+    tell: SendStatistics,
+    go_on: Callable[[], bool] = lambda: True,
 ) -> None:
     """Do what is planned, as long as ``go_on`` says so; raises `JournalError`."""
     from whoseblock.watch.processor import Processor
@@ -103,7 +112,7 @@ def act_through(
         tell(processor.perform(go_on))
 
 
-class Helper:
+class HelperProcess:
     """A process that was started to do some work, as its parent sees it.
 
     ``body`` is what it does: it is given how to tell what is to be counted, and a descriptor at
@@ -111,14 +120,16 @@ class Helper:
     `fork`.
     """
 
-    def __init__(self, name: str, body: "Callable[[Tell, int], None]", badge: Path) -> None:
+    def __init__(
+        self, name: str, body: "Callable[[SendStatistics, int], None]", marker_file: Path
+    ) -> None:
         told, tell = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         wake, waken = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self.name = name
         self.started = time.time()
         self._rest = b""
         self._decoder = msgspec.json.Decoder(Statistics)
-        self.pid = fork(lambda: _live(name, body, tell, wake), (*STANDARD, tell, wake), badge)
+        self.pid = fork(lambda: _live(name, body, tell, wake), (*STANDARD, tell, wake), marker_file)
         os.close(tell)
         os.close(wake)
         self._told, self._waken = told, waken
@@ -164,10 +175,12 @@ class Helper:
         return os.waitstatus_to_exitcode(status)
 
 
-def start_worker(spool: Spool, make_setup: "Callable[[], Setup]", badge: Path) -> Helper:
+def start_worker(
+    spool: Spool, make_setup: "Callable[[], Setup]", marker_file: Path
+) -> HelperProcess:
     """Start one that deals with the spool, as long as something comes, and a little longer."""
 
-    def body(tell: Tell, wake: int) -> None:
+    def body(tell: SendStatistics, wake: int) -> None:
         def more(*, busy: bool) -> bool:
             waiting = spool.has_more
             ready, _, _ = select.select([wake], [], [], _LINGER if busy and not waiting else 0.0)
@@ -180,17 +193,17 @@ def start_worker(spool: Spool, make_setup: "Callable[[], Setup]", badge: Path) -
 
         work_through(spool, make_setup, tell, more)
 
-    return Helper("worker", body, badge)
+    return HelperProcess("worker", body, marker_file)
 
 
-def start_actor(make_setup: "Callable[[], Setup]", badge: Path) -> Helper:
+def start_actor(make_setup: "Callable[[], Setup]", marker_file: Path) -> HelperProcess:
     """Start one that does what is planned: a program may take an hour, and no record waits."""
 
-    def body(tell: Tell, wake: int) -> None:
+    def body(tell: SendStatistics, wake: int) -> None:
         # Nobody wakes it: what comes is the end, and then the next one has the policy of then.
         act_through(make_setup, tell, lambda: not select.select([wake], [], [], 0)[0])
 
-    return Helper("actor", body, badge)
+    return HelperProcess("actor", body, marker_file)
 
 
 def _load() -> None:
@@ -205,7 +218,7 @@ def _load() -> None:
     gc.enable()
 
 
-def _live(name: str, body: "Callable[[Tell, int], None]", tell: int, wake: int) -> int:
+def _live(name: str, body: "Callable[[SendStatistics, int], None]", tell: int, wake: int) -> int:
     """Be the helper; give the exit code."""
 
     def say_so(done: Statistics) -> None:
@@ -216,12 +229,12 @@ def _live(name: str, body: "Callable[[Tell, int], None]", tell: int, wake: int) 
         _load()
         body(say_so, wake)
     except WhoseblockError as error:
-        say("err", f"{name}-failed", why=str(error), hint=error.hint or None)
+        log_event("err", f"{name}-failed", why=str(error), hint=error.hint or None)
         return error.exit_code
     except BrokenPipeError:
         # The collector has gone.
         return WhoseblockError.exit_code
     except BaseException as error:
-        say("err", f"{name}-failed", why=f"{type(error).__name__}: {error}")
+        log_event("err", f"{name}-failed", why=f"{type(error).__name__}: {error}")
         raise
     return 0

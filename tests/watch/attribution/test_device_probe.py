@@ -26,12 +26,12 @@ from whoseblock.process_stat import started_at
 from whoseblock.ranges import ByteRange
 from whoseblock.stack.host import Host
 from whoseblock.watch.attribution import device_probe, retry_queue
-from whoseblock.watch.attribution.device_probe import Asker
+from whoseblock.watch.attribution.device_probe import DeviceProbe
 from whoseblock.watch.children import STANDARD, fork, signs_of_life
 from whoseblock.watch.policy.rules import Policy
 from whoseblock.watch.processor import Processor, Setup
 from whoseblock.watch.statistics import Statistics
-from whoseblock.watch.store.reports import Failed, FileFailed, Listed, Report
+from whoseblock.watch.store.reports import BadBlockList, FailedFileRange, FailedRange, Report
 from whoseblock.watch.store.spool import Spool
 from whoseblock.watch.store.state import StateFolder
 from whoseblock.watch.worker import work_through
@@ -39,9 +39,11 @@ from whoseblock.watch.worker import work_through
 _LOOP_CTL_ADD, _LOOP_CTL_REMOVE = 0x4C80, 0x4C81  # linux/loop.h
 
 
-def failed(device: str, start: int = 4096, key: str = "") -> Failed:
+def failed(device: str, start: int = 4096, key: str = "") -> FailedRange:
     name = key or f"{device}:{start}"
-    return Failed(source="kmsg", at=time.time(), key=name, device=device, start=start, length=512)
+    return FailedRange(
+        source="kmsg", at=time.time(), key=name, device=device, start=start, length=512
+    )
 
 
 class Machine:
@@ -66,7 +68,7 @@ class Machine:
         return self.do(lambda processor: processor.process([reports]))
 
     def ask_again(self) -> Statistics:
-        return self.do(lambda processor: processor.ask_again())
+        return self.do(lambda processor: processor.retry_unknown())
 
     def histories(self) -> list[History]:
         return histories(self.journal)
@@ -98,9 +100,9 @@ def kinds(history: History) -> list[list[str]]:
 def test_a_disk_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     need_root()
     need_fuse()
-    monkeypatch.setattr(device_probe, "QUIET_S", 4.0)
-    monkeypatch.setattr(device_probe, "RESPITE_S", 60.0)
-    monkeypatch.setattr(retry_queue, "AGAIN_S", (0.0,))
+    monkeypatch.setattr(device_probe, "STALL_TIMEOUT_S", 4.0)
+    monkeypatch.setattr(device_probe, "COOLDOWN_S", 60.0)
+    monkeypatch.setattr(retry_queue, "RETRY_DELAYS_S", (0.0,))
     image = make_image(tmp_path / "disk", Geometry("silent", size=64 * MIB, parent=True))
     machine = Machine(tmp_path)
     with emulated(image, tmp_path / "at") as served, served.loop() as loop:
@@ -120,7 +122,7 @@ def test_a_disk_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyP
             machine.ask_again()
             assert [kinds(one) for one in machine.histories()] == [[["unknown"]]] * 3
         until(lambda: not_stuck(machine))
-        monkeypatch.setattr(device_probe, "RESPITE_S", 0.0)
+        monkeypatch.setattr(device_probe, "COOLDOWN_S", 0.0)
         machine.ask_again()
     first, second, other = machine.histories()[:3]
     by_number = {one.failure.id: one for one in machine.histories()}
@@ -138,7 +140,10 @@ def test_a_disk_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def not_stuck(machine: Machine) -> bool:
     with StateFolder(machine.folder / "state") as state:
-        silent = state.load("silent.json", device_probe.Silent) or device_probe.Silent()
+        silent = (
+            state.load("silent.json", device_probe.AbandonedProbes)
+            or device_probe.AbandonedProbes()
+        )
     return all(started_at(one.pid) is None for one in silent.devices.values())
 
 
@@ -147,7 +152,7 @@ def not_stuck(machine: Machine) -> bool:
 
 def test_a_device_that_comes_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     need_root()
-    monkeypatch.setattr(retry_queue, "AGAIN_S", (0.0,))
+    monkeypatch.setattr(retry_queue, "RETRY_DELAYS_S", (0.0,))
     image = make_image(tmp_path / "disk", Geometry("late", size=64 * MIB, parent=True))
     machine = Machine(tmp_path)
     with own_loop(image) as attach:
@@ -228,10 +233,10 @@ def own_loop(image: Path) -> Iterator[Attach]:
 
 
 def test_a_list_of_another_device_of_that_name(machine: Machine) -> None:
-    def listed(number: int) -> Listed:
+    def listed(number: int) -> BadBlockList:
         ranges = (ByteRange(4096, 4096),)
         name = f"{number}:0"
-        return Listed(source="sysfs", at=time.time(), key=name, device="pmem0", ranges=ranges)
+        return BadBlockList(source="sysfs", at=time.time(), key=name, device="pmem0", ranges=ranges)
 
     machine.add_disk("pmem0", "naa.first")
     machine.process(listed(1))
@@ -291,7 +296,7 @@ def test_a_report_that_nobody_can_deal_with(
     real = Processor._failures_of
 
     def fragile(self: Processor, report: Report) -> Any:  # noqa: ANN401 - as the real one
-        if isinstance(report, Failed) and report.key.endswith("bad"):
+        if isinstance(report, FailedRange) and report.key.endswith("bad"):
             raise ZeroDivisionError
         return real(self, report)
 
@@ -406,7 +411,7 @@ def test_signs_of_life() -> None:
 
 
 def test_one_that_dies_of_a_question(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device_probe._Answering, "settle", lambda *_: os._exit(9))
+    monkeypatch.setattr(device_probe._DeviceSession, "locate", lambda *_: os._exit(9))
     machine.process(failed("sdzz"))
     (history,) = machine.histories()
     assert notes(history) == [["whoever asked sdzz died of it"]]
@@ -426,7 +431,7 @@ def test_blocks_of_a_file_that_got_the_inode_number(tmp_path: Path) -> None:
             generation = device_probe._generation(file.fileno())
 
         def extents(of: int) -> list[tuple[int, int]]:
-            report = FileFailed(
+            report = FailedFileRange(
                 source="xfs-health",
                 at=0,
                 device=device,
@@ -436,7 +441,7 @@ def test_blocks_of_a_file_that_got_the_inode_number(tmp_path: Path) -> None:
                 start=4096,
                 length=4096,
             )
-            with Asker(state, "/") as asker:
+            with DeviceProbe(state, "/") as asker:
                 return asker.extents(report)
 
         ((_, length),) = extents(generation)

@@ -7,16 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from whoseblock.watch.formats.fanotify import FilesystemError, read_fanotify
+from whoseblock.watch.formats.fanotify import FanotifyError, read_fanotify
 from whoseblock.watch.formats.health import (
     EVENT_BYTES,
     XFS_IOC_HEALTH_MONITOR,
-    Domain,
+    DeviceRange,
+    EventDomain,
+    EventKind,
     FileRange,
     HealthEvent,
-    Kind,
-    Lost,
-    Media,
+    LostHealthEvents,
     monitor_request,
     read_health,
 )
@@ -146,17 +146,20 @@ def test_the_request_is_as_large_as_its_number_says() -> None:
 
 def test_events_of_every_form() -> None:
     data = (
-        event_bytes(Domain.DATADEV, Kind.MEDIA_ERROR, 5, struct.pack("=QQ", 2456, 8))
+        event_bytes(EventDomain.DATADEV, EventKind.MEDIA_ERROR, 5, struct.pack("=QQ", 2456, 8))
         + event_bytes(
-            Domain.FILERANGE, Kind.DATALOST, 6, struct.pack("=QQQII", 4096, 512, 131, 77, 5)
+            EventDomain.FILERANGE,
+            EventKind.DATALOST,
+            6,
+            struct.pack("=QQQII", 4096, 512, 131, 77, 5),
         )
-        + event_bytes(Domain.MOUNT, Kind.LOST, 7, struct.pack("=Q", 12))
-        + event_bytes(Domain.MOUNT, Kind.SHUTDOWN, 8, struct.pack("=I", 1))
+        + event_bytes(EventDomain.MOUNT, EventKind.LOST, 7, struct.pack("=Q", 12))
+        + event_bytes(EventDomain.MOUNT, EventKind.SHUTDOWN, 8, struct.pack("=I", 1))
     )
     assert read_health(data + b"half an event") == [
-        HealthEvent(5, 7, 5, Media(2456 * 512, 4096)),
+        HealthEvent(5, 7, 5, DeviceRange(2456 * 512, 4096)),
         HealthEvent(8, 12, 6, FileRange(4096, 512, 131, 77, 5)),
-        HealthEvent(0, 1, 7, Lost(12)),
+        HealthEvent(0, 1, 7, LostHealthEvents(12)),
         HealthEvent(0, 6, 8, None),
     ]
 
@@ -183,12 +186,12 @@ INFO_NO_FILE = struct.pack("=BBH8sIi", 1, 0, 20, FSID, 0, 0)
 @pytest.mark.parametrize(
     ("infos", "event"),
     [
-        (INFO_ERROR + INFO_EXT4, FilesystemError(FSID, 12, 4711, 117, 3)),
-        (INFO_XFS + INFO_ERROR, FilesystemError(FSID, 2**40, 9, 117, 3)),
-        (INFO_ERROR + INFO_NO_FILE, FilesystemError(FSID, 0, 0, 117, 3)),
+        (INFO_ERROR + INFO_EXT4, FanotifyError(FSID, 12, 4711, 117, 3)),
+        (INFO_XFS + INFO_ERROR, FanotifyError(FSID, 2**40, 9, 117, 3)),
+        (INFO_ERROR + INFO_NO_FILE, FanotifyError(FSID, 0, 0, 117, 3)),
     ],
 )
-def test_errors_of_filesystems(infos: bytes, event: FilesystemError) -> None:
+def test_errors_of_filesystems(infos: bytes, event: FanotifyError) -> None:
     full = fanotify_event(0x4000, b"")
     assert list(read_fanotify(fanotify_event(0x8000, infos) + full)) == [event, None]
 

@@ -25,9 +25,9 @@ from whoseblock.stack.host import Host
 from whoseblock.watch.policy import signals
 from whoseblock.watch.policy.actor import Actor
 from whoseblock.watch.policy.limits import Limits, Moment
-from whoseblock.watch.policy.programs import execute
+from whoseblock.watch.policy.programs import run_program
 from whoseblock.watch.policy.rules import Policy, Rule, Users
-from whoseblock.watch.policy.signals import send, whom
+from whoseblock.watch.policy.signals import send_signals, signal_recipients
 from whoseblock.watch.store.state import StateFolder
 
 ROW = Free(0, 512)
@@ -355,7 +355,7 @@ def ran(script: str, timeout: int = 20, **answer: Any) -> str:  # noqa: ANN401 -
         closed_because=None,
     )
     how = {"rule": "tell", "command": ["/bin/sh", "-c", script], "timeout": timeout}
-    return execute(how, failure, answer)
+    return run_program(how, failure, answer)
 
 
 def test_a_program_ends_when_it_ends_whatever_it_left_running(tmp_path: Path) -> None:
@@ -468,10 +468,13 @@ def test_who_has_it_mapped_and_who_has_it_open(users: Users, pids: list[int]) ->
     mapped = Process(1, 10, "", "mapped", 0, (mapping,), ())
     opened_it = Process(2, 20, "", "opened", 0, (), (OpenFile(3, ("O_RDONLY",), 0),))
     rows = [owner(131, mapped, opened_it), owner(131, mapped, opened_it), owner(132), ROW]
-    told = whom(rule_to(users), rows)
+    told = signal_recipients(rule_to(users), rows)
     assert [one[0] for one in told["processes"]] == pids
     assert told["files"] == [["sdzz", 131, 0, 4096]]
-    assert whom(rule_to(users), [owner(1, mapped, opened_it, what="map")])["files"][0][2] is None
+    assert (
+        signal_recipients(rule_to(users), [owner(1, mapped, opened_it, what="map")])["files"][0][2]
+        is None
+    )
 
 
 #: Ends with the signal, as a process does that has not asked for it.
@@ -481,12 +484,12 @@ OPENS = "kept = open(path); ready()"
 
 def test_only_the_process_that_was_found_gets_a_signal(file: Path, tmp_path: Path) -> None:
     with running(MAPS, file) as (one,), running(OPENS, file) as (two,):
-        how = whom(rule_to("all"), [row(file)])
+        how = signal_recipients(rule_to("all"), [row(file)])
         assert [process[0] for process in how["processes"]] == sorted((one, two))
         started = {process[0]: process for process in how["processes"]}
         # As if another process had its number by now.
         started[two][1] -= 1
-        said = send(how, tmp_path / "lock")
+        said = send_signals(how, tmp_path / "lock")
     assert said == (
         f"sent to {started[one][2]}[{one}]; "
         f"not to {started[two][2]}[{two}]: it does not use it any more"
@@ -496,7 +499,7 @@ def test_only_the_process_that_was_found_gets_a_signal(file: Path, tmp_path: Pat
 def test_who_uses_it_no_longer_in_that_way_gets_no_signal(file: Path, tmp_path: Path) -> None:
     program = "map_file(0, PAGE); kept = open(path); ready()"
     with running(program, file) as (pid,):
-        how = whom(rule_to("mapped"), [row(file)])
+        how = signal_recipients(rule_to("mapped"), [row(file)])
         assert [process[0] for process in how["processes"]] == [pid]
     # In its place one that has the file open only, and one that has another part of it mapped.
     others = "kept = open(path); map_file(PAGE, PAGE); ready()"
@@ -504,9 +507,11 @@ def test_who_uses_it_no_longer_in_that_way_gets_no_signal(file: Path, tmp_path: 
         (process,) = row(file).processes  # type: ignore[misc] # they were asked for
         how["processes"] = [[pid, process.start_time, "victim"]]
         expected = f"sent to nobody; not to victim[{pid}]: it does not use it any more"
-        assert send(how, tmp_path / "lock") == expected
+        assert send_signals(how, tmp_path / "lock") == expected
         assert alive(pid)
-        assert send(how | {"signal-to": "open"}, tmp_path / "lock") == f"sent to victim[{pid}]"
+        assert (
+            send_signals(how | {"signal-to": "open"}, tmp_path / "lock") == f"sent to victim[{pid}]"
+        )
 
 
 def test_no_process_of_the_daemon_gets_a_signal(file: Path, tmp_path: Path) -> None:
@@ -515,10 +520,10 @@ def test_no_process_of_the_daemon_gets_a_signal(file: Path, tmp_path: Path) -> N
     lock.touch()
     program = "kept = open(path); lock = open(more[0]); ready()"
     with file.open("rb"), running(program, file, str(lock)) as (worker,):
-        how = whom(rule_to("open"), [row(file)])
+        how = signal_recipients(rule_to("open"), [row(file)])
         names = {process[0]: f"{process[2]}[{process[0]}]" for process in how["processes"]}
         assert set(names) == {worker, os.getpid()}
-        said = send(how, lock).split("; ")
+        said = send_signals(how, lock).split("; ")
         assert alive(worker)
     why = "refused: it is the first process, whoseblock itself, or who started it"
     assert sorted(said) == sorted(

@@ -16,7 +16,7 @@ from whoseblock.journal import Filter, State, open_journal
 from whoseblock.ranges import ByteRange
 from whoseblock.watch.policy.rules import Policy, Rule
 from whoseblock.watch.processor import Processor, Setup
-from whoseblock.watch.store.reports import Failed
+from whoseblock.watch.store.reports import FailedRange
 from whoseblock.watch.store.state import StateFolder
 
 SECTOR = 512
@@ -63,7 +63,7 @@ class Patient:
 
     def process(self, start: int, length: int) -> dict[str, int]:
         """Have a failure dealt with."""
-        failure = Failed(
+        failure = FailedRange(
             source="sysfs",
             at=2.0,
             key="k",

@@ -20,9 +20,9 @@ from whoseblock.stack.host import Host
 from whoseblock.watch.sources.base import device_name
 from whoseblock.watch.sources.fanotify import FilesystemErrorSource
 from whoseblock.watch.sources.health import HealthSource
-from whoseblock.watch.sources.mount_probe import MountAsker, Told
-from whoseblock.watch.sources.mounts import Mounted, MountTable
-from whoseblock.watch.store.reports import Failed, FileFailed, Ill, Lost
+from whoseblock.watch.sources.mount_probe import MountProbe, ProbeResult
+from whoseblock.watch.sources.mounts import MountedFilesystem, MountTable
+from whoseblock.watch.store.reports import EventsLost, FailedFileRange, FailedRange, FilesystemError
 
 # ------------------------------------------------------------------ XFS's health monitor
 
@@ -86,9 +86,9 @@ def monitors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Monito
 
 def test_another_monitor_is_said_and_waited_for(tmp_path: Path, monitors: Monitors) -> None:
     status = tmp_path.stat()
-    mounted = Mounted(status.st_dev, "xfs", (str(tmp_path),))
+    mounted = MountedFilesystem(status.st_dev, "xfs", (str(tmp_path),))
     with closing(HealthSource(Host("/"))) as source:
-        source.mounts_changed([mounted, Mounted(1, "ext4", ("/ext4",))])
+        source.mounts_changed([mounted, MountedFilesystem(1, "ext4", ("/ext4",))])
         assert source.health.startswith("monitoring 0 filesystems; ")
         assert source.health.endswith("another program is its monitor")
         monitors.offer()
@@ -100,9 +100,9 @@ def test_another_monitor_is_said_and_waited_for(tmp_path: Path, monitors: Monito
             theirs.send(event_bytes(0, 6))
             reports = list(source.read())
             device = device_name(Host("/"), status.st_dev)
-            assert isinstance(reports[0], Failed)
+            assert isinstance(reports[0], FailedRange)
             assert (reports[0].device, reports[0].start, reports[0].length) == (device, 4096, 8192)
-            assert [type(one) for one in reports[-2:]] == [Lost, Ill]
+            assert [type(one) for one in reports[-2:]] == [EventsLost, FilesystemError]
             theirs.send(UNMOUNT)
             monitors.withdraw()
             assert list(source.read()) == []
@@ -113,7 +113,7 @@ def test_a_filesystem_that_is_mounted_again_before_we_heard_of_the_end(
     tmp_path: Path, monitors: Monitors
 ) -> None:
     monitors.offer()
-    mounted = Mounted(tmp_path.stat().st_dev, "xfs", (str(tmp_path),))
+    mounted = MountedFilesystem(tmp_path.stat().st_dev, "xfs", (str(tmp_path),))
     with closing(HealthSource(Host("/"))) as source:
         source.mounts_changed([mounted])
         source.mounts_changed([mounted])
@@ -123,14 +123,14 @@ def test_a_filesystem_that_is_mounted_again_before_we_heard_of_the_end(
         assert source.health == "monitoring 1 filesystems"
         with monitors.taken() as second:
             second.send(event_bytes(0, 6))
-            assert [type(one) for one in source.read()] == [Ill]
+            assert [type(one) for one in source.read()] == [FilesystemError]
 
 
 def test_only_what_blames_the_medium_is_a_failure_of_a_file(
     tmp_path: Path, monitors: Monitors
 ) -> None:
     monitors.offer()
-    mounted = Mounted(tmp_path.stat().st_dev, "xfs", (str(tmp_path),))
+    mounted = MountedFilesystem(tmp_path.stat().st_dev, "xfs", (str(tmp_path),))
     with closing(HealthSource(Host("/"))) as source:
         source.mounts_changed([mounted])
         with monitors.taken() as theirs:
@@ -139,7 +139,7 @@ def test_only_what_blames_the_medium_is_a_failure_of_a_file(
             for kind, number in (*told, (12, errno.ENOSPC)):
                 # The generation and the errno share 64 bits.
                 theirs.send(event_bytes(8, kind, 0, 4096, 131, number << 32 | 7))
-            found = [one for one in source.read() if isinstance(one, FileFailed)]
+            found = [one for one in source.read() if isinstance(one, FailedFileRange)]
         assert [one.detail for one in found] == [
             {"error": "EIO", "event": "bufwrite"},
             {"error": "ENOSPC", "event": "datalost"},
@@ -149,7 +149,7 @@ def test_only_what_blames_the_medium_is_a_failure_of_a_file(
 
 def test_a_kernel_without_monitors_is_not_asked_again(tmp_path: Path, monitors: Monitors) -> None:
     monitors.error = errno.ENOTTY
-    mounted = Mounted(tmp_path.stat().st_dev, "xfs", (str(tmp_path),))
+    mounted = MountedFilesystem(tmp_path.stat().st_dev, "xfs", (str(tmp_path),))
     with closing(HealthSource(Host("/"))) as source:
         source.mounts_changed([mounted])
         monitors.offer()
@@ -167,9 +167,9 @@ def test_a_filesystem_is_found_where_no_other_covers_it(tmp_path: Path, monitors
     monitors.offer()
     device = tmp_path.stat().st_dev
     with closing(HealthSource(Host("/"))) as source:
-        source.mounts_changed([Mounted(device + 1, "xfs", (str(tmp_path),))])
+        source.mounts_changed([MountedFilesystem(device + 1, "xfs", (str(tmp_path),))])
         assert source.health.endswith(f"{tmp_path}: covered by another mount")
-        source.mounts_changed([Mounted(device, "xfs", ("/proc", "/none", str(tmp_path)))])
+        source.mounts_changed([MountedFilesystem(device, "xfs", ("/proc", "/none", str(tmp_path)))])
         assert source.health == "monitoring 1 filesystems"
 
 
@@ -182,7 +182,7 @@ def test_what_does_not_answer_is_given_up(tmp_path: Path, monkeypatch: pytest.Mo
     asked, answer = tmp_path / "asked", tmp_path / "answer"
     os.mkfifo(answer)
 
-    def question(mounted: Mounted) -> Told:
+    def question(mounted: MountedFilesystem) -> ProbeResult:
         if mounted.kind == "hangs":
             with asked.open("a") as file:
                 file.write("asked\n")
@@ -193,10 +193,10 @@ def test_what_does_not_answer_is_given_up(tmp_path: Path, monkeypatch: pytest.Mo
         return mounted.kind.encode(), ()
 
     kinds = ("first", "hangs", "fails", "last")
-    about = [Mounted(number, kind, ("/",)) for number, kind in enumerate(kinds)]
-    asker = MountAsker(patience=0.5)
+    about = [MountedFilesystem(number, kind, ("/",)) for number, kind in enumerate(kinds)]
+    asker = MountProbe(patience=0.5)
     for _ in range(3):
-        told = {one.kind: str(what) for one, what in asker.ask(about, question)}
+        told = {one.kind: str(what) for one, what in asker.probe(about, question)}
         assert told == {
             "first": "(b'first', ())",
             "hangs": f"[Errno {errno.ETIMEDOUT}] it does not answer",
@@ -208,18 +208,20 @@ def test_what_does_not_answer_is_given_up(tmp_path: Path, monkeypatch: pytest.Mo
     (hangs,) = (one for one in about if one.kind == "hangs")
     with answer.open("r+b", 0) as server:
         server.write(b"..")
-        until(lambda: asker.ask([hangs], question) == [(hangs, (b"hangs", ()))])
+        until(lambda: asker.probe([hangs], question) == [(hangs, (b"hangs", ()))])
 
 
 def test_whoever_asks_holds_nothing(tmp_path: Path) -> None:
     """A child that hangs outlives the daemon: with its lock there could be no other."""
     with (tmp_path / "kept").open("wb") as kept, (tmp_path / "lock").open("wb") as lock:
 
-        def question(_: Mounted) -> Told:
+        def question(_: MountedFilesystem) -> ProbeResult:
             held = [int(name) for name in os.listdir("/proc/self/fd")]
             return repr(sorted(held)).encode(), (kept.fileno(),)
 
-        ((_, told),) = MountAsker().ask([Mounted(1, "x", ("/",))], question, keep=(kept.fileno(),))
+        ((_, told),) = MountProbe().probe(
+            [MountedFilesystem(1, "x", ("/",))], question, keep=(kept.fileno(),)
+        )
         assert not isinstance(told, OSError)
         held = literal_eval(told[0].decode())
         assert kept.fileno() in held
@@ -262,7 +264,7 @@ def test_errors_that_a_filesystem_finds(tmp_path: Path) -> None:
             source.mounts_changed(mounts.read().values())
             with pytest.raises(OSError, match=r"Structure needs cleaning|Bad message|error"):
                 (folder / "sub" / "file").stat()
-            ills = until(lambda: [one for one in source.read() if isinstance(one, Ill)])
+            ills = until(lambda: [one for one in source.read() if isinstance(one, FilesystemError)])
     assert ills[0].place == str(folder)
     assert ills[0].detail["inode"] == inode
     assert "EFSCORRUPTED" in ills[0].what or "EUCLEAN" in ills[0].what or "EBADMSG" in ills[0].what

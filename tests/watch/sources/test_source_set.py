@@ -21,12 +21,18 @@ from whoseblock.ranges import ByteRange
 from whoseblock.sources.base import Failure
 from whoseblock.stack.host import Host
 from whoseblock.watch.clock import boot_id
-from whoseblock.watch.sources.badblock_lists import ListSource
+from whoseblock.watch.sources.badblock_lists import BadBlockListSource
 from whoseblock.watch.sources.kmsg import KmsgSource
-from whoseblock.watch.sources.source_set import Sources
+from whoseblock.watch.sources.source_set import SourceSet
 from whoseblock.watch.sources.tracepoints import TraceSource
-from whoseblock.watch.store.reports import Failed, Ill, Listed, Lost, Report
-from whoseblock.watch.store.state import Position, StateFolder
+from whoseblock.watch.store.reports import (
+    BadBlockList,
+    EventsLost,
+    FailedRange,
+    FilesystemError,
+    Report,
+)
+from whoseblock.watch.store.state import LogPosition, StateFolder
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
@@ -66,9 +72,9 @@ class Log:
 def words(reports: list[Report]) -> list[object]:
     return [
         (one.device, one.start, one.length, one.key)
-        if isinstance(one, Failed)
+        if isinstance(one, FailedRange)
         else (one.count, one.key)
-        if isinstance(one, Lost)
+        if isinstance(one, EventsLost)
         else one
         for one in reports
     ]
@@ -173,21 +179,21 @@ def test_a_disk_that_is_full_ends_nothing(
         def full(*_: object, **__: object) -> None:
             raise OSError(errno.ENOSPC, "No space left on device")
 
-        with closing(Sources(Host(tmp_path), state, ("kmsg",))) as sources:
+        with closing(SourceSet(Host(tmp_path), state, ("kmsg",))) as sources:
             (kmsg,) = sources.open_missing()
             (report,) = kmsg.read()
-            assert isinstance(report, Failed)
+            assert isinstance(report, FailedRange)
             # It is not in the spool yet.
             sources.remember()
-            assert state.load("position.json", Position) is None
+            assert state.load("position.json", LogPosition) is None
             with monkeypatch.context() as patch:
                 patch.setattr(state, "save", full)
                 sources.kept(kmsg, 1)
             assert "event=position-not-kept" in capfd.readouterr().err
             sources.kept(kmsg, 0)
-            assert state.load("position.json", Position) is None
+            assert state.load("position.json", LogPosition) is None
             sources.kept(kmsg, 1)
-            assert state.load("position.json", Position) == Position(boot_id(), 5)
+            assert state.load("position.json", LogPosition) == LogPosition(boot_id(), 5)
 
 
 # ------------------------------------------------------------------ lists of bad blocks
@@ -200,8 +206,10 @@ def sys_block(tmp_path: Path) -> Path:
     return folder
 
 
-def swept(source: ListSource) -> list[object]:
-    return [(one.device, one.ranges) if isinstance(one, Listed) else one for one in source.sweep()]
+def swept(source: BadBlockListSource) -> list[object]:
+    return [
+        (one.device, one.ranges) if isinstance(one, BadBlockList) else one for one in source.sweep()
+    ]
 
 
 def test_a_list_is_given_when_it_changes(tmp_path: Path, sys_block: Path) -> None:
@@ -211,7 +219,7 @@ def test_a_list_is_given_when_it_changes(tmp_path: Path, sys_block: Path) -> Non
     region.mkdir(parents=True)
     (region / "badblocks").write_text("100 1\n")
     known = {"region0": (ByteRange(51200, 512),)}
-    with closing(ListSource(Host(tmp_path), known)) as source:
+    with closing(BadBlockListSource(Host(tmp_path), known)) as source:
         assert swept(source) == []
         bad.write_text("8 8\n16 8\n4096 1\n")
         both = (ByteRange(4096, 8192), ByteRange(2097152, 512))
@@ -228,7 +236,7 @@ def test_a_list_that_was_gone_may_be_that_of_another_device(
     bad = sys_block / "badblocks"
     bad.write_text("8 8\n")
     told = ("pmem0", (ByteRange(4096, 4096),))
-    with closing(ListSource(Host(tmp_path), {})) as source:
+    with closing(BadBlockListSource(Host(tmp_path), {})) as source:
         assert swept(source) == [told]
         bad.unlink()
         assert swept(source) == []
@@ -240,11 +248,11 @@ def test_a_list_that_was_gone_may_be_that_of_another_device(
 
 def test_a_list_that_is_none_is_told(tmp_path: Path, sys_block: Path) -> None:
     (sys_block / "badblocks").write_text("eight\n")
-    with closing(ListSource(Host(tmp_path), {})) as source:
+    with closing(BadBlockListSource(Host(tmp_path), {})) as source:
         (ill,) = source.sweep()
         # Once.
         assert list(source.sweep()) == []
-    assert isinstance(ill, Ill)
+    assert isinstance(ill, FilesystemError)
     assert (ill.place, "expected SECTOR COUNT" in ill.what) == ("pmem0", True)
 
 
@@ -259,11 +267,11 @@ def test_a_list_that_is_longer_than_a_page(tmp_path: Path, sys_block: Path) -> N
 
     bad = sys_block / "badblocks"
     bad.write_text(shown(range(512)))
-    with closing(ListSource(Host(tmp_path), {"pmem0": ranges(range(300, 512))})) as source:
+    with closing(BadBlockListSource(Host(tmp_path), {"pmem0": ranges(range(300, 512))})) as source:
         ill, listed = source.sweep()
-        assert isinstance(ill, Ill)
+        assert isinstance(ill, FilesystemError)
         assert "that is longer" in ill.what
-        assert isinstance(listed, Listed)
+        assert isinstance(listed, BadBlockList)
         assert listed.ranges == ranges(range(512))
         # The first were healed, and the page shows more of the others.
         bad.write_text(shown(range(100, 512)))
@@ -288,7 +296,7 @@ def test_a_list_is_read_when_the_kernel_tells_of_a_change(
     monkeypatch.setattr("whoseblock.watch.sources.badblock_lists.read_sysfs_badblocks", read)
     host = Host(tmp_path)
     host.live = True
-    with closing(ListSource(host, {})) as source:
+    with closing(BadBlockListSource(host, {})) as source:
         assert swept(source) == [("pmem0", (ByteRange(512, 512),))]
         assert source.health == "1 lists, of which 1 tell of changes"
         assert list(source.read()) == []
@@ -296,7 +304,7 @@ def test_a_list_is_read_when_the_kernel_tells_of_a_change(
         run(["mount", "-t", "tmpfs", "tmpfs", tmp_path / "at"])
         try:
             (listed,) = until(lambda: list(source.read()))
-            assert isinstance(listed, Listed)
+            assert isinstance(listed, BadBlockList)
             assert (listed.device, listed.ranges) == ("pmem0", (ByteRange(1024, 512),))
             assert list(source.read()) == []
         finally:
@@ -339,10 +347,10 @@ def test_memory_failures_where_an_older_kernel_has_them(tracefs: Path) -> None:
         pipe.write(b"vered\nCPU:0 [LOST 3 EVENTS]\n" + b"x" * 10000)
         failed, lost = source.read()
     source.close()
-    assert isinstance(failed, Failed)
+    assert isinstance(failed, FailedRange)
     assert (failed.device, failed.start) == ("physical-memory", 0x10140A * PAGE)
     assert failed.detail["verdict"] == "Recovered"
-    assert isinstance(lost, Lost)
+    assert isinstance(lost, EventsLost)
     assert lost.count == 3
 
 
@@ -377,7 +385,7 @@ def test_what_a_killed_daemon_had_read_is_told_by_the_next(tracefs: Path) -> Non
     stats.write_text("entries: 0\noverrun: 7\nread events: 4\n")
     with (folder / "trace_pipe").open("wb", 0) as pipe:
         pipe.write(b"CPU:0 [LOST 7 EVENTS]\n" + line % (5, 5))
-        assert [one.count for one in second.read() if isinstance(one, Lost)] == [5]
+        assert [one.count for one in second.read() if isinstance(one, EventsLost)] == [5]
     assert list(second.sweep()) == []
     # The last one was not kept, and then the machine went down: its clock tells nothing any more.
     after = trace_source(tracefs, "another boot")
@@ -395,7 +403,7 @@ def test_failed_requests_of_a_disk_that_has_gone(tracefs: Path) -> None:
         pipe.write(head + b"R () 8 + 8 none,0,0 [-5]\n" + head + b"R () 16 + 8 none,0,0 [-110]\n")
         (failed,) = source.read()
     source.close()
-    assert isinstance(failed, Failed)
+    assert isinstance(failed, FailedRange)
     assert (failed.device, failed.start, failed.length) == ("259:9999", 4096, 512)
 
 

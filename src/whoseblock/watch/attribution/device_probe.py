@@ -24,20 +24,20 @@ from whoseblock.process_stat import started_at
 from whoseblock.stack.base import Layer
 from whoseblock.stack.fiemap import file_extents
 from whoseblock.target import Target, TargetOptions
-from whoseblock.watch.attribution.locations import Place, settle
+from whoseblock.watch.attribution.locations import FailureLocation, locate
 from whoseblock.watch.children import STANDARD, end_child, fork, signs_of_life
-from whoseblock.watch.store.reports import FileFailed
+from whoseblock.watch.store.reports import FailedFileRange
 from whoseblock.watch.store.state import StateFolder
 
-__all__ = ["Asker", "Question", "nobody"]
+__all__ = ["DeviceProbe", "OwnerQuery", "unknown_answer"]
 
 _WISH: Final = Wish(paths=True, processes=True, verified=True)
 #: A process that neither computes nor reads for so long is given up, in seconds; and whatever it
 #: does, after so long.
-QUIET_S: Final = 15.0
+STALL_TIMEOUT_S: Final = 15.0
 _MOST_S: Final = 3600.0
 #: So long nobody else is sent after one who was given up.
-RESPITE_S: Final = 50.0
+COOLDOWN_S: Final = 50.0
 _FS_IOC_GETVERSION: Final = 0x80087601  # linux/fs.h
 #: More than these are not kept for the next round: each has some sixteen megabytes of its own.
 _MOST_KEPT: Final = 8
@@ -45,7 +45,7 @@ _MOST_KEPT: Final = 8
 _LOOK_S: Final = 1.0
 
 
-class Question(NamedTuple):
+class OwnerQuery(NamedTuple):
     """Whose are these bytes of a settled layer?  ``origin`` is where the failure was read."""
 
     start: int
@@ -54,7 +54,7 @@ class Question(NamedTuple):
     origin: str
 
 
-class GivenUp(Struct):
+class AbandonedProbe(Struct):
     """Who waits for a device that does not answer: its pid, when it started, when it was given up.
 
     The last is by the monotonic clock.
@@ -65,20 +65,20 @@ class GivenUp(Struct):
     at: float
 
 
-class Silent(Struct):
+class AbandonedProbes(Struct):
     """Who was given up, by device.  It may be there for long."""
 
-    devices: dict[str, GivenUp] = field(default_factory=dict)
+    devices: dict[str, AbandonedProbe] = field(default_factory=dict)
 
 
-def nobody(start: int, length: int, origin: str, why: str) -> Answer:
+def unknown_answer(start: int, length: int, origin: str, why: str) -> Answer:
     """Make the answer that nobody gave."""
     return Answer(
         start, length, complete=False, notes=(why,), owners=(Unknown(start, length),), origin=origin
     )
 
 
-class Asker(Closing):
+class DeviceProbe(Closing):
     """Asks about devices; what it has learned of one is good until `forget`.
 
     Every question raises `TimeoutError` if the device does not answer, and then, at once, for a
@@ -88,16 +88,16 @@ class Asker(Closing):
     def __init__(self, state: StateFolder, root: str) -> None:
         self._state = state
         self._root = root
-        self._silent = state.load("silent.json", Silent) or Silent()
+        self._silent = state.load("silent.json", AbandonedProbes) or AbandonedProbes()
         self._asking: dict[str, tuple[int, Connection]] = {}
         self._round = 0
 
-    def settle(self, device: str, start: int, length: int) -> list[Place]:
+    def locate(self, device: str, start: int, length: int) -> list[FailureLocation]:
         """Say where a failure belongs, in the order of its bytes."""
-        places: list[Place] = self._ask(device, "settle", device, start, length)
+        places: list[FailureLocation] = self._ask(device, "settle", device, start, length)
         return places
 
-    def extents(self, report: FileFailed) -> list[tuple[int, int]]:
+    def extents(self, report: FailedFileRange) -> list[tuple[int, int]]:
         """Give the bytes that a part of a file has on the device of its filesystem.
 
         Raises `OSError` with the reason if that is not known.
@@ -107,7 +107,7 @@ class Asker(Closing):
             raise OSError(found)
         return found
 
-    def answers(self, device: str, questions: Sequence[Question]) -> list[Answer]:
+    def answers(self, device: str, questions: Sequence[OwnerQuery]) -> list[Answer]:
         """Answer questions about places that failures of ``device`` were settled to."""
         answers: list[Answer] = self._ask(device, "answers", questions)
         return answers
@@ -161,13 +161,13 @@ class Asker(Closing):
             now, seen = time.monotonic(), signs_of_life(pid)
             if seen != signs:
                 signs, stirred = seen, now
-            if now - stirred > QUIET_S or now - began > _MOST_S:
+            if now - stirred > STALL_TIMEOUT_S or now - began > _MOST_S:
                 self._give_up(device)
                 raise TimeoutError(f"{device} has not answered for {now - began:.0f} s")
 
     def _give_up(self, device: str) -> None:
         pid, connection = self._asking.pop(device)
-        self._silent.devices[device] = GivenUp(pid, started_at(pid) or 0, time.monotonic())
+        self._silent.devices[device] = AbandonedProbe(pid, started_at(pid) or 0, time.monotonic())
         self._state.save("silent.json", self._silent)
         connection.close()
         end_child(pid)
@@ -181,7 +181,7 @@ class Asker(Closing):
             os.waitpid(one.pid, os.WNOHANG)
         if started_at(one.pid) == one.started:
             raise TimeoutError(f"{device} does not answer: process {one.pid} still waits for it")
-        if 0 <= time.monotonic() - one.at < RESPITE_S:
+        if 0 <= time.monotonic() - one.at < COOLDOWN_S:
             raise TimeoutError(f"{device} did not answer a moment ago")
         del self._silent.devices[device]
         self._state.save("silent.json", self._silent)
@@ -204,40 +204,40 @@ def _answer_all(connection: Connection, root: str) -> None:
                 opened.close()
                 target = opened.enter_context(Target(None, TargetOptions(root=root)))
                 finder = opened.enter_context(Lookup(target.open_leaf))
-                current, one = asked_in, _Answering(target, finder)
+                current, one = asked_in, _DeviceSession(target, finder)
                 answering = {
-                    "settle": one.settle,
+                    "settle": one.locate,
                     "extents": one.extents,
                     "answers": one.answers,
                 }
             connection.send(answering[what](*about))
 
 
-class _Answering:
+class _DeviceSession:
     def __init__(self, target: Target, finder: Lookup) -> None:
         self._target = target
         self._finder = finder
         #: By the numbers that stand in places.
         self._layers: list[Layer] = []
 
-    def settle(self, device: str, start: int, length: int) -> list[Place]:
+    def locate(self, device: str, start: int, length: int) -> list[FailureLocation]:
         try:
-            return settle(self._target, self._finder, (device, start, length), self._number)
+            return locate(self._target, self._finder, (device, start, length), self._number)
         except (WhoseblockError, OSError) as error:
-            return [Place(device, "", start, length, None, str(error))]
+            return [FailureLocation(device, "", start, length, None, str(error))]
 
     def _number(self, layer: Layer) -> int:
         if layer not in self._layers:
             self._layers.append(layer)
         return self._layers.index(layer)
 
-    def extents(self, report: FileFailed) -> list[tuple[int, int]] | str:
+    def extents(self, report: FailedFileRange) -> list[tuple[int, int]] | str:
         try:
             return list(_extents_of(report, self._target, self._finder))
         except (WhoseblockError, OSError) as error:
             return str(error)
 
-    def answers(self, questions: Sequence[Question]) -> list[Answer]:
+    def answers(self, questions: Sequence[OwnerQuery]) -> list[Answer]:
         """Answer all together; where that goes wrong, each by itself."""
         asked = [
             Asked(one.start, one.length, self._layers[one.layer], one.origin, named=True)
@@ -252,7 +252,7 @@ class _Answering:
         try:
             (answer,) = self._finder.answers([asked], _WISH)
         except (WhoseblockError, OSError) as error:
-            return nobody(asked.start, asked.length, asked.origin, str(error))
+            return unknown_answer(asked.start, asked.length, asked.origin, str(error))
         return answer
 
 
@@ -273,7 +273,9 @@ def _generation(fd: int) -> int:
     return int.from_bytes(told[:4], sys.byteorder)
 
 
-def _extents_of(report: FileFailed, target: Target, finder: Lookup) -> Iterable[tuple[int, int]]:
+def _extents_of(
+    report: FailedFileRange, target: Target, finder: Lookup
+) -> Iterable[tuple[int, int]]:
     """Give the bytes of the device of the filesystem that a part of a file has."""
     filesystem = finder.leaf(target.layer_of(report.device))
     if not isinstance(filesystem, Filesystem):

@@ -16,10 +16,10 @@ from whoseblock.journal import Entry, Filter, NewReport, Overview
 from whoseblock.journal.journal import Journal
 from whoseblock.journal.run import Run
 from whoseblock.ranges import ByteRange, subtract
-from whoseblock.watch.attribution.locations import Place
-from whoseblock.watch.store.reports import Failed
+from whoseblock.watch.attribution.locations import FailureLocation
+from whoseblock.watch.store.reports import FailedRange
 
-__all__ = ["Entered", "Entries", "Repeated", "coalesced"]
+__all__ = ["FailureRecord", "FailureRecords", "RepeatedReport", "coalesce_reports"]
 
 #: Why a failure is closed that a list no longer has.  Since when, only the list knows; whoever
 #: closes one for another reason has just seen that its bytes are good again.
@@ -33,10 +33,10 @@ _MOST: Final = 50_000
 _BACK: Final = 4
 
 
-class Repeated(NamedTuple):
+class RepeatedReport(NamedTuple):
     """A failure, and how often a source said so in one batch; ``last`` is when it last did."""
 
-    failed: Failed
+    failed: FailedRange
     times: int
     last: float
 
@@ -46,7 +46,7 @@ class Repeated(NamedTuple):
         return self.failed.device, self.failed.start, self.failed.length
 
 
-class Entered(NamedTuple):
+class FailureRecord(NamedTuple):
     """An entry that a report belongs to, ``new`` if there was none before.
 
     ``looked`` is true if somebody has asked for the owners, ``planned`` if something was planned
@@ -55,22 +55,22 @@ class Entered(NamedTuple):
     """
 
     number: int
-    place: Place
+    place: FailureLocation
     new: bool
     looked: bool
     planned: bool
     replayed: bool
 
 
-def coalesced(reports: Iterable[Failed]) -> list[Repeated]:
+def coalesce_reports(reports: Iterable[FailedRange]) -> list[RepeatedReport]:
     """Put together what one source says again and again of the same bytes."""
-    same: dict[tuple[str, str, int, int], Repeated] = {}
+    same: dict[tuple[str, str, int, int], RepeatedReport] = {}
     for one in reports:
         place = (one.source, one.device, one.start, one.length)
         if before := same.get(place):
-            same[place] = Repeated(before.failed, before.times + 1, one.at)
+            same[place] = RepeatedReport(before.failed, before.times + 1, one.at)
         else:
-            same[place] = Repeated(one, 1, one.at)
+            same[place] = RepeatedReport(one, 1, one.at)
     return list(same.values())
 
 
@@ -90,7 +90,7 @@ class _Device(NamedTuple):
     dealt_with: list[tuple[datetime, ByteRange]]
 
 
-class Entries:
+class FailureRecords:
     """The open entries of this host, as the journal has them, and what makes more of them.
 
     Those of a device are read once, and again after a minute, for others may write to the journal,
@@ -119,7 +119,7 @@ class Entries:
             self._devices.clear()
             self._since = time.monotonic()
 
-    def enter(self, repeated: Repeated, place: Place) -> Iterator[Entered]:
+    def enter(self, repeated: RepeatedReport, place: FailureLocation) -> Iterator[FailureRecord]:
         """Journal a report under every entry that has bytes of it; make entries for the others.
 
         What was noticed before bytes were dealt with is nothing new about them, though we hear of
@@ -133,7 +133,7 @@ class Entries:
             noted = self._run.record_report(entry, report, seen)
             known = place._replace(start=entry.start, length=entry.length, device=entry.device)
             if noted.failure == entry.id:
-                yield Entered(
+                yield FailureRecord(
                     entry.id,
                     known,
                     new=False,
@@ -158,7 +158,7 @@ class Entries:
                 self._add(noted.failure, part)
                 yield _new(noted.failure, part)
 
-    def close_healed(self, place: Place) -> int:
+    def close_healed(self, place: FailureLocation) -> int:
         """Close the open entries that lie wholly within a place; give how many there were."""
         end = place.start + place.length
         healed = 0
@@ -170,7 +170,7 @@ class Entries:
             self.forget()
         return healed
 
-    def has(self, place: Place) -> bool:
+    def has(self, place: FailureLocation) -> bool:
         """Whether all of a place is in open entries whose owners are journaled."""
         left = [ByteRange(place.start, place.length)]
         for entry, looked, _ in self._touching(place):
@@ -187,7 +187,7 @@ class Entries:
 
     # ------------------------------------------------------------------ what is known
 
-    def _touching(self, place: Place) -> list[_Known]:
+    def _touching(self, place: FailureLocation) -> list[_Known]:
         """Give the open entries with bytes of a place."""
         starts, known, _ = self._of(place)
         # Those of one device do not overlap, unless somebody else made some: so far back at most.
@@ -197,7 +197,7 @@ class Entries:
             one for one in known[first:last] if one.entry.start + one.entry.length > place.start
         ]
 
-    def _of(self, place: Place) -> _Device:
+    def _of(self, place: FailureLocation) -> _Device:
         key = place.identity or place.device
         if key not in self._devices:
             opened = [
@@ -217,7 +217,7 @@ class Entries:
             self._devices[key] = _Device(starts, opened, dealt_with)
         return self._devices[key]
 
-    def _find(self, place: Place, wanted: Filter) -> Iterable[Overview]:
+    def _find(self, place: FailureLocation, wanted: Filter) -> Iterable[Overview]:
         """Give the entries of a device that are wanted."""
         found: dict[int, Overview] = {}
         # By device, too: made when nobody knew the identity, or by somebody who does not.
@@ -228,7 +228,7 @@ class Entries:
                     found[one.failure.id] = one
         return found.values()
 
-    def _add(self, number: int, place: Place) -> None:
+    def _add(self, number: int, place: FailureLocation) -> None:
         starts, known, _ = self._of(place)
         at = bisect_left(starts, place.start)
         entry = Entry(
@@ -250,18 +250,18 @@ class Entries:
         known.insert(at, _Known(entry, looked=False, planned=False))
 
 
-def _new(number: int, place: Place) -> Entered:
-    return Entered(number, place, new=True, looked=False, planned=False, replayed=False)
+def _new(number: int, place: FailureLocation) -> FailureRecord:
+    return FailureRecord(number, place, new=True, looked=False, planned=False, replayed=False)
 
 
-def _is_of(entry: Entry, place: Place) -> bool:
+def _is_of(entry: Entry, place: FailureLocation) -> bool:
     """Tell whether an entry is of the same device: by identity, or else by name."""
     if entry.identity and place.identity:
         return entry.identity == place.identity
     return entry.device == place.device
 
 
-def _new_report(repeated: Repeated, place: Place, entry: ByteRange) -> NewReport:
+def _new_report(repeated: RepeatedReport, place: FailureLocation, entry: ByteRange) -> NewReport:
     one, times, last = repeated
     detail = {"device": one.device, "start": one.start, "length": one.length, **one.detail}
     if times > 1:

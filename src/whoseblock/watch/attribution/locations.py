@@ -19,13 +19,13 @@ from whoseblock.stack.host import Host
 from whoseblock.stack.loops import backing_file
 from whoseblock.target import Target
 
-__all__ = ["Place", "identity_named", "identity_of", "layer_named", "settle"]
+__all__ = ["FailureLocation", "identity_named", "identity_of", "layer_named", "locate"]
 
 #: As deep as `whoseblock.stack.base.descend` goes.
 _MAX_DEPTH = 32
 
 
-class Place(NamedTuple):
+class FailureLocation(NamedTuple):
     """``length`` bytes from ``start`` of ``device``; ``layer`` is None if nobody knows the device.
 
     ``identity`` names the filesystem or the device whatever the kernel calls it, "" if nobody
@@ -41,12 +41,12 @@ class Place(NamedTuple):
     why: str = ""
 
 
-def settle(
+def locate(
     target: Target,
     finder: Lookup,
     where: tuple[str, int, int],
     number: Callable[[Layer], int],
-) -> list[Place]:
+) -> list[FailureLocation]:
     """Say where a failure of a device belongs, in the order of its bytes.
 
     ``where`` is the device, the start and the length; ``number`` gives the number of a layer.
@@ -55,10 +55,10 @@ def settle(
     try:
         layer = target.layer_of(device)
     except TargetError as error:
-        return [Place(device, "", start, length, None, str(error))]
-    found = _settle(layer, start, length, 0)
+        return [FailureLocation(device, "", start, length, None, str(error))]
+    found = _locate(layer, start, length, 0)
     return [
-        Place(at.name, _identity(target.host, finder, at), begin, size, number(at))
+        FailureLocation(at.name, _identity(target.host, finder, at), begin, size, number(at))
         for at, begin, size in found
     ]
 
@@ -71,7 +71,7 @@ def layer_named(target: Target, name: str) -> Layer:
     return target.layer_of(name)
 
 
-def _settle(layer: Layer, start: int, length: int, depth: int) -> list[tuple[Layer, int, int]]:
+def _locate(layer: Layer, start: int, length: int, depth: int) -> list[tuple[Layer, int, int]]:
     inside = max(min(length, layer.size - start), 0)
     if not layer.segments or not inside or depth == _MAX_DEPTH:
         return [(layer, start, length)]
@@ -81,7 +81,7 @@ def _settle(layer: Layer, start: int, length: int, depth: int) -> list[tuple[Lay
             found.append((layer, begin, size))
         else:
             to_start = straight.to_start + begin - straight.start
-            found += _settle(straight.to, to_start, size, depth + 1)
+            found += _locate(straight.to, to_start, size, depth + 1)
     if inside < length:
         found.append((layer, start + inside, length - inside))
     return _joined(found)

@@ -11,14 +11,14 @@ from typing import Final
 from msgspec import Struct, field
 
 from whoseblock.fs.base import Answer, Unknown
-from whoseblock.watch.log import say
-from whoseblock.watch.store.reports import Failed
+from whoseblock.watch.log import log_event
+from whoseblock.watch.store.reports import FailedRange
 from whoseblock.watch.store.state import StateFolder
 
-__all__ = ["Unanswered"]
+__all__ = ["RetryQueue"]
 
 #: After so many seconds they are asked for again; at last once a day, as long as they are open.
-AGAIN_S: Final = (60.0, 600.0, 3600.0, 6 * 3600.0, 86400.0)
+RETRY_DELAYS_S: Final = (60.0, 600.0, 3600.0, 6 * 3600.0, 86400.0)
 #: More than these are not kept in mind, and so many are asked about at a time.
 _MOST: Final = 4096
 _AT_A_TIME: Final = 256
@@ -30,7 +30,7 @@ class _Waiting(Struct):
     ``lost`` if even the device was not known, or did not answer.
     """
 
-    failed: Failed
+    failed: FailedRange
     tries: int
     due: float
     lost: bool
@@ -40,7 +40,7 @@ class _Saved(Struct):
     waiting: dict[int, _Waiting] = field(default_factory=dict)
 
 
-class Unanswered:
+class RetryQueue:
     """Those that wait, by the numbers of their entries; kept in the state folder."""
 
     def __init__(self, state: StateFolder) -> None:
@@ -48,14 +48,14 @@ class Unanswered:
         self._waiting = (state.load("unanswered.json", _Saved) or _Saved()).waiting
         self._changed = False
 
-    def note(self, number: int, failed: Failed, answer: Answer, *, lost: bool) -> None:
+    def note(self, number: int, failed: FailedRange, answer: Answer, *, lost: bool) -> None:
         """Have it asked again if nobody knew; and not, if somebody does."""
         if not _is_unknown(answer):
             self.forget(number)
         elif len(self._waiting) >= _MOST:
-            say("warning", "not-asked-again", failure=number, why=f"{_MOST} others wait")
+            log_event("warning", "not-asked-again", failure=number, why=f"{_MOST} others wait")
         else:
-            self._waiting[number] = _Waiting(failed, 0, time.time() + AGAIN_S[0], lost)
+            self._waiting[number] = _Waiting(failed, 0, time.time() + RETRY_DELAYS_S[0], lost)
             self._changed = True
 
     def heard(self, number: int) -> None:
@@ -75,7 +75,7 @@ class Unanswered:
             return False
         waiting.tries += 1
         waiting.lost = lost
-        waiting.due = time.time() + AGAIN_S[min(waiting.tries, len(AGAIN_S) - 1)]
+        waiting.due = time.time() + RETRY_DELAYS_S[min(waiting.tries, len(RETRY_DELAYS_S) - 1)]
         self._changed = True
         return True
 
@@ -83,14 +83,14 @@ class Unanswered:
         """Ask no more."""
         self._changed |= self._waiting.pop(number, None) is not None
 
-    def due(self) -> Iterator[tuple[int, Failed]]:
+    def due(self) -> Iterator[tuple[int, FailedRange]]:
         """Give those for which it is time, some of them, those that wait longest first."""
         now = time.time()
         # A clock that was set back must not have them wait for longer than ever.
         ready = [
             (waiting.due, number)
             for number, waiting in self._waiting.items()
-            if not now < waiting.due <= now + AGAIN_S[-1]
+            if not now < waiting.due <= now + RETRY_DELAYS_S[-1]
         ]
         for _, number in sorted(ready)[:_AT_A_TIME]:
             yield number, self._waiting[number].failed

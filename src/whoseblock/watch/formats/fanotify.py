@@ -5,7 +5,7 @@ from struct import Struct
 from struct import error as StructError  # noqa: N812 - the module calls it so
 from typing import Final, NamedTuple
 
-__all__ = ["FAN_FS_ERROR", "FAN_Q_OVERFLOW", "FilesystemError", "read_fanotify"]
+__all__ = ["FAN_FS_ERROR", "FAN_Q_OVERFLOW", "FanotifyError", "read_fanotify"]
 
 FAN_FS_ERROR: Final = 0x8000
 FAN_Q_OVERFLOW: Final = 0x4000
@@ -30,7 +30,7 @@ _INODES: Final = {
 }
 
 
-class FilesystemError(NamedTuple):
+class FanotifyError(NamedTuple):
     """A filesystem found an error: ``error`` is an errno, of which ``times`` were found.
 
     ``fsid`` is the filesystem as statfs(2) has it, ``inode`` 0 if it is none of a file.
@@ -43,7 +43,7 @@ class FilesystemError(NamedTuple):
     times: int
 
 
-def read_fanotify(data: bytes) -> Iterator[FilesystemError | None]:
+def read_fanotify(data: bytes) -> Iterator[FanotifyError | None]:
     """Give the errors that are told of; None where the queue was full, and events are gone."""
     at = 0
     while at + _EVENT.size <= len(data):
@@ -57,7 +57,7 @@ def read_fanotify(data: bytes) -> Iterator[FilesystemError | None]:
         at += length
 
 
-def _error(infos: bytes) -> FilesystemError:
+def _error(infos: bytes) -> FanotifyError:
     fsid, inode, generation, error, count = b"", 0, 0, 0, 1
     at = 0
     while at + _INFO.size <= len(infos):
@@ -75,4 +75,4 @@ def _error(infos: bytes) -> FilesystemError:
         except StructError:
             break
         at += length
-    return FilesystemError(fsid, inode, generation, abs(error), count)
+    return FanotifyError(fsid, inode, generation, abs(error), count)

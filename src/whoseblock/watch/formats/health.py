@@ -7,12 +7,12 @@ from typing import Final, NamedTuple
 __all__ = [
     "EVENT_BYTES",
     "XFS_IOC_HEALTH_MONITOR",
-    "Domain",
+    "DeviceRange",
+    "EventDomain",
+    "EventKind",
     "FileRange",
     "HealthEvent",
-    "Kind",
-    "Lost",
-    "Media",
+    "LostHealthEvents",
     "monitor_request",
     "read_health",
 ]
@@ -31,7 +31,7 @@ _COUNT: Final = Struct("=Q24x")
 _SECTOR: Final = 512
 
 
-class Domain(IntEnum):
+class EventDomain(IntEnum):
     """XFS_HEALTH_MONITOR_DOMAIN_*: what an event is about."""
 
     MOUNT = 0
@@ -45,7 +45,7 @@ class Domain(IntEnum):
     FILERANGE = 8
 
 
-class Kind(IntEnum):
+class EventKind(IntEnum):
     """XFS_HEALTH_MONITOR_TYPE_*: what happened."""
 
     RUNNING = 0
@@ -63,7 +63,7 @@ class Kind(IntEnum):
     DATALOST = 12
 
 
-class Media(NamedTuple):
+class DeviceRange(NamedTuple):
     """``length`` bytes from ``start`` of a device of the filesystem failed."""
 
     start: int
@@ -80,7 +80,7 @@ class FileRange(NamedTuple):
     error: int
 
 
-class Lost(NamedTuple):
+class LostHealthEvents(NamedTuple):
     """So many events found no room."""
 
     events: int
@@ -92,7 +92,7 @@ class HealthEvent(NamedTuple):
     domain: int
     kind: int
     nanoseconds: int
-    what: Media | FileRange | Lost | None
+    what: DeviceRange | FileRange | LostHealthEvents | None
 
 
 def monitor_request() -> bytes:
@@ -107,13 +107,17 @@ def read_health(data: bytes) -> list[HealthEvent]:
 
 
 def _event(domain: int, kind: int, nanoseconds: int, body: bytes) -> HealthEvent:
-    what: Media | FileRange | Lost | None = None
-    if kind == Kind.LOST:
-        what = Lost(*_COUNT.unpack(body))
-    elif kind == Kind.MEDIA_ERROR and domain in (Domain.DATADEV, Domain.RTDEV, Domain.LOGDEV):
+    what: DeviceRange | FileRange | LostHealthEvents | None = None
+    if kind == EventKind.LOST:
+        what = LostHealthEvents(*_COUNT.unpack(body))
+    elif kind == EventKind.MEDIA_ERROR and domain in (
+        EventDomain.DATADEV,
+        EventDomain.RTDEV,
+        EventDomain.LOGDEV,
+    ):
         sector, count = _MEDIA.unpack(body)
-        what = Media(sector * _SECTOR, count * _SECTOR)
-    elif domain == Domain.FILERANGE:
+        what = DeviceRange(sector * _SECTOR, count * _SECTOR)
+    elif domain == EventDomain.FILERANGE:
         start, length, inode, generation, error = _FILE.unpack(body)
         what = FileRange(start, length, inode, generation, error)
     return HealthEvent(domain, kind, nanoseconds, what)

@@ -17,11 +17,11 @@ from whoseblock.fs.base import Owner
 from whoseblock.journal import FINAL, Entry, Plan, PlannedStep, State, Step
 from whoseblock.journal.journal import Journal
 from whoseblock.journal.run import Run
-from whoseblock.watch.log import say
+from whoseblock.watch.log import log_event
 from whoseblock.watch.policy.limits import Limits, Moment
-from whoseblock.watch.policy.programs import execute
+from whoseblock.watch.policy.programs import run_program
 from whoseblock.watch.policy.rules import ActionKind, Policy, Rule
-from whoseblock.watch.policy.signals import send, whom
+from whoseblock.watch.policy.signals import send_signals, signal_recipients
 from whoseblock.watch.statistics import Statistics, count
 from whoseblock.watch.store.state import StateFolder
 
@@ -98,7 +98,7 @@ class Actor:
             return about | {"command": list(rule.exec), "timeout": rule.exec_timeout}
         if kind == "respond":
             return about | {"with": rule.respond, "from": rule.restore_from}
-        return about | {"boot": Moment.now().boot} | whom(rule, rows)
+        return about | {"boot": Moment.now().boot} | signal_recipients(rule, rows)
 
     def _refusal(self, plan: Plan) -> str | None:
         """Say why nothing of a plan is begun, "" if it may be; None if it is not ours."""
@@ -128,7 +128,9 @@ class Actor:
         if step.state is State.STARTED:
             why = "whoever began it did not end it, and nobody knows whether it was done"
             self._run.left(step.id, why)
-            say("warning", "action-unknown", failure=step.failure, action=step.kind, rule=rule)
+            log_event(
+                "warning", "action-unknown", failure=step.failure, action=step.kind, rule=rule
+            )
             return "unknown"
         if step.state is State.DONE:
             self._run.verified(step.id)
@@ -151,12 +153,12 @@ class Actor:
             why = why or "the machine was started anew: the processes are others"
         if why or number is None:
             self._run.left(step.id, why)
-            say("warning", "action-left", **about, why=why)
+            log_event("warning", "action-left", **about, why=why)
             return "left"
         most = self._policy.limits.get(kind, 0)
         if not limits.take(kind, most, now):
             self._run.left(step.id, f"the policy allows {most} in an hour")
-            say("warning", "action-limited", **about, limit=most)
+            log_event("warning", "action-limited", **about, limit=most)
             return "limited"
         self._run.started(step.id, now.kept)
         try:
@@ -166,21 +168,21 @@ class Actor:
         except (WhoseblockError, OSError, subprocess.SubprocessError) as error:
             self._run.failed(step.id, str(error))
             self._run.left(step.id, _NOT_AGAIN)
-            say("err", "action-failed", **about, why=str(error))
+            log_event("err", "action-failed", **about, why=str(error))
             return "failed"
         self._run.done(step.id, {"said": said})
         self._run.verified(step.id)
-        say("notice", "action-done", **about, said=said or None)
+        log_event("notice", "action-done", **about, said=said or None)
         return "done"
 
     def _perform(self, kind: ActionKind, step: Step, failure: int, number: int) -> str:
         if kind == "signal":
-            return send(step.parameters, self._lock)
+            return send_signals(step.parameters, self._lock)
         history = self._journal.history(failure)
         if kind == "respond":
             return self._responder.respond(history.failure, self._policy, number)
         answer = history.findings[-1].answer if history.findings else {}
-        return execute(step.parameters, history.failure, answer)
+        return run_program(step.parameters, history.failure, answer)
 
 
 def _names(policy: Policy) -> list[tuple[str, str]]:

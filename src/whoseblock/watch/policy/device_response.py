@@ -22,7 +22,7 @@ from whoseblock.respond.planning import CHANGES, Act, Options, Part, parts_of_an
 from whoseblock.stack.host import Host
 from whoseblock.target import Target, TargetOptions
 from whoseblock.watch.attribution.locations import layer_named
-from whoseblock.watch.policy.rule_matching import first_rule, mount_points
+from whoseblock.watch.policy.rule_matching import match_rule, mount_points
 from whoseblock.watch.policy.rules import Policy, Respond
 
 __all__ = ["DeviceResponder"]
@@ -102,7 +102,7 @@ class _Scope:
     def restrict(self, part: Part) -> Part:
         """Keep the act of a part only if the rule is for all that have it."""
         devices = self._ways[part.site.layer.name]
-        rules = {first_rule(self._policy, row, devices, self._points) for row in part.owners}
+        rules = {match_rule(self._policy, row, devices, self._points) for row in part.owners}
         if part.act not in CHANGES or rules == {self._number}:
             return part
         name = self._policy.rules[self._number].name

@@ -13,7 +13,7 @@ from whoseblock.encode import encode_json
 from whoseblock.errors import LeftUndoneError
 from whoseblock.journal import Entry
 
-__all__ = ["execute"]
+__all__ = ["run_program"]
 
 #: So much of what a program says is kept: the end, where the error is.
 _SAID: Final = 2000
@@ -23,7 +23,7 @@ _PIECE: Final = 1 << 16
 _OURS: Final = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 
 
-def execute(how: Mapping[str, Any], failure: Entry, answer: Mapping[str, Any]) -> str:
+def run_program(how: Mapping[str, Any], failure: Entry, answer: Mapping[str, Any]) -> str:
     """Run a program, with what is known on its standard input; give the end of what it says.
 
     Raises `LeftUndoneError` if it fails, or takes too long: it is then ended, together with what

@@ -8,10 +8,10 @@ from whoseblock.media.mounts import read_mounts
 from whoseblock.stack.host import Host
 from whoseblock.watch.policy.rules import Policy, Rule
 
-__all__ = ["choose", "first_rule", "mount_points"]
+__all__ = ["match_rule", "match_rules", "mount_points"]
 
 
-def choose(
+def match_rules(
     policy: Policy, answer: Answer, device: str, points: Mapping[str, set[str]]
 ) -> list[tuple[Rule, list[Owner]]]:
     """Say which rules there are for an answer, each with the owners that it is for.
@@ -21,13 +21,13 @@ def choose(
     chosen: dict[int, tuple[Rule, list[Owner]]] = {}
     for row in answer:
         way = {via.layer for via in row.via} if isinstance(row.via, tuple) else set()
-        number = first_rule(policy, row, way | {device}, points)
+        number = match_rule(policy, row, way | {device}, points)
         if number is not None:
             chosen.setdefault(number, (policy.rules[number], []))[1].append(row)
     return [chosen[number] for number in sorted(chosen)]
 
 
-def first_rule(
+def match_rule(
     policy: Policy, row: Owner, devices: set[str], points: Mapping[str, set[str]]
 ) -> int | None:
     """Give the number of the rule that counts for an owner, None if none does.

@@ -111,7 +111,7 @@ def read_policy(path: Path) -> Policy:
     try:
         text = path.read_text("utf-8")
         document = tomllib.loads(text)
-        return _Reader(str(path), lines_of(text)).policy(document)
+        return _PolicyParser(str(path), lines_of(text)).policy(document)
     except OSError as error:
         raise PolicyError(str(path), None, f"it cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -125,7 +125,7 @@ def read_policy(path: Path) -> Policy:
         raise PolicyError(str(path), None, f"it cannot be read: {error}") from error
 
 
-class _Reader:
+class _PolicyParser:
     """Makes a policy of what tomllib has read, and knows where that stands in the file."""
 
     def __init__(self, name: str, lines: Mapping[Key, int]) -> None:

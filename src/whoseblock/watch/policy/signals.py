@@ -11,10 +11,10 @@ from whoseblock.respond.notify import SENT, send_signal, signal_number
 from whoseblock.stack.host import Host
 from whoseblock.watch.policy.rules import Rule, Users
 
-__all__ = ["send", "whom"]
+__all__ = ["send_signals", "signal_recipients"]
 
 
-def whom(rule: Rule, rows: Iterable[Owner]) -> dict[str, Any]:
+def signal_recipients(rule: Rule, rows: Iterable[Owner]) -> dict[str, Any]:
     """Put down who is to get the signal of a rule, and what they use, for `send`."""
     targets: dict[tuple[int, int], str] = {}
     files: dict[tuple[str, int, int | None, int], None] = {}
@@ -41,7 +41,7 @@ def _uses(process: Process, how: Users) -> bool:
     return mapped or (bool(process.open) and how in ("open", "all"))
 
 
-def send(how: Mapping[str, Any], lock: Path) -> str:
+def send_signals(how: Mapping[str, Any], lock: Path) -> str:
     """Send it to those who are still who they were, and still use it; say who got it.
 
     Time has passed since they were found: a program of the policy may have run for an hour.  Who

@@ -14,9 +14,9 @@ from whoseblock.errors import MalformedError
 from whoseblock.ranges import ByteRange, merge, subtract
 from whoseblock.sources.sysfs import CUT_OFF, read_sysfs_badblocks, whole_lines
 from whoseblock.stack.host import Host
-from whoseblock.watch.store.reports import Ill, Listed, Report
+from whoseblock.watch.store.reports import BadBlockList, FilesystemError, Report
 
-__all__ = ["ListSource"]
+__all__ = ["BadBlockListSource"]
 
 #: Where lists are, below the root: the device's name is that of the folder.
 _PLACES: Final = ("sys/block/*/badblocks", "sys/bus/nd/devices/region*/badblocks")
@@ -26,7 +26,7 @@ _TELL: Final = ("pmem", "region")
 _MOST: Final = 1 << 16
 
 
-class ListSource:
+class BadBlockListSource:
     """Watches every list of bad blocks of a machine.
 
     ``known`` is what the lists of devices held that have been dealt with already; what is as it was
@@ -124,7 +124,7 @@ class ListSource:
         if tuple(ranges) != known or device in self._gone:
             self._gone.discard(device)
             self._known[device] = tuple(ranges)
-            yield Listed(
+            yield BadBlockList(
                 source=self.name,
                 at=time.time(),
                 device=device,
@@ -132,12 +132,12 @@ class ListSource:
                 origin=origin,
             )
 
-    def _ill(self, device: str, what: str) -> Iterator[Ill]:
+    def _ill(self, device: str, what: str) -> Iterator[FilesystemError]:
         """Say what is wrong with a list, once; "" if nothing is."""
         if what != self._wrong.get(device, ""):
             self._wrong[device] = what
             if what:
-                yield Ill(source=self.name, at=time.time(), place=device, what=what)
+                yield FilesystemError(source=self.name, at=time.time(), place=device, what=what)
 
     def close(self) -> None:
         """Close all lists."""

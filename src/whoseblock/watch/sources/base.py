@@ -8,10 +8,10 @@ from typing import Final, Protocol
 from whoseblock.stack.host import Host
 from whoseblock.watch.store.reports import Report
 
-__all__ = ["OF_THE_MEDIUM", "Source", "device_name"]
+__all__ = ["MEDIUM_ERRORS", "Source", "device_name"]
 
 #: The errors of requests that blame the medium: see `whoseblock.sources.dmesg` for their words.
-OF_THE_MEDIUM: Final = frozenset({errno.EIO, errno.ENODATA, errno.EILSEQ})
+MEDIUM_ERRORS: Final = frozenset({errno.EIO, errno.ENODATA, errno.EILSEQ})
 
 
 class Source(Protocol):

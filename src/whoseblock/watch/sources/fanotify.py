@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Final
 
 from whoseblock.watch.formats.fanotify import FAN_FS_ERROR, read_fanotify
-from whoseblock.watch.sources.mount_probe import MountAsker, Told
-from whoseblock.watch.sources.mounts import Mounted
-from whoseblock.watch.store.reports import Ill, Lost, Report
+from whoseblock.watch.sources.mount_probe import MountProbe, ProbeResult
+from whoseblock.watch.sources.mounts import MountedFilesystem
+from whoseblock.watch.store.reports import EventsLost, FilesystemError, Report
 
 __all__ = ["FilesystemErrorSource"]
 
@@ -56,8 +56,8 @@ class FilesystemErrorSource:
     def __init__(self) -> None:
         flags = _FAN_CLOEXEC | _FAN_NONBLOCK | _FAN_REPORT_FID
         self._fd = _checked(_libc().fanotify_init(flags, os.O_RDONLY))
-        self._asker = MountAsker()
-        self._wanted: dict[int, Mounted] = {}
+        self._probe = MountProbe()
+        self._wanted: dict[int, MountedFilesystem] = {}
         #: The statfs fsid of each that is marked, by the number of its device.
         self._marked: dict[int, bytes] = {}
         self._refused: dict[int, OSError] = {}
@@ -73,7 +73,7 @@ class FilesystemErrorSource:
         """Give the descriptor of the group."""
         return self._fd
 
-    def mounts_changed(self, mounts: Iterable[Mounted]) -> None:
+    def mounts_changed(self, mounts: Iterable[MountedFilesystem]) -> None:
         """Mark what is mounted now."""
         # FUSE finds no errors of its own, and asks a server about everything.
         self._wanted = {one.device: one for one in mounts if not one.kind.startswith("fuse")}
@@ -91,7 +91,7 @@ class FilesystemErrorSource:
             if device not in self._marked
             and getattr(self._refused.get(device), "errno", None) not in _FINAL
         ]
-        for mounted, told in self._asker.ask(missing, self._mark, keep=(self._fd,)):
+        for mounted, told in self._probe.probe(missing, self._mark, keep=(self._fd,)):
             if isinstance(told, OSError):
                 self._refused[mounted.device] = told
             else:
@@ -105,7 +105,7 @@ class FilesystemErrorSource:
         # The kernel's own form of a device's number (MKDEV).
         return {os.makedev(number >> 20, number & 0xFFFFF) for number in numbers}
 
-    def _mark(self, mounted: Mounted) -> Told:
+    def _mark(self, mounted: MountedFilesystem) -> ProbeResult:
         """Mark one, and give its fsid."""
         flags = _FAN_MARK_ADD | _FAN_MARK_FILESYSTEM
         mask = ctypes.c_uint64(FAN_FS_ERROR)
@@ -126,7 +126,7 @@ class FilesystemErrorSource:
         for event in read_fanotify(data):
             if event is None:
                 what = "fanotify's queue was full"
-                yield Lost(source=self.name, at=now, count=0, what=what)
+                yield EventsLost(source=self.name, at=now, count=0, what=what)
                 continue
             points = [
                 self._wanted[device].point
@@ -135,7 +135,7 @@ class FilesystemErrorSource:
             ]
             about = f"inode {event.inode}" if event.inode else "no single file"
             code = errno.errorcode.get(event.error, str(event.error))
-            yield Ill(
+            yield FilesystemError(
                 source=self.name,
                 at=now,
                 place=points[0] if len(points) == 1 else "",

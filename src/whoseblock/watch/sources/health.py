@@ -15,20 +15,25 @@ from whoseblock.stack.host import Host
 from whoseblock.watch.formats.health import (
     EVENT_BYTES,
     XFS_IOC_HEALTH_MONITOR,
-    Domain,
+    DeviceRange,
+    EventDomain,
+    EventKind,
     FileRange,
     HealthEvent,
-    Kind,
-    Lost,
-    Media,
+    LostHealthEvents,
     monitor_request,
     read_health,
 )
-from whoseblock.watch.sources.base import OF_THE_MEDIUM, device_name
-from whoseblock.watch.sources.mount_probe import MountAsker, Told
-from whoseblock.watch.sources.mounts import Mounted
-from whoseblock.watch.store import reports
-from whoseblock.watch.store.reports import Failed, FileFailed, Ill, Report
+from whoseblock.watch.sources.base import MEDIUM_ERRORS, device_name
+from whoseblock.watch.sources.mount_probe import MountProbe, ProbeResult
+from whoseblock.watch.sources.mounts import MountedFilesystem
+from whoseblock.watch.store.reports import (
+    EventsLost,
+    FailedFileRange,
+    FailedRange,
+    FilesystemError,
+    Report,
+)
 
 __all__ = ["HealthSource"]
 
@@ -36,9 +41,9 @@ _MOST_EVENTS: Final = 256
 _NANO: Final = 10**9
 #: Errors of these kinds say which data could not be had or kept; others are told as they are.
 _WORDS: Final = {
-    Kind.SICK: "metadata is sick",
-    Kind.CORRUPT: "metadata is corrupt",
-    Kind.SHUTDOWN: "the filesystem was shut down",
+    EventKind.SICK: "metadata is sick",
+    EventKind.CORRUPT: "metadata is corrupt",
+    EventKind.SHUTDOWN: "the filesystem was shut down",
 }
 
 
@@ -50,9 +55,9 @@ class HealthSource:
     def __init__(self, host: Host) -> None:
         self._host = host
         self._poll = select.epoll()
-        self._asker = MountAsker()
-        self._wanted: dict[int, Mounted] = {}
-        self._monitors: dict[int, Mounted] = {}
+        self._probe = MountProbe()
+        self._wanted: dict[int, MountedFilesystem] = {}
+        self._monitors: dict[int, MountedFilesystem] = {}
         #: What is not watched, and why.
         self._refused: dict[int, OSError] = {}
 
@@ -66,7 +71,7 @@ class HealthSource:
         """Give a descriptor that is readable when there is an event of any filesystem."""
         return self._poll.fileno()
 
-    def mounts_changed(self, mounts: Iterable[Mounted]) -> None:
+    def mounts_changed(self, mounts: Iterable[MountedFilesystem]) -> None:
         """Watch what is mounted now."""
         self._wanted = {one.device: one for one in mounts if one.kind == "xfs"}
         self._refused = {at: why for at, why in self._refused.items() if at in self._wanted}
@@ -82,7 +87,7 @@ class HealthSource:
             for device, one in self._wanted.items()
             if device not in watched and not _is_final(self._refused.get(device))
         ]
-        for mounted, told in self._asker.ask(missing, _open_monitor):
+        for mounted, told in self._probe.probe(missing, _open_monitor):
             if isinstance(told, OSError):
                 self._refused[mounted.device] = told
                 continue
@@ -107,7 +112,7 @@ class HealthSource:
                 self._forget(descriptor)
             for event in read_health(data):
                 yield from self._told(event, mounted)
-                if event.kind == Kind.UNMOUNT and descriptor in self._monitors:
+                if event.kind == EventKind.UNMOUNT and descriptor in self._monitors:
                     self._forget(descriptor)
         if len(self._monitors) < before:
             # It may have been mounted again before we heard of the end.
@@ -118,16 +123,16 @@ class HealthSource:
         self._poll.unregister(descriptor)
         os.close(descriptor)
 
-    def _told(self, event: HealthEvent, mounted: Mounted) -> Iterator[Report]:
+    def _told(self, event: HealthEvent, mounted: MountedFilesystem) -> Iterator[Report]:
         at = event.nanoseconds / _NANO
         device = device_name(self._host, mounted.device)
         origin = f"health monitor of {mounted.point}"
         what = event.what
-        if isinstance(what, Lost):
+        if isinstance(what, LostHealthEvents):
             told = f"events of {mounted.point} found no room"
-            yield reports.Lost(source=self.name, at=time.time(), count=what.events, what=told)
-        elif isinstance(what, Media) and event.domain == Domain.DATADEV:
-            yield Failed(
+            yield EventsLost(source=self.name, at=time.time(), count=what.events, what=told)
+        elif isinstance(what, DeviceRange) and event.domain == EventDomain.DATADEV:
+            yield FailedRange(
                 source=self.name,
                 at=at,
                 device=device,
@@ -135,13 +140,15 @@ class HealthSource:
                 length=what.length,
                 origin=origin,
             )
-        elif isinstance(what, Media):
+        elif isinstance(what, DeviceRange):
             told = f"{what.length} bytes from {what.start} of its {_device_word(event.domain)}"
-            yield Ill(
+            yield FilesystemError(
                 source=self.name, at=at, place=mounted.point, what=f"media error: {told} failed"
             )
-        elif isinstance(what, FileRange) and (event.kind == Kind.DATALOST or _is_loss(what.error)):
-            yield FileFailed(
+        elif isinstance(what, FileRange) and (
+            event.kind == EventKind.DATALOST or _is_loss(what.error)
+        ):
+            yield FailedFileRange(
                 source=self.name,
                 at=at,
                 device=device,
@@ -156,8 +163,8 @@ class HealthSource:
                 },
             )
         elif event.kind in _WORDS:
-            told = f"{_WORDS[Kind(event.kind)]} ({_domain_word(event.domain)})"
-            yield Ill(source=self.name, at=at, place=mounted.point, what=told)
+            told = f"{_WORDS[EventKind(event.kind)]} ({_domain_word(event.domain)})"
+            yield FilesystemError(source=self.name, at=at, place=mounted.point, what=told)
 
     def sweep(self) -> Iterator[Report]:
         """Give nothing, for what was read is not read again; try again what was refused."""
@@ -176,10 +183,10 @@ def _is_loss(error: int) -> bool:
 
     That a disk or a quota is full, or that something was not done for now, loses nothing.
     """
-    return error in OF_THE_MEDIUM
+    return error in MEDIUM_ERRORS
 
 
-def _open_monitor(mounted: Mounted) -> Told:
+def _open_monitor(mounted: MountedFilesystem) -> ProbeResult:
     """Give the descriptor of a monitor."""
     place = mounted.open()
     try:
@@ -198,7 +205,7 @@ def _is_final(error: OSError | None) -> bool:
     return error is not None and error.errno in (errno.ENOTTY, errno.EOPNOTSUPP, errno.EINVAL)
 
 
-def _why(mounted: Mounted, error: OSError) -> str:
+def _why(mounted: MountedFilesystem, error: OSError) -> str:
     if _is_final(error):
         return "this kernel has no health monitor for XFS"
     if error.errno == errno.EEXIST:
@@ -207,12 +214,12 @@ def _why(mounted: Mounted, error: OSError) -> str:
 
 
 def _device_word(domain: int) -> str:
-    return "realtime device" if domain == Domain.RTDEV else "log device"
+    return "realtime device" if domain == EventDomain.RTDEV else "log device"
 
 
 def _kind_word(kind: int) -> str:
-    return Kind(kind).name.lower() if kind in list(Kind) else str(kind)
+    return EventKind(kind).name.lower() if kind in list(EventKind) else str(kind)
 
 
 def _domain_word(domain: int) -> str:
-    return Domain(domain).name.lower() if domain in list(Domain) else str(domain)
+    return EventDomain(domain).name.lower() if domain in list(EventDomain) else str(domain)

@@ -12,7 +12,7 @@ from whoseblock.errors import MalformedError
 from whoseblock.sources.dmesg import read_message
 from whoseblock.watch.clock import Clock
 from whoseblock.watch.formats.kmsg import KmsgRecord, is_from_kernel, read_kmsg, suppressed
-from whoseblock.watch.store.reports import Failed, Lost, Report
+from whoseblock.watch.store.reports import EventsLost, FailedRange, Report
 
 __all__ = ["KmsgSource"]
 
@@ -105,7 +105,7 @@ class KmsgSource:
         known = self.sequence >= 0
         missing = record.sequence - self.sequence - 1 if known else 0
         if missing or (self._overwritten and not known):
-            yield Lost(
+            yield EventsLost(
                 source=self.name,
                 at=at,
                 key=f"{self._boot}:{record.sequence}:lost",
@@ -122,17 +122,17 @@ class KmsgSource:
         origin = f"/dev/kmsg, message {record.sequence}"
         if count := suppressed(record.text):
             what = "the kernel printed only some of the errors of requests"
-            yield Lost(source=self.name, at=at, key=key, count=count, what=what)
+            yield EventsLost(source=self.name, at=at, key=key, count=count, what=what)
             return
         try:
             failure = read_message(record.text, "kmsg", page_size=self._page_size)
         except MalformedError as error:
             what = f"a message cannot be read: {error}"
             detail = {"message": record.text}
-            yield Lost(source=self.name, at=at, key=key, count=1, what=what, detail=detail)
+            yield EventsLost(source=self.name, at=at, key=key, count=1, what=what, detail=detail)
             return
         if failure is not None:
-            yield Failed(
+            yield FailedRange(
                 source=self.name,
                 at=at,
                 key=key,

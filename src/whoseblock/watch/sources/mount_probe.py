@@ -12,40 +12,43 @@ from collections.abc import Callable, Collection, Iterable
 from typing import Final
 
 from whoseblock.watch.children import fork
-from whoseblock.watch.sources.mounts import Mounted
+from whoseblock.watch.sources.mounts import MountedFilesystem
 
-__all__ = ["Ask", "MountAsker", "Told"]
+__all__ = ["MountProbe", "ProbeFunction", "ProbeResult"]
 
 #: What was told: some bytes, and descriptors.
-Told = tuple[bytes, tuple[int, ...]]
+ProbeResult = tuple[bytes, tuple[int, ...]]
 #: Asks about one filesystem; raises OSError.
-Ask = Callable[[Mounted], Told]
+ProbeFunction = Callable[[MountedFilesystem], ProbeResult]
 
 #: So long an answer is waited for, in seconds: the loop of the daemon stands still meanwhile.
-_PATIENCE_S: Final = 2.0
+_TIMEOUT_S: Final = 2.0
 _LONGEST: Final = 4096
 _MOST_DESCRIPTORS: Final = 4
 _ERRNO_BYTES: Final = 4
 
 
-class MountAsker:
+class MountProbe:
     """Asks about filesystems, and remembers which of them do not answer."""
 
-    def __init__(self, patience: float = _PATIENCE_S) -> None:
+    def __init__(self, patience: float = _TIMEOUT_S) -> None:
         self._patience = patience
         #: Who waits for which of them, by the numbers of their devices.
         self._hanging: dict[int, int] = {}
 
-    def ask(
-        self, about: Iterable[Mounted], question: Ask, keep: Collection[int] = ()
-    ) -> list[tuple[Mounted, Told | OSError]]:
+    def probe(
+        self,
+        about: Iterable[MountedFilesystem],
+        question: ProbeFunction,
+        keep: Collection[int] = (),
+    ) -> list[tuple[MountedFilesystem, ProbeResult | OSError]]:
         """Ask about each; the children have the descriptors ``keep`` and no others."""
         self._hanging = {
             device: pid
             for device, pid in self._hanging.items()
             if os.waitpid(pid, os.WNOHANG)[0] == 0
         }
-        told: list[tuple[Mounted, Told | OSError]] = []
+        told: list[tuple[MountedFilesystem, ProbeResult | OSError]] = []
         left = list(about)
         while left:
             if left[0].device in self._hanging:
@@ -59,17 +62,17 @@ class MountAsker:
         return told
 
     def _answers(
-        self, about: list[Mounted], question: Ask, keep: Collection[int]
-    ) -> list[Told | OSError]:
+        self, about: list[MountedFilesystem], question: ProbeFunction, keep: Collection[int]
+    ) -> list[ProbeResult | OSError]:
         """Have one child ask about all; give what it is told until something hangs."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with ours:
             with theirs:
                 # Whoever hangs holds nobody's standard error.
                 keeps = (theirs.fileno(), *keep)
-                pid = fork(lambda: _ask_all(about, question, theirs), keeps)
+                pid = fork(lambda: _probe_all(about, question, theirs), keeps)
             ours.settimeout(self._patience)
-            answers: list[Told | OSError] = []
+            answers: list[ProbeResult | OSError] = []
             for one in about:
                 try:
                     data, descriptors, _, _ = socket.recv_fds(ours, _LONGEST, _MOST_DESCRIPTORS)
@@ -82,7 +85,7 @@ class MountAsker:
         return answers
 
 
-def _read(data: bytes, descriptors: Collection[int]) -> Told | OSError:
+def _read(data: bytes, descriptors: Collection[int]) -> ProbeResult | OSError:
     if not data:
         return OSError(errno.EIO, "whoever asked about it has ended")
     for descriptor in descriptors:
@@ -93,7 +96,9 @@ def _read(data: bytes, descriptors: Collection[int]) -> Told | OSError:
     return OSError(number, rest.decode()) if number else (rest, tuple(descriptors))
 
 
-def _ask_all(about: Iterable[Mounted], question: Ask, to: socket.socket) -> int:
+def _probe_all(
+    about: Iterable[MountedFilesystem], question: ProbeFunction, to: socket.socket
+) -> int:
     """Ask, and tell."""
     for mounted in about:
         try:

@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 
 from whoseblock.media.mounts import read_mounts
 
-__all__ = ["MountTable", "Mounted"]
+__all__ = ["MountTable", "MountedFilesystem"]
 
 _PLACE: Final = Path("/proc/self/mountinfo")
 _PIECE: Final = 1 << 20
@@ -16,7 +16,7 @@ _PIECE: Final = 1 << 20
 _MOST_POINTS: Final = 8
 
 
-class Mounted(NamedTuple):
+class MountedFilesystem(NamedTuple):
     """A filesystem on a block device: its number, its kind, and some places where it is mounted."""
 
     device: int
@@ -61,7 +61,7 @@ class MountTable:
         """Give a descriptor that is readable when the table has changed."""
         return self._poll.fileno()
 
-    def read(self) -> dict[int, Mounted]:
+    def read(self) -> dict[int, MountedFilesystem]:
         """Give every filesystem once, by the number of its device."""
         self._poll.poll(0)
         os.lseek(self._fd, 0, os.SEEK_SET)
@@ -75,7 +75,7 @@ class MountTable:
             if os.major(mount.device):
                 places.setdefault((mount.device, mount.kind), []).append(mount.point)
         return {
-            device: Mounted(device, kind, tuple(points[:_MOST_POINTS]))
+            device: MountedFilesystem(device, kind, tuple(points[:_MOST_POINTS]))
             for (device, kind), points in places.items()
         }
 

@@ -9,40 +9,40 @@ from zlib import crc32
 from whoseblock.errors import WhoseblockError
 from whoseblock.stack.host import Host
 from whoseblock.watch.clock import boot_id
-from whoseblock.watch.log import say
-from whoseblock.watch.sources.badblock_lists import ListSource
+from whoseblock.watch.log import log_event
+from whoseblock.watch.sources.badblock_lists import BadBlockListSource
 from whoseblock.watch.sources.base import Source
 from whoseblock.watch.sources.fanotify import FilesystemErrorSource
 from whoseblock.watch.sources.health import HealthSource
 from whoseblock.watch.sources.kmsg import KmsgSource
-from whoseblock.watch.sources.mounts import Mounted
+from whoseblock.watch.sources.mounts import MountedFilesystem
 from whoseblock.watch.sources.tracepoints import TraceSource
-from whoseblock.watch.store.state import Lists, Position, StateFolder, usual_state_folder
+from whoseblock.watch.store.state import HandledLists, LogPosition, StateFolder, usual_state_folder
 
-__all__ = ["PAST", "Sources", "instance_name"]
+__all__ = ["RETROSPECTIVE", "SourceSet", "instance_name"]
 
 #: The sources that tell what happened while nobody watched.
-PAST: Final = ("kmsg", "sysfs")
+RETROSPECTIVE: Final = ("kmsg", "sysfs")
 _TRACEFS: Final = "sys/kernel/tracing"
 
 
 @runtime_checkable
-class _OfMounts(Protocol):
+class _MountWatcher(Protocol):
     """A source that watches each filesystem by itself."""
 
-    def mounts_changed(self, mounts: list[Mounted]) -> None:
+    def mounts_changed(self, mounts: list[MountedFilesystem]) -> None:
         """Watch what is mounted now."""
 
 
 @runtime_checkable
-class _Emptied(Protocol):
+class _DrainedSource(Protocol):
     """A source that gives an event once, and remembers what of it is not in the spool."""
 
     def kept(self) -> None:
         """Take note that whatever was given is in the spool."""
 
 
-class Sources:
+class SourceSet:
     """Opens the sources, and opens again those that went away, or were not there.
 
     ``only`` names those that are wanted.
@@ -54,10 +54,10 @@ class Sources:
         self._boot = boot_id()
         self.open: dict[str, Source] = {}
         self.missing: dict[str, str] = {}
-        self._mounts: list[Mounted] = []
-        position = state.load("position.json", Position) or Position()
+        self._mounts: list[MountedFilesystem] = []
+        position = state.load("position.json", LogPosition) or LogPosition()
         #: How far the log was read and kept, and of that what is written down.
-        self._reached = position if position.boot == self._boot else Position(self._boot)
+        self._reached = position if position.boot == self._boot else LogPosition(self._boot)
         self._written = self._reached
         makers: dict[str, Callable[[], Source]] = {
             "kmsg": self._kmsg,
@@ -91,8 +91,8 @@ class Sources:
         )
 
     def _lists(self) -> Source:
-        known = self._state.load("lists.json", Lists) or Lists()
-        return ListSource(self._host, known.ranges)
+        known = self._state.load("lists.json", HandledLists) or HandledLists()
+        return BadBlockListSource(self._host, known.ranges)
 
     def open_missing(self) -> list[Source]:
         """Try those that are not open; give the ones that are now."""
@@ -107,7 +107,7 @@ class Sources:
                 continue
             self.missing.pop(name, None)
             self.open[name] = source
-            say("info", "source", source=name, watched="true", health=source.health)
+            log_event("info", "source", source=name, watched="true", health=source.health)
             found.append(source)
         return found
 
@@ -115,7 +115,7 @@ class Sources:
         with ExitStack() as undo:
             source = maker()
             undo.callback(source.close)
-            if isinstance(source, _OfMounts):
+            if isinstance(source, _MountWatcher):
                 source.mounts_changed(self._mounts)
             undo.pop_all()
         return source
@@ -128,14 +128,14 @@ class Sources:
         hint = error.hint or None if isinstance(error, WhoseblockError) else None
         if self.missing.get(name) != why:
             self.missing[name] = why
-            say("warning", "source", source=name, watched="false", why=why, hint=hint)
+            log_event("warning", "source", source=name, watched="false", why=why, hint=hint)
 
     def kept(self, source: Source, reports: int) -> None:
         """Take note that whatever a source has given is in the spool, so many reports of late."""
-        if isinstance(source, _Emptied):
+        if isinstance(source, _DrainedSource):
             source.kept()
         elif isinstance(source, KmsgSource):
-            self._reached = Position(self._boot, source.sequence, source.skew)
+            self._reached = LogPosition(self._boot, source.sequence, source.skew)
             if reports:
                 self.remember()
 
@@ -147,11 +147,11 @@ class Sources:
             source.close()
         self._set_missing(source.name, error)
 
-    def mounts_changed(self, mounts: list[Mounted]) -> Iterator[tuple[Source, OSError]]:
+    def mounts_changed(self, mounts: list[MountedFilesystem]) -> Iterator[tuple[Source, OSError]]:
         """Have the filesystems watched that are mounted now; give the sources that fail."""
         self._mounts = mounts
         for source in self:
-            if isinstance(source, _OfMounts):
+            if isinstance(source, _MountWatcher):
                 try:
                     source.mounts_changed(mounts)
                 except OSError as error:
@@ -172,7 +172,7 @@ class Sources:
             self._state.save("position.json", self._reached, durable=False)
         except OSError as error:
             # What is read twice is journaled once; a daemon that ends hears of nothing.
-            say("err", "position-not-kept", why=error.strerror)
+            log_event("err", "position-not-kept", why=error.strerror)
         else:
             self._written = self._reached
 

@@ -27,9 +27,9 @@ from whoseblock.watch.formats.trace import (
     is_event,
     read_trace_line,
 )
-from whoseblock.watch.sources.base import OF_THE_MEDIUM, device_name
-from whoseblock.watch.store.reports import Failed, Lost, Report
-from whoseblock.watch.store.trace_checkpoint import Consumed, Mark
+from whoseblock.watch.sources.base import MEDIUM_ERRORS, device_name
+from whoseblock.watch.store.reports import EventsLost, FailedRange, Report
+from whoseblock.watch.store.trace_checkpoint import TraceCheckpoint, TraceCounts
 
 __all__ = ["TraceSource"]
 
@@ -83,7 +83,7 @@ class TraceSource:
         with ExitStack() as undo:
             undo.callback(self._remove)
             self._events = [event for event in _EVENTS if self._enable(event)]
-            self._consumed = undo.enter_context(Consumed(consumed))
+            self._consumed = undo.enter_context(TraceCheckpoint(consumed))
             self._fd = self._open()
             undo.pop_all()
         #: What the daemon before us left to tell.
@@ -160,7 +160,7 @@ class TraceSource:
 
     def kept(self) -> None:
         """Take note that whatever was given is in the spool."""
-        self._consumed.keep(Mark(self._boot, self._read, self._overrun, self._by_lines))
+        self._consumed.keep(TraceCounts(self._boot, self._read, self._overrun, self._by_lines))
         if self._rest:
             # Of a line that is unfinished, the first part is still needed.
             self._consumed.take(self._rest)
@@ -170,7 +170,7 @@ class TraceSource:
         event = read_trace_line(line)
         if isinstance(event, MemoryFailure):
             page = self._host.page_size
-            yield Failed(
+            yield FailedRange(
                 source=self.name,
                 at=clock.at(event.seconds),
                 key=f"{self._boot}:{event.seconds}:{event.pfn}",
@@ -188,13 +188,13 @@ class TraceSource:
 
     def _request(self, event: BlockError, clock: Clock) -> Iterator[Report]:
         """Give where a request began that failed: how far into it the fault was nobody says."""
-        if -event.error not in OF_THE_MEDIUM or event.operation[0] not in _OPERATIONS:
+        if -event.error not in MEDIUM_ERRORS or event.operation[0] not in _OPERATIONS:
             return
         start = event.sector * SECTOR
         if start + SECTOR > 1 << 63:
             return
         device = device_name(self._host, os.makedev(event.major, event.minor))
-        yield Failed(
+        yield FailedRange(
             source=self.name,
             at=clock.at(event.seconds),
             key=f"{self._boot}:{event.seconds}:{device}:{start}",
@@ -209,10 +209,10 @@ class TraceSource:
             },
         )
 
-    def _lost(self, count: int, what: str) -> Lost:
-        return Lost(source=self.name, at=time.time(), count=count, what=what)
+    def _lost(self, count: int, what: str) -> EventsLost:
+        return EventsLost(source=self.name, at=time.time(), count=count, what=what)
 
-    def _overran(self, count: int) -> Iterator[Lost]:
+    def _overran(self, count: int) -> Iterator[EventsLost]:
         """Tell of the events that found no room of which nothing was told yet."""
         if count > self._overrun:
             yield self._lost(count - self._overrun, _NO_ROOM)

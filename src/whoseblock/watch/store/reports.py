@@ -10,7 +10,14 @@ from msgspec import Struct, field
 
 from whoseblock.ranges import ByteRange
 
-__all__ = ["Failed", "FileFailed", "Ill", "Listed", "Lost", "Report"]
+__all__ = [
+    "BadBlockList",
+    "EventsLost",
+    "FailedFileRange",
+    "FailedRange",
+    "FilesystemError",
+    "Report",
+]
 
 
 class _Report(Struct, frozen=True, kw_only=True, tag_field="report"):
@@ -20,7 +27,7 @@ class _Report(Struct, frozen=True, kw_only=True, tag_field="report"):
     detail: dict[str, Any] = field(default_factory=dict)
 
 
-class Failed(_Report, frozen=True, tag="failed"):
+class FailedRange(_Report, frozen=True, tag="failed"):
     """``length`` bytes from ``start`` of a device failed; ``origin`` is where that was read."""
 
     device: str
@@ -29,7 +36,7 @@ class Failed(_Report, frozen=True, tag="failed"):
     origin: str = ""
 
 
-class Listed(_Report, frozen=True, tag="listed"):
+class BadBlockList(_Report, frozen=True, tag="listed"):
     """All that the kernel's list of a device holds at present, ascending; ``origin`` is its file.
 
     What was listed before and is not now has been healed.
@@ -40,7 +47,7 @@ class Listed(_Report, frozen=True, tag="listed"):
     origin: str = ""
 
 
-class FileFailed(_Report, frozen=True, tag="file"):
+class FailedFileRange(_Report, frozen=True, tag="file"):
     """``length`` bytes from ``start`` of a file failed; ``device`` is the one its filesystem is on.
 
     ``place`` is where that is mounted.
@@ -54,18 +61,18 @@ class FileFailed(_Report, frozen=True, tag="file"):
     length: int
 
 
-class Ill(_Report, frozen=True, tag="ill"):
+class FilesystemError(_Report, frozen=True, tag="ill"):
     """Something is wrong with what is mounted at ``place``, and nobody says with which bytes."""
 
     place: str
     what: str
 
 
-class Lost(_Report, frozen=True, tag="lost"):
+class EventsLost(_Report, frozen=True, tag="lost"):
     """``count`` events of the source are gone, 0 if nobody knows how many."""
 
     count: int
     what: str
 
 
-Report = Failed | Listed | FileFailed | Ill | Lost
+Report = FailedRange | BadBlockList | FailedFileRange | FilesystemError | EventsLost

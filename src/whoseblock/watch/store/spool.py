@@ -15,8 +15,8 @@ from typing import Any, Final, NamedTuple
 import msgspec
 from msgspec.structs import replace
 
-from whoseblock.watch.store.reports import Lost, Report
-from whoseblock.watch.store.state import write_whole
+from whoseblock.watch.store.reports import EventsLost, Report
+from whoseblock.watch.store.state import write_atomically
 
 __all__ = ["Backlog", "Batch", "Spool"]
 
@@ -25,7 +25,7 @@ _DIGITS: Final = 20
 #: The folder, in that of the spool, of what nobody could deal with.
 ASIDE: Final = "aside"
 #: More than the longest burst that anybody has seen; beyond it, nothing is taken.
-MOST_BYTES: Final = 256 << 20
+MAX_BYTES: Final = 256 << 20
 
 
 class Batch(NamedTuple):
@@ -48,7 +48,7 @@ class Spool:
     Keys ascend, from ``least`` on, though the clock be set back.
     """
 
-    def __init__(self, path: Path, most_bytes: int = MOST_BYTES, least: int = 0) -> None:
+    def __init__(self, path: Path, most_bytes: int = MAX_BYTES, least: int = 0) -> None:
         self._path = path
         self._most = most_bytes
         self._encoder = msgspec.json.Encoder()
@@ -90,7 +90,7 @@ class Spool:
             for number, one in enumerate(reports)
         ]
         data = self._encoded(keyed)
-        write_whole(self._path / f"{name}{_SUFFIX}", data)
+        write_atomically(self._path / f"{name}{_SUFFIX}", data)
         self._bytes += len(data)
 
     def _encoded(self, reports: Sequence[Report]) -> bytes:
@@ -130,7 +130,7 @@ class Spool:
             except (OSError, msgspec.DecodeError) as error:
                 what = f"a file of the spool cannot be read: {error}"
                 now = time.time()
-                group = (Lost(source="spool", at=now, key=file.name, count=0, what=what),)
+                group = (EventsLost(source="spool", at=now, key=file.name, count=0, what=what),)
             groups.append(group)
             files.append(file)
             taken += len(group)

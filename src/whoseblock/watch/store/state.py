@@ -13,13 +13,13 @@ from whoseblock.closing import Closing
 from whoseblock.errors import TargetError
 from whoseblock.ranges import ByteRange
 
-__all__ = ["Lists", "Position", "StateFolder", "usual_state_folder", "write_whole"]
+__all__ = ["HandledLists", "LogPosition", "StateFolder", "usual_state_folder", "write_atomically"]
 
 _Record = TypeVar("_Record")
 _MODE: Final = 0o700
 
 
-class Position(Struct, frozen=True):
+class LogPosition(Struct, frozen=True):
     """How far the kernel's log was read: a message's number, and the boot that it belongs to.
 
     ``skew`` is by how many seconds its clock was behind the monotonic one.
@@ -30,7 +30,7 @@ class Position(Struct, frozen=True):
     skew: float = 0.0
 
 
-class Lists(Struct):
+class HandledLists(Struct):
     """What the bad-blocks lists held that have been dealt with, by device.
 
     ``keys`` name the last report of each list that was dealt with; they ascend.  ``identities``
@@ -97,14 +97,14 @@ class StateFolder(Closing):
 
         One that is not ``durable`` outlives this process, and the machine by chance.
         """
-        write_whole(self.path / name, msgspec.json.encode(record), durable=durable)
+        write_atomically(self.path / name, msgspec.json.encode(record), durable=durable)
 
     def close(self) -> None:
         """Let go of the folder."""
         os.close(self._lock)
 
 
-def write_whole(path: Path, data: bytes, mode: int = 0o600, *, durable: bool = True) -> None:
+def write_atomically(path: Path, data: bytes, mode: int = 0o600, *, durable: bool = True) -> None:
     """Write a file that is there with all of ``data`` or not at all, ``durable`` or not."""
     new = path.with_name(f".{path.name}.{os.urandom(4).hex()}")
     try:

@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from whoseblock.closing import Closing
 
-__all__ = ["Consumed", "Mark"]
+__all__ = ["TraceCheckpoint", "TraceCounts"]
 
 #: The mark is as long, filled up with spaces.
 _HEAD: Final = 256
@@ -23,7 +23,7 @@ _HEAD: Final = 256
 _MOST: Final = 4 << 20
 
 
-class Mark(Struct, frozen=True):
+class TraceCounts(Struct, frozen=True):
     """How many events of the instance were kept, in a boot, and how many were told to be lost.
 
     ``by_lines`` is how many of those that found no room the lines have told of.
@@ -35,7 +35,7 @@ class Mark(Struct, frozen=True):
     by_lines: int
 
 
-class Consumed(Closing):
+class TraceCheckpoint(Closing):
     """The file ``path``; raises OSError.
 
     ``mark`` is that of the daemon before, None if there is none, and ``left`` what that had taken
@@ -45,9 +45,9 @@ class Consumed(Closing):
     def __init__(self, path: Path) -> None:
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         content = os.pread(self._fd, _MOST, 0)
-        self.mark: Mark | None = None
+        self.mark: TraceCounts | None = None
         with suppress(msgspec.DecodeError):
-            self.mark = msgspec.json.decode(content[:_HEAD], type=Mark)
+            self.mark = msgspec.json.decode(content[:_HEAD], type=TraceCounts)
         self.left = content[_HEAD:]
         self._end = max(len(content), _HEAD)
 
@@ -56,7 +56,7 @@ class Consumed(Closing):
         with suppress(OSError):
             self._end += os.pwrite(self._fd, data, self._end)
 
-    def keep(self, mark: Mark) -> None:
+    def keep(self, mark: TraceCounts) -> None:
         """Forget what was written down, for it is kept."""
         with suppress(OSError):
             # In this order: killed in between, what is kept is found again, and not counted twice.
