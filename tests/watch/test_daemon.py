@@ -81,7 +81,7 @@ def test_status_in_words(machine: Path, tmp_path: Path) -> None:
         text = run(command).decode()
         assert f"daemon     running, process {daemon.process.pid}, since 20" in text
         assert "policy     none: journal and log" in text
-        assert "source     sysfs: watched; 1 lists, of which 0 tell of changes" in text
+        assert "source     sysfs: watched; 1 list, 0 with change notification" in text
         assert "source     tracepoint: not watched; no tracefs" in text
         assert "failures   1 new, of 1 reports; 0 healed" in text
         assert "open       1 failures, of 4096 bytes" in text
@@ -132,7 +132,7 @@ def test_a_policy_is_read_again_and_a_bad_one_is_not_taken(machine: Path, tmp_pa
         policy.write_text("[[rule]]\nexec = 5\n")
         daemon.process.send_signal(signal.SIGHUP)
         (line,) = until(lambda: said(daemon, "policy-kept"))
-        assert "line 2: it must be a list of texts" in line
+        assert "line 2: must be a list of strings" in line
         assert "line 2" in daemon.status()["policy_fault"]
         make_bad(machine, "8 8")
         until(out.exists)
@@ -199,7 +199,7 @@ def test_a_state_folder_without_room_loses_nothing(machine: Path, tmp_path: Path
             until(lambda: len({line.split()[1] for line in said(daemon, "spool-failed")}) == 2)
             sources = daemon.status()["sources"]
             assert not sources["sysfs"]["watched"]
-            assert sources["kmsg"]["health"] == "it waits until there is room for what it has told"
+            assert sources["kmsg"]["health"] == "paused until the spool has room for its reports"
             full.unlink()
             until(lambda: len(daemon.histories()) == 2)
             daemon.stop()

@@ -351,7 +351,7 @@ def test_a_limit_leaves_what_is_over_it(tmp_path: Path) -> None:
     assert house.process([failed(512)]).actions == {"exec limited": 1}
     steps = [plan.steps[0] for one in house.histories() for plan in one.plans]
     assert [step.state for step in steps] == [State.VERIFIED] * 2 + [State.LEFT] * 3
-    assert steps[-1].events[-1].detail == {"because": "the policy allows 2 in an hour"}
+    assert steps[-1].events[-1].detail == {"because": "the policy allows 2 an hour"}
 
 
 def test_a_program_that_fails_and_one_that_is_not_there(tmp_path: Path) -> None:
@@ -364,9 +364,9 @@ def test_a_program_that_fails_and_one_that_is_not_there(tmp_path: Path) -> None:
         (history,) = house.histories()
         failure = history.plans[0].steps[0].events[-2]
         assert failure.state is State.FAILED
-        assert ("/bin/sh gave 3: no", "No such file", "timed out")[number] in failure.detail[
-            "because"
-        ]
+        assert ("/bin/sh exited with status 3: no", "No such file", "timed out")[
+            number
+        ] in failure.detail["because"]
 
 
 def test_a_program_is_told_everything(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The kernel's monotonic clock as time of day, and which boot it counts from."""
+"""Convert the kernel's monotonic clock to time of day, and name the boot that it counts from."""
 
 import time
 from pathlib import Path
@@ -10,7 +10,7 @@ _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 
 
 class Clock(NamedTuple):
-    """What to add to the kernel's monotonic seconds for those since 1970."""
+    """The offset from the kernel's monotonic clock to seconds since 1970."""
 
     offset: float
 
@@ -20,10 +20,10 @@ class Clock(NamedTuple):
         return cls(time.time() - time.monotonic())
 
     def at(self, seconds: float) -> float:
-        """Give the time of day of a moment of the monotonic clock."""
+        """Return the time of day of a moment of the monotonic clock."""
         return self.offset + seconds
 
 
 def boot_id() -> str:
-    """Name this run of the kernel; raises OSError."""
+    """Return the ID of this boot; raises OSError."""
     return _BOOT_ID.read_text("ascii").strip()

@@ -1,7 +1,7 @@
-"""The collector: one loop that waits for the kernel, and for nothing else.
+"""The collector: one loop that waits only for the kernel.
 
-It takes in what the sources report, keeps it in the spool, and has a worker deal with it.  It wakes
-by itself once in an interval, to read again whatever can be read again.
+It reads the sources, writes their reports to the spool and starts a worker to process them. Once in
+an interval it reads everything again that can be read again.
 """
 
 import os
@@ -40,16 +40,16 @@ if TYPE_CHECKING:
 
 __all__ = ["Daemon", "Options", "sweep_once"]
 
-#: How often a worker that ended with an error is started again: soon, then ever more rarely.
+#: Delays in seconds before a failed worker is restarted.
 _RETRY_S: Final = (1.0, 5.0, 15.0, 60.0)
-#: So long the end of the worker is waited for when we end, in seconds: the unit grants a minute.
+#: Seconds to wait for the worker at the end; the systemd unit allows a minute.
 _TIMEOUT_S: Final = 45.0
-#: And so long whatever the kernel still has is taken in.
+#: Seconds to read at the end what the kernel still has.
 _DRAIN_S: Final = 5.0
 
 
 class Options(NamedTuple):
-    """How the daemon is told to work; see ``whoseblock watch --help``."""
+    """The options of the daemon; see ``whoseblock watch --help``."""
 
     state: Path
     policy: Path | None = None
@@ -62,14 +62,14 @@ class Options(NamedTuple):
 
 
 def load_policy(path: Path | None) -> Policy:
-    """Read the policy, if there is one; raises `PolicyError`."""
+    """Read the policy if there is one; raises `PolicyError`."""
     return DEFAULT if path is None else read_policy(path)
 
 
 class Daemon:
-    """The daemon; `run` returns when it was told to end.
+    """The daemon; `run` returns after SIGTERM or SIGINT.
 
-    Raises `TargetError` if the state folder cannot be had, and `PolicyError`.
+    Raises `TargetError` if the state folder is unusable, and `PolicyError`.
     """
 
     def __init__(self, options: Options) -> None:
@@ -90,9 +90,9 @@ class Daemon:
         self._ending = False
         self._poll = select.epoll()
         self._handlers: dict[int, Callable[[], None]] = {}
-        #: The descriptors of sources that are read when there is something.
+        #: The polled descriptors of sources, by name.
         self._listened: dict[str, int] = {}
-        #: What sources have told and there was no room for.
+        #: Reports that the spool had no room for, by source.
         self._unkept: dict[str, list[Report]] = {}
 
     def run(self) -> None:
@@ -108,7 +108,7 @@ class Daemon:
                 self._mounts_changed()
             self._open_endpoints()
             self._sweep()
-            # Whatever waits; what an earlier daemon did not finish; and whether there is a journal.
+            # For reports that wait, steps that an earlier daemon left, and to check the journal.
             self._work()
             self._leave_status("killed")
             notify("READY=1", f"STATUS=watching: {', '.join(self._sources.open)}")
@@ -139,7 +139,7 @@ class Daemon:
 
     def _loop(self) -> None:
         watchdog = watchdog_seconds()
-        # A sweep tells systemd that we live: it has to come twice in the time that we are given.
+        # A sweep feeds the watchdog, so it has to come twice in its time.
         interval = self._options.interval
         interval = interval if watchdog is None else min(interval, watchdog / 2)
         sweep_at = time.monotonic() + interval
@@ -170,7 +170,8 @@ class Daemon:
                     self._ending = True
 
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            # The number comes through the pipe; without a handler the signal would end us.
+            # The number arrives through the pipe; without a handler the signal would end the
+            # process.
             before = signal.signal(number, lambda *_: None)
             self._undo.callback(signal.signal, number, before)
         before_fd = signal.set_wakeup_fd(tell, warn_on_full_buffer=False)
@@ -178,7 +179,7 @@ class Daemon:
         self._on(told, caught)
 
     def _reload(self) -> None:
-        """Read the policy again; one that is wrong leaves the old one as it is."""
+        """Reload the policy; if it is invalid, keep the old one."""
         notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
         try:
             self._policy = load_policy(self._options.policy)
@@ -188,7 +189,7 @@ class Daemon:
         else:
             self._policy_fault = ""
             log_event("notice", "policy-loaded", rules=len(self._policy.rules))
-            # The next ones have the new policy.
+            # The next worker and actor get the new policy.
             if self._worker is not None:
                 self._worker.dismiss()
             if self._actor is not None:
@@ -203,7 +204,7 @@ class Daemon:
             self._give_up(source, fault)
 
     def _sweep(self) -> None:
-        """Read again whatever can be read again, and open what was not there."""
+        """Read again what can be read again, and open sources that were missing."""
         for source in self._sources.open_missing():
             self._listen(source)
         for source in self._sources:
@@ -215,7 +216,7 @@ class Daemon:
         self._write_metrics()
 
     def _listen(self, source: Source) -> None:
-        """Have a source read when there is something."""
+        """Poll a source, and read it when it is readable."""
         if source.fileno() >= 0 and source.name not in self._listened:
             self._listened[source.name] = source.fileno()
             self._on(source.fileno(), lambda: self._take(source, source.read))
@@ -224,20 +225,20 @@ class Daemon:
         self._off(self._listened.pop(source.name, -1))
 
     def _give_up(self, source: Source, fault: Exception) -> None:
-        """Let go of a source that fails, until the next sweep."""
+        """Close a source that failed, until the next sweep."""
         self._ignore(source)
         self._sources.lose(source, fault)
 
     def _take(
         self, source: Source, read: Callable[[], Iterable[Report]], *, others: bool = True
     ) -> None:
-        """Keep what a source reports; after lost events, read all ``others`` again.
+        """Spool what a source reports; after lost events, sweep all ``others``.
 
-        Where that cannot be kept, the source is not read until it can: the kernel has what comes,
-        and counts what it has no room for.
+        If the spool has no room, the source is not read until it has: the kernel buffers further
+        events and counts those that it drops.
         """
         if self._sources.open.get(source.name) is not source:
-            # It was given up meanwhile.
+            # It was closed meanwhile.
             return
         if source.name in self._unkept:
             if not self._keep(source, self._unkept.pop(source.name)):
@@ -246,7 +247,7 @@ class Daemon:
         reports: list[Report] = []
         fault: Exception | None = None
         try:
-            # What came before an error counts.
+            # Reports from before an error count.
             for report in read():
                 reports.append(report)  # noqa: PERF402 - see above
         except Exception as error:  # noqa: BLE001 - what is wrong with one source ends no other
@@ -260,7 +261,7 @@ class Daemon:
                     self._take(other, other.sweep, others=False)
 
     def _keep(self, source: Source, reports: list[Report]) -> bool:
-        """Have reports in the spool, or else remember them until the next sweep."""
+        """Write reports to the spool, or else hold them until the next sweep."""
         try:
             self._spool.put(reports)
         except OSError as error:
@@ -278,14 +279,14 @@ class Daemon:
 
     @property
     def _health(self) -> dict[str, tuple[bool, str]]:
-        """Say of every source whether it is watched, and how it is."""
-        why = "it waits until there is room for what it has told"
+        """Whether each source is watched, and its state in a few words."""
+        why = "paused until the spool has room for its reports"
         return self._sources.health | dict.fromkeys(self._unkept, (False, why))
 
     # ------------------------------------------------------------------ the worker
 
     def _work(self) -> None:
-        """Have the spool dealt with."""
+        """Wake the worker, or start one."""
         if self._worker is not None:
             self._worker.wake()
         elif self._retry_at is None and not self._ending:
@@ -293,13 +294,13 @@ class Daemon:
             self._on(self._worker.fileno(), self._worker_told)
 
     def _retry(self) -> None:
-        """Have owners asked for that nobody could say, if it is time; the sweep is often enough."""
+        """Start a worker if retries are due; checking at each sweep is enough."""
         due = self._statistics.unanswered
         if due and time.time() >= due and self._worker is None:
             self._work()
 
     def _act(self) -> None:
-        """Have done what is planned."""
+        """Start the actor, which performs planned steps."""
         self._has_acts = True
         if self._actor is None and not self._ending:
             self._has_acts = False
@@ -344,7 +345,7 @@ class Daemon:
                 "err", "worker-ended", code=code, again_in=wait, backlog=self._spool.backlog.batches
             )
         elif self._spool.has_more:
-            # It came when the worker had looked for the last time.
+            # The report arrived after the worker's last check.
             self._work()
 
     def _actor_told(self) -> None:
@@ -360,15 +361,15 @@ class Daemon:
         code = actor.wait()
         self._actor = None
         if code:
-            # Whatever it left is done after the next sweep.
+            # Perform what it left after the next sweep.
             self._has_acts = True
             log_event("err", "actor-ended", code=code)
         elif self._has_acts:
-            # They were planned when it had looked for the last time.
+            # They were planned after the actor's last check.
             self._act()
 
     def _end(self) -> None:
-        """Let others finish what they have in hand, for a while, and remember where we are."""
+        """Let worker and actor finish for a while, and save the position."""
         notify("STOPPING=1")
         self._ending = True
         self._drain()
@@ -384,14 +385,14 @@ class Daemon:
             if not left:
                 break
         for helper in helpers:
-            # The next daemon goes on where it was.
+            # The next daemon resumes from here.
             helper.kill()
         self._sources.remember()
         self._leave_status("stopped")
         log_event("info", "stopped", backlog=self._spool.backlog.batches)
 
     def _drain(self) -> None:
-        """Take in what the sources have: some of it nobody could have once they are closed."""
+        """Read what the sources still have: some of it is lost when they are closed."""
         deadline = time.monotonic() + _DRAIN_S
         more = True
         while more and time.monotonic() < deadline:
@@ -413,13 +414,13 @@ class Daemon:
             self._on(port.fileno(), port.accept)
 
     def _leave_status(self, state: str) -> None:
-        """Leave for whoever asks later how the daemon was, and what it is if it says no more."""
+        """Save the last status, to be shown when the daemon no longer runs."""
         told = self.status() | {"state": state, "pid": None}
         with suppress(OSError):
             write_atomically(self._options.state / "status.json", _encode(told), durable=False)
 
     def status(self) -> dict[str, Any]:
-        """Say how the daemon is."""
+        """Return the status as `whoseblock status` shows it."""
         backlog, actor = self._spool.backlog, self._actor
         return {
             "state": "running",
@@ -451,7 +452,7 @@ class Daemon:
     def _write_metrics(self) -> None:
         if self._options.metrics_file is not None:
             try:
-                # What is a minute old is of no use after a crash.
+                # Metrics from before a crash are useless, so they need no fsync.
                 write_atomically(self._options.metrics_file, self._metrics(), 0o644, durable=False)
             except OSError as error:
                 log_event("warning", "metrics-failed", why=error.strerror)
@@ -467,7 +468,7 @@ def _encode(status: dict[str, Any]) -> bytes:
 
 
 def sweep_once(options: Options) -> Statistics:
-    """Make one sweep of what can be read again, and deal with it; give the counts.
+    """Sweep what can be read again once, process it, and return the counts.
 
     Raises what `Daemon` raises, and `JournalError`.
     """
@@ -484,7 +485,7 @@ def sweep_once(options: Options) -> Statistics:
                 try:
                     _keep_all(source, sources, spool)
                 except OSError as error:
-                    # What waits is dealt with all the same, and makes room for the next sweep.
+                    # Process what waits all the same: it makes room for the next sweep.
                     fault = error
             setup = Setup(
                 state,
@@ -500,12 +501,12 @@ def sweep_once(options: Options) -> Statistics:
         finally:
             sources.close()
     if fault is not None:
-        raise TargetError(f"the sweep is not complete: {fault.strerror}") from fault
+        raise TargetError(f"incomplete sweep: {fault.strerror}") from fault
     return total
 
 
 def _keep_all(source: Source, sources: SourceSet, spool: Spool) -> None:
-    """Have in the spool whatever a source tells at present; raises OSError."""
+    """Spool everything that a source reports at present; raises OSError."""
     read = source.sweep
     more = True
     while more:

@@ -1,6 +1,6 @@
-"""Where others ask the daemon how it is: a socket for ``whoseblock status``, a port for metrics.
+"""Serve the status socket and the metrics port.
 
-Both are served by the daemon's one loop: nobody who is slow holds it up.
+Both run in the daemon's one loop: a slow client does not delay it.
 """
 
 import os
@@ -22,7 +22,7 @@ _OLD_UMASK: Final = 0o177
 
 
 class StatusSocket:
-    """A unix socket at ``path`` that gives ``tell()`` to whoever connects."""
+    """A unix socket at ``path`` that sends ``tell()`` to each client."""
 
     def __init__(self, path: Path, tell: Callable[[], bytes]) -> None:
         self._path = path
@@ -41,15 +41,15 @@ class StatusSocket:
         self._socket.listen(_BACKLOG)
 
     def fileno(self) -> int:
-        """Give the descriptor that is readable when somebody has connected."""
+        """Return the descriptor that is readable when a client has connected."""
         return self._socket.fileno()
 
     def serve(self) -> None:
-        """Answer whoever has connected."""
+        """Answer one client."""
         with suppress(OSError):
             peer, _ = self._socket.accept()
             with peer:
-                # It fits into the socket's buffer, or its rest is not worth waiting for.
+                # The status fits into the socket's buffer; a rest is not worth waiting for.
                 peer.settimeout(0)
                 peer.send(self._tell())
 
@@ -60,10 +60,10 @@ class StatusSocket:
 
 
 class MetricsPort:
-    """A TCP port that gives ``tell()`` to whoever asks for it by HTTP.
+    """A TCP port that serves ``tell()`` by HTTP.
 
-    ``on`` has a function called at events of epoll on a descriptor, ``off`` ends that.  Raises
-    `TargetError` if the port cannot be had.
+    ``on`` registers a function for epoll events of a descriptor, ``off`` removes it. Raises
+    `TargetError` if the port is not available.
     """
 
     def __init__(
@@ -83,21 +83,21 @@ class MetricsPort:
         except OSError as error:
             raise TargetError(
                 f"cannot listen on port {port} of {address}: {error.strerror}",
-                hint="name another with --metrics-port",
+                hint="choose another with --metrics-port",
             ) from error
         self._socket.settimeout(0)
 
     @property
     def port(self) -> int:
-        """Say which port it is."""
+        """The port number."""
         return int(self._socket.getsockname()[1])
 
     def fileno(self) -> int:
-        """Give the descriptor that is readable when somebody has connected."""
+        """Return the descriptor that is readable when a client has connected."""
         return self._socket.fileno()
 
     def accept(self) -> None:
-        """Take in whoever has connected; of many that ask nothing, the first have to go."""
+        """Accept a client; if too many are idle, drop the oldest."""
         with suppress(OSError):
             peer, _ = self._socket.accept()
             peer.settimeout(0)
@@ -108,7 +108,7 @@ class MetricsPort:
             self._on(descriptor, lambda: self._serve(descriptor), select.EPOLLIN)
 
     def _serve(self, descriptor: int) -> None:
-        """Answer one request; its head is in one piece, or nobody's whom we serve."""
+        """Answer one request; its head must arrive in one piece."""
         with suppress(OSError):
             if request := self._peers[descriptor].recv(_REQUEST):
                 self._send(descriptor, memoryview(self._answer(request)))
@@ -116,7 +116,7 @@ class MetricsPort:
         self._drop(descriptor)
 
     def _send(self, descriptor: int, rest: memoryview) -> None:
-        """Send what there is room for; the rest when there is more."""
+        """Send as much as the socket takes, and the rest when it takes more."""
         with suppress(OSError):
             with suppress(BlockingIOError):
                 rest = rest[self._peers[descriptor].send(rest) :]

@@ -1,4 +1,4 @@
-"""The counts in the form that Prometheus reads, made by its library when first asked for."""
+"""Write the counts in the Prometheus text format; its library is imported on first use."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Final
@@ -14,18 +14,18 @@ __all__ = ["CONTENT_TYPE", "exposition"]
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
 _COUNTERS: Final = (
-    ("reports", "source", "Reports of failures, by the source that gave them."),
+    ("reports", "source", "Reports of failures, by source."),
     ("lost_events", "source", "Events that a source lost, as far as it counts them."),
-    ("ill_filesystems", "source", "Errors that filesystems reported without a place."),
+    ("ill_filesystems", "source", "Errors that filesystems reported without a location."),
     ("failures", "device", "Failures that were new to the journal, by device."),
-    ("failed_bytes", "owner", "Bytes that failed, by the kind of owner; each counts for each."),
+    ("failed_bytes", "owner", "Failed bytes, by kind of owner; shared bytes count once for each."),
 )
 
 
 def exposition(
     statistics: Statistics, sources: Mapping[str, tuple[bool, str]], backlog: Backlog
 ) -> bytes:
-    """Write all metrics; ``sources`` says of each whether it is watched."""
+    """Return all metrics; ``sources`` holds whether each source is watched."""
     from prometheus_client import CollectorRegistry, generate_latest
 
     registry = CollectorRegistry()
@@ -62,33 +62,33 @@ def _families(
         for key, number in sorted(counts.items()):
             family.add_metric([key], number)
         yield family
-    about = "What the policy had done, and what became of it."
+    about = "Actions of the policy, by outcome."
     actions = CounterMetricFamily("whoseblock_actions", about, labels=["action", "outcome"])
     for key, number in sorted(statistics.actions.items()):
         actions.add_metric(key.split(" ", 1), number)
     yield actions
-    about = "Failures that were closed because the kernel's list has them no longer."
+    about = "Failures closed because the kernel no longer lists them."
     yield CounterMetricFamily("whoseblock_healed_failures", about, value=statistics.healed)
     if statistics.unhealed is not None:
         ranges, size = statistics.unhealed
-        about = "Failures of this host that are open in the journal."
+        about = "Open failures of this host in the journal."
         yield GaugeMetricFamily("whoseblock_unhealed_ranges", about, value=ranges)
-        about = "Bytes of the failures that are open in the journal."
+        about = "Bytes of the open failures in the journal."
         yield GaugeMetricFamily("whoseblock_unhealed_bytes", about, value=size)
     about = "Whether a source of events is watched."
     up = GaugeMetricFamily("whoseblock_source_up", about, labels=["source"])
     for name, (watched, _) in sorted(sources.items()):
         up.add_metric([name], float(watched))
     yield up
-    about = "Batches of reports that are not dealt with yet."
+    about = "Batches of reports that wait to be processed."
     yield GaugeMetricFamily("whoseblock_backlog_batches", about, value=backlog.batches)
-    about = "How long the oldest of them waits: journal or worker are stuck if that grows."
+    about = "Age of the oldest waiting batch; if it grows, the journal or the worker is stuck."
     yield GaugeMetricFamily("whoseblock_backlog_seconds", about, value=backlog.seconds)
     buckets, total = [], 0
     for end, number in zip([*map(str, BUCKETS), "+Inf"], statistics.reaction, strict=True):
         total += number
         buckets.append((end, total))
-    about = "From the failure to the owners in the journal."
+    about = "Seconds from the failure to its owners in the journal."
     yield HistogramMetricFamily(
         "whoseblock_reaction_seconds", about, buckets=buckets, sum_value=statistics.reaction_sum
     )

@@ -1,4 +1,4 @@
-"""What the worker does with a batch of reports: journal, look up, journal the owners, plan acts."""
+"""Process batches of reports: journal them, look up and journal owners, plan actions."""
 
 import sys
 import time
@@ -42,21 +42,20 @@ from whoseblock.watch.store.state import HandledLists, StateFolder
 
 __all__ = ["Processor", "Setup"]
 
-#: So many owners of a failure are named in its line of the log.
+#: At most this many owners of a failure are named in its log line.
 _NAMED: Final = 5
-#: What failed so long before the daemon began may have had other owners, in seconds.
+#: Failures from this many seconds before the start may have had other owners.
 _LATE_S: Final = 60.0
-#: So many places are kept in mind.
+#: The size of the cache of locations.
 _MOST_SETTLED: Final = 10_000
 
 
 class Setup(NamedTuple):
-    """How the daemon was told to work.
+    """The configuration of a worker.
 
-    ``journal`` is the URL, None for the usual one, and ``root`` where /sys and /proc are.
-    ``since`` is when the daemon began: what failed before that says nothing of how quick it is.
-    ``responder`` is who writes to devices, None for the usual one, and ``version``
-    that of whoseblock.
+    ``journal`` is the URL, None for the default, and ``root`` the folder that has /sys and /proc.
+    ``since`` is when the daemon started: reaction times are counted from then. ``responder`` writes
+    to devices, None for the default, and ``version`` is that of whoseblock.
     """
 
     state: StateFolder
@@ -69,9 +68,9 @@ class Setup(NamedTuple):
 
 
 class Processor(Closing):
-    """Deals with batches; raises `JournalError` if the journal cannot be had.
+    """Processes batches; raises `JournalError` if the journal is unusable.
 
-    Whatever was done before an error is done again by the next, and comes to the same.
+    What was done before an error is done again by the next processor, with the same result.
     """
 
     def __init__(self, setup: Setup) -> None:
@@ -90,21 +89,21 @@ class Processor(Closing):
         self._host = Host(setup.root)
         self._probe = self._undo.enter_context(DeviceProbe(setup.state, setup.root))
         self._retry_queue = RetryQueue(setup.state)
-        #: The actor closes what it has dealt with, in a process of its own.
+        #: The actor closes records in a process of its own.
         self._others_close = any(rule.respond for rule in setup.policy.rules)
         self._located: dict[tuple[str, int, int], list[FailureLocation]] = {}
         self._statistics = Statistics()
 
     def unfinished(self) -> Statistics:
-        """Say whether somebody planned what was not done, as before he was killed."""
+        """Return whether a killed daemon left planned steps, as statistics."""
         return Statistics(planned=int(self._journal.has_unfinished()))
 
     def perform(self, go_on: Callable[[], bool] = lambda: True) -> Statistics:
-        """Do what is planned, by us or an earlier daemon, and was not done, as long as we may."""
+        """Perform the unfinished steps of this or an earlier daemon while ``go_on`` is true."""
         return self._actor.perform(go_on)
 
     def process(self, groups: Sequence[Sequence[Report]]) -> Statistics:
-        """Deal with reports, as they came together; give what there was to count."""
+        """Process reports, grouped as they arrived; return the counts."""
         self._statistics = Statistics()
         self._records.refresh(others_close=self._others_close)
         try:
@@ -114,9 +113,9 @@ class Processor(Closing):
         return self._statistics
 
     def retry_unknown(self) -> Statistics:
-        """Ask anew about failures whose owners nobody could say, as far as it is time.
+        """Look up failures with unknown owners again that are due.
 
-        Their device may have come, their volumes and filesystems may have been put together.
+        Their device may have appeared, their volumes may have been assembled.
         """
         self._statistics = Statistics()
         self._records.refresh(others_close=self._others_close)
@@ -139,7 +138,7 @@ class Processor(Closing):
             entered = self._enter([repeated], again=number)
             if entered:
                 break
-            # It belongs to another entry, for it has another identity, and needs a key for that.
+            # It belongs to another record, since its identity differs, and needs a key for that.
         known = all(one.place.layer is not None for one in entered.values())
         if entered and known and number not in entered:
             others = ", ".join(map(str, sorted(entered)))
@@ -156,23 +155,23 @@ class Processor(Closing):
                 count(self._statistics.reports, {report.source: 1})
                 if isinstance(report, BadBlockList):
                     if report.key <= self._lists.keys.get(report.device, ""):
-                        # Whoever dealt with it was killed before the spool had forgotten it.
+                        # The process that handled it was killed before it dropped the spool file.
                         continue
                     if report.device in listed:
-                        # What came on the list may go from it: that has to be journaled first.
+                        # New ranges of the list may vanish again: journal them before that.
                         self._enter([*waiting, *coalesce_reports(failed)])
                         self._have_dealt_with(listed)
                         waiting, failed = [], []
                     listed[report.device] = report
                 failed += self._failures_of(report)
-            # Apart for each group: they may come in another company after a crash, and a report
-            # that was put together with others is known by the key of the first only.
+            # Each group by itself: after a crash groups may be batched differently, and a coalesced
+            # report has the key of its first report only.
             waiting += coalesce_reports(failed)
         self._enter(waiting)
         self._have_dealt_with(listed)
 
     def _have_dealt_with(self, listed: dict[str, BadBlockList]) -> None:
-        """Remember the lists whose failures are journaled."""
+        """Save the lists whose failures are journaled."""
         for device, one in listed.items():
             self._lists.ranges[device] = one.ranges
             self._lists.keys[device] = one.key
@@ -181,7 +180,7 @@ class Processor(Closing):
         listed.clear()
 
     def _failures_of(self, report: Report) -> Iterable[FailedRange]:
-        """Give the failures that a report tells of."""
+        """Return the failed ranges of a report."""
         match report:
             case FailedRange():
                 return (report,)
@@ -194,7 +193,7 @@ class Processor(Closing):
                 return ()
 
     def count_unhealed(self) -> Statistics:
-        """Count what is open, of this host."""
+        """Count the open records of this host."""
         ranges = size = 0
         for one in self._journal.failures(Filter(host=self._journal.host.name, open=True)):
             ranges += 1
@@ -204,7 +203,7 @@ class Processor(Closing):
     # ------------------------------------------------------------------ reports
 
     def _tell(self, report: EventsLost | FilesystemError) -> None:
-        """Log what cannot be journaled, for it is of no bytes."""
+        """Log a report that is not journaled, since it concerns no bytes."""
         at = datetime.fromtimestamp(report.at, UTC).isoformat(timespec="milliseconds")
         if isinstance(report, EventsLost):
             count(self._statistics.lost, {report.source: report.count or 1})
@@ -220,12 +219,12 @@ class Processor(Closing):
             )
 
     def _appeared(self, listed: BadBlockList) -> Iterator[FailedRange]:
-        """Give what a list has that it had not, and close what it has no longer."""
+        """Yield the new ranges of a list, and close the records that it no longer has."""
         device = listed.device
         before = self._lists.ranges.get(device, ())
         identity = identity_named(self._host, device)
         if self._lists.identities.get(device, identity) != identity:
-            # Another device has the name now: the list of that one says nothing of this one.
+            # Another device has this name now: the list of the former says nothing about it.
             before = ()
         self._lists.identities[device] = identity
         gone = _without(before, listed.ranges)
@@ -237,7 +236,7 @@ class Processor(Closing):
                     where = {"device": place.device, "start": place.start, "length": place.length}
                     log_event("notice", "healed", **where, failures=healed)
         if gone:
-            # What fails there from now on is not healed by this list, should it be read again.
+            # A failure there from now on must not count as healed if this list is processed again.
             self._lists.ranges[device] = tuple(_without(before, gone))
             self._setup.state.save("lists.json", self._lists)
         for new in _without(listed.ranges, before):
@@ -252,13 +251,13 @@ class Processor(Closing):
             )
 
     def _of_file(self, report: FailedFileRange) -> Iterator[FailedRange]:
-        """Say where on its device a part of a file is."""
+        """Yield the device ranges of a failed file range."""
         try:
             found = self._probe.extents(report)
         except OSError as error:
             found, why = [], str(error)
         else:
-            why = "it has no blocks there"
+            why = "the file has no blocks there"
         for number, (start, length) in enumerate(found):
             detail = {
                 "inode": report.inode,
@@ -278,8 +277,8 @@ class Processor(Closing):
             )
         if not found:
             what = (
-                f"{report.length} bytes from {report.start} of inode {report.inode} failed, and"
-                f" where they are is not known: {why}"
+                f"{report.length} bytes from {report.start} of inode {report.inode} failed, but"
+                f" their location on the device is unknown: {why}"
             )
             self._tell(
                 FilesystemError(source=report.source, at=report.at, place=report.place, what=what)
@@ -290,9 +289,9 @@ class Processor(Closing):
     def _enter(
         self, reported: Iterable[RepeatedReport], again: int = 0
     ) -> dict[int, FailureRecord]:
-        """Journal failures, then look for the owners of those that are new, then plan acts.
+        """Journal failures, look up the owners of new ones, and plan actions.
 
-        The owners of ``again`` are looked for though somebody has.  Gives the entries by number.
+        The owners of record ``again`` are looked up in any case. Returns the records by number.
         """
         entered = self._journaled(reported)
         self._statistics.latest = time.time() if entered else None
@@ -307,7 +306,7 @@ class Processor(Closing):
             if entry.number == again and self._retry_queue.put_off(
                 again, answer, lost=entry.place.layer is None
             ):
-                # That nobody knows is in the journal already.
+                # The journal says already that the owners are unknown.
                 continue
             if not entry.looked or entry.number == again:
                 both.append(((entry, one), answer))
@@ -326,7 +325,7 @@ class Processor(Closing):
     def _journaled(
         self, reported: Iterable[RepeatedReport]
     ) -> dict[int, tuple[FailureRecord, FailedRange]]:
-        """Journal failures; give the entries by number, and what first told of each."""
+        """Journal failures; return the records by number, with their first reports."""
         placed = [
             (repeated, place) for repeated in reported for place in self._places(repeated.where)
         ]
@@ -339,14 +338,14 @@ class Processor(Closing):
                     entered.setdefault(entry.number, (entry, repeated.failed))
         for number, (entry, one) in entered.items():
             if entry.new and entry.place.layer is None and not entry.place.why:
-                # It was known when we looked, and somebody has closed it meanwhile.
+                # It was open when we checked, and another process has closed it meanwhile.
                 entered[number] = entry._replace(place=self._placed_anew(entry.place, one)), one
         return entered
 
     def _plan(
         self, wanted: Sequence[tuple[FailureRecord, FailedRange]], answers: Sequence[Answer]
     ) -> None:
-        """Plan what the policy has done; others do it, for whom nobody here waits."""
+        """Plan the actions of the policy; the actor performs them in its own process."""
         if not self._setup.policy.rules:
             return
         points = mount_points(self._host)
@@ -357,10 +356,10 @@ class Processor(Closing):
                     self._statistics.planned += self._actor.plan(entry.number, chosen)
 
     def _places(self, where: tuple[str, int, int]) -> list[FailureLocation]:
-        """Say where a failure belongs, and touch no device if all of it is known already.
+        """Return where a failure is, without touching a device if its records are complete.
 
-        Looking at a failing device makes it fail again, which is reported again: without end, if
-        that made us look once more.
+        Reading a failing device makes the kernel report it again. If that led to another read, it
+        would never end.
         """
         places = self._located.get(where)
         if places is None or not all(map(self._records.has, places)):
@@ -368,12 +367,12 @@ class Processor(Closing):
             if len(self._located) >= _MOST_SETTLED:
                 self._located.clear()
             if not any(place.why for place in places):
-                # A layer is good for this batch only.
+                # A layer number is valid for this batch only.
                 self._located[where] = [place._replace(layer=None) for place in places]
         return places
 
     def _placed_anew(self, place: FailureLocation, one: FailedRange) -> FailureLocation:
-        """Find the layer of a place that was settled before."""
+        """Find the layer of a cached location."""
         where = (one.device, one.start, one.length)
         self._located.pop(where, None)
         for fresh in self._locate(where):
@@ -382,10 +381,10 @@ class Processor(Closing):
                 and fresh.start <= place.start < fresh.start + fresh.length
             ):
                 return place._replace(layer=fresh.layer, why=fresh.why)
-        return place._replace(why="where it belongs has just changed")
+        return place._replace(why="its location has just changed")
 
     def _locate(self, where: tuple[str, int, int]) -> list[FailureLocation]:
-        """Say where a failure belongs: on its own device, if that does not answer."""
+        """Return where a failure is: on its own device if that does not answer."""
         device, start, length = where
         try:
             return self._probe.locate(device, start, length)
@@ -394,22 +393,22 @@ class Processor(Closing):
             return [FailureLocation(device, identity, start, length, None, str(error))]
 
     def _dated(self, answer: Answer, one: FailedRange) -> Answer:
-        """Say of what failed long before it was watched that the owners are those of now."""
+        """Add a note to the answer if the failure is older than the daemon."""
         if one.at >= self._setup.since - _LATE_S:
             return answer
         return replace(answer, notes=(*answer.notes, _late_note(one)))
 
     def _is_wanted(self, entry: FailureRecord) -> bool:
-        """Whether the owners are to be asked for: the first time, or to go on where one ended."""
+        """Return whether the owners are looked up: the first time, or to resume after a kill."""
         if not entry.looked:
             return True
         if entry.place.layer is None and not entry.place.why:
-            # Known from before, and not looked at anew.
+            # Known from before, and not located anew.
             return False
         return entry.replayed and not entry.planned and bool(self._setup.policy.rules)
 
     def _answers(self, wanted: Sequence[tuple[FailureRecord, FailedRange]]) -> list[Answer]:
-        """Ask for the owners of all, those of one device together."""
+        """Look up the owners of all records, those of one device together."""
         answers: dict[int, Answer] = {}
         asked: dict[str, list[tuple[int, OwnerQuery]]] = defaultdict(list)
         for entry, one in wanted:
@@ -459,7 +458,7 @@ def _late_note(one: FailedRange) -> str:
 
 
 def _log(entry: FailureRecord, one: FailedRange, answer: Answer) -> None:
-    """Say in a line what failed, and whose it was."""
+    """Log in one line what failed and who owns it."""
     kinds = dict.fromkeys(row.kind for row in answer)
     files: dict[str, None] = {}
     pids: dict[int, None] = {}

@@ -1,4 +1,4 @@
-"""Telling systemd how a service is (sd_notify(3)): datagrams to a socket, and nothing else."""
+"""Send the state of a service to systemd (sd_notify(3))."""
 
 import os
 import socket
@@ -12,7 +12,7 @@ _MICRO: Final = 10**6
 
 
 def notify(*lines: str, environment: Mapping[str, str] = os.environ) -> bool:
-    """Send ``VARIABLE=VALUE`` lines; False if nobody is listening."""
+    """Send ``VARIABLE=VALUE`` lines; return False if there is no listener."""
     address = environment.get("NOTIFY_SOCKET", "")
     if address[:1] not in {"/", "@"}:
         return False
@@ -27,7 +27,7 @@ def notify(*lines: str, environment: Mapping[str, str] = os.environ) -> bool:
 
 
 def watchdog_seconds(environment: Mapping[str, str] = os.environ) -> float | None:
-    """Say how often systemd wants to hear from this process; None if it does not."""
+    """Return the watchdog interval that systemd expects; None if there is none."""
     microseconds = environment.get("WATCHDOG_USEC", "")
     pid = environment.get("WATCHDOG_PID", str(os.getpid()))
     if not microseconds.isdecimal() or pid != str(os.getpid()) or int(microseconds) == 0:

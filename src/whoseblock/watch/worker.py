@@ -1,7 +1,7 @@
-"""The worker: a process that lives as long as there is something in the spool, and a little longer.
+"""Run worker and actor: processes that live only as long as there is work.
 
-It has the libraries that a lookup and the journal need, which the collector never loads.  It may
-wait for a filesystem that does not answer, and the collector still takes in what the kernel says.
+They load the libraries of lookup and journal, which the collector never does. They may wait for a
+filesystem that does not answer, while the collector goes on reading.
 """
 
 import gc
@@ -33,19 +33,19 @@ __all__ = [
     "work_through",
 ]
 
-#: So many reports are dealt with together.
+#: The number of reports processed together.
 BATCH: Final = 256
-#: So long the worker waits for more, in seconds: failures come in swarms.
+#: Seconds that the worker waits for more reports: failures come in bursts.
 _LINGER: Final = 20.0
 _PIECE: Final = 1 << 16
 
 
-#: Says what is to be counted.
+#: Sends counts to the collector.
 SendStatistics = Callable[[Statistics], None]
 
 
 class More(Protocol):
-    """Waits for more, and says whether there is."""
+    """Waits for more reports, and returns whether there are any."""
 
     def __call__(self, *, busy: bool) -> bool:
         """Wait only if the worker was ``busy``."""
@@ -57,10 +57,10 @@ def work_through(
     tell: SendStatistics,
     more: "More",
 ) -> None:
-    """Deal with all that is in the spool, and with what comes as long as ``more`` waits for it.
+    """Process all batches of the spool, and those that arrive while ``more`` waits for them.
 
-    ``more`` is told whether there was anything, and ``tell`` after every batch what there is to
-    count.  Raises `JournalError`.
+    ``more`` is called with whether there was anything, and ``tell`` with the counts of every batch.
+    Raises `JournalError`.
     """
     from whoseblock.watch.processor import Processor
 
@@ -80,11 +80,11 @@ def work_through(
 
 
 def _deal_with(batch: Batch, spool: Spool, processor: "Processor", tell: SendStatistics) -> None:
-    """Deal with a batch; what nobody can deal with must not stay before all that follows."""
+    """Process a batch; set a file aside that fails, so that it does not block the others."""
     try:
         done = processor.process(batch.groups)
     except (OSError, MemoryError, JournalError):
-        # It is not the reports: do it again later.
+        # The reports are not the cause: retry later.
         raise
     except Exception as error:  # noqa: BLE001 - whatever it is, the others must not wait
         if len(batch.files) > 1:
@@ -105,7 +105,7 @@ def act_through(
     tell: SendStatistics,
     go_on: Callable[[], bool] = lambda: True,
 ) -> None:
-    """Do what is planned, as long as ``go_on`` says so; raises `JournalError`."""
+    """Perform planned steps while ``go_on`` returns true; raises `JournalError`."""
     from whoseblock.watch.processor import Processor
 
     with Processor(make_setup()) as processor:
@@ -113,11 +113,10 @@ def act_through(
 
 
 class HelperProcess:
-    """A process that was started to do some work, as its parent sees it.
+    """A child process that does some work, as its parent sees it.
 
-    ``body`` is what it does: it is given how to tell what is to be counted, and a descriptor at
-    whose end it is to come to an end itself, with what it has in hand done.  ``badge`` is as of
-    `fork`.
+    ``body`` is called with a function that sends counts, and with a descriptor whose end tells it
+    to finish its present work and end. ``marker_file`` is as in `fork`.
     """
 
     def __init__(
@@ -135,26 +134,26 @@ class HelperProcess:
         self._told, self._waken = told, waken
 
     def fileno(self) -> int:
-        """Give the descriptor on which it tells what it has done, and that it has ended."""
+        """Return the descriptor on which it sends counts, and whose end is its end."""
         return self._told
 
     def wake(self) -> None:
-        """Tell it that there is more."""
+        """Notify it of more work."""
         if self._waken < 0:
-            # It was dismissed, and what is left when it has ended is for the next.
+            # It was dismissed; the next process takes what it leaves.
             return
-        # A full pipe has told it already; a closed one, that it is about to end.
+        # A full pipe has notified it already; a closed one means that it is about to end.
         with suppress(BlockingIOError, BrokenPipeError):
             os.write(self._waken, b".")
 
     def dismiss(self) -> None:
-        """Have it end once it has dealt with what it has in hand."""
+        """Let it end after its present work."""
         if self._waken >= 0:
             os.close(self._waken)
             self._waken = -1
 
     def read(self) -> tuple[list[Statistics], bool]:
-        """Give what it has told, and whether it still lives."""
+        """Return the counts that it has sent, and whether it still lives."""
         found = []
         with suppress(BlockingIOError):
             while data := os.read(self._told, _PIECE):
@@ -164,11 +163,11 @@ class HelperProcess:
         return found, True
 
     def kill(self) -> None:
-        """End it; one that waits for a disk ends when that answers, and nobody waits for it."""
+        """Kill it; do not wait for one that is stuck at a disk."""
         end_child(self.pid)
 
     def wait(self) -> int:
-        """Let go of it after its end; give its exit status, negative if a signal ended it."""
+        """Reap it after its end; return its exit status, negative if a signal ended it."""
         self.dismiss()
         os.close(self._told)
         _, status = os.waitpid(self.pid, 0)
@@ -178,7 +177,7 @@ class HelperProcess:
 def start_worker(
     spool: Spool, make_setup: "Callable[[], Setup]", marker_file: Path
 ) -> HelperProcess:
-    """Start one that deals with the spool, as long as something comes, and a little longer."""
+    """Start a process that empties the spool, and waits a little for more."""
 
     def body(tell: SendStatistics, wake: int) -> None:
         def more(*, busy: bool) -> bool:
@@ -187,7 +186,7 @@ def start_worker(
             with suppress(BlockingIOError):
                 while os.read(wake, _PIECE):
                     pass
-                # The pipe is at its end: the collector wants us to end, whatever it said before.
+                # The end of the pipe means that the collector wants the worker to end.
                 return False
             return bool(ready) or waiting
 
@@ -197,19 +196,19 @@ def start_worker(
 
 
 def start_actor(make_setup: "Callable[[], Setup]", marker_file: Path) -> HelperProcess:
-    """Start one that does what is planned: a program may take an hour, and no record waits."""
+    """Start a process that performs planned steps: a program may take an hour."""
 
     def body(tell: SendStatistics, wake: int) -> None:
-        # Nobody wakes it: what comes is the end, and then the next one has the policy of then.
+        # The collector never wakes an actor; only the end of the pipe arrives here.
         act_through(make_setup, tell, lambda: not select.select([wake], [], [], 0)[0])
 
     return HelperProcess("actor", body, marker_file)
 
 
 def _load() -> None:
-    """Import what work takes, with nobody looking for garbage among it: that is a quarter quicker.
+    """Import the modules of the work with garbage collection off, which is a quarter faster.
 
-    Somebody waits, and none of it ever goes away.
+    They are needed at once, and stay loaded.
     """
     gc.disable()
     import whoseblock.watch.processor  # noqa: F401 - loaded here, and used by those who work
@@ -219,7 +218,7 @@ def _load() -> None:
 
 
 def _live(name: str, body: "Callable[[SendStatistics, int], None]", tell: int, wake: int) -> int:
-    """Be the helper; give the exit code."""
+    """Run the body in the child; return the exit code."""
 
     def say_so(done: Statistics) -> None:
         os.write(tell, msgspec.json.encode(done) + b"\n")
@@ -232,7 +231,7 @@ def _live(name: str, body: "Callable[[SendStatistics, int], None]", tell: int, w
         log_event("err", f"{name}-failed", why=str(error), hint=error.hint or None)
         return error.exit_code
     except BrokenPipeError:
-        # The collector has gone.
+        # The collector has ended.
         return WhoseblockError.exit_code
     except BaseException as error:
         log_event("err", f"{name}-failed", why=f"{type(error).__name__}: {error}")

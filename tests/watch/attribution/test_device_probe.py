@@ -414,7 +414,7 @@ def test_one_that_dies_of_a_question(machine: Machine, monkeypatch: pytest.Monke
     monkeypatch.setattr(device_probe._DeviceSession, "locate", lambda *_: os._exit(9))
     machine.process(failed("sdzz"))
     (history,) = machine.histories()
-    assert notes(history) == [["whoever asked sdzz died of it"]]
+    assert notes(history) == [["the probe of sdzz died"]]
 
 
 def test_blocks_of_a_file_that_got_the_inode_number(tmp_path: Path) -> None:
@@ -446,5 +446,5 @@ def test_blocks_of_a_file_that_got_the_inode_number(tmp_path: Path) -> None:
 
         ((_, length),) = extents(generation)
         assert length == 4096
-        with pytest.raises(OSError, match="no path leads to it now"):
+        with pytest.raises(OSError, match="no path leads to the file now"):
             extents(generation ^ 1)

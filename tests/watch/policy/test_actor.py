@@ -108,7 +108,7 @@ def test_planning_does_nothing_and_performing_all(desk: Desk) -> None:
     assert [step.state for step in desk.steps()] == [State.VERIFIED] * 2
 
 
-GONE = "the policy no longer says so"
+GONE = "the policy no longer has this rule"
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ def test_signals_are_for_the_processes_of_one_boot(
     desk.plan(rule, EXEC)
     monkeypatch.setattr("whoseblock.watch.policy.limits.boot_id", lambda: "another")
     assert desk.perform(rule, EXEC) == {"signal left": 1, "exec done": 1}
-    assert desk.ends()[0][2] == "the machine was started anew: the processes are others"
+    assert desk.ends()[0][2] == "the machine was rebooted: these processes no longer exist"
 
 
 def test_a_daemon_leaves_the_plans_of_another_alone(desk: Desk) -> None:
@@ -175,7 +175,7 @@ def test_a_daemon_leaves_the_plans_of_another_alone(desk: Desk) -> None:
     assert desk.perform(HEAL) == {"respond done": 1}
 
 
-UNKNOWN = "whoever began it did not end it, and nobody knows whether it was done"
+UNKNOWN = "its process ended before the step did; whether it took effect is unknown"
 
 
 @pytest.mark.parametrize(
@@ -313,7 +313,7 @@ def test_neither_a_clock_set_back_nor_a_lost_folder_allows_more(
         outcome = "exec done" if number < 2 else "exec limited"
         assert desk.perform(EXEC, exec=2) == {outcome: 1}
         monkeypatch.undo()
-    assert desk.ends()[-1] == ("exec", State.LEFT, "the policy allows 2 in an hour")
+    assert desk.ends()[-1] == ("exec", State.LEFT, "the policy allows 2 an hour")
 
 
 def test_the_journal_tells_what_was_begun(journal_url: str) -> None:
@@ -367,7 +367,7 @@ def test_a_program_ends_when_it_ends_whatever_it_left_running(tmp_path: Path) ->
 
 def test_a_program_that_takes_too_long_is_ended_with_all_that_it_started(tmp_path: Path) -> None:
     pid = tmp_path / "pid"
-    with pytest.raises(LeftUndoneError, match="timed out after 3 seconds, and was ended: so far"):
+    with pytest.raises(LeftUndoneError, match="timed out after 3 seconds and was killed: so far"):
         ran(f"echo so far; sleep 60 & echo $! > {pid}; wait", timeout=3)
     end = time.monotonic() + 10
     while alive(int(pid.read_text())):
@@ -387,7 +387,7 @@ def test_of_what_a_program_says_the_end_is_kept() -> None:
         ran("seq 1000000") == "".join(f"{n}\n" for n in range(999_000, 1_000_001))[-2000:].strip()
     )
     assert ran("exec >&-; sleep 0.1; exit 0") == ""
-    with pytest.raises(LeftUndoneError, match=r"^/bin/sh gave 3: no$"):
+    with pytest.raises(LeftUndoneError, match=r"^/bin/sh exited with status 3: no$"):
         ran("echo no >&2; exit 3")
 
 
@@ -492,7 +492,7 @@ def test_only_the_process_that_was_found_gets_a_signal(file: Path, tmp_path: Pat
         said = send_signals(how, tmp_path / "lock")
     assert said == (
         f"sent to {started[one][2]}[{one}]; "
-        f"not to {started[two][2]}[{two}]: it does not use it any more"
+        f"not to {started[two][2]}[{two}]: it no longer uses the file"
     )
 
 
@@ -506,7 +506,7 @@ def test_who_uses_it_no_longer_in_that_way_gets_no_signal(file: Path, tmp_path: 
     with running(others, file) as (pid,):
         (process,) = row(file).processes  # type: ignore[misc] # they were asked for
         how["processes"] = [[pid, process.start_time, "victim"]]
-        expected = f"sent to nobody; not to victim[{pid}]: it does not use it any more"
+        expected = f"sent to no process; not to victim[{pid}]: it no longer uses the file"
         assert send_signals(how, tmp_path / "lock") == expected
         assert alive(pid)
         assert (
@@ -528,8 +528,8 @@ def test_no_process_of_the_daemon_gets_a_signal(file: Path, tmp_path: Path) -> N
     why = "refused: it is the first process, whoseblock itself, or who started it"
     assert sorted(said) == sorted(
         [
-            "sent to nobody",
-            f"not to {names[worker]}: it is the daemon itself",
+            "sent to no process",
+            f"not to {names[worker]}: it belongs to the daemon",
             f"not to {names[os.getpid()]}: {why}",
         ]
     )
@@ -553,7 +553,7 @@ def test_the_worker_does_not_end_of_its_own_signal(file: Path, desk: Desk) -> No
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     (step,) = desk.steps()
     assert {child, os.getpid()} <= {process[0] for process in step.parameters["processes"]}
-    assert step.events[-2].detail["said"].startswith("sent to nobody; ")
+    assert step.events[-2].detail["said"].startswith("sent to no process; ")
 
 
 def test_devices_by_the_names_that_answers_have(tmp_path: Path) -> None:

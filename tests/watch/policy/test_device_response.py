@@ -108,7 +108,7 @@ def test_of_one_failure_only_what_the_rule_is_for(patient: Patient) -> None:
     assert patient.served.bad() == [ByteRange(database, SECTOR)]
     assert patient.place("db/b", 1) == database
     run = ByteRange(database, BLOCK)
-    why = f"the rule 'static files' is not for all that have {run}: nothing is done"
+    why = f"rule 'static files' does not match every owner of {run}: skipped"
     assert sorted(patient.ends()) == [
         ("advise", State.LEFT, why),
         ("restore", State.VERIFIED, ""),

@@ -90,7 +90,7 @@ def test_another_monitor_is_said_and_waited_for(tmp_path: Path, monitors: Monito
     with closing(HealthSource(Host("/"))) as source:
         source.mounts_changed([mounted, MountedFilesystem(1, "ext4", ("/ext4",))])
         assert source.health.startswith("monitoring 0 filesystems; ")
-        assert source.health.endswith("another program is its monitor")
+        assert source.health.endswith("another program already monitors it")
         monitors.offer()
         assert list(source.sweep()) == []
         assert source.health == "monitoring 1 filesystems"
@@ -199,7 +199,7 @@ def test_what_does_not_answer_is_given_up(tmp_path: Path, monkeypatch: pytest.Mo
         told = {one.kind: str(what) for one, what in asker.probe(about, question)}
         assert told == {
             "first": "(b'first', ())",
-            "hangs": f"[Errno {errno.ETIMEDOUT}] it does not answer",
+            "hangs": f"[Errno {errno.ETIMEDOUT}] no answer",
             "fails": f"[Errno {errno.EPERM}] not permitted",
             "last": "(b'last', ())",
         }

@@ -227,7 +227,7 @@ def test_a_list_is_given_when_it_changes(tmp_path: Path, sys_block: Path) -> Non
         assert swept(source) == []
         bad.write_text("\n")
         assert swept(source) == [("pmem0", ())]
-        assert source.health == "2 lists, of which 0 tell of changes"
+        assert source.health == "2 lists, 0 with change notification"
 
 
 def test_a_list_that_was_gone_may_be_that_of_another_device(
@@ -298,7 +298,7 @@ def test_a_list_is_read_when_the_kernel_tells_of_a_change(
     host.live = True
     with closing(BadBlockListSource(host, {})) as source:
         assert swept(source) == [("pmem0", (ByteRange(512, 512),))]
-        assert source.health == "1 lists, of which 1 tell of changes"
+        assert source.health == "1 list, 1 with change notification"
         assert list(source.read()) == []
         (tmp_path / "at").mkdir()
         run(["mount", "-t", "tmpfs", "tmpfs", tmp_path / "at"])
@@ -312,7 +312,7 @@ def test_a_list_is_read_when_the_kernel_tells_of_a_change(
         # The disk has gone.
         (sys_block / "badblocks").unlink()
         assert swept(source) == []
-        assert source.health == "0 lists, of which 0 tell of changes"
+        assert source.health == "0 lists, 0 with change notification"
 
 
 # ------------------------------------------------------------------ tracepoints, without a kernel

@@ -117,7 +117,7 @@ def test_a_file_that_is_damaged_is_said_to_be_lost(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:-5])
     ((lost,),) = spool.take(1).groups
     assert isinstance(lost, EventsLost)
-    assert "cannot be read" in lost.what
+    assert "cannot read" in lost.what
 
 
 def test_what_a_crash_left_half_written_is_no_report(tmp_path: Path) -> None:

@@ -1,1 +1,1 @@
-"""From a report to a failure record: where it is, and who owns it."""
+"""Turn reports into failure records: where a failure is, and who owns it."""

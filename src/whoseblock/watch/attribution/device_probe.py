@@ -1,7 +1,7 @@
-"""Questions about devices, each device's put by a process of its own, which can be given up.
+"""Query failing devices, each through a child process that can be abandoned.
 
-A disk that fails may not answer at all, and whoever has asked it cannot even be killed.  So nobody
-asks who has anything else to do: neither the journal nor other devices wait for it.
+I/O on a failing disk may hang in D state, where not even SIGKILL ends the process. So each device
+is probed in a child process: neither the journal nor other devices wait for it.
 """
 
 import fcntl
@@ -32,21 +32,21 @@ from whoseblock.watch.store.state import StateFolder
 __all__ = ["DeviceProbe", "OwnerQuery", "unknown_answer"]
 
 _WISH: Final = Wish(paths=True, processes=True, verified=True)
-#: A process that neither computes nor reads for so long is given up, in seconds; and whatever it
-#: does, after so long.
+#: A child that neither computes nor reads for this many seconds is abandoned; after the second
+#: limit it is abandoned in any case.
 STALL_TIMEOUT_S: Final = 15.0
 _MOST_S: Final = 3600.0
-#: So long nobody else is sent after one who was given up.
+#: No new child probes a device for this many seconds after one was abandoned there.
 COOLDOWN_S: Final = 50.0
 _FS_IOC_GETVERSION: Final = 0x80087601  # linux/fs.h
-#: More than these are not kept for the next round: each has some sixteen megabytes of its own.
+#: At most this many children are kept for the next round: each takes some 16 MB.
 _MOST_KEPT: Final = 8
-#: How often it is looked at.
+#: Interval, in seconds, at which a child's progress is checked.
 _LOOK_S: Final = 1.0
 
 
 class OwnerQuery(NamedTuple):
-    """Whose are these bytes of a settled layer?  ``origin`` is where the failure was read."""
+    """A range of a located layer whose owners are wanted; ``origin`` is where it was reported."""
 
     start: int
     length: int
@@ -55,9 +55,9 @@ class OwnerQuery(NamedTuple):
 
 
 class AbandonedProbe(Struct):
-    """Who waits for a device that does not answer: its pid, when it started, when it was given up.
+    """A child stuck at a device: its pid, its start time, and when it was abandoned.
 
-    The last is by the monotonic clock.
+    ``at`` is in seconds of the monotonic clock.
     """
 
     pid: int
@@ -66,23 +66,24 @@ class AbandonedProbe(Struct):
 
 
 class AbandonedProbes(Struct):
-    """Who was given up, by device.  It may be there for long."""
+    """The abandoned children by device; they may stay stuck for long."""
 
     devices: dict[str, AbandonedProbe] = field(default_factory=dict)
 
 
 def unknown_answer(start: int, length: int, origin: str, why: str) -> Answer:
-    """Make the answer that nobody gave."""
+    """Return an incomplete answer of one unknown row, with the note ``why``."""
     return Answer(
         start, length, complete=False, notes=(why,), owners=(Unknown(start, length),), origin=origin
     )
 
 
 class DeviceProbe(Closing):
-    """Asks about devices; what it has learned of one is good until `forget`.
+    """Children that query devices; what they learned of a device is valid until `forget`.
 
-    Every question raises `TimeoutError` if the device does not answer, and then, at once, for a
-    while, and as long as the one who asked it is stuck; `ConnectionError` if that one died.
+    Every query raises `TimeoutError` if the device does not answer. The next queries raise it at
+    once, for a while and as long as the child is stuck. `ConnectionError` is raised if the child
+    died.
     """
 
     def __init__(self, state: StateFolder, root: str) -> None:
@@ -93,14 +94,14 @@ class DeviceProbe(Closing):
         self._round = 0
 
     def locate(self, device: str, start: int, length: int) -> list[FailureLocation]:
-        """Say where a failure belongs, in the order of its bytes."""
+        """Return the locations of a failed range, in byte order."""
         places: list[FailureLocation] = self._ask(device, "settle", device, start, length)
         return places
 
     def extents(self, report: FailedFileRange) -> list[tuple[int, int]]:
-        """Give the bytes that a part of a file has on the device of its filesystem.
+        """Return the (start, length) ranges that part of a file has on its filesystem's device.
 
-        Raises `OSError` with the reason if that is not known.
+        Raises `OSError` with the reason if they are unknown.
         """
         found: list[tuple[int, int]] | str = self._ask(report.device, "extents", report)
         if isinstance(found, str):
@@ -108,18 +109,18 @@ class DeviceProbe(Closing):
         return found
 
     def answers(self, device: str, questions: Sequence[OwnerQuery]) -> list[Answer]:
-        """Answer questions about places that failures of ``device`` were settled to."""
+        """Answer queries about locations that failures of ``device`` were resolved to."""
         answers: list[Answer] = self._ask(device, "answers", questions)
         return answers
 
     def forget(self) -> None:
-        """Look at every device anew from now on."""
+        """Open every device anew from now on."""
         self._round += 1
         if len(self._asking) > _MOST_KEPT:
             self.close()
 
     def close(self) -> None:
-        """Let go of those who ask."""
+        """End all children."""
         for pid, connection in self._asking.values():
             connection.close()
             end_child(pid)
@@ -140,7 +141,7 @@ class DeviceProbe(Closing):
             del self._asking[device]
             connection.close()
             end_child(pid)
-            raise ConnectionError(f"whoever asked {device} died of it") from None
+            raise ConnectionError(f"the probe of {device} died") from None
 
     def _start(self) -> tuple[int, Connection]:
         ours, theirs = Pipe()
@@ -154,7 +155,7 @@ class DeviceProbe(Closing):
         return pid, ours
 
     def _wait(self, device: str, pid: int, connection: Connection) -> None:
-        """Wait for an answer as long as there is hope."""
+        """Wait for an answer as long as the child makes progress."""
         began = stirred = time.monotonic()
         signs = signs_of_life(pid)
         while not connection.poll(_LOOK_S):
@@ -173,7 +174,7 @@ class DeviceProbe(Closing):
         end_child(pid)
 
     def _pass_over_silent(self, device: str) -> None:
-        """Have nobody else get stuck where one is, or was a moment ago."""
+        """Raise `TimeoutError` if a child is stuck at the device, or was a moment ago."""
         one = self._silent.devices.get(device)
         if one is None:
             return
@@ -191,7 +192,7 @@ class DeviceProbe(Closing):
 
 
 def _answer_all(connection: Connection, root: str) -> None:
-    """Answer what comes until nobody asks any more; in each round everything is opened anew."""
+    """Serve queries until the connection closes; each round opens every device anew."""
     current = None
     answering: dict[str, Callable[..., object]] = {}
     with ExitStack() as opened:
@@ -217,7 +218,7 @@ class _DeviceSession:
     def __init__(self, target: Target, finder: Lookup) -> None:
         self._target = target
         self._finder = finder
-        #: By the numbers that stand in places.
+        #: By the numbers in `FailureLocation.layer`.
         self._layers: list[Layer] = []
 
     def locate(self, device: str, start: int, length: int) -> list[FailureLocation]:
@@ -238,7 +239,7 @@ class _DeviceSession:
             return str(error)
 
     def answers(self, questions: Sequence[OwnerQuery]) -> list[Answer]:
-        """Answer all together; where that goes wrong, each by itself."""
+        """Answer all queries together; if that fails, each by itself."""
         asked = [
             Asked(one.start, one.length, self._layers[one.layer], one.origin, named=True)
             for one in questions
@@ -257,8 +258,8 @@ class _DeviceSession:
 
 
 def _is_file(path: str, inode: int, generation: int) -> bool:
-    """Tell whether a path leads to a file, and not to a later one that got its inode number."""
-    # Neither a link nor a pipe is waited for; what has data is a plain file.
+    """Return whether a path leads to this file, not to a later one with its inode number."""
+    # Open no link and wait for no pipe: a file with data is a regular one.
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         if os.fstat(fd).st_ino != inode:
@@ -276,7 +277,7 @@ def _generation(fd: int) -> int:
 def _extents_of(
     report: FailedFileRange, target: Target, finder: Lookup
 ) -> Iterable[tuple[int, int]]:
-    """Give the bytes of the device of the filesystem that a part of a file has."""
+    """Yield the (start, length) ranges of the device that part of a file has."""
     filesystem = finder.leaf(target.layer_of(report.device))
     if not isinstance(filesystem, Filesystem):
         return
@@ -292,4 +293,4 @@ def _extents_of(
             if low < high and extent.has_place:
                 yield extent.physical + low - extent.logical, high - low
         return
-    raise OSError("no path leads to it now")
+    raise OSError("no path leads to the file now")

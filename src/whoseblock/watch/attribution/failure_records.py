@@ -1,7 +1,7 @@
-"""From reports to entries of the journal: one for each failure, however often it is reported.
+"""Map reports to failure records of the journal: one a failure, however often reported.
 
-Entries of one device that are open never overlap.  What a report says of bytes that have an entry
-is a report of that; the rest of it becomes a new one.
+Open records of one device never overlap. Reported bytes that have a record become a report of it;
+the rest becomes a new record.
 """
 
 import time
@@ -21,20 +21,20 @@ from whoseblock.watch.store.reports import FailedRange
 
 __all__ = ["FailureRecord", "FailureRecords", "RepeatedReport", "coalesce_reports"]
 
-#: Why a failure is closed that a list no longer has.  Since when, only the list knows; whoever
-#: closes one for another reason has just seen that its bytes are good again.
+#: Why a record is closed that a list no longer has. Only the list knows since when. Any other
+#: reason to close a record means that its bytes were verified at that moment.
 NOT_LISTED: Final = "the kernel's list of bad blocks has it no longer"
-#: Nothing waits longer than this in the spool of a daemon that works.
+#: No report waits longer than this in the spool of a working daemon.
 _LATELY: Final = timedelta(hours=1)
-#: So long, in seconds, and so many open entries are kept in mind.
+#: Cached records are read again after this many seconds, or when there are more than this.
 _FRESH_S: Final = 60.0
 _MOST: Final = 50_000
-#: So many entries before a place are looked at for one that reaches into it.
+#: How many records before a location are checked for one that reaches into it.
 _BACK: Final = 4
 
 
 class RepeatedReport(NamedTuple):
-    """A failure, and how often a source said so in one batch; ``last`` is when it last did."""
+    """A failed range and how often a source reported it in a batch; ``last`` is the last time."""
 
     failed: FailedRange
     times: int
@@ -47,11 +47,11 @@ class RepeatedReport(NamedTuple):
 
 
 class FailureRecord(NamedTuple):
-    """An entry that a report belongs to, ``new`` if there was none before.
+    """A journal record that a report belongs to; ``new`` if the report created it.
 
-    ``looked`` is true if somebody has asked for the owners, ``planned`` if something was planned
-    about it.  ``replayed`` if the journal knew the very report: whoever journaled it was killed
-    before all was done.
+    ``looked_up`` is true if the owners were queried before, ``planned`` if actions were planned for
+    it. ``replayed`` is true if the journal knew this very report: the process that journaled it was
+    killed before it had finished.
     """
 
     number: int
@@ -63,7 +63,7 @@ class FailureRecord(NamedTuple):
 
 
 def coalesce_reports(reports: Iterable[FailedRange]) -> list[RepeatedReport]:
-    """Put together what one source says again and again of the same bytes."""
+    """Merge what one source reported repeatedly about the same bytes."""
     same: dict[tuple[str, str, int, int], RepeatedReport] = {}
     for one in reports:
         place = (one.source, one.device, one.start, one.length)
@@ -75,44 +75,44 @@ def coalesce_reports(reports: Iterable[FailedRange]) -> list[RepeatedReport]:
 
 
 class _Known(NamedTuple):
-    # An open entry, and whether somebody looked or planned.
+    # An open record, and whether its owners were looked up and actions planned.
     entry: Entry
     looked: bool
     planned: bool
 
 
 class _Device(NamedTuple):
-    # What the journal has of a device: what is open, in the order of the starts, which stand apart
-    # for bisecting; and what was dealt with lately and when, the last first.  What was noticed
-    # before that may come only now.
+    # What the journal has of a device: open records in order of their starts, the starts alone for
+    # bisecting, and the ranges closed lately with the time, latest first. Reports from before that
+    # time may still arrive.
     starts: list[int]
     open: list[_Known]
     dealt_with: list[tuple[datetime, ByteRange]]
 
 
 class FailureRecords:
-    """The open entries of this host, as the journal has them, and what makes more of them.
+    """The open failure records of this host, cached by device.
 
-    Those of a device are read once, and again after a minute, for others may write to the journal,
-    too; a report costs no search.  Every method raises `JournalError`.
+    Those of a device are read once, and again after a minute, since other processes write to the
+    journal too; a report needs no query. Every method raises `JournalError`.
     """
 
     def __init__(self, journal: Journal, run: Run) -> None:
         self._journal = journal
         self._run = run
-        #: By identity or device.
+        #: By identity, else by device.
         self._devices: dict[str, _Device] = {}
         self._since = time.monotonic()
 
     def forget(self) -> None:
-        """Have all read again: something was closed."""
+        """Drop the cache: a record was closed."""
         self._devices.clear()
 
     def refresh(self, *, others_close: bool) -> None:
-        """Have all read again that was read a while ago, or is too much to keep.
+        """Drop the cache if it is old or large.
 
-        If ``others_close`` entries when they have dealt with them, what a moment ago was open may
-        be so no more.
+        If ``others_close`` records, what was open a moment ago may be closed by now, so the cache
+        is dropped in any case.
         """
         count = sum(len(one.open) for one in self._devices.values())
         if others_close or time.monotonic() - self._since > _FRESH_S or count > _MOST:
@@ -120,10 +120,10 @@ class FailureRecords:
             self._since = time.monotonic()
 
     def enter(self, repeated: RepeatedReport, place: FailureLocation) -> Iterator[FailureRecord]:
-        """Journal a report under every entry that has bytes of it; make entries for the others.
+        """Journal a report under every record that has bytes of it; create records for the rest.
 
-        What was noticed before bytes were dealt with is nothing new about them, though we hear of
-        it only now: looking at them to heal them makes the kernel complain once more.
+        A report from before its bytes were closed is not new, even if it arrives only now:
+        verifying a healed range makes the kernel report it once more.
         """
         left = [ByteRange(place.start, place.length)]
         seen = datetime.fromtimestamp(repeated.last, UTC)
@@ -142,7 +142,7 @@ class FailureRecords:
                     replayed=not noted.new_report,
                 )
             elif noted.new_failure:
-                # Somebody else has closed it meanwhile.
+                # Another process has closed it meanwhile.
                 self.forget()
                 yield _new(noted.failure, known)
         for closed, where in self._of(place).dealt_with:
@@ -152,14 +152,14 @@ class FailureRecords:
         for piece in left:
             report = _new_report(repeated, place, piece)
             noted = self._run.record_failure(place.device, piece, report, identity=place.identity)
-            # An event that was journaled before is of an entry that is closed by now.
+            # An event that was journaled before belongs to a record that is closed by now.
             if noted.new_failure:
                 part = place._replace(start=piece.start, length=piece.length)
                 self._add(noted.failure, part)
                 yield _new(noted.failure, part)
 
     def close_healed(self, place: FailureLocation) -> int:
-        """Close the open entries that lie wholly within a place; give how many there were."""
+        """Close the open records that lie wholly within a location; return their number."""
         end = place.start + place.length
         healed = 0
         for entry, _, _ in self._touching(place):
@@ -171,14 +171,14 @@ class FailureRecords:
         return healed
 
     def has(self, place: FailureLocation) -> bool:
-        """Whether all of a place is in open entries whose owners are journaled."""
+        """Return whether open records with journaled owners cover a location."""
         left = [ByteRange(place.start, place.length)]
         for entry, looked, _ in self._touching(place):
             left = subtract(left, entry.range) if looked else left
         return not left
 
     def looked(self, numbers: Iterable[int]) -> None:
-        """Take note that the owners of these are journaled."""
+        """Mark records whose owners are journaled."""
         done = set(numbers)
         for device in self._devices.values():
             for at, one in enumerate(device.open):
@@ -188,9 +188,10 @@ class FailureRecords:
     # ------------------------------------------------------------------ what is known
 
     def _touching(self, place: FailureLocation) -> list[_Known]:
-        """Give the open entries with bytes of a place."""
+        """Return the open records that overlap a location."""
         starts, known, _ = self._of(place)
-        # Those of one device do not overlap, unless somebody else made some: so far back at most.
+        # Records of one device do not overlap unless another program made some: look back no
+        # further.
         first = max(bisect_left(starts, place.start) - _BACK, 0)
         last = bisect_left(starts, place.start + place.length)
         return [
@@ -205,7 +206,8 @@ class FailureRecords:
                 for one in self._find(place, Filter(open=True))
             ]
             opened.sort(key=lambda one: one.entry.start)
-            # Only now: what somebody closes meanwhile is found as open, or here, or both.
+            # Read these second: a record that is closed in between is found as open, as closed, or
+            # both.
             lately = Filter(closed_since=datetime.now(UTC) - _LATELY)
             dealt_with = [
                 (one.failure.closed, one.failure.range)
@@ -218,9 +220,9 @@ class FailureRecords:
         return self._devices[key]
 
     def _find(self, place: FailureLocation, wanted: Filter) -> Iterable[Overview]:
-        """Give the entries of a device that are wanted."""
+        """Return the records of a location's device that match a filter."""
         found: dict[int, Overview] = {}
-        # By device, too: made when nobody knew the identity, or by somebody who does not.
+        # Also by device: records made while the identity was unknown, or by a program without it.
         for name in dict.fromkeys((place.identity or place.device, place.device)):
             wanted = replace(wanted, host=self._journal.host.name, device=name)
             for one in self._journal.failures(wanted):
@@ -255,7 +257,7 @@ def _new(number: int, place: FailureLocation) -> FailureRecord:
 
 
 def _is_of(entry: Entry, place: FailureLocation) -> bool:
-    """Tell whether an entry is of the same device: by identity, or else by name."""
+    """Return whether a record is of the same device: by identity, else by name."""
     if entry.identity and place.identity:
         return entry.identity == place.identity
     return entry.device == place.device

@@ -1,9 +1,8 @@
-"""Where a failure is journaled: as far down the stack as it is the same bytes all the way.
+"""Find the layer that a failure is journaled under: the last one that has its bytes unchanged.
 
-A page of memory, the sectors of a disk and the block of a partition's filesystem may be one
-failure, which several sources see in different layers.  It is entered under the last layer that
-has the bytes as they are.  What an array or a mirror makes of them is another thing: there the
-bytes of two members may fail, one after the other.
+A page of memory, the sectors of a disk and the block of a partition may be one failure that several
+sources see in different layers. It is recorded under the last layer that maps the bytes linearly.
+Arrays and mirrors end that: the same bytes of two members may fail one after the other.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -21,16 +20,16 @@ from whoseblock.target import Target
 
 __all__ = ["FailureLocation", "identity_named", "identity_of", "layer_named", "locate"]
 
-#: As deep as `whoseblock.stack.base.descend` goes.
+#: The same limit as in `whoseblock.stack.base.descend`.
 _MAX_DEPTH = 32
 
 
 class FailureLocation(NamedTuple):
-    """``length`` bytes from ``start`` of ``device``; ``layer`` is None if nobody knows the device.
+    """``length`` bytes from ``start`` of ``device``; ``layer`` is None if the device is unknown.
 
-    ``identity`` names the filesystem or the device whatever the kernel calls it, "" if nobody
-    knows.  ``layer`` is a number by which whoever settled it knows its layer, and ``why`` says why
-    there is none.
+    ``identity`` is a name of the filesystem or the device that does not depend on the kernel's
+    numbering, "" if there is none. ``layer`` is the number of the layer in the process that located
+    it; ``why`` is the reason if it is None.
     """
 
     device: str
@@ -47,9 +46,9 @@ def locate(
     where: tuple[str, int, int],
     number: Callable[[Layer], int],
 ) -> list[FailureLocation]:
-    """Say where a failure of a device belongs, in the order of its bytes.
+    """Return the locations of a failed range, in byte order.
 
-    ``where`` is the device, the start and the length; ``number`` gives the number of a layer.
+    ``where`` is the device, the start and the length; ``number`` returns the number of a layer.
     """
     device, start, length = where
     try:
@@ -64,7 +63,7 @@ def locate(
 
 
 def layer_named(target: Target, name: str) -> Layer:
-    """Give the layer that is called so in a `Place`; raises `TargetError`."""
+    """Return the layer with the name of a `FailureLocation`; raises `TargetError`."""
     for folder in target.host.root.glob("sys/class/block/dm-*"):
         if target.host.text(folder / "dm/name") == name:
             return target.layer_of(folder.name)
@@ -88,9 +87,9 @@ def _locate(layer: Layer, start: int, length: int, depth: int) -> list[tuple[Lay
 
 
 def _pieces(layer: Layer, start: int, length: int) -> Iterator[tuple[int, int, Linear | None]]:
-    """Cut a range at the edges of segments, each piece with the segment that has it as it is.
+    """Cut a range at segment edges; yield each piece with the linear segment that maps it.
 
-    Where several have it, or one that is not linear, or none, there is no such segment.
+    The segment is None where several overlap, where it is not linear, or where there is none.
     """
     end = start + length
     touching = [one for one in layer.segments if one.start < end and start < one.start + one.length]
@@ -101,12 +100,12 @@ def _pieces(layer: Layer, start: int, length: int) -> Iterator[tuple[int, int, L
     for low, high in pairwise(ordered):
         over = [one for one in touching if one.start <= low and high <= one.start + one.length]
         straight = over[0] if len(over) == 1 and isinstance(over[0], Linear) else None
-        # A remark tells of another copy.
+        # A remark means that there is another copy.
         yield low, high - low, None if straight is None or straight.remark else straight
 
 
 def _joined(pieces: Iterable[tuple[Layer, int, int]]) -> list[tuple[Layer, int, int]]:
-    """Join what follows upon one another in one layer."""
+    """Join adjacent pieces of one layer."""
     joined: list[tuple[Layer, int, int]] = []
     for layer, start, length in pieces:
         if joined and joined[-1][0] is layer and sum(joined[-1][1:]) == start:
@@ -117,7 +116,7 @@ def _joined(pieces: Iterable[tuple[Layer, int, int]]) -> list[tuple[Layer, int, 
 
 
 def _identity(host: Host, finder: Lookup, layer: Layer) -> str:
-    """Name what fails: the filesystem that is on it, as `respond` does; or else the device."""
+    """Return the identity of the filesystem on a layer, as `respond` uses it; else the device's."""
     if not layer.segments:
         try:
             space = finder.leaf(layer)
@@ -129,13 +128,13 @@ def _identity(host: Host, finder: Lookup, layer: Layer) -> str:
 
 
 def identity_of(host: Host, layer: Layer) -> str:
-    """Name a device so that it keeps its name over reboots, as the kernel or its maker does."""
+    """Return a name of a device that persists over reboots, set by the kernel or its vendor."""
     name = None if layer.device is None else host.device_numbered(layer.device)
     return identity_named(host, name or layer.name)
 
 
 def identity_named(host: Host, name: str) -> str:
-    """Name the device that the kernel calls ``name`` at present; "" if nobody knows."""
+    """Return the persistent name of the device that the kernel calls ``name``, "" if unknown."""
     folder = host.device_folder(name)
     if folder is None:
         return ""
@@ -153,7 +152,7 @@ def _own_identity(host: Host, name: str, folder: Path) -> str:
         ("wwid", ""),
         ("device/wwid", ""),
         ("device/serial", "serial-"),
-        # Of a namespace of persistent memory, or of the pfn device that is made of it.
+        # Of a namespace of persistent memory, or of the pfn device on it.
         ("device/uuid", "nd-"),
     ):
         value = (host.text(folder / attribute) or "").strip()

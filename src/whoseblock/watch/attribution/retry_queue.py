@@ -1,7 +1,7 @@
-"""Failures whose owners nobody could say, which are asked about again.
+"""Failures with unknown owners, which are looked up again later.
 
-A kernel that boots complains of disks whose volumes are put together later, and a disk that does
-not answer now may do so in a minute.  What is asked again is what nobody knew at all.
+A booting kernel reports errors of disks whose volumes are assembled later, and a disk that does not
+answer now may do so in a minute. Only failures whose answer is wholly unknown are retried.
 """
 
 import time
@@ -17,17 +17,17 @@ from whoseblock.watch.store.state import StateFolder
 
 __all__ = ["RetryQueue"]
 
-#: After so many seconds they are asked for again; at last once a day, as long as they are open.
+#: Delays in seconds before each retry; the last one repeats as long as the failure is open.
 RETRY_DELAYS_S: Final = (60.0, 600.0, 3600.0, 6 * 3600.0, 86400.0)
-#: More than these are not kept in mind, and so many are asked about at a time.
+#: The queue's limit, and the number of retries at a time.
 _MOST: Final = 4096
 _AT_A_TIME: Final = 256
 
 
 class _Waiting(Struct):
-    """What was reported, how often was asked since, and when it is to be asked again.
+    """A report, the number of retries so far, and when the next is due.
 
-    ``lost`` if even the device was not known, or did not answer.
+    ``lost`` is true if even the device was unknown or did not answer.
     """
 
     failed: FailedRange
@@ -41,7 +41,7 @@ class _Saved(Struct):
 
 
 class RetryQueue:
-    """Those that wait, by the numbers of their entries; kept in the state folder."""
+    """The failures to retry, by the numbers of their records; kept in the state folder."""
 
     def __init__(self, state: StateFolder) -> None:
         self._state = state
@@ -49,7 +49,7 @@ class RetryQueue:
         self._changed = False
 
     def note(self, number: int, failed: FailedRange, answer: Answer, *, lost: bool) -> None:
-        """Have it asked again if nobody knew; and not, if somebody does."""
+        """Queue a failure if its answer is unknown; remove it otherwise."""
         if not _is_unknown(answer):
             self.forget(number)
         elif len(self._waiting) >= _MOST:
@@ -59,9 +59,10 @@ class RetryQueue:
             self._changed = True
 
     def heard(self, number: int) -> None:
-        """Have one whose device was lost asked again soon: it is there, for it fails again.
+        """Retry a failure soon whose device was lost: a new report shows that the device is back.
 
-        Not so one that could be asked: to read what cannot be read makes it fail again, and so on.
+        Not one whose device could be queried: reading the failed bytes makes the kernel report them
+        again, without end.
         """
         waiting = self._waiting.get(number)
         if waiting is not None and waiting.lost:
@@ -69,7 +70,7 @@ class RetryQueue:
             self._changed = True
 
     def put_off(self, number: int, answer: Answer, *, lost: bool) -> bool:
-        """Whether nobody knows still: then it is asked again later."""
+        """Return whether the answer is still unknown, and if so postpone the next retry."""
         waiting = self._waiting.get(number)
         if waiting is None or not _is_unknown(answer):
             return False
@@ -80,13 +81,13 @@ class RetryQueue:
         return True
 
     def forget(self, number: int) -> None:
-        """Ask no more."""
+        """Remove a failure from the queue."""
         self._changed |= self._waiting.pop(number, None) is not None
 
     def due(self) -> Iterator[tuple[int, FailedRange]]:
-        """Give those for which it is time, some of them, those that wait longest first."""
+        """Yield some of the failures that are due, longest waiting first."""
         now = time.time()
-        # A clock that was set back must not have them wait for longer than ever.
+        # A clock that was set back must not postpone them for ever.
         ready = [
             (waiting.due, number)
             for number, waiting in self._waiting.items()
@@ -97,16 +98,16 @@ class RetryQueue:
 
     @property
     def next_at(self) -> float:
-        """When there is something to be asked, in seconds since 1970; 0 if there is nothing."""
+        """When the next retry is due, in seconds since 1970; 0 if the queue is empty."""
         return min((waiting.due for waiting in self._waiting.values()), default=0.0)
 
     def save(self) -> None:
-        """Keep what has changed."""
+        """Save the queue if it has changed."""
         if self._changed:
             self._state.save("unanswered.json", _Saved(self._waiting))
             self._changed = False
 
 
 def _is_unknown(answer: Answer) -> bool:
-    """Whether nobody knows of anything in it."""
+    """Return whether all of an answer is unknown."""
     return not answer.complete and all(isinstance(row, Unknown) for row in answer)

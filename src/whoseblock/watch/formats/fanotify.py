@@ -1,4 +1,4 @@
-"""Events of fanotify about errors of filesystems (linux/fanotify.h)."""
+"""Parse fanotify events about filesystem errors (linux/fanotify.h)."""
 
 from collections.abc import Iterator
 from struct import Struct
@@ -20,20 +20,20 @@ _INFO: Final = Struct("=BxH")
 _HANDLE: Final = Struct("=8sIi")
 #: error, error_count
 _COUNT: Final = Struct("=iI")
-#: By the type of a handle (enum fid_type): inode and generation.
+#: By the type of a file handle (enum fid_type): inode and generation.
 _INODES: Final = {
     1: Struct("=II"),
     2: Struct("=II"),
-    # XFS, which adds 0x80 for inode numbers of 64 bits.
+    # XFS adds 0x80 for 64-bit inode numbers.
     0x81: Struct("=QI"),
     0x82: Struct("=QI"),
 }
 
 
 class FanotifyError(NamedTuple):
-    """A filesystem found an error: ``error`` is an errno, of which ``times`` were found.
+    """An error found by a filesystem: ``error`` is an errno that occurred ``times`` times.
 
-    ``fsid`` is the filesystem as statfs(2) has it, ``inode`` 0 if it is none of a file.
+    ``fsid`` is the filesystem as in statfs(2); ``inode`` is 0 if the error is not of a file.
     """
 
     fsid: bytes
@@ -44,7 +44,7 @@ class FanotifyError(NamedTuple):
 
 
 def read_fanotify(data: bytes) -> Iterator[FanotifyError | None]:
-    """Give the errors that are told of; None where the queue was full, and events are gone."""
+    """Yield the reported errors; None where the queue overflowed."""
     at = 0
     while at + _EVENT.size <= len(data):
         length, version, head, mask, _, _ = _EVENT.unpack_from(data, at)

@@ -1,4 +1,4 @@
-"""Events of XFS's health monitor (struct xfs_health_monitor_event in the kernel's xfs_fs.h)."""
+"""Parse XFS health monitor events (struct xfs_health_monitor_event in xfs_fs.h)."""
 
 from enum import IntEnum
 from struct import Struct
@@ -22,7 +22,7 @@ EVENT_BYTES: Final = 64
 _VERBOSE: Final = 1
 #: flags, format, padding
 _REQUEST: Final = Struct("=QB23x")
-#: domain, type, time in nanoseconds, and whatever the domain has
+#: domain, type, time in nanoseconds, and the data of the domain
 _EVENT: Final = Struct("=IIQ32s16x")
 _MEDIA: Final = Struct("=QQ16x")
 #: pos, len, ino, gen, error
@@ -32,7 +32,7 @@ _SECTOR: Final = 512
 
 
 class EventDomain(IntEnum):
-    """XFS_HEALTH_MONITOR_DOMAIN_*: what an event is about."""
+    """The XFS_HEALTH_MONITOR_DOMAIN_* values: the object of an event."""
 
     MOUNT = 0
     FS = 1
@@ -46,7 +46,7 @@ class EventDomain(IntEnum):
 
 
 class EventKind(IntEnum):
-    """XFS_HEALTH_MONITOR_TYPE_*: what happened."""
+    """The XFS_HEALTH_MONITOR_TYPE_* values: what happened."""
 
     RUNNING = 0
     LOST = 1
@@ -64,14 +64,14 @@ class EventKind(IntEnum):
 
 
 class DeviceRange(NamedTuple):
-    """``length`` bytes from ``start`` of a device of the filesystem failed."""
+    """A failed range of a device of the filesystem, in bytes."""
 
     start: int
     length: int
 
 
 class FileRange(NamedTuple):
-    """``length`` bytes from ``start`` of a file failed; ``error`` is an errno."""
+    """A failed range of a file, in bytes; ``error`` is an errno."""
 
     start: int
     length: int
@@ -81,13 +81,13 @@ class FileRange(NamedTuple):
 
 
 class LostHealthEvents(NamedTuple):
-    """So many events found no room."""
+    """The number of events that the kernel dropped."""
 
     events: int
 
 
 class HealthEvent(NamedTuple):
-    """One event; ``what`` is None where ``domain`` and ``kind``, plain numbers, say it all."""
+    """One event; ``what`` is None if ``domain`` and ``kind``, plain numbers, say it all."""
 
     domain: int
     kind: int
@@ -96,12 +96,12 @@ class HealthEvent(NamedTuple):
 
 
 def monitor_request() -> bytes:
-    """Ask for every event."""
+    """Return the request of the ioctl that subscribes to every event."""
     return _REQUEST.pack(_VERBOSE, 0)
 
 
 def read_health(data: bytes) -> list[HealthEvent]:
-    """Read whole events; what is left over at the end is none."""
+    """Parse whole events; ignore an incomplete one at the end."""
     whole = len(data) - len(data) % EVENT_BYTES
     return [_event(*fields) for fields in _EVENT.iter_unpack(memoryview(data)[:whole])]
 

@@ -1,1 +1,1 @@
-"""What may be done about a failure, and how each action is performed."""
+"""Decide by rules what is done about a failure, and do it."""

@@ -1,8 +1,9 @@
-"""Doing what the policy says: each act is a step of a plan, journaled before and after.
+"""Plan and perform the actions of the policy; each is a journaled step of a plan.
 
-Planning and doing are apart: a program may run for an hour, and a device may not answer.  A step is
-done if the policy still says so then, whoever planned it.  One that was begun by somebody who was
-killed is not begun again: whether it was done nobody knows, and the journal says so.
+Planning and performing are apart: a program may run for an hour, and a device may not answer. A
+step is performed only if the policy still has its rule at that time, whichever process planned it.
+A step that a killed process had started is not repeated: the journal says that its outcome is
+unknown.
 """
 
 import subprocess
@@ -27,26 +28,26 @@ from whoseblock.watch.store.state import StateFolder
 
 __all__ = ["Actor", "Responder"]
 
-#: What was planned longer ago is not done any more, in seconds: nobody waits for it by now.
+#: Plans older than this many seconds are not carried out.
 _STALE_S: Final = 86400.0
 _NOT_AGAIN: Final = "the daemon does not try again"
 
 
 class Responder(Protocol):
-    """Deals with a failure on the device itself."""
+    """The interface to `DeviceResponder`: repairs a failure on the device itself."""
 
     def respond(self, failure: Entry, policy: Policy, number: int, /) -> str:
-        """Do what the rule ``number`` of the policy says; say what was done.
+        """Perform what rule ``number`` of the policy says; return a summary of what was done.
 
-        It looks for the owners again, and keeps to those that this is the rule for.  It plans and
-        journals its own steps, and raises `WhoseblockError` if it did not succeed.
+        Queries the owners again and acts only on those that the rule matches. Plans and journals
+        its own steps. Raises `WhoseblockError` if it did not succeed.
         """
 
 
 class Actor:
-    """Plans and does what is to be done, within the limits; raises `JournalError`.
+    """Plans actions and performs them within the limits; raises `JournalError`.
 
-    One may plan while another performs.
+    One process may plan while another performs.
     """
 
     def __init__(
@@ -57,12 +58,12 @@ class Actor:
         self._policy = policy
         self._responder = responder
         self._lock = state.lock
-        #: Other daemons may write to the same journal, with policies of their own.
+        #: Other daemons with other policies may use the same journal.
         self._ours: dict[str, Any] = {"by": "watch", "state": str(state.path.absolute())}
         self._names = _names(policy)
 
     def plan(self, failure: int, chosen: Iterable[tuple[Rule, list[Owner]]]) -> bool:
-        """Journal what the rules say about a failure; whether they say anything."""
+        """Journal the steps that the rules require for a failure; return whether there are any."""
         steps = [
             PlannedStep(kind, self._parameters(rule, kind, rows), failure)
             for rule, rows in chosen
@@ -73,9 +74,9 @@ class Actor:
         return bool(steps)
 
     def perform(self, go_on: Callable[[], bool] = lambda: True) -> Statistics:
-        """Do all that was planned and is to be done still, in order; leave the rest with a reason.
+        """Perform all unfinished steps in order; skip those that no longer apply, with a reason.
 
-        It may be called again, and killed, at any point.  ``go_on`` is asked before every step.
+        It may be killed at any point and called again. ``go_on`` is called before every step.
         """
         done = Statistics()
         limits = Limits(self._journal)
@@ -91,7 +92,7 @@ class Actor:
         return done
 
     def _parameters(self, rule: Rule, kind: ActionKind, rows: Iterable[Owner]) -> dict[str, Any]:
-        """Put down all that is needed to do a step, by whoever does it, and what says so."""
+        """Return everything that any process needs to perform a step, and its rule."""
         name = _name_for(kind, self._names[self._policy.rules.index(rule)])
         about = {"rule": rule.name, "policy": name}
         if kind == "exec":
@@ -101,7 +102,7 @@ class Actor:
         return about | {"boot": Moment.now().boot} | signal_recipients(rule, rows)
 
     def _refusal(self, plan: Plan) -> str | None:
-        """Say why nothing of a plan is begun, "" if it may be; None if it is not ours."""
+        """Return why a plan is refused, "" if it is not; None if it is not of this daemon."""
         if plan.options.get("by") != "watch":
             return None
         planned = Moment.of(plan.options, plan.at)
@@ -110,9 +111,9 @@ class Actor:
         return "" if plan.options.items() >= self._ours.items() else None
 
     def _step(self, step: Step, why: str, limits: Limits) -> str:
-        """Do one step if it is to be done, and if there is no ``why`` not.
+        """Finish one step: perform it, or skip it because of ``why``.
 
-        Gives in a word what became of it.
+        Returns its outcome in a word, "" if there was nothing to do.
         """
         if step.state in FINAL or step.failure is None:
             return ""
@@ -122,11 +123,11 @@ class Actor:
             and run != self._run.id
             and self._journal.is_running(run)
         ):
-            # It is in good hands.
+            # A running process performs it.
             return ""
         rule = step.parameters.get("rule")
         if step.state is State.STARTED:
-            why = "whoever began it did not end it, and nobody knows whether it was done"
+            why = "its process ended before the step did; whether it took effect is unknown"
             self._run.left(step.id, why)
             log_event(
                 "warning", "action-unknown", failure=step.failure, action=step.kind, rule=rule
@@ -148,16 +149,16 @@ class Actor:
         planned_by = step.parameters.get("policy")
         number = names.index(planned_by) if planned_by in names else None
         if number is None:
-            why = why or "the policy no longer says so"
+            why = why or "the policy no longer has this rule"
         elif kind == "signal" and step.parameters.get("boot") != now.boot:
-            why = why or "the machine was started anew: the processes are others"
+            why = why or "the machine was rebooted: these processes no longer exist"
         if why or number is None:
             self._run.left(step.id, why)
             log_event("warning", "action-left", **about, why=why)
             return "left"
         most = self._policy.limits.get(kind, 0)
         if not limits.take(kind, most, now):
-            self._run.left(step.id, f"the policy allows {most} in an hour")
+            self._run.left(step.id, f"the policy allows {most} an hour")
             log_event("warning", "action-limited", **about, limit=most)
             return "limited"
         self._run.started(step.id, now.kept)
@@ -186,9 +187,9 @@ class Actor:
 
 
 def _names(policy: Policy) -> list[tuple[str, str]]:
-    """Name each rule, wherever it stands, by what it says, and by that and all rules before it.
+    """Return two digests for each rule: of itself, and of itself and all rules before it.
 
-    By the latter it is another rule if one was put before it, which may fit the same owners.
+    The second changes if a rule is inserted before it, which might match the same owners.
     """
     before = blake2b(digest_size=8)
     names = []
@@ -200,9 +201,10 @@ def _names(policy: Policy) -> list[tuple[str, str]]:
 
 
 def _name_for(kind: ActionKind, names: tuple[str, str]) -> str:
-    """Choose the name by which a step finds its rule.
+    """Return the digest by which a step finds its rule.
 
-    Who is told is told as long as the rule is there; what would be touched may be spared by now.
+    A notification is sent as long as its rule exists. An action that changes something is not
+    performed if a rule was inserted before.
     """
     alone, with_others = names
     return alone if kind == "exec" else with_others

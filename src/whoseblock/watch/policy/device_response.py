@@ -1,6 +1,6 @@
-"""Dealing with a failure on the device itself, as ``whoseblock respond --apply`` does.
+"""Repair a failure on the device itself, as ``whoseblock respond --apply`` does.
 
-The plan that this makes is one that ``whoseblock respond --resume`` can go on with.
+``whoseblock respond --resume`` can resume its plans.
 """
 
 from collections import defaultdict
@@ -31,16 +31,16 @@ _ACTS: Final[dict[Respond | None, Act]] = {"zero": Act.ZERO, "restore": Act.REST
 
 
 class DeviceResponder:
-    """Zeroes free space, restores files; everything is journaled by ``run``."""
+    """Zeroes free space and restores files; ``run`` journals every step."""
 
     def __init__(self, journal: Journal, run: Run) -> None:
         self._journal = journal
         self._run = run
 
     def respond(self, failure: Entry, policy: Policy, number: int, /) -> str:
-        """Look for the owners again, plan the one act that is allowed, do it, and verify it.
+        """Query the owners again, plan the one allowed action, perform it, and verify it.
 
-        Raises `WhoseblockError` if it was not to be done, or did not help.
+        Raises `WhoseblockError` if the action is not allowed or did not help.
         """
         rule = policy.rules[number]
         wanted = _ACTS[rule.respond]
@@ -58,7 +58,7 @@ class DeviceResponder:
             allowed = [part for part in parts if part.act is wanted]
             if not allowed:
                 raise LeftUndoneError("; ".join(dict.fromkeys(part.says for part in parts)))
-            # What else there is stays open: whoever resumes the plan is told of it.
+            # The rest stays open as advice, which a resumed plan shows.
             others = [part for part in parts if part.act not in (wanted, Act.NOTHING)]
             steps = [_step(part, copies, failure) for part in allowed]
             steps += [_step(part._replace(act=Act.ADVISE), None, failure) for part in others]
@@ -87,24 +87,24 @@ def _step(part: Part, copies: Copies | None, failure: Entry) -> PlannedStep:
 
 
 class _Scope:
-    """What one rule of a policy is for, by the owners that a failure has now."""
+    """The owners that one rule of a policy matches at present."""
 
     def __init__(self, policy: Policy, number: int, device: str, now: Answer, host: Host) -> None:
         self._policy = policy
         self._number = number
         self._points = mount_points(host)
-        #: By the layer that an owner is on, those that lead to it.
+        #: By the layer of an owner, the layers that lead to it.
         self._ways: dict[str, set[str]] = defaultdict(lambda: {device})
         for row in now:
             if isinstance(row.via, tuple):
                 self._ways[row.via[-1].layer] |= {via.layer for via in row.via}
 
     def restrict(self, part: Part) -> Part:
-        """Keep the act of a part only if the rule is for all that have it."""
+        """Keep the action of a part only if the rule matches all of its owners."""
         devices = self._ways[part.site.layer.name]
         rules = {match_rule(self._policy, row, devices, self._points) for row in part.owners}
         if part.act not in CHANGES or rules == {self._number}:
             return part
         name = self._policy.rules[self._number].name
-        says = f"the rule {name!r} is not for all that have {part.run}: nothing is done"
+        says = f"rule {name!r} does not match every owner of {part.run}: skipped"
         return part._replace(act=Act.ADVISE, says=says)

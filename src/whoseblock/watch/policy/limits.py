@@ -1,7 +1,7 @@
-"""How much was done in the last hour, by a clock that nobody sets.
+"""Count the actions of the last hour, by a clock that cannot be set.
 
-What was done is in the journal, and is counted from there: a count of our own could be lost, and
-then everything would be allowed once more.
+They are counted from the journal: a separate counter could be lost, and then everything would be
+allowed again.
 """
 
 import time
@@ -19,7 +19,7 @@ _HOUR: Final = 3600.0
 
 
 class Moment(NamedTuple):
-    """A moment: in which boot, how many seconds after it (asleep or not), and the time of day."""
+    """A moment: the boot, the seconds since then (also asleep), and the time of day."""
 
     boot: str
     uptime: float
@@ -27,26 +27,26 @@ class Moment(NamedTuple):
 
     @classmethod
     def now(cls) -> Self:
-        """Give this moment."""
+        """Return the present moment."""
         return cls(boot_id(), time.clock_gettime(time.CLOCK_BOOTTIME), time.time())
 
     @property
     def kept(self) -> dict[str, Any]:
-        """What the journal is to keep of it, beside the time of day that it writes itself."""
+        """What the journal keeps of it, besides the time of day that it records itself."""
         return {"boot": self.boot, "uptime": self.uptime}
 
     @classmethod
     def of(cls, kept: Mapping[str, Any], at: datetime) -> Self | None:
-        """Make a moment of what was kept; None if nothing was."""
+        """Return the moment that was kept; None if there is none."""
         try:
             return cls(str(kept["boot"]), float(kept["uptime"]), at.timestamp())
         except (KeyError, TypeError, ValueError):
             return None
 
     def since(self, then: "Moment") -> float:
-        """Give the seconds from a moment before this one.
+        """Return the seconds from an earlier moment to this one.
 
-        Of another boot the time of day has to be believed, but not that it was after this boot.
+        For an earlier boot there is only the time of day, but it was before this boot.
         """
         if self.boot == then.boot:
             return self.uptime - then.uptime
@@ -54,14 +54,14 @@ class Moment(NamedTuple):
 
 
 class Limits:
-    """What this machine did in the last hour, by kind; raises `JournalError`."""
+    """The actions of the last hour on this machine, by kind; raises `JournalError`."""
 
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
         self._done: dict[ActionKind, list[Moment]] = {}
 
     def take(self, kind: ActionKind, most: int, now: Moment) -> bool:
-        """Count one more; False if there were as many as there may be."""
+        """Count one more action; return False if the limit was reached."""
         known = self._done.get(kind)
         before = self._started(kind, now) if known is None else known
         recent = [moment for moment in before if now.since(moment) < _HOUR]
@@ -70,10 +70,10 @@ class Limits:
         return allowed
 
     def _started(self, kind: ActionKind, now: Moment) -> Iterator[Moment]:
-        """Give when the daemon began such an act, as long ago as an hour, the latest first."""
+        """Yield when the daemon started such an action in the last hour, latest first."""
         for event in self._journal.starts(kind):
             moment = Moment.of(event.detail, event.at)
-            # Without a moment it was somebody else, who has no limits.
+            # Without a moment it was another program, to which no limits apply.
             if moment is not None:
                 if now.since(moment) >= _HOUR:
                     return

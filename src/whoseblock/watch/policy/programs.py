@@ -1,4 +1,4 @@
-"""Running a program of the policy's, which gets a finding."""
+"""Run a program of the policy, with the finding on its standard input."""
 
 import os
 import select
@@ -15,19 +15,19 @@ from whoseblock.journal import Entry
 
 __all__ = ["run_program"]
 
-#: So much of what a program says is kept: the end, where the error is.
+#: The last bytes of a program's output that are kept: errors come last.
 _SAID: Final = 2000
-#: As much as a pipe holds.
+#: The capacity of a pipe.
 _PIECE: Final = 1 << 16
-#: It is nobody's business to tell systemd that we are well but ours.
+#: Only the daemon itself may feed the watchdog of systemd.
 _OURS: Final = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 
 
 def run_program(how: Mapping[str, Any], failure: Entry, answer: Mapping[str, Any]) -> str:
-    """Run a program, with what is known on its standard input; give the end of what it says.
+    """Run a program with the finding on standard input; return the end of its output.
 
-    Raises `LeftUndoneError` if it fails, or takes too long: it is then ended, together with what
-    it started; and OSError if it cannot be started.
+    Raises `LeftUndoneError` if it fails or takes too long, in which case it is killed with its
+    process group; and OSError if it cannot be started.
     """
     about = {
         "failure": failure.id,
@@ -44,7 +44,7 @@ def run_program(how: Mapping[str, Any], failure: Entry, answer: Mapping[str, Any
         "WHOSEBLOCK_LENGTH": str(failure.length),
     }
     name, seconds = how["command"][0], how["timeout"]
-    # A file, not a pipe: nobody waits for a program that does not read.
+    # A file, not a pipe: a program that does not read must not block the daemon.
     with open(os.memfd_create("finding"), "w+b") as given:  # noqa: PTH123 - it has no path
         given.write(encode_json(about))
         given.seek(0)
@@ -54,7 +54,7 @@ def run_program(how: Mapping[str, Any], failure: Entry, answer: Mapping[str, Any
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             env=environment,
-            start_new_session=True,  # its processes are a group, to be ended together
+            start_new_session=True,  # a process group of its own, to be killed as a whole
         )
     assert program.stdout is not None  # noqa: S101 - for the type checker: it was asked for
     try:
@@ -70,15 +70,17 @@ def run_program(how: Mapping[str, Any], failure: Entry, answer: Mapping[str, Any
     if status == 0:
         return words
     how_it_ended = (
-        f"timed out after {seconds} seconds, and was ended" if status is None else f"gave {status}"
+        f"timed out after {seconds} seconds and was killed"
+        if status is None
+        else f"exited with status {status}"
     )
     raise LeftUndoneError(f"{name} {how_it_ended}{f': {words}' if words else ''}")
 
 
 def _listen(program: "subprocess.Popen[bytes]", output: int, deadline: float) -> bytes:
-    """Take in what a program says until it ends, or has to; give the end of it.
+    """Read a program's output until the program ends or times out; return the end of it.
 
-    It ends when its process does.  What it left running may hold its output open for ever.
+    The end of the process counts. What it left in the background may hold its output open for ever.
     """
     os.set_blocking(output, False)
     said = b""
@@ -94,7 +96,7 @@ def _listen(program: "subprocess.Popen[bytes]", output: int, deadline: float) ->
                     waiting.remove(output)
     finally:
         os.close(ended)
-    # What it said last is in the pipe; a pipe's fill, for others may go on to write.
+    # The last output is still in the pipe. Read at most its capacity: others may go on writing.
     return (said + _piece(output))[-_SAID:]
 
 

@@ -1,4 +1,4 @@
-"""Which rule of the policy is for which owner."""
+"""Find the rule of the policy that matches an owner."""
 
 from collections import defaultdict
 from collections.abc import Mapping
@@ -14,9 +14,9 @@ __all__ = ["match_rule", "match_rules", "mount_points"]
 def match_rules(
     policy: Policy, answer: Answer, device: str, points: Mapping[str, set[str]]
 ) -> list[tuple[Rule, list[Owner]]]:
-    """Say which rules there are for an answer, each with the owners that it is for.
+    """Return the rules that apply to an answer, each with the owners that it matches.
 
-    ``points`` are the places where the filesystem on a layer is mounted.
+    ``points`` holds the mount points of the filesystem on each layer.
     """
     chosen: dict[int, tuple[Rule, list[Owner]]] = {}
     for row in answer:
@@ -30,7 +30,7 @@ def match_rules(
 def match_rule(
     policy: Policy, row: Owner, devices: set[str], points: Mapping[str, set[str]]
 ) -> int | None:
-    """Give the number of the rule that counts for an owner, None if none does.
+    """Return the number of the first rule that matches an owner, None if none does.
 
     ``devices`` are the layers from the failure to its filesystem.
     """
@@ -46,7 +46,7 @@ def match_rule(
 
 
 def mount_points(host: Host) -> dict[str, set[str]]:
-    """Give the places where what is on a device is mounted, by the kernel's name of the device."""
+    """Return the mount points of what is on each device, by the kernel's name of the device."""
     points: dict[str, set[str]] = defaultdict(set)
     for mount in read_mounts(host.text(host.root / "proc/self/mountinfo") or ""):
         name = host.device_numbered(mount.device)

@@ -1,4 +1,4 @@
-"""What may be done about a failure: the policy, a TOML file, and how it is read.
+"""Read the policy, a TOML file that says what is done about a failure.
 
 ::
 
@@ -13,7 +13,7 @@
     signal = "SIGUSR1"
     exec = ["/usr/local/sbin/page-me"]
 
-Of every owner of the failed bytes the first rule counts that fits it.  Without any, a failure is
+Each owner of the failed bytes gets the first rule that matches it.  Without a rule, a failure is
 journaled and logged, as every failure is.
 """
 
@@ -35,8 +35,8 @@ ActionKind = Literal["exec", "signal", "respond"]
 Respond = Literal["zero", "restore"]
 Users = Literal["mapped", "open", "all"]
 
-#: What an owner may be: the kinds of an answer, where files whose block was never written count
-#: apart, for nothing of them is lost.
+#: The kinds of owners of an answer. Files whose block was never written are a kind of their own,
+#: since they lose nothing.
 OWNERS: Final = ("file", "unwritten", "metadata", "free", "staging", "outside", "unknown")
 _LIMITS: Final[Mapping[ActionKind, int]] = MappingProxyType(
     {"exec": 60, "signal": 20, "respond": 10}
@@ -52,10 +52,10 @@ _AT: Final = re.compile(r"\(at line ([0-9]+), column [0-9]+\)$")
 
 
 class Rule(NamedTuple):
-    """One rule: what it fits, and what is then done.
+    """One rule: what it matches, and what is done then.
 
-    ``line`` is where it begins.  Patterns are those of fnmatch, where * stands for / too.  What is
-    not said fits everything, or is not done.
+    ``line`` is where it begins. Patterns are those of fnmatch, where * also matches /. Keys that
+    are not set match everything or do nothing.
     """
 
     name: str
@@ -72,10 +72,10 @@ class Rule(NamedTuple):
     restore_from: str = ""
 
     def fits(self, kind: str, devices: set[str], points: set[str], paths: set[str]) -> bool:
-        """Tell whether it is meant for an owner.
+        """Return whether the rule matches an owner.
 
-        ``devices`` are the layers from the failure to its filesystem, ``points`` where that is
-        mounted, and ``paths`` those of the file.
+        ``devices`` are the layers from the failure to its filesystem, ``points`` its mount points,
+        and ``paths`` those of the file.
         """
         return (
             kind in self.owner
@@ -86,7 +86,7 @@ class Rule(NamedTuple):
 
     @property
     def does(self) -> tuple[ActionKind, ...]:
-        """What is done, in the order in which it is."""
+        """The actions of the rule, in the order in which they are performed."""
         wanted: dict[ActionKind, object] = {
             "exec": self.exec,
             "signal": self.signal,
@@ -96,44 +96,44 @@ class Rule(NamedTuple):
 
 
 class Policy(NamedTuple):
-    """All rules in their order, and how much may be done in an hour."""
+    """The rules in their order, and the hourly limits."""
 
     rules: tuple[Rule, ...] = ()
     limits: Mapping[ActionKind, int] = _LIMITS
 
 
-#: Journal and log, and nothing else.
+#: Journal and log only.
 DEFAULT: Final = Policy()
 
 
 def read_policy(path: Path) -> Policy:
-    """Read a policy; raises `PolicyError`, with the line of the fault."""
+    """Read a policy file; raises `PolicyError` with the line of the error."""
     try:
         text = path.read_text("utf-8")
         document = tomllib.loads(text)
         return _PolicyParser(str(path), lines_of(text)).policy(document)
     except OSError as error:
-        raise PolicyError(str(path), None, f"it cannot be read: {error.strerror}") from error
+        raise PolicyError(str(path), None, f"cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise PolicyError(str(path), None, "it is not UTF-8") from error
+        raise PolicyError(str(path), None, "not UTF-8") from error
     except tomllib.TOMLDecodeError as error:
         at = _AT.search(str(error))
         what = _AT.sub("", str(error)).strip()
-        raise PolicyError(str(path), int(at[1]) if at else None, f"no TOML: {what}") from error
+        raise PolicyError(str(path), int(at[1]) if at else None, f"invalid TOML: {what}") from error
     except (ValueError, RecursionError) as error:
-        # A number of thousands of digits, and brackets in thousands of brackets.
-        raise PolicyError(str(path), None, f"it cannot be read: {error}") from error
+        # A number of thousands of digits, or brackets nested thousands deep.
+        raise PolicyError(str(path), None, f"cannot be read: {error}") from error
 
 
 class _PolicyParser:
-    """Makes a policy of what tomllib has read, and knows where that stands in the file."""
+    """Builds a policy from the parsed document, and knows the lines of its keys."""
 
     def __init__(self, name: str, lines: Mapping[Key, int]) -> None:
         self._name = name
         self._lines = lines
 
     def _fault(self, where: Key, what: str, hint: str = "") -> PolicyError:
-        """Make the error; a key that was not found is said to be where its table is."""
+        """Return the error for a key; a missing key is reported at the line of its table."""
         at = where
         while at and at not in self._lines:
             at = at[:-1]
@@ -149,7 +149,7 @@ class _PolicyParser:
                 most[kind] = self._number(("limits", kind), limits[kind], 0, _MOST)
         rules = document.get("rule", [])
         if not isinstance(rules, list):
-            raise self._fault(("rule",), "rules are written [[rule]]")
+            raise self._fault(("rule",), "rules are written as [[rule]]")
         made = tuple(
             self._rule(("rule", number), self._table(("rule", number), rule))
             for number, rule in enumerate(rules)
@@ -167,7 +167,7 @@ class _PolicyParser:
         return made
 
     def _value(self, at: Key, name: str, value: object) -> object:
-        """Give one value of a rule, checked by itself."""
+        """Return one value of a rule, validated by itself."""
         where = (*at, name)
         if name in ("owner", "exec"):
             return self._list(where, value)
@@ -178,16 +178,16 @@ class _PolicyParser:
             return self._one_of(where, text, _CHOICES[name])
         if name in ("filesystem", "restore-from"):
             if not text.startswith("/"):
-                raise self._fault(where, f"it must be an absolute path, not {text!r}")
+                raise self._fault(where, f"must be an absolute path, not {text!r}")
             return text.rstrip("/") or "/"
         return text
 
     def _list(self, at: Key, value: object) -> tuple[str, ...]:
-        """Give the kinds of owners, of which one may stand alone, or the words of a command."""
+        """Return the kinds of owners, which may be a single one, or the words of a command."""
         if at[-1] == "exec":
             command = self._words(at, value)
             if not command[0].startswith("/"):
-                raise self._fault(at, f"it must begin with a program's path, not {command[0]!r}")
+                raise self._fault(at, f"must begin with a program's path, not {command[0]!r}")
             return command
         return tuple(
             self._one_of(at, word, OWNERS)
@@ -195,14 +195,14 @@ class _PolicyParser:
         )
 
     def _check(self, at: Key, rule: Rule, given: Mapping[str, object]) -> None:
-        """Check that the values of a rule go together."""
+        """Check that the values of a rule are consistent."""
         if rule.respond == "restore" and not rule.restore_from:
-            raise self._fault((*at, "respond"), "restoring needs restore-from, a folder")
+            raise self._fault((*at, "respond"), 'respond = "restore" needs restore-from, a folder')
         if rule.respond == "zero" and rule.owner != ("free",):
-            why = 'only free space may be zeroed: say owner = ["free"]'
+            why = 'only free space may be zeroed: set owner = ["free"]'
             raise self._fault((*at, "respond"), why)
         if rule.respond == "restore" and not set(rule.owner) <= {"file"}:
-            why = 'only files can be restored: say owner = ["file"]'
+            why = 'only files can be restored: set owner = ["file"]'
             raise self._fault((*at, "respond"), why)
         for needs, needed in (
             ("exec-timeout", "exec"),
@@ -210,38 +210,38 @@ class _PolicyParser:
             ("restore-from", "respond"),
         ):
             if needs in given and needed not in given:
-                raise self._fault((*at, needs), f"{needs} is for {needed}, which is not there")
+                raise self._fault((*at, needs), f"{needs} has no effect without {needed}")
 
     # ------------------------------------------------------------------ values
 
     def _only(self, at: Key, table: Mapping[str, object], known: tuple[str, ...]) -> None:
         for name in table:
             if name not in known:
-                hint = f"there are {', '.join(known)}"
-                raise self._fault((*at, name), f"nothing is called {name!r} here", hint)
+                hint = f"valid keys: {', '.join(known)}"
+                raise self._fault((*at, name), f"unknown key {name!r}", hint)
 
     def _table(self, at: Key, value: object) -> dict[str, Any]:
         if not isinstance(value, dict):
-            raise self._fault(at, "it must be a table")
+            raise self._fault(at, "must be a table")
         return value
 
     def _text(self, at: Key, value: object) -> str:
         if not isinstance(value, str) or not value or "\0" in value:
-            raise self._fault(at, f"it must be a text, not {value!r}")
+            raise self._fault(at, f"must be a non-empty string, not {value!r}")
         return value
 
     def _words(self, at: Key, value: object) -> tuple[str, ...]:
         if not isinstance(value, list) or not value:
-            raise self._fault(at, "it must be a list of texts")
+            raise self._fault(at, "must be a list of strings")
         return tuple(self._text(at, word) for word in value)
 
     def _number(self, at: Key, value: object, least: int, most: int) -> int:
-        # True is an int, too.
+        # True is an int too.
         if type(value) is not int or not least <= value <= most:
-            raise self._fault(at, f"it must be a number from {least} to {most}, not {value!r}")
+            raise self._fault(at, f"must be a number from {least} to {most}, not {value!r}")
         return value
 
     def _one_of(self, at: Key, word: str, known: tuple[str, ...]) -> str:
         if word not in known:
-            raise self._fault(at, f"it must be one of {', '.join(known)}, not {word!r}")
+            raise self._fault(at, f"must be one of {', '.join(known)}, not {word!r}")
         return word

@@ -1,4 +1,4 @@
-"""Sending the signal of a rule to the processes that use what failed."""
+"""Send the signal of a rule to the processes that use the failed bytes."""
 
 import os
 from collections.abc import Iterable, Mapping
@@ -15,7 +15,7 @@ __all__ = ["send_signals", "signal_recipients"]
 
 
 def signal_recipients(rule: Rule, rows: Iterable[Owner]) -> dict[str, Any]:
-    """Put down who is to get the signal of a rule, and what they use, for `send`."""
+    """Return the processes that get the signal of a rule, and what they use, as parameters."""
     targets: dict[tuple[int, int], str] = {}
     files: dict[tuple[str, int, int | None, int], None] = {}
     for row in rows:
@@ -25,7 +25,7 @@ def signal_recipients(rule: Rule, rows: Iterable[Owner]) -> dict[str, Any]:
         mine = [process for process in users if _uses(process, rule.signal_to)]
         targets |= {(process.pid, process.start_time): process.command for process in mine}
         if mine:
-            # Of a block of the file that is not its data, nobody can have a mapping.
+            # A block of the file that is not data cannot be mapped.
             offset = row.file_offset if row.what == "data" else None
             files[row.via[-1].layer, row.inode, offset, row.length] = None
     return {
@@ -42,10 +42,10 @@ def _uses(process: Process, how: Users) -> bool:
 
 
 def send_signals(how: Mapping[str, Any], lock: Path) -> str:
-    """Send it to those who are still who they were, and still use it; say who got it.
+    """Send the signal to recipients that still use the files; return who got it.
 
-    Time has passed since they were found: a program of the policy may have run for an hour.  Who
-    has the daemon's ``lock`` open is of the daemon, and never gets it.
+    Time has passed since they were found: a program of the policy may have run for an hour. A
+    process that has the daemon's ``lock`` open belongs to the daemon and never gets the signal.
     """
     number = signal_number(how["signal"])
     users = {
@@ -57,17 +57,17 @@ def send_signals(how: Mapping[str, Any], lock: Path) -> str:
     outcomes: dict[str, list[str]] = {SENT: []}
     for pid, start, command in how["processes"]:
         if (pid, start) not in users:
-            outcome = "it does not use it any more"
+            outcome = "it no longer uses the file"
         else:
             outcome = _ours(pid, lock) or send_signal(number, pid, start)
         outcomes.setdefault(outcome, []).append(f"{command}[{pid}]")
     sent = outcomes.pop(SENT)
     others = (f"not to {', '.join(names)}: {why}" for why, names in outcomes.items())
-    return "; ".join((f"sent to {', '.join(sent) or 'nobody'}", *others))
+    return "; ".join((f"sent to {', '.join(sent) or 'no process'}", *others))
 
 
 def _wanted(files: Iterable[tuple[str, int, int | None, int]]) -> Iterable[Wanted]:
-    """Say what is looked for: filesystems by the numbers of their devices now."""
+    """Yield what to search for, with the present device numbers of the filesystems."""
     host = Host()
     for layer, inode, offset, length in files:
         device = _device(host, layer)
@@ -76,7 +76,7 @@ def _wanted(files: Iterable[tuple[str, int, int | None, int]]) -> Iterable[Wante
 
 
 def _device(host: Host, layer: str) -> int | None:
-    """Give the number of a device, which the kernel or device-mapper calls so."""
+    """Return the number of a device by its kernel or device-mapper name."""
     folders = [host.root / "sys/class/block" / layer] if "/" not in layer else []
     for one in host.root.glob("sys/class/block/dm-*"):
         if host.text(one / "dm/name") == layer:
@@ -89,17 +89,17 @@ def _device(host: Host, layer: str) -> int | None:
 
 
 def _ours(pid: int, lock: Path) -> str:
-    """Say that a process is of the daemon, or cannot be asked; "" if it is not."""
+    """Return why a process may not get a signal of the daemon, "" if it may."""
     wanted = lock.resolve()
     try:
         with os.scandir(f"/proc/{pid}/fd") as names:
-            # Only the link is read: nobody waits for a filesystem that does not answer.
+            # Only the link is read, so no filesystem can block this.
             ours = any(_leads_to(Path(name)) == wanted for name in names)
     except (FileNotFoundError, ProcessLookupError):
         return ""
     except OSError as error:
-        return f"whether it is the daemon itself is not known: {error.strerror}"
-    return "it is the daemon itself" if ours else ""
+        return f"cannot determine whether it belongs to the daemon: {error.strerror}"
+    return "it belongs to the daemon" if ours else ""
 
 
 def _leads_to(link: Path) -> Path | None:

@@ -1,7 +1,7 @@
-"""On which line each key of a TOML file stands.
+"""Find the line of each key of a TOML file.
 
-tomllib tells lines of syntax errors only.  This goes over a file that tomllib has read already, and
-knows just enough of TOML for that: tables, arrays of tables, keys, and where values end.
+tomllib reports lines of syntax errors only. This scans a file that tomllib has accepted, and knows
+just enough TOML for that: tables, arrays of tables, keys, and where values end.
 """
 
 import re
@@ -10,7 +10,7 @@ from typing import Final
 
 __all__ = ["Key", "lines_of"]
 
-#: Names of tables and keys, and numbers in arrays of tables, from the outside inwards.
+#: Names of tables and keys, and indexes into arrays of tables, outermost first.
 Key = tuple[str | int, ...]
 
 _PART: Final = r"""(?:[A-Za-z0-9_-]+|"[^"\\]*"|'[^']*')"""
@@ -19,7 +19,7 @@ _DOTTED: Final = rf"{_PART}(?:[ \t]*\.[ \t]*{_PART})*"
 _ARRAY: Final = re.compile(rf"[ \t]*\[\[[ \t]*({_DOTTED})[ \t]*\]\]")
 _TABLE: Final = re.compile(rf"[ \t]*\[[ \t]*({_DOTTED})[ \t]*\]")
 _KEY: Final = re.compile(rf"[ \t]*({_DOTTED})[ \t]*=")
-#: What of a value matters for where it ends: strings, which may hold anything, brackets, comments.
+#: The tokens that decide where a value ends: strings, brackets, comments.
 _TOKEN: Final = re.compile(
     r'"""(?:[^\\]|\\.)*?"{3,5}'
     r"|'''.*?'{3,5}"
@@ -31,9 +31,9 @@ _TOKEN: Final = re.compile(
 
 
 def lines_of(text: str) -> dict[Key, int]:
-    """Give the line of every table and key, from 1; ``("rule", 0, "exec")`` is in the first rule.
+    """Return the line, from 1, of each table and key, such as ``("rule", 0, "exec")``.
 
-    What stands in an inline table is not told apart from its key.
+    Keys inside an inline table are not listed.
     """
     found: dict[Key, int] = {(): 1}
     arrays: Counter[Key] = Counter()
@@ -64,7 +64,7 @@ def _names(dotted: str) -> tuple[str, ...]:
 
 
 def _inside(name: tuple[str, ...], arrays: Counter[Key]) -> Key:
-    """Say which element of an array of tables the outer names mean: the last so far."""
+    """Return the key of a table, with the index of the last element for arrays of tables."""
     key: Key = ()
     for number, part in enumerate(name):
         key = (*key, part)
@@ -74,7 +74,7 @@ def _inside(name: tuple[str, ...], arrays: Counter[Key]) -> Key:
 
 
 def _end_of_value(text: str, at: int) -> int:
-    """Give where the line after a value begins."""
+    """Return where the line after a value begins."""
     depth = 0
     for token in _TOKEN.finditer(text, at):
         word = token[0]

@@ -1,8 +1,8 @@
-"""The kernel's lists of bad blocks in sysfs as a source.
+"""Watch the kernel's bad-block lists in sysfs.
 
-Persistent memory tells when its list changes (``sysfs_notify_dirent`` in drivers/nvdimm: after a
-machine check, a scrub, a clearing).  Nobody is told of what is written to the file by hand, nor of
-the lists of other disks: all lists are read again at every sweep.
+Persistent memory notifies of changes (``sysfs_notify_dirent`` in drivers/nvdimm: after a machine
+check, a scrub, a clear). Writes to the file by hand and other disks' lists send no notification, so
+every sweep reads all lists.
 """
 
 import select
@@ -18,19 +18,19 @@ from whoseblock.watch.store.reports import BadBlockList, FilesystemError, Report
 
 __all__ = ["BadBlockListSource"]
 
-#: Where lists are, below the root: the device's name is that of the folder.
+#: Where the lists are below the root; the folder has the device's name.
 _PLACES: Final = ("sys/block/*/badblocks", "sys/bus/nd/devices/region*/badblocks")
-#: Which of them tell of changes.
+#: The devices whose lists notify of changes.
 _TELL: Final = ("pmem", "region")
-#: sysfs shows no more than a page.
+#: More than the page that sysfs shows at most.
 _MOST: Final = 1 << 16
 
 
 class BadBlockListSource:
-    """Watches every list of bad blocks of a machine.
+    """Watches every bad-block list of a machine.
 
-    ``known`` is what the lists of devices held that have been dealt with already; what is as it was
-    is not reported.
+    ``known`` is the content of the lists that were processed before; an unchanged list is not
+    reported.
     """
 
     name = "sysfs"
@@ -39,39 +39,40 @@ class BadBlockListSource:
         self._host = host
         self._known = dict(known)
         self._poll = select.epoll()
-        #: The lists that tell of changes, by descriptor and by device.
+        #: The lists with change notification, by descriptor and by device.
         self._files: dict[int, tuple[str, BinaryIO]] = {}
         self._open: dict[str, int] = {}
         self._lists = 0
-        #: Devices that had gone: whoever has the name now may be another one, with the same list.
+        #: Devices that vanished: a device of that name may now be another one with the same list.
         self._gone: set[str] = set()
-        #: What was last said to be wrong with a list.
+        #: The last error reported about each list.
         self._wrong: dict[str, str] = {}
 
     @property
     def health(self) -> str:
-        """Say how the source is."""
-        return f"{self._lists} lists, of which {len(self._files)} tell of changes"
+        """The state of the source in a few words."""
+        lists = "1 list" if self._lists == 1 else f"{self._lists} lists"
+        return f"{lists}, {len(self._files)} with change notification"
 
     def fileno(self) -> int:
-        """Give a descriptor that is readable when a list has told of a change."""
+        """Return a descriptor that is readable when a list has changed."""
         return self._poll.fileno()
 
     def read(self) -> Iterator[Report]:
-        """Give the lists that have told of a change, if they have changed."""
+        """Yield the lists that notified of a change, if they changed."""
         for descriptor, _ in self._poll.poll(0):
             device, file = self._files[descriptor]
             try:
                 file.seek(0)
                 text = file.read(_MOST)
             except OSError:
-                # The device has gone.
+                # The device is gone.
                 self._forget(descriptor)
                 continue
             yield from self._listed(device, text.decode("ascii", "replace"))
 
     def sweep(self) -> Iterator[Report]:
-        """Give every list that has changed, and watch those that are new."""
+        """Yield every list that has changed, and poll new ones."""
         seen = set()
         for place in _PLACES:
             for path in sorted(self._host.root.glob(place)):
@@ -92,7 +93,7 @@ class BadBlockListSource:
             file = open(path, "rb", 0)  # noqa: PTH123, SIM115 - kept open as long as it is watched
         except OSError:
             return
-        # Only what was read once tells of what comes after.
+        # A list must be read once before it notifies of changes.
         file.read(_MOST)
         self._poll.register(file, select.EPOLLPRI)
         self._files[file.fileno()] = (device, file)
@@ -106,7 +107,7 @@ class BadBlockListSource:
         file.close()
 
     def _listed(self, device: str, text: str) -> Iterator[Report]:
-        """Give a list if it is not as it was."""
+        """Yield a list if it has changed."""
         origin = f"{device}/badblocks"
         known = self._known.get(device, ())
         lines, cut = whole_lines(text, self._host.page_size)
@@ -117,7 +118,7 @@ class BadBlockListSource:
             yield from self._ill(device, str(error))
             return
         if cut:
-            # Nobody says that what was known behind the last range shown is good again.
+            # Known ranges behind the last range shown are not known to be good again.
             end = ranges[-1].end if ranges else 0
             ranges = merge([*ranges, *subtract(known, ByteRange(0, end))])
         yield from self._ill(device, CUT_OFF if cut else "")
@@ -133,7 +134,7 @@ class BadBlockListSource:
             )
 
     def _ill(self, device: str, what: str) -> Iterator[FilesystemError]:
-        """Say what is wrong with a list, once; "" if nothing is."""
+        """Yield a report of what is wrong with a list, once; "" if nothing is."""
         if what != self._wrong.get(device, ""):
             self._wrong[device] = what
             if what:

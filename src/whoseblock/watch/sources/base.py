@@ -1,4 +1,4 @@
-"""What every source of events can do."""
+"""Define the protocol of all sources of events."""
 
 import errno
 import os
@@ -10,40 +10,40 @@ from whoseblock.watch.store.reports import Report
 
 __all__ = ["MEDIUM_ERRORS", "Source", "device_name"]
 
-#: The errors of requests that blame the medium: see `whoseblock.sources.dmesg` for their words.
+#: The errnos of requests that blame the medium; `whoseblock.sources.dmesg` has their texts.
 MEDIUM_ERRORS: Final = frozenset({errno.EIO, errno.ENODATA, errno.EILSEQ})
 
 
 class Source(Protocol):
-    """Somebody who notices failures.
+    """A kernel interface that reports failures.
 
-    ``fileno`` becomes readable when there is something; ``read`` then gives what there is, without
-    waiting, a bounded part of it at a time.  ``sweep`` reads anew whatever can be read anew.
-    ``health`` says in a few words how the source is.
+    ``fileno`` becomes readable when there are events. ``read`` then yields a bounded number of
+    reports without waiting. ``sweep`` reads again what can be read again. ``health`` is the state
+    of the source in a few words.
     """
 
     name: str
 
     @property
     def health(self) -> str:
-        """Say how the source is."""
+        """The state of the source in a few words."""
 
     def fileno(self) -> int:
-        """Give the descriptor that becomes readable, -1 if there is nothing to wait for."""
+        """Return the descriptor that becomes readable, -1 if there is none."""
 
     def read(self) -> Iterator[Report]:
-        """Give what has come."""
+        """Yield the reports that have arrived."""
 
     def sweep(self) -> Iterator[Report]:
-        """Give everything that can be read again."""
+        """Yield everything that can be read again."""
 
     def close(self) -> None:
-        """Let go of the kernel."""
+        """Release the kernel's resources."""
 
 
 def device_name(host: Host, number: int) -> str:
-    """Give the kernel's name of a block device, or its number if it has gone meanwhile.
+    """Return the kernel's name of a block device, or its number if it is gone.
 
-    Of a number no failure is taken for one of a disk that has the name by now.
+    With the number, the failure is not attributed to a later disk that has got the name.
     """
     return host.device_numbered(number) or f"{os.major(number)}:{os.minor(number)}"

@@ -1,6 +1,7 @@
-"""Errors of filesystems as fanotify tells of them: a source that knows files, and no blocks.
+"""Watch for filesystem errors through fanotify, which names files but no blocks.
 
-A mark holds no filesystem busy, and ends with it.  Filesystems that never report can be marked too.
+A mark does not keep a filesystem busy and ends with it. Filesystems that never report errors can be
+marked too.
 """
 
 import ctypes
@@ -26,7 +27,7 @@ _FAN_CLOEXEC, _FAN_NONBLOCK, _FAN_REPORT_FID = 0x1, 0x2, 0x200
 _FAN_MARK_ADD, _FAN_MARK_FILESYSTEM = 0x1, 0x100
 _AT_FDCWD: Final = -100
 _PIECE: Final = 1 << 16
-#: A filesystem that cannot be marked gives one of these, now and later.
+#: The errnos of a filesystem that can never be marked.
 _FINAL: Final = (errno.ENODEV, errno.EXDEV, errno.EOPNOTSUPP, errno.EINVAL)
 #: A mark of a whole filesystem in /proc/PID/fdinfo.
 _MARK: Final = re.compile(r"^fanotify sdev:([0-9a-f]+) ", re.MULTILINE)
@@ -45,10 +46,9 @@ def _checked(result: int) -> int:
 
 
 class FilesystemErrorSource:
-    """Watches every mounted filesystem for errors that it finds itself.
+    """Watches every mounted filesystem for errors that it detects itself.
 
-    Raises OSError where the kernel has no such events (before Linux 5.16), or for want of
-    CAP_SYS_ADMIN.
+    Raises OSError before Linux 5.16, which has no such events, or without CAP_SYS_ADMIN.
     """
 
     name = "fanotify"
@@ -58,31 +58,32 @@ class FilesystemErrorSource:
         self._fd = _checked(_libc().fanotify_init(flags, os.O_RDONLY))
         self._probe = MountProbe()
         self._wanted: dict[int, MountedFilesystem] = {}
-        #: The statfs fsid of each that is marked, by the number of its device.
+        #: The statfs fsid of each marked filesystem, by device number.
         self._marked: dict[int, bytes] = {}
         self._refused: dict[int, OSError] = {}
 
     @property
     def health(self) -> str:
-        """Say how the source is."""
+        """The state of the source in a few words."""
         told = f"{len(self._marked)} filesystems marked"
         refused = {f"{self._wanted[at].point}: {e.strerror}" for at, e in self._refused.items()}
         return "; ".join([told, *sorted(refused)])
 
     def fileno(self) -> int:
-        """Give the descriptor of the group."""
+        """Return the descriptor of the fanotify group."""
         return self._fd
 
     def mounts_changed(self, mounts: Iterable[MountedFilesystem]) -> None:
-        """Mark what is mounted now."""
-        # FUSE finds no errors of its own, and asks a server about everything.
+        """Mark the mounted filesystems."""
+        # FUSE detects no errors itself, and sends every request to a server.
         self._wanted = {one.device: one for one in mounts if not one.kind.startswith("fuse")}
         self._refused = {at: why for at, why in self._refused.items() if at in self._wanted}
         self._mark_missing()
 
     def _mark_missing(self) -> None:
-        """Mark what is not marked yet, unless the kernel cannot."""
-        # What was unmounted and mounted again has lost its mark, and looks the same in the table.
+        """Mark the filesystems that have no mark, except where the kernel cannot."""
+        # A filesystem that was unmounted and mounted again has lost its mark, but looks the same in
+        # the mount table.
         marked = self._marked_in_kernel()
         self._marked = {device: fsid for device, fsid in self._marked.items() if device in marked}
         missing = [
@@ -99,14 +100,14 @@ class FilesystemErrorSource:
                 self._marked[mounted.device] = told[0]
 
     def _marked_in_kernel(self) -> set[int]:
-        """Give the devices whose filesystems have a mark of ours."""
+        """Return the device numbers of the filesystems that this group has marked."""
         text = Path(f"/proc/self/fdinfo/{self._fd}").read_text("ascii")
         numbers = (int(number, 16) for number in _MARK.findall(text))
-        # The kernel's own form of a device's number (MKDEV).
+        # The kernel's internal form of a device number (MKDEV).
         return {os.makedev(number >> 20, number & 0xFFFFF) for number in numbers}
 
     def _mark(self, mounted: MountedFilesystem) -> ProbeResult:
-        """Mark one, and give its fsid."""
+        """Mark one filesystem, and return its fsid."""
         flags = _FAN_MARK_ADD | _FAN_MARK_FILESYSTEM
         mask = ctypes.c_uint64(FAN_FS_ERROR)
         place = mounted.open()
@@ -118,14 +119,14 @@ class FilesystemErrorSource:
             os.close(place)
 
     def read(self) -> Iterator[Report]:
-        """Give the errors that have been told of."""
+        """Yield the errors that were reported."""
         data = b""
         with suppress(BlockingIOError):
             data = os.read(self._fd, _PIECE)
         now = time.time()
         for event in read_fanotify(data):
             if event is None:
-                what = "fanotify's queue was full"
+                what = "the fanotify queue overflowed"
                 yield EventsLost(source=self.name, at=now, count=0, what=what)
                 continue
             points = [
@@ -139,7 +140,7 @@ class FilesystemErrorSource:
                 source=self.name,
                 at=now,
                 place=points[0] if len(points) == 1 else "",
-                what=f"the filesystem reports {code}, about {about}",
+                what=f"the filesystem reports {code} for {about}",
                 detail={
                     "inode": event.inode,
                     "generation": event.generation,
@@ -149,17 +150,17 @@ class FilesystemErrorSource:
             )
 
     def sweep(self) -> Iterator[Report]:
-        """Give nothing, for what was read is not read again; try again what was refused."""
+        """Yield nothing, since events cannot be read again; retry refused marks."""
         self._mark_missing()
         return iter(())
 
     def close(self) -> None:
-        """Let go of all filesystems."""
+        """Close the fanotify group."""
         os.close(self._fd)
 
 
 class _Statfs(ctypes.Structure):
-    # linux/asm-generic/statfs.h on 64-bit machines; what is before the fsid is all that matters.
+    # linux/asm-generic/statfs.h on 64-bit machines; only the fields up to the fsid matter.
     _fields_ = [
         ("head", ctypes.c_long * 7),
         ("fsid", ctypes.c_int * 2),
@@ -168,7 +169,7 @@ class _Statfs(ctypes.Structure):
 
 
 def _fsid(descriptor: int) -> bytes:
-    """Give a filesystem's fsid as statfs(2) has it, which is that of fanotify's events."""
+    """Return a filesystem's fsid as in statfs(2), which is that of fanotify events."""
     found = _Statfs()
     _checked(_libc().fstatfs(descriptor, ctypes.byref(found)))
     return bytes(found.fsid)

@@ -1,6 +1,7 @@
-"""XFS's health monitor as a source: one descriptor for each mounted filesystem that has it.
+"""Watch XFS through its health monitor: one descriptor for each mounted filesystem.
 
-The kernel allows one monitor for a mount: where another program has it, we say so and go on.
+The kernel allows one monitor for a mount. If another program has it, the state of the source says
+so.
 """
 
 import errno
@@ -39,7 +40,7 @@ __all__ = ["HealthSource"]
 
 _MOST_EVENTS: Final = 256
 _NANO: Final = 10**9
-#: Errors of these kinds say which data could not be had or kept; others are told as they are.
+#: Events that are logged, with their texts.
 _WORDS: Final = {
     EventKind.SICK: "metadata is sick",
     EventKind.CORRUPT: "metadata is corrupt",
@@ -48,7 +49,7 @@ _WORDS: Final = {
 
 
 class HealthSource:
-    """Watches every mounted XFS whose kernel has the monitor."""
+    """Watches every mounted XFS filesystem whose kernel has the monitor."""
 
     name = "xfs-health"
 
@@ -58,21 +59,21 @@ class HealthSource:
         self._probe = MountProbe()
         self._wanted: dict[int, MountedFilesystem] = {}
         self._monitors: dict[int, MountedFilesystem] = {}
-        #: What is not watched, and why.
+        #: The filesystems that are not watched, and why.
         self._refused: dict[int, OSError] = {}
 
     @property
     def health(self) -> str:
-        """Say how the source is."""
+        """The state of the source in a few words."""
         refused = {_why(self._wanted[at], error) for at, error in self._refused.items()}
         return "; ".join([f"monitoring {len(self._monitors)} filesystems", *sorted(refused)])
 
     def fileno(self) -> int:
-        """Give a descriptor that is readable when there is an event of any filesystem."""
+        """Return a descriptor that is readable when any filesystem has an event."""
         return self._poll.fileno()
 
     def mounts_changed(self, mounts: Iterable[MountedFilesystem]) -> None:
-        """Watch what is mounted now."""
+        """Watch the mounted filesystems."""
         self._wanted = {one.device: one for one in mounts if one.kind == "xfs"}
         self._refused = {at: why for at, why in self._refused.items() if at in self._wanted}
         for descriptor, mounted in self._monitors.items():
@@ -80,7 +81,7 @@ class HealthSource:
         self._watch_missing()
 
     def _watch_missing(self) -> None:
-        """Watch what is not watched yet, unless that is for good."""
+        """Watch the filesystems that are not watched yet, except where the kernel cannot."""
         watched = {one.device for one in self._monitors.values()}
         missing = [
             one
@@ -98,7 +99,7 @@ class HealthSource:
             self._poll.register(descriptor, select.EPOLLIN)
 
     def read(self) -> Iterator[Report]:
-        """Give the events that have come."""
+        """Yield the events that have arrived."""
         before = len(self._monitors)
         for descriptor, _ in self._poll.poll(0):
             mounted = self._monitors[descriptor]
@@ -115,7 +116,7 @@ class HealthSource:
                 if event.kind == EventKind.UNMOUNT and descriptor in self._monitors:
                     self._forget(descriptor)
         if len(self._monitors) < before:
-            # It may have been mounted again before we heard of the end.
+            # It may have been mounted again before the end was read.
             self._watch_missing()
 
     def _forget(self, descriptor: int) -> None:
@@ -129,7 +130,7 @@ class HealthSource:
         origin = f"health monitor of {mounted.point}"
         what = event.what
         if isinstance(what, LostHealthEvents):
-            told = f"events of {mounted.point} found no room"
+            told = f"the kernel dropped events of {mounted.point}"
             yield EventsLost(source=self.name, at=time.time(), count=what.events, what=told)
         elif isinstance(what, DeviceRange) and event.domain == EventDomain.DATADEV:
             yield FailedRange(
@@ -167,41 +168,41 @@ class HealthSource:
             yield FilesystemError(source=self.name, at=at, place=mounted.point, what=told)
 
     def sweep(self) -> Iterator[Report]:
-        """Give nothing, for what was read is not read again; try again what was refused."""
+        """Yield nothing, since events cannot be read again; retry refused monitors."""
         self._watch_missing()
         return iter(())
 
     def close(self) -> None:
-        """Let go of all filesystems."""
+        """Close all monitors."""
         for descriptor in list(self._monitors):
             self._forget(descriptor)
         self._poll.close()
 
 
 def _is_loss(error: int) -> bool:
-    """Tell whether an errno blames the medium.
+    """Return whether an errno blames the medium.
 
-    That a disk or a quota is full, or that something was not done for now, loses nothing.
+    A full disk, an exceeded quota or a request to retry loses no data.
     """
     return error in MEDIUM_ERRORS
 
 
 def _open_monitor(mounted: MountedFilesystem) -> ProbeResult:
-    """Give the descriptor of a monitor."""
+    """Open a monitor, and return its descriptor."""
     place = mounted.open()
     try:
         root = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=place)
     finally:
         os.close(place)
     try:
-        # Of a buffer that it may change, ioctl gives what the kernel returned: a descriptor.
+        # With a mutable buffer, ioctl returns the kernel's return value: a descriptor.
         return b"", (fcntl.ioctl(root, XFS_IOC_HEALTH_MONITOR, bytearray(monitor_request())),)
     finally:
         os.close(root)
 
 
 def _is_final(error: OSError | None) -> bool:
-    """Tell whether the kernel has no monitor, as long as the filesystem is mounted."""
+    """Return whether the kernel has no monitor for this filesystem."""
     return error is not None and error.errno in (errno.ENOTTY, errno.EOPNOTSUPP, errno.EINVAL)
 
 
@@ -209,7 +210,7 @@ def _why(mounted: MountedFilesystem, error: OSError) -> str:
     if _is_final(error):
         return "this kernel has no health monitor for XFS"
     if error.errno == errno.EEXIST:
-        return f"{mounted.point}: another program is its monitor"
+        return f"{mounted.point}: another program already monitors it"
     return f"{mounted.point}: {error.strerror}"
 
 

@@ -1,4 +1,4 @@
-"""The kernel's log as a source: memory failures, and errors of requests to disks."""
+"""Watch the kernel log for memory failures and failed disk requests."""
 
 import errno
 import os
@@ -16,20 +16,20 @@ from whoseblock.watch.store.reports import EventsLost, FailedRange, Report
 
 __all__ = ["KmsgSource"]
 
-#: No record is longer (CONSOLE_EXT_LOG_MAX and PRINTK_MESSAGE_MAX in the kernel).
+#: The longest record (CONSOLE_EXT_LOG_MAX and PRINTK_MESSAGE_MAX in the kernel).
 _RECORD: Final = 8192
-#: So many records are read before others have their turn.
+#: The number of records read before other sources get their turn.
 _MOST: Final = 1024
 
 
 class KmsgSource:
-    """Reads messages from ``descriptor``, from the first after number ``after`` of this boot.
+    """Reads messages from ``descriptor`` that come after number ``after`` of this boot.
 
-    ``sequence`` is the number of the last message that was read.  ``skew`` is by how many seconds
-    the clock of the log is behind the monotonic one: it is not set by NTP, and minutes off after
-    days.  It is known once a message has come while somebody waited for it.
+    ``sequence`` is the number of the last message read. ``skew`` is how many seconds the log's
+    clock is behind the monotonic one: NTP does not set it, and it is minutes off after days. It is
+    measured when a message arrives while the daemon waits for it.
 
-    A regular file, of a machine that is only looked at through its files, has all at once.
+    A regular file, from the snapshot of a machine, holds all messages at once.
     """
 
     name = "kmsg"
@@ -43,7 +43,7 @@ class KmsgSource:
         self._page_size = page_size
         self._overwritten = False
         self._is_file = stat.S_ISREG(os.fstat(descriptor).st_mode)
-        #: Whether all was read that was there: what comes now is said now.
+        #: Whether the log was read to its end, so that the next message is of this moment.
         self._waited = False
         self._fd = descriptor
 
@@ -51,21 +51,21 @@ class KmsgSource:
     def at(
         cls, device: Path, boot: str, page_size: int, after: int = -1, skew: float = 0.0
     ) -> Self:
-        """Open a log; raises OSError, for on most machines that takes CAP_SYSLOG."""
+        """Open a log; raises OSError, since most machines require CAP_SYSLOG."""
         descriptor = os.open(device, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         return cls(descriptor, boot, page_size, after, skew)
 
     @property
     def health(self) -> str:
-        """Say how the source is."""
+        """The state of the source in a few words."""
         return f"read up to message {self.sequence}"
 
     def fileno(self) -> int:
-        """Give the descriptor of the log, -1 for a file, which nobody can wait for."""
+        """Return the descriptor of the log, -1 for a file, which cannot be polled."""
         return -1 if self._is_file else self._fd
 
     def read(self) -> Iterator[Report]:
-        """Give what the messages tell that have come."""
+        """Yield the reports of the messages that have arrived."""
         clock, now = Clock.now(), time.monotonic()
         for data in self._lines() if self._is_file else self._records():
             record = read_kmsg(data)
@@ -92,8 +92,8 @@ class KmsgSource:
             except OSError as error:
                 if error.errno not in (errno.EPIPE, errno.EINVAL):
                     raise
-                # Messages were overwritten before we read them (or, EINVAL, one is longer than we
-                # think); the next read goes on after the gap.
+                # Messages were overwritten before they were read (or, EINVAL, one is longer than
+                # expected); the next read continues after the gap.
                 self._overwritten = True
                 continue
             if not data:
@@ -101,7 +101,7 @@ class KmsgSource:
             yield data
 
     def _gap(self, record: KmsgRecord, at: float) -> Iterator[Report]:
-        """Say how many messages nobody will read any more."""
+        """Report how many messages were overwritten."""
         known = self.sequence >= 0
         missing = record.sequence - self.sequence - 1 if known else 0
         if missing or (self._overwritten and not known):
@@ -115,19 +115,19 @@ class KmsgSource:
         self._overwritten = False
 
     def _told(self, record: KmsgRecord, at: float) -> Iterator[Report]:
-        """Give what one message tells."""
+        """Yield the reports of one message."""
         if not is_from_kernel(record):
             return
         key = f"{self._boot}:{record.sequence}"
         origin = f"/dev/kmsg, message {record.sequence}"
         if count := suppressed(record.text):
-            what = "the kernel printed only some of the errors of requests"
+            what = "the kernel rate-limited its messages about failed requests"
             yield EventsLost(source=self.name, at=at, key=key, count=count, what=what)
             return
         try:
             failure = read_message(record.text, "kmsg", page_size=self._page_size)
         except MalformedError as error:
-            what = f"a message cannot be read: {error}"
+            what = f"cannot parse a message: {error}"
             detail = {"message": record.text}
             yield EventsLost(source=self.name, at=at, key=key, count=1, what=what, detail=detail)
             return
@@ -144,7 +144,7 @@ class KmsgSource:
             )
 
     def sweep(self) -> Iterator[Report]:
-        """Give what a file has that was not read; what was read of a log is not read again."""
+        """Yield what a file has that was not read; a log cannot be read again."""
         return self.read() if self._is_file else iter(())
 
     def close(self) -> None:

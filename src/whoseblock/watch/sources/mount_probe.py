@@ -1,7 +1,7 @@
-"""Asking what may never answer: what is mounted from a server that hangs, or from a disk that does.
+"""Probe filesystems that may never answer, because a server or a disk hangs.
 
-A child asks, so that whoever waits for the kernel can give it up.  Not even SIGKILL ends it then,
-until it has its answer: what hangs is not asked again before.
+A child probes them, so that the daemon can abandon it. Not even SIGKILL ends a child that is stuck;
+its filesystem is not probed again before the child has ended.
 """
 
 import errno
@@ -16,12 +16,12 @@ from whoseblock.watch.sources.mounts import MountedFilesystem
 
 __all__ = ["MountProbe", "ProbeFunction", "ProbeResult"]
 
-#: What was told: some bytes, and descriptors.
+#: The result of a probe: some bytes, and descriptors.
 ProbeResult = tuple[bytes, tuple[int, ...]]
-#: Asks about one filesystem; raises OSError.
+#: Probes one filesystem; raises OSError.
 ProbeFunction = Callable[[MountedFilesystem], ProbeResult]
 
-#: So long an answer is waited for, in seconds: the loop of the daemon stands still meanwhile.
+#: Seconds to wait for an answer; the daemon's loop stands still meanwhile.
 _TIMEOUT_S: Final = 2.0
 _LONGEST: Final = 4096
 _MOST_DESCRIPTORS: Final = 4
@@ -29,11 +29,11 @@ _ERRNO_BYTES: Final = 4
 
 
 class MountProbe:
-    """Asks about filesystems, and remembers which of them do not answer."""
+    """Probes filesystems, and remembers which of them hang."""
 
     def __init__(self, patience: float = _TIMEOUT_S) -> None:
         self._patience = patience
-        #: Who waits for which of them, by the numbers of their devices.
+        #: The stuck children, by device number.
         self._hanging: dict[int, int] = {}
 
     def probe(
@@ -42,7 +42,7 @@ class MountProbe:
         question: ProbeFunction,
         keep: Collection[int] = (),
     ) -> list[tuple[MountedFilesystem, ProbeResult | OSError]]:
-        """Ask about each; the children have the descriptors ``keep`` and no others."""
+        """Probe each filesystem; the children have only the descriptors ``keep``."""
         self._hanging = {
             device: pid
             for device, pid in self._hanging.items()
@@ -52,7 +52,7 @@ class MountProbe:
         left = list(about)
         while left:
             if left[0].device in self._hanging:
-                told.append((left.pop(0), OSError(errno.ETIMEDOUT, "it does not answer")))
+                told.append((left.pop(0), OSError(errno.ETIMEDOUT, "no answer")))
                 continue
             some = [one for one in left if one.device not in self._hanging]
             answers = self._answers(some, question, keep)
@@ -64,11 +64,11 @@ class MountProbe:
     def _answers(
         self, about: list[MountedFilesystem], question: ProbeFunction, keep: Collection[int]
     ) -> list[ProbeResult | OSError]:
-        """Have one child ask about all; give what it is told until something hangs."""
+        """Probe all in one child; return the results up to the first that hangs."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with ours:
             with theirs:
-                # Whoever hangs holds nobody's standard error.
+                # A stuck child must not hold our standard error open.
                 keeps = (theirs.fileno(), *keep)
                 pid = fork(lambda: _probe_all(about, question, theirs), keeps)
             ours.settimeout(self._patience)
@@ -87,9 +87,10 @@ class MountProbe:
 
 def _read(data: bytes, descriptors: Collection[int]) -> ProbeResult | OSError:
     if not data:
-        return OSError(errno.EIO, "whoever asked about it has ended")
+        return OSError(errno.EIO, "the probing process ended")
     for descriptor in descriptors:
-        # Those that come through a socket are, whatever flags recv_fds is given.
+        # Descriptors that arrive through a socket are inheritable, whatever flags recv_fds is
+        # given.
         os.set_inheritable(descriptor, False)  # noqa: FBT003 - it takes no keywords
     number = int.from_bytes(data[:_ERRNO_BYTES])
     rest = data[_ERRNO_BYTES:]
@@ -99,7 +100,7 @@ def _read(data: bytes, descriptors: Collection[int]) -> ProbeResult | OSError:
 def _probe_all(
     about: Iterable[MountedFilesystem], question: ProbeFunction, to: socket.socket
 ) -> int:
-    """Ask, and tell."""
+    """Probe the filesystems, and send each result."""
     for mounted in about:
         try:
             data, descriptors = question(mounted)

@@ -1,4 +1,4 @@
-"""The mounts of this machine, and when they change: some sources watch each filesystem."""
+"""Read the mount table and notice its changes, for sources that watch each filesystem."""
 
 import errno
 import os
@@ -12,12 +12,12 @@ __all__ = ["MountTable", "MountedFilesystem"]
 
 _PLACE: Final = Path("/proc/self/mountinfo")
 _PIECE: Final = 1 << 20
-#: So many places of one filesystem are tried: containers have hundreds of some.
+#: How many mount points of a filesystem are tried: containers have hundreds of some.
 _MOST_POINTS: Final = 8
 
 
 class MountedFilesystem(NamedTuple):
-    """A filesystem on a block device: its number, its kind, and some places where it is mounted."""
+    """A filesystem on a block device: its number, its kind, and some of its mount points."""
 
     device: int
     kind: str
@@ -25,13 +25,13 @@ class MountedFilesystem(NamedTuple):
 
     @property
     def point(self) -> str:
-        """The first place, for people."""
+        """The first mount point, for messages."""
         return self.points[0]
 
     def open(self) -> int:
-        """Open one of its places, to name it by (O_PATH); raises OSError.
+        """Open one of the mount points with O_PATH; raises OSError.
 
-        Whoever looks there may wait for ever: for a server on the way, or for a disk.
+        The lookup may hang for ever, at a server on the way or at a disk.
         """
         fault = OSError(errno.ESTALE, "covered by another mount")
         for point in self.points:
@@ -47,7 +47,7 @@ class MountedFilesystem(NamedTuple):
 
 
 class MountTable:
-    """The filesystems that are mounted; the kernel tells when the table changes.
+    """The mounted filesystems; the kernel notifies of changes.
 
     Raises OSError.
     """
@@ -58,11 +58,11 @@ class MountTable:
         self._poll.register(self._fd, select.EPOLLPRI)
 
     def fileno(self) -> int:
-        """Give a descriptor that is readable when the table has changed."""
+        """Return a descriptor that is readable when the table has changed."""
         return self._poll.fileno()
 
     def read(self) -> dict[int, MountedFilesystem]:
-        """Give every filesystem once, by the number of its device."""
+        """Return every filesystem once, by its device number."""
         self._poll.poll(0)
         os.lseek(self._fd, 0, os.SEEK_SET)
         pieces = []
@@ -70,7 +70,7 @@ class MountTable:
             pieces.append(piece)
         places: dict[tuple[int, str], list[str]] = {}
         mounts = read_mounts(os.fsdecode(b"".join(pieces)))
-        # A mount of the whole tree is better than one of a part; major 0 is no block device.
+        # Prefer a mount of the whole tree to one of a part; major 0 is not a block device.
         for mount in sorted(mounts, key=lambda one: one.root != "/"):
             if os.major(mount.device):
                 places.setdefault((mount.device, mount.kind), []).append(mount.point)

@@ -1,4 +1,4 @@
-"""All sources of events of a machine: which there are, and why the others are not."""
+"""Open and reopen all sources of a machine, and keep why one is missing."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
@@ -21,29 +21,29 @@ from whoseblock.watch.store.state import HandledLists, LogPosition, StateFolder,
 
 __all__ = ["RETROSPECTIVE", "SourceSet", "instance_name"]
 
-#: The sources that tell what happened while nobody watched.
+#: The sources that report what happened before the daemon started.
 RETROSPECTIVE: Final = ("kmsg", "sysfs")
 _TRACEFS: Final = "sys/kernel/tracing"
 
 
 @runtime_checkable
 class _MountWatcher(Protocol):
-    """A source that watches each filesystem by itself."""
+    """A source that watches each mounted filesystem."""
 
     def mounts_changed(self, mounts: list[MountedFilesystem]) -> None:
-        """Watch what is mounted now."""
+        """Watch the mounted filesystems."""
 
 
 @runtime_checkable
 class _DrainedSource(Protocol):
-    """A source that gives an event once, and remembers what of it is not in the spool."""
+    """A source whose events can be read once, and which tracks what is not spooled yet."""
 
     def kept(self) -> None:
-        """Take note that whatever was given is in the spool."""
+        """Note that everything it reported is in the spool."""
 
 
 class SourceSet:
-    """Opens the sources, and opens again those that went away, or were not there.
+    """Opens the sources, and reopens those that failed or were missing.
 
     ``only`` names those that are wanted.
     """
@@ -56,7 +56,7 @@ class SourceSet:
         self.missing: dict[str, str] = {}
         self._mounts: list[MountedFilesystem] = []
         position = state.load("position.json", LogPosition) or LogPosition()
-        #: How far the log was read and kept, and of that what is written down.
+        #: How far the log was read and spooled, and the last position saved of that.
         self._reached = position if position.boot == self._boot else LogPosition(self._boot)
         self._written = self._reached
         makers: dict[str, Callable[[], Source]] = {
@@ -66,7 +66,7 @@ class SourceSet:
             "xfs-health": lambda: HealthSource(host),
             "fanotify": FilesystemErrorSource,
         }
-        # Of a machine that is only looked at through its files, no filesystem can be watched.
+        # From the files of a snapshot no filesystem can be watched.
         live = ("xfs-health", "fanotify")
         self._makers = {
             name: maker
@@ -95,7 +95,7 @@ class SourceSet:
         return BadBlockListSource(self._host, known.ranges)
 
     def open_missing(self) -> list[Source]:
-        """Try those that are not open; give the ones that are now."""
+        """Open the sources that are not open; return those that could be opened."""
         found = []
         for name, maker in self._makers.items():
             if name in self.open:
@@ -131,7 +131,7 @@ class SourceSet:
             log_event("warning", "source", source=name, watched="false", why=why, hint=hint)
 
     def kept(self, source: Source, reports: int) -> None:
-        """Take note that whatever a source has given is in the spool, so many reports of late."""
+        """Note that everything a source reported is in the spool, ``reports`` of them just now."""
         if isinstance(source, _DrainedSource):
             source.kept()
         elif isinstance(source, KmsgSource):
@@ -140,7 +140,7 @@ class SourceSet:
                 self.remember()
 
     def lose(self, source: Source, error: Exception) -> None:
-        """Give up a source that fails, until it is tried again."""
+        """Close a source that failed; the next sweep tries it again."""
         self.remember()
         del self.open[source.name]
         with suppress(OSError):
@@ -148,7 +148,7 @@ class SourceSet:
         self._set_missing(source.name, error)
 
     def mounts_changed(self, mounts: list[MountedFilesystem]) -> Iterator[tuple[Source, OSError]]:
-        """Have the filesystems watched that are mounted now; give the sources that fail."""
+        """Watch the mounted filesystems; yield the sources that fail at it."""
         self._mounts = mounts
         for source in self:
             if isinstance(source, _MountWatcher):
@@ -159,19 +159,19 @@ class SourceSet:
 
     @property
     def health(self) -> dict[str, tuple[bool, str]]:
-        """Say of every source whether it is watched, and how it is."""
+        """Whether each source is watched, and its state in a few words."""
         watched = {name: (True, source.health) for name, source in self.open.items()}
         return watched | {name: (False, why) for name, why in self.missing.items()}
 
     def remember(self) -> None:
-        """Write down how far the log was read and kept, if that has changed."""
+        """Save how far the log was read and spooled, if that has changed."""
         if self._reached == self._written:
             return
         try:
-            # With the machine, the log is gone, too: the disk need not wake up for this.
+            # The log does not survive the machine either: the disk need not wake up for this.
             self._state.save("position.json", self._reached, durable=False)
         except OSError as error:
-            # What is read twice is journaled once; a daemon that ends hears of nothing.
+            # Messages that are read twice are journaled once.
             log_event("err", "position-not-kept", why=error.strerror)
         else:
             self._written = self._reached
@@ -180,7 +180,7 @@ class SourceSet:
         return iter(list(self.open.values()))
 
     def close(self) -> None:
-        """Close all."""
+        """Close all sources."""
         self.remember()
         for source in self:
             with suppress(OSError):
@@ -189,11 +189,11 @@ class SourceSet:
 
 
 def instance_name(state: Path) -> str:
-    """Name the trace instance of the daemon whose state is there.
+    """Return the name of the trace instance of the daemon with this state folder.
 
-    Of two daemons with one instance, each would have half of the events.
+    Two daemons that shared an instance would get half of the events each.
     """
     if state == usual_state_folder():
         return "whoseblock"
-    # hashlib would bring two megabytes of OpenSSL into a process that never ends.
+    # hashlib would load two megabytes of OpenSSL into a process that never ends.
     return f"whoseblock-{crc32(bytes(state.resolve())):08x}"

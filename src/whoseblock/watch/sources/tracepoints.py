@@ -1,9 +1,8 @@
-"""Tracepoints as a source: memory failures, and requests to disks that failed.
+"""Watch tracepoints for memory failures and failed disk requests.
 
-They come through a trace instance of its own, so that nobody else's tracing is disturbed.  Unlike
-the kernel's log they are not thinned out, and where the buffer was too small the kernel says so.
-An instance that a killed daemon left behind is taken over, with what it holds, and so is what that
-daemon had taken out of it last.
+They come through a trace instance of the daemon's own, so no other tracing is disturbed. Unlike the
+kernel log they are not rate-limited, and the kernel counts what a full buffer drops. An instance
+that a killed daemon left is taken over with its events, and so is what that daemon had read last.
 """
 
 import errno
@@ -33,30 +32,29 @@ from whoseblock.watch.store.trace_checkpoint import TraceCheckpoint, TraceCounts
 
 __all__ = ["TraceSource"]
 
-#: Where the kernel has had the event of memory failures, and where it has that of requests.
+#: The event of memory failures, at both places where kernels have it, and that of requests.
 _EVENTS: Final = (
     "ras/memory_failure_event",
     "memory_failure/memory_failure_event",
     "block/block_rq_error",
 )
-#: The buffer of each processor: thousands of events.
+#: The buffer of each processor, in KiB: thousands of events.
 _BUFFER_KIB: Final = 256
 _PIECE: Final = 1 << 16
-#: So many bytes are read before others have their turn.
+#: The number of pieces read before other sources get their turn.
 _MOST_PIECES: Final = 4
 #: Longer than any line of these events.
 _LONGEST: Final = 4096
-_NO_ROOM: Final = "the trace buffer was too small for what came at once"
-#: The first letter of the operations that carry data (blk_fill_rwbs).
+_NO_ROOM: Final = "the trace buffer overflowed"
+#: The first letter of operations that carry data (blk_fill_rwbs).
 _OPERATIONS: Final = frozenset("RW")
 
 
 class TraceSource:
-    """Reads the tracepoints below ``tracefs``, through the instance that is called ``instance``.
+    """Reads the tracepoints below ``tracefs`` through the trace instance ``instance``.
 
-    The file ``consumed`` has what was read and is not kept, in this ``boot``.  Raises
-    `UnsupportedError` where the kernel has none of the tracepoints, and OSError if they may not be
-    used.
+    The file ``consumed`` holds what was read and is not spooled yet, of this ``boot``. Raises
+    `UnsupportedError` if the kernel has none of the tracepoints, and OSError without permission.
     """
 
     name = "tracepoint"
@@ -68,8 +66,8 @@ class TraceSource:
         self._boot = boot
         self._folder = tracefs / "instances" / instance
         self._rest = b""
-        #: Events that were read, and those that found no room, as far as either is told.  Of the
-        #: latter lines tell, too, and the same: ``_by_lines``.
+        #: Events that were read, and events that were dropped, as far as they are reported. The
+        #: lines of the latter count the same events: ``_by_lines``.
         self._read = self._overrun = self._by_lines = 0
         if not (tracefs / "instances").is_dir():
             raise UnsupportedError(
@@ -86,28 +84,28 @@ class TraceSource:
             self._consumed = undo.enter_context(TraceCheckpoint(consumed))
             self._fd = self._open()
             undo.pop_all()
-        #: What the daemon before us left to tell.
+        #: Reports that the previous daemon left.
         self._before = list(self._left(taken_over=taken_over))
 
     def _left(self, *, taken_over: bool) -> Iterator[Report]:
-        """Tell what the daemon before us had read and not kept, and what of that nobody has."""
+        """Yield what the previous daemon had read but not spooled, and how much of it is lost."""
         mark, clock = self._consumed.mark, Clock.now()
         lines = self._consumed.left.split(b"\n")
         if mark is not None and mark.boot != self._boot:
-            # The clock has begun anew since, and devices may have other numbers.
+            # The clock has started anew since, and device numbers may differ.
             if lost := sum(map(is_event, lines)):
-                yield self._lost(lost, "they were read, and the machine went down before more")
+                yield self._lost(lost, "the machine went down before they were processed")
             mark, lines = None, []
         if mark is not None and taken_over:
             _, self._read, self._overrun, self._by_lines = astuple(mark)
         for line in lines:
             yield from self._told(line, clock)
-        # Of a new instance all are zero.
+        # A new instance begins at zero.
         read, overrun = self._counted()
         if mark is None or not taken_over:
             self._overrun = self._by_lines = overrun
         elif read > self._read:
-            yield self._lost(read - self._read, "a daemon was killed as it read them")
+            yield self._lost(read - self._read, "a daemon was killed while reading them")
         self._read = read
 
     def _open(self) -> int:
@@ -116,34 +114,34 @@ class TraceSource:
         return os.open(self._folder / "trace_pipe", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
 
     def _enable(self, event: str) -> bool:
-        """Have an event recorded; False if the kernel does not have it."""
+        """Enable an event; return False if the kernel does not have it."""
         switch = self._folder / "events" / event / "enable"
         if not switch.exists():
             return False
         if switch.read_text().strip() != "1":
             self._set("buffer_size_kb", str(_BUFFER_KIB))
             self._set("trace_clock", "mono")
-            # Wake us at the first event, and not when the buffer is half full.
+            # Wake up at the first event, not when the buffer is half full.
             self._set("buffer_percent", "0")
             switch.write_text("1")
         return True
 
     def _set(self, name: str, value: str) -> None:
-        """Set an option, which older kernels may lack."""
+        """Set an option that older kernels may lack."""
         with suppress(OSError):
             (self._folder / name).write_text(value)
 
     @property
     def health(self) -> str:
-        """Say how the source is."""
+        """The state of the source in a few words."""
         return f"watching {', '.join(self._events)}"
 
     def fileno(self) -> int:
-        """Give the descriptor of the pipe."""
+        """Return the descriptor of the trace pipe."""
         return self._fd
 
     def read(self) -> Iterator[Report]:
-        """Give what the events tell that have come."""
+        """Yield the reports of the events that have arrived."""
         clock = Clock.now()
         for _ in range(_MOST_PIECES):
             try:
@@ -159,10 +157,10 @@ class TraceSource:
                 yield from self._told(line, clock)
 
     def kept(self) -> None:
-        """Take note that whatever was given is in the spool."""
+        """Note that everything it reported is in the spool."""
         self._consumed.keep(TraceCounts(self._boot, self._read, self._overrun, self._by_lines))
         if self._rest:
-            # Of a line that is unfinished, the first part is still needed.
+            # The first part of an unfinished line is still needed.
             self._consumed.take(self._rest)
 
     def _told(self, line: bytes, clock: Clock) -> Iterator[Report]:
@@ -187,7 +185,7 @@ class TraceSource:
             yield from self._request(event, clock)
 
     def _request(self, event: BlockError, clock: Clock) -> Iterator[Report]:
-        """Give where a request began that failed: how far into it the fault was nobody says."""
+        """Report the first sector of a failed request: the kernel does not say which one failed."""
         if -event.error not in MEDIUM_ERRORS or event.operation[0] not in _OPERATIONS:
             return
         start = event.sector * SECTOR
@@ -213,13 +211,13 @@ class TraceSource:
         return EventsLost(source=self.name, at=time.time(), count=count, what=what)
 
     def _overran(self, count: int) -> Iterator[EventsLost]:
-        """Tell of the events that found no room of which nothing was told yet."""
+        """Report dropped events that were not reported yet."""
         if count > self._overrun:
             yield self._lost(count - self._overrun, _NO_ROOM)
             self._overrun = count
 
     def _counted(self) -> tuple[int, int]:
-        """Give how many events the kernel says were read, and how many found no room."""
+        """Return how many events were read and how many were dropped, as the kernel counts them."""
         read = overrun = 0
         for stats in self._folder.glob("per_cpu/cpu*/stats"):
             for line in (self._host.text(stats) or "").splitlines():
@@ -230,13 +228,13 @@ class TraceSource:
         return read, overrun
 
     def sweep(self) -> Iterator[Report]:
-        """Say whether events were lost that no later event has told of."""
+        """Report lost events that no later event has shown."""
         before, self._before = self._before, []
         yield from before
         yield from self._overran(self._counted()[1])
 
     def close(self) -> None:
-        """Remove the instance: until the next start the kernel's log has what happens."""
+        """Remove the instance: until the next start the kernel log has the failures."""
         os.close(self._fd)
         self._remove()
         self._consumed.close()

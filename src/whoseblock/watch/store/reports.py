@@ -1,7 +1,7 @@
-"""What a source reports, in the words in which it waits in the spool.
+"""Define the reports of sources, as the spool stores them.
 
-``at`` is in seconds since 1970.  ``key`` names the event itself: an event that is read twice is
-journaled once; "" has the spool name it.  ``detail`` is what JSON can hold.
+``at`` is in seconds since 1970. ``key`` identifies the event: one that is read twice is journaled
+once; if it is "", the spool sets it. ``detail`` holds what JSON can hold.
 """
 
 from typing import Any
@@ -28,7 +28,7 @@ class _Report(Struct, frozen=True, kw_only=True, tag_field="report"):
 
 
 class FailedRange(_Report, frozen=True, tag="failed"):
-    """``length`` bytes from ``start`` of a device failed; ``origin`` is where that was read."""
+    """A failed range of a device, in bytes; ``origin`` is where it was read."""
 
     device: str
     start: int
@@ -37,9 +37,9 @@ class FailedRange(_Report, frozen=True, tag="failed"):
 
 
 class BadBlockList(_Report, frozen=True, tag="listed"):
-    """All that the kernel's list of a device holds at present, ascending; ``origin`` is its file.
+    """The present content of a device's bad-block list, ascending; ``origin`` is its file.
 
-    What was listed before and is not now has been healed.
+    A range that was listed before and is no longer has been healed.
     """
 
     device: str
@@ -48,9 +48,9 @@ class BadBlockList(_Report, frozen=True, tag="listed"):
 
 
 class FailedFileRange(_Report, frozen=True, tag="file"):
-    """``length`` bytes from ``start`` of a file failed; ``device`` is the one its filesystem is on.
+    """A failed range of a file, in bytes; ``device`` is the device of its filesystem.
 
-    ``place`` is where that is mounted.
+    ``place`` is the mount point.
     """
 
     device: str
@@ -62,14 +62,14 @@ class FailedFileRange(_Report, frozen=True, tag="file"):
 
 
 class FilesystemError(_Report, frozen=True, tag="ill"):
-    """Something is wrong with what is mounted at ``place``, and nobody says with which bytes."""
+    """An error of the filesystem mounted at ``place``, whose bytes are unknown."""
 
     place: str
     what: str
 
 
 class EventsLost(_Report, frozen=True, tag="lost"):
-    """``count`` events of the source are gone, 0 if nobody knows how many."""
+    """``count`` events of the source are lost, 0 if their number is unknown."""
 
     count: int
     what: str

@@ -1,8 +1,8 @@
-"""What was reported and is not dealt with yet: a folder of files, each a batch of reports.
+"""Store reports until they are processed: a folder of files, each a batch of reports.
 
-Most sources give an event once.  It is durable here before it is read from the source again, and
-gone from here only when the journal has it.  Whoever is killed in between finds it again, under
-the same key, by which the journal knows it.
+Most sources report an event once. It is durable here before the source is read on, and removed only
+when the journal has it. After a kill in between it is found again under the same key, by which the
+journal recognizes it.
 """
 
 import errno
@@ -22,30 +22,30 @@ __all__ = ["Backlog", "Batch", "Spool"]
 
 _SUFFIX: Final = ".reports"
 _DIGITS: Final = 20
-#: The folder, in that of the spool, of what nobody could deal with.
+#: The folder inside the spool for files that cannot be processed.
 ASIDE: Final = "aside"
-#: More than the longest burst that anybody has seen; beyond it, nothing is taken.
+#: More than the longest burst seen so far; a fuller spool takes no reports.
 MAX_BYTES: Final = 256 << 20
 
 
 class Batch(NamedTuple):
-    """Reports that wait, those of each of the ``files`` by themselves."""
+    """Waiting reports, one group for each of the ``files``."""
 
     groups: tuple[tuple[Report, ...], ...]
     files: tuple[Path, ...]
 
 
 class Backlog(NamedTuple):
-    """How many batches wait, and for how long the oldest has, in seconds."""
+    """The number of waiting batches, and the age of the oldest in seconds."""
 
     batches: int
     seconds: float
 
 
 class Spool:
-    """The folder ``path``; only one process puts into it, and only one takes from it.
+    """The folder ``path``; one process writes to it, and one takes from it.
 
-    Keys ascend, from ``least`` on, though the clock be set back.
+    Keys ascend from ``least`` on, even if the clock is set back.
     """
 
     def __init__(self, path: Path, most_bytes: int = MAX_BYTES, least: int = 0) -> None:
@@ -55,16 +55,16 @@ class Spool:
         self._decoder = msgspec.json.Decoder(tuple[Report, ...])
         path.mkdir(0o700, exist_ok=True)
         for left in path.glob(".*"):
-            # A file that a crash kept from getting its name.
+            # A crash kept this file from being renamed.
             left.unlink()
-        #: What waits has no more bytes than these: what was taken since they were counted is less.
+        #: An upper bound of the waiting bytes: files taken since the count make it less.
         self._bytes = self._count()
         self._last = max([least, *map(_number, self._waiting())])
 
     def _count(self) -> int:
         total = 0
         for file in self._waiting():
-            # It may be taken meanwhile.
+            # It may be removed meanwhile.
             with suppress(FileNotFoundError):
                 total += file.stat().st_size
         return total
@@ -73,9 +73,9 @@ class Spool:
         return sorted(self._path.glob(f"*{_SUFFIX}"))
 
     def put(self, reports: Sequence[Report]) -> None:
-        """Keep reports, durably; raises OSError if there is no room, and then has none of them.
+        """Store reports durably; raises OSError, and stores none, if there is no room.
 
-        Each that has no key gets one.
+        A report without a key gets one.
         """
         if not reports:
             return
@@ -97,13 +97,13 @@ class Spool:
         try:
             return self._encoder.encode(reports)
         except UnicodeEncodeError:
-            # A name that is not UTF-8, such as that of a mount point.  Nobody looks for a file by
-            # it: reports have such names for people to read.
+            # A name that is not UTF-8, such as a mount point's. Such names are only for people to
+            # read: no file is looked up by them.
             return self._encoder.encode(_readable(msgspec.to_builtins(reports)))
 
     @property
     def backlog(self) -> Backlog:
-        """What waits."""
+        """What waits to be processed."""
         waiting = self._waiting()
         if not waiting:
             return Backlog(0, 0.0)
@@ -112,11 +112,11 @@ class Spool:
 
     @property
     def has_more(self) -> bool:
-        """Whether anything waits."""
+        """Whether any batch waits."""
         return any(self._path.glob(f"*{_SUFFIX}"))
 
     def take(self, most: int) -> Batch:
-        """Give the oldest reports, about ``most`` of them; they stay until `drop`."""
+        """Return the oldest reports, about ``most``; they stay until `drop`."""
         groups: list[tuple[Report, ...]] = []
         files: list[Path] = []
         taken = 0
@@ -128,7 +128,7 @@ class Spool:
             except FileNotFoundError:
                 continue
             except (OSError, msgspec.DecodeError) as error:
-                what = f"a file of the spool cannot be read: {error}"
+                what = f"cannot read a spool file: {error}"
                 now = time.time()
                 group = (EventsLost(source="spool", at=now, key=file.name, count=0, what=what),)
             groups.append(group)
@@ -137,16 +137,16 @@ class Spool:
         return Batch(tuple(groups), tuple(files))
 
     def drop(self, files: Iterable[Path]) -> None:
-        """Forget what was dealt with."""
+        """Remove processed files."""
         for file in files:
             try:
                 file.unlink(missing_ok=True)
             except OSError:
-                # Damaged, it must not come again and again.
+                # A file that cannot be removed must not be processed again and again.
                 self.set_aside(file)
 
     def set_aside(self, file: Path) -> None:
-        """Keep a file that nobody can deal with where nobody waits for it."""
+        """Move a file that cannot be processed out of the way."""
         folder = self._path / ASIDE
         folder.mkdir(0o700, exist_ok=True)
         file.rename(folder / file.name)

@@ -1,4 +1,4 @@
-"""What the daemon remembers between its runs: a folder of small files, one daemon at a time."""
+"""Keep the daemon's state between runs: a folder of small files, locked by one daemon."""
 
 import fcntl
 import os
@@ -20,9 +20,9 @@ _MODE: Final = 0o700
 
 
 class LogPosition(Struct, frozen=True):
-    """How far the kernel's log was read: a message's number, and the boot that it belongs to.
+    """How far the kernel log was read: the number of a message, and its boot.
 
-    ``skew`` is by how many seconds its clock was behind the monotonic one.
+    ``skew`` is how many seconds the log's clock was behind the monotonic one.
     """
 
     boot: str = ""
@@ -31,10 +31,10 @@ class LogPosition(Struct, frozen=True):
 
 
 class HandledLists(Struct):
-    """What the bad-blocks lists held that have been dealt with, by device.
+    """The content of the bad-block lists that were processed, by device.
 
-    ``keys`` name the last report of each list that was dealt with; they ascend.  ``identities``
-    say which device it was that had the name.
+    ``keys`` are the keys of the last processed report of each list; they ascend. ``identities`` are
+    the identities of the devices that had the names.
     """
 
     ranges: dict[str, tuple[ByteRange, ...]] = field(default_factory=dict)
@@ -49,17 +49,17 @@ class HandledLists(Struct):
 
 
 def usual_state_folder() -> Path:
-    """Give where the state is kept unless somebody says otherwise."""
+    """Return the default state folder."""
     if os.geteuid() == 0:
         return Path("/var/lib/whoseblock/watch")
     state = os.environ.get("XDG_STATE_HOME", "")
-    # The standard says to pass over a path that is not absolute.
+    # The XDG specification says to ignore a relative path.
     folder = Path(state) if state.startswith("/") else Path("~/.local/state").expanduser()
     return folder / "whoseblock" / "watch"
 
 
 class StateFolder(Closing):
-    """The folder, locked; raises `TargetError` if it cannot be had, or another daemon has it."""
+    """The folder, locked; raises `TargetError` if it is unusable or another daemon has it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -68,8 +68,8 @@ class StateFolder(Closing):
             self._lock = os.open(self.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise TargetError(
-                f"the state folder {str(path)!r} cannot be used: {error.strerror}",
-                hint="name another with --state",
+                f"cannot use the state folder {str(path)!r}: {error.strerror}",
+                hint="choose another with --state",
             ) from error
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -77,35 +77,35 @@ class StateFolder(Closing):
             os.close(self._lock)
             raise TargetError(
                 f"another whoseblock watch uses the state folder {str(path)!r}",
-                hint="whoseblock status asks it how it is",
+                hint="whoseblock status shows what it does",
             ) from None
 
     @property
     def lock(self) -> Path:
-        """The file that is locked.  Every process of the daemon has it open, and nobody else."""
+        """The locked file. Every process of the daemon has it open, and no other process."""
         return self.path / "lock"
 
     def load(self, name: str, kind: type[_Record]) -> _Record | None:
-        """Read a record; None if there is none, or none that can be read."""
+        """Read a record; None if it is missing or cannot be decoded."""
         try:
             return msgspec.json.decode((self.path / name).read_bytes(), type=kind)
         except (OSError, msgspec.DecodeError):
             return None
 
     def save(self, name: str, record: Any, *, durable: bool = True) -> None:  # noqa: ANN401 - whatever msgspec encodes
-        """Write a record so that a crash leaves the old one or the new one.
+        """Write a record so that a crash leaves either the old one or the new one.
 
-        One that is not ``durable`` outlives this process, and the machine by chance.
+        One that is not ``durable`` survives this process, but may not survive the machine.
         """
         write_atomically(self.path / name, msgspec.json.encode(record), durable=durable)
 
     def close(self) -> None:
-        """Let go of the folder."""
+        """Unlock the folder."""
         os.close(self._lock)
 
 
 def write_atomically(path: Path, data: bytes, mode: int = 0o600, *, durable: bool = True) -> None:
-    """Write a file that is there with all of ``data`` or not at all, ``durable`` or not."""
+    """Write a file so that it has all of ``data`` or does not change, with fsync if ``durable``."""
     new = path.with_name(f".{path.name}.{os.urandom(4).hex()}")
     try:
         fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)

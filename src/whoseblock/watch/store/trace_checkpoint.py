@@ -1,8 +1,8 @@
-"""What was taken out of the kernel's trace buffer and is not in the spool yet: a small file.
+"""Keep what was read from the kernel's trace buffer and is not in the spool yet.
 
-Reading a trace buffer empties it.  So what was read is written down before it is looked at, for
-whoever comes after a daemon that was killed.  It need not outlive the machine: nor does the buffer.
-The kernel counts what was ever read, and the file what was kept: what is between is lost, and told.
+Reading a trace buffer empties it. So what was read is written to a file before it is parsed, for
+the next daemon if this one is killed. The file need not survive the machine: the buffer does not
+either. The kernel counts events read, the file events spooled; the difference is reported as lost.
 """
 
 import os
@@ -17,16 +17,16 @@ from whoseblock.closing import Closing
 
 __all__ = ["TraceCheckpoint", "TraceCounts"]
 
-#: The mark is as long, filled up with spaces.
+#: The counts are padded with spaces to this length.
 _HEAD: Final = 256
-#: No daemon that reads a bounded part at a time leaves more.
+#: More than any daemon leaves that reads a bounded part at a time.
 _MOST: Final = 4 << 20
 
 
 class TraceCounts(Struct, frozen=True):
-    """How many events of the instance were kept, in a boot, and how many were told to be lost.
+    """How many events of an instance were spooled, in a boot, and how many reported as lost.
 
-    ``by_lines`` is how many of those that found no room the lines have told of.
+    ``by_lines`` is how many dropped events the lines of the trace have counted.
     """
 
     boot: str
@@ -38,8 +38,8 @@ class TraceCounts(Struct, frozen=True):
 class TraceCheckpoint(Closing):
     """The file ``path``; raises OSError.
 
-    ``mark`` is that of the daemon before, None if there is none, and ``left`` what that had taken
-    and not kept.
+    ``mark`` is that of the previous daemon, None if there is none, and ``left`` what it had read
+    but not spooled.
     """
 
     def __init__(self, path: Path) -> None:
@@ -52,14 +52,15 @@ class TraceCheckpoint(Closing):
         self._end = max(len(content), _HEAD)
 
     def take(self, data: bytes) -> None:
-        """Write down what was read; without room there is only the kernel's count."""
+        """Store what was read; without room, only the kernel's count is left."""
         with suppress(OSError):
             self._end += os.pwrite(self._fd, data, self._end)
 
     def keep(self, mark: TraceCounts) -> None:
-        """Forget what was written down, for it is kept."""
+        """Save the counts and discard the stored events, which are in the spool."""
         with suppress(OSError):
-            # In this order: killed in between, what is kept is found again, and not counted twice.
+            # In this order: after a kill in between, spooled events are found again but not counted
+            # twice.
             os.pwrite(self._fd, msgspec.json.encode(mark).ljust(_HEAD), 0)
             os.ftruncate(self._fd, _HEAD)
             self._end = _HEAD
