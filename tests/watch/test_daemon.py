@@ -19,12 +19,12 @@ from tests.support.tools import CHECKOUT, need_root, run
 from tests.support.watch_daemon import Daemon, once, until, watching
 
 from whoseblock.errors import PolicyError, TargetError
-from whoseblock.watch.endpoints import MetricsPort
 from whoseblock.watch.log import log_line
-from whoseblock.watch.metrics import exposition
 from whoseblock.watch.statistics import BUCKETS, Statistics
+from whoseblock.watch.status.endpoints import MetricsPort
+from whoseblock.watch.status.metrics import format_metrics
+from whoseblock.watch.status.systemd import notify, watchdog_seconds
 from whoseblock.watch.store.spool import Backlog
-from whoseblock.watch.systemd import notify, watchdog_seconds
 
 
 @pytest.fixture
@@ -335,10 +335,10 @@ def test_every_count_is_a_metric() -> None:
         actions={"exec done": 1, "signal limited": 2},
     )
     for seconds in (0.001, 0.3, 1000):
-        statistics.reacted(seconds)
+        statistics.add_reaction(seconds)
     more = Statistics(reports={"kmsg": 1}, unhealed=(1, 512))
     statistics.add(more)
-    text = exposition(statistics, {}, Backlog(7, 61.0)).decode()
+    text = format_metrics(statistics, {}, Backlog(7, 61.0)).decode()
     for line in (
         'whoseblock_reports_total{source="kmsg"} 4.0',
         'whoseblock_lost_events_total{source="tracepoint"} 2.0',

@@ -140,14 +140,14 @@ def test_somebody_deals_with_it_at_any_moment(
     monkeypatch.setattr(Journal, "failures", meanwhile)
     with open_journal(str(house.journal)) as journal, journal.begin_run([], "0") as run:
         entries = FailureRecords(journal, run)
-        entries.has(ours)
+        entries.covers(ours)
         assert next(asked) == 2
         if moment > 1:
             close(house)
         if moment == 3:
             entries.refresh(others_close=True)
         again = replace(failed(512, key="healing"), at=seen)
-        assert not any(one.new for one in entries.enter(RepeatedReport(again, 2, seen), ours))
+        assert not any(one.new for one in entries.record(RepeatedReport(again, 2, seen), ours))
     assert [one[4] for one in house.told()] == [False]
 
 

@@ -50,4 +50,7 @@ def test_the_policy_of_the_guide_is_one(tmp_path: Path, block: str) -> None:
     assert found is not None
     policy = tmp_path / block
     policy.write_text(found[1])
-    assert [rule.does for rule in read_policy(policy).rules] == [("exec", "signal"), ("respond",)]
+    assert [rule.actions for rule in read_policy(policy).rules] == [
+        ("exec", "signal"),
+        ("respond",),
+    ]

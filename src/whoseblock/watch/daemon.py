@@ -16,23 +16,23 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from whoseblock.encode import encode_json
 from whoseblock.errors import PolicyError, TargetError
 from whoseblock.stack.host import Host
-from whoseblock.watch.endpoints import MetricsPort, StatusSocket
 from whoseblock.watch.log import log_event
 from whoseblock.watch.policy.rules import DEFAULT, Policy, read_policy
 from whoseblock.watch.sources.base import Source
 from whoseblock.watch.sources.mounts import MountTable
 from whoseblock.watch.sources.source_set import RETROSPECTIVE, SourceSet
 from whoseblock.watch.statistics import Statistics
+from whoseblock.watch.status.endpoints import MetricsPort, StatusSocket
+from whoseblock.watch.status.systemd import notify, watchdog_seconds
 from whoseblock.watch.store.reports import EventsLost, Report
 from whoseblock.watch.store.spool import Spool
 from whoseblock.watch.store.state import HandledLists, StateFolder, write_atomically
-from whoseblock.watch.systemd import notify, watchdog_seconds
 from whoseblock.watch.worker import (
     HelperProcess,
-    act_through,
+    perform_steps,
+    process_spool,
     start_actor,
     start_worker,
-    work_through,
 )
 
 if TYPE_CHECKING:
@@ -91,9 +91,9 @@ class Daemon:
         self._poll = select.epoll()
         self._handlers: dict[int, Callable[[], None]] = {}
         #: The polled descriptors of sources, by name.
-        self._listened: dict[str, int] = {}
+        self._polled: dict[str, int] = {}
         #: Reports that the spool had no room for, by source.
-        self._unkept: dict[str, list[Report]] = {}
+        self._unspooled: dict[str, list[Report]] = {}
 
     def run(self) -> None:
         """Watch until SIGTERM or SIGINT."""
@@ -104,13 +104,13 @@ class Daemon:
             if self._host.live:
                 self._mounts = MountTable()
                 self._undo.callback(self._mounts.close)
-                self._on(self._mounts.fileno(), self._mounts_changed)
+                self._register(self._mounts.fileno(), self._mounts_changed)
                 self._mounts_changed()
             self._open_endpoints()
             self._sweep()
             # For reports that wait, steps that an earlier daemon left, and to check the journal.
-            self._work()
-            self._leave_status("killed")
+            self._wake_worker()
+            self._save_status("killed")
             notify("READY=1", f"STATUS=watching: {', '.join(self._sources.open)}")
             log_event(
                 "info",
@@ -126,13 +126,13 @@ class Daemon:
 
     # ------------------------------------------------------------------ the loop
 
-    def _on(
+    def _register(
         self, descriptor: int, handler: Callable[[], None], events: int = select.EPOLLIN
     ) -> None:
         self._poll.register(descriptor, events)
         self._handlers[descriptor] = handler
 
-    def _off(self, descriptor: int) -> None:
+    def _unregister(self, descriptor: int) -> None:
         with suppress(OSError, ValueError):
             self._poll.unregister(descriptor)
         self._handlers.pop(descriptor, None)
@@ -151,19 +151,19 @@ class Daemon:
             now = time.monotonic()
             if self._retry_at is not None and now >= self._retry_at:
                 self._retry_at = None
-                self._work()
+                self._wake_worker()
             if now >= sweep_at:
                 sweep_at = now + interval
                 notify("WATCHDOG=1")
                 self._sweep()
 
     def _catch_signals(self) -> None:
-        told, tell = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        self._undo.callback(os.close, told)
-        self._undo.callback(os.close, tell)
+        read_end, write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._undo.callback(os.close, read_end)
+        self._undo.callback(os.close, write_end)
 
         def caught() -> None:
-            for number in os.read(told, 64):
+            for number in os.read(read_end, 64):
                 if number == signal.SIGHUP:
                     self._reload()
                 elif number in (signal.SIGTERM, signal.SIGINT):
@@ -174,9 +174,9 @@ class Daemon:
             # process.
             before = signal.signal(number, lambda *_: None)
             self._undo.callback(signal.signal, number, before)
-        before_fd = signal.set_wakeup_fd(tell, warn_on_full_buffer=False)
+        before_fd = signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
         self._undo.callback(signal.set_wakeup_fd, before_fd)
-        self._on(told, caught)
+        self._register(read_end, caught)
 
     def _reload(self) -> None:
         """Reload the policy; if it is invalid, keep the old one."""
@@ -201,35 +201,35 @@ class Daemon:
 
     def _mounts_changed(self) -> None:
         for source, fault in self._sources.mounts_changed(list(self._mounts.read().values())):
-            self._give_up(source, fault)
+            self._close_source(source, fault)
 
     def _sweep(self) -> None:
         """Read again what can be read again, and open sources that were missing."""
         for source in self._sources.open_missing():
-            self._listen(source)
+            self._start_polling(source)
         for source in self._sources:
-            self._take(source, source.sweep)
-        self._sources.remember()
-        self._retry()
+            self._read_source(source, source.sweep)
+        self._sources.save_position()
+        self._retry_if_due()
         if self._has_acts:
-            self._act()
+            self._wake_actor()
         self._write_metrics()
 
-    def _listen(self, source: Source) -> None:
+    def _start_polling(self, source: Source) -> None:
         """Poll a source, and read it when it is readable."""
-        if source.fileno() >= 0 and source.name not in self._listened:
-            self._listened[source.name] = source.fileno()
-            self._on(source.fileno(), lambda: self._take(source, source.read))
+        if source.fileno() >= 0 and source.name not in self._polled:
+            self._polled[source.name] = source.fileno()
+            self._register(source.fileno(), lambda: self._read_source(source, source.read))
 
-    def _ignore(self, source: Source) -> None:
-        self._off(self._listened.pop(source.name, -1))
+    def _stop_polling(self, source: Source) -> None:
+        self._unregister(self._polled.pop(source.name, -1))
 
-    def _give_up(self, source: Source, fault: Exception) -> None:
+    def _close_source(self, source: Source, fault: Exception) -> None:
         """Close a source that failed, until the next sweep."""
-        self._ignore(source)
-        self._sources.lose(source, fault)
+        self._stop_polling(source)
+        self._sources.close_failed(source, fault)
 
-    def _take(
+    def _read_source(
         self, source: Source, read: Callable[[], Iterable[Report]], *, others: bool = True
     ) -> None:
         """Spool what a source reports; after lost events, sweep all ``others``.
@@ -240,10 +240,10 @@ class Daemon:
         if self._sources.open.get(source.name) is not source:
             # It was closed meanwhile.
             return
-        if source.name in self._unkept:
-            if not self._keep(source, self._unkept.pop(source.name)):
+        if source.name in self._unspooled:
+            if not self._spool_reports(source, self._unspooled.pop(source.name)):
                 return
-            self._listen(source)
+            self._start_polling(source)
         reports: list[Report] = []
         fault: Exception | None = None
         try:
@@ -252,60 +252,60 @@ class Daemon:
                 reports.append(report)  # noqa: PERF402 - see above
         except Exception as error:  # noqa: BLE001 - what is wrong with one source ends no other
             fault = error
-        kept = self._keep(source, reports)
+        spooled = self._spool_reports(source, reports)
         if fault is not None:
-            self._give_up(source, fault)
-        if others and kept and any(isinstance(report, EventsLost) for report in reports):
+            self._close_source(source, fault)
+        if others and spooled and any(isinstance(report, EventsLost) for report in reports):
             for other in self._sources:
                 if other is not source:
-                    self._take(other, other.sweep, others=False)
+                    self._read_source(other, other.sweep, others=False)
 
-    def _keep(self, source: Source, reports: list[Report]) -> bool:
+    def _spool_reports(self, source: Source, reports: list[Report]) -> bool:
         """Write reports to the spool, or else hold them until the next sweep."""
         try:
             self._spool.put(reports)
         except OSError as error:
-            self._unkept[source.name] = reports
-            self._ignore(source)
+            self._unspooled[source.name] = reports
+            self._stop_polling(source)
             waiting = len(reports)
             log_event(
                 "err", "spool-failed", source=source.name, waiting=waiting, why=error.strerror
             )
             return False
-        self._sources.kept(source, len(reports))
+        self._sources.mark_spooled(source, len(reports))
         if reports:
-            self._work()
+            self._wake_worker()
         return True
 
     @property
     def _health(self) -> dict[str, tuple[bool, str]]:
         """Whether each source is watched, and its state in a few words."""
         why = "paused until the spool has room for its reports"
-        return self._sources.health | dict.fromkeys(self._unkept, (False, why))
+        return self._sources.health | dict.fromkeys(self._unspooled, (False, why))
 
     # ------------------------------------------------------------------ the worker
 
-    def _work(self) -> None:
+    def _wake_worker(self) -> None:
         """Wake the worker, or start one."""
         if self._worker is not None:
             self._worker.wake()
         elif self._retry_at is None and not self._ending:
             self._worker = start_worker(self._spool, self._setup, self._state.lock)
-            self._on(self._worker.fileno(), self._worker_told)
+            self._register(self._worker.fileno(), self._read_worker)
 
-    def _retry(self) -> None:
+    def _retry_if_due(self) -> None:
         """Start a worker if retries are due; checking at each sweep is enough."""
         due = self._statistics.unanswered
         if due and time.time() >= due and self._worker is None:
-            self._work()
+            self._wake_worker()
 
-    def _act(self) -> None:
+    def _wake_actor(self) -> None:
         """Start the actor, which performs planned steps."""
         self._has_acts = True
         if self._actor is None and not self._ending:
             self._has_acts = False
             self._actor = start_actor(self._setup, self._state.lock)
-            self._on(self._actor.fileno(), self._actor_told)
+            self._register(self._actor.fileno(), self._read_actor)
 
     def _setup(self) -> "Setup":
         from whoseblock.watch.processor import Setup
@@ -319,22 +319,22 @@ class Daemon:
             version=self._options.version,
         )
 
-    def _worker_told(self) -> None:
+    def _read_worker(self) -> None:
         worker = self._worker
         if worker is None:
             return
-        told, lives = worker.read()
-        for statistics in told:
+        counts, lives = worker.read()
+        for statistics in counts:
             self._statistics.add(statistics)
             if statistics.batches:
                 self._failures = 0
             if statistics.planned:
-                self._act()
-        if told:
+                self._wake_actor()
+        if counts:
             self._write_metrics()
         if lives:
             return
-        self._off(worker.fileno())
+        self._unregister(worker.fileno())
         code = worker.wait()
         self._worker = None
         if code:
@@ -346,18 +346,18 @@ class Daemon:
             )
         elif self._spool.has_more:
             # The report arrived after the worker's last check.
-            self._work()
+            self._wake_worker()
 
-    def _actor_told(self) -> None:
+    def _read_actor(self) -> None:
         actor = self._actor
         if actor is None:
             return
-        told, lives = actor.read()
-        for statistics in told:
+        counts, lives = actor.read()
+        for statistics in counts:
             self._statistics.add(statistics)
         if lives:
             return
-        self._off(actor.fileno())
+        self._unregister(actor.fileno())
         code = actor.wait()
         self._actor = None
         if code:
@@ -366,7 +366,7 @@ class Daemon:
             log_event("err", "actor-ended", code=code)
         elif self._has_acts:
             # They were planned after the actor's last check.
-            self._act()
+            self._wake_actor()
 
     def _end(self) -> None:
         """Let worker and actor finish for a while, and save the position."""
@@ -380,15 +380,15 @@ class Daemon:
         while helpers := [one for one in (self._worker, self._actor) if one is not None]:
             left = max(deadline - time.monotonic(), 0)
             select.select(helpers, [], [], left)
-            self._worker_told()
-            self._actor_told()
+            self._read_worker()
+            self._read_actor()
             if not left:
                 break
         for helper in helpers:
             # The next daemon resumes from here.
             helper.kill()
-        self._sources.remember()
-        self._leave_status("stopped")
+        self._sources.save_position()
+        self._save_status("stopped")
         log_event("info", "stopped", backlog=self._spool.backlog.batches)
 
     def _drain(self) -> None:
@@ -397,9 +397,9 @@ class Daemon:
         more = True
         while more and time.monotonic() < deadline:
             for source in self._sources:
-                self._take(source, source.read)
-            more = bool(select.select(list(self._listened.values()), [], [], 0)[0])
-        for name, reports in self._unkept.items():
+                self._read_source(source, source.read)
+            more = bool(select.select(list(self._polled.values()), [], [], 0)[0])
+        for name, reports in self._unspooled.items():
             log_event("err", "not-kept", source=name, count=len(reports))
 
     # ------------------------------------------------------------------ what others ask
@@ -407,17 +407,19 @@ class Daemon:
     def _open_endpoints(self) -> None:
         status = StatusSocket(self._options.state / "socket", lambda: _encode(self.status()))
         self._undo.callback(status.close)
-        self._on(status.fileno(), status.serve)
+        self._register(status.fileno(), status.serve)
         if self._options.metrics_port is not None:
-            port = MetricsPort(*self._options.metrics_port, self._metrics, self._on, self._off)
+            port = MetricsPort(
+                *self._options.metrics_port, self._metrics, self._register, self._unregister
+            )
             self._undo.callback(port.close)
-            self._on(port.fileno(), port.accept)
+            self._register(port.fileno(), port.accept)
 
-    def _leave_status(self, state: str) -> None:
+    def _save_status(self, state: str) -> None:
         """Save the last status, to be shown when the daemon no longer runs."""
-        told = self.status() | {"state": state, "pid": None}
+        status = self.status() | {"state": state, "pid": None}
         with suppress(OSError):
-            write_atomically(self._options.state / "status.json", _encode(told), durable=False)
+            write_atomically(self._options.state / "status.json", _encode(status), durable=False)
 
     def status(self) -> dict[str, Any]:
         """Return the status as `whoseblock status` shows it."""
@@ -445,9 +447,9 @@ class Daemon:
         }
 
     def _metrics(self) -> bytes:
-        from whoseblock.watch.metrics import exposition
+        from whoseblock.watch.status.metrics import format_metrics
 
-        return exposition(self._statistics, self._health, self._spool.backlog)
+        return format_metrics(self._statistics, self._health, self._spool.backlog)
 
     def _write_metrics(self) -> None:
         if self._options.metrics_file is not None:
@@ -483,7 +485,7 @@ def sweep_once(options: Options) -> Statistics:
         try:
             for source in sources.open_missing():
                 try:
-                    _keep_all(source, sources, spool)
+                    _spool_all(source, sources, spool)
                 except OSError as error:
                     # Process what waits all the same: it makes room for the next sweep.
                     fault = error
@@ -495,9 +497,9 @@ def sweep_once(options: Options) -> Statistics:
                 since=time.time(),
                 version=options.version,
             )
-            work_through(spool, lambda: setup, total.add, lambda **_: spool.has_more)
+            process_spool(spool, lambda: setup, total.add, lambda **_: spool.has_more)
             if total.planned:
-                act_through(lambda: setup, total.add)
+                perform_steps(lambda: setup, total.add)
         finally:
             sources.close()
     if fault is not None:
@@ -505,13 +507,13 @@ def sweep_once(options: Options) -> Statistics:
     return total
 
 
-def _keep_all(source: Source, sources: SourceSet, spool: Spool) -> None:
+def _spool_all(source: Source, sources: SourceSet, spool: Spool) -> None:
     """Spool everything that a source reports at present; raises OSError."""
     read = source.sweep
     more = True
     while more:
         reports = list(read())
         spool.put(reports)
-        sources.kept(source, len(reports))
+        sources.mark_spooled(source, len(reports))
         more = source.fileno() >= 0 and bool(select.select([source], [], [], 0)[0])
         read = source.read

@@ -22,7 +22,7 @@ from whoseblock.watch.attribution.failure_records import (
     RepeatedReport,
     coalesce_reports,
 )
-from whoseblock.watch.attribution.locations import FailureLocation, identity_named
+from whoseblock.watch.attribution.locations import FailureLocation, find_identity
 from whoseblock.watch.attribution.retry_queue import RetryQueue
 from whoseblock.watch.log import log_event
 from whoseblock.watch.policy.actor import Actor, Responder
@@ -43,11 +43,11 @@ from whoseblock.watch.store.state import HandledLists, StateFolder
 __all__ = ["Processor", "Setup"]
 
 #: At most this many owners of a failure are named in its log line.
-_NAMED: Final = 5
+_MAX_NAMED: Final = 5
 #: Failures from this many seconds before the start may have had other owners.
 _LATE_S: Final = 60.0
 #: The size of the cache of locations.
-_MOST_SETTLED: Final = 10_000
+_MAX_LOCATED: Final = 10_000
 
 
 class Setup(NamedTuple):
@@ -94,7 +94,7 @@ class Processor(Closing):
         self._located: dict[tuple[str, int, int], list[FailureLocation]] = {}
         self._statistics = Statistics()
 
-    def unfinished(self) -> Statistics:
+    def count_unfinished(self) -> Statistics:
         """Return whether a killed daemon left planned steps, as statistics."""
         return Statistics(planned=int(self._journal.has_unfinished()))
 
@@ -107,9 +107,9 @@ class Processor(Closing):
         self._statistics = Statistics()
         self._records.refresh(others_close=self._others_close)
         try:
-            self._groups(groups)
+            self._process_groups(groups)
         finally:
-            self._probe.forget()
+            self._probe.start_round()
         return self._statistics
 
     def retry_unknown(self) -> Statistics:
@@ -120,33 +120,33 @@ class Processor(Closing):
         self._statistics = Statistics()
         self._records.refresh(others_close=self._others_close)
         try:
-            for number, failed in self._retry_queue.due():
+            for number, failed in self._retry_queue.iter_due():
                 self._retry(number, failed)
         finally:
-            self._probe.forget()
+            self._probe.start_round()
         self._retry_queue.save()
-        self._statistics.unanswered = self._retry_queue.next_at
+        self._statistics.unanswered = self._retry_queue.next_due
         return self._statistics
 
     def _retry(self, number: int, failed: FailedRange) -> None:
         if self._journal.history(number).failure.closed is not None:
-            self._retry_queue.forget(number)
+            self._retry_queue.remove(number)
             return
         for one in (failed, replace(failed, key=f"{failed.key}~")):
             repeated = RepeatedReport(one, 1, one.at)
             self._located.pop(repeated.where, None)
-            entered = self._enter([repeated], again=number)
-            if entered:
+            records = self._record([repeated], again=number)
+            if records:
                 break
             # It belongs to another record, since its identity differs, and needs a key for that.
-        known = all(one.place.layer is not None for one in entered.values())
-        if entered and known and number not in entered:
-            others = ", ".join(map(str, sorted(entered)))
+        known = all(one.place.layer is not None for one in records.values())
+        if records and known and number not in records:
+            others = ", ".join(map(str, sorted(records)))
             self._run.close_failure(number, f"it is failure {others}")
-            self._records.forget()
-            self._retry_queue.forget(number)
+            self._records.drop_cache()
+            self._retry_queue.remove(number)
 
-    def _groups(self, groups: Iterable[Sequence[Report]]) -> None:
+    def _process_groups(self, groups: Iterable[Sequence[Report]]) -> None:
         waiting: list[RepeatedReport] = []
         listed: dict[str, BadBlockList] = {}
         for group in groups:
@@ -159,18 +159,18 @@ class Processor(Closing):
                         continue
                     if report.device in listed:
                         # New ranges of the list may vanish again: journal them before that.
-                        self._enter([*waiting, *coalesce_reports(failed)])
-                        self._have_dealt_with(listed)
+                        self._record([*waiting, *coalesce_reports(failed)])
+                        self._save_lists(listed)
                         waiting, failed = [], []
                     listed[report.device] = report
                 failed += self._failures_of(report)
             # Each group by itself: after a crash groups may be batched differently, and a coalesced
             # report has the key of its first report only.
             waiting += coalesce_reports(failed)
-        self._enter(waiting)
-        self._have_dealt_with(listed)
+        self._record(waiting)
+        self._save_lists(listed)
 
-    def _have_dealt_with(self, listed: dict[str, BadBlockList]) -> None:
+    def _save_lists(self, listed: dict[str, BadBlockList]) -> None:
         """Save the lists whose failures are journaled."""
         for device, one in listed.items():
             self._lists.ranges[device] = one.ranges
@@ -185,11 +185,11 @@ class Processor(Closing):
             case FailedRange():
                 return (report,)
             case FailedFileRange():
-                return self._of_file(report)
+                return self._resolve_file_range(report)
             case BadBlockList():
-                return self._appeared(report)
+                return self._compare_list(report)
             case _:
-                self._tell(report)
+                self._log_report(report)
                 return ()
 
     def count_unhealed(self) -> Statistics:
@@ -202,7 +202,7 @@ class Processor(Closing):
 
     # ------------------------------------------------------------------ reports
 
-    def _tell(self, report: EventsLost | FilesystemError) -> None:
+    def _log_report(self, report: EventsLost | FilesystemError) -> None:
         """Log a report that is not journaled, since it concerns no bytes."""
         at = datetime.fromtimestamp(report.at, UTC).isoformat(timespec="milliseconds")
         if isinstance(report, EventsLost):
@@ -218,16 +218,16 @@ class Processor(Closing):
                 "err", "filesystem-ill", source=report.source, at=at, place=place, what=report.what
             )
 
-    def _appeared(self, listed: BadBlockList) -> Iterator[FailedRange]:
+    def _compare_list(self, listed: BadBlockList) -> Iterator[FailedRange]:
         """Yield the new ranges of a list, and close the records that it no longer has."""
         device = listed.device
         before = self._lists.ranges.get(device, ())
-        identity = identity_named(self._host, device)
+        identity = find_identity(self._host, device)
         if self._lists.identities.get(device, identity) != identity:
             # Another device has this name now: the list of the former says nothing about it.
             before = ()
         self._lists.identities[device] = identity
-        gone = _without(before, listed.ranges)
+        gone = _subtract_all(before, listed.ranges)
         for one in gone:
             for place in self._locate((device, *one)):
                 healed = self._records.close_healed(place)
@@ -237,9 +237,9 @@ class Processor(Closing):
                     log_event("notice", "healed", **where, failures=healed)
         if gone:
             # A failure there from now on must not count as healed if this list is processed again.
-            self._lists.ranges[device] = tuple(_without(before, gone))
+            self._lists.ranges[device] = tuple(_subtract_all(before, gone))
             self._setup.state.save("lists.json", self._lists)
-        for new in _without(listed.ranges, before):
+        for new in _subtract_all(listed.ranges, before):
             yield FailedRange(
                 source=listed.source,
                 at=listed.at,
@@ -250,10 +250,10 @@ class Processor(Closing):
                 origin=listed.origin,
             )
 
-    def _of_file(self, report: FailedFileRange) -> Iterator[FailedRange]:
+    def _resolve_file_range(self, report: FailedFileRange) -> Iterator[FailedRange]:
         """Yield the device ranges of a failed file range."""
         try:
-            found = self._probe.extents(report)
+            found = self._probe.find_extents(report)
         except OSError as error:
             found, why = [], str(error)
         else:
@@ -280,67 +280,71 @@ class Processor(Closing):
                 f"{report.length} bytes from {report.start} of inode {report.inode} failed, but"
                 f" their location on the device is unknown: {why}"
             )
-            self._tell(
+            self._log_report(
                 FilesystemError(source=report.source, at=report.at, place=report.place, what=what)
             )
 
-    # ------------------------------------------------------------------ entries
+    # ------------------------------------------------------------------ records
 
-    def _enter(
+    def _record(
         self, reported: Iterable[RepeatedReport], again: int = 0
     ) -> dict[int, FailureRecord]:
         """Journal failures, look up the owners of new ones, and plan actions.
 
         The owners of record ``again`` are looked up in any case. Returns the records by number.
         """
-        entered = self._journaled(reported)
-        self._statistics.latest = time.time() if entered else None
-        for number in entered:
-            self._retry_queue.heard(number)
+        records = self._journal_failures(reported)
+        self._statistics.latest = time.time() if records else None
+        for number in records:
+            self._retry_queue.hasten(number)
         wanted = [
-            both for number, both in entered.items() if number == again or self._is_wanted(both[0])
+            both
+            for number, both in records.items()
+            if number == again or self._needs_lookup(both[0])
         ]
-        answers = self._answers(wanted)
+        answers = self._look_up_owners(wanted)
         both = []
         for (entry, one), answer in zip(wanted, answers, strict=True):
-            if entry.number == again and self._retry_queue.put_off(
+            if entry.number == again and self._retry_queue.postpone(
                 again, answer, lost=entry.place.layer is None
             ):
                 # The journal says already that the owners are unknown.
                 continue
-            if not entry.looked or entry.number == again:
+            if not entry.looked_up or entry.number == again:
                 both.append(((entry, one), answer))
         with self._journal.together():
             for (entry, one), answer in both:
-                self._run.record_finding(entry.number, self._dated(answer, one))
-        self._records.looked(entry.number for (entry, _), _ in both)
+                self._run.record_finding(entry.number, self._add_late_note(answer, one))
+        self._records.mark_looked_up(entry.number for (entry, _), _ in both)
         for (entry, one), answer in both:
             self._count(answer, one)
-            _log(entry, one, answer)
-            self._retry_queue.note(entry.number, one, answer, lost=entry.place.layer is None)
+            _log_failure(entry, one, answer)
+            self._retry_queue.update(entry.number, one, answer, lost=entry.place.layer is None)
         self._retry_queue.save()
         self._plan(wanted, answers)
-        return {number: entry for number, (entry, _) in entered.items()}
+        return {number: entry for number, (entry, _) in records.items()}
 
-    def _journaled(
+    def _journal_failures(
         self, reported: Iterable[RepeatedReport]
     ) -> dict[int, tuple[FailureRecord, FailedRange]]:
         """Journal failures; return the records by number, with their first reports."""
         placed = [
-            (repeated, place) for repeated in reported for place in self._places(repeated.where)
+            (repeated, place)
+            for repeated in reported
+            for place in self._find_locations(repeated.where)
         ]
-        entered: dict[int, tuple[FailureRecord, FailedRange]] = {}
+        records: dict[int, tuple[FailureRecord, FailedRange]] = {}
         with self._journal.together():
             for repeated, place in placed:
-                for entry in self._records.enter(repeated, place):
+                for entry in self._records.record(repeated, place):
                     if entry.new:
                         count(self._statistics.failures, {place.device: 1})
-                    entered.setdefault(entry.number, (entry, repeated.failed))
-        for number, (entry, one) in entered.items():
+                    records.setdefault(entry.number, (entry, repeated.failed))
+        for number, (entry, one) in records.items():
             if entry.new and entry.place.layer is None and not entry.place.why:
                 # It was open when we checked, and another process has closed it meanwhile.
-                entered[number] = entry._replace(place=self._placed_anew(entry.place, one)), one
-        return entered
+                records[number] = entry._replace(place=self._relocate(entry.place, one)), one
+        return records
 
     def _plan(
         self, wanted: Sequence[tuple[FailureRecord, FailedRange]], answers: Sequence[Answer]
@@ -355,23 +359,23 @@ class Processor(Closing):
                     chosen = match_rules(self._setup.policy, answer, entry.place.device, points)
                     self._statistics.planned += self._actor.plan(entry.number, chosen)
 
-    def _places(self, where: tuple[str, int, int]) -> list[FailureLocation]:
+    def _find_locations(self, where: tuple[str, int, int]) -> list[FailureLocation]:
         """Return where a failure is, without touching a device if its records are complete.
 
         Reading a failing device makes the kernel report it again. If that led to another read, it
         would never end.
         """
         places = self._located.get(where)
-        if places is None or not all(map(self._records.has, places)):
+        if places is None or not all(map(self._records.covers, places)):
             places = self._locate(where)
-            if len(self._located) >= _MOST_SETTLED:
+            if len(self._located) >= _MAX_LOCATED:
                 self._located.clear()
             if not any(place.why for place in places):
                 # A layer number is valid for this batch only.
                 self._located[where] = [place._replace(layer=None) for place in places]
         return places
 
-    def _placed_anew(self, place: FailureLocation, one: FailedRange) -> FailureLocation:
+    def _relocate(self, place: FailureLocation, one: FailedRange) -> FailureLocation:
         """Find the layer of a cached location."""
         where = (one.device, one.start, one.length)
         self._located.pop(where, None)
@@ -389,25 +393,25 @@ class Processor(Closing):
         try:
             return self._probe.locate(device, start, length)
         except OSError as error:
-            identity = identity_named(self._host, device)
+            identity = find_identity(self._host, device)
             return [FailureLocation(device, identity, start, length, None, str(error))]
 
-    def _dated(self, answer: Answer, one: FailedRange) -> Answer:
+    def _add_late_note(self, answer: Answer, one: FailedRange) -> Answer:
         """Add a note to the answer if the failure is older than the daemon."""
         if one.at >= self._setup.since - _LATE_S:
             return answer
         return replace(answer, notes=(*answer.notes, _late_note(one)))
 
-    def _is_wanted(self, entry: FailureRecord) -> bool:
+    def _needs_lookup(self, entry: FailureRecord) -> bool:
         """Return whether the owners are looked up: the first time, or to resume after a kill."""
-        if not entry.looked:
+        if not entry.looked_up:
             return True
         if entry.place.layer is None and not entry.place.why:
             # Known from before, and not located anew.
             return False
         return entry.replayed and not entry.planned and bool(self._setup.policy.rules)
 
-    def _answers(self, wanted: Sequence[tuple[FailureRecord, FailedRange]]) -> list[Answer]:
+    def _look_up_owners(self, wanted: Sequence[tuple[FailureRecord, FailedRange]]) -> list[Answer]:
         """Look up the owners of all records, those of one device together."""
         answers: dict[int, Answer] = {}
         asked: dict[str, list[tuple[int, OwnerQuery]]] = defaultdict(list)
@@ -422,13 +426,13 @@ class Processor(Closing):
         for device, both in asked.items():
             questions = [question for _, question in both]
             try:
-                told = self._probe.answers(device, questions)
+                found = self._probe.find_owners(device, questions)
             except OSError as error:
-                told = [
+                found = [
                     unknown_answer(one.start, one.length, one.origin, str(error))
                     for one in questions
                 ]
-            answers.update(zip((number for number, _ in both), told, strict=True))
+            answers.update(zip((number for number, _ in both), found, strict=True))
         return [answers[entry.number] for entry, _ in wanted]
 
     def _count(self, answer: Answer, one: FailedRange) -> None:
@@ -438,14 +442,14 @@ class Processor(Closing):
             kinds["unwritten" if unwritten else row.kind] += row.length
         count(self._statistics.bytes, kinds)
         if one.at >= self._setup.since:
-            self._statistics.reacted(max(time.time() - one.at, 0.0))
+            self._statistics.add_reaction(max(time.time() - one.at, 0.0))
 
     def close(self) -> None:
         """End the run, and close the journal."""
         self._undo.close()
 
 
-def _without(ranges: Iterable[ByteRange], others: Iterable[ByteRange]) -> list[ByteRange]:
+def _subtract_all(ranges: Iterable[ByteRange], others: Iterable[ByteRange]) -> list[ByteRange]:
     left = list(ranges)
     for one in others:
         left = subtract(left, one)
@@ -457,7 +461,7 @@ def _late_note(one: FailedRange) -> str:
     return f"it failed at {at}, before it was watched: the owners are those of later"
 
 
-def _log(entry: FailureRecord, one: FailedRange, answer: Answer) -> None:
+def _log_failure(entry: FailureRecord, one: FailedRange, answer: Answer) -> None:
     """Log in one line what failed and who owns it."""
     kinds = dict.fromkeys(row.kind for row in answer)
     files: dict[str, None] = {}
@@ -471,8 +475,8 @@ def _log(entry: FailureRecord, one: FailedRange, answer: Answer) -> None:
             pids |= dict.fromkeys(process.pid for process in users)
     fields: dict[str, Any] = {}
     for name, values in (("files", list(files)), ("pids", list(map(str, pids)))):
-        more = f" and {len(values) - _NAMED} more" if len(values) > _NAMED else ""
-        fields[name] = ", ".join(values[:_NAMED]) + more if values else None
+        more = f" and {len(values) - _MAX_NAMED} more" if len(values) > _MAX_NAMED else ""
+        fields[name] = ", ".join(values[:_MAX_NAMED]) + more if values else None
     log_event(
         "err",
         "failure",

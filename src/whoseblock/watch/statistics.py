@@ -37,7 +37,7 @@ class Statistics(Struct):
     planned: int = 0
     unanswered: float | None = None
 
-    def reacted(self, seconds: float) -> None:
+    def add_reaction(self, seconds: float) -> None:
         """Count one reaction time."""
         at = next((place for place, end in enumerate(BUCKETS) if seconds <= end), len(BUCKETS))
         self.reaction[at] += 1

@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 __all__ = [
     "HelperProcess",
     "SendStatistics",
-    "act_through",
+    "perform_steps",
+    "process_spool",
     "start_actor",
     "start_worker",
-    "work_through",
 ]
 
 #: The number of reports processed together.
@@ -44,42 +44,44 @@ _PIECE: Final = 1 << 16
 SendStatistics = Callable[[Statistics], None]
 
 
-class More(Protocol):
+class WaitForMore(Protocol):
     """Waits for more reports, and returns whether there are any."""
 
     def __call__(self, *, busy: bool) -> bool:
         """Wait only if the worker was ``busy``."""
 
 
-def work_through(
+def process_spool(
     spool: Spool,
     make_setup: "Callable[[], Setup]",
-    tell: SendStatistics,
-    more: "More",
+    send: SendStatistics,
+    more: "WaitForMore",
 ) -> None:
     """Process all batches of the spool, and those that arrive while ``more`` waits for them.
 
-    ``more`` is called with whether there was anything, and ``tell`` with the counts of every batch.
+    ``more`` is called with whether there was anything, and ``send`` with the counts of every batch.
     Raises `JournalError`.
     """
     from whoseblock.watch.processor import Processor
 
     with Processor(make_setup()) as processor:
-        tell(processor.unfinished())
+        send(processor.count_unfinished())
         busy = False
         while True:
             batch = spool.take(BATCH)
             if batch.files:
-                _deal_with(batch, spool, processor, tell)
+                _process_batch(batch, spool, processor, send)
             if not spool.has_more:
-                tell(processor.retry_unknown())
-                tell(processor.count_unhealed())
+                send(processor.retry_unknown())
+                send(processor.count_unhealed())
             busy = busy or bool(batch.files)
             if not more(busy=busy):
                 return
 
 
-def _deal_with(batch: Batch, spool: Spool, processor: "Processor", tell: SendStatistics) -> None:
+def _process_batch(
+    batch: Batch, spool: Spool, processor: "Processor", send: SendStatistics
+) -> None:
     """Process a batch; set a file aside that fails, so that it does not block the others."""
     try:
         done = processor.process(batch.groups)
@@ -89,7 +91,7 @@ def _deal_with(batch: Batch, spool: Spool, processor: "Processor", tell: SendSta
     except Exception as error:  # noqa: BLE001 - whatever it is, the others must not wait
         if len(batch.files) > 1:
             for group, file in zip(batch.groups, batch.files, strict=True):
-                _deal_with(Batch((group,), (file,)), spool, processor, tell)
+                _process_batch(Batch((group,), (file,)), spool, processor, send)
             return
         log_event("err", "report-set-aside", file=batch.files[0].name, why=f"{error!r}")
         spool.set_aside(batch.files[0])
@@ -97,19 +99,19 @@ def _deal_with(batch: Batch, spool: Spool, processor: "Processor", tell: SendSta
     else:
         spool.drop(batch.files)
     done.batches = 1
-    tell(done)
+    send(done)
 
 
-def act_through(
+def perform_steps(
     make_setup: "Callable[[], Setup]",
-    tell: SendStatistics,
+    send: SendStatistics,
     go_on: Callable[[], bool] = lambda: True,
 ) -> None:
     """Perform planned steps while ``go_on`` returns true; raises `JournalError`."""
     from whoseblock.watch.processor import Processor
 
     with Processor(make_setup()) as processor:
-        tell(processor.perform(go_on))
+        send(processor.perform(go_on))
 
 
 class HelperProcess:
@@ -122,41 +124,42 @@ class HelperProcess:
     def __init__(
         self, name: str, body: "Callable[[SendStatistics, int], None]", marker_file: Path
     ) -> None:
-        told, tell = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        wake, waken = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._counts, counts = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        wake, self._wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self.name = name
         self.started = time.time()
         self._rest = b""
         self._decoder = msgspec.json.Decoder(Statistics)
-        self.pid = fork(lambda: _live(name, body, tell, wake), (*STANDARD, tell, wake), marker_file)
-        os.close(tell)
+        self.pid = fork(
+            lambda: _run_child(name, body, counts, wake), (*STANDARD, counts, wake), marker_file
+        )
+        os.close(counts)
         os.close(wake)
-        self._told, self._waken = told, waken
 
     def fileno(self) -> int:
         """Return the descriptor on which it sends counts, and whose end is its end."""
-        return self._told
+        return self._counts
 
     def wake(self) -> None:
         """Notify it of more work."""
-        if self._waken < 0:
+        if self._wake < 0:
             # It was dismissed; the next process takes what it leaves.
             return
         # A full pipe has notified it already; a closed one means that it is about to end.
         with suppress(BlockingIOError, BrokenPipeError):
-            os.write(self._waken, b".")
+            os.write(self._wake, b".")
 
     def dismiss(self) -> None:
         """Let it end after its present work."""
-        if self._waken >= 0:
-            os.close(self._waken)
-            self._waken = -1
+        if self._wake >= 0:
+            os.close(self._wake)
+            self._wake = -1
 
     def read(self) -> tuple[list[Statistics], bool]:
         """Return the counts that it has sent, and whether it still lives."""
         found = []
         with suppress(BlockingIOError):
-            while data := os.read(self._told, _PIECE):
+            while data := os.read(self._counts, _PIECE):
                 *lines, self._rest = (self._rest + data).split(b"\n")
                 found += [self._decoder.decode(line) for line in lines]
             return found, False
@@ -169,7 +172,7 @@ class HelperProcess:
     def wait(self) -> int:
         """Reap it after its end; return its exit status, negative if a signal ended it."""
         self.dismiss()
-        os.close(self._told)
+        os.close(self._counts)
         _, status = os.waitpid(self.pid, 0)
         return os.waitstatus_to_exitcode(status)
 
@@ -179,7 +182,7 @@ def start_worker(
 ) -> HelperProcess:
     """Start a process that empties the spool, and waits a little for more."""
 
-    def body(tell: SendStatistics, wake: int) -> None:
+    def body(send: SendStatistics, wake: int) -> None:
         def more(*, busy: bool) -> bool:
             waiting = spool.has_more
             ready, _, _ = select.select([wake], [], [], _LINGER if busy and not waiting else 0.0)
@@ -190,7 +193,7 @@ def start_worker(
                 return False
             return bool(ready) or waiting
 
-        work_through(spool, make_setup, tell, more)
+        process_spool(spool, make_setup, send, more)
 
     return HelperProcess("worker", body, marker_file)
 
@@ -198,14 +201,14 @@ def start_worker(
 def start_actor(make_setup: "Callable[[], Setup]", marker_file: Path) -> HelperProcess:
     """Start a process that performs planned steps: a program may take an hour."""
 
-    def body(tell: SendStatistics, wake: int) -> None:
+    def body(send: SendStatistics, wake: int) -> None:
         # The collector never wakes an actor; only the end of the pipe arrives here.
-        act_through(make_setup, tell, lambda: not select.select([wake], [], [], 0)[0])
+        perform_steps(make_setup, send, lambda: not select.select([wake], [], [], 0)[0])
 
     return HelperProcess("actor", body, marker_file)
 
 
-def _load() -> None:
+def _import_modules() -> None:
     """Import the modules of the work with garbage collection off, which is a quarter faster.
 
     They are needed at once, and stay loaded.
@@ -217,16 +220,18 @@ def _load() -> None:
     gc.enable()
 
 
-def _live(name: str, body: "Callable[[SendStatistics, int], None]", tell: int, wake: int) -> int:
+def _run_child(
+    name: str, body: "Callable[[SendStatistics, int], None]", counts: int, wake: int
+) -> int:
     """Run the body in the child; return the exit code."""
 
-    def say_so(done: Statistics) -> None:
-        os.write(tell, msgspec.json.encode(done) + b"\n")
+    def send(done: Statistics) -> None:
+        os.write(counts, msgspec.json.encode(done) + b"\n")
 
     try:
-        os.set_blocking(tell, True)
-        _load()
-        body(say_so, wake)
+        os.set_blocking(counts, True)
+        _import_modules()
+        body(send, wake)
     except WhoseblockError as error:
         log_event("err", f"{name}-failed", why=str(error), hint=error.hint or None)
         return error.exit_code

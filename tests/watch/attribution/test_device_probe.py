@@ -34,7 +34,7 @@ from whoseblock.watch.statistics import Statistics
 from whoseblock.watch.store.reports import BadBlockList, FailedFileRange, FailedRange, Report
 from whoseblock.watch.store.spool import Spool
 from whoseblock.watch.store.state import StateFolder
-from whoseblock.watch.worker import work_through
+from whoseblock.watch.worker import process_spool
 
 _LOOP_CTL_ADD, _LOOP_CTL_REMOVE = 0x4C80, 0x4C81  # linux/loop.h
 
@@ -282,7 +282,7 @@ def test_a_damaged_file_of_the_spool(tmp_path: Path, capfd: pytest.CaptureFixtur
         damaged.mkdir()
         spool.put([failed("sdzz", 4096)])
         told = Statistics()
-        work_through(spool, lambda: machine.setup(state), told.add, lambda **_: False)
+        process_spool(spool, lambda: machine.setup(state), told.add, lambda **_: False)
         assert not spool.has_more
         assert [file.name for file in (state.path / "spool/aside").iterdir()] == [damaged.name]
     assert [one.failure.start for one in machine.histories()] == [4096]
@@ -307,7 +307,7 @@ def test_a_report_that_nobody_can_deal_with(
         for number, name in enumerate(("one", "bad", "two")):
             spool.put([failed("sdzz", number * 4096, name)])
         told = Statistics()
-        work_through(spool, lambda: machine.setup(state), told.add, lambda **_: False)
+        process_spool(spool, lambda: machine.setup(state), told.add, lambda **_: False)
         assert not spool.has_more
         assert len(list((state.path / "spool/aside").iterdir())) == 1
     assert [one.failure.start for one in machine.histories()] == [0, 8192]
@@ -441,8 +441,8 @@ def test_blocks_of_a_file_that_got_the_inode_number(tmp_path: Path) -> None:
                 start=4096,
                 length=4096,
             )
-            with DeviceProbe(state, "/") as asker:
-                return asker.extents(report)
+            with DeviceProbe(state, "/") as probe:
+                return probe.find_extents(report)
 
         ((_, length),) = extents(generation)
         assert length == 4096

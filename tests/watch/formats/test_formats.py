@@ -20,7 +20,7 @@ from whoseblock.watch.formats.health import (
     monitor_request,
     read_health,
 )
-from whoseblock.watch.formats.kmsg import KmsgRecord, is_from_kernel, read_kmsg, suppressed
+from whoseblock.watch.formats.kmsg import KmsgRecord, count_suppressed, is_from_kernel, read_kmsg
 from whoseblock.watch.formats.trace import (
     BlockError,
     LostEvents,
@@ -65,7 +65,7 @@ def test_bytes_that_the_kernel_escapes_are_given_back() -> None:
     ],
 )
 def test_what_the_kernel_kept_to_itself(text: str, count: int) -> None:
-    assert suppressed(text) == count
+    assert count_suppressed(text) == count
 
 
 @given(st.binary(max_size=300))

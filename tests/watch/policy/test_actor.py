@@ -289,7 +289,7 @@ def test_so_much_in_an_hour_and_no_more(desk: Desk) -> None:
         desk.plan(EXEC)
     with opened(desk.journal) as (journal, run):
         for step, ago in zip(desk.steps(), (4_000.0, 100.0), strict=False):
-            run.started(step.id, now._replace(uptime=now.uptime - ago).kept)
+            run.started(step.id, now._replace(uptime=now.uptime - ago).detail)
         # One of the user's own: whoever asks whoseblock respond is not limited.
         run.started(desk.steps()[2].id)
         limits = Limits(journal)
@@ -422,7 +422,7 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-device_number = signals._device
+device_number = signals._device_number
 
 
 @pytest.fixture(autouse=True)
@@ -433,7 +433,7 @@ def device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         assert layer == "sdzz"
         return tmp_path.stat().st_dev
 
-    monkeypatch.setattr(signals, "_device", number)
+    monkeypatch.setattr(signals, "_device_number", number)
 
 
 def row(file: Path) -> FileOwner:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from whoseblock.errors import PolicyError
 from whoseblock.watch.policy.rules import Rule, read_policy
-from whoseblock.watch.policy.toml_lines import Key, lines_of
+from whoseblock.watch.policy.toml_lines import Key, find_lines
 
 GOOD = """\
 # What may be done.
@@ -58,8 +58,8 @@ def test_a_policy(tmp_path: Path) -> None:
         signal="SIGUSR1",
         signal_to="all",
     )
-    assert first.does == ("exec", "signal")
-    assert (second.name, second.line, second.does) == ("rule 2", 19, ("respond",))
+    assert first.actions == ("exec", "signal")
+    assert (second.name, second.line, second.actions) == ("rule 2", 19, ("respond",))
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_a_policy_that_is_not_there(tmp_path: Path) -> None:
 )
 def test_what_a_rule_fits(rule: Rule, fits: bool) -> None:  # noqa: FBT001 - of the test
     paths = {"/a/b.data", "/srv/a/b.data"}
-    assert rule.fits("file", {"pmem0", "namespace0.0"}, {"/srv"}, paths) is fits
+    assert rule.matches("file", {"pmem0", "namespace0.0"}, {"/srv"}, paths) is fits
 
 
 def test_lines_of_everything_that_toml_has() -> None:
@@ -137,7 +137,7 @@ m = 2
 o = 3
 '''
     assert tomllib.loads(text)["l"][1] == {"m": 2, "n": {"o": 3}}
-    assert lines_of(text) == {
+    assert find_lines(text) == {
         (): 1,
         ("a",): 1,
         ("b c",): 2,
@@ -184,10 +184,10 @@ def test_every_key_is_found_on_its_line(tables: list[dict[str, object]]) -> None
             expected[("rule", number, key)] = text.count("\n") + 1
             text += f"{key} = {as_toml(value)}\n"
     tomllib.loads(text)
-    found = lines_of(text)
+    found = find_lines(text)
     assert {key: found.get(key) for key in expected} == expected
 
 
 @given(st.text(max_size=200))
 def test_anything_may_be_a_file(text: str) -> None:
-    lines_of(text)
+    find_lines(text)

@@ -213,23 +213,23 @@ def test_what_does_not_answer_is_given_up(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_whoever_asks_holds_nothing(tmp_path: Path) -> None:
     """A child that hangs outlives the daemon: with its lock there could be no other."""
-    with (tmp_path / "kept").open("wb") as kept, (tmp_path / "lock").open("wb") as lock:
+    with (tmp_path / "kept").open("wb") as mark_spooled, (tmp_path / "lock").open("wb") as lock:
 
         def question(_: MountedFilesystem) -> ProbeResult:
             held = [int(name) for name in os.listdir("/proc/self/fd")]
-            return repr(sorted(held)).encode(), (kept.fileno(),)
+            return repr(sorted(held)).encode(), (mark_spooled.fileno(),)
 
         ((_, told),) = MountProbe().probe(
-            [MountedFilesystem(1, "x", ("/",))], question, keep=(kept.fileno(),)
+            [MountedFilesystem(1, "x", ("/",))], question, keep=(mark_spooled.fileno(),)
         )
         assert not isinstance(told, OSError)
         held = literal_eval(told[0].decode())
-        assert kept.fileno() in held
+        assert mark_spooled.fileno() in held
         assert lock.fileno() not in held
         assert len(held) == 3  # with the socket, and the folder that is read
         (descriptor,) = told[1]
         assert not os.get_inheritable(descriptor)
-        assert os.path.samestat(os.fstat(descriptor), os.fstat(kept.fileno()))
+        assert os.path.samestat(os.fstat(descriptor), os.fstat(mark_spooled.fileno()))
         os.close(descriptor)
 
 

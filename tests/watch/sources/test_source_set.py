@@ -184,15 +184,15 @@ def test_a_disk_that_is_full_ends_nothing(
             (report,) = kmsg.read()
             assert isinstance(report, FailedRange)
             # It is not in the spool yet.
-            sources.remember()
+            sources.save_position()
             assert state.load("position.json", LogPosition) is None
             with monkeypatch.context() as patch:
                 patch.setattr(state, "save", full)
-                sources.kept(kmsg, 1)
+                sources.mark_spooled(kmsg, 1)
             assert "event=position-not-kept" in capfd.readouterr().err
-            sources.kept(kmsg, 0)
+            sources.mark_spooled(kmsg, 0)
             assert state.load("position.json", LogPosition) is None
-            sources.kept(kmsg, 1)
+            sources.mark_spooled(kmsg, 1)
             assert state.load("position.json", LogPosition) == LogPosition(boot_id(), 5)
 
 
@@ -366,7 +366,7 @@ def test_what_a_killed_daemon_had_read_is_told_by_the_next(tracefs: Path) -> Non
     with (folder / "trace_pipe").open("wb", 0) as pipe:
         pipe.write(line % (1, 1) + (line % (2, 2))[:40])
         keys = [one.key for one in first.read()]
-        first.kept()
+        first.mark_spooled()
         pipe.write((line % (2, 2))[40:] + line % (3, 3))
         keys += [one.key for one in first.read()]
     assert len(set(keys)) == 3
@@ -379,7 +379,7 @@ def test_what_a_killed_daemon_had_read_is_told_by_the_next(tracefs: Path) -> Non
         (1, ""),
         (2, ""),
     ]
-    second.kept()
+    second.mark_spooled()
     assert list(second.sweep()) == []
     # What a line tells of is told, and not once more at the next sweep.
     stats.write_text("entries: 0\noverrun: 7\nread events: 4\n")

@@ -31,18 +31,18 @@ from whoseblock.watch.store.state import StateFolder
 
 __all__ = ["DeviceProbe", "OwnerQuery", "unknown_answer"]
 
-_WISH: Final = Wish(paths=True, processes=True, verified=True)
+_QUERY: Final = Wish(paths=True, processes=True, verified=True)
 #: A child that neither computes nor reads for this many seconds is abandoned; after the second
 #: limit it is abandoned in any case.
 STALL_TIMEOUT_S: Final = 15.0
-_MOST_S: Final = 3600.0
+_MAX_S: Final = 3600.0
 #: No new child probes a device for this many seconds after one was abandoned there.
 COOLDOWN_S: Final = 50.0
 _FS_IOC_GETVERSION: Final = 0x80087601  # linux/fs.h
 #: At most this many children are kept for the next round: each takes some 16 MB.
-_MOST_KEPT: Final = 8
+_MAX_CHILDREN: Final = 8
 #: Interval, in seconds, at which a child's progress is checked.
-_LOOK_S: Final = 1.0
+_POLL_S: Final = 1.0
 
 
 class OwnerQuery(NamedTuple):
@@ -79,7 +79,7 @@ def unknown_answer(start: int, length: int, origin: str, why: str) -> Answer:
 
 
 class DeviceProbe(Closing):
-    """Children that query devices; what they learned of a device is valid until `forget`.
+    """Children that query devices; what they learned of a device is valid until `start_round`.
 
     Every query raises `TimeoutError` if the device does not answer. The next queries raise it at
     once, for a while and as long as the child is stuck. `ConnectionError` is raised if the child
@@ -89,56 +89,56 @@ class DeviceProbe(Closing):
     def __init__(self, state: StateFolder, root: str) -> None:
         self._state = state
         self._root = root
-        self._silent = state.load("silent.json", AbandonedProbes) or AbandonedProbes()
-        self._asking: dict[str, tuple[int, Connection]] = {}
+        self._abandoned = state.load("silent.json", AbandonedProbes) or AbandonedProbes()
+        self._children: dict[str, tuple[int, Connection]] = {}
         self._round = 0
 
     def locate(self, device: str, start: int, length: int) -> list[FailureLocation]:
         """Return the locations of a failed range, in byte order."""
-        places: list[FailureLocation] = self._ask(device, "settle", device, start, length)
+        places: list[FailureLocation] = self._query(device, "locate", device, start, length)
         return places
 
-    def extents(self, report: FailedFileRange) -> list[tuple[int, int]]:
+    def find_extents(self, report: FailedFileRange) -> list[tuple[int, int]]:
         """Return the (start, length) ranges that part of a file has on its filesystem's device.
 
         Raises `OSError` with the reason if they are unknown.
         """
-        found: list[tuple[int, int]] | str = self._ask(report.device, "extents", report)
+        found: list[tuple[int, int]] | str = self._query(report.device, "find_extents", report)
         if isinstance(found, str):
             raise OSError(found)
         return found
 
-    def answers(self, device: str, questions: Sequence[OwnerQuery]) -> list[Answer]:
+    def find_owners(self, device: str, questions: Sequence[OwnerQuery]) -> list[Answer]:
         """Answer queries about locations that failures of ``device`` were resolved to."""
-        answers: list[Answer] = self._ask(device, "answers", questions)
+        answers: list[Answer] = self._query(device, "find_owners", questions)
         return answers
 
-    def forget(self) -> None:
+    def start_round(self) -> None:
         """Open every device anew from now on."""
         self._round += 1
-        if len(self._asking) > _MOST_KEPT:
+        if len(self._children) > _MAX_CHILDREN:
             self.close()
 
     def close(self) -> None:
         """End all children."""
-        for pid, connection in self._asking.values():
+        for pid, connection in self._children.values():
             connection.close()
             end_child(pid)
-        self._asking.clear()
+        self._children.clear()
 
     # ------------------------------------------------------------------ who asks
 
-    def _ask(self, device: str, what: str, *about: object) -> Any:  # noqa: ANN401 - as the question has it
-        self._pass_over_silent(device)
-        if device not in self._asking:
-            self._asking[device] = self._start()
-        pid, connection = self._asking[device]
+    def _query(self, device: str, what: str, *about: object) -> Any:  # noqa: ANN401 - as the question has it
+        self._refuse_if_stuck(device)
+        if device not in self._children:
+            self._children[device] = self._start()
+        pid, connection = self._children[device]
         try:
             connection.send((self._round, what, about))
             self._wait(device, pid, connection)
             return connection.recv()
         except (EOFError, BrokenPipeError, ConnectionResetError):
-            del self._asking[device]
+            del self._children[device]
             connection.close()
             end_child(pid)
             raise ConnectionError(f"the probe of {device} died") from None
@@ -147,7 +147,7 @@ class DeviceProbe(Closing):
         ours, theirs = Pipe()
 
         def body() -> int:
-            _answer_all(theirs, self._root)
+            _serve_queries(theirs, self._root)
             return 0
 
         pid = fork(body, (*STANDARD, theirs.fileno()), self._state.lock)
@@ -156,26 +156,28 @@ class DeviceProbe(Closing):
 
     def _wait(self, device: str, pid: int, connection: Connection) -> None:
         """Wait for an answer as long as the child makes progress."""
-        began = stirred = time.monotonic()
+        began = progressed = time.monotonic()
         signs = signs_of_life(pid)
-        while not connection.poll(_LOOK_S):
+        while not connection.poll(_POLL_S):
             now, seen = time.monotonic(), signs_of_life(pid)
             if seen != signs:
-                signs, stirred = seen, now
-            if now - stirred > STALL_TIMEOUT_S or now - began > _MOST_S:
-                self._give_up(device)
+                signs, progressed = seen, now
+            if now - progressed > STALL_TIMEOUT_S or now - began > _MAX_S:
+                self._abandon(device)
                 raise TimeoutError(f"{device} has not answered for {now - began:.0f} s")
 
-    def _give_up(self, device: str) -> None:
-        pid, connection = self._asking.pop(device)
-        self._silent.devices[device] = AbandonedProbe(pid, started_at(pid) or 0, time.monotonic())
-        self._state.save("silent.json", self._silent)
+    def _abandon(self, device: str) -> None:
+        pid, connection = self._children.pop(device)
+        self._abandoned.devices[device] = AbandonedProbe(
+            pid, started_at(pid) or 0, time.monotonic()
+        )
+        self._state.save("silent.json", self._abandoned)
         connection.close()
         end_child(pid)
 
-    def _pass_over_silent(self, device: str) -> None:
+    def _refuse_if_stuck(self, device: str) -> None:
         """Raise `TimeoutError` if a child is stuck at the device, or was a moment ago."""
-        one = self._silent.devices.get(device)
+        one = self._abandoned.devices.get(device)
         if one is None:
             return
         with suppress(ChildProcessError):
@@ -184,34 +186,34 @@ class DeviceProbe(Closing):
             raise TimeoutError(f"{device} does not answer: process {one.pid} still waits for it")
         if 0 <= time.monotonic() - one.at < COOLDOWN_S:
             raise TimeoutError(f"{device} did not answer a moment ago")
-        del self._silent.devices[device]
-        self._state.save("silent.json", self._silent)
+        del self._abandoned.devices[device]
+        self._state.save("silent.json", self._abandoned)
 
 
 # ---------------------------------------------------------------------- in the process that asks
 
 
-def _answer_all(connection: Connection, root: str) -> None:
+def _serve_queries(connection: Connection, root: str) -> None:
     """Serve queries until the connection closes; each round opens every device anew."""
     current = None
-    answering: dict[str, Callable[..., object]] = {}
+    handlers: dict[str, Callable[..., object]] = {}
     with ExitStack() as opened:
         while True:
             try:
-                asked_in, what, about = connection.recv()
+                round_number, what, about = connection.recv()
             except EOFError:
                 return
-            if asked_in != current:
+            if round_number != current:
                 opened.close()
                 target = opened.enter_context(Target(None, TargetOptions(root=root)))
                 finder = opened.enter_context(Lookup(target.open_leaf))
-                current, one = asked_in, _DeviceSession(target, finder)
-                answering = {
-                    "settle": one.locate,
-                    "extents": one.extents,
-                    "answers": one.answers,
+                current, one = round_number, _DeviceSession(target, finder)
+                handlers = {
+                    "locate": one.locate,
+                    "find_extents": one.find_extents,
+                    "find_owners": one.find_owners,
                 }
-            connection.send(answering[what](*about))
+            connection.send(handlers[what](*about))
 
 
 class _DeviceSession:
@@ -232,26 +234,26 @@ class _DeviceSession:
             self._layers.append(layer)
         return self._layers.index(layer)
 
-    def extents(self, report: FailedFileRange) -> list[tuple[int, int]] | str:
+    def find_extents(self, report: FailedFileRange) -> list[tuple[int, int]] | str:
         try:
-            return list(_extents_of(report, self._target, self._finder))
+            return list(_find_extents(report, self._target, self._finder))
         except (WhoseblockError, OSError) as error:
             return str(error)
 
-    def answers(self, questions: Sequence[OwnerQuery]) -> list[Answer]:
+    def find_owners(self, questions: Sequence[OwnerQuery]) -> list[Answer]:
         """Answer all queries together; if that fails, each by itself."""
         asked = [
             Asked(one.start, one.length, self._layers[one.layer], one.origin, named=True)
             for one in questions
         ]
         try:
-            return list(self._finder.answers(asked, _WISH))
+            return list(self._finder.answers(asked, _QUERY))
         except (WhoseblockError, OSError):
-            return [self._answer_one(one) for one in asked]
+            return [self._find_owners_of_one(one) for one in asked]
 
-    def _answer_one(self, asked: Asked) -> Answer:
+    def _find_owners_of_one(self, asked: Asked) -> Answer:
         try:
-            (answer,) = self._finder.answers([asked], _WISH)
+            (answer,) = self._finder.answers([asked], _QUERY)
         except (WhoseblockError, OSError) as error:
             return unknown_answer(asked.start, asked.length, asked.origin, str(error))
         return answer
@@ -270,11 +272,11 @@ def _is_file(path: str, inode: int, generation: int) -> bool:
 
 
 def _generation(fd: int) -> int:
-    told = fcntl.ioctl(fd, _FS_IOC_GETVERSION, bytes(8))
-    return int.from_bytes(told[:4], sys.byteorder)
+    generation = fcntl.ioctl(fd, _FS_IOC_GETVERSION, bytes(8))
+    return int.from_bytes(generation[:4], sys.byteorder)
 
 
-def _extents_of(
+def _find_extents(
     report: FailedFileRange, target: Target, finder: Lookup
 ) -> Iterable[tuple[int, int]]:
     """Yield the (start, length) ranges of the device that part of a file has."""

@@ -25,12 +25,12 @@ __all__ = ["FailureRecord", "FailureRecords", "RepeatedReport", "coalesce_report
 #: reason to close a record means that its bytes were verified at that moment.
 NOT_LISTED: Final = "the kernel's list of bad blocks has it no longer"
 #: No report waits longer than this in the spool of a working daemon.
-_LATELY: Final = timedelta(hours=1)
+_MAX_DELAY: Final = timedelta(hours=1)
 #: Cached records are read again after this many seconds, or when there are more than this.
-_FRESH_S: Final = 60.0
-_MOST: Final = 50_000
+_CACHE_S: Final = 60.0
+_MAX_CACHED: Final = 50_000
 #: How many records before a location are checked for one that reaches into it.
-_BACK: Final = 4
+_LOOK_BACK: Final = 4
 
 
 class RepeatedReport(NamedTuple):
@@ -57,7 +57,7 @@ class FailureRecord(NamedTuple):
     number: int
     place: FailureLocation
     new: bool
-    looked: bool
+    looked_up: bool
     planned: bool
     replayed: bool
 
@@ -74,19 +74,19 @@ def coalesce_reports(reports: Iterable[FailedRange]) -> list[RepeatedReport]:
     return list(same.values())
 
 
-class _Known(NamedTuple):
+class _CachedRecord(NamedTuple):
     # An open record, and whether its owners were looked up and actions planned.
     entry: Entry
-    looked: bool
+    looked_up: bool
     planned: bool
 
 
-class _Device(NamedTuple):
+class _DeviceCache(NamedTuple):
     # What the journal has of a device: open records in order of their starts, the starts alone for
     # bisecting, and the ranges closed lately with the time, latest first. Reports from before that
     # time may still arrive.
     starts: list[int]
-    open: list[_Known]
+    open: list[_CachedRecord]
     dealt_with: list[tuple[datetime, ByteRange]]
 
 
@@ -101,10 +101,10 @@ class FailureRecords:
         self._journal = journal
         self._run = run
         #: By identity, else by device.
-        self._devices: dict[str, _Device] = {}
+        self._devices: dict[str, _DeviceCache] = {}
         self._since = time.monotonic()
 
-    def forget(self) -> None:
+    def drop_cache(self) -> None:
         """Drop the cache: a record was closed."""
         self._devices.clear()
 
@@ -115,11 +115,11 @@ class FailureRecords:
         is dropped in any case.
         """
         count = sum(len(one.open) for one in self._devices.values())
-        if others_close or time.monotonic() - self._since > _FRESH_S or count > _MOST:
+        if others_close or time.monotonic() - self._since > _CACHE_S or count > _MAX_CACHED:
             self._devices.clear()
             self._since = time.monotonic()
 
-    def enter(self, repeated: RepeatedReport, place: FailureLocation) -> Iterator[FailureRecord]:
+    def record(self, repeated: RepeatedReport, place: FailureLocation) -> Iterator[FailureRecord]:
         """Journal a report under every record that has bytes of it; create records for the rest.
 
         A report from before its bytes were closed is not new, even if it arrives only now:
@@ -127,7 +127,7 @@ class FailureRecords:
         """
         left = [ByteRange(place.start, place.length)]
         seen = datetime.fromtimestamp(repeated.last, UTC)
-        for entry, looked, planned in self._touching(place):
+        for entry, looked_up, planned in self._overlapping(place):
             left = subtract(left, entry.range)
             report = _new_report(repeated, place, entry.range)
             noted = self._run.record_report(entry, report, seen)
@@ -137,15 +137,15 @@ class FailureRecords:
                     entry.id,
                     known,
                     new=False,
-                    looked=looked,
+                    looked_up=looked_up,
                     planned=planned,
                     replayed=not noted.new_report,
                 )
             elif noted.new_failure:
                 # Another process has closed it meanwhile.
-                self.forget()
-                yield _new(noted.failure, known)
-        for closed, where in self._of(place).dealt_with:
+                self.drop_cache()
+                yield _created(noted.failure, known)
+        for closed, where in self._cache_of(place).dealt_with:
             if closed < seen:
                 break
             left = subtract(left, where)
@@ -156,59 +156,59 @@ class FailureRecords:
             if noted.new_failure:
                 part = place._replace(start=piece.start, length=piece.length)
                 self._add(noted.failure, part)
-                yield _new(noted.failure, part)
+                yield _created(noted.failure, part)
 
     def close_healed(self, place: FailureLocation) -> int:
         """Close the open records that lie wholly within a location; return their number."""
         end = place.start + place.length
         healed = 0
-        for entry, _, _ in self._touching(place):
+        for entry, _, _ in self._overlapping(place):
             if place.start <= entry.start and entry.start + entry.length <= end:
                 self._run.close_failure(entry.id, NOT_LISTED)
                 healed += 1
         if healed:
-            self.forget()
+            self.drop_cache()
         return healed
 
-    def has(self, place: FailureLocation) -> bool:
+    def covers(self, place: FailureLocation) -> bool:
         """Return whether open records with journaled owners cover a location."""
         left = [ByteRange(place.start, place.length)]
-        for entry, looked, _ in self._touching(place):
-            left = subtract(left, entry.range) if looked else left
+        for entry, looked_up, _ in self._overlapping(place):
+            left = subtract(left, entry.range) if looked_up else left
         return not left
 
-    def looked(self, numbers: Iterable[int]) -> None:
+    def mark_looked_up(self, numbers: Iterable[int]) -> None:
         """Mark records whose owners are journaled."""
         done = set(numbers)
         for device in self._devices.values():
             for at, one in enumerate(device.open):
                 if one.entry.id in done:
-                    device.open[at] = one._replace(looked=True)
+                    device.open[at] = one._replace(looked_up=True)
 
     # ------------------------------------------------------------------ what is known
 
-    def _touching(self, place: FailureLocation) -> list[_Known]:
+    def _overlapping(self, place: FailureLocation) -> list[_CachedRecord]:
         """Return the open records that overlap a location."""
-        starts, known, _ = self._of(place)
+        starts, known, _ = self._cache_of(place)
         # Records of one device do not overlap unless another program made some: look back no
         # further.
-        first = max(bisect_left(starts, place.start) - _BACK, 0)
+        first = max(bisect_left(starts, place.start) - _LOOK_BACK, 0)
         last = bisect_left(starts, place.start + place.length)
         return [
             one for one in known[first:last] if one.entry.start + one.entry.length > place.start
         ]
 
-    def _of(self, place: FailureLocation) -> _Device:
+    def _cache_of(self, place: FailureLocation) -> _DeviceCache:
         key = place.identity or place.device
         if key not in self._devices:
             opened = [
-                _Known(one.failure, one.complete is not None, bool(one.states))
+                _CachedRecord(one.failure, one.complete is not None, bool(one.states))
                 for one in self._find(place, Filter(open=True))
             ]
             opened.sort(key=lambda one: one.entry.start)
             # Read these second: a record that is closed in between is found as open, as closed, or
             # both.
-            lately = Filter(closed_since=datetime.now(UTC) - _LATELY)
+            lately = Filter(closed_since=datetime.now(UTC) - _MAX_DELAY)
             dealt_with = [
                 (one.failure.closed, one.failure.range)
                 for one in self._find(place, lately)
@@ -216,7 +216,7 @@ class FailureRecords:
             ]
             dealt_with.sort(reverse=True)
             starts = [one.entry.start for one in opened]
-            self._devices[key] = _Device(starts, opened, dealt_with)
+            self._devices[key] = _DeviceCache(starts, opened, dealt_with)
         return self._devices[key]
 
     def _find(self, place: FailureLocation, wanted: Filter) -> Iterable[Overview]:
@@ -231,7 +231,7 @@ class FailureRecords:
         return found.values()
 
     def _add(self, number: int, place: FailureLocation) -> None:
-        starts, known, _ = self._of(place)
+        starts, known, _ = self._cache_of(place)
         at = bisect_left(starts, place.start)
         entry = Entry(
             id=number,
@@ -249,11 +249,11 @@ class FailureRecords:
             closed_because=None,
         )
         starts.insert(at, place.start)
-        known.insert(at, _Known(entry, looked=False, planned=False))
+        known.insert(at, _CachedRecord(entry, looked_up=False, planned=False))
 
 
-def _new(number: int, place: FailureLocation) -> FailureRecord:
-    return FailureRecord(number, place, new=True, looked=False, planned=False, replayed=False)
+def _created(number: int, place: FailureLocation) -> FailureRecord:
+    return FailureRecord(number, place, new=True, looked_up=False, planned=False, replayed=False)
 
 
 def _is_of(entry: Entry, place: FailureLocation) -> bool:

@@ -18,7 +18,7 @@ from whoseblock.stack.host import Host
 from whoseblock.stack.loops import backing_file
 from whoseblock.target import Target
 
-__all__ = ["FailureLocation", "identity_named", "identity_of", "layer_named", "locate"]
+__all__ = ["FailureLocation", "find_identity", "find_layer", "identity_of", "locate"]
 
 #: The same limit as in `whoseblock.stack.base.descend`.
 _MAX_DEPTH = 32
@@ -62,7 +62,7 @@ def locate(
     ]
 
 
-def layer_named(target: Target, name: str) -> Layer:
+def find_layer(target: Target, name: str) -> Layer:
     """Return the layer with the name of a `FailureLocation`; raises `TargetError`."""
     for folder in target.host.root.glob("sys/class/block/dm-*"):
         if target.host.text(folder / "dm/name") == name:
@@ -75,7 +75,7 @@ def _locate(layer: Layer, start: int, length: int, depth: int) -> list[tuple[Lay
     if not layer.segments or not inside or depth == _MAX_DEPTH:
         return [(layer, start, length)]
     found: list[tuple[Layer, int, int]] = []
-    for begin, size, straight in _pieces(layer, start, inside):
+    for begin, size, straight in _split(layer, start, inside):
         if straight is None:
             found.append((layer, begin, size))
         else:
@@ -83,10 +83,10 @@ def _locate(layer: Layer, start: int, length: int, depth: int) -> list[tuple[Lay
             found += _locate(straight.to, to_start, size, depth + 1)
     if inside < length:
         found.append((layer, start + inside, length - inside))
-    return _joined(found)
+    return _join(found)
 
 
-def _pieces(layer: Layer, start: int, length: int) -> Iterator[tuple[int, int, Linear | None]]:
+def _split(layer: Layer, start: int, length: int) -> Iterator[tuple[int, int, Linear | None]]:
     """Cut a range at segment edges; yield each piece with the linear segment that maps it.
 
     The segment is None where several overlap, where it is not linear, or where there is none.
@@ -104,7 +104,7 @@ def _pieces(layer: Layer, start: int, length: int) -> Iterator[tuple[int, int, L
         yield low, high - low, None if straight is None or straight.remark else straight
 
 
-def _joined(pieces: Iterable[tuple[Layer, int, int]]) -> list[tuple[Layer, int, int]]:
+def _join(pieces: Iterable[tuple[Layer, int, int]]) -> list[tuple[Layer, int, int]]:
     """Join adjacent pieces of one layer."""
     joined: list[tuple[Layer, int, int]] = []
     for layer, start, length in pieces:
@@ -130,10 +130,10 @@ def _identity(host: Host, finder: Lookup, layer: Layer) -> str:
 def identity_of(host: Host, layer: Layer) -> str:
     """Return a name of a device that persists over reboots, set by the kernel or its vendor."""
     name = None if layer.device is None else host.device_numbered(layer.device)
-    return identity_named(host, name or layer.name)
+    return find_identity(host, name or layer.name)
 
 
-def identity_named(host: Host, name: str) -> str:
+def find_identity(host: Host, name: str) -> str:
     """Return the persistent name of the device that the kernel calls ``name``, "" if unknown."""
     folder = host.device_folder(name)
     if folder is None:

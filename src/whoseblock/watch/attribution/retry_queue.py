@@ -20,7 +20,7 @@ __all__ = ["RetryQueue"]
 #: Delays in seconds before each retry; the last one repeats as long as the failure is open.
 RETRY_DELAYS_S: Final = (60.0, 600.0, 3600.0, 6 * 3600.0, 86400.0)
 #: The queue's limit, and the number of retries at a time.
-_MOST: Final = 4096
+_MAX_WAITING: Final = 4096
 _AT_A_TIME: Final = 256
 
 
@@ -48,17 +48,19 @@ class RetryQueue:
         self._waiting = (state.load("unanswered.json", _Saved) or _Saved()).waiting
         self._changed = False
 
-    def note(self, number: int, failed: FailedRange, answer: Answer, *, lost: bool) -> None:
+    def update(self, number: int, failed: FailedRange, answer: Answer, *, lost: bool) -> None:
         """Queue a failure if its answer is unknown; remove it otherwise."""
         if not _is_unknown(answer):
-            self.forget(number)
-        elif len(self._waiting) >= _MOST:
-            log_event("warning", "not-asked-again", failure=number, why=f"{_MOST} others wait")
+            self.remove(number)
+        elif len(self._waiting) >= _MAX_WAITING:
+            log_event(
+                "warning", "not-asked-again", failure=number, why=f"{_MAX_WAITING} others wait"
+            )
         else:
             self._waiting[number] = _Waiting(failed, 0, time.time() + RETRY_DELAYS_S[0], lost)
             self._changed = True
 
-    def heard(self, number: int) -> None:
+    def hasten(self, number: int) -> None:
         """Retry a failure soon whose device was lost: a new report shows that the device is back.
 
         Not one whose device could be queried: reading the failed bytes makes the kernel report them
@@ -69,7 +71,7 @@ class RetryQueue:
             waiting.due = time.time()
             self._changed = True
 
-    def put_off(self, number: int, answer: Answer, *, lost: bool) -> bool:
+    def postpone(self, number: int, answer: Answer, *, lost: bool) -> bool:
         """Return whether the answer is still unknown, and if so postpone the next retry."""
         waiting = self._waiting.get(number)
         if waiting is None or not _is_unknown(answer):
@@ -80,11 +82,11 @@ class RetryQueue:
         self._changed = True
         return True
 
-    def forget(self, number: int) -> None:
+    def remove(self, number: int) -> None:
         """Remove a failure from the queue."""
         self._changed |= self._waiting.pop(number, None) is not None
 
-    def due(self) -> Iterator[tuple[int, FailedRange]]:
+    def iter_due(self) -> Iterator[tuple[int, FailedRange]]:
         """Yield some of the failures that are due, longest waiting first."""
         now = time.time()
         # A clock that was set back must not postpone them for ever.
@@ -97,7 +99,7 @@ class RetryQueue:
             yield number, self._waiting[number].failed
 
     @property
-    def next_at(self) -> float:
+    def next_due(self) -> float:
         """When the next retry is due, in seconds since 1970; 0 if the queue is empty."""
         return min((waiting.due for waiting in self._waiting.values()), default=0.0)
 

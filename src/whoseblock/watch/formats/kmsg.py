@@ -8,7 +8,7 @@ further on the kernel quotes names that any user may choose.
 import re
 from typing import Final, NamedTuple
 
-__all__ = ["KmsgRecord", "is_from_kernel", "read_kmsg", "suppressed"]
+__all__ = ["KmsgRecord", "count_suppressed", "is_from_kernel", "read_kmsg"]
 
 _HEAD: Final = re.compile(rb"([0-9]{1,10}),([0-9]{1,20}),([0-9]{1,20}),[^;\n]{0,200};")
 _ESCAPE: Final = re.compile(rb"\\x([0-9a-f]{2})")
@@ -47,7 +47,7 @@ def is_from_kernel(record: KmsgRecord) -> bool:
     return record.facility == 0
 
 
-def suppressed(text: str) -> int:
+def count_suppressed(text: str) -> int:
     """Return how many messages about failed requests the kernel says it suppressed."""
     match = _SUPPRESSED.match(text)
     return int(match[1]) if match else 0

@@ -59,18 +59,18 @@ class Actor:
         self._responder = responder
         self._lock = state.lock
         #: Other daemons with other policies may use the same journal.
-        self._ours: dict[str, Any] = {"by": "watch", "state": str(state.path.absolute())}
-        self._names = _names(policy)
+        self._origin: dict[str, Any] = {"by": "watch", "state": str(state.path.absolute())}
+        self._digests = _digests(policy)
 
     def plan(self, failure: int, chosen: Iterable[tuple[Rule, list[Owner]]]) -> bool:
         """Journal the steps that the rules require for a failure; return whether there are any."""
         steps = [
             PlannedStep(kind, self._parameters(rule, kind, rows), failure)
             for rule, rows in chosen
-            for kind in rule.does
+            for kind in rule.actions
         ]
         if steps:
-            self._run.plan(steps, [failure], self._ours | Moment.now().kept)
+            self._run.plan(steps, [failure], self._origin | Moment.now().detail)
         return bool(steps)
 
     def perform(self, go_on: Callable[[], bool] = lambda: True) -> Statistics:
@@ -81,19 +81,19 @@ class Actor:
         done = Statistics()
         limits = Limits(self._journal)
         for plan in self._journal.unfinished():
-            why = self._refusal(plan)
+            why = self._why_refused(plan)
             if why is not None:
                 for step in plan.steps:
                     if not go_on():
                         return done
-                    outcome = self._step(step, why, limits)
+                    outcome = self._finish_step(step, why, limits)
                     if outcome:
                         count(done.actions, {f"{step.kind} {outcome}": 1})
         return done
 
     def _parameters(self, rule: Rule, kind: ActionKind, rows: Iterable[Owner]) -> dict[str, Any]:
         """Return everything that any process needs to perform a step, and its rule."""
-        name = _name_for(kind, self._names[self._policy.rules.index(rule)])
+        name = _digest_for(kind, self._digests[self._policy.rules.index(rule)])
         about = {"rule": rule.name, "policy": name}
         if kind == "exec":
             return about | {"command": list(rule.exec), "timeout": rule.exec_timeout}
@@ -101,16 +101,16 @@ class Actor:
             return about | {"with": rule.respond, "from": rule.restore_from}
         return about | {"boot": Moment.now().boot} | signal_recipients(rule, rows)
 
-    def _refusal(self, plan: Plan) -> str | None:
+    def _why_refused(self, plan: Plan) -> str | None:
         """Return why a plan is refused, "" if it is not; None if it is not of this daemon."""
         if plan.options.get("by") != "watch":
             return None
-        planned = Moment.of(plan.options, plan.at)
+        planned = Moment.from_detail(plan.options, plan.at)
         if planned is None or Moment.now().since(planned) > _STALE_S:
             return "it was planned more than a day ago"
-        return "" if plan.options.items() >= self._ours.items() else None
+        return "" if plan.options.items() >= self._origin.items() else None
 
-    def _step(self, step: Step, why: str, limits: Limits) -> str:
+    def _finish_step(self, step: Step, why: str, limits: Limits) -> str:
         """Finish one step: perform it, or skip it because of ``why``.
 
         Returns its outcome in a word, "" if there was nothing to do.
@@ -139,13 +139,13 @@ class Actor:
         if step.state is State.FAILED:
             self._run.left(step.id, _NOT_AGAIN)
             return ""
-        return self._begin(step, step.failure, why, limits)
+        return self._perform_if_allowed(step, step.failure, why, limits)
 
-    def _begin(self, step: Step, failure: int, why: str, limits: Limits) -> str:
+    def _perform_if_allowed(self, step: Step, failure: int, why: str, limits: Limits) -> str:
         kind = cast("ActionKind", step.kind)
         about = {"failure": failure, "action": kind, "rule": step.parameters.get("rule")}
         now = Moment.now()
-        names = [_name_for(kind, both) for both in self._names]
+        names = [_digest_for(kind, both) for both in self._digests]
         planned_by = step.parameters.get("policy")
         number = names.index(planned_by) if planned_by in names else None
         if number is None:
@@ -161,7 +161,7 @@ class Actor:
             self._run.left(step.id, f"the policy allows {most} an hour")
             log_event("warning", "action-limited", **about, limit=most)
             return "limited"
-        self._run.started(step.id, now.kept)
+        self._run.started(step.id, now.detail)
         try:
             said = self._perform(kind, step, failure, number)
         except JournalError:
@@ -186,7 +186,7 @@ class Actor:
         return run_program(step.parameters, history.failure, answer)
 
 
-def _names(policy: Policy) -> list[tuple[str, str]]:
+def _digests(policy: Policy) -> list[tuple[str, str]]:
     """Return two digests for each rule: of itself, and of itself and all rules before it.
 
     The second changes if a rule is inserted before it, which might match the same owners.
@@ -200,7 +200,7 @@ def _names(policy: Policy) -> list[tuple[str, str]]:
     return names
 
 
-def _name_for(kind: ActionKind, names: tuple[str, str]) -> str:
+def _digest_for(kind: ActionKind, names: tuple[str, str]) -> str:
     """Return the digest by which a step finds its rule.
 
     A notification is sent as long as its rule exists. An action that changes something is not

@@ -21,7 +21,7 @@ from whoseblock.respond.copies import Copies
 from whoseblock.respond.planning import CHANGES, Act, Options, Part, parts_of_answer
 from whoseblock.stack.host import Host
 from whoseblock.target import Target, TargetOptions
-from whoseblock.watch.attribution.locations import layer_named
+from whoseblock.watch.attribution.locations import find_layer
 from whoseblock.watch.policy.rule_matching import match_rule, mount_points
 from whoseblock.watch.policy.rules import Policy, Respond
 
@@ -47,7 +47,7 @@ class DeviceResponder:
         copies = Copies(folder=rule.restore_from) if wanted is Act.RESTORE else None
         options = TargetOptions()
         with Target(None, options) as target, Lookup(target.open_leaf) as finder:
-            layer = layer_named(target, failure.device)
+            layer = find_layer(target, failure.device)
             asked = Asked(failure.start, failure.length, layer, "the journal", named=True)
             (now,) = finder.answers([asked])
             allowing = Options(copies=copies is not None)

@@ -31,15 +31,15 @@ class Moment(NamedTuple):
         return cls(boot_id(), time.clock_gettime(time.CLOCK_BOOTTIME), time.time())
 
     @property
-    def kept(self) -> dict[str, Any]:
+    def detail(self) -> dict[str, Any]:
         """What the journal keeps of it, besides the time of day that it records itself."""
         return {"boot": self.boot, "uptime": self.uptime}
 
     @classmethod
-    def of(cls, kept: Mapping[str, Any], at: datetime) -> Self | None:
+    def from_detail(cls, detail: Mapping[str, Any], at: datetime) -> Self | None:
         """Return the moment that was kept; None if there is none."""
         try:
-            return cls(str(kept["boot"]), float(kept["uptime"]), at.timestamp())
+            return cls(str(detail["boot"]), float(detail["uptime"]), at.timestamp())
         except (KeyError, TypeError, ValueError):
             return None
 
@@ -58,21 +58,21 @@ class Limits:
 
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
-        self._done: dict[ActionKind, list[Moment]] = {}
+        self._taken: dict[ActionKind, list[Moment]] = {}
 
     def take(self, kind: ActionKind, most: int, now: Moment) -> bool:
         """Count one more action; return False if the limit was reached."""
-        known = self._done.get(kind)
-        before = self._started(kind, now) if known is None else known
+        known = self._taken.get(kind)
+        before = self._read_starts(kind, now) if known is None else known
         recent = [moment for moment in before if now.since(moment) < _HOUR]
         allowed = len(recent) < most
-        self._done[kind] = [*recent, now] if allowed else recent
+        self._taken[kind] = [*recent, now] if allowed else recent
         return allowed
 
-    def _started(self, kind: ActionKind, now: Moment) -> Iterator[Moment]:
+    def _read_starts(self, kind: ActionKind, now: Moment) -> Iterator[Moment]:
         """Yield when the daemon started such an action in the last hour, latest first."""
         for event in self._journal.starts(kind):
-            moment = Moment.of(event.detail, event.at)
+            moment = Moment.from_detail(event.detail, event.at)
             # Without a moment it was another program, to which no limits apply.
             if moment is not None:
                 if now.since(moment) >= _HOUR:

@@ -16,11 +16,11 @@ from whoseblock.journal import Entry
 __all__ = ["run_program"]
 
 #: The last bytes of a program's output that are kept: errors come last.
-_SAID: Final = 2000
+_MAX_OUTPUT: Final = 2000
 #: The capacity of a pipe.
 _PIECE: Final = 1 << 16
 #: Only the daemon itself may feed the watchdog of systemd.
-_OURS: Final = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
+_DAEMON_ONLY: Final = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 
 
 def run_program(how: Mapping[str, Any], failure: Entry, answer: Mapping[str, Any]) -> str:
@@ -37,7 +37,9 @@ def run_program(how: Mapping[str, Any], failure: Entry, answer: Mapping[str, Any
         "rule": how["rule"],
         "answer": answer,
     }
-    environment = {name: value for name, value in os.environ.items() if name not in _OURS} | {
+    environment = {
+        name: value for name, value in os.environ.items() if name not in _DAEMON_ONLY
+    } | {
         "WHOSEBLOCK_FAILURE": str(failure.id),
         "WHOSEBLOCK_DEVICE": failure.device,
         "WHOSEBLOCK_START": str(failure.start),
@@ -58,7 +60,7 @@ def run_program(how: Mapping[str, Any], failure: Entry, answer: Mapping[str, Any
         )
     assert program.stdout is not None  # noqa: S101 - for the type checker: it was asked for
     try:
-        said = _listen(program, program.stdout.fileno(), time.monotonic() + seconds)
+        output_end = _read_output(program, program.stdout.fileno(), time.monotonic() + seconds)
         status = program.poll()
     finally:
         if program.returncode is None:
@@ -66,7 +68,7 @@ def run_program(how: Mapping[str, Any], failure: Entry, answer: Mapping[str, Any
                 os.killpg(program.pid, signal.SIGKILL)
             program.wait()
         program.stdout.close()
-    words = said.decode(errors="replace").strip()
+    words = output_end.decode(errors="replace").strip()
     if status == 0:
         return words
     how_it_ended = (
@@ -77,30 +79,30 @@ def run_program(how: Mapping[str, Any], failure: Entry, answer: Mapping[str, Any
     raise LeftUndoneError(f"{name} {how_it_ended}{f': {words}' if words else ''}")
 
 
-def _listen(program: "subprocess.Popen[bytes]", output: int, deadline: float) -> bytes:
+def _read_output(program: "subprocess.Popen[bytes]", output: int, deadline: float) -> bytes:
     """Read a program's output until the program ends or times out; return the end of it.
 
     The end of the process counts. What it left in the background may hold its output open for ever.
     """
     os.set_blocking(output, False)
-    said = b""
+    output_end = b""
     ended = os.pidfd_open(program.pid)
     try:
         waiting = [ended, output]
         while program.poll() is None and (left := deadline - time.monotonic()) > 0:
             ready, _, _ = select.select(waiting, [], [], left)
             if output in ready:
-                piece = _piece(output)
-                said = (said + piece)[-_SAID:]
+                piece = _read_chunk(output)
+                output_end = (output_end + piece)[-_MAX_OUTPUT:]
                 if not piece:
                     waiting.remove(output)
     finally:
         os.close(ended)
     # The last output is still in the pipe. Read at most its capacity: others may go on writing.
-    return (said + _piece(output))[-_SAID:]
+    return (output_end + _read_chunk(output))[-_MAX_OUTPUT:]
 
 
-def _piece(output: int) -> bytes:
+def _read_chunk(output: int) -> bytes:
     with suppress(BlockingIOError):
         return os.read(output, _PIECE)
     return b""

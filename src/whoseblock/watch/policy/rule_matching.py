@@ -41,8 +41,8 @@ def match_rule(
         kind = "unwritten" if row.unwritten else kind
         for names in (row.paths, row.mounted_at):
             paths |= set(names) if isinstance(names, tuple) else set()
-    fits = (rule.fits(kind, devices, where, paths) for rule in policy.rules)
-    return next((number for number, fit in enumerate(fits) if fit), None)
+    matches = (rule.matches(kind, devices, where, paths) for rule in policy.rules)
+    return next((number for number, fit in enumerate(matches) if fit), None)
 
 
 def mount_points(host: Host) -> dict[str, set[str]]:

@@ -50,7 +50,7 @@ def send_signals(how: Mapping[str, Any], lock: Path) -> str:
     number = signal_number(how["signal"])
     users = {
         (process.pid, process.start_time)
-        for found in find_processes(list(_wanted(how["files"]))).processes
+        for found in find_processes(list(_search_terms(how["files"]))).processes
         for process in found
         if _uses(process, how["signal-to"])
     }
@@ -59,23 +59,23 @@ def send_signals(how: Mapping[str, Any], lock: Path) -> str:
         if (pid, start) not in users:
             outcome = "it no longer uses the file"
         else:
-            outcome = _ours(pid, lock) or send_signal(number, pid, start)
+            outcome = _why_exempt(pid, lock) or send_signal(number, pid, start)
         outcomes.setdefault(outcome, []).append(f"{command}[{pid}]")
     sent = outcomes.pop(SENT)
     others = (f"not to {', '.join(names)}: {why}" for why, names in outcomes.items())
     return "; ".join((f"sent to {', '.join(sent) or 'no process'}", *others))
 
 
-def _wanted(files: Iterable[tuple[str, int, int | None, int]]) -> Iterable[Wanted]:
+def _search_terms(files: Iterable[tuple[str, int, int | None, int]]) -> Iterable[Wanted]:
     """Yield what to search for, with the present device numbers of the filesystems."""
     host = Host()
     for layer, inode, offset, length in files:
-        device = _device(host, layer)
+        device = _device_number(host, layer)
         if device is not None:
             yield Wanted(device, inode, offset, length)
 
 
-def _device(host: Host, layer: str) -> int | None:
+def _device_number(host: Host, layer: str) -> int | None:
     """Return the number of a device by its kernel or device-mapper name."""
     folders = [host.root / "sys/class/block" / layer] if "/" not in layer else []
     for one in host.root.glob("sys/class/block/dm-*"):
@@ -88,13 +88,13 @@ def _device(host: Host, layer: str) -> int | None:
     return None
 
 
-def _ours(pid: int, lock: Path) -> str:
+def _why_exempt(pid: int, lock: Path) -> str:
     """Return why a process may not get a signal of the daemon, "" if it may."""
     wanted = lock.resolve()
     try:
         with os.scandir(f"/proc/{pid}/fd") as names:
             # Only the link is read, so no filesystem can block this.
-            ours = any(_leads_to(Path(name)) == wanted for name in names)
+            ours = any(_read_link(Path(name)) == wanted for name in names)
     except (FileNotFoundError, ProcessLookupError):
         return ""
     except OSError as error:
@@ -102,7 +102,7 @@ def _ours(pid: int, lock: Path) -> str:
     return "it belongs to the daemon" if ours else ""
 
 
-def _leads_to(link: Path) -> Path | None:
+def _read_link(link: Path) -> Path | None:
     try:
         return link.readlink()
     except OSError:

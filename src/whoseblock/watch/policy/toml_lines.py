@@ -8,7 +8,7 @@ import re
 from collections import Counter
 from typing import Final
 
-__all__ = ["Key", "lines_of"]
+__all__ = ["Key", "find_lines"]
 
 #: Names of tables and keys, and indexes into arrays of tables, outermost first.
 Key = tuple[str | int, ...]
@@ -30,7 +30,7 @@ _TOKEN: Final = re.compile(
 )
 
 
-def lines_of(text: str) -> dict[Key, int]:
+def find_lines(text: str) -> dict[Key, int]:
     """Return the line, from 1, of each table and key, such as ``("rule", 0, "exec")``.
 
     Keys inside an inline table are not listed.
@@ -42,28 +42,28 @@ def lines_of(text: str) -> dict[Key, int]:
     while at < len(text):
         line = text.count("\n", 0, at) + 1
         if match := _ARRAY.match(text, at):
-            name = _inside(_names(match[1]), arrays)
+            name = _resolve(_split_key(match[1]), arrays)
             table = (*name, arrays[name])
             arrays[name] += 1
             found.setdefault(name, line)
             found[table] = line
         elif match := _TABLE.match(text, at):
-            table = _inside(_names(match[1]), arrays)
+            table = _resolve(_split_key(match[1]), arrays)
             found.setdefault(table, line)
         elif match := _KEY.match(text, at):
             key = table
-            for part in _names(match[1]):
+            for part in _split_key(match[1]):
                 key = (*key, part)
                 found.setdefault(key, line)
         at = _end_of_value(text, match.end() if match else at)
     return found
 
 
-def _names(dotted: str) -> tuple[str, ...]:
+def _split_key(dotted: str) -> tuple[str, ...]:
     return tuple(part.strip("\"'") for part in _PARTS.findall(dotted))
 
 
-def _inside(name: tuple[str, ...], arrays: Counter[Key]) -> Key:
+def _resolve(name: tuple[str, ...], arrays: Counter[Key]) -> Key:
     """Return the key of a table, with the index of the last element for arrays of tables."""
     key: Key = ()
     for number, part in enumerate(name):

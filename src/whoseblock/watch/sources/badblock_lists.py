@@ -19,9 +19,9 @@ from whoseblock.watch.store.reports import BadBlockList, FilesystemError, Report
 __all__ = ["BadBlockListSource"]
 
 #: Where the lists are below the root; the folder has the device's name.
-_PLACES: Final = ("sys/block/*/badblocks", "sys/bus/nd/devices/region*/badblocks")
+_PATTERNS: Final = ("sys/block/*/badblocks", "sys/bus/nd/devices/region*/badblocks")
 #: The devices whose lists notify of changes.
-_TELL: Final = ("pmem", "region")
+_NOTIFYING: Final = ("pmem", "region")
 #: More than the page that sysfs shows at most.
 _MOST: Final = 1 << 16
 
@@ -46,7 +46,7 @@ class BadBlockListSource:
         #: Devices that vanished: a device of that name may now be another one with the same list.
         self._gone: set[str] = set()
         #: The last error reported about each list.
-        self._wrong: dict[str, str] = {}
+        self._errors: dict[str, str] = {}
 
     @property
     def health(self) -> str:
@@ -69,20 +69,20 @@ class BadBlockListSource:
                 # The device is gone.
                 self._forget(descriptor)
                 continue
-            yield from self._listed(device, text.decode("ascii", "replace"))
+            yield from self._report_change(device, text.decode("ascii", "replace"))
 
     def sweep(self) -> Iterator[Report]:
         """Yield every list that has changed, and poll new ones."""
         seen = set()
-        for place in _PLACES:
+        for place in _PATTERNS:
             for path in sorted(self._host.root.glob(place)):
                 device = path.parent.name
                 seen.add(device)
-                if device.startswith(_TELL) and device not in self._open and self._host.live:
+                if device.startswith(_NOTIFYING) and device not in self._open and self._host.live:
                     self._watch(device, str(path))
                 text = self._host.text(path)
                 if text is not None:
-                    yield from self._listed(device, text)
+                    yield from self._report_change(device, text)
         self._lists = len(seen)
         self._gone |= self._known.keys() - seen
         for device in self._open.keys() - seen:
@@ -106,7 +106,7 @@ class BadBlockListSource:
         self._poll.unregister(descriptor)
         file.close()
 
-    def _listed(self, device: str, text: str) -> Iterator[Report]:
+    def _report_change(self, device: str, text: str) -> Iterator[Report]:
         """Yield a list if it has changed."""
         origin = f"{device}/badblocks"
         known = self._known.get(device, ())
@@ -115,13 +115,13 @@ class BadBlockListSource:
             found = read_sysfs_badblocks(lines, device, origin)
             ranges = merge(ByteRange(one.start, one.length) for one in found)
         except MalformedError as error:
-            yield from self._ill(device, str(error))
+            yield from self._report_error(device, str(error))
             return
         if cut:
             # Known ranges behind the last range shown are not known to be good again.
             end = ranges[-1].end if ranges else 0
             ranges = merge([*ranges, *subtract(known, ByteRange(0, end))])
-        yield from self._ill(device, CUT_OFF if cut else "")
+        yield from self._report_error(device, CUT_OFF if cut else "")
         if tuple(ranges) != known or device in self._gone:
             self._gone.discard(device)
             self._known[device] = tuple(ranges)
@@ -133,10 +133,10 @@ class BadBlockListSource:
                 origin=origin,
             )
 
-    def _ill(self, device: str, what: str) -> Iterator[FilesystemError]:
+    def _report_error(self, device: str, what: str) -> Iterator[FilesystemError]:
         """Yield a report of what is wrong with a list, once; "" if nothing is."""
-        if what != self._wrong.get(device, ""):
-            self._wrong[device] = what
+        if what != self._errors.get(device, ""):
+            self._errors[device] = what
             if what:
                 yield FilesystemError(source=self.name, at=time.time(), place=device, what=what)
 

@@ -38,7 +38,7 @@ def _libc() -> ctypes.CDLL:
     return ctypes.CDLL(None, use_errno=True)
 
 
-def _checked(result: int) -> int:
+def _check(result: int) -> int:
     if result < 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
@@ -55,7 +55,7 @@ class FilesystemErrorSource:
 
     def __init__(self) -> None:
         flags = _FAN_CLOEXEC | _FAN_NONBLOCK | _FAN_REPORT_FID
-        self._fd = _checked(_libc().fanotify_init(flags, os.O_RDONLY))
+        self._fd = _check(_libc().fanotify_init(flags, os.O_RDONLY))
         self._probe = MountProbe()
         self._wanted: dict[int, MountedFilesystem] = {}
         #: The statfs fsid of each marked filesystem, by device number.
@@ -65,9 +65,9 @@ class FilesystemErrorSource:
     @property
     def health(self) -> str:
         """The state of the source in a few words."""
-        told = f"{len(self._marked)} filesystems marked"
+        marked = f"{len(self._marked)} filesystems marked"
         refused = {f"{self._wanted[at].point}: {e.strerror}" for at, e in self._refused.items()}
-        return "; ".join([told, *sorted(refused)])
+        return "; ".join([marked, *sorted(refused)])
 
     def fileno(self) -> int:
         """Return the descriptor of the fanotify group."""
@@ -84,7 +84,7 @@ class FilesystemErrorSource:
         """Mark the filesystems that have no mark, except where the kernel cannot."""
         # A filesystem that was unmounted and mounted again has lost its mark, but looks the same in
         # the mount table.
-        marked = self._marked_in_kernel()
+        marked = self._read_marks()
         self._marked = {device: fsid for device, fsid in self._marked.items() if device in marked}
         missing = [
             one
@@ -92,14 +92,14 @@ class FilesystemErrorSource:
             if device not in self._marked
             and getattr(self._refused.get(device), "errno", None) not in _FINAL
         ]
-        for mounted, told in self._probe.probe(missing, self._mark, keep=(self._fd,)):
-            if isinstance(told, OSError):
-                self._refused[mounted.device] = told
+        for mounted, result in self._probe.probe(missing, self._mark, keep=(self._fd,)):
+            if isinstance(result, OSError):
+                self._refused[mounted.device] = result
             else:
                 self._refused.pop(mounted.device, None)
-                self._marked[mounted.device] = told[0]
+                self._marked[mounted.device] = result[0]
 
-    def _marked_in_kernel(self) -> set[int]:
+    def _read_marks(self) -> set[int]:
         """Return the device numbers of the filesystems that this group has marked."""
         text = Path(f"/proc/self/fdinfo/{self._fd}").read_text("ascii")
         numbers = (int(number, 16) for number in _MARK.findall(text))
@@ -113,7 +113,7 @@ class FilesystemErrorSource:
         place = mounted.open()
         try:
             path = b"/proc/self/fd/%d" % place
-            _checked(_libc().fanotify_mark(self._fd, flags, mask, _AT_FDCWD, path))
+            _check(_libc().fanotify_mark(self._fd, flags, mask, _AT_FDCWD, path))
             return _fsid(place), ()
         finally:
             os.close(place)
@@ -171,5 +171,5 @@ class _Statfs(ctypes.Structure):
 def _fsid(descriptor: int) -> bytes:
     """Return a filesystem's fsid as in statfs(2), which is that of fanotify events."""
     found = _Statfs()
-    _checked(_libc().fstatfs(descriptor, ctypes.byref(found)))
+    _check(_libc().fstatfs(descriptor, ctypes.byref(found)))
     return bytes(found.fsid)

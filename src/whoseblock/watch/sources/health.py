@@ -88,11 +88,11 @@ class HealthSource:
             for device, one in self._wanted.items()
             if device not in watched and not _is_final(self._refused.get(device))
         ]
-        for mounted, told in self._probe.probe(missing, _open_monitor):
-            if isinstance(told, OSError):
-                self._refused[mounted.device] = told
+        for mounted, result in self._probe.probe(missing, _open_monitor):
+            if isinstance(result, OSError):
+                self._refused[mounted.device] = result
                 continue
-            _, (descriptor,) = told
+            _, (descriptor,) = result
             self._refused.pop(mounted.device, None)
             os.set_blocking(descriptor, False)
             self._monitors[descriptor] = mounted
@@ -110,28 +110,28 @@ class HealthSource:
             except OSError:
                 data = b""
             if not data:
-                self._forget(descriptor)
+                self._close_monitor(descriptor)
             for event in read_health(data):
-                yield from self._told(event, mounted)
+                yield from self._convert(event, mounted)
                 if event.kind == EventKind.UNMOUNT and descriptor in self._monitors:
-                    self._forget(descriptor)
+                    self._close_monitor(descriptor)
         if len(self._monitors) < before:
             # It may have been mounted again before the end was read.
             self._watch_missing()
 
-    def _forget(self, descriptor: int) -> None:
+    def _close_monitor(self, descriptor: int) -> None:
         del self._monitors[descriptor]
         self._poll.unregister(descriptor)
         os.close(descriptor)
 
-    def _told(self, event: HealthEvent, mounted: MountedFilesystem) -> Iterator[Report]:
+    def _convert(self, event: HealthEvent, mounted: MountedFilesystem) -> Iterator[Report]:
         at = event.nanoseconds / _NANO
         device = device_name(self._host, mounted.device)
         origin = f"health monitor of {mounted.point}"
         what = event.what
         if isinstance(what, LostHealthEvents):
-            told = f"the kernel dropped events of {mounted.point}"
-            yield EventsLost(source=self.name, at=time.time(), count=what.events, what=told)
+            text = f"the kernel dropped events of {mounted.point}"
+            yield EventsLost(source=self.name, at=time.time(), count=what.events, what=text)
         elif isinstance(what, DeviceRange) and event.domain == EventDomain.DATADEV:
             yield FailedRange(
                 source=self.name,
@@ -142,9 +142,9 @@ class HealthSource:
                 origin=origin,
             )
         elif isinstance(what, DeviceRange):
-            told = f"{what.length} bytes from {what.start} of its {_device_word(event.domain)}"
+            text = f"{what.length} bytes from {what.start} of its {_device_word(event.domain)}"
             yield FilesystemError(
-                source=self.name, at=at, place=mounted.point, what=f"media error: {told} failed"
+                source=self.name, at=at, place=mounted.point, what=f"media error: {text} failed"
             )
         elif isinstance(what, FileRange) and (
             event.kind == EventKind.DATALOST or _is_loss(what.error)
@@ -164,8 +164,8 @@ class HealthSource:
                 },
             )
         elif event.kind in _WORDS:
-            told = f"{_WORDS[EventKind(event.kind)]} ({_domain_word(event.domain)})"
-            yield FilesystemError(source=self.name, at=at, place=mounted.point, what=told)
+            text = f"{_WORDS[EventKind(event.kind)]} ({_domain_word(event.domain)})"
+            yield FilesystemError(source=self.name, at=at, place=mounted.point, what=text)
 
     def sweep(self) -> Iterator[Report]:
         """Yield nothing, since events cannot be read again; retry refused monitors."""
@@ -175,7 +175,7 @@ class HealthSource:
     def close(self) -> None:
         """Close all monitors."""
         for descriptor in list(self._monitors):
-            self._forget(descriptor)
+            self._close_monitor(descriptor)
         self._poll.close()
 
 

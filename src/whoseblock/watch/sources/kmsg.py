@@ -11,7 +11,7 @@ from typing import Final, Self
 from whoseblock.errors import MalformedError
 from whoseblock.sources.dmesg import read_message
 from whoseblock.watch.clock import Clock
-from whoseblock.watch.formats.kmsg import KmsgRecord, is_from_kernel, read_kmsg, suppressed
+from whoseblock.watch.formats.kmsg import KmsgRecord, count_suppressed, is_from_kernel, read_kmsg
 from whoseblock.watch.store.reports import EventsLost, FailedRange, Report
 
 __all__ = ["KmsgSource"]
@@ -73,9 +73,9 @@ class KmsgSource:
                 if self._waited:
                     self.skew = now - record.microseconds / 1e6
                 at = clock.at(record.microseconds / 1e6 + self.skew)
-                yield from self._gap(record, at)
+                yield from self._report_gap(record, at)
                 self.sequence = record.sequence
-                yield from self._told(record, at)
+                yield from self._parse_message(record, at)
 
     def _lines(self) -> Iterator[bytes]:
         with open(self._fd, "rb", closefd=False) as file:
@@ -100,7 +100,7 @@ class KmsgSource:
                 return
             yield data
 
-    def _gap(self, record: KmsgRecord, at: float) -> Iterator[Report]:
+    def _report_gap(self, record: KmsgRecord, at: float) -> Iterator[Report]:
         """Report how many messages were overwritten."""
         known = self.sequence >= 0
         missing = record.sequence - self.sequence - 1 if known else 0
@@ -114,13 +114,13 @@ class KmsgSource:
             )
         self._overwritten = False
 
-    def _told(self, record: KmsgRecord, at: float) -> Iterator[Report]:
+    def _parse_message(self, record: KmsgRecord, at: float) -> Iterator[Report]:
         """Yield the reports of one message."""
         if not is_from_kernel(record):
             return
         key = f"{self._boot}:{record.sequence}"
         origin = f"/dev/kmsg, message {record.sequence}"
-        if count := suppressed(record.text):
+        if count := count_suppressed(record.text):
             what = "the kernel rate-limited its messages about failed requests"
             yield EventsLost(source=self.name, at=at, key=key, count=count, what=what)
             return

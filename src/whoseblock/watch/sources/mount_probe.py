@@ -48,20 +48,20 @@ class MountProbe:
             for device, pid in self._hanging.items()
             if os.waitpid(pid, os.WNOHANG)[0] == 0
         }
-        told: list[tuple[MountedFilesystem, ProbeResult | OSError]] = []
+        results: list[tuple[MountedFilesystem, ProbeResult | OSError]] = []
         left = list(about)
         while left:
             if left[0].device in self._hanging:
-                told.append((left.pop(0), OSError(errno.ETIMEDOUT, "no answer")))
+                results.append((left.pop(0), OSError(errno.ETIMEDOUT, "no answer")))
                 continue
             some = [one for one in left if one.device not in self._hanging]
-            answers = self._answers(some, question, keep)
-            told += zip(some, answers, strict=False)
+            answers = self._probe_in_child(some, question, keep)
+            results += zip(some, answers, strict=False)
             asked = some[: len(answers)]
             left = [one for one in left if one not in asked]
-        return told
+        return results
 
-    def _answers(
+    def _probe_in_child(
         self, about: list[MountedFilesystem], question: ProbeFunction, keep: Collection[int]
     ) -> list[ProbeResult | OSError]:
         """Probe all in one child; return the results up to the first that hangs."""
@@ -80,12 +80,12 @@ class MountProbe:
                     os.kill(pid, signal.SIGKILL)
                     self._hanging[one.device] = pid
                     return answers
-                answers.append(_read(data, descriptors))
+                answers.append(_decode_result(data, descriptors))
         os.waitpid(pid, 0)
         return answers
 
 
-def _read(data: bytes, descriptors: Collection[int]) -> ProbeResult | OSError:
+def _decode_result(data: bytes, descriptors: Collection[int]) -> ProbeResult | OSError:
     if not data:
         return OSError(errno.EIO, "the probing process ended")
     for descriptor in descriptors:
@@ -104,12 +104,12 @@ def _probe_all(
     for mounted in about:
         try:
             data, descriptors = question(mounted)
-            told = bytes(_ERRNO_BYTES) + data
+            message = bytes(_ERRNO_BYTES) + data
         except OSError as error:
             descriptors = ()
             number = error.errno or errno.EIO
-            told = number.to_bytes(_ERRNO_BYTES) + (error.strerror or str(error)).encode()
-        socket.send_fds(to, [told], descriptors)
+            message = number.to_bytes(_ERRNO_BYTES) + (error.strerror or str(error)).encode()
+        socket.send_fds(to, [message], descriptors)
         for descriptor in descriptors:
             os.close(descriptor)
     return 0

@@ -38,7 +38,7 @@ class _MountWatcher(Protocol):
 class _DrainedSource(Protocol):
     """A source whose events can be read once, and which tracks what is not spooled yet."""
 
-    def kept(self) -> None:
+    def mark_spooled(self) -> None:
         """Note that everything it reported is in the spool."""
 
 
@@ -101,7 +101,7 @@ class SourceSet:
             if name in self.open:
                 continue
             try:
-                source = self._made(maker)
+                source = self._open_source(maker)
             except (WhoseblockError, OSError) as error:
                 self._set_missing(name, error)
                 continue
@@ -111,7 +111,7 @@ class SourceSet:
             found.append(source)
         return found
 
-    def _made(self, maker: Callable[[], Source]) -> Source:
+    def _open_source(self, maker: Callable[[], Source]) -> Source:
         with ExitStack() as undo:
             source = maker()
             undo.callback(source.close)
@@ -130,18 +130,18 @@ class SourceSet:
             self.missing[name] = why
             log_event("warning", "source", source=name, watched="false", why=why, hint=hint)
 
-    def kept(self, source: Source, reports: int) -> None:
+    def mark_spooled(self, source: Source, reports: int) -> None:
         """Note that everything a source reported is in the spool, ``reports`` of them just now."""
         if isinstance(source, _DrainedSource):
-            source.kept()
+            source.mark_spooled()
         elif isinstance(source, KmsgSource):
             self._reached = LogPosition(self._boot, source.sequence, source.skew)
             if reports:
-                self.remember()
+                self.save_position()
 
-    def lose(self, source: Source, error: Exception) -> None:
+    def close_failed(self, source: Source, error: Exception) -> None:
         """Close a source that failed; the next sweep tries it again."""
-        self.remember()
+        self.save_position()
         del self.open[source.name]
         with suppress(OSError):
             source.close()
@@ -163,7 +163,7 @@ class SourceSet:
         watched = {name: (True, source.health) for name, source in self.open.items()}
         return watched | {name: (False, why) for name, why in self.missing.items()}
 
-    def remember(self) -> None:
+    def save_position(self) -> None:
         """Save how far the log was read and spooled, if that has changed."""
         if self._reached == self._written:
             return
@@ -181,7 +181,7 @@ class SourceSet:
 
     def close(self) -> None:
         """Close all sources."""
-        self.remember()
+        self.save_position()
         for source in self:
             with suppress(OSError):
                 source.close()

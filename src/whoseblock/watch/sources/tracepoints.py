@@ -81,31 +81,31 @@ class TraceSource:
         with ExitStack() as undo:
             undo.callback(self._remove)
             self._events = [event for event in _EVENTS if self._enable(event)]
-            self._consumed = undo.enter_context(TraceCheckpoint(consumed))
+            self._checkpoint = undo.enter_context(TraceCheckpoint(consumed))
             self._fd = self._open()
             undo.pop_all()
         #: Reports that the previous daemon left.
-        self._before = list(self._left(taken_over=taken_over))
+        self._before = list(self._recover(taken_over=taken_over))
 
-    def _left(self, *, taken_over: bool) -> Iterator[Report]:
+    def _recover(self, *, taken_over: bool) -> Iterator[Report]:
         """Yield what the previous daemon had read but not spooled, and how much of it is lost."""
-        mark, clock = self._consumed.mark, Clock.now()
-        lines = self._consumed.left.split(b"\n")
+        mark, clock = self._checkpoint.mark, Clock.now()
+        lines = self._checkpoint.left.split(b"\n")
         if mark is not None and mark.boot != self._boot:
             # The clock has started anew since, and device numbers may differ.
             if lost := sum(map(is_event, lines)):
-                yield self._lost(lost, "the machine went down before they were processed")
+                yield self._events_lost(lost, "the machine went down before they were processed")
             mark, lines = None, []
         if mark is not None and taken_over:
             _, self._read, self._overrun, self._by_lines = astuple(mark)
         for line in lines:
-            yield from self._told(line, clock)
+            yield from self._parse_line(line, clock)
         # A new instance begins at zero.
-        read, overrun = self._counted()
+        read, overrun = self._read_counts()
         if mark is None or not taken_over:
             self._overrun = self._by_lines = overrun
         elif read > self._read:
-            yield self._lost(read - self._read, "a daemon was killed while reading them")
+            yield self._events_lost(read - self._read, "a daemon was killed while reading them")
         self._read = read
 
     def _open(self) -> int:
@@ -150,20 +150,20 @@ class TraceSource:
                 return
             if not data:
                 return
-            self._consumed.take(data)
+            self._checkpoint.append(data)
             *lines, self._rest = (self._rest + data).split(b"\n")
             self._rest = self._rest[-_LONGEST:]
             for line in lines:
-                yield from self._told(line, clock)
+                yield from self._parse_line(line, clock)
 
-    def kept(self) -> None:
+    def mark_spooled(self) -> None:
         """Note that everything it reported is in the spool."""
-        self._consumed.keep(TraceCounts(self._boot, self._read, self._overrun, self._by_lines))
+        self._checkpoint.commit(TraceCounts(self._boot, self._read, self._overrun, self._by_lines))
         if self._rest:
             # The first part of an unfinished line is still needed.
-            self._consumed.take(self._rest)
+            self._checkpoint.append(self._rest)
 
-    def _told(self, line: bytes, clock: Clock) -> Iterator[Report]:
+    def _parse_line(self, line: bytes, clock: Clock) -> Iterator[Report]:
         self._read += is_event(line)
         event = read_trace_line(line)
         if isinstance(event, MemoryFailure):
@@ -180,11 +180,15 @@ class TraceSource:
             )
         elif isinstance(event, LostEvents):
             self._by_lines += event.events
-            yield from self._overran(self._by_lines) if event.events else (self._lost(0, _NO_ROOM),)
+            yield from (
+                self._report_overrun(self._by_lines)
+                if event.events
+                else (self._events_lost(0, _NO_ROOM),)
+            )
         elif isinstance(event, BlockError):
-            yield from self._request(event, clock)
+            yield from self._convert_request(event, clock)
 
-    def _request(self, event: BlockError, clock: Clock) -> Iterator[Report]:
+    def _convert_request(self, event: BlockError, clock: Clock) -> Iterator[Report]:
         """Report the first sector of a failed request: the kernel does not say which one failed."""
         if -event.error not in MEDIUM_ERRORS or event.operation[0] not in _OPERATIONS:
             return
@@ -207,16 +211,16 @@ class TraceSource:
             },
         )
 
-    def _lost(self, count: int, what: str) -> EventsLost:
+    def _events_lost(self, count: int, what: str) -> EventsLost:
         return EventsLost(source=self.name, at=time.time(), count=count, what=what)
 
-    def _overran(self, count: int) -> Iterator[EventsLost]:
+    def _report_overrun(self, count: int) -> Iterator[EventsLost]:
         """Report dropped events that were not reported yet."""
         if count > self._overrun:
-            yield self._lost(count - self._overrun, _NO_ROOM)
+            yield self._events_lost(count - self._overrun, _NO_ROOM)
             self._overrun = count
 
-    def _counted(self) -> tuple[int, int]:
+    def _read_counts(self) -> tuple[int, int]:
         """Return how many events were read and how many were dropped, as the kernel counts them."""
         read = overrun = 0
         for stats in self._folder.glob("per_cpu/cpu*/stats"):
@@ -231,13 +235,13 @@ class TraceSource:
         """Report lost events that no later event has shown."""
         before, self._before = self._before, []
         yield from before
-        yield from self._overran(self._counted()[1])
+        yield from self._report_overrun(self._read_counts()[1])
 
     def close(self) -> None:
         """Remove the instance: until the next start the kernel log has the failures."""
         os.close(self._fd)
         self._remove()
-        self._consumed.close()
+        self._checkpoint.close()
 
     def _remove(self) -> None:
         with suppress(OSError):

@@ -89,11 +89,11 @@ class Spool:
             one if one.key else replace(one, key=f"{name}:{number}")
             for number, one in enumerate(reports)
         ]
-        data = self._encoded(keyed)
+        data = self._encode(keyed)
         write_atomically(self._path / f"{name}{_SUFFIX}", data)
         self._bytes += len(data)
 
-    def _encoded(self, reports: Sequence[Report]) -> bytes:
+    def _encode(self, reports: Sequence[Report]) -> bytes:
         try:
             return self._encoder.encode(reports)
         except UnicodeEncodeError:

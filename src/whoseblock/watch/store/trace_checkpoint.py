@@ -51,12 +51,12 @@ class TraceCheckpoint(Closing):
         self.left = content[_HEAD:]
         self._end = max(len(content), _HEAD)
 
-    def take(self, data: bytes) -> None:
+    def append(self, data: bytes) -> None:
         """Store what was read; without room, only the kernel's count is left."""
         with suppress(OSError):
             self._end += os.pwrite(self._fd, data, self._end)
 
-    def keep(self, mark: TraceCounts) -> None:
+    def commit(self, mark: TraceCounts) -> None:
         """Save the counts and discard the stored events, which are in the spool."""
         with suppress(OSError):
             # In this order: after a kill in between, spooled events are found again but not counted

@@ -9,7 +9,7 @@ from whoseblock.watch.store.spool import Backlog
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
 
-__all__ = ["CONTENT_TYPE", "exposition"]
+__all__ = ["CONTENT_TYPE", "format_metrics"]
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -22,7 +22,7 @@ _COUNTERS: Final = (
 )
 
 
-def exposition(
+def format_metrics(
     statistics: Statistics, sources: Mapping[str, tuple[bool, str]], backlog: Backlog
 ) -> bytes:
     """Return all metrics; ``sources`` holds whether each source is watched."""

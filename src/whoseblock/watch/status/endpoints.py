@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from whoseblock.errors import TargetError
-from whoseblock.watch.metrics import CONTENT_TYPE
+from whoseblock.watch.status.metrics import CONTENT_TYPE
 
 __all__ = ["MetricsPort", "StatusSocket"]
 
@@ -22,11 +22,11 @@ _OLD_UMASK: Final = 0o177
 
 
 class StatusSocket:
-    """A unix socket at ``path`` that sends ``tell()`` to each client."""
+    """A unix socket at ``path`` that sends ``render()`` to each client."""
 
-    def __init__(self, path: Path, tell: Callable[[], bytes]) -> None:
+    def __init__(self, path: Path, render: Callable[[], bytes]) -> None:
         self._path = path
-        self._tell = tell
+        self._render = render
         path.unlink(missing_ok=True)
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         self._socket.settimeout(0)
@@ -51,7 +51,7 @@ class StatusSocket:
             with peer:
                 # The status fits into the socket's buffer; a rest is not worth waiting for.
                 peer.settimeout(0)
-                peer.send(self._tell())
+                peer.send(self._render())
 
     def close(self) -> None:
         """Stop listening."""
@@ -60,7 +60,7 @@ class StatusSocket:
 
 
 class MetricsPort:
-    """A TCP port that serves ``tell()`` by HTTP.
+    """A TCP port that serves ``render()`` by HTTP.
 
     ``on`` registers a function for epoll events of a descriptor, ``off`` removes it. Raises
     `TargetError` if the port is not available.
@@ -70,11 +70,11 @@ class MetricsPort:
         self,
         address: str,
         port: int,
-        tell: Callable[[], bytes],
+        render: Callable[[], bytes],
         on: Callable[[int, Callable[[], None], int], None],
         off: Callable[[int], None],
     ) -> None:
-        self._tell = tell
+        self._render = render
         self._on = on
         self._off = off
         self._peers: dict[int, socket.socket] = {}
@@ -131,7 +131,7 @@ class MetricsPort:
         path = rest.partition(b" ")[0].partition(b"?")[0]
         if method not in (b"GET", b"HEAD") or path not in (b"/", b"/metrics"):
             return b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
-        body = self._tell()
+        body = self._render()
         head = (
             f"HTTP/1.1 200 OK\r\nContent-Type: {CONTENT_TYPE}\r\n"
             f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
