@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 from tests.support.failing_disk import failing_disk, read_direct, traced
 from tests.support.images import MIB, Geometry, make_image
-from tests.support.watching import from_now_on
+from tests.support.watch_daemon import from_now_on
 
 import whoseblock
 from bench.images import BLOCK
@@ -40,7 +40,7 @@ IDLE_S = 600.0
 WARM, COLD, WALKS = 100, 20, 10
 INTERVAL_S = 60
 #: A daemon that needs longer than that is broken.
-_PATIENCE_S = 120.0
+_TIMEOUT_S = 120.0
 _FAILURE = re.compile(rb"event=failure failure=(\d+) ")
 _WHOSEBLOCK: Command = [sys.executable, "-m", "whoseblock"]
 

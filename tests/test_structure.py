@@ -163,6 +163,55 @@ def test_modules_say_what_they_are(module: str) -> None:
     assert ast.get_docstring(ast.parse(MODULES[module].read_bytes()))
 
 
+# The rooms of watch/, from the bottom up, and those that each may import. A module outside of the
+# packages is a room of its own.
+WATCH_ROOMS: dict[str, set[str]] = {
+    "log": set(),
+    "clock": set(),
+    "children": set(),
+    "statistics": set(),
+    "formats": set(),
+    "store": set(),
+    "sources": {"formats", "store", "log", "clock", "children"},
+    "attribution": {"store", "log", "children"},
+    "policy": {"attribution", "store", "statistics", "log", "clock"},
+    "status": {"store", "statistics"},
+    "processor": {"policy", "attribution", "store", "statistics", "log"},
+    "worker": {"processor", "store", "statistics", "log", "children"},
+    "daemon": {"worker", "processor", "status", "policy", "sources", "store", "statistics", "log"},
+}
+
+
+def watch_arrows(module: str, imported: list[str]) -> set[str]:
+    """Return the other rooms of watch/ that a module of it imports."""
+    own = module.split(".")[1]
+    rooms = {name.split(".")[2] for name in imported if name.startswith("whoseblock.watch.")}
+    return rooms - {own}
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name.startswith("watch.")])
+def test_rooms_of_watch_import_as_their_table_says(module: str) -> None:
+    assert watch_arrows(module, imports_of(module)) <= WATCH_ROOMS[module.split(".")[1]]
+
+
+def test_the_table_of_watch_has_no_upward_and_no_unused_arrow() -> None:
+    below: set[str] = set()
+    for room, known in WATCH_ROOMS.items():
+        assert known <= below
+        below.add(room)
+    used = {room: set[str]() for room in WATCH_ROOMS}
+    for module in MODULES:
+        if module.startswith("watch."):
+            used[module.split(".")[1]] |= watch_arrows(module, imports_of(module))
+    assert used == WATCH_ROOMS
+
+
+def test_an_arrow_that_the_table_of_watch_lacks_is_seen() -> None:
+    source = b"from whoseblock.watch.policy.rules import Rule"
+    arrows = watch_arrows("watch.store.spool", list(imports(source, "whoseblock.watch.store")))
+    assert not arrows <= WATCH_ROOMS["store"]
+
+
 def test_no_program_is_long() -> None:
     programs = {name: text for name, text in committed_files().items() if name.endswith(".py")}
     lines = {name: text.count(b"\n") for name, text in programs.items()}

@@ -20,7 +20,7 @@ import pytest
 from tests.support.failing_disk import failing_disk
 from tests.support.images import MIB, Geometry, make_image
 from tests.support.tools import need_loop_mounts
-from tests.support.watching import Daemon, from_now_on, peak_memory, until, watching
+from tests.support.watch_daemon import Daemon, from_now_on, peak_memory, until, watching
 from tests.test_emulate_kernel import BLOCK, place_of
 
 from whoseblock.ranges import ByteRange

@@ -17,16 +17,16 @@ from tests.support.emulated import Emulated, emulated
 from tests.support.failing_disk import TRACING, failing_disk, read_direct
 from tests.support.images import MIB, Geometry, make_image
 from tests.support.tools import Missing, need_loop_mounts, run
-from tests.support.watching import Daemon, from_now_on, once, peak_memory, until, watching
+from tests.support.watch_daemon import Daemon, from_now_on, once, peak_memory, until, watching
 from tests.test_emulate_kernel import BLOCK, fill, forget, place_of
 
 from whoseblock.errors import NEWS
 from whoseblock.journal import History
 from whoseblock.ranges import ByteRange
-from whoseblock.watch.reports import Failed
-from whoseblock.watch.sources import instance_name
-from whoseblock.watch.spool import Spool
-from whoseblock.watch.state import StateFolder
+from whoseblock.watch.sources.source_set import instance_name
+from whoseblock.watch.store.reports import FailedRange
+from whoseblock.watch.store.spool import Spool
+from whoseblock.watch.store.state import StateFolder
 
 
 @pytest.fixture
@@ -138,7 +138,7 @@ def test_a_disk_that_does_not_answer_keeps_no_other_waiting(image: Path, tmp_pat
         with StateFolder(tmp_path / "state") as state:
             spool = Spool(state.path / "spool")
             for name in (loop.name, "sdzz"):
-                report = Failed(
+                report = FailedRange(
                     source="kmsg", at=time.time(), key=name, device=name, start=MIB, length=512
                 )
                 spool.put([report])

@@ -34,7 +34,7 @@ def status(as_json: bool, state: Path | None) -> None:
 
     Asks the daemon; if none runs, says how the last one ended, and the exit code is 3.
     """
-    from whoseblock.watch.state import usual_state_folder
+    from whoseblock.watch.store.state import usual_state_folder
 
     folder = state or usual_state_folder()
     data = _ask(folder)

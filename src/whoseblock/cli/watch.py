@@ -94,7 +94,7 @@ def watch(  # noqa: PLR0913 - as many as there are options
     As long as all is well it waits for the kernel, and does nothing.
     """
     from whoseblock.watch.daemon import Daemon, Options, sweep_once
-    from whoseblock.watch.state import usual_state_folder
+    from whoseblock.watch.store.state import usual_state_folder
 
     options = Options(
         state=state or usual_state_folder(),

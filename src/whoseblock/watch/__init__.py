@@ -1,6 +1,6 @@
-"""The daemon: who reports failures while the machine runs, and what is done about each.
+"""Watch for failures while the machine runs, journal their owners, and act by a policy.
 
-A collector waits for the kernel and writes what it says to a spool; a worker, which lives only as
-long as there is something to do, finds the owners, journals them, and does what the policy allows.
-docs/internals/watch.md has the whole of it.
+A collector waits for the kernel and spools its reports. A worker, which lives only while the spool
+holds reports, looks up the owners, journals them and plans what the policy allows. See
+docs/internals/watch.md.
 """

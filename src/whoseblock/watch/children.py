@@ -1,4 +1,4 @@
-"""Processes of ours that do one thing, and may get stuck at it."""
+"""Child processes that do one task and may get stuck at it."""
 
 import ctypes
 import gc
@@ -16,17 +16,17 @@ __all__ = ["STANDARD", "end_child", "fork", "signs_of_life"]
 
 #: Standard input, output and error.
 STANDARD: Final = (0, 1, 2)
-#: So long the end of a child that was killed is waited for, in seconds.
-_PATIENCE_S: Final = 1.0
+#: Seconds to wait for the end of a killed child.
+_TIMEOUT_S: Final = 1.0
 _PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
 
 
-def fork(body: Callable[[], int], keep: Iterable[int], badge: Path | None = None) -> int:
-    """Have a child run ``body``, whose value is its exit code; give its pid.
+def fork(body: Callable[[], int], keep: Iterable[int], marker_file: Path | None = None) -> int:
+    """Run ``body`` in a child, which exits with its value; return the child's pid.
 
-    It has only the descriptors ``keep``: one that gets stuck for good would hold locks and pipes of
-    ours for as long.  It does not outlive us.  The file ``badge`` it has open, too, by which it is
-    known to be one of us.
+    The child has only the descriptors ``keep``: one that is stuck for good would hold our locks and
+    pipes as long. It dies with its parent. It also has the file ``marker_file`` open, which marks
+    it as a process of the daemon.
     """
     pid = os.fork()
     if pid:
@@ -37,13 +37,13 @@ def fork(body: Callable[[], int], keep: Iterable[int], badge: Path | None = None
         signal.set_wakeup_fd(-1)
         for number in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_DFL)
-        # Ctrl-C goes to all of us; the collector says when to end.
+        # Ctrl-C reaches every process; the collector decides when to end.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        # What has the descriptors that are closed here is never used again, nor finalized.
+        # The objects whose descriptors are closed here are never used again, nor finalized.
         gc.freeze()
         _close_all_but({*keep})
-        if badge is not None:
-            os.open(badge, os.O_RDONLY | os.O_CLOEXEC)
+        if marker_file is not None:
+            os.open(marker_file, os.O_RDONLY | os.O_CLOEXEC)
         code = body()
     except BaseException:  # noqa: BLE001 - whatever it is, it must not go on as if it were us
         import traceback
@@ -59,22 +59,22 @@ def _close_all_but(keep: set[int]) -> None:
             try:
                 os.close(int(name))
             except OSError:
-                # That of the listing itself.
+                # The descriptor of the listing itself.
                 continue
 
 
 def end_child(pid: int) -> None:
-    """Kill a child of ours; nobody waits for long for one that cannot be ended now."""
+    """Kill a child; wait only briefly for one that is stuck."""
     with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
-    deadline = time.monotonic() + _PATIENCE_S
+    deadline = time.monotonic() + _TIMEOUT_S
     with suppress(ChildProcessError):
         while os.waitpid(pid, os.WNOHANG) == (0, 0) and time.monotonic() < deadline:
             time.sleep(0.001)
 
 
 def signs_of_life(pid: int) -> tuple[bytes, ...]:
-    """Give what changes while a process gets on: its processor time, and what it has read."""
+    """Return what changes while a process makes progress: its CPU time and its I/O counters."""
     try:
         moved = Path(f"/proc/{pid}/io").read_bytes()
     except OSError:

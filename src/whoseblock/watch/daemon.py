@@ -1,7 +1,7 @@
-"""The collector: one loop that waits for the kernel, and for nothing else.
+"""The collector: one loop that waits only for the kernel.
 
-It takes in what the sources report, keeps it in the spool, and has a worker deal with it.  It wakes
-by itself once in an interval, to read again whatever can be read again.
+It reads the sources, writes their reports to the spool and starts a worker to process them. Once in
+an interval it reads everything again that can be read again.
 """
 
 import os
@@ -16,34 +16,40 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from whoseblock.encode import encode_json
 from whoseblock.errors import PolicyError, TargetError
 from whoseblock.stack.host import Host
-from whoseblock.watch.base import Source
-from whoseblock.watch.endpoints import MetricsPort, StatusSocket
-from whoseblock.watch.log import say
-from whoseblock.watch.mounted import MountTable
-from whoseblock.watch.notify import notify, watchdog_seconds
-from whoseblock.watch.policy import DEFAULT, Policy, read_policy
-from whoseblock.watch.reports import Lost, Report
-from whoseblock.watch.sources import PAST, Sources
-from whoseblock.watch.spool import Spool
-from whoseblock.watch.state import Lists, StateFolder, write_whole
+from whoseblock.watch.log import log_event
+from whoseblock.watch.policy.rules import DEFAULT, Policy, read_policy
+from whoseblock.watch.sources.base import Source
+from whoseblock.watch.sources.mounts import MountTable
+from whoseblock.watch.sources.source_set import RETROSPECTIVE, SourceSet
 from whoseblock.watch.statistics import Statistics
-from whoseblock.watch.worker import Helper, act_through, start_actor, start_worker, work_through
+from whoseblock.watch.status.endpoints import MetricsPort, StatusSocket
+from whoseblock.watch.status.systemd import notify, watchdog_seconds
+from whoseblock.watch.store.reports import EventsLost, Report
+from whoseblock.watch.store.spool import Spool
+from whoseblock.watch.store.state import HandledLists, StateFolder, write_atomically
+from whoseblock.watch.worker import (
+    HelperProcess,
+    perform_steps,
+    process_spool,
+    start_actor,
+    start_worker,
+)
 
 if TYPE_CHECKING:
-    from whoseblock.watch.process import Setup
+    from whoseblock.watch.processor import Setup
 
 __all__ = ["Daemon", "Options", "sweep_once"]
 
-#: How often a worker that ended with an error is started again: soon, then ever more rarely.
+#: Delays in seconds before a failed worker is restarted.
 _RETRY_S: Final = (1.0, 5.0, 15.0, 60.0)
-#: So long the end of the worker is waited for when we end, in seconds: the unit grants a minute.
-_PATIENCE_S: Final = 45.0
-#: And so long whatever the kernel still has is taken in.
+#: Seconds to wait for the worker at the end; the systemd unit allows a minute.
+_TIMEOUT_S: Final = 45.0
+#: Seconds to read at the end what the kernel still has.
 _DRAIN_S: Final = 5.0
 
 
 class Options(NamedTuple):
-    """How the daemon is told to work; see ``whoseblock watch --help``."""
+    """The options of the daemon; see ``whoseblock watch --help``."""
 
     state: Path
     policy: Path | None = None
@@ -56,14 +62,14 @@ class Options(NamedTuple):
 
 
 def load_policy(path: Path | None) -> Policy:
-    """Read the policy, if there is one; raises `PolicyError`."""
+    """Read the policy if there is one; raises `PolicyError`."""
     return DEFAULT if path is None else read_policy(path)
 
 
 class Daemon:
-    """The daemon; `run` returns when it was told to end.
+    """The daemon; `run` returns after SIGTERM or SIGINT.
 
-    Raises `TargetError` if the state folder cannot be had, and `PolicyError`.
+    Raises `TargetError` if the state folder is unusable, and `PolicyError`.
     """
 
     def __init__(self, options: Options) -> None:
@@ -76,37 +82,37 @@ class Daemon:
         self._spool = _open_spool(self._state)
         self._started = time.time()
         self._statistics = Statistics()
-        self._worker: Helper | None = None
-        self._actor: Helper | None = None
+        self._worker: HelperProcess | None = None
+        self._actor: HelperProcess | None = None
         self._has_acts = False
         self._failures = 0
         self._retry_at: float | None = None
         self._ending = False
         self._poll = select.epoll()
         self._handlers: dict[int, Callable[[], None]] = {}
-        #: The descriptors of sources that are read when there is something.
-        self._listened: dict[str, int] = {}
-        #: What sources have told and there was no room for.
-        self._unkept: dict[str, list[Report]] = {}
+        #: The polled descriptors of sources, by name.
+        self._polled: dict[str, int] = {}
+        #: Reports that the spool had no room for, by source.
+        self._unspooled: dict[str, list[Report]] = {}
 
     def run(self) -> None:
         """Watch until SIGTERM or SIGINT."""
         with self._undo:
-            self._sources = Sources(self._host, self._state)
+            self._sources = SourceSet(self._host, self._state)
             self._undo.callback(self._sources.close)
             self._catch_signals()
             if self._host.live:
                 self._mounts = MountTable()
                 self._undo.callback(self._mounts.close)
-                self._on(self._mounts.fileno(), self._mounts_changed)
+                self._register(self._mounts.fileno(), self._mounts_changed)
                 self._mounts_changed()
             self._open_endpoints()
             self._sweep()
-            # Whatever waits; what an earlier daemon did not finish; and whether there is a journal.
-            self._work()
-            self._leave_status("killed")
+            # For reports that wait, steps that an earlier daemon left, and to check the journal.
+            self._wake_worker()
+            self._save_status("killed")
             notify("READY=1", f"STATUS=watching: {', '.join(self._sources.open)}")
-            say(
+            log_event(
                 "info",
                 "watching",
                 sources=",".join(self._sources.open),
@@ -120,20 +126,20 @@ class Daemon:
 
     # ------------------------------------------------------------------ the loop
 
-    def _on(
+    def _register(
         self, descriptor: int, handler: Callable[[], None], events: int = select.EPOLLIN
     ) -> None:
         self._poll.register(descriptor, events)
         self._handlers[descriptor] = handler
 
-    def _off(self, descriptor: int) -> None:
+    def _unregister(self, descriptor: int) -> None:
         with suppress(OSError, ValueError):
             self._poll.unregister(descriptor)
         self._handlers.pop(descriptor, None)
 
     def _loop(self) -> None:
         watchdog = watchdog_seconds()
-        # A sweep tells systemd that we live: it has to come twice in the time that we are given.
+        # A sweep feeds the watchdog, so it has to come twice in its time.
         interval = self._options.interval
         interval = interval if watchdog is None else min(interval, watchdog / 2)
         sweep_at = time.monotonic() + interval
@@ -145,44 +151,45 @@ class Daemon:
             now = time.monotonic()
             if self._retry_at is not None and now >= self._retry_at:
                 self._retry_at = None
-                self._work()
+                self._wake_worker()
             if now >= sweep_at:
                 sweep_at = now + interval
                 notify("WATCHDOG=1")
                 self._sweep()
 
     def _catch_signals(self) -> None:
-        told, tell = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        self._undo.callback(os.close, told)
-        self._undo.callback(os.close, tell)
+        read_end, write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._undo.callback(os.close, read_end)
+        self._undo.callback(os.close, write_end)
 
         def caught() -> None:
-            for number in os.read(told, 64):
+            for number in os.read(read_end, 64):
                 if number == signal.SIGHUP:
                     self._reload()
                 elif number in (signal.SIGTERM, signal.SIGINT):
                     self._ending = True
 
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            # The number comes through the pipe; without a handler the signal would end us.
+            # The number arrives through the pipe; without a handler the signal would end the
+            # process.
             before = signal.signal(number, lambda *_: None)
             self._undo.callback(signal.signal, number, before)
-        before_fd = signal.set_wakeup_fd(tell, warn_on_full_buffer=False)
+        before_fd = signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
         self._undo.callback(signal.set_wakeup_fd, before_fd)
-        self._on(told, caught)
+        self._register(read_end, caught)
 
     def _reload(self) -> None:
-        """Read the policy again; one that is wrong leaves the old one as it is."""
+        """Reload the policy; if it is invalid, keep the old one."""
         notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
         try:
             self._policy = load_policy(self._options.policy)
         except PolicyError as error:
             self._policy_fault = str(error)
-            say("err", "policy-kept", why=str(error), hint=error.hint or None)
+            log_event("err", "policy-kept", why=str(error), hint=error.hint or None)
         else:
             self._policy_fault = ""
-            say("notice", "policy-loaded", rules=len(self._policy.rules))
-            # The next ones have the new policy.
+            log_event("notice", "policy-loaded", rules=len(self._policy.rules))
+            # The next worker and actor get the new policy.
             if self._worker is not None:
                 self._worker.dismiss()
             if self._actor is not None:
@@ -194,112 +201,114 @@ class Daemon:
 
     def _mounts_changed(self) -> None:
         for source, fault in self._sources.mounts_changed(list(self._mounts.read().values())):
-            self._give_up(source, fault)
+            self._close_source(source, fault)
 
     def _sweep(self) -> None:
-        """Read again whatever can be read again, and open what was not there."""
+        """Read again what can be read again, and open sources that were missing."""
         for source in self._sources.open_missing():
-            self._listen(source)
+            self._start_polling(source)
         for source in self._sources:
-            self._take(source, source.sweep)
-        self._sources.remember()
-        self._ask_again()
+            self._read_source(source, source.sweep)
+        self._sources.save_position()
+        self._retry_if_due()
         if self._has_acts:
-            self._act()
+            self._wake_actor()
         self._write_metrics()
 
-    def _listen(self, source: Source) -> None:
-        """Have a source read when there is something."""
-        if source.fileno() >= 0 and source.name not in self._listened:
-            self._listened[source.name] = source.fileno()
-            self._on(source.fileno(), lambda: self._take(source, source.read))
+    def _start_polling(self, source: Source) -> None:
+        """Poll a source, and read it when it is readable."""
+        if source.fileno() >= 0 and source.name not in self._polled:
+            self._polled[source.name] = source.fileno()
+            self._register(source.fileno(), lambda: self._read_source(source, source.read))
 
-    def _ignore(self, source: Source) -> None:
-        self._off(self._listened.pop(source.name, -1))
+    def _stop_polling(self, source: Source) -> None:
+        self._unregister(self._polled.pop(source.name, -1))
 
-    def _give_up(self, source: Source, fault: Exception) -> None:
-        """Let go of a source that fails, until the next sweep."""
-        self._ignore(source)
-        self._sources.lose(source, fault)
+    def _close_source(self, source: Source, fault: Exception) -> None:
+        """Close a source that failed, until the next sweep."""
+        self._stop_polling(source)
+        self._sources.close_failed(source, fault)
 
-    def _take(
+    def _read_source(
         self, source: Source, read: Callable[[], Iterable[Report]], *, others: bool = True
     ) -> None:
-        """Keep what a source reports; after lost events, read all ``others`` again.
+        """Spool what a source reports; after lost events, sweep all ``others``.
 
-        Where that cannot be kept, the source is not read until it can: the kernel has what comes,
-        and counts what it has no room for.
+        If the spool has no room, the source is not read until it has: the kernel buffers further
+        events and counts those that it drops.
         """
         if self._sources.open.get(source.name) is not source:
-            # It was given up meanwhile.
+            # It was closed meanwhile.
             return
-        if source.name in self._unkept:
-            if not self._keep(source, self._unkept.pop(source.name)):
+        if source.name in self._unspooled:
+            if not self._spool_reports(source, self._unspooled.pop(source.name)):
                 return
-            self._listen(source)
+            self._start_polling(source)
         reports: list[Report] = []
         fault: Exception | None = None
         try:
-            # What came before an error counts.
+            # Reports from before an error count.
             for report in read():
                 reports.append(report)  # noqa: PERF402 - see above
         except Exception as error:  # noqa: BLE001 - what is wrong with one source ends no other
             fault = error
-        kept = self._keep(source, reports)
+        spooled = self._spool_reports(source, reports)
         if fault is not None:
-            self._give_up(source, fault)
-        if others and kept and any(isinstance(report, Lost) for report in reports):
+            self._close_source(source, fault)
+        if others and spooled and any(isinstance(report, EventsLost) for report in reports):
             for other in self._sources:
                 if other is not source:
-                    self._take(other, other.sweep, others=False)
+                    self._read_source(other, other.sweep, others=False)
 
-    def _keep(self, source: Source, reports: list[Report]) -> bool:
-        """Have reports in the spool, or else remember them until the next sweep."""
+    def _spool_reports(self, source: Source, reports: list[Report]) -> bool:
+        """Write reports to the spool, or else hold them until the next sweep."""
         try:
             self._spool.put(reports)
         except OSError as error:
-            self._unkept[source.name] = reports
-            self._ignore(source)
+            self._unspooled[source.name] = reports
+            self._stop_polling(source)
             waiting = len(reports)
-            say("err", "spool-failed", source=source.name, waiting=waiting, why=error.strerror)
+            log_event(
+                "err", "spool-failed", source=source.name, waiting=waiting, why=error.strerror
+            )
             return False
-        self._sources.kept(source, len(reports))
+        self._sources.mark_spooled(source, len(reports))
         if reports:
-            self._work()
+            self._wake_worker()
         return True
 
     @property
     def _health(self) -> dict[str, tuple[bool, str]]:
-        """Say of every source whether it is watched, and how it is."""
-        why = "it waits until there is room for what it has told"
-        return self._sources.health | dict.fromkeys(self._unkept, (False, why))
+        """Whether each source is watched, and its state in a few words."""
+        why = "paused until the spool has room for its reports"
+        return self._sources.health | dict.fromkeys(self._unspooled, (False, why))
 
     # ------------------------------------------------------------------ the worker
 
-    def _work(self) -> None:
-        """Have the spool dealt with."""
+    def _wake_worker(self) -> None:
+        """Wake the worker, or start one."""
         if self._worker is not None:
             self._worker.wake()
         elif self._retry_at is None and not self._ending:
             self._worker = start_worker(self._spool, self._setup, self._state.lock)
-            self._on(self._worker.fileno(), self._worker_told)
+            self._register(self._worker.fileno(), self._read_worker)
 
-    def _ask_again(self) -> None:
-        """Have owners asked for that nobody could say, if it is time; the sweep is often enough."""
+    def _retry_if_due(self) -> None:
+        """Start a worker if retries are due; checking at each sweep is enough."""
         due = self._statistics.unanswered
         if due and time.time() >= due and self._worker is None:
-            self._work()
+            self._wake_worker()
 
-    def _act(self) -> None:
-        """Have done what is planned."""
+    def _wake_actor(self) -> None:
+        """Start the actor, which performs planned steps."""
         self._has_acts = True
         if self._actor is None and not self._ending:
             self._has_acts = False
             self._actor = start_actor(self._setup, self._state.lock)
-            self._on(self._actor.fileno(), self._actor_told)
+            self._register(self._actor.fileno(), self._read_actor)
 
     def _setup(self) -> "Setup":
-        from whoseblock.watch.process import Setup
+        from whoseblock.watch.processor import Setup
 
         return Setup(
             state=self._state,
@@ -310,108 +319,110 @@ class Daemon:
             version=self._options.version,
         )
 
-    def _worker_told(self) -> None:
+    def _read_worker(self) -> None:
         worker = self._worker
         if worker is None:
             return
-        told, lives = worker.read()
-        for statistics in told:
+        counts, lives = worker.read()
+        for statistics in counts:
             self._statistics.add(statistics)
             if statistics.batches:
                 self._failures = 0
             if statistics.planned:
-                self._act()
-        if told:
+                self._wake_actor()
+        if counts:
             self._write_metrics()
         if lives:
             return
-        self._off(worker.fileno())
+        self._unregister(worker.fileno())
         code = worker.wait()
         self._worker = None
         if code:
             wait = _RETRY_S[min(self._failures, len(_RETRY_S) - 1)]
             self._failures += 1
             self._retry_at = time.monotonic() + wait
-            say(
+            log_event(
                 "err", "worker-ended", code=code, again_in=wait, backlog=self._spool.backlog.batches
             )
         elif self._spool.has_more:
-            # It came when the worker had looked for the last time.
-            self._work()
+            # The report arrived after the worker's last check.
+            self._wake_worker()
 
-    def _actor_told(self) -> None:
+    def _read_actor(self) -> None:
         actor = self._actor
         if actor is None:
             return
-        told, lives = actor.read()
-        for statistics in told:
+        counts, lives = actor.read()
+        for statistics in counts:
             self._statistics.add(statistics)
         if lives:
             return
-        self._off(actor.fileno())
+        self._unregister(actor.fileno())
         code = actor.wait()
         self._actor = None
         if code:
-            # Whatever it left is done after the next sweep.
+            # Perform what it left after the next sweep.
             self._has_acts = True
-            say("err", "actor-ended", code=code)
+            log_event("err", "actor-ended", code=code)
         elif self._has_acts:
-            # They were planned when it had looked for the last time.
-            self._act()
+            # They were planned after the actor's last check.
+            self._wake_actor()
 
     def _end(self) -> None:
-        """Let others finish what they have in hand, for a while, and remember where we are."""
+        """Let worker and actor finish for a while, and save the position."""
         notify("STOPPING=1")
         self._ending = True
         self._drain()
-        deadline = time.monotonic() + _PATIENCE_S
+        deadline = time.monotonic() + _TIMEOUT_S
         for helper in (self._worker, self._actor):
             if helper is not None:
                 helper.dismiss()
         while helpers := [one for one in (self._worker, self._actor) if one is not None]:
             left = max(deadline - time.monotonic(), 0)
             select.select(helpers, [], [], left)
-            self._worker_told()
-            self._actor_told()
+            self._read_worker()
+            self._read_actor()
             if not left:
                 break
         for helper in helpers:
-            # The next daemon goes on where it was.
+            # The next daemon resumes from here.
             helper.kill()
-        self._sources.remember()
-        self._leave_status("stopped")
-        say("info", "stopped", backlog=self._spool.backlog.batches)
+        self._sources.save_position()
+        self._save_status("stopped")
+        log_event("info", "stopped", backlog=self._spool.backlog.batches)
 
     def _drain(self) -> None:
-        """Take in what the sources have: some of it nobody could have once they are closed."""
+        """Read what the sources still have: some of it is lost when they are closed."""
         deadline = time.monotonic() + _DRAIN_S
         more = True
         while more and time.monotonic() < deadline:
             for source in self._sources:
-                self._take(source, source.read)
-            more = bool(select.select(list(self._listened.values()), [], [], 0)[0])
-        for name, reports in self._unkept.items():
-            say("err", "not-kept", source=name, count=len(reports))
+                self._read_source(source, source.read)
+            more = bool(select.select(list(self._polled.values()), [], [], 0)[0])
+        for name, reports in self._unspooled.items():
+            log_event("err", "not-kept", source=name, count=len(reports))
 
     # ------------------------------------------------------------------ what others ask
 
     def _open_endpoints(self) -> None:
         status = StatusSocket(self._options.state / "socket", lambda: _encode(self.status()))
         self._undo.callback(status.close)
-        self._on(status.fileno(), status.serve)
+        self._register(status.fileno(), status.serve)
         if self._options.metrics_port is not None:
-            port = MetricsPort(*self._options.metrics_port, self._metrics, self._on, self._off)
+            port = MetricsPort(
+                *self._options.metrics_port, self._metrics, self._register, self._unregister
+            )
             self._undo.callback(port.close)
-            self._on(port.fileno(), port.accept)
+            self._register(port.fileno(), port.accept)
 
-    def _leave_status(self, state: str) -> None:
-        """Leave for whoever asks later how the daemon was, and what it is if it says no more."""
-        told = self.status() | {"state": state, "pid": None}
+    def _save_status(self, state: str) -> None:
+        """Save the last status, to be shown when the daemon no longer runs."""
+        status = self.status() | {"state": state, "pid": None}
         with suppress(OSError):
-            write_whole(self._options.state / "status.json", _encode(told), durable=False)
+            write_atomically(self._options.state / "status.json", _encode(status), durable=False)
 
     def status(self) -> dict[str, Any]:
-        """Say how the daemon is."""
+        """Return the status as `whoseblock status` shows it."""
         backlog, actor = self._spool.backlog, self._actor
         return {
             "state": "running",
@@ -436,21 +447,21 @@ class Daemon:
         }
 
     def _metrics(self) -> bytes:
-        from whoseblock.watch.metrics import exposition
+        from whoseblock.watch.status.metrics import format_metrics
 
-        return exposition(self._statistics, self._health, self._spool.backlog)
+        return format_metrics(self._statistics, self._health, self._spool.backlog)
 
     def _write_metrics(self) -> None:
         if self._options.metrics_file is not None:
             try:
-                # What is a minute old is of no use after a crash.
-                write_whole(self._options.metrics_file, self._metrics(), 0o644, durable=False)
+                # Metrics from before a crash are useless, so they need no fsync.
+                write_atomically(self._options.metrics_file, self._metrics(), 0o644, durable=False)
             except OSError as error:
-                say("warning", "metrics-failed", why=error.strerror)
+                log_event("warning", "metrics-failed", why=error.strerror)
 
 
 def _open_spool(state: StateFolder) -> Spool:
-    lists = state.load("lists.json", Lists) or Lists()
+    lists = state.load("lists.json", HandledLists) or HandledLists()
     return Spool(state.path / "spool", least=lists.last)
 
 
@@ -459,24 +470,24 @@ def _encode(status: dict[str, Any]) -> bytes:
 
 
 def sweep_once(options: Options) -> Statistics:
-    """Make one sweep of what can be read again, and deal with it; give the counts.
+    """Sweep what can be read again once, process it, and return the counts.
 
     Raises what `Daemon` raises, and `JournalError`.
     """
-    from whoseblock.watch.process import Setup
+    from whoseblock.watch.processor import Setup
 
     policy = load_policy(options.policy)
     total = Statistics()
     with StateFolder(options.state) as state:
         spool = _open_spool(state)
-        sources = Sources(Host(options.root), state, PAST)
+        sources = SourceSet(Host(options.root), state, RETROSPECTIVE)
         fault: OSError | None = None
         try:
             for source in sources.open_missing():
                 try:
-                    _keep_all(source, sources, spool)
+                    _spool_all(source, sources, spool)
                 except OSError as error:
-                    # What waits is dealt with all the same, and makes room for the next sweep.
+                    # Process what waits all the same: it makes room for the next sweep.
                     fault = error
             setup = Setup(
                 state,
@@ -486,23 +497,23 @@ def sweep_once(options: Options) -> Statistics:
                 since=time.time(),
                 version=options.version,
             )
-            work_through(spool, lambda: setup, total.add, lambda **_: spool.has_more)
+            process_spool(spool, lambda: setup, total.add, lambda **_: spool.has_more)
             if total.planned:
-                act_through(lambda: setup, total.add)
+                perform_steps(lambda: setup, total.add)
         finally:
             sources.close()
     if fault is not None:
-        raise TargetError(f"the sweep is not complete: {fault.strerror}") from fault
+        raise TargetError(f"incomplete sweep: {fault.strerror}") from fault
     return total
 
 
-def _keep_all(source: Source, sources: Sources, spool: Spool) -> None:
-    """Have in the spool whatever a source tells at present; raises OSError."""
+def _spool_all(source: Source, sources: SourceSet, spool: Spool) -> None:
+    """Spool everything that a source reports at present; raises OSError."""
     read = source.sweep
     more = True
     while more:
         reports = list(read())
         spool.put(reports)
-        sources.kept(source, len(reports))
+        sources.mark_spooled(source, len(reports))
         more = source.fileno() >= 0 and bool(select.select([source], [], [], 0)[0])
         read = source.read

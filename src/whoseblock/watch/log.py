@@ -1,7 +1,7 @@
-"""Lines of the log: ``key=value``, quoted where a value could be taken for more than one.
+"""Log lines: ``key=value``, quoted where a value would be ambiguous.
 
-On standard error, with the priority in front that systemd takes from there (sd-daemon(3)), if it
-is the journal of systemd that reads them.
+They go to standard error. If the systemd journal reads that, each begins with its priority
+(sd-daemon(3)).
 """
 
 import json
@@ -10,7 +10,7 @@ import sys
 from contextlib import suppress
 from typing import Final, Literal
 
-__all__ = ["Level", "log_line", "say"]
+__all__ = ["Level", "log_event", "log_line"]
 
 Level = Literal["err", "warning", "notice", "info"]
 
@@ -19,7 +19,7 @@ _PLAIN: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0
 
 
 def log_line(event: str, **fields: object) -> str:
-    """Write an event and its fields on one line; fields that are None are left out."""
+    """Return an event and its fields as one line; fields that are None are left out."""
     words = [f"event={event}"]
     words += [f"{key}={_value(value)}" for key, value in fields.items() if value is not None]
     return " ".join(words)
@@ -29,12 +29,12 @@ def _value(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.3f}"
     text = str(value)
-    # JSON escapes whatever is not ASCII: names come from an adversary, and terminals read this.
+    # JSON escapes non-ASCII characters: an adversary chooses names, and terminals show them.
     return text if text and _PLAIN.issuperset(text) else json.dumps(text)
 
 
-def say(level: Level, event: str, **fields: object) -> None:
-    """Write a line to the log; that nobody can read it stops nothing."""
+def log_event(level: Level, event: str, **fields: object) -> None:
+    """Write a line to the log, if standard error can be written."""
     prefix = f"<{_PRIORITIES[level]}>" if "JOURNAL_STREAM" in os.environ else ""
     with suppress(OSError, ValueError):
         sys.stderr.write(f"{prefix}{log_line(event, **fields)}\n")

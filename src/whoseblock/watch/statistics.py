@@ -1,4 +1,4 @@
-"""What the daemon counts: plain numbers, which the worker sends and the collector adds up."""
+"""Count what the daemon does; the worker sends its counts, the collector adds them up."""
 
 from collections.abc import Mapping
 from typing import Final
@@ -7,7 +7,7 @@ from msgspec import Struct, field
 
 __all__ = ["BUCKETS", "Statistics", "count"]
 
-#: Upper ends of the classes of reaction times, in seconds.
+#: Upper bounds of the classes of reaction times, in seconds.
 BUCKETS: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 
 
@@ -15,12 +15,11 @@ class Statistics(Struct):
     """Counts since the start.
 
     ``reports``, ``lost`` and ``ill`` are by source, ``failures`` (new ones) by device, ``bytes`` by
-    kind of owner, and ``actions`` by ``KIND OUTCOME``.  ``reaction`` has a count for each class of
-    `BUCKETS` and one for what took longer.  ``unhealed`` is how many failures are open, and how
-    many bytes they have, None if nobody has counted.  ``latest`` is when something was last
-    journaled.  ``batches`` were dealt with, ``planned`` failures have acts that are to be done, and
-    ``unanswered`` is when owners are to be asked for again that nobody could say, 0 if there are
-    none.
+    kind of owner, and ``actions`` by ``KIND OUTCOME``. ``reaction`` has a count for each class of
+    `BUCKETS` and one for longer times. ``unhealed`` is the number of open failures and of their
+    bytes, None if they were not counted. ``latest`` is when a failure was last journaled.
+    ``batches`` is the number of processed batches, ``planned`` of failures with planned steps.
+    ``unanswered`` is when the next retry of unknown owners is due, 0 if there is none.
     """
 
     reports: dict[str, int] = field(default_factory=dict)
@@ -38,14 +37,14 @@ class Statistics(Struct):
     planned: int = 0
     unanswered: float | None = None
 
-    def reacted(self, seconds: float) -> None:
-        """Count one reaction."""
+    def add_reaction(self, seconds: float) -> None:
+        """Count one reaction time."""
         at = next((place for place, end in enumerate(BUCKETS) if seconds <= end), len(BUCKETS))
         self.reaction[at] += 1
         self.reaction_sum += seconds
 
     def add(self, more: "Statistics") -> None:
-        """Add what was counted elsewhere since."""
+        """Add the counts of another process."""
         for name in ("reports", "lost", "ill", "failures", "bytes", "actions"):
             count(getattr(self, name), getattr(more, name))
         for name in ("healed", "batches", "planned"):
@@ -58,6 +57,6 @@ class Statistics(Struct):
 
 
 def count(counts: dict[str, int], more: Mapping[str, int]) -> None:
-    """Add counts to counts."""
+    """Add ``more`` to ``counts``."""
     for name, number in more.items():
         counts[name] = counts.get(name, 0) + number

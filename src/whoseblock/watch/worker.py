@@ -1,7 +1,7 @@
-"""The worker: a process that lives as long as there is something in the spool, and a little longer.
+"""Run worker and actor: processes that live only as long as there is work.
 
-It has the libraries that a lookup and the journal need, which the collector never loads.  It may
-wait for a filesystem that does not answer, and the collector still takes in what the kernel says.
+They load the libraries of lookup and journal, which the collector never does. They may wait for a
+filesystem that does not answer, while the collector goes on reading.
 """
 
 import gc
@@ -17,211 +17,228 @@ import msgspec
 
 from whoseblock.errors import JournalError, WhoseblockError
 from whoseblock.watch.children import STANDARD, end_child, fork
-from whoseblock.watch.log import say
-from whoseblock.watch.spool import Batch, Spool
+from whoseblock.watch.log import log_event
 from whoseblock.watch.statistics import Statistics
+from whoseblock.watch.store.spool import Batch, Spool
 
 if TYPE_CHECKING:
-    from whoseblock.watch.process import Processor, Setup
+    from whoseblock.watch.processor import Processor, Setup
 
-__all__ = ["Helper", "Tell", "act_through", "start_actor", "start_worker", "work_through"]
+__all__ = [
+    "HelperProcess",
+    "SendStatistics",
+    "perform_steps",
+    "process_spool",
+    "start_actor",
+    "start_worker",
+]
 
-#: So many reports are dealt with together.
+#: The number of reports processed together.
 BATCH: Final = 256
-#: So long the worker waits for more, in seconds: failures come in swarms.
+#: Seconds that the worker waits for more reports: failures come in bursts.
 _LINGER: Final = 20.0
 _PIECE: Final = 1 << 16
 
 
-#: Says what is to be counted.
-Tell = Callable[[Statistics], None]
+#: Sends counts to the collector.
+SendStatistics = Callable[[Statistics], None]
 
 
-class More(Protocol):
-    """Waits for more, and says whether there is."""
+class WaitForMore(Protocol):
+    """Waits for more reports, and returns whether there are any."""
 
     def __call__(self, *, busy: bool) -> bool:
         """Wait only if the worker was ``busy``."""
 
 
-def work_through(
+def process_spool(
     spool: Spool,
     make_setup: "Callable[[], Setup]",
-    tell: Tell,
-    more: "More",
+    send: SendStatistics,
+    more: "WaitForMore",
 ) -> None:
-    """Deal with all that is in the spool, and with what comes as long as ``more`` waits for it.
+    """Process all batches of the spool, and those that arrive while ``more`` waits for them.
 
-    ``more`` is told whether there was anything, and ``tell`` after every batch what there is to
-    count.  Raises `JournalError`.
+    ``more`` is called with whether there was anything, and ``send`` with the counts of every batch.
+    Raises `JournalError`.
     """
-    from whoseblock.watch.process import Processor
+    from whoseblock.watch.processor import Processor
 
     with Processor(make_setup()) as processor:
-        tell(processor.unfinished())
+        send(processor.count_unfinished())
         busy = False
         while True:
             batch = spool.take(BATCH)
             if batch.files:
-                _deal_with(batch, spool, processor, tell)
+                _process_batch(batch, spool, processor, send)
             if not spool.has_more:
-                tell(processor.ask_again())
-                tell(processor.count_unhealed())
+                send(processor.retry_unknown())
+                send(processor.count_unhealed())
             busy = busy or bool(batch.files)
             if not more(busy=busy):
                 return
 
 
-def _deal_with(batch: Batch, spool: Spool, processor: "Processor", tell: Tell) -> None:
-    """Deal with a batch; what nobody can deal with must not stay before all that follows."""
+def _process_batch(
+    batch: Batch, spool: Spool, processor: "Processor", send: SendStatistics
+) -> None:
+    """Process a batch; set a file aside that fails, so that it does not block the others."""
     try:
         done = processor.process(batch.groups)
     except (OSError, MemoryError, JournalError):
-        # It is not the reports: do it again later.
+        # The reports are not the cause: retry later.
         raise
     except Exception as error:  # noqa: BLE001 - whatever it is, the others must not wait
         if len(batch.files) > 1:
             for group, file in zip(batch.groups, batch.files, strict=True):
-                _deal_with(Batch((group,), (file,)), spool, processor, tell)
+                _process_batch(Batch((group,), (file,)), spool, processor, send)
             return
-        say("err", "report-set-aside", file=batch.files[0].name, why=f"{error!r}")
+        log_event("err", "report-set-aside", file=batch.files[0].name, why=f"{error!r}")
         spool.set_aside(batch.files[0])
         done = Statistics(lost={"spool": len(batch.groups[0])})
     else:
         spool.drop(batch.files)
     done.batches = 1
-    tell(done)
+    send(done)
 
 
-def act_through(
-    make_setup: "Callable[[], Setup]", tell: Tell, go_on: Callable[[], bool] = lambda: True
+def perform_steps(
+    make_setup: "Callable[[], Setup]",
+    send: SendStatistics,
+    go_on: Callable[[], bool] = lambda: True,
 ) -> None:
-    """Do what is planned, as long as ``go_on`` says so; raises `JournalError`."""
-    from whoseblock.watch.process import Processor
+    """Perform planned steps while ``go_on`` returns true; raises `JournalError`."""
+    from whoseblock.watch.processor import Processor
 
     with Processor(make_setup()) as processor:
-        tell(processor.perform(go_on))
+        send(processor.perform(go_on))
 
 
-class Helper:
-    """A process that was started to do some work, as its parent sees it.
+class HelperProcess:
+    """A child process that does some work, as its parent sees it.
 
-    ``body`` is what it does: it is given how to tell what is to be counted, and a descriptor at
-    whose end it is to come to an end itself, with what it has in hand done.  ``badge`` is as of
-    `fork`.
+    ``body`` is called with a function that sends counts, and with a descriptor whose end tells it
+    to finish its present work and end. ``marker_file`` is as in `fork`.
     """
 
-    def __init__(self, name: str, body: "Callable[[Tell, int], None]", badge: Path) -> None:
-        told, tell = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        wake, waken = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    def __init__(
+        self, name: str, body: "Callable[[SendStatistics, int], None]", marker_file: Path
+    ) -> None:
+        self._counts, counts = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        wake, self._wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self.name = name
         self.started = time.time()
         self._rest = b""
         self._decoder = msgspec.json.Decoder(Statistics)
-        self.pid = fork(lambda: _live(name, body, tell, wake), (*STANDARD, tell, wake), badge)
-        os.close(tell)
+        self.pid = fork(
+            lambda: _run_child(name, body, counts, wake), (*STANDARD, counts, wake), marker_file
+        )
+        os.close(counts)
         os.close(wake)
-        self._told, self._waken = told, waken
 
     def fileno(self) -> int:
-        """Give the descriptor on which it tells what it has done, and that it has ended."""
-        return self._told
+        """Return the descriptor on which it sends counts, and whose end is its end."""
+        return self._counts
 
     def wake(self) -> None:
-        """Tell it that there is more."""
-        if self._waken < 0:
-            # It was dismissed, and what is left when it has ended is for the next.
+        """Notify it of more work."""
+        if self._wake < 0:
+            # It was dismissed; the next process takes what it leaves.
             return
-        # A full pipe has told it already; a closed one, that it is about to end.
+        # A full pipe has notified it already; a closed one means that it is about to end.
         with suppress(BlockingIOError, BrokenPipeError):
-            os.write(self._waken, b".")
+            os.write(self._wake, b".")
 
     def dismiss(self) -> None:
-        """Have it end once it has dealt with what it has in hand."""
-        if self._waken >= 0:
-            os.close(self._waken)
-            self._waken = -1
+        """Let it end after its present work."""
+        if self._wake >= 0:
+            os.close(self._wake)
+            self._wake = -1
 
     def read(self) -> tuple[list[Statistics], bool]:
-        """Give what it has told, and whether it still lives."""
+        """Return the counts that it has sent, and whether it still lives."""
         found = []
         with suppress(BlockingIOError):
-            while data := os.read(self._told, _PIECE):
+            while data := os.read(self._counts, _PIECE):
                 *lines, self._rest = (self._rest + data).split(b"\n")
                 found += [self._decoder.decode(line) for line in lines]
             return found, False
         return found, True
 
     def kill(self) -> None:
-        """End it; one that waits for a disk ends when that answers, and nobody waits for it."""
+        """Kill it; do not wait for one that is stuck at a disk."""
         end_child(self.pid)
 
     def wait(self) -> int:
-        """Let go of it after its end; give its exit status, negative if a signal ended it."""
+        """Reap it after its end; return its exit status, negative if a signal ended it."""
         self.dismiss()
-        os.close(self._told)
+        os.close(self._counts)
         _, status = os.waitpid(self.pid, 0)
         return os.waitstatus_to_exitcode(status)
 
 
-def start_worker(spool: Spool, make_setup: "Callable[[], Setup]", badge: Path) -> Helper:
-    """Start one that deals with the spool, as long as something comes, and a little longer."""
+def start_worker(
+    spool: Spool, make_setup: "Callable[[], Setup]", marker_file: Path
+) -> HelperProcess:
+    """Start a process that empties the spool, and waits a little for more."""
 
-    def body(tell: Tell, wake: int) -> None:
+    def body(send: SendStatistics, wake: int) -> None:
         def more(*, busy: bool) -> bool:
             waiting = spool.has_more
             ready, _, _ = select.select([wake], [], [], _LINGER if busy and not waiting else 0.0)
             with suppress(BlockingIOError):
                 while os.read(wake, _PIECE):
                     pass
-                # The pipe is at its end: the collector wants us to end, whatever it said before.
+                # The end of the pipe means that the collector wants the worker to end.
                 return False
             return bool(ready) or waiting
 
-        work_through(spool, make_setup, tell, more)
+        process_spool(spool, make_setup, send, more)
 
-    return Helper("worker", body, badge)
-
-
-def start_actor(make_setup: "Callable[[], Setup]", badge: Path) -> Helper:
-    """Start one that does what is planned: a program may take an hour, and no record waits."""
-
-    def body(tell: Tell, wake: int) -> None:
-        # Nobody wakes it: what comes is the end, and then the next one has the policy of then.
-        act_through(make_setup, tell, lambda: not select.select([wake], [], [], 0)[0])
-
-    return Helper("actor", body, badge)
+    return HelperProcess("worker", body, marker_file)
 
 
-def _load() -> None:
-    """Import what work takes, with nobody looking for garbage among it: that is a quarter quicker.
+def start_actor(make_setup: "Callable[[], Setup]", marker_file: Path) -> HelperProcess:
+    """Start a process that performs planned steps: a program may take an hour."""
 
-    Somebody waits, and none of it ever goes away.
+    def body(send: SendStatistics, wake: int) -> None:
+        # The collector never wakes an actor; only the end of the pipe arrives here.
+        perform_steps(make_setup, send, lambda: not select.select([wake], [], [], 0)[0])
+
+    return HelperProcess("actor", body, marker_file)
+
+
+def _import_modules() -> None:
+    """Import the modules of the work with garbage collection off, which is a quarter faster.
+
+    They are needed at once, and stay loaded.
     """
     gc.disable()
-    import whoseblock.watch.process  # noqa: F401 - loaded here, and used by those who work
+    import whoseblock.watch.processor  # noqa: F401 - loaded here, and used by those who work
 
     gc.freeze()
     gc.enable()
 
 
-def _live(name: str, body: "Callable[[Tell, int], None]", tell: int, wake: int) -> int:
-    """Be the helper; give the exit code."""
+def _run_child(
+    name: str, body: "Callable[[SendStatistics, int], None]", counts: int, wake: int
+) -> int:
+    """Run the body in the child; return the exit code."""
 
-    def say_so(done: Statistics) -> None:
-        os.write(tell, msgspec.json.encode(done) + b"\n")
+    def send(done: Statistics) -> None:
+        os.write(counts, msgspec.json.encode(done) + b"\n")
 
     try:
-        os.set_blocking(tell, True)
-        _load()
-        body(say_so, wake)
+        os.set_blocking(counts, True)
+        _import_modules()
+        body(send, wake)
     except WhoseblockError as error:
-        say("err", f"{name}-failed", why=str(error), hint=error.hint or None)
+        log_event("err", f"{name}-failed", why=str(error), hint=error.hint or None)
         return error.exit_code
     except BrokenPipeError:
-        # The collector has gone.
+        # The collector has ended.
         return WhoseblockError.exit_code
     except BaseException as error:
-        say("err", f"{name}-failed", why=f"{type(error).__name__}: {error}")
+        log_event("err", f"{name}-failed", why=f"{type(error).__name__}: {error}")
         raise
     return 0

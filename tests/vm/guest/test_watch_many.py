@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tests.support.failures import subtract_all
 from tests.support.kernel import getfsmap
-from tests.support.watching import peak_memory
+from tests.support.watch_daemon import peak_memory
 from tests.vm.guest.asking import Json, files_at, largest_free, rows
 from tests.vm.guest.files import Shared, make_shared
 from tests.vm.guest.machine import Undo, run, wait_for

@@ -9,9 +9,9 @@ from collections.abc import Collection
 from pathlib import Path
 from signal import SIGKILL, SIGTERM, Signals
 
+from tests.support.systemd_unit import as_the_unit
 from tests.support.tools import CHECKOUT, run
-from tests.support.unit import as_the_unit
-from tests.support.watching import from_now_on, histories
+from tests.support.watch_daemon import from_now_on, histories
 from tests.vm.guest.asking import Json
 from tests.vm.guest.machine import Undo, wait_for
 

@@ -1,1 +1,1 @@
-"""What the kernel says, as bytes, and what it means: no input or output here."""
+"""Parse what the kernel sends, bytes to records, without input or output."""

@@ -1,11 +1,11 @@
-"""Events of fanotify about errors of filesystems (linux/fanotify.h)."""
+"""Parse fanotify events about filesystem errors (linux/fanotify.h)."""
 
 from collections.abc import Iterator
 from struct import Struct
 from struct import error as StructError  # noqa: N812 - the module calls it so
 from typing import Final, NamedTuple
 
-__all__ = ["FAN_FS_ERROR", "FAN_Q_OVERFLOW", "FilesystemError", "read_fanotify"]
+__all__ = ["FAN_FS_ERROR", "FAN_Q_OVERFLOW", "FanotifyError", "read_fanotify"]
 
 FAN_FS_ERROR: Final = 0x8000
 FAN_Q_OVERFLOW: Final = 0x4000
@@ -20,20 +20,20 @@ _INFO: Final = Struct("=BxH")
 _HANDLE: Final = Struct("=8sIi")
 #: error, error_count
 _COUNT: Final = Struct("=iI")
-#: By the type of a handle (enum fid_type): inode and generation.
+#: By the type of a file handle (enum fid_type): inode and generation.
 _INODES: Final = {
     1: Struct("=II"),
     2: Struct("=II"),
-    # XFS, which adds 0x80 for inode numbers of 64 bits.
+    # XFS adds 0x80 for 64-bit inode numbers.
     0x81: Struct("=QI"),
     0x82: Struct("=QI"),
 }
 
 
-class FilesystemError(NamedTuple):
-    """A filesystem found an error: ``error`` is an errno, of which ``times`` were found.
+class FanotifyError(NamedTuple):
+    """An error found by a filesystem: ``error`` is an errno that occurred ``times`` times.
 
-    ``fsid`` is the filesystem as statfs(2) has it, ``inode`` 0 if it is none of a file.
+    ``fsid`` is the filesystem as in statfs(2); ``inode`` is 0 if the error is not of a file.
     """
 
     fsid: bytes
@@ -43,8 +43,8 @@ class FilesystemError(NamedTuple):
     times: int
 
 
-def read_fanotify(data: bytes) -> Iterator[FilesystemError | None]:
-    """Give the errors that are told of; None where the queue was full, and events are gone."""
+def read_fanotify(data: bytes) -> Iterator[FanotifyError | None]:
+    """Yield the reported errors; None where the queue overflowed."""
     at = 0
     while at + _EVENT.size <= len(data):
         length, version, head, mask, _, _ = _EVENT.unpack_from(data, at)
@@ -57,7 +57,7 @@ def read_fanotify(data: bytes) -> Iterator[FilesystemError | None]:
         at += length
 
 
-def _error(infos: bytes) -> FilesystemError:
+def _error(infos: bytes) -> FanotifyError:
     fsid, inode, generation, error, count = b"", 0, 0, 0, 1
     at = 0
     while at + _INFO.size <= len(infos):
@@ -75,4 +75,4 @@ def _error(infos: bytes) -> FilesystemError:
         except StructError:
             break
         at += length
-    return FilesystemError(fsid, inode, generation, abs(error), count)
+    return FanotifyError(fsid, inode, generation, abs(error), count)

@@ -1,4 +1,4 @@
-"""Events of XFS's health monitor (struct xfs_health_monitor_event in the kernel's xfs_fs.h)."""
+"""Parse XFS health monitor events (struct xfs_health_monitor_event in xfs_fs.h)."""
 
 from enum import IntEnum
 from struct import Struct
@@ -7,12 +7,12 @@ from typing import Final, NamedTuple
 __all__ = [
     "EVENT_BYTES",
     "XFS_IOC_HEALTH_MONITOR",
-    "Domain",
+    "DeviceRange",
+    "EventDomain",
+    "EventKind",
     "FileRange",
     "HealthEvent",
-    "Kind",
-    "Lost",
-    "Media",
+    "LostHealthEvents",
     "monitor_request",
     "read_health",
 ]
@@ -22,7 +22,7 @@ EVENT_BYTES: Final = 64
 _VERBOSE: Final = 1
 #: flags, format, padding
 _REQUEST: Final = Struct("=QB23x")
-#: domain, type, time in nanoseconds, and whatever the domain has
+#: domain, type, time in nanoseconds, and the data of the domain
 _EVENT: Final = Struct("=IIQ32s16x")
 _MEDIA: Final = Struct("=QQ16x")
 #: pos, len, ino, gen, error
@@ -31,8 +31,8 @@ _COUNT: Final = Struct("=Q24x")
 _SECTOR: Final = 512
 
 
-class Domain(IntEnum):
-    """XFS_HEALTH_MONITOR_DOMAIN_*: what an event is about."""
+class EventDomain(IntEnum):
+    """The XFS_HEALTH_MONITOR_DOMAIN_* values: the object of an event."""
 
     MOUNT = 0
     FS = 1
@@ -45,8 +45,8 @@ class Domain(IntEnum):
     FILERANGE = 8
 
 
-class Kind(IntEnum):
-    """XFS_HEALTH_MONITOR_TYPE_*: what happened."""
+class EventKind(IntEnum):
+    """The XFS_HEALTH_MONITOR_TYPE_* values: what happened."""
 
     RUNNING = 0
     LOST = 1
@@ -63,15 +63,15 @@ class Kind(IntEnum):
     DATALOST = 12
 
 
-class Media(NamedTuple):
-    """``length`` bytes from ``start`` of a device of the filesystem failed."""
+class DeviceRange(NamedTuple):
+    """A failed range of a device of the filesystem, in bytes."""
 
     start: int
     length: int
 
 
 class FileRange(NamedTuple):
-    """``length`` bytes from ``start`` of a file failed; ``error`` is an errno."""
+    """A failed range of a file, in bytes; ``error`` is an errno."""
 
     start: int
     length: int
@@ -80,40 +80,44 @@ class FileRange(NamedTuple):
     error: int
 
 
-class Lost(NamedTuple):
-    """So many events found no room."""
+class LostHealthEvents(NamedTuple):
+    """The number of events that the kernel dropped."""
 
     events: int
 
 
 class HealthEvent(NamedTuple):
-    """One event; ``what`` is None where ``domain`` and ``kind``, plain numbers, say it all."""
+    """One event; ``what`` is None if ``domain`` and ``kind``, plain numbers, say it all."""
 
     domain: int
     kind: int
     nanoseconds: int
-    what: Media | FileRange | Lost | None
+    what: DeviceRange | FileRange | LostHealthEvents | None
 
 
 def monitor_request() -> bytes:
-    """Ask for every event."""
+    """Return the request of the ioctl that subscribes to every event."""
     return _REQUEST.pack(_VERBOSE, 0)
 
 
 def read_health(data: bytes) -> list[HealthEvent]:
-    """Read whole events; what is left over at the end is none."""
+    """Parse whole events; ignore an incomplete one at the end."""
     whole = len(data) - len(data) % EVENT_BYTES
     return [_event(*fields) for fields in _EVENT.iter_unpack(memoryview(data)[:whole])]
 
 
 def _event(domain: int, kind: int, nanoseconds: int, body: bytes) -> HealthEvent:
-    what: Media | FileRange | Lost | None = None
-    if kind == Kind.LOST:
-        what = Lost(*_COUNT.unpack(body))
-    elif kind == Kind.MEDIA_ERROR and domain in (Domain.DATADEV, Domain.RTDEV, Domain.LOGDEV):
+    what: DeviceRange | FileRange | LostHealthEvents | None = None
+    if kind == EventKind.LOST:
+        what = LostHealthEvents(*_COUNT.unpack(body))
+    elif kind == EventKind.MEDIA_ERROR and domain in (
+        EventDomain.DATADEV,
+        EventDomain.RTDEV,
+        EventDomain.LOGDEV,
+    ):
         sector, count = _MEDIA.unpack(body)
-        what = Media(sector * _SECTOR, count * _SECTOR)
-    elif domain == Domain.FILERANGE:
+        what = DeviceRange(sector * _SECTOR, count * _SECTOR)
+    elif domain == EventDomain.FILERANGE:
         start, length, inode, generation, error = _FILE.unpack(body)
         what = FileRange(start, length, inode, generation, error)
     return HealthEvent(domain, kind, nanoseconds, what)

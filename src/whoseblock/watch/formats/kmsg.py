@@ -1,19 +1,19 @@
-"""Records of /dev/kmsg (Documentation/ABI/testing/dev-kmsg), and what is lost of them.
+"""Parse records of /dev/kmsg (Documentation/ABI/testing/dev-kmsg).
 
-``PRIORITY,SEQUENCE,MICROSECONDS,FLAGS[,…];TEXT``, then lines of properties.  What the lines of a
-failure look like is known to `whoseblock.sources.dmesg`.  A message is what it begins with: further
-on the kernel quotes names that anybody may choose.
+``PRIORITY,SEQUENCE,MICROSECONDS,FLAGS[,…];TEXT``, then lines of properties.
+`whoseblock.sources.dmesg` knows the text of failures. Only the beginning of a message counts:
+further on the kernel quotes names that any user may choose.
 """
 
 import re
 from typing import Final, NamedTuple
 
-__all__ = ["KmsgRecord", "is_from_kernel", "read_kmsg", "suppressed"]
+__all__ = ["KmsgRecord", "count_suppressed", "is_from_kernel", "read_kmsg"]
 
 _HEAD: Final = re.compile(rb"([0-9]{1,10}),([0-9]{1,20}),([0-9]{1,20}),[^;\n]{0,200};")
 _ESCAPE: Final = re.compile(rb"\\x([0-9a-f]{2})")
-#: The functions of block/blk-core.c and blk-mq.c that have printed errors of requests, and how
-#: many of them the kernel kept to itself (lib/ratelimit.c).
+#: The functions of block/blk-core.c and blk-mq.c that have printed request errors, and the number
+#: of messages that rate limiting suppressed (lib/ratelimit.c).
 _SUPPRESSED: Final = re.compile(
     r"(?:blk_update_request|print_req_error|blk_print_req_error): ([0-9]{1,10}) callbacks"
     r" suppressed",
@@ -23,7 +23,7 @@ _FACILITY: Final = 3
 
 
 class KmsgRecord(NamedTuple):
-    """One message: ``facility`` 0 is the kernel's, ``microseconds`` count from the boot."""
+    """One message; ``facility`` 0 is the kernel, ``microseconds`` count from the boot."""
 
     facility: int
     sequence: int
@@ -32,7 +32,7 @@ class KmsgRecord(NamedTuple):
 
 
 def read_kmsg(record: bytes) -> KmsgRecord | None:
-    """Read what one read(2) gives; None if it is no record."""
+    """Parse the result of one read(2); None if it is not a record."""
     head = _HEAD.match(record)
     if head is None:
         return None
@@ -43,11 +43,11 @@ def read_kmsg(record: bytes) -> KmsgRecord | None:
 
 
 def is_from_kernel(record: KmsgRecord) -> bool:
-    """Tell whether the kernel said it: programs write to the log too, and quote what they like."""
+    """Return whether the kernel wrote the message: programs write to the log too."""
     return record.facility == 0
 
 
-def suppressed(text: str) -> int:
-    """Say how many errors of requests the kernel did not print, by its own word."""
+def count_suppressed(text: str) -> int:
+    """Return how many messages about failed requests the kernel says it suppressed."""
     match = _SUPPRESSED.match(text)
     return int(match[1]) if match else 0

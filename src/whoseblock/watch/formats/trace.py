@@ -1,9 +1,9 @@
-"""Lines of a tracefs trace_pipe: memory failures and failed requests, and events that were lost.
+"""Parse lines of a tracefs trace_pipe: memory failures, failed requests, lost events.
 
-The head is that of ``trace_print_context`` in kernel/trace/trace_output.c, the events are those
-of include/ras/ras_event.h (in some versions include/trace/events/memory-failure.h) and
-include/trace/events/block.h.  A process chooses the name at the front of a line, of 15 bytes: too
-few to hold the rest.
+``trace_print_context`` in kernel/trace/trace_output.c prints the head. The events are those of
+include/ras/ras_event.h (in some versions include/trace/events/memory-failure.h) and
+include/trace/events/block.h. A process chooses the name at the front of a line; its 15 bytes are
+too few to imitate the rest.
 """
 
 import re
@@ -27,7 +27,7 @@ _LOST: Final = re.compile(rb"CPU:[0-9]{1,5} \[LOST(?: ([0-9]{1,20}))? EVENTS\]")
 
 
 class MemoryFailure(NamedTuple):
-    """The kernel dealt with a page of memory: ``result`` is its verdict (action_name)."""
+    """A page of memory that failed; ``result`` is the kernel's verdict (action_name)."""
 
     seconds: float
     pfn: int
@@ -36,7 +36,7 @@ class MemoryFailure(NamedTuple):
 
 
 class BlockError(NamedTuple):
-    """A request failed: ``sectors`` of it from ``sector`` of a disk, with a negative errno.
+    """A failed request: ``sectors`` from ``sector`` of a disk, with a negative errno.
 
     ``operation`` begins with the letter of the operation (R, W, D, F …).
     """
@@ -51,20 +51,20 @@ class BlockError(NamedTuple):
 
 
 class LostEvents(NamedTuple):
-    """The buffer was full: ``events`` are gone, 0 if nobody counted."""
+    """The number of events that a full buffer dropped, 0 if it is unknown."""
 
     events: int
 
 
 def is_event(line: bytes) -> bool:
-    """Tell whether a line has an event, be it one that cannot be read."""
+    """Return whether a line holds an event, even one that cannot be parsed."""
     return _HEAD.search(line) is not None
 
 
 def read_trace_line(line: bytes) -> MemoryFailure | BlockError | LostEvents | None:
-    """Read one line, without its end; None if it is about something else.
+    """Parse one line without its end; None if it holds nothing of interest.
 
-    ``seconds`` are those of the clock of the trace.
+    ``seconds`` are those of the trace clock.
     """
     if lost := _LOST.match(line):
         return LostEvents(int(lost[1] or 0))

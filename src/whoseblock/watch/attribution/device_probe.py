@@ -1,0 +1,298 @@
+"""Query failing devices, each through a child process that can be abandoned.
+
+I/O on a failing disk may hang in D state, where not even SIGKILL ends the process. So each device
+is probed in a child process: neither the journal nor other devices wait for it.
+"""
+
+import fcntl
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack, suppress
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from typing import Any, Final, NamedTuple
+
+from msgspec import Struct, field
+
+from whoseblock.closing import Closing
+from whoseblock.errors import WhoseblockError
+from whoseblock.fs.base import Answer, Filesystem, Unknown
+from whoseblock.lookup import Asked, Lookup, Wish
+from whoseblock.process_stat import started_at
+from whoseblock.stack.base import Layer
+from whoseblock.stack.fiemap import file_extents
+from whoseblock.target import Target, TargetOptions
+from whoseblock.watch.attribution.locations import FailureLocation, locate
+from whoseblock.watch.children import STANDARD, end_child, fork, signs_of_life
+from whoseblock.watch.store.reports import FailedFileRange
+from whoseblock.watch.store.state import StateFolder
+
+__all__ = ["DeviceProbe", "OwnerQuery", "unknown_answer"]
+
+_QUERY: Final = Wish(paths=True, processes=True, verified=True)
+#: A child that neither computes nor reads for this many seconds is abandoned; after the second
+#: limit it is abandoned in any case.
+STALL_TIMEOUT_S: Final = 15.0
+_MAX_S: Final = 3600.0
+#: No new child probes a device for this many seconds after one was abandoned there.
+COOLDOWN_S: Final = 50.0
+_FS_IOC_GETVERSION: Final = 0x80087601  # linux/fs.h
+#: At most this many children are kept for the next round: each takes some 16 MB.
+_MAX_CHILDREN: Final = 8
+#: Interval, in seconds, at which a child's progress is checked.
+_POLL_S: Final = 1.0
+
+
+class OwnerQuery(NamedTuple):
+    """A range of a located layer whose owners are wanted; ``origin`` is where it was reported."""
+
+    start: int
+    length: int
+    layer: int
+    origin: str
+
+
+class AbandonedProbe(Struct):
+    """A child stuck at a device: its pid, its start time, and when it was abandoned.
+
+    ``at`` is in seconds of the monotonic clock.
+    """
+
+    pid: int
+    started: int
+    at: float
+
+
+class AbandonedProbes(Struct):
+    """The abandoned children by device; they may stay stuck for long."""
+
+    devices: dict[str, AbandonedProbe] = field(default_factory=dict)
+
+
+def unknown_answer(start: int, length: int, origin: str, why: str) -> Answer:
+    """Return an incomplete answer of one unknown row, with the note ``why``."""
+    return Answer(
+        start, length, complete=False, notes=(why,), owners=(Unknown(start, length),), origin=origin
+    )
+
+
+class DeviceProbe(Closing):
+    """Children that query devices; what they learned of a device is valid until `start_round`.
+
+    Every query raises `TimeoutError` if the device does not answer. The next queries raise it at
+    once, for a while and as long as the child is stuck. `ConnectionError` is raised if the child
+    died.
+    """
+
+    def __init__(self, state: StateFolder, root: str) -> None:
+        self._state = state
+        self._root = root
+        self._abandoned = state.load("silent.json", AbandonedProbes) or AbandonedProbes()
+        self._children: dict[str, tuple[int, Connection]] = {}
+        self._round = 0
+
+    def locate(self, device: str, start: int, length: int) -> list[FailureLocation]:
+        """Return the locations of a failed range, in byte order."""
+        places: list[FailureLocation] = self._query(device, "locate", device, start, length)
+        return places
+
+    def find_extents(self, report: FailedFileRange) -> list[tuple[int, int]]:
+        """Return the (start, length) ranges that part of a file has on its filesystem's device.
+
+        Raises `OSError` with the reason if they are unknown.
+        """
+        found: list[tuple[int, int]] | str = self._query(report.device, "find_extents", report)
+        if isinstance(found, str):
+            raise OSError(found)
+        return found
+
+    def find_owners(self, device: str, questions: Sequence[OwnerQuery]) -> list[Answer]:
+        """Answer queries about locations that failures of ``device`` were resolved to."""
+        answers: list[Answer] = self._query(device, "find_owners", questions)
+        return answers
+
+    def start_round(self) -> None:
+        """Open every device anew from now on."""
+        self._round += 1
+        if len(self._children) > _MAX_CHILDREN:
+            self.close()
+
+    def close(self) -> None:
+        """End all children."""
+        for pid, connection in self._children.values():
+            connection.close()
+            end_child(pid)
+        self._children.clear()
+
+    # ------------------------------------------------------------------ who asks
+
+    def _query(self, device: str, what: str, *about: object) -> Any:  # noqa: ANN401 - as the question has it
+        self._refuse_if_stuck(device)
+        if device not in self._children:
+            self._children[device] = self._start()
+        pid, connection = self._children[device]
+        try:
+            connection.send((self._round, what, about))
+            self._wait(device, pid, connection)
+            return connection.recv()
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            del self._children[device]
+            connection.close()
+            end_child(pid)
+            raise ConnectionError(f"the probe of {device} died") from None
+
+    def _start(self) -> tuple[int, Connection]:
+        ours, theirs = Pipe()
+
+        def body() -> int:
+            _serve_queries(theirs, self._root)
+            return 0
+
+        pid = fork(body, (*STANDARD, theirs.fileno()), self._state.lock)
+        theirs.close()
+        return pid, ours
+
+    def _wait(self, device: str, pid: int, connection: Connection) -> None:
+        """Wait for an answer as long as the child makes progress."""
+        began = progressed = time.monotonic()
+        signs = signs_of_life(pid)
+        while not connection.poll(_POLL_S):
+            now, seen = time.monotonic(), signs_of_life(pid)
+            if seen != signs:
+                signs, progressed = seen, now
+            if now - progressed > STALL_TIMEOUT_S or now - began > _MAX_S:
+                self._abandon(device)
+                raise TimeoutError(f"{device} has not answered for {now - began:.0f} s")
+
+    def _abandon(self, device: str) -> None:
+        pid, connection = self._children.pop(device)
+        self._abandoned.devices[device] = AbandonedProbe(
+            pid, started_at(pid) or 0, time.monotonic()
+        )
+        self._state.save("silent.json", self._abandoned)
+        connection.close()
+        end_child(pid)
+
+    def _refuse_if_stuck(self, device: str) -> None:
+        """Raise `TimeoutError` if a child is stuck at the device, or was a moment ago."""
+        one = self._abandoned.devices.get(device)
+        if one is None:
+            return
+        with suppress(ChildProcessError):
+            os.waitpid(one.pid, os.WNOHANG)
+        if started_at(one.pid) == one.started:
+            raise TimeoutError(f"{device} does not answer: process {one.pid} still waits for it")
+        if 0 <= time.monotonic() - one.at < COOLDOWN_S:
+            raise TimeoutError(f"{device} did not answer a moment ago")
+        del self._abandoned.devices[device]
+        self._state.save("silent.json", self._abandoned)
+
+
+# ---------------------------------------------------------------------- in the process that asks
+
+
+def _serve_queries(connection: Connection, root: str) -> None:
+    """Serve queries until the connection closes; each round opens every device anew."""
+    current = None
+    handlers: dict[str, Callable[..., object]] = {}
+    with ExitStack() as opened:
+        while True:
+            try:
+                round_number, what, about = connection.recv()
+            except EOFError:
+                return
+            if round_number != current:
+                opened.close()
+                target = opened.enter_context(Target(None, TargetOptions(root=root)))
+                finder = opened.enter_context(Lookup(target.open_leaf))
+                current, one = round_number, _DeviceSession(target, finder)
+                handlers = {
+                    "locate": one.locate,
+                    "find_extents": one.find_extents,
+                    "find_owners": one.find_owners,
+                }
+            connection.send(handlers[what](*about))
+
+
+class _DeviceSession:
+    def __init__(self, target: Target, finder: Lookup) -> None:
+        self._target = target
+        self._finder = finder
+        #: By the numbers in `FailureLocation.layer`.
+        self._layers: list[Layer] = []
+
+    def locate(self, device: str, start: int, length: int) -> list[FailureLocation]:
+        try:
+            return locate(self._target, self._finder, (device, start, length), self._number)
+        except (WhoseblockError, OSError) as error:
+            return [FailureLocation(device, "", start, length, None, str(error))]
+
+    def _number(self, layer: Layer) -> int:
+        if layer not in self._layers:
+            self._layers.append(layer)
+        return self._layers.index(layer)
+
+    def find_extents(self, report: FailedFileRange) -> list[tuple[int, int]] | str:
+        try:
+            return list(_find_extents(report, self._target, self._finder))
+        except (WhoseblockError, OSError) as error:
+            return str(error)
+
+    def find_owners(self, questions: Sequence[OwnerQuery]) -> list[Answer]:
+        """Answer all queries together; if that fails, each by itself."""
+        asked = [
+            Asked(one.start, one.length, self._layers[one.layer], one.origin, named=True)
+            for one in questions
+        ]
+        try:
+            return list(self._finder.answers(asked, _QUERY))
+        except (WhoseblockError, OSError):
+            return [self._find_owners_of_one(one) for one in asked]
+
+    def _find_owners_of_one(self, asked: Asked) -> Answer:
+        try:
+            (answer,) = self._finder.answers([asked], _QUERY)
+        except (WhoseblockError, OSError) as error:
+            return unknown_answer(asked.start, asked.length, asked.origin, str(error))
+        return answer
+
+
+def _is_file(path: str, inode: int, generation: int) -> bool:
+    """Return whether a path leads to this file, not to a later one with its inode number."""
+    # Open no link and wait for no pipe: a file with data is a regular one.
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        if os.fstat(fd).st_ino != inode:
+            return False
+        return _generation(fd) == generation
+    finally:
+        os.close(fd)
+
+
+def _generation(fd: int) -> int:
+    generation = fcntl.ioctl(fd, _FS_IOC_GETVERSION, bytes(8))
+    return int.from_bytes(generation[:4], sys.byteorder)
+
+
+def _find_extents(
+    report: FailedFileRange, target: Target, finder: Lookup
+) -> Iterable[tuple[int, int]]:
+    """Yield the (start, length) ranges of the device that part of a file has."""
+    filesystem = finder.leaf(target.layer_of(report.device))
+    if not isinstance(filesystem, Filesystem):
+        return
+    paths = filesystem.paths(report.inode)
+    places = paths.mounted_at if isinstance(paths.mounted_at, tuple) else ()
+    for place in places:
+        if not _is_file(place, report.inode, report.generation):
+            continue
+        end = report.start + report.length
+        for extent in file_extents(place, report.start, report.length):
+            low = max(report.start, extent.logical)
+            high = min(end, extent.logical + extent.length)
+            if low < high and extent.has_place:
+                yield extent.physical + low - extent.logical, high - low
+        return
+    raise OSError("no path leads to the file now")

@@ -1,0 +1,162 @@
+"""Find the layer that a failure is journaled under: the last one that has its bytes unchanged.
+
+A page of memory, the sectors of a disk and the block of a partition may be one failure that several
+sources see in different layers. It is recorded under the last layer that maps the bytes linearly.
+Arrays and mirrors end that: the same bytes of two members may fail one after the other.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
+
+from whoseblock.errors import TargetError, WhoseblockError
+from whoseblock.fs.base import Filesystem
+from whoseblock.lookup import Lookup
+from whoseblock.stack.base import Layer, Linear
+from whoseblock.stack.host import Host
+from whoseblock.stack.loops import backing_file
+from whoseblock.target import Target
+
+__all__ = ["FailureLocation", "find_identity", "find_layer", "identity_of", "locate"]
+
+#: The same limit as in `whoseblock.stack.base.descend`.
+_MAX_DEPTH = 32
+
+
+class FailureLocation(NamedTuple):
+    """``length`` bytes from ``start`` of ``device``; ``layer`` is None if the device is unknown.
+
+    ``identity`` is a name of the filesystem or the device that does not depend on the kernel's
+    numbering, "" if there is none. ``layer`` is the number of the layer in the process that located
+    it; ``why`` is the reason if it is None.
+    """
+
+    device: str
+    identity: str
+    start: int
+    length: int
+    layer: int | None
+    why: str = ""
+
+
+def locate(
+    target: Target,
+    finder: Lookup,
+    where: tuple[str, int, int],
+    number: Callable[[Layer], int],
+) -> list[FailureLocation]:
+    """Return the locations of a failed range, in byte order.
+
+    ``where`` is the device, the start and the length; ``number`` returns the number of a layer.
+    """
+    device, start, length = where
+    try:
+        layer = target.layer_of(device)
+    except TargetError as error:
+        return [FailureLocation(device, "", start, length, None, str(error))]
+    found = _locate(layer, start, length, 0)
+    return [
+        FailureLocation(at.name, _identity(target.host, finder, at), begin, size, number(at))
+        for at, begin, size in found
+    ]
+
+
+def find_layer(target: Target, name: str) -> Layer:
+    """Return the layer with the name of a `FailureLocation`; raises `TargetError`."""
+    for folder in target.host.root.glob("sys/class/block/dm-*"):
+        if target.host.text(folder / "dm/name") == name:
+            return target.layer_of(folder.name)
+    return target.layer_of(name)
+
+
+def _locate(layer: Layer, start: int, length: int, depth: int) -> list[tuple[Layer, int, int]]:
+    inside = max(min(length, layer.size - start), 0)
+    if not layer.segments or not inside or depth == _MAX_DEPTH:
+        return [(layer, start, length)]
+    found: list[tuple[Layer, int, int]] = []
+    for begin, size, straight in _split(layer, start, inside):
+        if straight is None:
+            found.append((layer, begin, size))
+        else:
+            to_start = straight.to_start + begin - straight.start
+            found += _locate(straight.to, to_start, size, depth + 1)
+    if inside < length:
+        found.append((layer, start + inside, length - inside))
+    return _join(found)
+
+
+def _split(layer: Layer, start: int, length: int) -> Iterator[tuple[int, int, Linear | None]]:
+    """Cut a range at segment edges; yield each piece with the linear segment that maps it.
+
+    The segment is None where several overlap, where it is not linear, or where there is none.
+    """
+    end = start + length
+    touching = [one for one in layer.segments if one.start < end and start < one.start + one.length]
+    edges = {start, end}
+    for one in touching:
+        edges |= {max(one.start, start), min(one.start + one.length, end)}
+    ordered = sorted(edges)
+    for low, high in pairwise(ordered):
+        over = [one for one in touching if one.start <= low and high <= one.start + one.length]
+        straight = over[0] if len(over) == 1 and isinstance(over[0], Linear) else None
+        # A remark means that there is another copy.
+        yield low, high - low, None if straight is None or straight.remark else straight
+
+
+def _join(pieces: Iterable[tuple[Layer, int, int]]) -> list[tuple[Layer, int, int]]:
+    """Join adjacent pieces of one layer."""
+    joined: list[tuple[Layer, int, int]] = []
+    for layer, start, length in pieces:
+        if joined and joined[-1][0] is layer and sum(joined[-1][1:]) == start:
+            joined[-1] = (layer, joined[-1][1], joined[-1][2] + length)
+        else:
+            joined.append((layer, start, length))
+    return joined
+
+
+def _identity(host: Host, finder: Lookup, layer: Layer) -> str:
+    """Return the identity of the filesystem on a layer, as `respond` uses it; else the device's."""
+    if not layer.segments:
+        try:
+            space = finder.leaf(layer)
+        except (WhoseblockError, OSError):
+            space = None
+        if isinstance(space, Filesystem) and space.identity:
+            return space.identity
+    return identity_of(host, layer)
+
+
+def identity_of(host: Host, layer: Layer) -> str:
+    """Return a name of a device that persists over reboots, set by the kernel or its vendor."""
+    name = None if layer.device is None else host.device_numbered(layer.device)
+    return find_identity(host, name or layer.name)
+
+
+def find_identity(host: Host, name: str) -> str:
+    """Return the persistent name of the device that the kernel calls ``name``, "" if unknown."""
+    folder = host.device_folder(name)
+    if folder is None:
+        return ""
+    if (folder / "partition").exists():
+        whole, number = folder.parent, host.text(folder / "partition") or ""
+        above = _own_identity(host, whole.name, whole)
+        return f"{above}-part{number}" if above else ""
+    return _own_identity(host, folder.name, folder)
+
+
+def _own_identity(host: Host, name: str, folder: Path) -> str:
+    for attribute, prefix in (
+        ("dm/uuid", "dm-uuid-"),
+        ("md/uuid", "md-uuid-"),
+        ("wwid", ""),
+        ("device/wwid", ""),
+        ("device/serial", "serial-"),
+        # Of a namespace of persistent memory, or of the pfn device on it.
+        ("device/uuid", "nd-"),
+    ):
+        value = (host.text(folder / attribute) or "").strip()
+        if value and value.isprintable():
+            return f"{prefix}{value}"
+    backing = backing_file(host, name)
+    return f"loop-{backing.path}-{backing.offset}" if backing else ""

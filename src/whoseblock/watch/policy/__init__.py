@@ -1,0 +1,1 @@
+"""Decide by rules what is done about a failure, and do it."""

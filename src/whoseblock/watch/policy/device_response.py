@@ -1,0 +1,110 @@
+"""Repair a failure on the device itself, as ``whoseblock respond --apply`` does.
+
+``whoseblock respond --resume`` can resume its plans.
+"""
+
+from collections import defaultdict
+from dataclasses import asdict
+from typing import Final
+
+import msgspec
+
+from whoseblock.errors import LeftUndoneError
+from whoseblock.fs.base import Answer
+from whoseblock.journal import Entry, PlannedStep, State
+from whoseblock.journal.journal import Journal
+from whoseblock.journal.run import Run
+from whoseblock.lookup import Asked, Lookup
+from whoseblock.respond.acting import parameters_of
+from whoseblock.respond.applying import apply, journal_device
+from whoseblock.respond.copies import Copies
+from whoseblock.respond.planning import CHANGES, Act, Options, Part, parts_of_answer
+from whoseblock.stack.host import Host
+from whoseblock.target import Target, TargetOptions
+from whoseblock.watch.attribution.locations import find_layer
+from whoseblock.watch.policy.rule_matching import match_rule, mount_points
+from whoseblock.watch.policy.rules import Policy, Respond
+
+__all__ = ["DeviceResponder"]
+
+_ACTS: Final[dict[Respond | None, Act]] = {"zero": Act.ZERO, "restore": Act.RESTORE}
+
+
+class DeviceResponder:
+    """Zeroes free space and restores files; ``run`` journals every step."""
+
+    def __init__(self, journal: Journal, run: Run) -> None:
+        self._journal = journal
+        self._run = run
+
+    def respond(self, failure: Entry, policy: Policy, number: int, /) -> str:
+        """Query the owners again, plan the one allowed action, perform it, and verify it.
+
+        Raises `WhoseblockError` if the action is not allowed or did not help.
+        """
+        rule = policy.rules[number]
+        wanted = _ACTS[rule.respond]
+        copies = Copies(folder=rule.restore_from) if wanted is Act.RESTORE else None
+        options = TargetOptions()
+        with Target(None, options) as target, Lookup(target.open_leaf) as finder:
+            layer = find_layer(target, failure.device)
+            asked = Asked(failure.start, failure.length, layer, "the journal", named=True)
+            (now,) = finder.answers([asked])
+            allowing = Options(copies=copies is not None)
+            scope = _Scope(policy, number, failure.device, now, target.host)
+            found = parts_of_answer(asked, now, target, finder, allowing)
+            parts = [scope.restrict(part) for part in found]
+            sites = {part.site.layer.name: part.site for part in parts}
+            allowed = [part for part in parts if part.act is wanted]
+            if not allowed:
+                raise LeftUndoneError("; ".join(dict.fromkeys(part.says for part in parts)))
+            # The rest stays open as advice, which a resumed plan shows.
+            others = [part for part in parts if part.act not in (wanted, Act.NOTHING)]
+            steps = [_step(part, copies, failure) for part in allowed]
+            steps += [_step(part._replace(act=Act.ADVISE), None, failure) for part in others]
+            path, _ = target.path_of(layer) or (failure.device, 0)
+            kept = {"target": path, "where": asdict(options), "applied": True, "quarantine": False}
+            plan = self._run.plan(steps, [failure.id], kept)
+
+            def ask(_failure: int) -> Answer | None:
+                return next(finder.answers([asked]), None)
+
+            place = journal_device(self._journal.name)
+            outcomes = [
+                outcome
+                for outcome in apply(self._run, plan, sites.get, ask, place)
+                if outcome.step.kind != Act.ADVISE
+            ]
+        said = "; ".join(outcome.says for outcome in outcomes)
+        if any(outcome.state is not State.VERIFIED for outcome in outcomes):
+            raise LeftUndoneError(said)
+        return said
+
+
+def _step(part: Part, copies: Copies | None, failure: Entry) -> PlannedStep:
+    parameters = msgspec.to_builtins(parameters_of(part, copies, quarantine=False))
+    return PlannedStep(str(part.act), parameters, failure.id)
+
+
+class _Scope:
+    """The owners that one rule of a policy matches at present."""
+
+    def __init__(self, policy: Policy, number: int, device: str, now: Answer, host: Host) -> None:
+        self._policy = policy
+        self._number = number
+        self._points = mount_points(host)
+        #: By the layer of an owner, the layers that lead to it.
+        self._ways: dict[str, set[str]] = defaultdict(lambda: {device})
+        for row in now:
+            if isinstance(row.via, tuple):
+                self._ways[row.via[-1].layer] |= {via.layer for via in row.via}
+
+    def restrict(self, part: Part) -> Part:
+        """Keep the action of a part only if the rule matches all of its owners."""
+        devices = self._ways[part.site.layer.name]
+        rules = {match_rule(self._policy, row, devices, self._points) for row in part.owners}
+        if part.act not in CHANGES or rules == {self._number}:
+            return part
+        name = self._policy.rules[self._number].name
+        says = f"rule {name!r} does not match every owner of {part.run}: skipped"
+        return part._replace(act=Act.ADVISE, says=says)

@@ -1,0 +1,109 @@
+"""Send the signal of a rule to the processes that use the failed bytes."""
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from whoseblock.fs.base import FileOwner, Owner, Process
+from whoseblock.processes import Wanted, find_processes
+from whoseblock.respond.notify import SENT, send_signal, signal_number
+from whoseblock.stack.host import Host
+from whoseblock.watch.policy.rules import Rule, Users
+
+__all__ = ["send_signals", "signal_recipients"]
+
+
+def signal_recipients(rule: Rule, rows: Iterable[Owner]) -> dict[str, Any]:
+    """Return the processes that get the signal of a rule, and what they use, as parameters."""
+    targets: dict[tuple[int, int], str] = {}
+    files: dict[tuple[str, int, int | None, int], None] = {}
+    for row in rows:
+        if not isinstance(row, FileOwner) or not isinstance(row.via, tuple):
+            continue
+        users = row.processes if isinstance(row.processes, tuple) else ()
+        mine = [process for process in users if _uses(process, rule.signal_to)]
+        targets |= {(process.pid, process.start_time): process.command for process in mine}
+        if mine:
+            # A block of the file that is not data cannot be mapped.
+            offset = row.file_offset if row.what == "data" else None
+            files[row.via[-1].layer, row.inode, offset, row.length] = None
+    return {
+        "signal": rule.signal,
+        "signal-to": rule.signal_to,
+        "processes": [[*process, command] for process, command in sorted(targets.items())],
+        "files": [list(file) for file in files],
+    }
+
+
+def _uses(process: Process, how: Users) -> bool:
+    mapped = bool(process.mappings) and how in ("mapped", "all")
+    return mapped or (bool(process.open) and how in ("open", "all"))
+
+
+def send_signals(how: Mapping[str, Any], lock: Path) -> str:
+    """Send the signal to recipients that still use the files; return who got it.
+
+    Time has passed since they were found: a program of the policy may have run for an hour. A
+    process that has the daemon's ``lock`` open belongs to the daemon and never gets the signal.
+    """
+    number = signal_number(how["signal"])
+    users = {
+        (process.pid, process.start_time)
+        for found in find_processes(list(_search_terms(how["files"]))).processes
+        for process in found
+        if _uses(process, how["signal-to"])
+    }
+    outcomes: dict[str, list[str]] = {SENT: []}
+    for pid, start, command in how["processes"]:
+        if (pid, start) not in users:
+            outcome = "it no longer uses the file"
+        else:
+            outcome = _why_exempt(pid, lock) or send_signal(number, pid, start)
+        outcomes.setdefault(outcome, []).append(f"{command}[{pid}]")
+    sent = outcomes.pop(SENT)
+    others = (f"not to {', '.join(names)}: {why}" for why, names in outcomes.items())
+    return "; ".join((f"sent to {', '.join(sent) or 'no process'}", *others))
+
+
+def _search_terms(files: Iterable[tuple[str, int, int | None, int]]) -> Iterable[Wanted]:
+    """Yield what to search for, with the present device numbers of the filesystems."""
+    host = Host()
+    for layer, inode, offset, length in files:
+        device = _device_number(host, layer)
+        if device is not None:
+            yield Wanted(device, inode, offset, length)
+
+
+def _device_number(host: Host, layer: str) -> int | None:
+    """Return the number of a device by its kernel or device-mapper name."""
+    folders = [host.root / "sys/class/block" / layer] if "/" not in layer else []
+    for one in host.root.glob("sys/class/block/dm-*"):
+        if host.text(one / "dm/name") == layer:
+            folders.insert(0, one)
+    for folder in folders:
+        major, colon, minor = (host.text(folder / "dev") or "").partition(":")
+        if colon:
+            return os.makedev(int(major), int(minor))
+    return None
+
+
+def _why_exempt(pid: int, lock: Path) -> str:
+    """Return why a process may not get a signal of the daemon, "" if it may."""
+    wanted = lock.resolve()
+    try:
+        with os.scandir(f"/proc/{pid}/fd") as names:
+            # Only the link is read, so no filesystem can block this.
+            ours = any(_read_link(Path(name)) == wanted for name in names)
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+    except OSError as error:
+        return f"cannot determine whether it belongs to the daemon: {error.strerror}"
+    return "it belongs to the daemon" if ours else ""
+
+
+def _read_link(link: Path) -> Path | None:
+    try:
+        return link.readlink()
+    except OSError:
+        return None

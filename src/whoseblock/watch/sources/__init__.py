@@ -1,0 +1,1 @@
+"""Kernel interfaces that report failures, each behind the same protocol."""

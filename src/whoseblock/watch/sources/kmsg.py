@@ -1,0 +1,152 @@
+"""Watch the kernel log for memory failures and failed disk requests."""
+
+import errno
+import os
+import stat
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final, Self
+
+from whoseblock.errors import MalformedError
+from whoseblock.sources.dmesg import read_message
+from whoseblock.watch.clock import Clock
+from whoseblock.watch.formats.kmsg import KmsgRecord, count_suppressed, is_from_kernel, read_kmsg
+from whoseblock.watch.store.reports import EventsLost, FailedRange, Report
+
+__all__ = ["KmsgSource"]
+
+#: The longest record (CONSOLE_EXT_LOG_MAX and PRINTK_MESSAGE_MAX in the kernel).
+_RECORD: Final = 8192
+#: The number of records read before other sources get their turn.
+_MOST: Final = 1024
+
+
+class KmsgSource:
+    """Reads messages from ``descriptor`` that come after number ``after`` of this boot.
+
+    ``sequence`` is the number of the last message read. ``skew`` is how many seconds the log's
+    clock is behind the monotonic one: NTP does not set it, and it is minutes off after days. It is
+    measured when a message arrives while the daemon waits for it.
+
+    A regular file, from the snapshot of a machine, holds all messages at once.
+    """
+
+    name = "kmsg"
+
+    def __init__(
+        self, descriptor: int, boot: str, page_size: int, after: int = -1, skew: float = 0.0
+    ) -> None:
+        self.sequence = after
+        self.skew = skew
+        self._boot = boot
+        self._page_size = page_size
+        self._overwritten = False
+        self._is_file = stat.S_ISREG(os.fstat(descriptor).st_mode)
+        #: Whether the log was read to its end, so that the next message is of this moment.
+        self._waited = False
+        self._fd = descriptor
+
+    @classmethod
+    def at(
+        cls, device: Path, boot: str, page_size: int, after: int = -1, skew: float = 0.0
+    ) -> Self:
+        """Open a log; raises OSError, since most machines require CAP_SYSLOG."""
+        descriptor = os.open(device, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        return cls(descriptor, boot, page_size, after, skew)
+
+    @property
+    def health(self) -> str:
+        """The state of the source in a few words."""
+        return f"read up to message {self.sequence}"
+
+    def fileno(self) -> int:
+        """Return the descriptor of the log, -1 for a file, which cannot be polled."""
+        return -1 if self._is_file else self._fd
+
+    def read(self) -> Iterator[Report]:
+        """Yield the reports of the messages that have arrived."""
+        clock, now = Clock.now(), time.monotonic()
+        for data in self._lines() if self._is_file else self._records():
+            record = read_kmsg(data)
+            if record is not None and record.sequence > self.sequence:
+                if self._waited:
+                    self.skew = now - record.microseconds / 1e6
+                at = clock.at(record.microseconds / 1e6 + self.skew)
+                yield from self._report_gap(record, at)
+                self.sequence = record.sequence
+                yield from self._parse_message(record, at)
+
+    def _lines(self) -> Iterator[bytes]:
+        with open(self._fd, "rb", closefd=False) as file:
+            file.seek(0)
+            yield from file
+
+    def _records(self) -> Iterator[bytes]:
+        for _ in range(_MOST):
+            try:
+                data = os.read(self._fd, _RECORD)
+            except BlockingIOError:
+                self._waited = True
+                return
+            except OSError as error:
+                if error.errno not in (errno.EPIPE, errno.EINVAL):
+                    raise
+                # Messages were overwritten before they were read (or, EINVAL, one is longer than
+                # expected); the next read continues after the gap.
+                self._overwritten = True
+                continue
+            if not data:
+                return
+            yield data
+
+    def _report_gap(self, record: KmsgRecord, at: float) -> Iterator[Report]:
+        """Report how many messages were overwritten."""
+        known = self.sequence >= 0
+        missing = record.sequence - self.sequence - 1 if known else 0
+        if missing or (self._overwritten and not known):
+            yield EventsLost(
+                source=self.name,
+                at=at,
+                key=f"{self._boot}:{record.sequence}:lost",
+                count=missing,
+                what="messages were overwritten before they were read",
+            )
+        self._overwritten = False
+
+    def _parse_message(self, record: KmsgRecord, at: float) -> Iterator[Report]:
+        """Yield the reports of one message."""
+        if not is_from_kernel(record):
+            return
+        key = f"{self._boot}:{record.sequence}"
+        origin = f"/dev/kmsg, message {record.sequence}"
+        if count := count_suppressed(record.text):
+            what = "the kernel rate-limited its messages about failed requests"
+            yield EventsLost(source=self.name, at=at, key=key, count=count, what=what)
+            return
+        try:
+            failure = read_message(record.text, "kmsg", page_size=self._page_size)
+        except MalformedError as error:
+            what = f"cannot parse a message: {error}"
+            detail = {"message": record.text}
+            yield EventsLost(source=self.name, at=at, key=key, count=1, what=what, detail=detail)
+            return
+        if failure is not None:
+            yield FailedRange(
+                source=self.name,
+                at=at,
+                key=key,
+                device=failure.device,
+                start=failure.start,
+                length=failure.length,
+                origin=origin,
+                detail={"message": record.text},
+            )
+
+    def sweep(self) -> Iterator[Report]:
+        """Yield what a file has that was not read; a log cannot be read again."""
+        return self.read() if self._is_file else iter(())
+
+    def close(self) -> None:
+        """Close the log."""
+        os.close(self._fd)

@@ -1,0 +1,199 @@
+"""Open and reopen all sources of a machine, and keep why one is missing."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Final, Protocol, runtime_checkable
+from zlib import crc32
+
+from whoseblock.errors import WhoseblockError
+from whoseblock.stack.host import Host
+from whoseblock.watch.clock import boot_id
+from whoseblock.watch.log import log_event
+from whoseblock.watch.sources.badblock_lists import BadBlockListSource
+from whoseblock.watch.sources.base import Source
+from whoseblock.watch.sources.fanotify import FilesystemErrorSource
+from whoseblock.watch.sources.health import HealthSource
+from whoseblock.watch.sources.kmsg import KmsgSource
+from whoseblock.watch.sources.mounts import MountedFilesystem
+from whoseblock.watch.sources.tracepoints import TraceSource
+from whoseblock.watch.store.state import HandledLists, LogPosition, StateFolder, usual_state_folder
+
+__all__ = ["RETROSPECTIVE", "SourceSet", "instance_name"]
+
+#: The sources that report what happened before the daemon started.
+RETROSPECTIVE: Final = ("kmsg", "sysfs")
+_TRACEFS: Final = "sys/kernel/tracing"
+
+
+@runtime_checkable
+class _MountWatcher(Protocol):
+    """A source that watches each mounted filesystem."""
+
+    def mounts_changed(self, mounts: list[MountedFilesystem]) -> None:
+        """Watch the mounted filesystems."""
+
+
+@runtime_checkable
+class _DrainedSource(Protocol):
+    """A source whose events can be read once, and which tracks what is not spooled yet."""
+
+    def mark_spooled(self) -> None:
+        """Note that everything it reported is in the spool."""
+
+
+class SourceSet:
+    """Opens the sources, and reopens those that failed or were missing.
+
+    ``only`` names those that are wanted.
+    """
+
+    def __init__(self, host: Host, state: StateFolder, only: tuple[str, ...] | None = None) -> None:
+        self._host = host
+        self._state = state
+        self._boot = boot_id()
+        self.open: dict[str, Source] = {}
+        self.missing: dict[str, str] = {}
+        self._mounts: list[MountedFilesystem] = []
+        position = state.load("position.json", LogPosition) or LogPosition()
+        #: How far the log was read and spooled, and the last position saved of that.
+        self._reached = position if position.boot == self._boot else LogPosition(self._boot)
+        self._written = self._reached
+        makers: dict[str, Callable[[], Source]] = {
+            "kmsg": self._kmsg,
+            "tracepoint": self._trace,
+            "sysfs": self._lists,
+            "xfs-health": lambda: HealthSource(host),
+            "fanotify": FilesystemErrorSource,
+        }
+        # From the files of a snapshot no filesystem can be watched.
+        live = ("xfs-health", "fanotify")
+        self._makers = {
+            name: maker
+            for name, maker in makers.items()
+            if (only is None or name in only) and (host.live or name not in live)
+        }
+
+    def _kmsg(self) -> Source:
+        place = Path(self._host.root / "dev/kmsg")
+        reached = self._reached
+        return KmsgSource.at(
+            place, self._boot, self._host.page_size, reached.sequence, reached.skew
+        )
+
+    def _trace(self) -> Source:
+        return TraceSource(
+            self._host.root / _TRACEFS,
+            self._host,
+            instance_name(self._state.path),
+            consumed=self._state.path / "trace",
+            boot=self._boot,
+        )
+
+    def _lists(self) -> Source:
+        known = self._state.load("lists.json", HandledLists) or HandledLists()
+        return BadBlockListSource(self._host, known.ranges)
+
+    def open_missing(self) -> list[Source]:
+        """Open the sources that are not open; return those that could be opened."""
+        found = []
+        for name, maker in self._makers.items():
+            if name in self.open:
+                continue
+            try:
+                source = self._open_source(maker)
+            except (WhoseblockError, OSError) as error:
+                self._set_missing(name, error)
+                continue
+            self.missing.pop(name, None)
+            self.open[name] = source
+            log_event("info", "source", source=name, watched="true", health=source.health)
+            found.append(source)
+        return found
+
+    def _open_source(self, maker: Callable[[], Source]) -> Source:
+        with ExitStack() as undo:
+            source = maker()
+            undo.callback(source.close)
+            if isinstance(source, _MountWatcher):
+                source.mounts_changed(self._mounts)
+            undo.pop_all()
+        return source
+
+    def _set_missing(self, name: str, error: Exception) -> None:
+        if isinstance(error, OSError):
+            why = error.strerror or str(error)
+        else:
+            why = str(error) if isinstance(error, WhoseblockError) else repr(error)
+        hint = error.hint or None if isinstance(error, WhoseblockError) else None
+        if self.missing.get(name) != why:
+            self.missing[name] = why
+            log_event("warning", "source", source=name, watched="false", why=why, hint=hint)
+
+    def mark_spooled(self, source: Source, reports: int) -> None:
+        """Note that everything a source reported is in the spool, ``reports`` of them just now."""
+        if isinstance(source, _DrainedSource):
+            source.mark_spooled()
+        elif isinstance(source, KmsgSource):
+            self._reached = LogPosition(self._boot, source.sequence, source.skew)
+            if reports:
+                self.save_position()
+
+    def close_failed(self, source: Source, error: Exception) -> None:
+        """Close a source that failed; the next sweep tries it again."""
+        self.save_position()
+        del self.open[source.name]
+        with suppress(OSError):
+            source.close()
+        self._set_missing(source.name, error)
+
+    def mounts_changed(self, mounts: list[MountedFilesystem]) -> Iterator[tuple[Source, OSError]]:
+        """Watch the mounted filesystems; yield the sources that fail at it."""
+        self._mounts = mounts
+        for source in self:
+            if isinstance(source, _MountWatcher):
+                try:
+                    source.mounts_changed(mounts)
+                except OSError as error:
+                    yield source, error
+
+    @property
+    def health(self) -> dict[str, tuple[bool, str]]:
+        """Whether each source is watched, and its state in a few words."""
+        watched = {name: (True, source.health) for name, source in self.open.items()}
+        return watched | {name: (False, why) for name, why in self.missing.items()}
+
+    def save_position(self) -> None:
+        """Save how far the log was read and spooled, if that has changed."""
+        if self._reached == self._written:
+            return
+        try:
+            # The log does not survive the machine either: the disk need not wake up for this.
+            self._state.save("position.json", self._reached, durable=False)
+        except OSError as error:
+            # Messages that are read twice are journaled once.
+            log_event("err", "position-not-kept", why=error.strerror)
+        else:
+            self._written = self._reached
+
+    def __iter__(self) -> Iterator[Source]:
+        return iter(list(self.open.values()))
+
+    def close(self) -> None:
+        """Close all sources."""
+        self.save_position()
+        for source in self:
+            with suppress(OSError):
+                source.close()
+        self.open.clear()
+
+
+def instance_name(state: Path) -> str:
+    """Return the name of the trace instance of the daemon with this state folder.
+
+    Two daemons that shared an instance would get half of the events each.
+    """
+    if state == usual_state_folder():
+        return "whoseblock"
+    # hashlib would load two megabytes of OpenSSL into a process that never ends.
+    return f"whoseblock-{crc32(bytes(state.resolve())):08x}"

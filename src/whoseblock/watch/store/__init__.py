@@ -1,0 +1,1 @@
+"""Files of the state folder: reports, the spool, and what the daemon remembers."""

@@ -1,0 +1,78 @@
+"""Define the reports of sources, as the spool stores them.
+
+``at`` is in seconds since 1970. ``key`` identifies the event: one that is read twice is journaled
+once; if it is "", the spool sets it. ``detail`` holds what JSON can hold.
+"""
+
+from typing import Any
+
+from msgspec import Struct, field
+
+from whoseblock.ranges import ByteRange
+
+__all__ = [
+    "BadBlockList",
+    "EventsLost",
+    "FailedFileRange",
+    "FailedRange",
+    "FilesystemError",
+    "Report",
+]
+
+
+class _Report(Struct, frozen=True, kw_only=True, tag_field="report"):
+    source: str
+    at: float
+    key: str = ""
+    detail: dict[str, Any] = field(default_factory=dict)
+
+
+class FailedRange(_Report, frozen=True, tag="failed"):
+    """A failed range of a device, in bytes; ``origin`` is where it was read."""
+
+    device: str
+    start: int
+    length: int
+    origin: str = ""
+
+
+class BadBlockList(_Report, frozen=True, tag="listed"):
+    """The present content of a device's bad-block list, ascending; ``origin`` is its file.
+
+    A range that was listed before and is no longer has been healed.
+    """
+
+    device: str
+    ranges: tuple[ByteRange, ...]
+    origin: str = ""
+
+
+class FailedFileRange(_Report, frozen=True, tag="file"):
+    """A failed range of a file, in bytes; ``device`` is the device of its filesystem.
+
+    ``place`` is the mount point.
+    """
+
+    device: str
+    place: str
+    inode: int
+    generation: int
+    start: int
+    length: int
+
+
+class FilesystemError(_Report, frozen=True, tag="ill"):
+    """An error of the filesystem mounted at ``place``, whose bytes are unknown."""
+
+    place: str
+    what: str
+
+
+class EventsLost(_Report, frozen=True, tag="lost"):
+    """``count`` events of the source are lost, 0 if their number is unknown."""
+
+    count: int
+    what: str
+
+
+Report = FailedRange | BadBlockList | FailedFileRange | FilesystemError | EventsLost

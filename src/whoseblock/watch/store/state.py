@@ -1,0 +1,131 @@
+"""Keep the daemon's state between runs: a folder of small files, locked by one daemon."""
+
+import fcntl
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import msgspec
+from msgspec import Struct, field
+
+from whoseblock.closing import Closing
+from whoseblock.errors import TargetError
+from whoseblock.ranges import ByteRange
+
+__all__ = ["HandledLists", "LogPosition", "StateFolder", "usual_state_folder", "write_atomically"]
+
+_Record = TypeVar("_Record")
+_MODE: Final = 0o700
+
+
+class LogPosition(Struct, frozen=True):
+    """How far the kernel log was read: the number of a message, and its boot.
+
+    ``skew`` is how many seconds the log's clock was behind the monotonic one.
+    """
+
+    boot: str = ""
+    sequence: int = -1
+    skew: float = 0.0
+
+
+class HandledLists(Struct):
+    """The content of the bad-block lists that were processed, by device.
+
+    ``keys`` are the keys of the last processed report of each list; they ascend. ``identities`` are
+    the identities of the devices that had the names.
+    """
+
+    ranges: dict[str, tuple[ByteRange, ...]] = field(default_factory=dict)
+    keys: dict[str, str] = field(default_factory=dict)
+    identities: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def last(self) -> int:
+        """The number of the last of these reports in the spool."""
+        numbers = (key.partition(":")[0] for key in self.keys.values())
+        return max((int(one) for one in numbers if one.isdecimal()), default=0)
+
+
+def usual_state_folder() -> Path:
+    """Return the default state folder."""
+    if os.geteuid() == 0:
+        return Path("/var/lib/whoseblock/watch")
+    state = os.environ.get("XDG_STATE_HOME", "")
+    # The XDG specification says to ignore a relative path.
+    folder = Path(state) if state.startswith("/") else Path("~/.local/state").expanduser()
+    return folder / "whoseblock" / "watch"
+
+
+class StateFolder(Closing):
+    """The folder, locked; raises `TargetError` if it is unusable or another daemon has it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            path.mkdir(_MODE, parents=True, exist_ok=True)
+            self._lock = os.open(self.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise TargetError(
+                f"cannot use the state folder {str(path)!r}: {error.strerror}",
+                hint="choose another with --state",
+            ) from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._lock)
+            raise TargetError(
+                f"another whoseblock watch uses the state folder {str(path)!r}",
+                hint="whoseblock status shows what it does",
+            ) from None
+
+    @property
+    def lock(self) -> Path:
+        """The locked file. Every process of the daemon has it open, and no other process."""
+        return self.path / "lock"
+
+    def load(self, name: str, kind: type[_Record]) -> _Record | None:
+        """Read a record; None if it is missing or cannot be decoded."""
+        try:
+            return msgspec.json.decode((self.path / name).read_bytes(), type=kind)
+        except (OSError, msgspec.DecodeError):
+            return None
+
+    def save(self, name: str, record: Any, *, durable: bool = True) -> None:  # noqa: ANN401 - whatever msgspec encodes
+        """Write a record so that a crash leaves either the old one or the new one.
+
+        One that is not ``durable`` survives this process, but may not survive the machine.
+        """
+        write_atomically(self.path / name, msgspec.json.encode(record), durable=durable)
+
+    def close(self) -> None:
+        """Unlock the folder."""
+        os.close(self._lock)
+
+
+def write_atomically(path: Path, data: bytes, mode: int = 0o600, *, durable: bool = True) -> None:
+    """Write a file so that it has all of ``data`` or does not change, with fsync if ``durable``."""
+    new = path.with_name(f".{path.name}.{os.urandom(4).hex()}")
+    try:
+        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        try:
+            view = memoryview(data)
+            while view:
+                view = view[os.write(fd, view) :]
+            if durable:
+                os.fsync(fd)
+        finally:
+            os.close(fd)
+        new.rename(path)
+    except BaseException:
+        with suppress(OSError):
+            new.unlink()
+        raise
+    if not durable:
+        return
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

@@ -1,0 +1,450 @@
+"""A device that does not answer keeps nobody waiting but who asks it, and is asked again later."""
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.support.emulated import emulated, need_fuse
+from tests.support.images import MIB, Geometry, make_image
+from tests.support.mounts import mounted
+from tests.support.tools import need_root, run
+from tests.support.watch_daemon import Daemon, histories, until, watching
+
+from whoseblock.journal import History, State, open_journal
+from whoseblock.process_stat import started_at
+from whoseblock.ranges import ByteRange
+from whoseblock.stack.host import Host
+from whoseblock.watch.attribution import device_probe, retry_queue
+from whoseblock.watch.attribution.device_probe import DeviceProbe
+from whoseblock.watch.children import STANDARD, fork, signs_of_life
+from whoseblock.watch.policy.rules import Policy
+from whoseblock.watch.processor import Processor, Setup
+from whoseblock.watch.statistics import Statistics
+from whoseblock.watch.store.reports import BadBlockList, FailedFileRange, FailedRange, Report
+from whoseblock.watch.store.spool import Spool
+from whoseblock.watch.store.state import StateFolder
+from whoseblock.watch.worker import process_spool
+
+_LOOP_CTL_ADD, _LOOP_CTL_REMOVE = 0x4C80, 0x4C81  # linux/loop.h
+
+
+def failed(device: str, start: int = 4096, key: str = "") -> FailedRange:
+    name = key or f"{device}:{start}"
+    return FailedRange(
+        source="kmsg", at=time.time(), key=name, device=device, start=start, length=512
+    )
+
+
+class Machine:
+    """A journal and a state folder, of a machine whose /sys may be made up."""
+
+    def __init__(self, folder: Path, root: Path | None = None) -> None:
+        self.folder = folder
+        self.root = root or Path("/")
+        self.journal = folder / "journal.sqlite"
+
+    def setup(self, state: StateFolder) -> Setup:
+        return Setup(state, Policy(), str(self.journal), root=str(self.root), since=time.time())
+
+    def do(self, work: Callable[[Processor], Statistics]) -> Statistics:
+        with (
+            StateFolder(self.folder / "state") as state,
+            Processor(self.setup(state)) as processor,
+        ):
+            return work(processor)
+
+    def process(self, *reports: Report) -> Statistics:
+        return self.do(lambda processor: processor.process([reports]))
+
+    def ask_again(self) -> Statistics:
+        return self.do(lambda processor: processor.retry_unknown())
+
+    def histories(self) -> list[History]:
+        return histories(self.journal)
+
+    def add_disk(self, name: str, wwid: str) -> None:
+        """Put a disk of 1 MiB into its /sys."""
+        disk = self.root / "sys/block" / name
+        (disk / "device").mkdir(parents=True)
+        (disk / "size").write_text("2048\n")
+        (disk / "device/wwid").write_text(f"{wwid}\n")
+        (self.root / "sys/class/block" / name).symlink_to(disk)
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Machine:
+    (tmp_path / "sys/class/block").mkdir(parents=True)
+    (tmp_path / "proc").mkdir()
+    return Machine(tmp_path, tmp_path)
+
+
+def notes(history: History) -> list[list[str]]:
+    return [finding.answer["notes"] for finding in history.findings]
+
+
+def kinds(history: History) -> list[list[str]]:
+    return [[row["kind"] for row in one.answer["owners"]] for one in history.findings]
+
+
+def test_a_disk_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    need_root()
+    need_fuse()
+    monkeypatch.setattr(device_probe, "STALL_TIMEOUT_S", 4.0)
+    monkeypatch.setattr(device_probe, "COOLDOWN_S", 60.0)
+    monkeypatch.setattr(retry_queue, "RETRY_DELAYS_S", (0.0,))
+    image = make_image(tmp_path / "disk", Geometry("silent", size=64 * MIB, parent=True))
+    machine = Machine(tmp_path)
+    with emulated(image, tmp_path / "at") as served, served.loop() as loop:
+        with served.standing_still():
+            began = time.monotonic()
+            machine.process(failed(loop.name, MIB), failed(loop.name, 2 * MIB), failed("sdzz"))
+            # The second is not asked: one who waits for the disk is enough.
+            assert time.monotonic() - began < 10
+            first, second, other = machine.histories()
+            assert [one.failure.device for one in (first, second)] == [loop.name] * 2
+            assert kinds(first) == kinds(second) == [["unknown"]]
+            assert notes(first)[0][0].startswith(f"{loop.name} has not answered for ")
+            # Whether the first can be killed depends on what it waits for.
+            assert re.match(rf"{loop.name} (does|did) not answer", notes(second)[0][0])
+            assert notes(other) == [["there is no block device 'sdzz'"]]
+            # Nor does a later worker put somebody else in its way, nor journal it again.
+            machine.ask_again()
+            assert [kinds(one) for one in machine.histories()] == [[["unknown"]]] * 3
+        until(lambda: not_stuck(machine))
+        monkeypatch.setattr(device_probe, "COOLDOWN_S", 0.0)
+        machine.ask_again()
+    first, second, other = machine.histories()[:3]
+    by_number = {one.failure.id: one for one in machine.histories()}
+    for history, start in ((first, MIB), (second, 2 * MIB)):
+        # The filesystem's identity is known only now, so that it is another entry.
+        assert history.failure.closed_because is not None
+        number = int(history.failure.closed_because.removeprefix("it is failure "))
+        found = by_number[number]
+        assert found.failure.identity.startswith("xfs ")
+        assert found.failure.range == ByteRange(start, 512)
+        assert found.reports[0].detail == history.reports[0].detail
+        assert kinds(found) == [["free"]]
+    assert other.failure.closed is None
+
+
+def not_stuck(machine: Machine) -> bool:
+    with StateFolder(machine.folder / "state") as state:
+        silent = (
+            state.load("silent.json", device_probe.AbandonedProbes)
+            or device_probe.AbandonedProbes()
+        )
+    return all(started_at(one.pid) is None for one in silent.devices.values())
+
+
+# ------------------------------------------------------------------ unknown, and asked again
+
+
+def test_a_device_that_comes_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    need_root()
+    monkeypatch.setattr(retry_queue, "RETRY_DELAYS_S", (0.0,))
+    image = make_image(tmp_path / "disk", Geometry("late", size=64 * MIB, parent=True))
+    machine = Machine(tmp_path)
+    with own_loop(image) as attach:
+        machine.process(failed(attach.name, MIB))
+        assert [kinds(one) for one in machine.histories()] == [[["unknown"]]]
+        attach()
+        machine.ask_again()
+    (history,) = machine.histories()
+    assert kinds(history) == [["unknown"], ["free"]]
+    assert history.findings[1].answer["complete"]
+
+
+def test_what_fails_again_as_soon_as_it_was_dealt_with(tmp_path: Path) -> None:
+    need_root()
+    image = make_image(tmp_path / "disk", Geometry("again", size=64 * MIB, parent=True))
+    machine = Machine(tmp_path)
+
+    def fails_again(processor: Processor) -> Statistics:
+        processor.process([[failed(attach.name, MIB)]])
+        with open_journal(str(machine.journal)) as journal, journal.begin_run([], "0") as run:
+            run.close_failure(1, "dealt with")
+        return processor.process([[failed(attach.name, MIB, "again")]])
+
+    with own_loop(image) as attach:
+        attach()
+        machine.do(fails_again)
+    first, second = machine.histories()
+    assert first.failure.closed is not None
+    assert second.failure.closed is None
+    # The place was known before, and is not now.
+    assert kinds(second) == [["free"]]
+    assert second.findings[0].complete
+
+
+def test_what_is_heard_of_a_device_that_was_lost(tmp_path: Path) -> None:
+    need_root()
+    image = make_image(tmp_path / "disk", Geometry("late", size=64 * MIB, parent=True))
+    machine = Machine(tmp_path)
+    with own_loop(image) as attach:
+        machine.process(failed(attach.name, MIB))
+        machine.ask_again()
+        attach()
+        # It is not time yet, unless there is news of it.
+        machine.ask_again()
+        assert [kinds(one) for one in machine.histories()] == [[["unknown"]]]
+        machine.process(failed(attach.name, MIB, "again"))
+        machine.ask_again()
+    (history,) = machine.histories()
+    assert len(history.reports) == 2
+    assert kinds(history) == [["unknown"], ["free"]]
+
+
+class Attach:
+    """A loop device that is not there yet: ``name`` is what it is going to be called."""
+
+    def __init__(self, image: Path) -> None:
+        # Far from those that are given to whoever asks for any.
+        self.number = 100_000 + os.getpid() % 100_000
+        self.name = f"loop{self.number}"
+        self._image = image
+
+    def __call__(self) -> None:
+        with Path("/dev/loop-control").open("rb") as control:
+            fcntl.ioctl(control, _LOOP_CTL_ADD, self.number)
+        run(["losetup", f"/dev/{self.name}", self._image])
+
+
+@contextlib.contextmanager
+def own_loop(image: Path) -> Iterator[Attach]:
+    attach = Attach(image)
+    try:
+        yield attach
+    finally:
+        with contextlib.suppress(subprocess.CalledProcessError, OSError):
+            run(["losetup", "-d", f"/dev/{attach.name}"])
+            with Path("/dev/loop-control").open("rb") as control:
+                fcntl.ioctl(control, _LOOP_CTL_REMOVE, attach.number)
+
+
+def test_a_list_of_another_device_of_that_name(machine: Machine) -> None:
+    def listed(number: int) -> BadBlockList:
+        ranges = (ByteRange(4096, 4096),)
+        name = f"{number}:0"
+        return BadBlockList(source="sysfs", at=time.time(), key=name, device="pmem0", ranges=ranges)
+
+    machine.add_disk("pmem0", "naa.first")
+    machine.process(listed(1))
+    machine.process(listed(2))
+    assert len(machine.histories()) == 1
+    (machine.root / "sys/block/pmem0/device/wwid").write_text("naa.second\n")
+    machine.process(listed(3))
+    assert [(one.failure.identity, one.failure.closed is None) for one in machine.histories()] == [
+        ("naa.first", True),
+        ("naa.second", True),
+    ]
+
+
+def test_it_is_asked_ever_more_rarely(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now)
+    machine.process(failed("sdzz"))
+    asked = []
+    for _ in range(8 * 1440):
+        now += 60
+        due = machine.folder / "state/unanswered.json"
+        before = due.read_bytes()
+        if now >= json.loads(before)["waiting"]["1"]["due"]:
+            machine.ask_again()
+            asked.append(now)
+    waits = [round(later - earlier) for earlier, later in pairwise(asked)]
+    assert waits[:4] == [600, 3600, 21600, 86400]
+    assert set(waits[4:]) == {86400}
+    assert len(machine.histories()[0].findings) == 1
+
+
+# ------------------------------------------------------------------ what cannot be dealt with
+
+
+def test_a_damaged_file_of_the_spool(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    machine = Machine(tmp_path)
+    with StateFolder(tmp_path / "state") as state:
+        spool = Spool(state.path / "spool")
+        spool.put([failed("sdzz", 0)])
+        # A folder stands for a file whose own sector is bad: it cannot be read.
+        (damaged,) = (state.path / "spool").glob("*.reports")
+        damaged.unlink()
+        damaged.mkdir()
+        spool.put([failed("sdzz", 4096)])
+        told = Statistics()
+        process_spool(spool, lambda: machine.setup(state), told.add, lambda **_: False)
+        assert not spool.has_more
+        assert [file.name for file in (state.path / "spool/aside").iterdir()] == [damaged.name]
+    assert [one.failure.start for one in machine.histories()] == [4096]
+    assert told.lost == {"spool": 1}
+    assert "event=events-lost" in capfd.readouterr().err
+
+
+def test_a_report_that_nobody_can_deal_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    real = Processor._failures_of
+
+    def fragile(self: Processor, report: Report) -> Any:  # noqa: ANN401 - as the real one
+        if isinstance(report, FailedRange) and report.key.endswith("bad"):
+            raise ZeroDivisionError
+        return real(self, report)
+
+    monkeypatch.setattr(Processor, "_failures_of", fragile)
+    machine = Machine(tmp_path)
+    with StateFolder(tmp_path / "state") as state:
+        spool = Spool(state.path / "spool")
+        for number, name in enumerate(("one", "bad", "two")):
+            spool.put([failed("sdzz", number * 4096, name)])
+        told = Statistics()
+        process_spool(spool, lambda: machine.setup(state), told.add, lambda **_: False)
+        assert not spool.has_more
+        assert len(list((state.path / "spool/aside").iterdir())) == 1
+    assert [one.failure.start for one in machine.histories()] == [0, 8192]
+    assert told.lost == {"spool": 1}
+    assert "event=report-set-aside" in capfd.readouterr().err
+
+
+def test_a_worker_that_fails_is_started_ever_more_rarely(tmp_path: Path, machine: Machine) -> None:
+    with StateFolder(tmp_path / "state") as state:
+        Spool(state.path / "spool").put([failed("sdzz")])
+    (tmp_path / "journal.sqlite").mkdir()
+    with watching(tmp_path, "--root", machine.root) as daemon:
+        until(lambda: daemon.log().count("again_in=15") or None, 60)
+        waits = [line.partition("again_in=")[2] for line in daemon.log().splitlines()]
+        assert [one.split()[0] for one in waits if one][:3] == ["1.000", "5.000", "15.000"]
+        (tmp_path / "journal.sqlite").rmdir()
+        daemon.stop()
+
+
+def test_no_record_waits_for_a_program(tmp_path: Path, machine: Machine) -> None:
+    for name in ("pmem0", "pmem1"):
+        machine.add_disk(name, f"naa.{name}")
+        (machine.root / "sys/block" / name / "badblocks").write_text("\n")
+    policy = tmp_path / "policy.toml"
+    policy.write_text(
+        '[[rule]]\ndevice = "pmem0"\nexec = ["/bin/sleep", "1000"]\nexec-timeout = 900\n'
+    )
+    options = ("--root", machine.root, "--policy", policy, "--interval", "0.2")
+    with watching(tmp_path, *options) as daemon:
+        (machine.root / "sys/block/pmem0/badblocks").write_text("8 8\n")
+        until(lambda: states(daemon) == [State.STARTED])
+        (machine.root / "sys/block/pmem1/badblocks").write_text("8 8\n")
+        until(lambda: len(daemon.histories()) == 2)
+        assert daemon.status()["actor"]
+        assert states(daemon) == [State.STARTED]
+        daemon.kill()
+
+
+def states(daemon: Daemon) -> list[State]:
+    """Give what has become of all steps."""
+    plans = [plan for history in daemon.histories() for plan in history.plans]
+    return [step.state for plan in plans for step in plan.steps]
+
+
+def test_a_new_policy_counts_for_what_waits(tmp_path: Path, machine: Machine) -> None:
+    machine.add_disk("pmem0", "naa.pmem0")
+    (machine.root / "sys/block/pmem0/badblocks").write_text("8 8\n64 8\n")
+    policy, ended = tmp_path / "policy.toml", tmp_path / "ended"
+    wait = f"until [ -e {ended} ]; do sleep 0.1; done"
+    policy.write_text(f'[[rule]]\nexec = ["/bin/sh", "-c", "{wait}"]\n')
+    with watching(tmp_path, "--root", machine.root, "--policy", policy) as daemon:
+        until(lambda: states(daemon) == [State.STARTED, State.PLANNED])
+        policy.write_text("")
+        daemon.process.send_signal(signal.SIGHUP)
+        until(lambda: "event=policy-loaded" in daemon.log())
+        ended.touch()
+        until(lambda: states(daemon) == [State.VERIFIED, State.LEFT])
+        daemon.stop()
+
+
+# ------------------------------------------------------------------ who asks
+
+
+def test_a_child_has_no_descriptors_of_ours(tmp_path: Path) -> None:
+    locked = tmp_path / "lock"
+    with locked.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        ours, theirs = os.pipe()
+
+        def body() -> int:
+            names = " ".join(sorted(os.listdir("/proc/self/fd"), key=int))
+            os.write(theirs, names.encode())
+            return 7
+
+        pid = fork(body, (*STANDARD, theirs), locked)
+        file.close()
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
+        left = set(map(int, os.read(ours, 4096).split()))
+        # Two more: that of the badge, and that of the listing itself.
+        assert {0, 1, 2, theirs} <= left
+        assert len(left) == 6
+        os.close(ours)
+        os.close(theirs)
+
+
+def test_signs_of_life() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", "input()\nwhile True: pass"], stdin=subprocess.PIPE
+    ) as child:
+        assert child.stdin is not None
+        until(lambda: b"S" in Path(f"/proc/{child.pid}/stat").read_bytes().split()[2])
+        before = signs_of_life(child.pid)
+        child.stdin.write(b"\n")
+        child.stdin.flush()
+        until(lambda: signs_of_life(child.pid) != before)
+        assert started_at(child.pid)
+        child.kill()
+        child.wait()
+        assert started_at(child.pid) is None
+        assert signs_of_life(child.pid) == (b"",)
+
+
+def test_one_that_dies_of_a_question(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device_probe._DeviceSession, "locate", lambda *_: os._exit(9))
+    machine.process(failed("sdzz"))
+    (history,) = machine.histories()
+    assert notes(history) == [["the probe of sdzz died"]]
+
+
+def test_blocks_of_a_file_that_got_the_inode_number(tmp_path: Path) -> None:
+    need_root()
+    image = make_image(tmp_path / "disk", Geometry("files", size=64 * MIB, parent=True))
+    with mounted(image) as root, StateFolder(tmp_path / "state") as state:
+        path = Path(os.fsdecode(root)) / "file"
+        path.write_bytes(bytes(8192))
+        os.sync()
+        status = path.stat()
+        device = Host("/").device_numbered(status.st_dev)
+        assert device is not None
+        with path.open("rb") as file:
+            generation = device_probe._generation(file.fileno())
+
+        def extents(of: int) -> list[tuple[int, int]]:
+            report = FailedFileRange(
+                source="xfs-health",
+                at=0,
+                device=device,
+                place=os.fsdecode(root),
+                inode=status.st_ino,
+                generation=of,
+                start=4096,
+                length=4096,
+            )
+            with DeviceProbe(state, "/") as probe:
+                return probe.find_extents(report)
+
+        ((_, length),) = extents(generation)
+        assert length == 4096
+        with pytest.raises(OSError, match="no path leads to the file now"):
+            extents(generation ^ 1)

@@ -1,0 +1,163 @@
+"""What the policy changes on a device: only what its rule is for, whatever else has failed."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.support.calls import clone_range
+from tests.support.emulated import Emulated
+from tests.support.failing_disk import failing_disk
+from tests.support.images import MIB, Geometry, make_image
+from tests.support.tools import need_loop_mounts
+from tests.test_emulate_kernel import BLOCK, FILE_BLOCKS, fill, place_of
+
+from whoseblock.journal import Filter, State, open_journal
+from whoseblock.ranges import ByteRange
+from whoseblock.watch.policy.rules import Policy, Rule
+from whoseblock.watch.processor import Processor, Setup
+from whoseblock.watch.store.reports import FailedRange
+from whoseblock.watch.store.state import StateFolder
+
+SECTOR = 512
+
+
+class Patient:
+    """A failing disk with files of a database and static ones, and a good copy of each."""
+
+    def __init__(self, folder: Path, served: Emulated, loop: Path, root: Path) -> None:
+        self.folder = folder
+        self.served = served
+        self.loop = loop
+        self.root = root
+        self.copies = folder / "copies"
+        for name in ("db", "static"):
+            (root / name).mkdir()
+            (self.copies / name).mkdir(parents=True)
+        self.files = ("static/a", "db/b")
+        for name in self.files:
+            (self.copies / name).write_bytes(fill(root / name, name))
+        database = Rule("never touch the database", 1, path=f"{root}/db/*", owner=("file",))
+        static = Rule(
+            "static files", 2, owner=("file",), respond="restore", restore_from=str(self.copies)
+        )
+        self.policy = Policy((database, static))
+
+    def share(self, source: str, block: int, other: str) -> None:
+        """Have another file share a block with one, in the same place; the copies, too."""
+        (self.copies / other).write_bytes((self.copies / source).read_bytes())
+        with (self.root / source).open("rb") as one, (self.root / other).open("wb") as two:
+            # All but the block is a file of its own.
+            two.write((self.copies / source).read_bytes())
+            two.flush()
+            os.fsync(two.fileno())
+            clone_range(one.fileno(), block * BLOCK, BLOCK, two.fileno(), block * BLOCK)
+            os.fsync(two.fileno())
+
+    def place(self, name: str, block: int) -> int:
+        return place_of(self.root, self.root / name, block)
+
+    def fail(self, *places: int) -> None:
+        for place in places:
+            self.served.add(ByteRange(place, SECTOR))
+
+    def process(self, start: int, length: int) -> dict[str, int]:
+        """Have a failure dealt with."""
+        failure = FailedRange(
+            source="sysfs",
+            at=2.0,
+            key="k",
+            device=self.loop.name,
+            start=start,
+            length=length,
+            origin="test",
+        )
+        journal = str(self.folder / "journal.sqlite")
+        with (
+            StateFolder(self.folder / "state") as state,
+            Processor(Setup(state, self.policy, journal, since=1)) as processor,
+        ):
+            processor.process([[failure]])
+            return processor.perform().actions
+
+    def ends(self) -> list[tuple[str, State, str]]:
+        """Give kind, state and last words of what was done on the device."""
+        with open_journal(str(self.folder / "journal.sqlite"), write=False) as journal:
+            (history,) = journal.histories(Filter())
+        return [
+            (step.kind, step.state, str(step.events[-1].detail.get("because", "")))
+            for plan in history.plans
+            if "by" not in plan.options
+            for step in plan.steps
+        ]
+
+
+@pytest.fixture
+def patient(tmp_path: Path) -> Iterator[Patient]:
+    need_loop_mounts()
+    image = make_image(tmp_path / "disk", Geometry("policy", size=64 * MIB, parent=True))
+    with failing_disk(image, tmp_path / "at") as (served, loop, root):
+        yield Patient(tmp_path, served, loop, root)
+
+
+def test_of_one_failure_only_what_the_rule_is_for(patient: Patient) -> None:
+    static, database = patient.place("static/a", 1), patient.place("db/b", 1)
+    patient.fail(static, database)
+    low, high = sorted((static, database))
+    assert patient.process(low, high + BLOCK - low) == {"respond done": 1}
+    assert patient.served.bad() == [ByteRange(database, SECTOR)]
+    assert patient.place("db/b", 1) == database
+    run = ByteRange(database, BLOCK)
+    why = f"rule 'static files' does not match every owner of {run}: skipped"
+    assert sorted(patient.ends()) == [
+        ("advise", State.LEFT, why),
+        ("restore", State.VERIFIED, ""),
+    ]
+    with open_journal(str(patient.folder / "journal.sqlite"), write=False) as journal:
+        (history,) = journal.histories(Filter())
+        # A part of it is not dealt with.
+        assert history.failure.closed is None
+
+
+def test_a_block_that_another_shares_whom_the_rule_is_not_for(patient: Patient) -> None:
+    patient.share("static/a", 1, "db/c")
+    place = patient.place("static/a", 1)
+    patient.fail(place)
+    assert patient.process(place, SECTOR) == {"respond failed": 1}
+    assert patient.served.bad() == [ByteRange(place, SECTOR)]
+    assert patient.ends() == []
+
+
+def test_a_block_that_only_files_of_the_rule_share(patient: Patient) -> None:
+    patient.share("static/a", 1, "static/c")
+    place = patient.place("static/a", 1)
+    patient.fail(place)
+    assert patient.process(place, SECTOR) == {"respond done": 1}
+    assert patient.served.bad() == []
+    assert patient.place("static/a", 1) == patient.place("static/c", 1)
+
+
+def test_a_file_that_was_renamed_meanwhile_has_the_rule_of_its_name(patient: Patient) -> None:
+    """The program of a policy runs before anything is written, and may take its time."""
+    place = patient.place("static/a", 1)
+    patient.fail(place)
+    # There would be a good copy for it.
+    (patient.copies / "db/a").write_bytes((patient.copies / "static/a").read_bytes())
+    move = ("/bin/mv", str(patient.root / "static/a"), str(patient.root / "db/a"))
+    database, static = patient.policy.rules
+    patient.policy = Policy((database, static._replace(exec=move)))
+    assert patient.process(place, SECTOR) == {"exec done": 1, "respond failed": 1}
+    assert patient.served.bad() == [ByteRange(place, SECTOR)]
+
+
+def test_space_that_was_never_written_is_not_free(patient: Patient) -> None:
+    path = patient.root / "static/reserved"
+    with path.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, FILE_BLOCKS * BLOCK)
+        os.fsync(file.fileno())
+    place = patient.place("static/reserved", 3)
+    free = patient.served.device.stat().st_size - BLOCK
+    patient.fail(place, free)
+    patient.policy = Policy((Rule("heal", 1, owner=("free",), respond="zero"),))
+    assert patient.process(place, free + BLOCK - place) == {"respond done": 1}
+    assert patient.served.bad() == [ByteRange(place, SECTOR)]

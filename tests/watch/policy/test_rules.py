@@ -1,0 +1,193 @@
+"""The policy: what it may say, and the line of what it may not."""
+
+import tomllib
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from whoseblock.errors import PolicyError
+from whoseblock.watch.policy.rules import Rule, read_policy
+from whoseblock.watch.policy.toml_lines import Key, find_lines
+
+GOOD = """\
+# What may be done.
+[limits]
+exec = 5
+respond = 0
+
+[[rule]]
+name = "database"
+filesystem = "/srv/db/"
+owner = ["file", "unwritten"]
+path = "/srv/db/*.data"
+exec = [
+    "/usr/local/sbin/page",  # with a comment ]
+    "--urgent",
+]
+exec-timeout = 5
+signal = "SIGUSR1"
+signal-to = "all"
+
+[[rule]]
+device = "pmem*"
+owner = "free"
+respond = "zero"
+"""
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "policy.toml"
+    path.write_text(text, "utf-8")
+    return path
+
+
+def test_a_policy(tmp_path: Path) -> None:
+    policy = read_policy(write(tmp_path, GOOD))
+    assert policy.limits == {"exec": 5, "signal": 20, "respond": 0}
+    first, second = policy.rules
+    assert first == Rule(
+        name="database",
+        line=6,
+        filesystem="/srv/db",
+        owner=("file", "unwritten"),
+        path="/srv/db/*.data",
+        exec=("/usr/local/sbin/page", "--urgent"),
+        exec_timeout=5,
+        signal="SIGUSR1",
+        signal_to="all",
+    )
+    assert first.actions == ("exec", "signal")
+    assert (second.name, second.line, second.actions) == ("rule 2", 19, ("respond",))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "what"),
+    [
+        ("exec = 5", "exec = -1", 3, "a number from 0 to 1000000, not -1"),
+        ("exec = 5", "exec = true", 3, "a number from 0"),
+        ("exec = 5", "exce = 5", 3, "unknown key 'exce'"),
+        ("exec = 5", "exec 5", 3, "invalid TOML: Expected '='"),
+        ("[limits]", "[limit]", 2, "unknown key 'limit'"),
+        ('name = "database"', "name = 7", 7, "must be a non-empty string, not 7"),
+        ('"/srv/db/"', '"srv"', 8, "an absolute path"),
+        ('"unwritten"', '"unwriten"', 9, "one of file, unwritten, metadata"),
+        ('"/usr/local/sbin/page"', '"page"', 11, "must begin with a program's path"),
+        ("exec-timeout = 5", "exec-timeout = 0", 15, "a number from 1 to 3600"),
+        ('"SIGUSR1"', '"USR1"', 16, "must be one of"),
+        ('signal-to = "all"', 'signal-to = "some"', 17, "must be one of mapped, open, all"),
+        ('signal = "SIGUSR1"\n', "", 16, "signal-to has no effect without signal"),
+        ('owner = "free"', 'owner = "file"', 22, "only free space may be zeroed"),
+        ('"zero"', '"restore"', 22, "needs restore-from, a folder"),
+        ("[[rule]]\ndevice", "[[rules]]\ndevice", 19, "unknown key 'rules'"),
+    ],
+)
+def test_a_fault_is_told_with_its_line(
+    tmp_path: Path, old: str, new: str, line: int, what: str
+) -> None:
+    assert GOOD.count(old) == 1
+    path = write(tmp_path, GOOD.replace(old, new))
+    with pytest.raises(PolicyError, match=r"policy\.toml") as error:
+        read_policy(path)
+    assert (error.value.line, what in str(error.value)) == (line, True), error.value
+
+
+def test_a_policy_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(PolicyError, match="cannot be read: No such file"):
+        read_policy(tmp_path / "policy.toml")
+    (tmp_path / "policy.toml").write_bytes(b"name = '\xff'")
+    with pytest.raises(PolicyError, match="not UTF-8"):
+        read_policy(tmp_path / "policy.toml")
+
+
+@pytest.mark.parametrize(
+    ("rule", "fits"),
+    [
+        (Rule("", 0), True),
+        (Rule("", 0, owner=("free",)), False),
+        (Rule("", 0, filesystem="/srv"), True),
+        (Rule("", 0, filesystem="/home"), False),
+        (Rule("", 0, device="pmem*"), True),
+        (Rule("", 0, device="sd*"), False),
+        (Rule("", 0, path="/srv/*.data"), True),
+        (Rule("", 0, path="*.log"), False),
+    ],
+)
+def test_what_a_rule_fits(rule: Rule, fits: bool) -> None:  # noqa: FBT001 - of the test
+    paths = {"/a/b.data", "/srv/a/b.data"}
+    assert rule.matches("file", {"pmem0", "namespace0.0"}, {"/srv"}, paths) is fits
+
+
+def test_lines_of_everything_that_toml_has() -> None:
+    text = '''a = 1
+"b c".d = """
+e = 2
+""" # [f]
+[ g . h ]
+i = { j = 1, k = [
+  "]", ']' ] }
+[[l]]
+m = \'\'\'
+[[l]]
+\'\'\'
+[[l]]
+m = 2
+[l.n]
+o = 3
+'''
+    assert tomllib.loads(text)["l"][1] == {"m": 2, "n": {"o": 3}}
+    assert find_lines(text) == {
+        (): 1,
+        ("a",): 1,
+        ("b c",): 2,
+        ("b c", "d"): 2,
+        ("g", "h"): 5,
+        ("g", "h", "i"): 6,
+        ("l",): 8,
+        ("l", 0): 8,
+        ("l", 0, "m"): 9,
+        ("l", 1): 12,
+        ("l", 1, "m"): 13,
+        ("l", 1, "n"): 14,
+        ("l", 1, "n", "o"): 15,
+    }
+
+
+VALUES = st.one_of(
+    st.integers(),
+    st.booleans(),
+    st.text("ab\"'#[]{}=\\\n ", max_size=8),
+    st.lists(st.text("ab]#'", max_size=4), max_size=3),
+)
+
+
+def as_toml(value: object) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, list):
+        return "[\n" + "".join(f"  {as_toml(one)}, # ]\n" for one in value) + "]"
+    if isinstance(value, str):
+        escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+        return f'"{escaped}"'
+    return str(value)
+
+
+@given(st.lists(st.dictionaries(st.text("abc", min_size=1, max_size=3), VALUES), max_size=4))
+def test_every_key_is_found_on_its_line(tables: list[dict[str, object]]) -> None:
+    text = ""
+    expected: dict[Key, int] = {(): 1}
+    for number, table in enumerate(tables):
+        expected[("rule", number)] = text.count("\n") + 1
+        text += "[[rule]]\n"
+        for key, value in table.items():
+            expected[("rule", number, key)] = text.count("\n") + 1
+            text += f"{key} = {as_toml(value)}\n"
+    tomllib.loads(text)
+    found = find_lines(text)
+    assert {key: found.get(key) for key in expected} == expected
+
+
+@given(st.text(max_size=200))
+def test_anything_may_be_a_file(text: str) -> None:
+    find_lines(text)

@@ -1,0 +1,416 @@
+"""The sources, each on what stands in for the kernel where this machine has no more.
+
+Bad-blocks lists are a folder, the log is a socket that keeps records apart as /dev/kmsg does.  What
+this kernel really has is in `alone/test_watch_kernel`.
+"""
+
+import errno
+import itertools
+import os
+import socket
+import time
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from tests.support.tools import need_root, run
+from tests.support.watch_daemon import until
+
+from whoseblock.errors import UnsupportedError
+from whoseblock.ranges import ByteRange
+from whoseblock.sources.base import Failure
+from whoseblock.stack.host import Host
+from whoseblock.watch.clock import boot_id
+from whoseblock.watch.sources.badblock_lists import BadBlockListSource
+from whoseblock.watch.sources.kmsg import KmsgSource
+from whoseblock.watch.sources.source_set import SourceSet
+from whoseblock.watch.sources.tracepoints import TraceSource
+from whoseblock.watch.store.reports import (
+    BadBlockList,
+    EventsLost,
+    FailedRange,
+    FilesystemError,
+    Report,
+)
+from whoseblock.watch.store.state import LogPosition, StateFolder
+
+PAGE = os.sysconf("SC_PAGE_SIZE")
+
+# ------------------------------------------------------------------ the kernel's log
+
+
+class Log:
+    """A log that a test writes, and the source that reads it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, after: int = -1, skew: float = 0.0) -> None:
+        end, self._write = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        descriptor = end.detach()
+        os.set_blocking(descriptor, False)
+        self.gaps = 0
+        read = os.read
+
+        def fake_read(wanted: int, size: int) -> bytes:
+            if wanted == descriptor and self.gaps:
+                self.gaps -= 1
+                raise BrokenPipeError(errno.EPIPE, "overwritten")
+            return read(wanted, size)
+
+        monkeypatch.setattr(os, "read", fake_read)
+        self.source = KmsgSource(descriptor, "boot", 4096, after, skew)
+
+    def close(self) -> None:
+        self.source.close()
+        self._write.close()
+
+    def say(self, sequence: int, text: str, priority: int = 3, at: float = 1.0) -> None:
+        self._write.send(f"{priority},{sequence},{int(at * 1e6)},-;{text}\n".encode())
+
+    def read(self) -> list[Report]:
+        return list(self.source.read())
+
+
+def words(reports: list[Report]) -> list[object]:
+    return [
+        (one.device, one.start, one.length, one.key)
+        if isinstance(one, FailedRange)
+        else (one.count, one.key)
+        if isinstance(one, EventsLost)
+        else one
+        for one in reports
+    ]
+
+
+def test_messages_of_failures(monkeypatch: pytest.MonkeyPatch) -> None:
+    with closing(Log(monkeypatch)) as log:
+        log.say(1, "XFS (sda1): Mounting V5 Filesystem")
+        log.say(2, "critical medium error, dev sda, sector 2456 op 0x0:(READ) flags 0x0")
+        log.say(3, "Memory failure: 0x10140a: recovery action for dax page: Recovered")
+        log.say(4, "I/O error, dev sdb, sector 8", priority=12)
+        assert words(log.read()) == [
+            ("sda", 2456 * 512, 512, "boot:2"),
+            ("physical-memory", 0x10140A * 4096, 4096, "boot:3"),
+        ]
+        assert log.read() == []
+        assert log.source.sequence == 4
+
+
+def test_what_anybody_can_have_the_kernel_say_is_no_failure(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Somebody calls a program so, and lets it crash: this is what a real kernel said of them."""
+    crash = "segfault at 0 ip 0000562863bbc132 sp 00007ffe1817fa60 error 6 in"
+    with closing(Log(monkeypatch)) as log:
+        log.say(1, f"Memory failure:[31303]: {crash} Memory failure: 0x10140a[1132,562863bbc+10]")
+        log.say(2, f"x[9]: {crash} critical medium error, dev sda, sector 2456 op 0x0:(READ)[1+1]")
+        log.say(3, f"x[9]: {crash} a\\x0aMemory failure: 0x10140a: recovery[1132,562863bbc+10]")
+        log.say(4, f"x[9]: {crash} blk_print_req_error: 117 callbacks suppressed[1132,5628+10]")
+        log.say(5, "[1.0] I/O error, dev sda, sector 8")
+        assert log.read() == []
+        assert log.source.sequence == 5
+
+
+def test_messages_that_were_overwritten_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    with closing(Log(monkeypatch, after=10)) as log:
+        log.say(10, "I/O error, dev sda, sector 8")
+        log.say(11, "I/O error, dev sda, sector 16")
+        log.gaps = 1
+        log.say(20, "I/O error, dev sda, sector 24")
+        assert words(log.read()) == [
+            ("sda", 16 * 512, 512, "boot:11"),
+            (8, "boot:20:lost"),
+            ("sda", 24 * 512, 512, "boot:20"),
+        ]
+
+
+def test_what_was_said_while_nobody_listened_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    with closing(Log(monkeypatch, after=10)) as log:
+        log.say(100, "something else")
+        assert words(log.read()) == [(89, "boot:100:lost")]
+
+
+def test_what_the_kernel_thinned_out_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    with closing(Log(monkeypatch)) as log:
+        log.say(1, "blk_print_req_error: 117 callbacks suppressed")
+        log.say(2, "I/O error, dev sda, sector what")
+        assert words(log.read()) == [(117, "boot:1"), (1, "boot:2")]
+
+
+def test_the_clock_of_the_log_is_not_that_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was 16 seconds behind after a night on a real machine."""
+    said, text = time.monotonic() - 16, "I/O error, dev sda, sector 8"
+    with closing(Log(monkeypatch)) as log:
+        # What was there before somebody listened: nobody can know.
+        log.say(1, text, at=said)
+        (early,) = log.read()
+        assert time.time() - early.at == pytest.approx(16, abs=5)
+        log.say(2, text, at=said)
+        log.say(3, text, at=said)
+        for report in log.read():
+            assert time.time() - report.at == pytest.approx(0, abs=5)
+        skew = log.source.skew
+        assert skew == pytest.approx(16, abs=5)
+    # The next daemon knows it, too, for what was said between the two.
+    with closing(Log(monkeypatch, skew=skew)) as log:
+        log.say(4, text, at=said)
+        (report,) = log.read()
+        assert time.time() - report.at == pytest.approx(0, abs=5)
+
+
+def test_a_log_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "dev").mkdir()
+    lines = [
+        f"3,{number},100,-;I/O error, dev sda, sector {number}\n DEVICE=b7:0\n" for number in (5, 6)
+    ]
+    (tmp_path / "dev/kmsg").write_text(lines[0])
+    with closing(KmsgSource.at(tmp_path / "dev/kmsg", "boot", 4096)) as source:
+        assert source.fileno() == -1
+        assert [one.key for one in source.sweep()] == ["boot:5"]
+        (tmp_path / "dev/kmsg").write_text("".join(lines))
+        assert [one.key for one in source.sweep()] == ["boot:6"]
+
+
+def test_a_disk_that_is_full_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "dev").mkdir()
+    (tmp_path / "dev/kmsg").write_text("3,5,100,-;I/O error, dev sda, sector 8\n")
+    with StateFolder(tmp_path / "state") as state:
+
+        def full(*_: object, **__: object) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        with closing(SourceSet(Host(tmp_path), state, ("kmsg",))) as sources:
+            (kmsg,) = sources.open_missing()
+            (report,) = kmsg.read()
+            assert isinstance(report, FailedRange)
+            # It is not in the spool yet.
+            sources.save_position()
+            assert state.load("position.json", LogPosition) is None
+            with monkeypatch.context() as patch:
+                patch.setattr(state, "save", full)
+                sources.mark_spooled(kmsg, 1)
+            assert "event=position-not-kept" in capfd.readouterr().err
+            sources.mark_spooled(kmsg, 0)
+            assert state.load("position.json", LogPosition) is None
+            sources.mark_spooled(kmsg, 1)
+            assert state.load("position.json", LogPosition) == LogPosition(boot_id(), 5)
+
+
+# ------------------------------------------------------------------ lists of bad blocks
+
+
+@pytest.fixture
+def sys_block(tmp_path: Path) -> Path:
+    folder = tmp_path / "sys/block/pmem0"
+    folder.mkdir(parents=True)
+    return folder
+
+
+def swept(source: BadBlockListSource) -> list[object]:
+    return [
+        (one.device, one.ranges) if isinstance(one, BadBlockList) else one for one in source.sweep()
+    ]
+
+
+def test_a_list_is_given_when_it_changes(tmp_path: Path, sys_block: Path) -> None:
+    bad = sys_block / "badblocks"
+    bad.write_text("\n")
+    region = tmp_path / "sys/bus/nd/devices/region0"
+    region.mkdir(parents=True)
+    (region / "badblocks").write_text("100 1\n")
+    known = {"region0": (ByteRange(51200, 512),)}
+    with closing(BadBlockListSource(Host(tmp_path), known)) as source:
+        assert swept(source) == []
+        bad.write_text("8 8\n16 8\n4096 1\n")
+        both = (ByteRange(4096, 8192), ByteRange(2097152, 512))
+        assert swept(source) == [("pmem0", both)]
+        assert swept(source) == []
+        bad.write_text("\n")
+        assert swept(source) == [("pmem0", ())]
+        assert source.health == "2 lists, 0 with change notification"
+
+
+def test_a_list_that_was_gone_may_be_that_of_another_device(
+    tmp_path: Path, sys_block: Path
+) -> None:
+    bad = sys_block / "badblocks"
+    bad.write_text("8 8\n")
+    told = ("pmem0", (ByteRange(4096, 4096),))
+    with closing(BadBlockListSource(Host(tmp_path), {})) as source:
+        assert swept(source) == [told]
+        bad.unlink()
+        assert swept(source) == []
+        bad.write_text("8 8\n")
+        # Whose it is is known to who looks at the identity.
+        assert swept(source) == [told]
+        assert swept(source) == []
+
+
+def test_a_list_that_is_none_is_told(tmp_path: Path, sys_block: Path) -> None:
+    (sys_block / "badblocks").write_text("eight\n")
+    with closing(BadBlockListSource(Host(tmp_path), {})) as source:
+        (ill,) = source.sweep()
+        # Once.
+        assert list(source.sweep()) == []
+    assert isinstance(ill, FilesystemError)
+    assert (ill.place, "expected SECTOR COUNT" in ill.what) == ("pmem0", True)
+
+
+def test_a_list_that_is_longer_than_a_page(tmp_path: Path, sys_block: Path) -> None:
+    """Of what the page does not show nobody knows whether it is good again."""
+
+    def shown(entries: range) -> str:
+        return "".join(f"{10_000_000 + at * 16} 8\n" for at in entries)[:4095]
+
+    def ranges(entries: range) -> tuple[ByteRange, ...]:
+        return tuple(ByteRange((10_000_000 + at * 16) * 512, 4096) for at in entries)
+
+    bad = sys_block / "badblocks"
+    bad.write_text(shown(range(512)))
+    with closing(BadBlockListSource(Host(tmp_path), {"pmem0": ranges(range(300, 512))})) as source:
+        ill, listed = source.sweep()
+        assert isinstance(ill, FilesystemError)
+        assert "that is longer" in ill.what
+        assert isinstance(listed, BadBlockList)
+        assert listed.ranges == ranges(range(512))
+        # The first were healed, and the page shows more of the others.
+        bad.write_text(shown(range(100, 512)))
+        assert swept(source) == [("pmem0", ranges(range(100, 512)))]
+        bad.write_text(shown(range(400, 405)))
+        assert swept(source) == [("pmem0", ranges(range(400, 405)))]
+
+
+def test_a_list_is_read_when_the_kernel_tells_of_a_change(
+    tmp_path: Path, sys_block: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel tells of mounts as it does of bad blocks of pmem, with POLLPRI."""
+    need_root()
+    (sys_block / "badblocks").symlink_to("/proc/self/mountinfo")
+    reads = itertools.count(1)
+
+    def read(lines: list[str], device: str, name: str) -> list[Failure]:
+        """Make a list of the mounts that is another one each time."""
+        assert lines
+        return [Failure(next(reads) * 512, 512, device, name)]
+
+    monkeypatch.setattr("whoseblock.watch.sources.badblock_lists.read_sysfs_badblocks", read)
+    host = Host(tmp_path)
+    host.live = True
+    with closing(BadBlockListSource(host, {})) as source:
+        assert swept(source) == [("pmem0", (ByteRange(512, 512),))]
+        assert source.health == "1 list, 1 with change notification"
+        assert list(source.read()) == []
+        (tmp_path / "at").mkdir()
+        run(["mount", "-t", "tmpfs", "tmpfs", tmp_path / "at"])
+        try:
+            (listed,) = until(lambda: list(source.read()))
+            assert isinstance(listed, BadBlockList)
+            assert (listed.device, listed.ranges) == ("pmem0", (ByteRange(1024, 512),))
+            assert list(source.read()) == []
+        finally:
+            run(["umount", tmp_path / "at"])
+        # The disk has gone.
+        (sys_block / "badblocks").unlink()
+        assert swept(source) == []
+        assert source.health == "0 lists, 0 with change notification"
+
+
+# ------------------------------------------------------------------ tracepoints, without a kernel
+
+
+@pytest.fixture
+def tracefs(tmp_path: Path) -> Path:
+    """Give a folder like tracefs, with an instance that a killed daemon left."""
+    folder = tmp_path / "tracing/instances/test"
+    event = folder / "events/memory_failure/memory_failure_event"
+    event.mkdir(parents=True)
+    (event / "enable").write_text("0\n")
+    os.mkfifo(folder / "trace_pipe")
+    return tmp_path / "tracing"
+
+
+def trace_source(tracefs: Path, boot: str = "boot") -> TraceSource:
+    consumed = tracefs.parent / "consumed"
+    return TraceSource(tracefs, Host("/"), "test", consumed=consumed, boot=boot)
+
+
+def test_memory_failures_where_an_older_kernel_has_them(tracefs: Path) -> None:
+    """The real event is in the virtual machine: this kernel is built without it."""
+    source = trace_source(tracefs)
+    folder = tracefs / "instances/test"
+    assert (folder / "events/memory_failure/memory_failure_event/enable").read_text() == "1"
+    assert (folder / "trace_clock").read_text() == "mono"
+    with (folder / "trace_pipe").open("wb", 0) as pipe:
+        head = b"  python3-742     [001] .....   152.318012: memory_failure_event: "
+        pipe.write(head + b"pfn 0x10140a: recovery action for dax page: Reco")
+        assert list(source.read()) == []
+        pipe.write(b"vered\nCPU:0 [LOST 3 EVENTS]\n" + b"x" * 10000)
+        failed, lost = source.read()
+    source.close()
+    assert isinstance(failed, FailedRange)
+    assert (failed.device, failed.start) == ("physical-memory", 0x10140A * PAGE)
+    assert failed.detail["verdict"] == "Recovered"
+    assert isinstance(lost, EventsLost)
+    assert lost.count == 3
+
+
+def test_what_a_killed_daemon_had_read_is_told_by_the_next(tracefs: Path) -> None:
+    folder = tracefs / "instances/test"
+    head = b"  python3-742     [001] .....   152.318%03d: memory_failure_event: pfn 0x%d: recovery"
+    line = head + b" action for dax page: Recovered\n"
+    (folder / "per_cpu/cpu0").mkdir(parents=True)
+    stats = folder / "per_cpu/cpu0/stats"
+    stats.write_text("entries: 0\noverrun: 0\nread events: 0\n")
+    # Never closed, as when it is killed.
+    first = trace_source(tracefs)
+    with (folder / "trace_pipe").open("wb", 0) as pipe:
+        pipe.write(line % (1, 1) + (line % (2, 2))[:40])
+        keys = [one.key for one in first.read()]
+        first.mark_spooled()
+        pipe.write((line % (2, 2))[40:] + line % (3, 3))
+        keys += [one.key for one in first.read()]
+    assert len(set(keys)) == 3
+    # One more was read by somebody who could not even write it down; two found no room.
+    stats.write_text("entries: 0\noverrun: 2\nread events: 4\n")
+    second = trace_source(tracefs)
+    assert words(list(second.sweep())) == [
+        ("physical-memory", 2 * PAGE, PAGE, keys[1]),
+        ("physical-memory", 3 * PAGE, PAGE, keys[2]),
+        (1, ""),
+        (2, ""),
+    ]
+    second.mark_spooled()
+    assert list(second.sweep()) == []
+    # What a line tells of is told, and not once more at the next sweep.
+    stats.write_text("entries: 0\noverrun: 7\nread events: 4\n")
+    with (folder / "trace_pipe").open("wb", 0) as pipe:
+        pipe.write(b"CPU:0 [LOST 7 EVENTS]\n" + line % (5, 5))
+        assert [one.count for one in second.read() if isinstance(one, EventsLost)] == [5]
+    assert list(second.sweep()) == []
+    # The last one was not kept, and then the machine went down: its clock tells nothing any more.
+    after = trace_source(tracefs, "another boot")
+    assert words(list(after.sweep())) == [(1, "")]
+
+
+def test_failed_requests_of_a_disk_that_has_gone(tracefs: Path) -> None:
+    """It was unplugged before anybody read of them: nobody knows its name any more."""
+    event = tracefs / "instances/test/events/block/block_rq_error"
+    event.mkdir(parents=True)
+    (event / "enable").write_text("0\n")
+    source = trace_source(tracefs)
+    with (tracefs / "instances/test/trace_pipe").open("wb", 0) as pipe:
+        head = b"    <...>-18649   [001] ..s1.  2207.000001: block_rq_error: 259,9999 "
+        pipe.write(head + b"R () 8 + 8 none,0,0 [-5]\n" + head + b"R () 16 + 8 none,0,0 [-110]\n")
+        (failed,) = source.read()
+    source.close()
+    assert isinstance(failed, FailedRange)
+    assert (failed.device, failed.start, failed.length) == ("259:9999", 4096, 512)
+
+
+def test_a_kernel_without_tracepoints(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedError, match="no tracefs"):
+        trace_source(tmp_path)
+    (tmp_path / "instances").mkdir()
+    with pytest.raises(UnsupportedError, match="none of the tracepoints"):
+        trace_source(tmp_path)
+    assert list((tmp_path / "instances").iterdir()) == []

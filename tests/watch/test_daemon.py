@@ -1,0 +1,384 @@
+"""The daemon as a citizen: what it says of itself, to whom, and what it costs when all is well."""
+
+import json
+import os
+import re
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable
+from contextlib import closing, suppress
+from pathlib import Path
+
+import pytest
+from tests.support.tools import CHECKOUT, need_root, run
+from tests.support.watch_daemon import Daemon, once, until, watching
+
+from whoseblock.errors import PolicyError, TargetError
+from whoseblock.watch.log import log_line
+from whoseblock.watch.statistics import BUCKETS, Statistics
+from whoseblock.watch.status.endpoints import MetricsPort
+from whoseblock.watch.status.metrics import format_metrics
+from whoseblock.watch.status.systemd import notify, watchdog_seconds
+from whoseblock.watch.store.spool import Backlog
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Path:
+    """Give a folder that looks like a machine with one disk, whose list of bad blocks is empty."""
+    disk = tmp_path / "machine/sys/block/pmem0"
+    disk.mkdir(parents=True)
+    (disk / "badblocks").write_text("\n")
+    (disk / "size").write_text("2048\n")
+    (tmp_path / "machine/sys/class/block").mkdir(parents=True)
+    (tmp_path / "machine/sys/class/block/pmem0").symlink_to(disk)
+    return tmp_path / "machine"
+
+
+def make_bad(machine: Path, *lines: str) -> None:
+    new = machine / "new"
+    new.write_text("".join(f"{line}\n" for line in lines) or "\n")
+    new.rename(machine / "sys/block/pmem0/badblocks")
+
+
+def said(daemon: Daemon, event: str) -> list[str]:
+    return [line for line in daemon.log().splitlines() if f"event={event} " in line]
+
+
+def test_a_list_is_read_again_at_an_interval(machine: Path, tmp_path: Path) -> None:
+    with watching(tmp_path, "--root", machine, "--interval", "0.2") as daemon:
+        make_bad(machine, "8 8")
+        (history,) = until(daemon.histories)
+        assert (history.failure.device, history.failure.start) == ("pmem0", 4096)
+        until(lambda: said(daemon, "failure"))
+        make_bad(machine)
+        until(lambda: said(daemon, "healed"))
+        assert daemon.histories()[0].failure.closed is not None
+        daemon.stop()
+    status = daemon.status()
+    assert (status["pid"], status["counts"]["healed"]) == (None, 1)
+    assert status["sources"]["kmsg"]["health"] == "No such file or directory"
+    # Another daemon knows what the list held.
+    make_bad(machine, "8 8")
+    assert once(tmp_path, "--root", machine)[0] == 20
+    assert once(tmp_path, "--root", machine)[0] == 0
+    assert len(daemon.histories()) == 2
+
+
+def test_status_in_words(machine: Path, tmp_path: Path) -> None:
+    state = str(tmp_path / "state")
+    command = [sys.executable, "-m", "whoseblock", "status", "--state", state]
+    none = subprocess.run(command, capture_output=True, cwd=CHECKOUT, check=False, text=True)
+    assert none.returncode == TargetError.exit_code
+    assert "no daemon runs" in none.stderr
+    make_bad(machine, "8 8")
+    with watching(tmp_path, "--root", machine) as daemon:
+        until(lambda: daemon.status()["counts"]["unhealed"] == [1, 4096])
+        text = run(command).decode()
+        assert f"daemon     running, process {daemon.process.pid}, since 20" in text
+        assert "policy     none: journal and log" in text
+        assert "source     sysfs: watched; 1 list, 0 with change notification" in text
+        assert "source     tracepoint: not watched; no tracefs" in text
+        assert "failures   1 new, of 1 reports; 0 healed" in text
+        assert "open       1 failures, of 4096 bytes" in text
+
+
+def test_status_of_a_daemon_that_has_ended(machine: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "whoseblock", "status", "--state", str(tmp_path / "state")]
+    words = {"stopped": "this was its state in the end", "killed": "and it was killed"}
+    for state, text in words.items():
+        with watching(tmp_path, "--root", machine) as daemon:
+            assert daemon.status()["state"] == "running"
+            daemon.stop() if state == "stopped" else daemon.kill()
+        assert daemon.status()["state"] == state
+        done = subprocess.run(command, capture_output=True, cwd=CHECKOUT, check=False, text=True)
+        assert done.returncode == TargetError.exit_code
+        assert text in done.stdout
+        assert "no daemon runs" in done.stderr
+
+
+def test_status_of_a_daemon_that_nobody_may_ask(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "whoseblock", "status", "--state", str(tmp_path)]
+    with closing(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)) as other:
+        other.bind(str(tmp_path / "socket"))
+        done = subprocess.run(command, capture_output=True, cwd=CHECKOUT, check=False, text=True)
+    assert done.returncode == TargetError.exit_code
+    assert "cannot be asked: Protocol wrong type" in done.stderr
+
+
+def test_two_daemons_do_not_share_a_state(machine: Path, tmp_path: Path) -> None:
+    with watching(tmp_path, "--root", machine):
+        code, _, words = once(tmp_path, "--root", machine)
+    assert code == TargetError.exit_code
+    assert "another whoseblock watch" in words
+
+
+def test_a_policy_is_read_again_and_a_bad_one_is_not_taken(machine: Path, tmp_path: Path) -> None:
+    policy = tmp_path / "policy.toml"
+    policy.write_text("[limits]\nexec = many\n")
+    code, _, words = once(tmp_path, "--root", machine, "--policy", policy)
+    assert code == PolicyError.exit_code
+    assert "policy.toml, line 2" in words
+    out = tmp_path / "out"
+    # The first is at work yet when the policy is read again, and when there is more to do.
+    rule = '[[rule]]\nexec = ["/bin/sh", "-c", "echo {} >> {}; sleep 1"]\n'
+    policy.write_text(rule.format("first", out))
+    options = ("--root", machine, "--policy", policy, "--interval", "0.2")
+    with watching(tmp_path, *options) as daemon:
+        policy.write_text("[[rule]]\nexec = 5\n")
+        daemon.process.send_signal(signal.SIGHUP)
+        (line,) = until(lambda: said(daemon, "policy-kept"))
+        assert "line 2: must be a list of strings" in line
+        assert "line 2" in daemon.status()["policy_fault"]
+        make_bad(machine, "8 8")
+        until(out.exists)
+        policy.write_text(rule.format("second", out))
+        daemon.process.send_signal(signal.SIGHUP)
+        until(lambda: said(daemon, "policy-loaded"))
+        make_bad(machine, "8 8", "100 1")
+        until(lambda: out.read_text() == "first\nsecond\n")
+        assert daemon.status()["policy_fault"] == ""
+        daemon.stop()
+
+
+@pytest.mark.parametrize("value", ["[" * 3000, "9" * 5000, "0x" + "f" * 5000])
+def test_no_policy_ends_the_daemon(machine: Path, tmp_path: Path, value: str) -> None:
+    # Its name is not UTF-8, and the status has it.
+    policy = tmp_path / "caf\udce9.toml"
+    policy.touch()
+    with watching(tmp_path, "--root", machine, "--policy", policy) as daemon:
+        policy.write_text(f"[limits]\nexec = {value}\n")
+        daemon.process.send_signal(signal.SIGHUP)
+        until(lambda: said(daemon, "policy-kept"))
+        assert daemon.status()["policy"] == str(policy)
+        command: list[str | Path] = [sys.executable, "-m", "whoseblock", "status"]
+        command += ["--state", daemon.state]
+        assert rb"caf\xe9.toml, 0 rules" in run(command)
+        daemon.stop()
+
+
+def test_a_journal_that_cannot_be_had_loses_nothing(machine: Path, tmp_path: Path) -> None:
+    make_bad(machine, "8 8")
+    (tmp_path / "journal.sqlite").mkdir()
+    with watching(tmp_path, "--root", machine) as daemon:
+        until(lambda: said(daemon, "worker-ended"))
+        status = daemon.status()
+        assert (status["backlog"], status["worker_failures"] > 0) == (1, True)
+        assert 0 < status["backlog_seconds"] < 60
+        (tmp_path / "journal.sqlite").rmdir()
+        until(daemon.histories)
+        daemon.stop()
+
+
+def fill(path: Path) -> None:
+    """Leave no room on a filesystem."""
+    with path.open("wb", 0) as file, suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+
+
+def test_a_state_folder_without_room_loses_nothing(machine: Path, tmp_path: Path) -> None:
+    need_root()
+    state = tmp_path / "state"
+    state.mkdir()
+    (machine / "dev").mkdir()
+    log = machine / "dev/kmsg"
+    log.touch()
+    run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", state])
+    try:
+        with watching(tmp_path, "--root", machine, "--interval", "0.2") as daemon:
+            until(lambda: daemon.status()["worker"] is None)
+            full = state / "full"
+            fill(full)
+            make_bad(machine, "8 8")
+            log.write_text("3,5,100,-;critical medium error, dev pmem0, sector 100\n")
+            until(lambda: len({line.split()[1] for line in said(daemon, "spool-failed")}) == 2)
+            sources = daemon.status()["sources"]
+            assert not sources["sysfs"]["watched"]
+            assert sources["kmsg"]["health"] == "paused until the spool has room for its reports"
+            full.unlink()
+            until(lambda: len(daemon.histories()) == 2)
+            daemon.stop()
+        assert daemon.status()["sources"]["kmsg"]["health"] == "read up to message 5"
+        assert daemon.status()["counts"]["lost"] == {}
+        # Of a daemon that ends before there is room the next one hears.
+        with watching(tmp_path, "--root", machine, "--interval", "0.2") as daemon:
+            until(lambda: daemon.status()["worker"] is None)
+            fill(full)
+            before = len(said(daemon, "spool-failed"))
+            log.write_text("3,6,200,-;critical medium error, dev pmem0, sector 200\n")
+            until(lambda: len(said(daemon, "spool-failed")) > before)
+            daemon.stop()
+        full.unlink()
+        assert once(tmp_path, "--root", machine)[0] == 20
+        assert len(daemon.histories()) == 3
+    finally:
+        run(["umount", state])
+
+
+# ------------------------------------------------------------------ systemd
+
+
+def test_systemd_is_told(machine: Path, tmp_path: Path) -> None:
+    with closing(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)) as listener:
+        listener.bind(str(tmp_path / "notify"))
+        listener.settimeout(20)
+        # The watchdog is that of another process: whoever starts ours does not know its number.
+        environment = {
+            "NOTIFY_SOCKET": str(tmp_path / "notify"),
+            "WATCHDOG_USEC": "6000000",
+            "JOURNAL_STREAM": "8:1",
+        }
+        options = ("--root", machine)
+        with watching(tmp_path, *options, environment=environment) as daemon:
+            ready = listener.recv(1000).decode()
+            assert ready.startswith("READY=1\nSTATUS=watching: ")
+            before = time.monotonic()
+            assert listener.recv(1000) == b"WATCHDOG=1"
+            assert listener.recv(1000) == b"WATCHDOG=1"
+            assert time.monotonic() - before < 2 * 6
+            daemon.process.send_signal(signal.SIGHUP)
+            messages = [listener.recv(1000).decode() for _ in range(3)]
+            assert any(re.match(r"RELOADING=1\nMONOTONIC_USEC=\d+$", one) for one in messages)
+            daemon.stop()
+            rest = b""
+            while b"STOPPING=1" not in rest:
+                rest = listener.recv(1000)
+        assert daemon.log().startswith("<")
+
+
+def test_nobody_is_told_where_nobody_listens(tmp_path: Path) -> None:
+    assert not notify("READY=1", environment={})
+    assert not notify("READY=1", environment={"NOTIFY_SOCKET": str(tmp_path / "none")})
+    assert watchdog_seconds({}) is None
+    assert watchdog_seconds({"WATCHDOG_USEC": "2000000", "WATCHDOG_PID": "1"}) is None
+    assert watchdog_seconds({"WATCHDOG_USEC": "2000000", "WATCHDOG_PID": str(os.getpid())}) == 2.0
+
+
+def test_no_name_breaks_a_line_of_the_log() -> None:
+    line = log_line("failure", files='/a b\n"\x1b[0m', why=None, start=1, seconds=0.5, empty="")
+    assert line == (r'event=failure files="/a b\n\"\u001b[0m" start=1 seconds=0.500 empty=""')
+
+
+# ------------------------------------------------------------------ Prometheus
+
+
+def test_metrics_on_a_port_and_in_a_file(machine: Path, tmp_path: Path) -> None:
+    pytest.importorskip("prometheus_client")
+    with closing(socket.create_server(("127.0.0.1", 0))) as free:
+        port = free.getsockname()[1]
+    make_bad(machine, "8 8")
+    file = tmp_path / "whoseblock.prom"
+    options = ("--root", machine, "--metrics-port", str(port), "--metrics-file", file)
+    with watching(tmp_path, *options) as daemon:
+        until(lambda: daemon.status()["counts"]["unhealed"])
+        # Somebody who asks for nothing keeps nobody waiting.
+        with closing(socket.create_connection(("127.0.0.1", port))):
+            url = f"http://127.0.0.1:{port}/metrics"
+            with urllib.request.urlopen(url, timeout=10) as answer:
+                text = answer.read().decode()
+                assert answer.headers["Content-Type"].startswith("text/plain; version=0.0.4")
+        for line in (
+            'whoseblock_failures_total{device="pmem0"} 1.0',
+            'whoseblock_failed_bytes_total{owner="unknown"} 4096.0',
+            "whoseblock_unhealed_ranges 1.0",
+            "whoseblock_unhealed_bytes 4096.0",
+            'whoseblock_source_up{source="sysfs"} 1.0',
+            'whoseblock_source_up{source="kmsg"} 0.0',
+            'whoseblock_reaction_seconds_bucket{le="+Inf"} 1.0',
+        ):
+            assert line in text.splitlines(), text
+        assert until(file.read_text).splitlines() == text.splitlines()
+        assert file.stat().st_mode & 0o777 == 0o644
+        with pytest.raises(urllib.error.HTTPError, match="404"):
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/secret", timeout=10)
+        daemon.stop()
+
+
+def test_whoever_reads_slowly_gets_all_metrics() -> None:
+    body = b'whoseblock_failures_total{device="sda"} 1.0\n' * 200_000
+    handlers: dict[int, Callable[[], None]] = {}
+
+    def on(descriptor: int, handler: Callable[[], None], _: int) -> None:
+        handlers[descriptor] = handler
+
+    def off(descriptor: int) -> None:
+        del handlers[descriptor]
+
+    port = MetricsPort("127.0.0.1", 0, lambda: body, on, off)
+    with closing(port), closing(socket.create_connection(("127.0.0.1", port.port))) as peer:
+        peer.send(b"GET /metrics HTTP/1.1\r\n\r\n")
+        port.accept()
+        (descriptor,) = handlers
+        select.select([descriptor], [], [], 20)
+        got = b""
+        while handlers:
+            handlers[descriptor]()
+            got += peer.recv(1 << 20)
+        while piece := peer.recv(1 << 20):
+            got += piece
+    head, _, told = got.partition(b"\r\n\r\n")
+    assert b"Content-Length: %d" % len(body) in head
+    assert told == body
+
+
+def test_every_count_is_a_metric() -> None:
+    pytest.importorskip("prometheus_client")
+    statistics = Statistics(
+        reports={"kmsg": 3},
+        lost={"tracepoint": 2},
+        ill={"fanotify": 1},
+        actions={"exec done": 1, "signal limited": 2},
+    )
+    for seconds in (0.001, 0.3, 1000):
+        statistics.add_reaction(seconds)
+    more = Statistics(reports={"kmsg": 1}, unhealed=(1, 512))
+    statistics.add(more)
+    text = format_metrics(statistics, {}, Backlog(7, 61.0)).decode()
+    for line in (
+        'whoseblock_reports_total{source="kmsg"} 4.0',
+        'whoseblock_lost_events_total{source="tracepoint"} 2.0',
+        'whoseblock_ill_filesystems_total{source="fanotify"} 1.0',
+        'whoseblock_actions_total{action="signal",outcome="limited"} 2.0',
+        f'whoseblock_reaction_seconds_bucket{{le="{BUCKETS[0]}"}} 1.0',
+        'whoseblock_reaction_seconds_bucket{le="0.5"} 2.0',
+        'whoseblock_reaction_seconds_bucket{le="+Inf"} 3.0',
+        "whoseblock_backlog_batches 7.0",
+        "whoseblock_backlog_seconds 61.0",
+    ):
+        assert line in text.splitlines()
+
+
+# ------------------------------------------------------------------ costs nothing
+
+
+def test_the_collector_loads_nothing_heavy() -> None:
+    program = (
+        "import sys, whoseblock.cli.watch, whoseblock.watch.daemon\n"
+        "print(sorted({name.partition('.')[0] for name in sys.modules}))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=CHECKOUT, capture_output=True, check=True, text=True
+    )
+    heavy = {"sqlalchemy", "alembic", "numpy", "prometheus_client", "rich", "fastcrc", "hashlib"}
+    assert not heavy & set(json.loads(done.stdout.replace("'", '"')))
+
+
+def switches(daemon: Daemon) -> int:
+    """Give how often the daemon has gone to sleep."""
+    text = Path(f"/proc/{daemon.process.pid}/status").read_text()
+    return int(re.findall(r"^voluntary_ctxt_switches:\s+(\d+)$", text, re.MULTILINE)[0])
+
+
+def test_it_sleeps_while_all_is_well(machine: Path, tmp_path: Path) -> None:
+    with watching(tmp_path, "--root", machine, "--interval", "1000") as daemon:
+        until(lambda: daemon.status()["worker"] is None)
+        before = switches(daemon)
+        time.sleep(2)
+        assert switches(daemon) == before
+        threads = list(Path(f"/proc/{daemon.process.pid}/task").iterdir())
+        assert len(threads) == 1

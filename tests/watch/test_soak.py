@@ -1,0 +1,71 @@
+"""Days of events in a minute: tens of thousands, and no more memory at the end than in between."""
+
+import gc
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from whoseblock.journal import Filter, open_journal
+from whoseblock.watch.policy.rules import DEFAULT
+from whoseblock.watch.processor import Processor, Setup
+from whoseblock.watch.statistics import Statistics
+from whoseblock.watch.store.reports import FailedRange
+from whoseblock.watch.store.spool import Spool
+from whoseblock.watch.store.state import StateFolder
+from whoseblock.watch.worker import BATCH
+
+EVENTS, PLACES = 20_480, 1_000
+#: The same again and again, as when a program does not give up.
+TIMES = 4
+
+
+def events() -> Iterator[FailedRange]:
+    """Give events of so many places, each again and again."""
+    for number in range(EVENTS):
+        place = number // TIMES * 7919 % PLACES
+        yield FailedRange(
+            source="tracepoint",
+            at=1e9 + number,
+            device="sdzz",
+            start=place * 4096,
+            length=4096,
+        )
+
+
+def resident() -> int:
+    """Give the memory of this process, in bytes."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_tens_of_thousands_of_events(tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "spool")
+    total = Statistics()
+    kept: list[int] = []
+    waiting: list[FailedRange] = []
+    journal = tmp_path / "journal.sqlite"
+    with StateFolder(tmp_path / "state") as state:
+        setup = Setup(state, DEFAULT, str(journal), since=2e9)
+        with Processor(setup) as processor:
+            for number, one in enumerate(events(), 1):
+                waiting.append(one)
+                if len(waiting) < BATCH and number < EVENTS:
+                    continue
+                spool.put(waiting)
+                waiting = []
+                batch = spool.take(BATCH)
+                total.add(processor.process(batch.groups))
+                spool.drop(batch.files)
+                if number % (10 * BATCH) == 0:
+                    gc.collect()
+                    kept.append(resident())
+    assert not spool.has_more
+    assert total.reports == {"tracepoint": EVENTS}
+    assert total.failures == {"sdzz": PLACES}
+    # Half of the events later there are not two megabytes more.
+    assert kept[-1] - kept[len(kept) // 2] < 2 << 20, kept
+    with open_journal(str(journal), write=False) as opened:
+        found = list(opened.failures(Filter()))
+    assert len(found) == PLACES
+    assert sum(one.reports for one in found) == EVENTS // TIMES
+    assert all(one.complete is False for one in found)

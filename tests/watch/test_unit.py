@@ -1,0 +1,117 @@
+"""What the unit for systemd lets the daemon do is enough for all that it is to do, and no more."""
+
+import json
+import os
+import re
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tests.support.bench import BLOCK, KINDS, PLAIN, Facts, bench, pattern, write_file
+from tests.support.calls import clone_range
+from tests.support.images import MIB, Geometry, make_image
+from tests.support.mounts import loop_device
+from tests.support.systemd_unit import UNIT, as_the_unit, capabilities
+from tests.support.tools import CHECKOUT, need_loop_mounts
+
+from whoseblock.ranges import ByteRange
+
+#: cap_net_raw in the permitted set, as in linux/capability.h.
+CAPABILITY = struct.pack("<5I", 0x02000000, 1 << 13, 0, 0, 0)
+
+
+def whoseblock(*words: object, without: str = "") -> subprocess.CompletedProcess[str]:
+    """Run the command with the capabilities of the unit."""
+    command = [*as_the_unit(without), sys.executable, "-m", "whoseblock", *map(str, words)]
+    return subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=False)
+
+
+def test_every_capability_is_explained() -> None:
+    text = UNIT.read_text("utf-8")
+    explained = text[: text.index("\nCapabilityBoundingSet=")]
+    assert re.findall(r"CAP_[A-Z_]+", explained) == capabilities()
+    guide = (CHECKOUT / "docs/guides/watch.md").read_text("utf-8")
+    assert set(re.findall(r"CAP_[A-Z_]+", guide)) <= set(capabilities())
+
+
+def test_no_device_is_kept_from_it() -> None:
+    settings = re.findall(r"^([A-Za-z]+)=", UNIT.read_text("utf-8"), re.MULTILINE)
+    # Of the last, systemd up to 252 makes a list of devices, on which there is only the clock.
+    limiting = {"DeviceAllow", "DevicePolicy", "PrivateDevices", "ProtectClock"}
+    assert limiting.isdisjoint(settings)
+
+
+def test_what_is_mounted_in_a_container_only(tmp_path: Path) -> None:
+    need_loop_mounts()
+    image = make_image(tmp_path / "disk", Geometry("container", size=64 * MIB, parent=True))
+    (tmp_path / "at").mkdir()
+    with loop_device(image) as loop:
+        script = f"mount {loop} {tmp_path}/at && echo x > {tmp_path}/at/f && sync && echo && read x"
+        with subprocess.Popen(
+            ["unshare", "--mount", "sh", "-c", script],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        ) as container:
+            assert container.stdout is not None
+            assert container.stdin is not None
+            assert container.stdout.readline() == b"\n"
+            done = whoseblock("lookup", loop, "0+512", "--json")
+            container.stdin.close()
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert answer["complete"], answer["notes"]
+    assert "only in the mount namespace of process" in answer["notes"][0]
+
+
+@pytest.mark.parametrize("kind", KINDS[:2], ids=lambda kind: kind.name)
+@pytest.mark.parametrize("shared", [False, True], ids=["in place", "shared"])
+def test_a_restored_file_of_another_user_keeps_its_rights(
+    tmp_path: Path, kind: Geometry, *, shared: bool
+) -> None:
+    with bench(tmp_path, kind) as served:
+        content = pattern("file", 9 * BLOCK)
+        path = write_file(served.root / "file", content)
+        if shared:
+            with path.open("rb") as one, (served.root / "other").open("wb") as two:
+                clone_range(one.fileno(), 0, len(content), two.fileno(), 0)
+        os.chown(path, 65534, 65533)
+        path.chmod(0o6711)
+        os.setxattr(path, "security.capability", CAPABILITY)
+        copy = write_file(tmp_path / "good", content)
+        facts = Facts.of(path)
+        place = served.place(path, 3)
+        served.fail(ByteRange(place.start + 512, 512))
+        done = whoseblock(
+            *("respond", served.root, place, "--restore-file", copy, "--apply", "--yes"),
+            *("--journal", served.journal),
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert served.served.bad() == []
+        assert Facts.of(path) == facts
+
+
+def test_free_space_is_zeroed(tmp_path: Path) -> None:
+    with bench(tmp_path, KINDS[0]) as served:
+        lost = ByteRange(served.free(1).start, 512)
+        served.fail(lost)
+        words = (served.root, lost, "--apply", "--yes", "--journal", served.journal)
+        done = whoseblock("respond", *words)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert served.served.bad() == []
+
+
+def test_a_lease_that_may_not_be_had_is_nobody_who_has_it_open(tmp_path: Path) -> None:
+    with bench(tmp_path, PLAIN) as served:
+        content = pattern("file", 9 * BLOCK)
+        path = write_file(served.root / "file", content)
+        os.chown(path, 65534, 65534)
+        copy = write_file(tmp_path / "good", content)
+        place = served.place(path, 3)
+        served.fail(place)
+        words = (served.root, place, "--restore-file", copy, "--apply", "--yes")
+        done = whoseblock("respond", *words, "--journal", served.journal, without="CAP_LEASE")
+        assert done.returncode == 14
+        assert "to keep others from a file of another user takes CAP_LEASE" in done.stdout
+        assert served.served.bad() == [place]
