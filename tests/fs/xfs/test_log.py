@@ -103,12 +103,12 @@ class Mount:
                 os.mkdir(folder)
                 for number in range(100):
                     (Path(os.fsdecode(folder)) / f"file-{number}").write_bytes(b"x")
-                os.sync()
+                run(["sync", "-f", os.fsdecode(root)])
                 shutil.rmtree(folder)
-            os.sync()
+            run(["sync", "-f", os.fsdecode(root)])
             Path(os.fsdecode(root), "last").write_bytes(b"x" * rounds)
             if how == "in use":
-                os.sync()
+                run(["sync", "-f", os.fsdecode(root)])
                 return logged.copy(name)
             if how:
                 run([xfsprogs("xfs_io"), "-x", "-c", how, os.fsdecode(root)])

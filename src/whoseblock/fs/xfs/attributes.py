@@ -1,5 +1,6 @@
 """Reading extended attributes, parent pointers among them, and remote symbolic links."""
 
+from bisect import bisect_right
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
@@ -33,6 +34,11 @@ __all__ = ["Attributes", "ParentPointer"]
 
 #: The kernel's limit on what a symbolic link may hold, XFS_SYMLINK_MAXLEN.
 _SYMLINK_MAXLEN: Final = 1024
+#: No extent of a link is longer, unless it is one block.
+_LINK_EXTENT: Final = 4096
+#: An attribute fork has no more extents than this here, and all values of one inode no more bytes.
+_MOST_EXTENTS: Final = 1 << 18
+_MOST_VALUES: Final = 64 << 20
 
 
 class ParentPointer(NamedTuple):
@@ -43,6 +49,13 @@ class ParentPointer(NamedTuple):
     name: bytes
 
 
+class _Fork(NamedTuple):
+    """The extents of an attribute fork in ascending order, and the first block of each."""
+
+    offsets: list[int]
+    extents: list[Extent]
+
+
 class Attributes:
     """The attribute forks of a volume's inodes; every method raises `BlockError`."""
 
@@ -50,12 +63,14 @@ class Attributes:
         self.volume = volume
         self.inodes = inodes
 
-    def parents(self, ino: int) -> list[ParentPointer]:
-        """Give the parent pointers of an inode."""
-        found = []
+    def parents(self, ino: int, most: int) -> list[ParentPointer]:
+        """Return the parent pointers of an inode, or the first ones if there are more than most."""
+        found: list[ParentPointer] = []
         for attribute in self._all(ino):
             if not attribute.flags & XFS_ATTR_PARENT or attribute.flags & XFS_ATTR_INCOMPLETE:
                 continue
+            if len(found) > most:
+                break
             if len(attribute.value) != PARENT_REC.size or not is_name(attribute.name):
                 start = self.inodes.get(ino).start
                 raise CorruptError(f"parent pointer of inode {ino}", start, "not well-formed")
@@ -65,14 +80,23 @@ class Attributes:
 
     def values(self, ino: int) -> Iterator[Attribute]:
         """Give every attribute of an inode with its value; parent pointers are left out."""
+        extents: _Fork | None = None
+        left = _MOST_VALUES
         for attribute in self._all(ino):
             if attribute.flags & (XFS_ATTR_PARENT | XFS_ATTR_INCOMPLETE):
                 continue
             if attribute.remote_block is None:
                 yield attribute
-            else:
-                value = self._remote_value(ino, attribute.remote_block, attribute.remote_length)
-                yield attribute._replace(value=value)
+                continue
+            left -= attribute.remote_length
+            if left < 0:
+                start = self.inodes.get(ino).start
+                raise CorruptError(f"attributes of inode {ino}", start, "too many long values")
+            extents = extents or self._fork(ino)
+            value = self._remote_value(
+                ino, extents, attribute.remote_block, attribute.remote_length
+            )
+            yield attribute._replace(value=value)
 
     def readlink(self, ino: int) -> bytes:
         """Give what a symbolic link holds."""
@@ -87,6 +111,8 @@ class Attributes:
         # One header for each extent, unlike attributes, which have one for each block.
         for extent in self.inodes.extents(ino, DATA_FORK):
             length = extent.blocks * self.volume.block_size
+            if extent.blocks > 1 and length > _LINK_EXTENT:
+                raise CorruptError(f"inode {ino}", inode.start, "more blocks than a link needs")
             part = min(size - len(target), length - REMOTE_HEADER.size)
             if part > 0:
                 target += self._remote_part(
@@ -106,8 +132,8 @@ class Attributes:
         if fork.format == XFS_DINODE_FMT_LOCAL:
             yield from short_attributes(inode.fork_bytes(fork), inode.start)
             return
-        extents = list(self.inodes.extents(ino, ATTR_FORK))
-        if not extents:
+        extents = self._fork(ino)
+        if not extents.offsets:
             return
         number: int | None = self._first_leaf(ino, extents)
         seen: set[int] = set()
@@ -119,7 +145,21 @@ class Attributes:
             yield from leaf_attributes(block, header.entries, start)
             number = header.forw or None
 
-    def _first_leaf(self, ino: int, extents: list[Extent]) -> int:
+    def _fork(self, ino: int) -> _Fork:
+        """Read where the blocks of an attribute fork are."""
+        offsets: list[int] = []
+        places: list[Extent] = []
+        for extent in self.inodes.extents(ino, ATTR_FORK):
+            start = self.inodes.get(ino).start
+            if len(offsets) >= _MOST_EXTENTS:
+                raise CorruptError(f"attributes of inode {ino}", start, "too many extents")
+            if offsets and extent.offset <= offsets[-1]:
+                raise CorruptError(f"attributes of inode {ino}", start, "extents out of order")
+            offsets.append(extent.offset)
+            places.append(extent)
+        return _Fork(offsets, places)
+
+    def _first_leaf(self, ino: int, extents: _Fork) -> int:
         """Descend to the leftmost leaf, from which the leaves are chained."""
         number = 0
         for _ in range(XFS_DA_NODE_MAXDEPTH):
@@ -129,9 +169,7 @@ class Attributes:
             number = node_children(block, header.entries, start)[0]
         raise CorruptError(f"attributes of inode {ino}", start, "a tree too high")
 
-    def _da_block(
-        self, ino: int, extents: list[Extent], number: int
-    ) -> tuple[int, bytes, DaBlockInfo]:
+    def _da_block(self, ino: int, extents: _Fork, number: int) -> tuple[int, bytes, DaBlockInfo]:
         """Read block ``number`` of the fork, a node or a leaf."""
         volume = self.volume
         start = self._where(ino, extents, number)
@@ -145,17 +183,18 @@ class Attributes:
         volume.verify(f"attribute block of inode {ino}", start, faults)
         return start, block, header
 
-    def _where(self, ino: int, extents: list[Extent], number: int) -> int:
-        for extent in extents:
-            if extent.offset <= number < extent.offset + extent.blocks:
+    def _where(self, ino: int, fork: _Fork, number: int) -> int:
+        index = bisect_right(fork.offsets, number) - 1
+        if index >= 0:
+            extent = fork.extents[index]
+            if number < extent.offset + extent.blocks:
                 return extent.start + (number - extent.offset) * self.volume.block_size
         start = self.inodes.get(ino).start
         raise CorruptError(f"attributes of inode {ino}", start, f"no block {number} in the fork")
 
     # ------------------------------------------------------------------ remote blocks
 
-    def _remote_value(self, ino: int, number: int, length: int) -> bytes:
-        extents = list(self.inodes.extents(ino, ATTR_FORK))
+    def _remote_value(self, ino: int, extents: _Fork, number: int, length: int) -> bytes:
         size = self.volume.block_size
         value = b""
         while len(value) < length:
@@ -182,9 +221,12 @@ class Attributes:
         return block[REMOTE_HEADER.size : REMOTE_HEADER.size + size]
 
 
-def parents_or_none(attributes: Attributes, ino: int) -> list[ParentPointer] | None:
-    """Give the parent pointers of an inode, None if they cannot be had."""
+def parents_or_none(attributes: Attributes, ino: int, most: int) -> list[ParentPointer] | None:
+    """Return the parent pointers of an inode, None if they cannot be read.
+
+    If there are more than ``most``, one more than that are returned.
+    """
     try:
-        return attributes.parents(ino)
+        return attributes.parents(ino, most)
     except BlockError:
         return None

@@ -37,6 +37,7 @@ from whoseblock.fs.xfs.format.btree import (
 )
 from whoseblock.fs.xfs.owners import OwnerFinder
 from whoseblock.fs.xfs.rows import MAX_FILE_SIZE, SPECIAL_OWNERS
+from whoseblock.fs.xfs.volume import MOST_LOST_GROUPS
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -67,7 +68,7 @@ def find_many(finder: OwnerFinder, starts: "ArrayLike", lengths: "ArrayLike") ->
     # In ascending order every search below walks through memory instead of jumping about in it.
     order = np.argsort(low)
     low, high = low[order], high[order]
-    odd = high > volume.size
+    odd = (high > volume.size) | (high - low > MOST_LOST_GROUPS * volume.ag_bytes)
     if not volume.sb.has_rmapbt:
         odd[:] = True
     parts = [

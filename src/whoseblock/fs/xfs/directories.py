@@ -27,6 +27,8 @@ __all__ = ["Directories", "Faults"]
 _FEW: Final = 4
 #: A directory of which so many blocks are not its own is not read any further.
 _MOST_BAD_BLOCKS: Final = 64
+#: So many of them are named, the rest only counted.
+_NAMED_BAD_BLOCKS: Final = 4
 #: A search over a badly damaged device keeps so many faults in mind.
 _MOST_FAULTS: Final = 1000
 #: What a directory says of the type of a file, by the highest four bits of the file's mode.
@@ -157,16 +159,17 @@ class Directories:
                     seen.add(start)
                     yield self._read(ino, pieces), start
                 except BlockError as error:
-                    faults.add(str(error))
                     bad += 1
+                    if bad <= _NAMED_BAD_BLOCKS:
+                        faults.add(str(error))
                     if bad == _MOST_BAD_BLOCKS:
-                        faults.add(
-                            f"directory inode {ino} has {bad} bad blocks: the rest of it was not"
-                            " read"
-                        )
-                        return
+                        break
         except BlockError as error:
             faults.add(f"directory inode {ino}: {error}")
+        if bad == _MOST_BAD_BLOCKS:
+            faults.add(f"directory inode {ino} has {bad} bad blocks: the rest of it was not read")
+        elif bad > _NAMED_BAD_BLOCKS:
+            faults.add(f"directory inode {ino} has {bad} bad blocks")
 
     def _pieces(self, ino: int) -> Iterator[list[tuple[int, int]]]:
         """Yield each directory block as the ranges of bytes that make it up."""

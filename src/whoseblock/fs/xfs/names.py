@@ -16,7 +16,7 @@ from whoseblock.fs.xfs.btree import INOBT, AgTree, Fault
 from whoseblock.fs.xfs.directories import Directories, Faults
 from whoseblock.fs.xfs.format.btree import XFS_INODES_PER_CHUNK, InobtRec
 from whoseblock.fs.xfs.inodes import InodeTable
-from whoseblock.fs.xfs.volume import Volume
+from whoseblock.fs.xfs.volume import MOST_LOST_GROUPS, Volume
 
 __all__ = ["Link", "NameSearch"]
 
@@ -101,10 +101,24 @@ class NameSearch:
             self._search_home(agno, at_home[agno])
         missing = {target.ino: target for target in targets if not target.is_done}
         groups = self.volume.groups_on_device
+        lost = 0
         for agno in range(groups):
             if not missing:
                 break
-            self._search_others(agno, missing)
+            try:
+                self.volume.agi(agno)
+            except BlockError as error:
+                self.faults.add(str(error))
+                lost += 1
+                if lost == MOST_LOST_GROUPS:
+                    self.faults.add(
+                        f"{lost} allocation groups up to AG {agno} have no header that verifies;"
+                        " later ones were not searched"
+                    )
+                    break
+            else:
+                lost = 0
+                self._search_others(agno, missing)
         if missing and groups < self.volume.sb.agcount:
             self.faults.add("the device ends before the filesystem does")
         return {target.ino: target.names() for target in targets}

@@ -5,8 +5,9 @@ longer than all of it.
 """
 
 from collections.abc import Iterator
+from typing import Final
 
-from whoseblock.errors import BlockError
+from whoseblock.errors import BlockError, CorruptError
 from whoseblock.fs.pieces import (
     FILE_DATA,
     FREE,
@@ -23,9 +24,12 @@ from whoseblock.fs.xfs.btree import BNOBT, REFCOUNTBT, RMAPBT, AgTree, Fault, Sh
 from whoseblock.fs.xfs.format.btree import XFS_REFC_COWFLAG
 from whoseblock.fs.xfs.inodes import InodeTable
 from whoseblock.fs.xfs.rows import piece_of
-from whoseblock.fs.xfs.volume import Volume
+from whoseblock.fs.xfs.volume import MOST_LOST_GROUPS, Volume
 
 __all__ = ["OwnerFinder"]
+
+#: Trees kept, and with them their blocks; and groups without a header.
+_MOST_TREES: Final = 2048
 
 
 class OwnerFinder:
@@ -35,11 +39,14 @@ class OwnerFinder:
         self.volume = volume
         self.inodes = inodes
         self._trees: dict[tuple[int, str], AgTree] = {}
+        self._lost: dict[int, str] = {}
 
     def tree(self, agno: int, shape: Shape) -> AgTree:
         """Give a tree of an allocation group, the same one each time."""
         key = agno, shape.kind
         if key not in self._trees:
+            if len(self._trees) >= _MOST_TREES:
+                self._trees.clear()
             # Blocks reserved for copy-on-write sort behind all others, by a flag in the key.
             limit = 1 << 32 if shape is REFCOUNTBT else self.volume.ag_blocks(agno)
             self._trees[key] = AgTree(self.volume, agno, shape, limit)
@@ -58,14 +65,54 @@ class OwnerFinder:
         while at < within:
             agno = at // volume.ag_bytes
             upto = min((agno + 1) * volume.ag_bytes, within)
-            if volume.sb.has_rmapbt:
-                pieces += self._find_in_group(agno, at, upto, notes)
-            else:
+            if not volume.sb.has_rmapbt:
+                upto = within
                 pieces.append(Piece(at, upto - at, UNKNOWN))
+            elif lost := self._lost_groups(agno, within, notes):
+                upto = min((agno + lost) * volume.ag_bytes, within)
+                pieces.append(Piece(at, upto - at, UNKNOWN))
+            else:
+                pieces += self._find_in_group(agno, at, upto, notes)
             at = upto
         if at < end:
             pieces += self._past_end(at, end, notes)
         return pieces
+
+    def _lost_groups(self, first: int, within: int, notes: list[str]) -> int:
+        """Count the groups from ``first`` on, up to a byte, whose AGF does not verify.
+
+        After so many as no filesystem loses, the rest is taken for lost without a look: a
+        superblock may claim any number of groups.
+        """
+        end = -(-within // self.volume.ag_bytes)
+        for agno in range(first, end):
+            if agno - first == MOST_LOST_GROUPS:
+                notes.append(
+                    f"{MOST_LOST_GROUPS} allocation groups from AG {first} on have no header that"
+                    " verifies; the rest was not looked at"
+                )
+                return end - first
+            note = self._header_fault(agno)
+            if not note:
+                return agno - first
+            notes.append(note)
+        return end - first
+
+    def _header_fault(self, agno: int) -> str:
+        """Return what is wrong with the AGF of a group; "" if nothing is."""
+        if note := self._lost.get(agno):
+            return note
+        try:
+            self.volume.agf(agno)
+        except CorruptError as error:
+            if len(self._lost) >= _MOST_TREES:
+                self._lost.clear()
+            self._lost[agno] = str(error)
+            return self._lost[agno]
+        except BlockError as error:
+            # A medium may heal.
+            return str(error)
+        return ""
 
     def _past_end(self, start: int, end: int, notes: list[str]) -> Iterator[Piece]:
         if self.volume.sb.rtstart:

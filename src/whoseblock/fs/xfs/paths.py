@@ -28,7 +28,7 @@ _MOST_LINKS: Final = 65_536
 #: many and a part for each: more than honest files have.
 _MOST_BYTES: Final = 16 << 20
 _MOST_BYTES_TOGETHER: Final = 32 << 20
-_MOST_BYTES_FOR_EACH: Final = 4096
+_MOST_BYTES_FOR_EACH: Final = 2048
 
 
 class PathFinder:
@@ -107,15 +107,15 @@ class PathFinder:
             return False
         if not stat.S_ISREG(core.mode) or stat.S_IMODE(core.mode):
             return False
-        return not (self.volume.sb.has_parent and parents_or_none(self.attributes, ino))
+        return not (self.volume.sb.has_parent and parents_or_none(self.attributes, ino, 1))
 
     # ------------------------------------------------------------------ parent pointers
 
     def _links_from_pointers(self, ino: int, nlink: int, links: list[Link]) -> bool:
         """Take the names from the parent pointers, if they are all there and can be believed."""
-        if not self.volume.sb.has_parent:
+        if not self.volume.sb.has_parent or nlink > _MOST_LINKS:
             return False
-        pointers = parents_or_none(self.attributes, ino)
+        pointers = parents_or_none(self.attributes, ino, nlink)
         if pointers is None or len(pointers) != nlink:
             return False
         for pointer in pointers:
@@ -185,11 +185,12 @@ class PathFinder:
         allowed = min(_MOST_BYTES, search.bytes_left)
         size = 0
         for link in links:
-            path = self._join(link, search, notes)
+            # Joining takes as long as the path is: nothing is joined if there is no room.
+            path = self._join(link, search, notes) if size < allowed else b""
             if path is None:
                 continue
             size += len(path)
-            if size > allowed:
+            if size > allowed or not path:
                 notes.append(
                     f"inode {ino} has {len(links)} names, and paths too long to list them all"
                 )

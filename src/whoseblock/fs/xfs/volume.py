@@ -24,7 +24,7 @@ from whoseblock.fs.xfs.format.checksum import crc_matches
 from whoseblock.fs.xfs.format.superblock import Superblock
 from whoseblock.media.base import Media
 
-__all__ = ["DisputedEnd", "Volume"]
+__all__ = ["MOST_LOST_GROUPS", "DisputedEnd", "Volume"]
 
 #: What `Volume.read` reads, by the name it is counted under.
 KINDS: Final = {
@@ -42,6 +42,9 @@ KINDS: Final = {
     "remote": "remote value block",
 }
 
+#: Behind so many groups in a row whose headers do not verify no others are looked for: a forged
+#: superblock may claim billions of them.
+MOST_LOST_GROUPS: Final = 1024
 #: Disk addresses in metadata count 512-byte blocks ("daddr").
 DADDR: Final = 512
 
