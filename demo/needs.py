@@ -30,7 +30,7 @@ def needs() -> list[Need]:
         Need("/dev/fuse", _fuse_device(), mount=False),
         Need("fusermount3 or root", _fusermount(), mount=False),
         Need("root", "" if os.geteuid() == 0 else "run: sudo make demo", mount=True),
-        Need("a mount namespace", _namespace(), mount=True),
+        Need("mount namespaces", _namespace(), mount=True),
         Need("loop devices", _loop(), mount=True),
         Need("XFS in the kernel", _xfs(), mount=True),
     ]

@@ -115,10 +115,20 @@ def sees(option: str, *more: str, newest: bool = True) -> bool:
     return done.returncode == 0
 
 
+#: The numbers of the capabilities that tests as root use, of linux/capability.h.
+_CAPABILITIES = {"CAP_SYS_CHROOT": 18, "CAP_SYS_PTRACE": 19, "CAP_SYS_ADMIN": 21}
+
+
 def need_root() -> None:
-    """Raise `Missing` unless this process may mount."""
+    """Raise `Missing` unless this process is root, and not one that a container restricts."""
     if os.geteuid() != 0:
         raise Missing("this needs root, to mount and to ask the kernel: run the tests as root")
+    status = Path("/proc/self/status").read_text()
+    (effective,) = (line.split()[1] for line in status.splitlines() if line.startswith("CapEff:"))
+    lacking = [name for name, bit in _CAPABILITIES.items() if not int(effective, 16) >> bit & 1]
+    if lacking:
+        names = ", ".join(lacking)
+        raise Missing(f"root has no {names} here: run the tests in a privileged container")
 
 
 @functools.cache

@@ -1,0 +1,68 @@
+"""Programs that tests need are found for every user, and a skip names what would bring them."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tests.support import tools
+from tests.support.tools import CHECKOUT, Missing, need_root, program, run
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Only the programs of this folder are found."""
+    monkeypatch.setattr(tools, "_SYSTEM", str(tmp_path))
+    return tmp_path
+
+
+def make(path: Path) -> Path:
+    path.write_text("#!/bin/sh\necho here\n")
+    path.chmod(0o755)
+    return path
+
+
+def test_programs_of_the_system_are_found_without_their_folder_in_path() -> None:
+    words = "from tests.support.tools import _SYSTEM; print(_SYSTEM)"
+    environment = os.environ | {"PATH": "/usr/bin:/bin"}
+    command = [sys.executable, "-c", words]
+    done = subprocess.run(command, env=environment, cwd=CHECKOUT, capture_output=True, check=True)
+    assert "/usr/sbin" in done.stdout.decode().strip().split(":")
+
+
+def test_a_program_that_is_there_is_run(folder: Path) -> None:
+    path = make(folder / "sfdisk")
+    assert program("sfdisk") == str(path)
+    assert run(["sfdisk", "--json"]) == b"here\n"
+    assert run([path]) == b"here\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "package"),
+    [("sfdisk", "fdisk"), ("vgcreate", "lvm2"), ("mkfs.ext4", "e2fsprogs"), ("xyz", "xyz")],
+)
+@pytest.mark.usefixtures("folder")
+def test_a_program_that_is_not_there_is_missed_with_its_package(name: str, package: str) -> None:
+    with pytest.raises(Missing, match=f"^{name} is not installed: install the package {package}$"):
+        run([name, "--version"])
+
+
+@pytest.mark.usefixtures("folder")
+def test_xfsprogs_can_be_had_without_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(tools, "_NEWEST", tmp_path / "none")
+    with pytest.raises(Missing, match=r"install xfsprogs, or run tools/xfsprogs$"):
+        tools.xfsprogs("xfs_db")
+
+
+def test_a_user_is_told_to_be_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    with pytest.raises(Missing, match=r"run the tests as root$"):
+        need_root()
+
+
+def test_root_of_a_container_is_told_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(tools, "_CAPABILITIES", {"CAP_SYS_ADMIN": 63})
+    with pytest.raises(Missing, match=r"no CAP_SYS_ADMIN here: .* privileged container$"):
+        need_root()
