@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, Final, Protocol, Self, overload, runtime_check
 
 from msgspec import UNSET, Struct, UnsetType
 
-from whoseblock.errors import OutOfDeviceError
-
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
@@ -310,12 +308,3 @@ def distinct(notes: Iterable[str]) -> tuple[str, ...]:
     if len(once) <= MAX_NOTES:
         return once
     return (*once[:MAX_NOTES], f"and {len(once) - MAX_NOTES} more notes of this kind")
-
-
-def check_within(start: int, length: int, device: str, device_size: int) -> None:
-    """Raise `OutOfDeviceError` unless ``length`` bytes from ``start`` lie on the device."""
-    if start < 0 or length <= 0 or start + length > device_size:
-        raise OutOfDeviceError(
-            f"the range {start}+{length} is not within {device!r}, which has {device_size} bytes",
-            hint="offsets count from the start of the device or image that is named",
-        )
