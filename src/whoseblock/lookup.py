@@ -23,6 +23,7 @@ from whoseblock.errors import (
     WhoseblockError,
 )
 from whoseblock.fs import recognise
+from whoseblock.fs.arguments import check_within
 from whoseblock.fs.base import (
     AddressSpace,
     Answer,
@@ -35,7 +36,6 @@ from whoseblock.fs.base import (
     Progress,
     Unknown,
     Via,
-    check_within,
     distinct,
     no_progress,
     remarks_in,

@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, Final, Protocol, Self, overload, runtime_check
 
 from msgspec import UNSET, Struct, UnsetType
 
-from whoseblock.errors import OutOfDeviceError
-
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
@@ -323,12 +321,3 @@ def remarks_in(
     if not missing:
         return UNSET
     return tuple(note for note in notes if note in remarks and note not in missing) or UNSET
-
-
-def check_within(start: int, length: int, device: str, device_size: int) -> None:
-    """Raise `OutOfDeviceError` unless ``length`` bytes from ``start`` lie on the device."""
-    if start < 0 or length <= 0 or start + length > device_size:
-        raise OutOfDeviceError(
-            f"the range {start}+{length} is not within {device!r}, which has {device_size} bytes",
-            hint="offsets count from the start of the device or image that is named",
-        )

@@ -4,7 +4,7 @@ import os
 import stat
 from typing import Final
 
-from whoseblock.errors import MediaError, PrivilegeError, TargetError
+from whoseblock.errors import ClosedError, MediaError, PrivilegeError, TargetError
 from whoseblock.media.halves import MEDIA_ERRNOS, read_by_halves
 
 __all__ = ["SECTOR", "FileMedia"]
@@ -52,6 +52,8 @@ class FileMedia:
         try:
             data = os.pread(self._fd, length, offset)
         except OSError as error:
+            if self._fd < 0:
+                raise ClosedError(f"{self.name!r} is closed") from error
             if error.errno not in MEDIA_ERRNOS:
                 raise
         else:

@@ -1,11 +1,12 @@
 """A whole study: every workload over an image, the sweeps of sharing and of extents, the times."""
 
 import gc
+import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from typing import Final, NamedTuple, Self, TypeVar
 
 from whoseblock.fs.base import Progress, no_progress
@@ -155,7 +156,29 @@ def _begun(jobs: list[_Job], processes: int) -> Iterator[Iterable[tuple[Workload
             yield map(opened.work, jobs)
         return
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        yield pool.map(_work, jobs)
+        try:
+            with _interrupts_held():
+                found = pool.map(_work, jobs)
+            yield found
+        except BaseException:
+            # A job takes minutes, and the pool would wait for it.
+            for child in active_children():
+                child.terminate()
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Start processes that Ctrl-C does not reach, which is for this one to deal with.
+
+    They inherit the mask.  An interrupt of this process is delivered when the block ends.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class _Opened:

@@ -12,13 +12,13 @@ from msgspec import UNSET
 
 from whoseblock.closing import Closing
 from whoseblock.errors import BlockError, UnsupportedError
+from whoseblock.fs.arguments import check_columns, check_inodes, check_open, checked_ranges
 from whoseblock.fs.arrays import OwnerArrays, as_columns, row_dtype
 from whoseblock.fs.base import (
     Answer,
     Owner,
     Paths,
     Progress,
-    check_within,
     distinct,
     no_progress,
     remarks_in,
@@ -69,6 +69,7 @@ class LiveFilesystem(Closing):
 
     def __init__(self, view: View, device_size: int) -> None:
         self.view = view
+        self._closed = False
         self.name = view.kind
         self.device_size = device_size
         self.progress: Progress = no_progress
@@ -143,7 +144,7 @@ class LiveFilesystem(Closing):
     def owners(self, start: int, length: int, *, paths: bool = True) -> Answer:
         """Say who owns ``length`` bytes from ``start`` of the device.
 
-        Raises `OutOfDeviceError`.
+        Raises `ArgumentError`, `OutOfDeviceError` and `ClosedError`.
         """
         (answer,) = self.owners_many([(start, length)], paths=paths)
         return answer
@@ -153,12 +154,13 @@ class LiveFilesystem(Closing):
     ) -> Iterator[Answer]:
         """Answer many ``(start, length)``, in the order asked.
 
-        Raises `OutOfDeviceError` before the batch that has such a range is answered.
+        Raises `ArgumentError`, `OutOfDeviceError` or `ClosedError` before the batch that has such a
+        range is answered.
         """
-        wanted = iter(ranges)
+        self._check_open()
+        wanted = checked_ranges(ranges, self.view.point, self.device_size)
         while batch := list(islice(wanted, _BATCH)):
-            for start, length in batch:
-                check_within(start, length, self.view.point, self.device_size)
+            self._check_open()
             self._facts.clear()
             found = [self._find(start, length) for start, length in batch]
             known: dict[int, Paths] = {}
@@ -173,13 +175,13 @@ class LiveFilesystem(Closing):
     def owners_of(self, starts: "ArrayLike", lengths: "ArrayLike") -> OwnerArrays:
         """Answer many ranges as NumPy columns, without paths; see `OwnerArrays`.
 
-        Raises `OutOfDeviceError`.
+        Raises `ArgumentError`, `OutOfDeviceError` and `ClosedError`.
         """
         import numpy as np
 
-        ranges = list(zip(np.asarray(starts).tolist(), np.asarray(lengths).tolist(), strict=True))
-        for start, length in ranges:
-            check_within(start, length, self.view.point, self.device_size)
+        self._check_open()
+        columns = check_columns(starts, lengths, self.view.point, self.device_size)
+        ranges = list(zip(*(column.tolist() for column in columns), strict=True))
         self._facts.clear()
         rows: list[tuple[int | bool, ...]] = []
         said: dict[int, tuple[str, ...]] = {}
@@ -338,17 +340,27 @@ class LiveFilesystem(Closing):
 
     def file_size(self, inode: int) -> int | None:
         """Give the size of a file in bytes, None if there is no such file."""
+        self._check_open()
+        (inode,) = check_inodes((inode,))
         facts = self.inode(inode)
         return None if facts is None else facts.size
 
     def paths(self, inode: int) -> Paths:
-        """Give every path of ``inode``, and what may be missing."""
+        """Give every path of ``inode``, and what may be missing.
+
+        Raises `ArgumentError` and `ClosedError`.
+        """
+        (inode,) = check_inodes((inode,))
         return self.paths_many((inode,))[inode]
 
     def paths_many(self, inodes: Iterable[int]) -> dict[int, Paths]:
-        """Give every path of each of ``inodes``, in one search for all."""
+        """Give every path of each of ``inodes``, in one search for all.
+
+        Raises `ArgumentError` and `ClosedError`.
+        """
+        self._check_open()
         self._facts.clear()
-        for inode in (asked := set(inodes)):
+        for inode in (asked := set(check_inodes(inodes))):
             self._inode(inode)
         return self._paths_of(asked)
 
@@ -363,8 +375,12 @@ class LiveFilesystem(Closing):
             {inode: None if one is None else one.generation for inode, one in facts.items()}
         )
 
+    def _check_open(self) -> None:
+        check_open(self.view.point, closed=self._closed)
+
     def close(self) -> None:
-        """Let go of the filesystem."""
+        """Close the filesystem; a second time has no effect."""
+        self._closed = True
         self.view.close()
 
 

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 
-from whoseblock.errors import OutOfDeviceError
 from whoseblock.fs.arrays import OwnerArrays, as_columns, row_dtype
-from whoseblock.fs.base import check_within, distinct
+from whoseblock.fs.base import distinct
 from whoseblock.fs.pieces import (
     ATTR,
     DATA,
@@ -46,7 +45,7 @@ if TYPE_CHECKING:
 
     Ints = NDArray[np.int64]
 
-__all__ = ["check_many", "find_many", "pieces_by_question"]
+__all__ = ["find_many", "pieces_by_question"]
 
 #: Candidates are taken one by one up to so many for each question and record, else by blocks...
 _PLENTY: Final = 4
@@ -98,19 +97,6 @@ def pieces_by_question(arrays: OwnerArrays) -> Iterator[tuple[list[Piece], tuple
     for question, count in enumerate(counts.tolist()):
         yield pieces[at : at + count], arrays.notes.get(question, ())
         at += count
-
-
-def check_many(starts: "ArrayLike", lengths: "ArrayLike", device: str, device_size: int) -> None:
-    """Raise `OutOfDeviceError` unless every range lies on the device."""
-    try:
-        low, length = np.asarray(starts, np.int64), np.asarray(lengths, np.int64)
-    except OverflowError:
-        raise OutOfDeviceError(
-            f"a range ends past {device!r}, which has {device_size} bytes"
-        ) from None
-    wrong = np.flatnonzero((low < 0) | (length <= 0) | (low > device_size - length))
-    for index in wrong[:1].tolist():
-        check_within(int(low[index]), int(length[index]), device, device_size)
 
 
 class _Questions(NamedTuple):

@@ -8,6 +8,7 @@ from typing import Final, Literal
 from uuid import UUID
 
 from whoseblock.errors import BlockError
+from whoseblock.fs.arguments import check_open, checked_ranges
 from whoseblock.fs.base import (
     Answer,
     MetadataOwner,
@@ -15,7 +16,6 @@ from whoseblock.fs.base import (
     Owner,
     Progress,
     Unknown,
-    check_within,
     no_progress,
 )
 from whoseblock.fs.xfs.format.log import BBSIZE, LOG_RECORD, XLOG_HEADER_MAGIC_NUM
@@ -63,14 +63,15 @@ class OtherDevice:
         self._role = role
         self._size = blocks * volume.block_size
         self._media = media
+        self._closed = False
 
     def owners_many(
         self, ranges: Iterable[tuple[int, int]], *, paths: bool = True
     ) -> Iterator[Answer]:
         """Answer many ``(start, length)`` in the order asked; raises `OutOfDeviceError`."""
         del paths  # no file is named here
-        for start, length in ranges:
-            check_within(start, length, self._media.name, self.device_size)
+        for start, length in checked_ranges(ranges, self._media.name, self.device_size):
+            check_open(self._media.name, closed=self._closed)
             rows: list[Owner] = []
             inside = max(min(length, self._size - start), 0)
             notes = (_NO_REALTIME_RMAP,) if inside and self._role == "realtime" else ()
@@ -85,4 +86,5 @@ class OtherDevice:
 
     def close(self) -> None:
         """Close the device."""
+        self._closed = True
         self._media.close()

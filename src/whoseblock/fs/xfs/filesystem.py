@@ -10,16 +10,15 @@ from msgspec import UNSET
 
 from whoseblock.closing import Closing
 from whoseblock.errors import BlockError
-from whoseblock.fs.arrays import OwnerArrays
-from whoseblock.fs.base import (
-    Answer,
-    Paths,
-    Progress,
+from whoseblock.fs.arguments import (
+    check_columns,
+    check_inodes,
+    check_open,
     check_within,
-    distinct,
-    no_progress,
-    remarks_in,
+    checked_ranges,
 )
+from whoseblock.fs.arrays import OwnerArrays
+from whoseblock.fs.base import Answer, Paths, Progress, distinct, no_progress, remarks_in
 from whoseblock.fs.pieces import FILE, Piece
 from whoseblock.fs.xfs.attributes import Attributes
 from whoseblock.fs.xfs.format.superblock import XFS_SB_VERSION_5
@@ -73,6 +72,7 @@ class XfsFilesystem(Closing):
         self.inodes = InodeTable(self.volume)
         self._media = media
         self._log_media = log_media
+        self._closed = False
         self._finder = OwnerFinder(self.volume, self.inodes)
 
     @property
@@ -122,9 +122,11 @@ class XfsFilesystem(Closing):
     def owners(self, start: int, length: int, *, paths: bool = True) -> Answer:
         """Say who owns ``length`` bytes from ``start`` of the device.
 
-        Raises `OutOfDeviceError`; damaged metadata makes the answer incomplete, with a note.
+        Raises `ArgumentError`, `OutOfDeviceError` and `ClosedError`; damaged metadata makes the
+        answer incomplete, with a note.
         """
-        check_within(start, length, self._media.name, self.device_size)
+        self._check_open()
+        start, length = check_within(start, length, self._media.name, self.device_size)
         notes: list[str] = []
         pieces = self._finder.find(start, length, notes)
         known = self.paths_many(_inodes_of(pieces)) if paths else {}
@@ -135,12 +137,13 @@ class XfsFilesystem(Closing):
     ) -> Iterator[Answer]:
         """Answer many ``(start, length)``, in the order asked, sharing what is read.
 
-        Raises `OutOfDeviceError` before the batch that has such a range is answered.
+        Raises `ArgumentError`, `OutOfDeviceError` or `ClosedError` before the batch that has such a
+        range is answered.
         """
-        wanted = iter(ranges)
+        self._check_open()
+        wanted = checked_ranges(ranges, self._media.name, self.device_size)
         while batch := list(islice(wanted, _BATCH)):
-            for start, length in batch:
-                check_within(start, length, self._media.name, self.device_size)
+            self._check_open()
             yield from self._answer_batch(batch, paths=paths)
 
     def _answer_batch(self, batch: list[tuple[int, int]], *, paths: bool) -> Iterator[Answer]:
@@ -172,12 +175,13 @@ class XfsFilesystem(Closing):
         """Answer many ranges as NumPy columns, without paths; see `OwnerArrays`.
 
         `doubts` make every question incomplete, and stand in no question's notes.  Raises
-        `OutOfDeviceError`.
+        `ArgumentError`, `OutOfDeviceError` and `ClosedError`.
         """
-        from whoseblock.fs.xfs.bulk import check_many, find_many
+        from whoseblock.fs.xfs.bulk import find_many
 
-        check_many(starts, lengths, self._media.name, self.device_size)
-        arrays = find_many(self._finder, starts, lengths)
+        self._check_open()
+        low, length = check_columns(starts, lengths, self._media.name, self.device_size)
+        arrays = find_many(self._finder, low, length)
         if self.doubts:
             arrays.complete[:] = False
         return arrays
@@ -203,21 +207,33 @@ class XfsFilesystem(Closing):
 
     def file_size(self, inode: int) -> int | None:
         """Give the size of a file in bytes, None if its inode cannot be read."""
+        self._check_open()
+        (inode,) = check_inodes((inode,))
         try:
             return self.inodes.get(inode).core.size
         except BlockError:
             return None
 
     def paths(self, inode: int) -> Paths:
-        """Give every path of ``inode``, and what may be missing."""
+        """Give every path of ``inode``, and what may be missing.
+
+        Raises `ArgumentError` and `ClosedError`.
+        """
+        (inode,) = check_inodes((inode,))
         return self.paths_many((inode,))[inode]
 
     def paths_many(self, inodes: Iterable[int]) -> dict[int, Paths]:
-        """Give every path of each of ``inodes``, in one search for all."""
+        """Give every path of each of ``inodes``, in one search for all.
+
+        Raises `ArgumentError` and `ClosedError`.
+        """
+        self._check_open()
+        inodes = check_inodes(inodes)
         return PathFinder(self.volume, self.inodes, self.progress).find(inodes)
 
     def readlink(self, inode: int) -> bytes:
         """Give what a symbolic link holds; raises `BlockError`."""
+        self._check_open()
         return Attributes(self.volume, self.inodes).readlink(inode)
 
     def attributes(self, inode: int) -> dict[tuple[int, bytes], bytes]:
@@ -225,11 +241,18 @@ class XfsFilesystem(Closing):
 
         The flags are XFS_ATTR_ROOT and XFS_ATTR_SECURE.  Raises `BlockError`.
         """
+        self._check_open()
         found = Attributes(self.volume, self.inodes).values(inode)
         return {(attribute.namespace, attribute.name): attribute.value for attribute in found}
 
+    def _check_open(self) -> None:
+        check_open(self._media.name, closed=self._closed)
+
     def close(self) -> None:
-        """Close the media."""
+        """Close the media; a second time has no effect."""
+        if self._closed:
+            return
+        self._closed = True
         self._media.close()
         if self._log_media is not None:
             self._log_media.close()
