@@ -20,11 +20,15 @@ journaled and logged, as every failure is.
 import re
 import signal
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final, Literal, NamedTuple, get_args
+from typing import Annotated, Any, Final, Literal, NamedTuple, get_args
+
+import msgspec
+from msgspec import Meta, Struct
+from msgspec.structs import asdict
 
 from whoseblock.errors import PolicyError
 from whoseblock.watch.policy.toml_lines import Key, find_lines
@@ -37,17 +41,37 @@ Users = Literal["mapped", "open", "all"]
 
 #: The kinds of owners of an answer. Files whose block was never written are a kind of their own,
 #: since they lose nothing.
-OWNERS: Final = ("file", "unwritten", "metadata", "free", "staging", "outside", "unknown")
+OwnerKind = Literal["file", "unwritten", "metadata", "free", "staging", "outside", "unknown"]
+OWNERS: Final = get_args(OwnerKind)
 _LIMITS: Final[Mapping[ActionKind, int]] = MappingProxyType(
     {"exec": 60, "signal": 20, "respond": 10}
 )
 _MAX_LIMIT: Final = 1_000_000
 _MAX_TIMEOUT_S: Final = 3600
-_CHOICES: Final = {
-    "signal": tuple(signal.Signals.__members__),
-    "signal-to": get_args(Users),
-    "respond": get_args(Respond),
+_SIGNALS: Final = tuple(signal.Signals.__members__)
+_Limit = Annotated[int, Meta(ge=0, le=_MAX_LIMIT)]
+_Text = Annotated[str, Meta(pattern=r"\A[^\0]+\Z")]
+_AbsolutePath = Annotated[str, Meta(pattern=r"\A/[^\0]*\Z")]
+_SignalName = Annotated[str, Meta(pattern=rf"\A(?:{'|'.join(_SIGNALS)})\Z")]
+#: What each key may be, for messages.
+_EXPECTED: Final = {
+    "limits": "a table",
+    **dict.fromkeys(
+        ("limits.exec", "limits.signal", "limits.respond"), f"a number from 0 to {_MAX_LIMIT}"
+    ),
+    "rule": "a table, written as [[rule]]",
+    **dict.fromkeys(("name", "device", "path"), "a non-empty string"),
+    **dict.fromkeys(("filesystem", "restore-from"), "an absolute path"),
+    "owner": f"one of {', '.join(OWNERS)}, or a list of them",
+    "exec": "a list of strings",
+    "exec-timeout": f"a number from 1 to {_MAX_TIMEOUT_S}",
+    "signal": f"one of {', '.join(_SIGNALS)}",
+    "signal-to": f"one of {', '.join(get_args(Users))}",
+    "respond": f"one of {', '.join(get_args(Respond))}",
 }
+#: A step of a path in a message of msgspec: a key or an index.
+_STEP: Final = re.compile(r"\.([^.\[]+)|\[([0-9]+)\]")
+_UNKNOWN: Final = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
 _LINE: Final = re.compile(r"\(at line ([0-9]+), column [0-9]+\)$")
 
 
@@ -111,7 +135,7 @@ def read_policy(path: Path) -> Policy:
     try:
         text = path.read_text("utf-8")
         document = tomllib.loads(text)
-        return _PolicyParser(str(path), find_lines(text)).policy(document)
+        return _Parser(str(path), document, find_lines(text)).parse()
     except OSError as error:
         raise PolicyError(str(path), None, f"cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -125,12 +149,90 @@ def read_policy(path: Path) -> Policy:
         raise PolicyError(str(path), None, f"cannot be read: {error}") from error
 
 
-class _PolicyParser:
-    """Builds a policy from the parsed document, and knows the lines of its keys."""
+class _Limits(Struct, frozen=True, forbid_unknown_fields=True):
+    """The table ``[limits]``."""
 
-    def __init__(self, name: str, lines: Mapping[Key, int]) -> None:
+    exec: _Limit = _LIMITS["exec"]
+    signal: _Limit = _LIMITS["signal"]
+    respond: _Limit = _LIMITS["respond"]
+
+
+class _RuleTable(Struct, frozen=True, forbid_unknown_fields=True, rename="kebab"):
+    """A table ``[[rule]]``; what is None is not in the file."""
+
+    name: _Text | None = None
+    filesystem: _AbsolutePath | None = None
+    device: _Text | None = None
+    owner: OwnerKind | Annotated[tuple[OwnerKind, ...], Meta(min_length=1)] | None = None
+    path: _Text | None = None
+    exec: Annotated[tuple[_Text, ...], Meta(min_length=1)] | None = None
+    exec_timeout: Annotated[int, Meta(ge=1, le=_MAX_TIMEOUT_S)] | None = None
+    signal: _SignalName | None = None
+    signal_to: Users | None = None
+    respond: Respond | None = None
+    restore_from: _AbsolutePath | None = None
+
+    def rule(self, number: int, line: int) -> Rule:
+        """Return the rule, with defaults for what the file does not set."""
+        values = {name: value for name, value in asdict(self).items() if value is not None}
+        values = {"name": f"rule {number + 1}"} | values
+        if isinstance(self.owner, str):
+            values["owner"] = (self.owner,)
+        for name in ("filesystem", "restore_from"):
+            if name in values:
+                values[name] = values[name].rstrip("/") or "/"
+        return Rule(line=line, **values)
+
+    def faults(self) -> Iterator[tuple[str, str]]:
+        """Yield the keys whose values conflict with those of other keys, and why."""
+        owners = {self.owner} if isinstance(self.owner, str) else set(self.owner or OWNERS)
+        if self.exec and not self.exec[0].startswith("/"):
+            yield "exec", f"must begin with a program's path, not {self.exec[0]!r}"
+        if self.respond == "restore" and self.restore_from is None:
+            yield "respond", 'respond = "restore" needs restore-from, a folder'
+        if self.respond == "zero" and owners != {"free"}:
+            yield "respond", 'only free space may be zeroed: set owner = ["free"]'
+        if self.respond == "restore" and owners != {"file"}:
+            yield "respond", 'only files can be restored: set owner = ["file"]'
+        for key, value, needed, there in (
+            ("exec-timeout", self.exec_timeout, "exec", self.exec),
+            ("signal-to", self.signal_to, "signal", self.signal),
+            ("restore-from", self.restore_from, "respond", self.respond),
+        ):
+            if value is not None and there is None:
+                yield key, f"{key} has no effect without {needed}"
+
+
+class _PolicyTable(Struct, frozen=True, forbid_unknown_fields=True):
+    """The whole file."""
+
+    limits: _Limits = _Limits()
+    rule: tuple[_RuleTable, ...] = ()
+
+
+class _Parser:
+    """Converts a document to a policy, and errors to those with the lines of keys."""
+
+    def __init__(self, name: str, document: dict[str, Any], lines: Mapping[Key, int]) -> None:
         self._name = name
+        self._document = document
         self._lines = lines
+
+    def parse(self) -> Policy:
+        """Validate the document; raises `PolicyError`."""
+        try:
+            table = msgspec.convert(self._document, _PolicyTable)
+        except msgspec.ValidationError as error:
+            raise self._explain(str(error)) from None
+        for number, one in enumerate(table.rule):
+            for key, why in one.faults():
+                raise self._error(("rule", number, key), why)
+        rules = (
+            one.rule(number, self._lines.get(("rule", number), 0))
+            for number, one in enumerate(table.rule)
+        )
+        limits = {kind: getattr(table.limits, kind) for kind in get_args(ActionKind)}
+        return Policy(tuple(rules), MappingProxyType(limits))
 
     def _error(self, where: Key, what: str, hint: str = "") -> PolicyError:
         """Return the error for a key; a missing key is reported at the line of its table."""
@@ -139,109 +241,20 @@ class _PolicyParser:
             at = at[:-1]
         return PolicyError(self._name, self._lines.get(at), what, hint=hint)
 
-    def policy(self, document: dict[str, Any]) -> Policy:
-        self._check_keys((), document, ("limits", "rule"))
-        limits = self._table(("limits",), document.get("limits", {}))
-        self._check_keys(("limits",), limits, get_args(ActionKind))
-        most = {**_LIMITS}
-        for kind in get_args(ActionKind):
-            if kind in limits:
-                most[kind] = self._number(("limits", kind), limits[kind], 0, _MAX_LIMIT)
-        rules = document.get("rule", [])
-        if not isinstance(rules, list):
-            raise self._error(("rule",), "rules are written as [[rule]]")
-        made = tuple(
-            self._rule(("rule", number), self._table(("rule", number), rule))
-            for number, rule in enumerate(rules)
+    def _explain(self, error: str) -> PolicyError:
+        """Return the error of msgspec with the line, the value and what is expected."""
+        what, _, path = error.partition(" - at `$")
+        where: Key = tuple(
+            int(number) if number else name for name, number in _STEP.findall(path.rstrip("`"))
         )
-        return Policy(made, MappingProxyType(most))
-
-    def _rule(self, at: Key, rule: dict[str, Any]) -> Rule:
-        names = (name.replace("_", "-") for name in Rule._fields if name != "line")
-        self._check_keys(at, rule, tuple(names))
-        values: dict[str, Any] = {"name": f"rule {int(at[1]) + 1}", "line": self._lines.get(at, 0)}
-        for name, value in rule.items():
-            values[name.replace("-", "_")] = self._value(at, name, value)
-        made = Rule(**values)
-        self._check(at, made, rule)
-        return made
-
-    def _value(self, at: Key, name: str, value: object) -> object:
-        """Return one value of a rule, validated by itself."""
-        where = (*at, name)
-        if name in ("owner", "exec"):
-            return self._list(where, value)
-        if name == "exec-timeout":
-            return self._number(where, value, 1, _MAX_TIMEOUT_S)
-        text = self._text(where, value)
-        if name in _CHOICES:
-            return self._one_of(where, text, _CHOICES[name])
-        if name in ("filesystem", "restore-from"):
-            if not text.startswith("/"):
-                raise self._error(where, f"must be an absolute path, not {text!r}")
-            return text.rstrip("/") or "/"
-        return text
-
-    def _list(self, at: Key, value: object) -> tuple[str, ...]:
-        """Return the kinds of owners, which may be a single one, or the words of a command."""
-        if at[-1] == "exec":
-            command = self._words(at, value)
-            if not command[0].startswith("/"):
-                raise self._error(at, f"must begin with a program's path, not {command[0]!r}")
-            return command
-        return tuple(
-            self._one_of(at, word, OWNERS)
-            for word in self._words(at, [value] if isinstance(value, str) else value)
-        )
-
-    def _check(self, at: Key, rule: Rule, given: Mapping[str, object]) -> None:
-        """Check that the values of a rule are consistent."""
-        if rule.respond == "restore" and not rule.restore_from:
-            raise self._error((*at, "respond"), 'respond = "restore" needs restore-from, a folder')
-        if rule.respond == "zero" and rule.owner != ("free",):
-            why = 'only free space may be zeroed: set owner = ["free"]'
-            raise self._error((*at, "respond"), why)
-        if rule.respond == "restore" and not set(rule.owner) <= {"file"}:
-            why = 'only files can be restored: set owner = ["file"]'
-            raise self._error((*at, "respond"), why)
-        for needs, needed in (
-            ("exec-timeout", "exec"),
-            ("signal-to", "signal"),
-            ("restore-from", "respond"),
-        ):
-            if needs in given and needed not in given:
-                raise self._error((*at, needs), f"{needs} has no effect without {needed}")
-
-    # ------------------------------------------------------------------ values
-
-    def _check_keys(self, at: Key, table: Mapping[str, object], known: tuple[str, ...]) -> None:
-        for name in table:
-            if name not in known:
-                hint = f"valid keys: {', '.join(known)}"
-                raise self._error((*at, name), f"unknown key {name!r}", hint)
-
-    def _table(self, at: Key, value: object) -> dict[str, Any]:
-        if not isinstance(value, dict):
-            raise self._error(at, "must be a table")
-        return value
-
-    def _text(self, at: Key, value: object) -> str:
-        if not isinstance(value, str) or not value or "\0" in value:
-            raise self._error(at, f"must be a non-empty string, not {value!r}")
-        return value
-
-    def _words(self, at: Key, value: object) -> tuple[str, ...]:
-        if not isinstance(value, list) or not value:
-            raise self._error(at, "must be a list of strings")
-        return tuple(self._text(at, word) for word in value)
-
-    def _number(self, at: Key, value: object, least: int, most: int) -> int:
-        # True is an int too.
-        if type(value) is not int or not least <= value <= most:
-            raise self._error(at, f"must be a number from {least} to {most}, not {value!r}")
-        return value
-
-    def _one_of(self, at: Key, word: str, known: tuple[str, ...]) -> str:
-        if word not in known:
-            raise self._error(at, f"must be one of {', '.join(known)}, not {word!r}")
-        return word
+        if unknown := _UNKNOWN.fullmatch(what):
+            tables: dict[Key, type[Struct]] = {(): _PolicyTable, ("limits",): _Limits}
+            known = tables.get(where, _RuleTable).__struct_encode_fields__
+            hint = f"valid keys: {', '.join(known)}"
+            return self._error((*where, unknown[1]), f"unknown key {unknown[1]!r}", hint)
+        value: Any = self._document
+        for step in where:
+            value = value[step]
+        names = [step for step in where if isinstance(step, str)]
+        expected = _EXPECTED.get(".".join(names)) or _EXPECTED[names[-1]]
+        return self._error(where, f"must be {expected}, not {value!r}")
