@@ -520,7 +520,7 @@ def test_no_process_of_the_daemon_gets_a_signal(file: Path, tmp_path: Path) -> N
         assert set(names) == {worker, os.getpid()}
         said = send(how, lock).split("; ")
         assert alive(worker)
-    why = "refused: it is the first process, whoseblock itself, or who started it"
+    why = "refused: it is process 1, whoseblock itself, or its parent"
     assert sorted(said) == sorted(
         [
             "sent to nobody",

@@ -28,7 +28,7 @@ import whoseblock
 from whoseblock import cli
 from whoseblock.journal.run import Run
 from whoseblock.media.direct import DirectMedia
-from whoseblock.respond import calls, freezing, relocate
+from whoseblock.respond import freezing, relocate, syscalls
 from whoseblock.respond.device import Device
 from whoseblock.respond.quarantine import QuarantineKeeper
 from whoseblock.respond.relocate import Keeper
@@ -113,7 +113,7 @@ class Boundaries:
 def _bound() -> Boundaries:
     boundaries = Boundaries()
     for name in _CALLS:
-        boundaries.wrap(calls, name)
+        boundaries.wrap(syscalls, name)
     for name in _SYSTEM:
         boundaries.wrap(os, name)
     for owner, names in _METHODS:
