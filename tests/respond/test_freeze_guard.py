@@ -190,7 +190,10 @@ def test_an_error_in_the_block_while_the_guard_is_gone(root: Path) -> None:
 
 def test_somebody_else_has_it_frozen(root: Path) -> None:
     with frozen_by_others(os.fsencode(root)), freezing(root) as freezer:
-        assert freezer.line() == "NotNowError cannot freeze the filesystem: another process has frozen it"
+        assert (
+            freezer.line()
+            == "NotNowError cannot freeze the filesystem: another process has frozen it"
+        )
         wait_for_no_guard(freezer.pid)
         # It was left as it is: whoever froze it may be taking a snapshot.
         waiter = Waiter(root, freezer.pid)
@@ -257,7 +260,10 @@ def test_the_guard_is_killed_while_the_freeze_takes_long(shared: Ground, root: P
         time.sleep(0.2)
         stopped.close()
         # The kernel has frozen it for somebody who is no more.
-        assert freezer.line() == "NotNowError cannot freeze the filesystem: its guard process does not answer"
+        assert (
+            freezer.line()
+            == "NotNowError cannot freeze the filesystem: its guard process does not answer"
+        )
         check_over(root, freezer)
 
 

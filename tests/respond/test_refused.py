@@ -255,5 +255,5 @@ def test_whoever_says_no_is_not_overruled(tmp_path: Path) -> None:
         words = ["respond", served.root, str(bad), "--apply", "--journal", served.journal]
         done = subprocess.run([sys.executable, "-c", program, *map(str, words)], check=False)
         assert done.returncode == 14
-        assert "nothing was broken off" in served.respond("--resume").stderr
+        assert "no interrupted steps" in served.respond("--resume").stderr
         assert served.served.bad() == [bad]

@@ -214,7 +214,7 @@ def test_without_apply_nothing_is_written(tmp_path: Path) -> None:
         assert served.served.statistics()["writes"] == counts
         assert served.states() == [["planned"]]
         # What was only planned is never gone on with.
-        assert "nothing was broken off" in served.respond("--resume").stderr
+        assert "no interrupted steps" in served.respond("--resume").stderr
         assert served.served.bad() == [run]
 
 

@@ -224,10 +224,10 @@ def _decide(owners: Sequence[Owner], options: PlanOptions, *, mounted: bool) -> 
         )
     if is_unowned(owners):
         return Decision(Act.ZERO, _describe_zeroing(owners, mounted=mounted))
-    data = [row for row in owners if isinstance(row, FileOwner) and row.what == "data"]
-    if len(data) == len(owners):
-        return _decide_data(len(data) - len(kept), options, mounted=mounted)
-    return Decision(Act.ADVISE, _advice(owners[0]))
+    others = [row for row in owners if not (isinstance(row, FileOwner) and row.what == "data")]
+    if not others:
+        return _decide_data(len(owners) - len(kept), options, mounted=mounted)
+    return Decision(Act.ADVISE, _advice(others[0]))
 
 
 def in_quarantine(row: Owner) -> bool:
