@@ -306,7 +306,7 @@ def test_steps_take_no_way_but_theirs(journal_url: str) -> None:
             "d": run.done,
             "v": run.verified,
             "f": lambda step: run.failed(step, "why"),
-            "l": lambda step: run.left(step, "why"),
+            "l": lambda step: run.skipped(step, "why"),
         }
 
         @given(st.text(st.sampled_from("sssddvfl"), max_size=12))
@@ -387,14 +387,14 @@ def test_a_step_is_in_the_hands_of_its_run_as_long_as_that_lives(journal_url: st
         for step in (started, done):
             # What they did, they are about to verify.
             with pytest.raises(JournalError, match="is being done by run"):
-                run.left(step, "why")
+                run.skipped(step, "why")
         run.started(planned)
         other.communicate()
         assert not journal.is_running(theirs)
         (plan,) = journal.unfinished("sda")
         assert [step.state for step in plan.steps] == [State.STARTED, State.STARTED, State.DONE]
         run.failed(done, "not verified")
-        run.left(done, "why")
+        run.skipped(done, "why")
         assert journal.unfinished("sdb") == []
         assert run.started(started).number == 2
         for step in (started, planned):

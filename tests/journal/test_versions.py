@@ -1,111 +1,129 @@
-"""Migrations make the tables that the code knows, keep what is there, and are done once."""
+"""Opening makes the tables of one version, once and as a whole; others are refused unchanged."""
 
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from alembic.autogenerate import compare_metadata
-from alembic.migration import MigrationContext
-from sqlalchemy import text
+from sqlalchemy import Connection, event, func, select, text
+from sqlalchemy import table as sqltable
 from tests.support.journals import PAGE, answer, file_row, opened, report
 from tests.support.postgres import Postgres
 from tests.support.tools import CHECKOUT
 
 from whoseblock.errors import JournalError
-from whoseblock.journal import open_journal, versions
+from whoseblock.journal import open_journal, schema, versions
 from whoseblock.journal.database import Database
 from whoseblock.journal.places import place_of
-from whoseblock.journal.schema import METADATA, VERSION_TABLE
 
-SECOND = '''"""A revision of the tests."""
-import sqlalchemy as sa
-from alembic import op
-revision = "0002"
-down_revision = "0001"
-def upgrade() -> None:
-    op.add_column("failures", sa.Column("colour", sa.Text(), server_default="blue"))
-    op.create_table("more", sa.Column("id", sa.Integer(), primary_key=True))
-    {}
-'''
+TABLES = Path(__file__).with_name("tables")
 
 
 def statements(database: Database) -> list[list[str]]:
-    """Give what the database says of how its tables were made, in pieces whose order is nothing."""
+    """Read how the database made its tables, in pieces whose order has no meaning."""
     queries = {
-        "sqlite": "SELECT sql FROM sqlite_master WHERE sql IS NOT NULL AND name NOT LIKE :version",
+        "sqlite": "SELECT sql FROM sqlite_master WHERE sql IS NOT NULL",
         "postgresql": "SELECT c.relname || ' ' || pg_get_constraintdef(o.oid) || o.conname"
         " FROM pg_constraint o JOIN pg_class c ON c.oid = o.conrelid"
-        " WHERE connamespace = current_schema()::regnamespace AND c.relname NOT LIKE :version"
-        " UNION ALL SELECT indexdef FROM pg_indexes"
-        " WHERE schemaname = current_schema() AND tablename NOT LIKE :version",
+        " WHERE connamespace = current_schema()::regnamespace"
+        " UNION ALL SELECT indexdef FROM pg_indexes WHERE schemaname = current_schema()"
+        " UNION ALL SELECT table_name || '.' || column_name || ' ' || data_type || ' '"
+        "   || coalesce(character_maximum_length, 0) || ' ' || is_nullable || ' '"
+        "   || coalesce(column_default, '')"
+        " FROM information_schema.columns WHERE table_schema = current_schema()",
     }
     with database.reading() as connection:
-        query = text(queries[connection.dialect.name])
-        found = connection.scalars(query, {"version": f"%{VERSION_TABLE}%"})
+        found = connection.scalars(text(queries[connection.dialect.name]))
         return sorted(sorted("".join(one.split()).replace(")", "").split(",")) for one in found)
 
 
-def test_migrations_make_what_the_code_knows(journal_url: str, postgres: Postgres) -> None:
+def count_of(database: Database, table: str) -> int:
+    with database.reading() as connection:
+        return int(connection.scalar(select(func.count()).select_from(sqltable(table))) or 0)
+
+
+def test_the_tables_are_those_of_their_version(journal_url: str) -> None:
+    """Fails when the schema changes: it needs another VERSION then, and another file of tables."""
     with open_journal(journal_url):
         pass
-    sqlite = not journal_url.startswith("postgresql")
-    other = f"{journal_url}.other" if sqlite else postgres.new_database()
-    with (
-        Database(place_of(journal_url), write=True) as migrated,
-        Database(place_of(other), write=True) as made,
-    ):
-        with migrated.reading() as connection:
-            options = {"version_table": VERSION_TABLE, "compare_server_default": True}
-            context = MigrationContext.configure(connection, opts=options)
-            assert compare_metadata(context, METADATA) == []
-        with made.writing() as connection:
-            METADATA.create_all(connection)
-        # Conditions of indexes and checks, which alembic does not compare.
-        assert statements(migrated) == statements(made)
+    with Database(place_of(journal_url), write=False) as database:
+        made = "\n".join(" , ".join(pieces) for pieces in statements(database)) + "\n"
+        kind = "sqlite" if database.place.file is not None else "postgresql"
+        with database.reading() as connection:
+            stored = connection.scalars(text("SELECT version_num FROM journal_version")).all()
+    assert list(stored) == [schema.VERSION]
+    assert made == (TABLES / f"{schema.VERSION}.{kind}.txt").read_text()
 
 
-def later(tmp_path: Path, patch: pytest.MonkeyPatch) -> Path:
-    """Be a later whoseblock with one revision more; give the script of that."""
-    folder = tmp_path / "migrations"
-    shutil.copytree(versions.MIGRATIONS, folder)
-    script = folder / "versions" / "r0002.py"
-    script.write_text(SECOND.format("pass"))
-    patch.setattr(versions, "MIGRATIONS", folder)
-    patch.setattr(versions, "REVISION", "0002")
-    return script
-
-
-def test_an_older_journal_is_brought_up_to_date(
-    journal_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("step", [-1, 1])
+def test_a_journal_of_another_version_is_refused_and_not_changed(
+    journal_url: str, step: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with opened(journal_url) as (journal, run):
         noted = run.record_failure("sda", PAGE, report())
         run.record_finding(noted.failure, answer(file_row("/a")))
     with open_journal(journal_url, write=False) as journal:
         before = journal.history(noted.failure)
+    with Database(place_of(journal_url), write=False) as database:
+        tables = statements(database)
     with monkeypatch.context() as patch:
-        script = later(tmp_path, patch)
-        with pytest.raises(JournalError, match="older whoseblock"):
-            open_journal(journal_url, write=False)
-        # One that fails half way changes nothing.
-        script.write_text(SECOND.format("op.execute('DROP TABLE nothing')"))
+        patch.setattr(versions, "VERSION", schema.VERSION + step)
+        age = "newer" if step < 0 else "older"
+        for write in (True, False):
+            with pytest.raises(JournalError, match=f"made by an? {age} whoseblock") as refused:
+                open_journal(journal_url, write=write)
+            assert refused.value.exit_code == 13
+            assert "--journal" in refused.value.hint
+    for write in (True, False):
+        with open_journal(journal_url, write=write) as journal:
+            assert journal.history(noted.failure) == before
+    with Database(place_of(journal_url), write=False) as database:
+        assert statements(database) == tables
+
+
+def test_a_journal_of_the_first_version_is_refused(journal_url: str) -> None:
+    # That one stored its version as a text.
+    with (
+        Database(place_of(journal_url), write=True) as database,
+        database.writing() as connection,
+    ):
+        connection.execute(text("CREATE TABLE journal_version (version_num VARCHAR(32) NOT NULL)"))
+        connection.execute(text("CREATE TABLE hosts (id INTEGER)"))
+        connection.execute(text("INSERT INTO journal_version VALUES ('0001')"))
+    for write in (True, False):
+        with pytest.raises(JournalError, match=r"an older whoseblock \(version 1 of its tables"):
+            open_journal(journal_url, write=write)
+    with Database(place_of(journal_url), write=False) as database:
+        assert count_of(database, "hosts") == 0
+
+
+def test_making_the_tables_fails_as_a_whole(journal_url: str) -> None:
+    def fail(_target: object, connection: Connection, **_options: object) -> None:
+        connection.execute(text("DROP TABLE nothing"))
+
+    event.listen(schema.step_events, "after_create", fail)
+    try:
         with pytest.raises(JournalError, match="nothing"):
             open_journal(journal_url)
-        script.write_text(SECOND.format("pass"))
-        with open_journal(journal_url) as journal:
-            assert journal.history(noted.failure) == before
-        with (
-            Database(place_of(journal_url), write=False) as database,
-            database.reading() as connection,
-        ):
-            assert connection.scalar(text("SELECT colour FROM failures")) == "blue"
-        with open_journal(journal_url, write=False) as journal:
-            assert journal.history(noted.failure) == before
-    for write in (True, False):
-        with pytest.raises(JournalError, match="newer whoseblock"):
-            open_journal(journal_url, write=write)
+    finally:
+        event.remove(schema.step_events, "after_create", fail)
+    with Database(place_of(journal_url), write=True) as database:
+        assert statements(database) == []
+    with pytest.raises(JournalError, match="there is no journal yet"):
+        open_journal(journal_url, write=False)
+    with open_journal(journal_url) as journal:
+        assert list(journal.failures()) == []
+
+
+def test_tables_of_others_on_a_server_are_not_taken(postgres: Postgres) -> None:
+    url = postgres.new_database()
+    with Database(place_of(url), write=True) as database, database.writing() as connection:
+        connection.execute(text("CREATE TABLE failures (name TEXT)"))
+    with pytest.raises(JournalError, match="failures"):
+        open_journal(url)
+    with Database(place_of(url), write=False) as database:
+        assert count_of(database, "failures") == 0
+        assert [one for one in statements(database) if "journal_version" in str(one)] == []
 
 
 _OPEN = """
@@ -134,12 +152,8 @@ def test_processes_make_one_journal_together(journal_url: str) -> None:
     for process in together:
         process.communicate()
         assert process.returncode == 0
-    # There is nothing to migrate any more, and what would do it is not even loaded.
+    # The tables and their version are there once.
+    with Database(place_of(journal_url), write=False) as database:
+        assert count_of(database, "journal_version") == 1
     done = subprocess.run(words, input="\n", capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False"]
-
-
-def test_the_package_has_the_migrations() -> None:
-    listed = {path.name for path in (versions.MIGRATIONS / "versions").glob("*.py")}
-    assert {"__init__.py", "r0001_the_journal.py"} <= listed
-    assert (versions.MIGRATIONS / "env.py").is_file()

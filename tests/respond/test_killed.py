@@ -68,7 +68,7 @@ class Trial:
         if states & {State.DONE, State.VERIFIED}:
             failure.check_finished(self.ground)
         # Failed is only what is begun anew, and that was not reached.
-        assert State.LEFT not in states
+        assert State.SKIPPED not in states
 
     @property
     def resuming(self) -> list[str]:

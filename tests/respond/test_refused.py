@@ -116,7 +116,7 @@ def test_a_copy_that_does_not_match(
             quarantine = ["--quarantine"] * (number // 2 % 2)
             said = served.apply(lost, "--restore-from", five.copies, *quarantine, code=14)
         assert why in said
-        assert served.states() == [["planned", "started", "left"]]
+        assert served.states() == [["planned", "started", "skipped"]]
 
 
 def flag(path: Path, flags: int) -> None:
@@ -188,7 +188,7 @@ def test_an_active_swap_file(tmp_path: Path, kind: Geometry) -> None:
             with unchanged(served, [path]):
                 said = served.apply(place, "--restore-file", copy, code=14)
             assert "swap" in said
-            assert served.states() == [["planned", "started", "left"]]
+            assert served.states() == [["planned", "started", "skipped"]]
         finally:
             run(["swapoff", path])
 

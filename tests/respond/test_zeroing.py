@@ -240,7 +240,7 @@ def test_a_device_in_use_is_refused(tmp_path: Path) -> None:
         # Asked past the mounted filesystem, the device is still not to be had.
         for target in (served.device, served.served.device):
             said = served.apply(run, "--offline", target=target, code=14)
-            assert "left" in said
+            assert "skipped" in said
             assert served.served.bad() == [run]
             assert served.served.statistics()["sectors_healed"] == 0
 

@@ -45,7 +45,7 @@ _METHODS: list[tuple[type, list[str]]] = [
     (
         Run,
         (
-            "__init__ record_failure record_finding plan started done verified failed left"
+            "__init__ record_failure record_finding plan started done verified failed skipped"
             " close_failure close"
         ).split(),
     ),
@@ -130,10 +130,9 @@ def _bound() -> Boundaries:
 
 def _import_everything() -> None:
     for module in pkgutil.walk_packages(whoseblock.__path__, "whoseblock."):
-        if not module.name.endswith("__main__") and ".migrations" not in module.name:
+        if not module.name.endswith("__main__"):
             importlib.import_module(module.name)
-    for name in ("sqlalchemy.dialects.sqlite", "alembic.migration", "alembic.operations"):
-        importlib.import_module(name)
+    importlib.import_module("sqlalchemy.dialects.sqlite")
 
 
 def _child(boundaries: Boundaries, order: dict[str, Any]) -> None:

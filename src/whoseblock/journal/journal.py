@@ -12,7 +12,7 @@ from whoseblock.journal.host import Host, this_host
 from whoseblock.journal.places import place_of
 from whoseblock.journal.records import Event, Filter, History, Overview, Plan, RunRecord
 from whoseblock.journal.run import Run
-from whoseblock.journal.versions import bring_up_to_date
+from whoseblock.journal.versions import prepare_tables
 
 __all__ = ["Journal"]
 
@@ -36,7 +36,7 @@ class Journal(Closing):
         self.host = host or this_host()
         self._database = Database(place, write=write)
         try:
-            bring_up_to_date(self._database)
+            prepare_tables(self._database)
         except BaseException:
             self._database.close()
             raise

@@ -42,19 +42,19 @@ class State(StrEnum):
     DONE = "done"
     VERIFIED = "verified"
     FAILED = "failed"
-    LEFT = "left"
+    SKIPPED = "skipped"
 
 
 #: What may follow a state.  A step is started again after it failed, or if whoever had started it
 #: did not live to say more; done becomes failed if the device does not give back what was written.
 NEXT: Final[Mapping[State, frozenset[State]]] = MappingProxyType(
     {
-        State.PLANNED: frozenset({State.STARTED, State.LEFT}),
-        State.STARTED: frozenset({State.STARTED, State.DONE, State.FAILED, State.LEFT}),
-        State.DONE: frozenset({State.VERIFIED, State.FAILED, State.LEFT}),
-        State.FAILED: frozenset({State.STARTED, State.LEFT}),
+        State.PLANNED: frozenset({State.STARTED, State.SKIPPED}),
+        State.STARTED: frozenset({State.STARTED, State.DONE, State.FAILED, State.SKIPPED}),
+        State.DONE: frozenset({State.VERIFIED, State.FAILED, State.SKIPPED}),
+        State.FAILED: frozenset({State.STARTED, State.SKIPPED}),
         State.VERIFIED: frozenset(),
-        State.LEFT: frozenset(),
+        State.SKIPPED: frozenset(),
     }
 )
 

@@ -316,9 +316,9 @@ class Run(Closing):
         """Journal that a step that was started or done failed; it can be started again."""
         return self._advance(step, State.FAILED, {"because": because, **detail})
 
-    def left(self, step: int, because: str, detail: Mapping[str, Any] = _NOTHING) -> Event:
-        """Journal that a step that is unfinished will not be done, and why."""
-        return self._advance(step, State.LEFT, {"because": because, **detail})
+    def skipped(self, step: int, because: str, detail: Mapping[str, Any] = _NOTHING) -> Event:
+        """Journal that an unfinished step will not be taken, and why."""
+        return self._advance(step, State.SKIPPED, {"because": because, **detail})
 
     def _advance(
         self,

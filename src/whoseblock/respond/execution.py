@@ -102,8 +102,8 @@ def _take(run: Run, step: Step, context: Context, *, ends: bool) -> StepOutcome:
 
 
 def _skip(run: Run, step: Step, why: str) -> StepOutcome:
-    run.left(step.id, why)
-    return StepOutcome(step, State.LEFT, why)
+    run.skipped(step.id, why)
+    return StepOutcome(step, State.SKIPPED, why)
 
 
 def _fail(run: Run, step: Step, why: str) -> StepOutcome:

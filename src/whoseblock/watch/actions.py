@@ -127,14 +127,14 @@ class Actor:
         rule = step.parameters.get("rule")
         if step.state is State.STARTED:
             why = "whoever began it did not end it, and nobody knows whether it was done"
-            self._run.left(step.id, why)
+            self._run.skipped(step.id, why)
             say("warning", "action-unknown", failure=step.failure, action=step.kind, rule=rule)
             return "unknown"
         if step.state is State.DONE:
             self._run.verified(step.id)
             return ""
         if step.state is State.FAILED:
-            self._run.left(step.id, _NOT_AGAIN)
+            self._run.skipped(step.id, _NOT_AGAIN)
             return ""
         return self._begin(step, step.failure, why, limits)
 
@@ -150,12 +150,12 @@ class Actor:
         elif kind == "signal" and step.parameters.get("boot") != now.boot:
             why = why or "the machine was started anew: the processes are others"
         if why or number is None:
-            self._run.left(step.id, why)
+            self._run.skipped(step.id, why)
             say("warning", "action-left", **about, why=why)
             return "left"
         most = self._policy.limits.get(kind, 0)
         if not limits.take(kind, most, now):
-            self._run.left(step.id, f"the policy allows {most} in an hour")
+            self._run.skipped(step.id, f"the policy allows {most} in an hour")
             say("warning", "action-limited", **about, limit=most)
             return "limited"
         self._run.started(step.id, now.kept)
@@ -165,7 +165,7 @@ class Actor:
             raise
         except (WhoseblockError, OSError, subprocess.SubprocessError) as error:
             self._run.failed(step.id, str(error))
-            self._run.left(step.id, _NOT_AGAIN)
+            self._run.skipped(step.id, _NOT_AGAIN)
             say("err", "action-failed", **about, why=str(error))
             return "failed"
         self._run.done(step.id, {"said": said})
