@@ -41,7 +41,7 @@ def test_metadata_is_left_alone_and_the_plan_says_what_repairs_it(tmp_path: Path
             served.served.add(bad)
             counts = served.served.statistics()
             said = served.apply(bad, *EVERYTHING, code=14)
-            assert "left: advise" in said
+            assert "skipped: advise" in said
             assert "xfs_repair" in said, name
             assert name in said
             assert served.served.statistics()["sectors_healed"] == counts["sectors_healed"]

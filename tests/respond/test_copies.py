@@ -291,7 +291,7 @@ def test_nothing_outside_of_the_folder_is_opened(pair: tuple[Path, Path], tmp_pa
         "./sub/deeper/file",
         str(copy),
     ):
-        refused(damaged, place(path), "is no path in a filesystem")
+        refused(damaged, place(path), "is not a valid path in a filesystem")
     # The folder itself is the user's word.
     (tmp_path / "alias").symlink_to(folder)
     assert check(damaged, Candidate("sub/deeper/file", str(tmp_path / "alias"))) == 4 * BLOCK

@@ -315,7 +315,10 @@ def test_the_journal_tells_of_a_guard_that_was_killed(
         assert program.run(*words, at=at, after=True, guard=True).code == 14
         ((step,),) = (plan.steps for plan in shared.plans(known))
         assert step.state is State.FAILED
-        assert "the guard of the frozen filesystem was gone" in step.events[-1].detail["because"]
+        assert (
+            "the guard process of the frozen filesystem was gone"
+            in step.events[-1].detail["because"]
+        )
         check_not_frozen(root)
         assert program.run("respond", "--resume", "--journal", shared.journal).code == 0
     ((step,),) = (plan.steps for plan in shared.plans(known))

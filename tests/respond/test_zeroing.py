@@ -93,7 +93,7 @@ def test_stubborn_free_space_is_reported(tmp_path: Path) -> None:
         served.fail(ByteRange(run.start + BLOCK, 512), stubborn=True)
         served.fail(ByteRange(run.start + 2 * BLOCK, 512))
         said = served.apply(run, code=14)
-        assert "does not take the write" in said
+        assert "refuses the write" in said
         assert served.states() == [["planned", "started", "failed"]]
         # What comes after it is healed all the same.
         assert served.served.bad() == [ByteRange(run.start + BLOCK, 512)]

@@ -121,7 +121,7 @@ def _bound() -> Boundaries:
             told = owner.__name__ if name == "__init__" else f"{owner.__name__}.{name}"
             boundaries.wrap(owner, name, told)
     boundaries.wrap(relocate, "_temporary", "temporary")
-    boundaries.wrap(relocate, "_give_back", "give_back")
+    boundaries.wrap(relocate, "_free_and_close", "free_and_close")
     boundaries.wrap(freezing, "_start_guard", "start_guard")
     for name in ("freeze", "thaw", "close"):
         boundaries.wrap(freezing._Guard, name, {"close": "Guard.close"}.get(name, name))
