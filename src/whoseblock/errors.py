@@ -12,7 +12,8 @@
     ├── PrivilegeError         the kernel answers only those who have a certain capability
     ├── JournalError           the journal cannot be opened, read or written
     ├── PolicyError            the policy of the daemon is not as it must be
-    ├── LeftUndoneError        something that was to be done was not done, or did not help
+    ├── LeftUndoneError        a repair step was skipped or failed
+    ├── MissingExtraError      a library that this part needs is not installed
     └── BlockError             a block that we need cannot be had
         ├── MediaError         the medium does not give it back
         └── CorruptError       it does not verify
@@ -36,6 +37,7 @@ __all__ = [
     "LeftUndoneError",
     "MalformedError",
     "MediaError",
+    "MissingExtraError",
     "NotAFilesystemError",
     "OutOfDeviceError",
     "PolicyError",
@@ -131,9 +133,15 @@ class PolicyError(WhoseblockError):
 
 
 class LeftUndoneError(WhoseblockError):
-    """Something that was to be done was not done, or did not help."""
+    """A repair step was skipped or failed."""
 
     exit_code = 14
+
+
+class MissingExtraError(WhoseblockError):
+    """A library that only this part of whoseblock needs is not installed."""
+
+    exit_code = 17
 
 
 class BlockError(WhoseblockError):

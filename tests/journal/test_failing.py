@@ -22,7 +22,7 @@ from tests.support.postgres import Postgres, server
 from tests.support.tools import need_root
 from tests.support.tools import run as run_program
 
-from whoseblock.errors import JournalError
+from whoseblock.errors import JournalError, MissingExtraError
 from whoseblock.journal import PlannedStep, State, open_journal
 from whoseblock.journal.faults import as_journal_error
 from whoseblock.journal.journal import Journal
@@ -376,8 +376,8 @@ def test_without_the_driver_there_is_a_sentence(tmp_path: Path) -> None:
         check=False,
         cwd=tmp_path,
     )
-    assert done.returncode == JournalError.exit_code
+    assert done.returncode == MissingExtraError.exit_code
     sentence, hint = done.stderr.splitlines()
-    assert "pg8000, which is not installed" in sentence
+    assert "needs pg8000; install whoseblock[postgresql]" in sentence
     assert "whoseblock[postgresql]" in hint
     assert "secret" not in done.stderr

@@ -21,6 +21,7 @@ PostgreSQL database for many; docs/internals/journal.md describes the schema.
 
 from typing import TYPE_CHECKING
 
+from whoseblock.extras import import_extra
 from whoseblock.journal.host import Host
 from whoseblock.journal.records import (
     FINAL,
@@ -76,7 +77,8 @@ def open_journal(
     brought up to date if an older whoseblock made it; without, it must be there.  ``host`` is the
     machine that the journal is written for, by default this one.  Raises `JournalError`.
     """
-    # Only the journal needs SQLAlchemy, and it is slow to import.
+    # SQLAlchemy is an extra, and slow to import.
+    import_extra("journal")
     from whoseblock.journal.journal import Journal
 
     return Journal(url, write=write, host=host)

@@ -18,6 +18,7 @@ from sqlalchemy.pool import QueuePool
 
 from whoseblock.closing import Closing
 from whoseblock.errors import JournalError
+from whoseblock.extras import import_extra
 from whoseblock.journal.columns import digest
 from whoseblock.journal.faults import as_journal_error
 from whoseblock.journal.places import Place
@@ -240,19 +241,14 @@ def _keep_log(connection: sqlite3.Connection, place: Place) -> None:
 
 
 def _postgresql(place: Place) -> Engine:
-    try:
-        engine = create_engine(
-            place.url,
-            connect_args=place.arguments,
-            pool_pre_ping=True,
-            pool_logging_name=_LOG,
-            hide_parameters=True,
-        )
-    except ModuleNotFoundError as error:
-        raise JournalError(
-            "a journal in PostgreSQL needs the driver pg8000, which is not installed",
-            hint="install whoseblock[postgresql]",
-        ) from error
+    import_extra("postgresql")
+    engine = create_engine(
+        place.url,
+        connect_args=place.arguments,
+        pool_pre_ping=True,
+        pool_logging_name=_LOG,
+        hide_parameters=True,
+    )
 
     def prepare(connection: Any, _record: object) -> None:  # noqa: ANN401 - of whatever driver
         cursor = connection.cursor()

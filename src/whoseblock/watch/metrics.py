@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Final
 
+from whoseblock.extras import import_extra
 from whoseblock.watch.spool import Backlog
 from whoseblock.watch.statistics import BUCKETS, Statistics
 
@@ -26,6 +27,7 @@ def exposition(
     statistics: Statistics, sources: Mapping[str, tuple[bool, str]], backlog: Backlog
 ) -> bytes:
     """Write all metrics; ``sources`` says of each whether it is watched."""
+    import_extra("watch")
     from prometheus_client import CollectorRegistry, generate_latest
 
     registry = CollectorRegistry()
