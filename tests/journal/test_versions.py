@@ -14,7 +14,7 @@ from tests.support.tools import CHECKOUT
 from whoseblock.errors import JournalError
 from whoseblock.journal import open_journal, schema, versions
 from whoseblock.journal.database import Database
-from whoseblock.journal.places import place_of
+from whoseblock.journal.location import locate
 
 TABLES = Path(__file__).with_name("tables")
 
@@ -46,9 +46,9 @@ def test_the_tables_are_those_of_their_version(journal_url: str) -> None:
     """Fails when the schema changes: it needs another VERSION then, and another file of tables."""
     with open_journal(journal_url):
         pass
-    with Database(place_of(journal_url), write=False) as database:
+    with Database(locate(journal_url), write=False) as database:
         made = "\n".join(" , ".join(pieces) for pieces in statements(database)) + "\n"
-        kind = "sqlite" if database.place.file is not None else "postgresql"
+        kind = "sqlite" if database.location.file is not None else "postgresql"
         with database.reading() as connection:
             stored = connection.scalars(text("SELECT version_num FROM journal_version")).all()
     assert list(stored) == [schema.VERSION]
@@ -64,7 +64,7 @@ def test_a_journal_of_another_version_is_refused_and_not_changed(
         run.record_finding(noted.failure, answer(file_row("/a")))
     with open_journal(journal_url, write=False) as journal:
         before = journal.history(noted.failure)
-    with Database(place_of(journal_url), write=False) as database:
+    with Database(locate(journal_url), write=False) as database:
         tables = statements(database)
     with monkeypatch.context() as patch:
         patch.setattr(versions, "VERSION", schema.VERSION + step)
@@ -77,14 +77,14 @@ def test_a_journal_of_another_version_is_refused_and_not_changed(
     for write in (True, False):
         with open_journal(journal_url, write=write) as journal:
             assert journal.history(noted.failure) == before
-    with Database(place_of(journal_url), write=False) as database:
+    with Database(locate(journal_url), write=False) as database:
         assert statements(database) == tables
 
 
 def test_a_journal_of_the_first_version_is_refused(journal_url: str) -> None:
     # That one stored its version as a text.
     with (
-        Database(place_of(journal_url), write=True) as database,
+        Database(locate(journal_url), write=True) as database,
         database.writing() as connection,
     ):
         connection.execute(text("CREATE TABLE journal_version (version_num VARCHAR(32) NOT NULL)"))
@@ -93,7 +93,7 @@ def test_a_journal_of_the_first_version_is_refused(journal_url: str) -> None:
     for write in (True, False):
         with pytest.raises(JournalError, match=r"an older whoseblock \(version 1 of its tables"):
             open_journal(journal_url, write=write)
-    with Database(place_of(journal_url), write=False) as database:
+    with Database(locate(journal_url), write=False) as database:
         assert count_of(database, "hosts") == 0
 
 
@@ -107,7 +107,7 @@ def test_making_the_tables_fails_as_a_whole(journal_url: str) -> None:
             open_journal(journal_url)
     finally:
         event.remove(schema.step_events, "after_create", fail)
-    with Database(place_of(journal_url), write=True) as database:
+    with Database(locate(journal_url), write=True) as database:
         assert statements(database) == []
     with pytest.raises(JournalError, match="there is no journal yet"):
         open_journal(journal_url, write=False)
@@ -117,11 +117,11 @@ def test_making_the_tables_fails_as_a_whole(journal_url: str) -> None:
 
 def test_tables_of_others_on_a_server_are_not_taken(postgres: Postgres) -> None:
     url = postgres.new_database()
-    with Database(place_of(url), write=True) as database, database.writing() as connection:
+    with Database(locate(url), write=True) as database, database.writing() as connection:
         connection.execute(text("CREATE TABLE failures (name TEXT)"))
     with pytest.raises(JournalError, match="failures"):
         open_journal(url)
-    with Database(place_of(url), write=False) as database:
+    with Database(locate(url), write=False) as database:
         assert count_of(database, "failures") == 0
         assert [one for one in statements(database) if "journal_version" in str(one)] == []
 
@@ -153,7 +153,7 @@ def test_processes_make_one_journal_together(journal_url: str) -> None:
         process.communicate()
         assert process.returncode == 0
     # The tables and their version are there once.
-    with Database(place_of(journal_url), write=False) as database:
+    with Database(locate(journal_url), write=False) as database:
         assert count_of(database, "journal_version") == 1
     done = subprocess.run(words, input="\n", capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False"]

@@ -113,7 +113,9 @@ def test_the_guard_is_killed(root: Path) -> None:
             # Nobody has thawed it: what the block does is still safe.
             assert waiter.waits()
             freezer.go()
-        assert freezer.line().startswith("UnguardedError the guard of the frozen filesystem was")
+        assert freezer.line().startswith(
+            "UnguardedError the guard process of the frozen filesystem was"
+        )
         check_over(root, freezer)
 
 

@@ -1,7 +1,7 @@
 """The tables of the journal.
 
-Rows are only ever added.  Two things are filled in later, once: when a run ended, and when a
-failure was closed, by whom and why.  A change to these tables needs another `VERSION`; a test
+Rows are only added.  Two things are filled in later, once: the end of a run, and when, by which run
+and why a failure was closed.  A change to these tables needs another `VERSION`; a test
 compares them with those of the present one.
 """
 
@@ -64,7 +64,7 @@ def _id() -> "Column[int]":
 
 
 def _to(table: str, name: str, *, nullable: bool = False, index: bool = False) -> "Column[int]":
-    """Make a column that refers to a row of another table."""
+    """Return a column that refers to a row of another table."""
     return Column(name, BigInteger, ForeignKey(f"{table}.id"), nullable=nullable, index=index)
 
 
