@@ -142,8 +142,8 @@ class Database(Closing):
         try:
             return self._engine.connect()
         except OSError:
-            # A pooled connection is broken, and SQLAlchemy does not recognise pg8000's error for it.
-            # The others may be broken, too, so all are replaced.
+            # A pooled connection is broken, and SQLAlchemy does not recognise pg8000's error for
+            # that.  The others may be broken, too, so all are replaced.
             self._engine.dispose()
             return self._engine.connect()
 

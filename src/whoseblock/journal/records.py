@@ -45,8 +45,8 @@ class State(StrEnum):
     SKIPPED = "skipped"
 
 
-#: The states that may follow a state.  A step is started again after it failed, or after its run was
-#: killed; done becomes failed if the device does not read back what was written.
+#: The states that may follow a state.  A step is started again after it failed, or after its run
+#: was killed; done becomes failed if the device does not read back what was written.
 NEXT: Final[Mapping[State, frozenset[State]]] = MappingProxyType(
     {
         State.PLANNED: frozenset({State.STARTED, State.SKIPPED}),
@@ -246,8 +246,8 @@ class Filter(Struct, frozen=True, kw_only=True):
     ``device`` is the name of the device, its identity, or the target as it was named.  ``file`` is
     a path of any owner, from the root of its filesystem or as it was mounted.  ``since``
     (inclusive) and ``until`` (exclusive) bound the time of a report, ``closed_since`` (inclusive)
-    that of its closing.  ``state`` is that of any of its steps.  ``overlapping`` is a range that shares a
-    byte with it.
+    that of its closing.  ``state`` is that of any of its steps.  ``overlapping`` is a range that
+    shares a byte with it.
     """
 
     device: str | None = None
