@@ -141,7 +141,7 @@ class LeftUndoneError(WhoseblockError):
 class MissingExtraError(WhoseblockError):
     """A library that only this part of whoseblock needs is not installed."""
 
-    exit_code = 17
+    exit_code = 15
 
 
 class BlockError(WhoseblockError):
