@@ -11,7 +11,7 @@ from whoseblock.journal.location import JournalLocation
 
 __all__ = ["as_journal_error"]
 
-_MAKE_ROOM: Final = "free space where the journal is; until then no device is written"
+_MAKE_ROOM: Final = "make room on its disk; until then no device is written"
 _SERVER: Final = "check that the server runs and is reachable, and try again"
 
 #: By SQLite's primary error codes.
