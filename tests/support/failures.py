@@ -80,7 +80,7 @@ class Failure:
             assert (failing, data == self.finally_(name)) == ([], True), name
             assert (ground.root / name).read_bytes() == data
         if self.shared:
-            places = {ground.locate(name, at) for name, at in self.shared.items()}
+            places = {ground.place_of(name, at) for name, at in self.shared.items()}
             assert len(places) == 1, f"no longer shared: {places}"
             (place,) = places
             assert not any(place < one.end and one.start < place + BLOCK for one in self.bad)
@@ -132,7 +132,7 @@ def never_written(ground: Ground, number: int, chance: random.Random) -> Failure
     fallocate(file, 0, _BLOCKS * BLOCK)
     os.fsync(file)
     os.close(file)
-    place = ground.locate(name, chance.randrange(_BLOCKS) * BLOCK)
+    place = ground.place_of(name, chance.randrange(_BLOCKS) * BLOCK)
     failure = Failure([ByteRange(place, SECTOR)], (f"{place}+{BLOCK}",), unwritten=name)
     failure.contents[name] = bytes(_BLOCKS * BLOCK)
     return _mark(ground, failure)
@@ -163,7 +163,7 @@ def _lose_shared(
 ) -> Failure:
     """Have a part of a shared block fail."""
     name, at = next(iter(shared.items()))
-    place = ground.locate(name, at)
+    place = ground.place_of(name, at)
     bad = ByteRange(place + where.start, where.length)
     failure = Failure([bad], (f"{place}+{BLOCK}", *arguments), shared=shared)
     for owner, offset in shared.items():
@@ -187,7 +187,7 @@ def unshared(ground: Ground, number: int, chance: random.Random) -> Failure:
     """Three blocks of a file, which shares none, with a copy."""
     name = f"{number}/alone"
     ground.fill(name, chance.randbytes(_BLOCKS * BLOCK - 1))
-    place = ground.locate(name, BLOCK)
+    place = ground.place_of(name, BLOCK)
     lost = [ByteRange(BLOCK, SECTOR), ByteRange(3 * BLOCK - SECTOR, 3 * SECTOR)]
     bad = [ByteRange(place + one.start - BLOCK, one.length) for one in lost]
     failure = Failure(bad, (f"{place}+{3 * BLOCK}", *_restoring(ground)))

@@ -268,7 +268,7 @@ class Ground:
     def rows(self) -> list[Row]:
         return getfsmap(os.fsencode(self.root))
 
-    def locate(self, name: str, offset: int) -> int:
+    def place_of(self, name: str, offset: int) -> int:
         """Ask the kernel at which byte of the device a byte of a file is."""
         inode = (self.root / name).stat().st_ino
         (row,) = (
