@@ -145,7 +145,7 @@ def _start_guard(
     theirs: socket.socket, place: int, limit_s: float, hard_s: float
 ) -> "subprocess.Popen[bytes]":
     numbers = [theirs.fileno(), place, os.getpid(), limit_s, hard_s]
-    return subprocess.Popen(  # noqa: S603 - our own program, and numbers
+    return subprocess.Popen(  # noqa: S603 - a program of this package, and numbers
         [sys.executable, "-I", "-S", Path(freeze_guard.__file__), *map(str, numbers)],
         stdin=subprocess.DEVNULL,
         pass_fds=(theirs.fileno(), place),

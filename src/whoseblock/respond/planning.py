@@ -39,9 +39,9 @@ class Act(StrEnum):
 
     #: Zero failed sectors of free or unwritten blocks.
     ZERO = "zero"
-    #: Give every owner a good copy in other blocks, and zero the failed sectors.
+    #: Move every owner to other blocks with a good copy, and zero the failed sectors.
     RESTORE = "restore"
-    #: Give every owner zeros in other blocks, and zero the failed sectors.
+    #: Move every owner to other blocks with zeros, and zero the failed sectors.
     PUNCH = "punch"
     #: Report what the user has to do.
     ADVISE = "advise"

@@ -34,7 +34,7 @@ class QuarantineKeeper(Keeper):
             super().__init__(fs, run, fd)
             if not self.has_run():
                 if self.kept:
-                    raise RefusedError(f"the file {run} in quarantine has other blocks by now")
+                    raise RefusedError(f"the file {run} in quarantine now has other blocks")
                 os.ftruncate(fd, 0)
             # The name must be durable before any owner is changed.
             os.fsync(self._folder)

@@ -172,7 +172,7 @@ class _SharedReplacement:
 
 
 def _shares(source: ReplacementSource, length: int, spare: int) -> bool:
-    """Let a spare file share the data of a file; return False if it cannot."""
+    """Make a spare file share the data of a file; return False if it cannot."""
     try:
         syscalls.clone_range(source.fd, source.offset, length, spare, 0)
     except OSError as error:
@@ -229,11 +229,9 @@ class _Exchange:
         _flush(self._owner.fd)
         position = self._owner.position
         if not still_maps(self._owner, self._block):
-            raise ChangedError(
-                f"inode {position.inode} maps other blocks at {position.offset} by now"
-            )
+            raise ChangedError(f"inode {position.inode} now maps other blocks at {position.offset}")
         if self._device.content(self._block) != self._change.before:
-            raise ChangedError(f"{self._block} holds other data by now")
+            raise ChangedError(f"{self._block} now holds other data")
 
 
 def _flush(file: int) -> None:

@@ -160,7 +160,7 @@ def carry_out(
                     return _settle(site, keeper)
                 return _zero(fs, step, site, journal_device)
             if kind is Act.ZERO:
-                raise ChangedError(f"{step.run} has an owner by now")
+                raise ChangedError(f"{step.run} now has an owner")
             result = _Attempt(fs, site, step, kind, keeper, digest).run(in_place=number == 0)
             if result is not None:
                 return result

@@ -60,7 +60,7 @@ def _check(result: int) -> None:
 
 
 def clone_range(source: int, start: int, length: int, target: int, to: int) -> None:
-    """Let ``target`` share ``length`` bytes of ``source``; neither is read."""
+    """Make ``target`` share ``length`` bytes of ``source``; neither is read."""
     fcntl.ioctl(target, _FICLONERANGE, _CLONE_RANGE.pack(source, start, length, to))
 
 

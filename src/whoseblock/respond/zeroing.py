@@ -67,7 +67,7 @@ def _pieces(ranges: Sequence[ByteRange]) -> Iterator[ByteRange]:
 def _check_unowned(fs: LiveFilesystem, blocks: Sequence[ByteRange]) -> None:
     for one in blocks:
         if not is_unowned(owners_now(fs, one)):
-            raise ChangedError(f"{one} has an owner by now")
+            raise ChangedError(f"{one} now has an owner")
 
 
 def zero_unmounted(
