@@ -189,7 +189,7 @@ class _Pmem:
 
 def _on_the_image(image: Path, free: ByteRange) -> int:
     """Zero a failed free page of an image that is not mounted."""
-    from whoseblock.respond.free import zero_unmounted
+    from whoseblock.respond.zeroing import zero_unmounted
 
     medium = EmulatedPmem(FileMedia(image, writable=True), poison=[free])
 

@@ -13,7 +13,7 @@ from bench.study import render
 from demo.demo import unpack
 from tests.support.tools import CHECKOUT, Missing
 
-from whoseblock.errors import OutOfDeviceError, TargetError, UnsupportedError
+from whoseblock.errors import MissingExtraError, OutOfDeviceError, TargetError
 from whoseblock.study.arithmetic import break_even, extrapolate
 from whoseblock.study.dax import DaxDevice, Pagemap
 from whoseblock.study.results import EntryTime, FailureTime, Report
@@ -98,10 +98,10 @@ def test_pictures(demo: Path, report: Report, tmp_path: Path) -> None:
 
 
 def test_without_matplotlib_pictures_are_refused_at_once(demo: Path, tmp_path: Path) -> None:
-    (tmp_path / "matplotlib.py").write_text("raise ImportError\n")
+    (tmp_path / "matplotlib.py").write_text("raise ModuleNotFoundError(name=__name__)\n")
     path = {"PYTHONPATH": f"{tmp_path}{os.pathsep}{CHECKOUT / 'src'}"}
     code, printed, said = run(demo, "--figures", tmp_path / "none", environment=path)
-    assert (code, printed) == (UnsupportedError.exit_code, "")
+    assert (code, printed) == (MissingExtraError.exit_code, "")
     assert "whoseblock[study]" in said
 
 

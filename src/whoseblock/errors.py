@@ -16,7 +16,8 @@
     ├── OutputError            standard output, or the file of --output, cannot be written
     ├── ArgumentError          an argument of the Python API is of a wrong type or value
     ├── ClosedError            a filesystem was used after it was closed
-    ├── LeftUndoneError        something that was to be done was not done, or did not help
+    ├── LeftUndoneError        a repair step was skipped or failed
+    ├── MissingExtraError      a library that this part needs is not installed
     └── BlockError             a block that we need cannot be had
         ├── MediaError         the medium does not give it back
         └── CorruptError       it does not verify
@@ -43,6 +44,7 @@ __all__ = [
     "LeftUndoneError",
     "MalformedError",
     "MediaError",
+    "MissingExtraError",
     "NotAFilesystemError",
     "OutOfDeviceError",
     "OutputError",
@@ -164,9 +166,15 @@ class PolicyError(WhoseblockError):
 
 
 class LeftUndoneError(WhoseblockError):
-    """Something that was to be done was not done, or did not help."""
+    """A repair step was skipped or failed."""
 
     exit_code = 14
+
+
+class MissingExtraError(WhoseblockError):
+    """A library that only this part of whoseblock needs is not installed."""
+
+    exit_code = 15
 
 
 class BlockError(WhoseblockError):

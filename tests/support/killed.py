@@ -28,7 +28,7 @@ import whoseblock
 from whoseblock import cli
 from whoseblock.journal.run import Run
 from whoseblock.media.direct import DirectMedia
-from whoseblock.respond import calls, freezing, relocate
+from whoseblock.respond import freezing, relocate, syscalls
 from whoseblock.respond.device import Device
 from whoseblock.respond.quarantine import QuarantineKeeper
 from whoseblock.respond.relocate import Keeper
@@ -45,7 +45,7 @@ _METHODS: list[tuple[type, list[str]]] = [
     (
         Run,
         (
-            "__init__ record_failure record_finding plan started done verified failed left"
+            "__init__ record_failure record_finding plan started done verified failed skipped"
             " close_failure close"
         ).split(),
     ),
@@ -113,7 +113,7 @@ class Boundaries:
 def _bound() -> Boundaries:
     boundaries = Boundaries()
     for name in _CALLS:
-        boundaries.wrap(calls, name)
+        boundaries.wrap(syscalls, name)
     for name in _SYSTEM:
         boundaries.wrap(os, name)
     for owner, names in _METHODS:
@@ -121,7 +121,7 @@ def _bound() -> Boundaries:
             told = owner.__name__ if name == "__init__" else f"{owner.__name__}.{name}"
             boundaries.wrap(owner, name, told)
     boundaries.wrap(relocate, "_temporary", "temporary")
-    boundaries.wrap(relocate, "_give_back", "give_back")
+    boundaries.wrap(relocate, "_free_and_close", "free_and_close")
     boundaries.wrap(freezing, "_start_guard", "start_guard")
     for name in ("freeze", "thaw", "close"):
         boundaries.wrap(freezing._Guard, name, {"close": "Guard.close"}.get(name, name))
@@ -130,10 +130,9 @@ def _bound() -> Boundaries:
 
 def _import_everything() -> None:
     for module in pkgutil.walk_packages(whoseblock.__path__, "whoseblock."):
-        if not module.name.endswith("__main__") and ".migrations" not in module.name:
+        if not module.name.endswith("__main__"):
             importlib.import_module(module.name)
-    for name in ("sqlalchemy.dialects.sqlite", "alembic.migration", "alembic.operations"):
-        importlib.import_module(name)
+    importlib.import_module("sqlalchemy.dialects.sqlite")
 
 
 def _child(boundaries: Boundaries, order: dict[str, Any]) -> None:

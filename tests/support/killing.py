@@ -28,7 +28,7 @@ from tests.support.truth import Row
 
 from whoseblock.journal import Plan, open_journal
 from whoseblock.ranges import ByteRange, merge
-from whoseblock.respond.calls import sync_filesystem
+from whoseblock.respond.syscalls import sync_filesystem
 
 __all__ = ["BLOCK", "SECTOR", "Ground", "Ran", "Victim", "check_repair", "ground", "victim"]
 
@@ -137,7 +137,9 @@ def guards_of(pid: int) -> list[int]:
         if name.isdecimal():
             with contextlib.suppress(OSError):
                 words = Path(f"/proc/{name}/cmdline").read_bytes().split(b"\0")
-                program = [at for at, word in enumerate(words) if word.endswith(b"/guard.py")]
+                program = [
+                    at for at, word in enumerate(words) if word.endswith(b"/freeze_guard.py")
+                ]
                 if program and words[program[0] + 3] == str(pid).encode():
                     found.append(int(name))
     return found

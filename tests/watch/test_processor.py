@@ -301,11 +301,11 @@ def test_killed_at_any_write_nothing_is_twice_and_nothing_missing(
         assert [one[:4] for one in found] == [one[:4] for one in expected], after
         states = [step[1] for one in found for step in one[4]]
         assert len(states) == 6, after
-        assert set(states) <= {State.VERIFIED, State.LEFT}, after
+        assert set(states) <= {State.VERIFIED, State.SKIPPED}, after
         done = sorted(count.read_text().split())
         assert len(set(done)) == len(done), after
-        assert states.count(State.LEFT) <= 1
-        assert len(done) >= 6 - states.count(State.LEFT)
+        assert states.count(State.SKIPPED) <= 1
+        assert len(done) >= 6 - states.count(State.SKIPPED)
     assert killed > 10
 
 
@@ -353,7 +353,7 @@ def test_a_limit_leaves_what_is_over_it(tmp_path: Path) -> None:
     # The limit holds for the next daemon, too.
     assert house.process([failed(512)]).actions == {"exec limited": 1}
     steps = [plan.steps[0] for one in house.histories() for plan in one.plans]
-    assert [step.state for step in steps] == [State.VERIFIED] * 2 + [State.LEFT] * 3
+    assert [step.state for step in steps] == [State.VERIFIED] * 2 + [State.SKIPPED] * 3
     assert steps[-1].events[-1].detail == {"because": "the policy allows 2 an hour"}
 
 

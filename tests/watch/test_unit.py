@@ -113,5 +113,5 @@ def test_a_lease_that_may_not_be_had_is_nobody_who_has_it_open(tmp_path: Path) -
         words = (served.root, place, "--restore-file", copy, "--apply", "--yes")
         done = whoseblock("respond", *words, "--journal", served.journal, without="CAP_LEASE")
         assert done.returncode == 14
-        assert "to keep others from a file of another user takes CAP_LEASE" in done.stdout
+        assert "a lease on a file of another user needs CAP_LEASE" in done.stdout
         assert served.served.bad() == [place]

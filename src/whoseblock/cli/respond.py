@@ -1,9 +1,7 @@
-"""``whoseblock respond``: what can be done about it, and doing it."""
+"""``whoseblock respond``: plan repairs, and apply or resume them."""
 
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
-from dataclasses import asdict
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,13 +17,12 @@ from whoseblock.cli.terminal import printable
 from whoseblock.errors import LeftUndoneError, PrivilegeError, TargetError
 
 if TYPE_CHECKING:
-    from whoseblock.fs.base import Answer, Owner
+    from whoseblock.fs.base import Owner
     from whoseblock.journal.journal import Journal
     from whoseblock.journal.records import Plan
     from whoseblock.journal.run import Run
-    from whoseblock.lookup import Asked, Lookup
-    from whoseblock.respond.applying import Outcome, Planned
-    from whoseblock.respond.copies import Copies
+    from whoseblock.lookup import Lookup
+    from whoseblock.respond.service import PlannedFailure, PlanOptions, StepOutcome
     from whoseblock.sources.base import Reading
     from whoseblock.target import Target, TargetOptions
 
@@ -35,53 +32,53 @@ __all__ = ["respond"]
 @click.command(
     cls=Command,
     epilog="""\b
-Nothing is written but the journal unless --apply is given. What is done then:
+Without --apply only the journal is written. With --apply:
   free space, and space never written: exactly the failed sectors are zeroed
-  data of files, with --restore-from, --restore-file or --restore-command: the good copy is
-    written once elsewhere and given to all files that share it; the failed sectors are zeroed
-  data of files, with --punch: zeros take the place of what cannot be read
-  metadata: nothing; the plan says what repairs it
+  file data, with --restore-from, --restore-file or --restore-command: the good copy is written
+    to other blocks once and mapped into all files that share it; the failed sectors are zeroed
+  file data, with --punch: zeros replace what cannot be read
+  metadata: nothing is written; the plan names the tool that repairs it
 
 \b
 Examples:
-  whoseblock respond /srv 307p                   what could be done
+  whoseblock respond /srv 307p                   show the plan
   whoseblock respond /srv 307p --restore-from /backup/srv --apply
   whoseblock respond /dev/sdb1 --mapfile disk.map --apply --yes
   whoseblock respond /srv 307p --punch --quarantine --apply
   whoseblock respond /srv 307p --exec 'mail -s lost admin' --signal TERM --apply
-  whoseblock respond --resume                    go on with what was broken off""",
+  whoseblock respond --resume                    resume interrupted steps""",
 )
 @click.argument("target", required=False, type=click.Path(readable=False))
 @click.argument("ranges", nargs=-1, metavar="[RANGE]...")
-@click.option("--apply", "applied", is_flag=True, help="Do what is planned, after asking.")
-@click.option("--yes", is_flag=True, help="Do not ask; for scripts.")
+@click.option("--apply", "applied", is_flag=True, help="Carry out the plan after a confirmation.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @click.option(
     "--restore-from",
     type=click.Path(exists=True, file_okay=False),
     metavar="DIR",
-    help="Good copies are below DIR, at the same paths as below the root of the filesystem.",
+    help="Look for good copies below DIR, at the same paths as in the filesystem.",
 )
 @click.option(
     "--restore-file",
     type=click.Path(exists=True, dir_okay=False),
     metavar="FILE",
-    help="FILE is a good copy of the file that lost something.",
+    help="Use FILE as the good copy of the damaged file.",
 )
 @click.option(
     "--restore-command",
     metavar="COMMAND",
-    help="COMMAND gets a finding as JSON on standard input, and prints the path of a good copy.",
+    help="Run COMMAND to find a copy: it reads a finding as JSON and prints the path of a copy.",
 )
 @click.option(
     "--verify-whole",
     is_flag=True,
-    help="Compare all of a file with its copy before it is believed, not only what is around.",
+    help="Compare the whole file with its copy, not only 1 MiB on each side of the loss.",
 )
-@click.option("--punch", is_flag=True, help="Without a good copy, put zeros where data was lost.")
+@click.option("--punch", is_flag=True, help="Replace lost data by zeros if there is no good copy.")
 @click.option(
     "--quarantine",
     is_flag=True,
-    help="Keep the failed blocks in a hidden file, so that nobody is given them again.",
+    help="Keep the failed blocks in a hidden file, so that they are not allocated again.",
 )
 @click.option(
     "--exec",
@@ -93,23 +90,24 @@ Examples:
     "--signal",
     "signal_name",
     metavar="NAME",
-    help="Send a signal to the processes that have the lost part of a file mapped.",
+    help="Send a signal to the processes that map the lost part of a file.",
 )
-@click.option("--resume", is_flag=True, help="Go on with the steps that were broken off.")
+@click.option("--resume", is_flag=True, help="Resume interrupted steps.")
 @click.option(
     "--journal",
     "journal_url",
     metavar="URL",
-    help="The journal: a file, or postgresql://…; see whoseblock journal --help.",
+    help="Journal to use, a file or postgresql://…; see whoseblock journal --help.",
 )
 @failure_options
 @target_options
-@click.option("--json", "as_json", is_flag=True, help="Write JSON Lines: the plan, then outcomes.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Write JSON Lines: the plan, then the outcomes."
+)
 def respond(target: str | None, ranges: tuple[str, ...], **options: Any) -> None:  # noqa: ANN401 - click's
-    """Plan what is done about failed RANGEs of TARGET, and with --apply do it.
+    """Plan repairs of failed RANGEs of TARGET, and carry them out with --apply.
 
-    Whatever is done is in the journal before, is verified after, and can be repeated if it was
-    broken off.
+    Every step is journaled before, verified after, and can be resumed after an interruption.
     """
     from whoseblock.journal import open_journal
 
@@ -177,177 +175,118 @@ class _Work:
         self._journal = journal
         self._run = run
         self._options = options
-        self._left: list[Outcome] = []
+        self._left: list[StepOutcome] = []
         self._declined = False
         self._out_of_reach = False
 
     def respond(self, path: str | None, given: Given) -> None:
-        """Plan, and do it if that is wanted."""
+        """Plan, and apply the plan if that is wanted."""
         from whoseblock.lookup import Lookup
-        from whoseblock.respond.applying import Notice, record
+        from whoseblock.respond import service
         from whoseblock.target import Target
 
         where = options_of(self._options)
-        copies = self._copies()
+        options = _plan_options(self._options)
         with Target(path, where) as target, Lookup(target.open_leaf) as finder:
-            planned = self._plan(target, finder, given, where)
+            planned = self._plan(target, finder, given, where, options)
             if not planned:
                 # Standard error reports what was read.
                 return
             self._show(planned)
-            # What nobody agreed to is in the journal as a plan, and --resume leaves it alone.
+            # A plan that the user declined is in the journal, and --resume leaves it alone.
             agreed = False
             try:
                 agreed = self._options["applied"] and self._confirm(planned)
             finally:
-                kept = {
-                    "target": None if path is None else str(Path(path).absolute()),
-                    "where": _plain(where),
-                    "applied": agreed,
-                    "quarantine": self._options["quarantine"],
-                }
-                notice = Notice(self._options["command"], self._options["signal_name"])
-                plan = record(self._run, planned, copies, notice, kept)
+                plan = service.save(
+                    self._run,
+                    planned,
+                    options,
+                    target=_absolute(path),
+                    where=where,
+                    applied=agreed,
+                )
             self._show_plan(plan)
-            if not agreed:
-                return
-            asked = {
-                failure: one.asked for failure, one in zip(plan.failures, planned, strict=True)
-            }
-            self._apply(plan, target, finder, asked)
-
-    def _copies(self) -> "Copies | None":
-        from whoseblock.respond.copies import Copies
-
-        folder, file = (
-            None if path is None else str(Path(path).absolute())
-            for path in (self._options["restore_from"], self._options["restore_file"])
-        )
-        command = self._options["restore_command"]
-        if not (folder or file or command):
-            return None
-        return Copies(folder, file, command, whole=self._options["verify_whole"])
+            if agreed:
+                numbers = zip(plan.failures, planned, strict=True)
+                asked = {failure: one.asked for failure, one in numbers}
+                self._show_outcomes(
+                    service.apply(self._journal, self._run, plan, target, finder, asked)
+                )
 
     def _plan(
-        self, target: "Target", finder: "Lookup", given: Given, where: "TargetOptions"
-    ) -> "list[Planned]":
-        from whoseblock.lookup import Wish
-        from whoseblock.respond.applying import Planned
-        from whoseblock.respond.planning import Options, parts_of_answer
+        self,
+        target: "Target",
+        finder: "Lookup",
+        given: Given,
+        where: "TargetOptions",
+        options: "PlanOptions",
+    ) -> "list[PlannedFailure]":
+        from whoseblock.respond import service
         from whoseblock.sources.resolve import Resolver
 
-        allowed = Options(
-            copies=self._copies() is not None,
-            punch=self._options["punch"],
-            quarantine=self._options["quarantine"],
-        )
         planned = []
         with ProgressBar() as progress:
             finder.progress = progress
             readings: list[Reading] = []
             resolver = Resolver(target, device=where.device)
             asked = list(resolver.asked(failures_of(given, target, finder, readings)))
-            answers = finder.answers(asked, Wish(processes=True))
-            for number, (one, answer) in enumerate(zip(asked, answers, strict=True), 1):
-                parts = parts_of_answer(one, answer, target, finder, allowed)
-                planned.append(Planned(one, answer, tuple(parts)))
-                progress("failures planned", number, len(asked))
+            for one in service.plan(target, finder, asked, options, processes=True):
+                planned.append(one)
+                progress("failures planned", len(planned), len(asked))
         report_readings(readings)
         report_resolver(resolver, target)
         report_options(target)
         return planned
 
-    def _confirm(self, planned: "Sequence[Planned]") -> bool:
-        from whoseblock.respond.planning import CHANGES
+    def _confirm(self, planned: "Sequence[PlannedFailure]") -> bool:
+        from whoseblock.respond.service import count_changes
 
-        count = sum(part.act in CHANGES for one in planned for part in one.parts)
+        count = count_changes(planned)
         if self._options["yes"] or not count:
             return True
         if not sys.stdin.isatty():
-            raise click.UsageError("Nobody can be asked here: say --yes to do it.")
-        if click.confirm("Do it?" if count == 1 else f"Do these {count} steps?", err=True):
+            raise click.UsageError("not a terminal; pass --yes to confirm")
+        question = "Apply this step?" if count == 1 else f"Apply these {count} steps?"
+        if click.confirm(question, err=True):
             return True
         self._declined = True
         return False
 
     def resume(self, only: str | None) -> None:
-        """Go on with the plans that were to be done and are not finished."""
-        from whoseblock.lookup import Asked, Lookup, Wish
-        from whoseblock.target import Target, TargetOptions
+        """Resume the plans that were to be applied and are not finished."""
+        from whoseblock.respond import service
 
-        wanted = None if only is None else str(Path(only).absolute())
-        plans = [
-            plan
-            for plan in self._journal.unfinished()
-            if plan.options.get("applied") and wanted in (None, plan.options.get("target"))
-        ]
+        plans = service.unfinished(self._journal, _absolute(only))
         if not plans:
-            click.echo("nothing was broken off", err=True)
+            click.echo("no interrupted steps", err=True)
         for plan in plans:
-            if self._journal.is_running(plan.run):
-                click.echo(f"plan {plan.id} is being done by another run: left alone", err=True)
-                continue
-            where = TargetOptions(
-                **{**plan.options["where"], "members": tuple(plan.options["where"]["members"])}
-            )
-            path = plan.options["target"]
             try:
-                with ExitStack() as stack:
-                    target = stack.enter_context(Target(path, where))
-                    finder = stack.enter_context(Lookup(target.open_leaf))
-                    asked = {}
-                    for failure in plan.failures:
-                        entry = self._journal.history(failure).failure
-                        layer = target.layer or target.layer_of(entry.device)
-                        asked[failure] = Asked(entry.start, entry.length, layer, "the journal")
-                    # Whatever layers they lead to are known then.
-                    list(finder.answers(asked.values(), Wish(paths=False)))
-                    self._apply(plan, target, finder, asked)
+                self._show_outcomes(service.resume(self._journal, self._run, plan))
+            except service.PlanInUseError:
+                click.echo(f"plan {plan.id} is in use by another run: skipped", err=True)
             except PrivilegeError:
                 raise
             except TargetError as error:
                 self._out_of_reach = True
                 click.echo(f"plan {plan.id}: {printable(str(error))}", err=True)
 
-    def _apply(
-        self, plan: "Plan", target: "Target", finder: "Lookup", asked: "dict[int, Asked]"
-    ) -> None:
-        from whoseblock.journal import State
-        from whoseblock.lookup import Wish
-        from whoseblock.respond.applying import apply, journal_device
-        from whoseblock.respond.sites import site_named
-
-        def ask(failure: int) -> "Answer | None":
-            return next(finder.answers([asked[failure]], Wish(processes=True)), None)
-
-        outcomes = apply(
-            self._run,
-            plan,
-            lambda name: site_named(name, target, finder),
-            ask,
-            journal_device(self._journal.name),
-        )
-        for outcome in outcomes:
-            self._tell(outcome)
-            if outcome.state is not State.VERIFIED:
-                self._left.append(outcome)
-
     def finish(self) -> None:
-        """Say with the exit code if something was left undone."""
+        """Raise `LeftUndoneError` unless every step was verified."""
         if self._declined:
-            raise LeftUndoneError("nothing was done")
+            raise LeftUndoneError("declined: nothing was changed")
         if self._out_of_reach and not self._left:
-            raise LeftUndoneError("what was broken off cannot be gone on with: see above")
+            raise LeftUndoneError("interrupted steps cannot be resumed: see above")
         if self._left:
             what = "a step was" if len(self._left) == 1 else f"{len(self._left)} steps were"
             raise LeftUndoneError(
-                f"{what} not done, or did not help",
+                f"{what} skipped or failed",
                 hint="see above, and: whoseblock journal list --open",
             )
 
     # ------------------------------------------------------------------ presentation
 
-    def _show(self, planned: "Sequence[Planned]") -> None:
+    def _show(self, planned: "Sequence[PlannedFailure]") -> None:
         for one in () if self._options["as_json"] else planned:
             click.echo(_printed(_describe(one)))
 
@@ -355,9 +294,17 @@ class _Work:
         if self._options["as_json"]:
             _write_json({"plan": plan.id, "failures": list(plan.failures), "steps": plan.steps})
         elif plan.steps and not self._options["applied"]:
-            click.echo(f"plan {plan.id} is in the journal; nothing was done: --apply does it")
+            click.echo(f"dry run: plan {plan.id} saved; run again with --apply to carry it out")
 
-    def _tell(self, outcome: "Outcome") -> None:
+    def _show_outcomes(self, outcomes: "Iterable[StepOutcome]") -> None:
+        from whoseblock.journal import State
+
+        for outcome in outcomes:
+            self._show_outcome(outcome)
+            if outcome.state is not State.VERIFIED:
+                self._left.append(outcome)
+
+    def _show_outcome(self, outcome: "StepOutcome") -> None:
         step = outcome.step
         if self._options["as_json"]:
             _write_json(
@@ -369,8 +316,27 @@ class _Work:
         click.echo(_printed([f"{outcome.state}: {step.kind}{place}: {printable(outcome.says)}"]))
 
 
-def _plain(where: "TargetOptions") -> dict[str, Any]:
-    return asdict(where)
+def _absolute(path: str | None) -> str | None:
+    return None if path is None else str(Path(path).absolute())
+
+
+def _plan_options(options: dict[str, Any]) -> "PlanOptions":
+    """Return what the command line allows."""
+    from whoseblock.respond.copies import Copies
+    from whoseblock.respond.service import PlanOptions
+
+    folder, file = _absolute(options["restore_from"]), _absolute(options["restore_file"])
+    command = options["restore_command"]
+    copies = None
+    if folder or file or command:
+        copies = Copies(folder, file, command, whole=options["verify_whole"])
+    return PlanOptions(
+        copies=copies,
+        punch=options["punch"],
+        quarantine=options["quarantine"],
+        command=options["command"],
+        signal=options["signal_name"],
+    )
 
 
 def _write_json(record: object) -> None:
@@ -384,21 +350,22 @@ def _printed(lines: "Sequence[str] | Iterator[str]") -> bytes:
     return "\n".join(lines).encode(errors="backslashreplace")
 
 
-def _describe(planned: "Planned") -> Iterator[str]:
-    """Say what failed, whose it is, and what can be done."""
+def _describe(planned: "PlannedFailure") -> Iterator[str]:
+    """Describe a failed range, its owners, and what can be done, in lines of text."""
     asked = planned.asked
     origin = f" ({printable(asked.origin)})" if asked.origin else ""
     yield f"{asked.start}+{asked.length} of {printable(asked.layer.name)}{origin}"
-    for part in planned.parts:
-        where = "" if part.site.layer is asked.layer else f" of {printable(part.site.layer.name)}"
-        fails = f", of which {', '.join(map(str, part.failing))} fails" if part.failing else ""
-        yield f"  {part.run}{where}{fails}"
-        for owner in part.owners:
+    for proposal in planned.proposals:
+        layer = proposal.site.layer
+        where = "" if layer is asked.layer else f" of {printable(layer.name)}"
+        bad = ", ".join(map(str, proposal.failing))
+        yield f"  {proposal.run}{where}{f', of which {bad} fails' if bad else ''}"
+        for owner in proposal.owners:
             yield from (f"    {line}" for line in _owner_lines(owner))
-        for note in part.notes:
+        for note in proposal.notes:
             yield f"    note: {printable(note)}"
-        act = "" if part.act == "nothing" else f"{part.act}: "
-        yield f"    {act}{printable(part.says)}"
+        act = "" if proposal.act == "nothing" else f"{proposal.act}: "
+        yield f"    {act}{printable(proposal.says)}"
     for note in planned.answer.notes:
         yield f"  note: {printable(note)}"
 

@@ -8,7 +8,7 @@ import click
 from whoseblock.cli.command import Command
 from whoseblock.cli.progress import ProgressBar
 from whoseblock.encode import encode_json
-from whoseblock.errors import UnsupportedError
+from whoseblock.extras import import_extra
 
 __all__ = ["study"]
 
@@ -76,7 +76,7 @@ def study(  # noqa: PLR0913 - as many as there are options
     several orders, and change; pages fail; the designs are compared with each other all the while.
     """
     if figures is not None:
-        _need_matplotlib()
+        import_extra("study")
     from whoseblock.study.study import Plan
     from whoseblock.study.study import study as carry_out
 
@@ -97,13 +97,3 @@ def study(  # noqa: PLR0913 - as many as there are options
 
         for path in draw(report, figures):
             click.echo(f"whoseblock: drew {path}", err=True)
-
-
-def _need_matplotlib() -> None:
-    try:
-        import matplotlib as mpl  # noqa: F401 - only whether it is there
-    except ImportError:
-        raise UnsupportedError(
-            "pictures need matplotlib, which is not here",
-            hint="pip install 'whoseblock[study]'",
-        ) from None

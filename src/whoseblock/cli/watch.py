@@ -8,6 +8,7 @@ import click
 from whoseblock import __version__
 from whoseblock.cli.command import Command
 from whoseblock.errors import NEWS
+from whoseblock.extras import check_extra
 
 __all__ = ["watch"]
 
@@ -93,6 +94,9 @@ def watch(  # noqa: PLR0913 - as many as there are options
 
     As long as all is well it waits for the kernel, and does nothing.
     """
+    check_extra("journal")
+    if metrics_port is not None or metrics_file is not None:
+        check_extra("watch")
     from whoseblock.watch.daemon import Daemon, Options, sweep_once
     from whoseblock.watch.store.state import usual_state_folder
 

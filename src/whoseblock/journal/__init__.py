@@ -1,4 +1,4 @@
-"""The journal: every failure, who owned it, what was planned, and what became of each step.
+"""The journal: every failure, its owners, what was planned, and the outcome of each step.
 
 ::
 
@@ -15,18 +15,20 @@
             run.done(step.id)
             run.verified(step.id)
 
-Every writing call is durable when it returns.  It is one SQLite file for a machine, or one
+Every writing call is durable when it returns.  A journal is one SQLite file for a machine, or one
 PostgreSQL database for many; docs/internals/journal.md describes the schema.
 """
 
 from typing import TYPE_CHECKING
 
+from whoseblock.extras import import_extra
 from whoseblock.journal.host import Host
 from whoseblock.journal.records import (
     FINAL,
     NEXT,
     Entry,
     Event,
+    FailureReport,
     Filter,
     Finding,
     History,
@@ -35,7 +37,6 @@ from whoseblock.journal.records import (
     Overview,
     Plan,
     PlannedStep,
-    Report,
     RunRecord,
     State,
     Step,
@@ -49,6 +50,7 @@ __all__ = [
     "NEXT",
     "Entry",
     "Event",
+    "FailureReport",
     "Filter",
     "Finding",
     "History",
@@ -58,7 +60,6 @@ __all__ = [
     "Overview",
     "Plan",
     "PlannedStep",
-    "Report",
     "RunRecord",
     "State",
     "Step",
@@ -72,11 +73,12 @@ def open_journal(
     """Open the journal at ``url``, a path or the URL of a database.
 
     None is $WHOSEBLOCK_JOURNAL, or else ``journal.sqlite`` in the state folder: that of the machine
-    for root, that of the user for anybody else.  With ``write`` it is made if there is none, and
-    brought up to date if an older whoseblock made it; without, it must be there.  ``host`` is the
-    machine that the journal is written for, by default this one.  Raises `JournalError`.
+    for root, that of the user otherwise.  With ``write`` it is created if it does not exist;
+    without, it must exist.  ``host`` is the machine that the journal is written for, by default
+    this one.  Raises `JournalError`, and `MissingExtraError` without SQLAlchemy.
     """
-    # Only the journal needs SQLAlchemy, and it is slow to import.
+    # SQLAlchemy is an extra, and slow to import.
+    import_extra("journal")
     from whoseblock.journal.journal import Journal
 
     return Journal(url, write=write, host=host)

@@ -1,4 +1,4 @@
-"""Columns that give back exactly what was put in, in SQLite and in PostgreSQL.
+"""Column types that store every value exactly, in SQLite and in PostgreSQL.
 
 Neither takes every Python string: PostgreSQL refuses NUL and lone surrogates in a text, SQLite the
 latter, and paths, command lines and what users say may hold both.
@@ -22,7 +22,7 @@ _ESCAPED: Final = re.compile(r"\\(?:\\|u([0-9a-f]{4}))")
 
 
 class Plain(TypeDecorator[str]):
-    r"""Any text, readable: NUL and surrogates as ``\u0000``, and a backslash doubled."""
+    r"""Any text, in readable form: NUL and surrogates as ``\u0000``, and a backslash doubled."""
 
     impl = Text
     cache_ok = True
@@ -32,7 +32,7 @@ class Plain(TypeDecorator[str]):
         return None if value is None else _UNSTORABLE.sub(_escape, value)
 
     def process_result_value(self, value: str | None, _dialect: Dialect) -> str | None:
-        """Give back what was escaped."""
+        """Undo the escapes."""
         return None if value is None else _ESCAPED.sub(_unescape, value)
 
 
@@ -45,7 +45,7 @@ def _unescape(match: re.Match[str]) -> str:
 
 
 class JsonText(TypeDecorator[Any]):
-    """Anything that JSON holds, as ASCII: PostgreSQL's own JSON types refuse some of it."""
+    """Any JSON value, as ASCII: PostgreSQL's own JSON types refuse some of them."""
 
     impl = Text
     cache_ok = True
@@ -60,57 +60,57 @@ class JsonText(TypeDecorator[Any]):
 
 
 class PathBytes(TypeDecorator[str]):
-    """A path, as the bytes that the filesystem has."""
+    """A path, as the bytes that the filesystem stores."""
 
     impl = LargeBinary
     cache_ok = True
 
     def process_bind_param(self, value: str | None, _dialect: Dialect) -> bytes | None:
-        """Give the bytes."""
+        """Return the bytes."""
         return None if value is None else value.encode("utf-8", "surrogateescape")
 
     def process_result_value(self, value: bytes | None, _dialect: Dialect) -> str | None:
-        """Give the text, with lone surrogates for what is not UTF-8."""
+        """Return the text, with lone surrogates for bytes that are not UTF-8."""
         return None if value is None else value.decode("utf-8", "surrogateescape")
 
 
 class Unsigned(TypeDecorator[int]):
-    """64 bits without a sign, in a column that takes them for a number with one."""
+    """An unsigned number of 64 bits, in a column of signed ones."""
 
     impl = BigInteger
     cache_ok = True
 
     def process_bind_param(self, value: int | None, _dialect: Dialect) -> int | None:
-        """Give the signed number of the same bits."""
+        """Return the signed number of the same bits."""
         return value - (1 << 64) if value is not None and value >= 1 << 63 else value
 
     def process_result_value(self, value: int | None, _dialect: Dialect) -> int | None:
-        """Give the number without a sign."""
+        """Return the unsigned number of the same bits."""
         return value + (1 << 64) if value is not None and value < 0 else value
 
 
 class Utc(TypeDecorator[datetime]):
-    """A moment, to the microsecond, in UTC."""
+    """A time in UTC, to the microsecond."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
 
     def process_bind_param(self, value: datetime | None, _dialect: Dialect) -> datetime | None:
-        """Bring the moment to UTC, which SQLite does not do."""
+        """Convert the time to UTC, which SQLite does not do."""
         return None if value is None else value.astimezone(UTC)
 
     def process_result_value(self, value: datetime | None, _dialect: Dialect) -> datetime | None:
-        """Say that it is UTC, which SQLite does not."""
+        """Mark the time as UTC, which SQLite does not do."""
         if value is None or value.tzinfo is not None:
             return None if value is None else value.astimezone(UTC)
         return value.replace(tzinfo=UTC)
 
 
 def digest(data: bytes) -> int:
-    """Give 64 bits of ``data`` as a signed number."""
+    """Return a digest of ``data`` of 64 bits, as a signed number."""
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big", signed=True)
 
 
 def path_digest(path: str) -> int:
-    """Give what paths are indexed by: an index of PostgreSQL would refuse a long path itself."""
+    """Return the digest that indexes a path: an index of PostgreSQL refuses long paths."""
     return digest(path.encode("utf-8", "surrogateescape"))

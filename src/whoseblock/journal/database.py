@@ -1,4 +1,4 @@
-"""The database below a journal: how it is opened, kept durable and locked, and how it fails."""
+"""The database of a journal: connections, durability, locks and errors."""
 
 import json
 import logging
@@ -18,13 +18,14 @@ from sqlalchemy.pool import QueuePool
 
 from whoseblock.closing import Closing
 from whoseblock.errors import JournalError
+from whoseblock.extras import import_extra
 from whoseblock.journal.columns import digest
 from whoseblock.journal.faults import as_journal_error
-from whoseblock.journal.places import Place
+from whoseblock.journal.location import JournalLocation
 
 __all__ = ["Database", "missing"]
 
-#: So long one writer waits for another, in seconds.
+#: Seconds that one writer waits for another.
 _PATIENCE_S: Final = 30.0
 _RETRY_S: Final = 0.01
 _LOG: Final = "whoseblock"
@@ -33,20 +34,20 @@ _LOG: Final = "whoseblock"
 class Database(Closing):
     """A SQLite file or a PostgreSQL database, for reading or for writing too.
 
-    Whatever goes wrong with it is a `JournalError`; then nothing of the transaction is in it,
-    unless the connection was lost during the commit itself.
+    Every error of it is a `JournalError`; then nothing of the transaction is in the database,
+    unless the connection was lost during the commit.
     """
 
-    def __init__(self, place: Place, *, write: bool) -> None:
-        self.place = place
+    def __init__(self, location: JournalLocation, *, write: bool) -> None:
+        self.location = location
         self.write = write
         self._inode: tuple[int, int] | None = None
         self._shared = threading.local()
-        if place.file is None:
-            self._engine = _postgresql(place)
+        if location.file is None:
+            self._engine = _postgresql(location)
         else:
-            self._inode = _find_or_make(place, write=write)
-            self._engine = _sqlite(place, write=write)
+            self._inode = _find_or_make(location, write=write)
+            self._engine = _sqlite(location, write=write)
 
     def close(self) -> None:
         """Close all connections."""
@@ -55,9 +56,9 @@ class Database(Closing):
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Have all blocks within this one, of this thread, be one: durable when it has ended.
+        """Make all blocks of this thread within this one a single transaction, durable at its end.
 
-        If it ends with an error, nothing of them is in the database.
+        After an error nothing of them is in the database.
         """
         with self.writing() as connection:
             self._shared.connection = connection
@@ -68,13 +69,13 @@ class Database(Closing):
 
     @property
     def _outer(self) -> Connection | None:
-        """The connection of the block that the present one is within, if there is one."""
+        """The connection of the enclosing `together` block, if there is one."""
         connection: Connection | None = getattr(self._shared, "connection", None)
         return connection
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
-        """Give a connection that sees one state of the database."""
+        """Yield a connection that sees one state of the database."""
         if (outer := self._outer) is not None:
             with self._faults():
                 yield outer
@@ -88,10 +89,10 @@ class Database(Closing):
 
     @contextmanager
     def writing(self, lock: object = None) -> Iterator[Connection]:
-        """Give a connection whose changes are durable when the block has ended.
+        """Yield a connection whose changes are durable when the block has ended.
 
-        ``lock`` is anything that JSON holds: of the blocks with an equal one, in all processes, one
-        runs at a time.  (In SQLite that is so anyway.)
+        ``lock`` is a JSON value: blocks with an equal one exclude each other in all processes.
+        (In SQLite all writers do.)
         """
         if (outer := self._outer) is not None:
             with self._faults():
@@ -107,16 +108,16 @@ class Database(Closing):
                 self._check_file()
 
     def _check_file(self) -> None:
-        """Raise unless the file still has its name: what is written to another is lost."""
-        if self.place.file is None:
+        """Raise unless the file still has its name: writes to a removed file would be lost."""
+        if self.location.file is None:
             return
         try:
-            found = _inode_of(self.place.file)
+            found = _inode_of(self.location.file)
         except FileNotFoundError:
             found = None
         if found != self._inode:
             raise JournalError(
-                f"the journal {self.place.name!r} was removed or replaced while it was in use",
+                f"the journal {self.location.name!r} was removed or replaced while it was in use",
                 hint="start again; what was journaled before is in the file that was removed",
             )
 
@@ -125,11 +126,11 @@ class Database(Closing):
         try:
             yield
         except (SQLAlchemyError, sqlite3.Error, OSError) as error:
-            raise as_journal_error(error, self.place) from error
+            raise as_journal_error(error, self.location) from error
 
     @contextmanager
     def _connected(self) -> Iterator[Connection]:
-        """Connect; what nobody knows the state of any more is not used again."""
+        """Connect; a connection in an unknown state is not used again."""
         with self._connect() as connection:
             try:
                 yield connection
@@ -141,8 +142,8 @@ class Database(Closing):
         try:
             return self._engine.connect()
         except OSError:
-            # A connection that was kept is broken, and pg8000 says so in a way that SQLAlchemy does
-            # not understand: the others may be too, and all are made anew.
+            # A pooled connection is broken, and SQLAlchemy does not recognise pg8000's error for
+            # that.  The others may be broken, too, so all are replaced.
             self._engine.dispose()
             return self._engine.connect()
 
@@ -158,9 +159,9 @@ def _inode_of(file: Path) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _find_or_make(place: Place, *, write: bool) -> tuple[int, int]:
-    """Find the file; with ``write`` make it and its folder, for nobody else to read."""
-    file = place.file
+def _find_or_make(location: JournalLocation, *, write: bool) -> tuple[int, int]:
+    """Find the file; with ``write`` create it and its folder, readable by the user only."""
+    file = location.file
     assert file is not None  # noqa: S101 - for the type checker: only SQLite comes here
     try:
         if write:
@@ -172,30 +173,30 @@ def _find_or_make(place: Place, *, write: bool) -> tuple[int, int]:
             finally:
                 os.close(folder)
         elif not file.exists() or not file.stat().st_size:
-            raise missing(place)
+            raise missing(location)
         else:
             # SQLite does not tell a file that it may not read from one that is not there.
             os.close(os.open(file, os.O_RDONLY | os.O_CLOEXEC))
         return _inode_of(file)
     except OSError as error:
-        raise as_journal_error(error, place) from error
+        raise as_journal_error(error, location) from error
 
 
-def missing(place: Place) -> JournalError:
-    """Make the error that says that there is no journal."""
+def missing(location: JournalLocation) -> JournalError:
+    """Return the error for a journal that does not exist."""
     return JournalError(
-        f"there is no journal yet at {place.name!r}",
+        f"there is no journal yet at {location.name!r}",
         hint="name another with --journal or $WHOSEBLOCK_JOURNAL",
     )
 
 
-def _sqlite(place: Place, *, write: bool) -> Engine:
-    file = place.file or Path()
+def _sqlite(location: JournalLocation, *, write: bool) -> Engine:
+    file = location.file or Path()
     name = quote(os.fsencode(file))
     mode = "rw" if write else "ro"
     if not write and not os.access(file.parent, os.W_OK) and not Path(f"{file}-wal").exists():
-        # Even to read, SQLite makes files beside the database, unless it is told that nobody
-        # writes: as on a filesystem that is mounted read-only.
+        # SQLite creates files beside the database even to read it, unless it is declared immutable;
+        # on a filesystem that is mounted read-only it cannot.
         mode += "&immutable=1"
 
     def connect() -> sqlite3.Connection:
@@ -203,19 +204,19 @@ def _sqlite(place: Place, *, write: bool) -> Engine:
             f"file:{name}?mode={mode}",
             uri=True,
             timeout=_PATIENCE_S,
-            isolation_level=None,  # the driver begins nothing by itself
+            isolation_level=None,  # the driver must not begin transactions by itself
             check_same_thread=False,
         )
         connection.execute("PRAGMA foreign_keys = ON")
         connection.execute("PRAGMA synchronous = FULL")
         if write:
-            _keep_log(connection, place)
+            _keep_log(connection, location)
         return connection
 
     engine = create_engine("sqlite://", creator=connect, poolclass=QueuePool, hide_parameters=True)
 
     def begin(connection: Connection) -> None:
-        # A transaction that reads first and writes then would fail where another wrote in between.
+        # A transaction that reads before it writes would fail if another wrote in between.
         writes = connection.get_execution_options().get("whoseblock_writes")
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
@@ -223,8 +224,8 @@ def _sqlite(place: Place, *, write: bool) -> Engine:
     return engine
 
 
-def _keep_log(connection: sqlite3.Connection, place: Place) -> None:
-    """Have the database keep a write-ahead log; SQLite does not wait for others who do the same."""
+def _keep_log(connection: sqlite3.Connection, location: JournalLocation) -> None:
+    """Switch to a write-ahead log; SQLite does not wait for another process that does the same."""
     deadline = time.monotonic() + _PATIENCE_S
     while True:
         try:
@@ -236,30 +237,25 @@ def _keep_log(connection: sqlite3.Connection, place: Place) -> None:
             continue
         if mode != "wal":
             raise JournalError(
-                f"SQLite can keep no write-ahead log at {place.name!r}",
+                f"SQLite cannot keep a write-ahead log at {location.name!r}",
                 hint="keep the journal on a local filesystem, or in PostgreSQL",
             )
         return
 
 
-def _postgresql(place: Place) -> Engine:
-    try:
-        engine = create_engine(
-            place.url,
-            connect_args=place.arguments,
-            pool_pre_ping=True,
-            pool_logging_name=_LOG,
-            hide_parameters=True,
-        )
-    except ModuleNotFoundError as error:
-        raise JournalError(
-            "a journal in PostgreSQL needs the driver pg8000, which is not installed",
-            hint="install whoseblock[postgresql]",
-        ) from error
+def _postgresql(location: JournalLocation) -> Engine:
+    import_extra("postgresql")
+    engine = create_engine(
+        location.url,
+        connect_args=location.arguments,
+        pool_pre_ping=True,
+        pool_logging_name=_LOG,
+        hide_parameters=True,
+    )
 
     def prepare(connection: Any, _record: object) -> None:  # noqa: ANN401 - of whatever driver
         cursor = connection.cursor()
-        # Off would mean that what was said to be durable is lost with the server's power.
+        # With `off`, a commit that was acknowledged can be lost with the server's power.
         cursor.execute(
             "SELECT set_config('synchronous_commit', 'on', false)"
             " WHERE current_setting('synchronous_commit') = 'off'"
@@ -268,7 +264,7 @@ def _postgresql(place: Place) -> Engine:
         cursor.close()
         connection.commit()
 
-    # That a broken connection does not close well is nothing to tell anybody.
+    # SQLAlchemy would log each broken connection that it cannot close.
     logging.getLogger(f"sqlalchemy.pool.impl.QueuePool.{_LOG}").setLevel(logging.CRITICAL)
     event.listen(engine, "connect", prepare)
     return engine

@@ -1,4 +1,4 @@
-"""Who writes to the journal: the machine, the user, the process, and whether it still lives."""
+"""Identify the machine, user and process that write to the journal."""
 
 import os
 import pwd
@@ -27,21 +27,21 @@ _PASSWORD_OPTION: Final = re.compile(r"(?i)\b(password=)[^&\s]*")
 
 
 class Host(NamedTuple):
-    """A machine; clones of it may share its ``machine_id``, and strangers its name."""
+    """A machine; clones share its ``machine_id``, unrelated machines may share its name."""
 
     name: str
     machine_id: str = ""
 
 
 class Process(NamedTuple):
-    """A process by its number, and by ``name``, which no other process ever has."""
+    """A process: its pid, and ``name``, which identifies it beyond its life."""
 
     pid: int
     name: str
 
 
 def this_host() -> Host:
-    """Name the machine that this runs on."""
+    """Return this machine."""
     for path in ("/etc/machine-id", "/var/lib/dbus/machine-id"):
         try:
             return Host(socket.gethostname(), Path(path).read_text("ascii").strip())
@@ -51,13 +51,13 @@ def this_host() -> Host:
 
 
 def this_process() -> Process:
-    """Name this process."""
+    """Return this process."""
     pid = os.getpid()
     return Process(pid, f"{_world()} {started_at(pid)}")
 
 
 def lives(process: Process) -> bool:
-    """Whether a process of this machine still runs, or may: one that cannot be seen from here."""
+    """Return whether a process of this machine lives, or may: it may be in another namespace."""
     boot, namespace, started = process.name.split(" ")
     here = _world().split(" ")
     if boot != here[0]:
@@ -66,13 +66,13 @@ def lives(process: Process) -> bool:
 
 
 def _world() -> str:
-    """Name what gives numbers to our processes: the boot and the pid namespace."""
+    """Return the boot and the pid namespace, within which pids are unique."""
     boot = (_PROC / "sys/kernel/random/boot_id").read_text("ascii").strip()
     return f"{boot} {(_PROC / 'self/ns/pid').readlink().name}"
 
 
 def user_name(uid: int) -> str:
-    """Name a user, by number if nobody knows the name."""
+    """Return the name of a user, or the number if it has no name."""
     try:
         return pwd.getpwuid(uid).pw_name
     except KeyError:
@@ -80,6 +80,6 @@ def user_name(uid: int) -> str:
 
 
 def without_passwords(command: Iterable[str]) -> tuple[str, ...]:
-    """Give the words of a command line without the passwords of URLs."""
+    """Return the words of a command line with the passwords of URLs masked."""
     masked = (_PASSWORD.sub(r"\1:***@", word) for word in command)
     return tuple(_PASSWORD_OPTION.sub(r"\1***", word) for word in masked)

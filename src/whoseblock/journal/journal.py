@@ -1,4 +1,4 @@
-"""A journal that is open: what can be asked of it, and where a run that writes to it begins."""
+"""An open journal: queries, and the runs that write to it."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -9,16 +9,16 @@ from whoseblock.errors import JournalError
 from whoseblock.journal import reading
 from whoseblock.journal.database import Database
 from whoseblock.journal.host import Host, this_host
-from whoseblock.journal.places import place_of
+from whoseblock.journal.location import locate
 from whoseblock.journal.records import Event, Filter, History, Overview, Plan, RunRecord
 from whoseblock.journal.run import Run
-from whoseblock.journal.versions import bring_up_to_date
+from whoseblock.journal.versions import prepare_tables
 
 __all__ = ["Journal"]
 
 #: So many failures are read at a time.
 _BATCH: Final = 256
-#: And so many with everything about them, which may be much.
+#: Histories are larger, so fewer are read at a time.
 _HISTORIES: Final = 64
 _ALL: Final = Filter()
 
@@ -26,17 +26,17 @@ _ALL: Final = Filter()
 class Journal(Closing):
     """A journal; `whoseblock.journal.open_journal` opens it.
 
-    ``name`` says where it is, without a password.  ``host`` is the machine that it is written for.
+    ``name`` is its location without a password.  ``host`` is the machine that it is written for.
     Several threads may use it at a time.  Every method raises `JournalError`.
     """
 
     def __init__(self, url: str | None, *, write: bool, host: Host | None = None) -> None:
-        place = place_of(url)
-        self.name = place.name
+        location = locate(url)
+        self.name = location.name
         self.host = host or this_host()
-        self._database = Database(place, write=write)
+        self._database = Database(location, write=write)
         try:
-            bring_up_to_date(self._database)
+            prepare_tables(self._database)
         except BaseException:
             self._database.close()
             raise
@@ -47,15 +47,15 @@ class Journal(Closing):
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Make what this thread writes within the block durable at its end, all of it or nothing.
+        """Make the writes of this thread within the block one transaction, durable at its end.
 
-        For many reports at once; what is done to a device is journaled act by act.
+        For many reports at once; acts on a device are journaled one by one.
         """
         with self._database.together():
             yield
 
     def begin_run(self, command: Sequence[str], version: str) -> Run:
-        """Begin to write, as this process of this user.
+        """Begin a run of this process and user.
 
         ``command`` is the command line, which is kept without passwords of URLs; ``version`` is
         that of whoseblock.
@@ -63,7 +63,7 @@ class Journal(Closing):
         return Run(self._database, self.host, command, version)
 
     def failures(self, wanted: Filter = _ALL) -> Iterator[Overview]:
-        """Give the failures that are wanted in a few words each, the oldest first."""
+        """Yield a summary of each failure that matches, the oldest first."""
         after = 0
         while True:
             with self._database.reading() as connection:
@@ -75,7 +75,7 @@ class Journal(Closing):
             after = ids[-1]
 
     def histories(self, wanted: Filter = _ALL) -> Iterator[History]:
-        """Give everything about the failures that are wanted, the oldest first."""
+        """Yield everything about each failure that matches, the oldest first."""
         after = 0
         while True:
             with self._database.reading() as connection:
@@ -87,7 +87,7 @@ class Journal(Closing):
             after = ids[-1]
 
     def history(self, failure: int) -> History:
-        """Give everything about one failure: reports, owners, plans, and what became of them."""
+        """Return everything about one failure: reports, owners, plans and outcomes."""
         with self._database.reading() as connection:
             found = reading.histories(connection, [failure])
         if not found:
@@ -98,7 +98,7 @@ class Journal(Closing):
         return found[0]
 
     def plan(self, number: int) -> Plan:
-        """Give a plan as it stands now."""
+        """Return a plan in its present state."""
         with self._database.reading() as connection:
             found = reading.plan(connection, number)
         if found is None:
@@ -106,22 +106,22 @@ class Journal(Closing):
         return found
 
     def unfinished(self, device: str | None = None) -> list[Plan]:
-        """Give the plans of this host with steps in no final state, the oldest first.
+        """Return the plans of this host with unfinished steps, the oldest first.
 
-        ``device`` is a name, an identity or a target, as in `Filter`.  A step that is started is in
-        the hands of its run as long as that lives: see `is_running`.
+        ``device`` is a name, an identity or a target, as in `Filter`.  A started step belongs to
+        its run while that lives: see `is_running`.
         """
         with self._database.reading() as connection:
             numbers = reading.unfinished_plans(connection, self.host, device)
             return [one for number in numbers if (one := reading.plan(connection, number))]
 
     def has_unfinished(self) -> bool:
-        """Whether there are plans that `unfinished` gives."""
+        """Return whether `unfinished` returns any plan."""
         with self._database.reading() as connection:
             return bool(reading.unfinished_plans(connection, self.host, None))
 
     def starts(self, kind: str) -> Iterator[Event]:
-        """Give when steps of a kind were started on this host, the latest first."""
+        """Yield the starts of steps of a kind on this host, the latest first."""
         before = None
         while True:
             with self._database.reading() as connection:
@@ -132,7 +132,7 @@ class Journal(Closing):
             before = min(found)
 
     def run_record(self, run: int) -> RunRecord:
-        """Give one run."""
+        """Return one run."""
         with self._database.reading() as connection:
             found = reading.run_record(connection, run)
         if found is None:
@@ -140,5 +140,5 @@ class Journal(Closing):
         return found
 
     def is_running(self, run: int) -> bool:
-        """Whether a run still goes on, or may: one of another host that did not end."""
+        """Return whether a run lives, or may: one of another host that has not ended."""
         return self.run_record(run).may_live(self.host)

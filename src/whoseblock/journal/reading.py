@@ -1,4 +1,4 @@
-"""The questions to a journal, each on a connection that sees one state of it."""
+"""The queries of a journal, each on a connection that sees one state of it."""
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -13,12 +13,12 @@ from whoseblock.journal.records import (
     FINAL,
     Entry,
     Event,
+    FailureReport,
     Filter,
     Finding,
     History,
     Overview,
     Plan,
-    Report,
     RunRecord,
     State,
     Step,
@@ -50,7 +50,7 @@ __all__ = [
 ]
 
 _later: Final = step_events.alias("later")
-#: Of the events of each step, the last.
+#: The last event of each step.
 _IS_LAST: Final = step_events.c.number == (
     select(func.max(_later.c.number))
     .where(_later.c.step == step_events.c.step)
@@ -64,7 +64,7 @@ _DEALS_WITH: Final = (steps.c.plan == plan_failures.c.plan) & (
 
 
 def find(connection: Connection, wanted: Filter, after: int, limit: int) -> list[int]:
-    """Give the next failures that are wanted, by number, at most ``limit``."""
+    """Return the next failures that match, by number, at most ``limit``."""
     query = (
         select(failures.c.id)
         .join(hosts, hosts.c.id == failures.c.host)
@@ -78,7 +78,7 @@ def find(connection: Connection, wanted: Filter, after: int, limit: int) -> list
 def _conditions(wanted: Filter) -> list[ColumnElement[bool]]:
     conditions: list[ColumnElement[bool]] = []
     if wanted.device is not None:
-        # People name a device by its node, the kernel without.
+        # Users name a device with /dev/, the kernel without.
         named = failures.c.device == wanted.device.removeprefix("/dev/")
         others = (failures.c.device, failures.c.identity, failures.c.target)
         conditions.append(or_(named, *(name == wanted.device for name in others)))
@@ -132,7 +132,7 @@ def _owned_by(path: str) -> Select[Any]:
 
 
 def overviews(connection: Connection, ids: Sequence[int]) -> list[Overview]:
-    """Give some failures in a few words, in order of their numbers."""
+    """Return summaries of failures, in order of their numbers."""
     found = entries(connection, failures.c.id.in_(ids))
     reported = _counts(connection, reports.c.failure, ids)
     states: dict[int, dict[State, int]] = defaultdict(dict)
@@ -198,7 +198,7 @@ def _kinds(wanted: Sequence[int]) -> Select[Any]:
 
 
 def _paths(connection: Connection, wanted: Sequence[int]) -> dict[int, tuple[str, int]]:
-    """Give of each finding the first path, and how many there are; a file may have many rows."""
+    """Return the first path and the number of paths of each finding; a file may have many rows."""
     summed = (
         select(
             owner_paths.c.finding,
@@ -223,9 +223,9 @@ def _paths(connection: Connection, wanted: Sequence[int]) -> dict[int, tuple[str
 
 
 def histories(connection: Connection, ids: Sequence[int]) -> list[History]:
-    """Give everything about some failures, in order of their numbers."""
+    """Return everything about failures, in order of their numbers."""
     found = entries(connection, failures.c.id.in_(ids))
-    told: dict[int, list[Report]] = defaultdict(list)
+    told: dict[int, list[FailureReport]] = defaultdict(list)
     query: Select[Any] = select(reports).where(reports.c.failure.in_(ids)).order_by(reports.c.id)
     for row in connection.execute(query):
         told[row.failure].append(_report(row))
@@ -255,8 +255,8 @@ def histories(connection: Connection, ids: Sequence[int]) -> list[History]:
     ]
 
 
-def _report(row: Row[Any]) -> Report:
-    return Report(
+def _report(row: Row[Any]) -> FailureReport:
+    return FailureReport(
         id=row.id, run=row.run, at=row.at, source=row.source, origin=row.origin, detail=row.detail
     )
 
@@ -277,9 +277,9 @@ def _of(made: Mapping[int, Plan], numbers: Iterable[int]) -> tuple[Plan, ...]:
 
 
 def _runs_of(
-    entry: Entry, told: Iterable[Report], looked: Iterable[Finding], made: Iterable[Plan]
+    entry: Entry, told: Iterable[FailureReport], looked: Iterable[Finding], made: Iterable[Plan]
 ) -> set[int]:
-    """Give the runs that are named in a history."""
+    """Return the runs that a history names."""
     named = {entry.run} | {one.run for one in told} | {one.run for one in looked}
     if entry.closed_by is not None:
         named.add(entry.closed_by)
@@ -290,12 +290,12 @@ def _runs_of(
 
 
 def plan(connection: Connection, number: int) -> Plan | None:
-    """Give a plan with its steps and their history, None if there is none of this number."""
+    """Return a plan with its steps and their history, None if it does not exist."""
     return _plans(connection, {number}).get(number)
 
 
 def _plans(connection: Connection, numbers: Collection[int]) -> dict[int, Plan]:
-    """Give plans by their numbers."""
+    """Return plans by their numbers."""
     if not numbers:
         return {}
     covered: dict[int, list[int]] = defaultdict(list)
@@ -343,7 +343,7 @@ def _step(row: Row[Any], events: list[Event]) -> Step:
 
 
 def last_event(connection: Connection, step: int) -> Event | None:
-    """Give the last event of a step, and let nobody else append to it; None if there is no step."""
+    """Return the last event of a step, and lock the step; None if it does not exist."""
     locked = connection.scalar(select(steps.c.id).where(steps.c.id == step).with_for_update())
     if locked is None:
         return None
@@ -352,7 +352,7 @@ def last_event(connection: Connection, step: int) -> Event | None:
 
 
 def unfinished_plans(connection: Connection, host: Host, device: str | None) -> list[int]:
-    """Give the plans of a host that have steps in no final state."""
+    """Return the plans of a host that have unfinished steps."""
     query = (
         select(steps.c.plan)
         .join(step_events, step_events.c.step == steps.c.id)
@@ -372,7 +372,7 @@ def unfinished_plans(connection: Connection, host: Host, device: str | None) -> 
 def starts(
     connection: Connection, host: Host, kind: str, before: int | None, limit: int
 ) -> dict[int, Event]:
-    """Give the last starts of steps of a kind on a host, at most ``limit``, the latest first.
+    """Return the last starts of steps of a kind on a host, at most ``limit``, the latest first.
 
     By numbers, which ascend; only those ``before`` one are given, if there is one.
     """
@@ -392,12 +392,12 @@ def starts(
 
 
 def run_record(connection: Connection, run: int) -> RunRecord | None:
-    """Give one run, None if there is none of this number."""
+    """Return one run, None if it does not exist."""
     return _runs(connection, {run}).get(run)
 
 
 def _runs(connection: Connection, numbers: Collection[int]) -> dict[int, RunRecord]:
-    """Give runs by their numbers."""
+    """Return runs by their numbers."""
     query = (
         select(runs, hosts.c.name, hosts.c.machine_id)
         .join(hosts, hosts.c.id == runs.c.host)
@@ -429,7 +429,7 @@ def _event(row: Row[Any]) -> Event:
 
 
 def entries(connection: Connection, condition: ColumnElement[bool]) -> list[Entry]:
-    """Give the failures for which a condition on their table holds, by number."""
+    """Return the failures for which a condition on their table holds, by number."""
     query = (
         select(failures, hosts.c.name.label("host_name"), hosts.c.machine_id)
         .join(hosts, hosts.c.id == failures.c.host)

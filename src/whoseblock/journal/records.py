@@ -1,4 +1,4 @@
-"""The words of the journal: states of a step, and the records that are read from it.
+"""The states of a step, and the records that are read from the journal.
 
 Times are aware and in UTC.  Offsets and lengths are bytes of the device that failed.
 """
@@ -19,6 +19,7 @@ __all__ = [
     "NEXT",
     "Entry",
     "Event",
+    "FailureReport",
     "Filter",
     "Finding",
     "History",
@@ -27,7 +28,6 @@ __all__ = [
     "Overview",
     "Plan",
     "PlannedStep",
-    "Report",
     "RunRecord",
     "State",
     "Step",
@@ -35,39 +35,39 @@ __all__ = [
 
 
 class State(StrEnum):
-    """What has become of a step."""
+    """The state of a step, that of its last event."""
 
     PLANNED = "planned"
     STARTED = "started"
     DONE = "done"
     VERIFIED = "verified"
     FAILED = "failed"
-    LEFT = "left"
+    SKIPPED = "skipped"
 
 
-#: What may follow a state.  A step is started again after it failed, or if whoever had started it
-#: did not live to say more; done becomes failed if the device does not give back what was written.
+#: The states that may follow a state.  A step is started again after it failed, or after its run
+#: was killed; done becomes failed if the device does not read back what was written.
 NEXT: Final[Mapping[State, frozenset[State]]] = MappingProxyType(
     {
-        State.PLANNED: frozenset({State.STARTED, State.LEFT}),
-        State.STARTED: frozenset({State.STARTED, State.DONE, State.FAILED, State.LEFT}),
-        State.DONE: frozenset({State.VERIFIED, State.FAILED, State.LEFT}),
-        State.FAILED: frozenset({State.STARTED, State.LEFT}),
+        State.PLANNED: frozenset({State.STARTED, State.SKIPPED}),
+        State.STARTED: frozenset({State.STARTED, State.DONE, State.FAILED, State.SKIPPED}),
+        State.DONE: frozenset({State.VERIFIED, State.FAILED, State.SKIPPED}),
+        State.FAILED: frozenset({State.STARTED, State.SKIPPED}),
         State.VERIFIED: frozenset(),
-        State.LEFT: frozenset(),
+        State.SKIPPED: frozenset(),
     }
 )
 
-#: The states that end a step; whatever is in another is unfinished.
+#: The states that end a step; a step in another one is unfinished.
 FINAL: Final = frozenset(state for state, following in NEXT.items() if not following)
 
 
 class RunRecord(Struct, frozen=True, kw_only=True):
     """One run of whoseblock that wrote to the journal.
 
-    ``process`` names the process for ever (boot, pid namespace, start time), ``pid`` only as long
-    as it lives.  ``ended`` is None while it runs, and for ever if it was killed.  ``sudo_user`` is
-    who became ``user`` with sudo, "" if nobody did.
+    ``process`` identifies the process (boot, pid namespace, start time); ``pid`` does only while it
+    lives.  ``ended`` is None while it runs, and stays None if it was killed.  ``sudo_user`` is the
+    user who became ``user`` with sudo, "" without sudo.
     """
 
     id: int
@@ -84,7 +84,7 @@ class RunRecord(Struct, frozen=True, kw_only=True):
     ended: datetime | None
 
     def may_live(self, here: Host) -> bool:
-        """Whether the run still goes on, or may: nobody on host ``here`` sees one of another."""
+        """Return whether the run still lives, or may: ``here`` cannot see runs of other hosts."""
         if self.ended is not None:
             return False
         there = Host(self.host, self.machine_id)
@@ -94,10 +94,9 @@ class RunRecord(Struct, frozen=True, kw_only=True):
 class Entry(Struct, frozen=True, kw_only=True):
     """A failure: ``length`` bytes from ``start`` of ``device`` on ``host``.
 
-    ``identity`` names the device whatever the kernel calls it (a serial number, a UUID), "" if
-    nobody knows.  ``target`` is what the user named, if anything, and ``first_seen`` the time of
-    the first report.  As long as ``closed`` is None, whoever reports the same bytes reports this
-    failure.
+    ``identity`` is a stable name of the device (a serial number, a UUID), "" if it is unknown.
+    ``target`` is what the user named, if anything, and ``first_seen`` the time of the first report.
+    While ``closed`` is None, a report of the same bytes is one of this failure.
     """
 
     id: int
@@ -120,8 +119,8 @@ class Entry(Struct, frozen=True, kw_only=True):
         return ByteRange(self.start, self.length)
 
 
-class Report(Struct, frozen=True, kw_only=True):
-    """Somebody noticed the failure: ``source`` is who, ``origin`` where that was read."""
+class FailureReport(Struct, frozen=True, kw_only=True):
+    """A report of a failure: ``source`` noticed it, ``origin`` is where that was read."""
 
     id: int
     run: int
@@ -132,7 +131,7 @@ class Report(Struct, frozen=True, kw_only=True):
 
 
 class Finding(Struct, frozen=True, kw_only=True):
-    """Who owned the bytes when it was asked; ``answer`` is an object of ``lookup --json``."""
+    """The owners of the bytes at that time; ``answer`` is an object of ``lookup --json``."""
 
     id: int
     run: int
@@ -143,7 +142,7 @@ class Finding(Struct, frozen=True, kw_only=True):
 
 
 class Event(Struct, frozen=True, kw_only=True):
-    """A step came into a state; ``number`` counts the events of a step from 0."""
+    """A change of a step's state; ``number`` counts the events of a step from 0."""
 
     number: int
     state: State
@@ -155,8 +154,8 @@ class Event(Struct, frozen=True, kw_only=True):
 class Step(Struct, frozen=True, kw_only=True):
     """A step of a plan with its history.
 
-    ``number`` counts the steps of a plan from 0, in the order in which they are to be taken.
-    ``failure`` is the one that the step deals with, None if it deals with all of the plan's.
+    ``number`` counts the steps of a plan from 0, in the order in which they are taken.
+    ``failure`` is the failure that the step deals with, None for all failures of the plan.
     ``state`` is that of its last event, and ``attempts`` counts how often it was started.
     """
 
@@ -172,7 +171,7 @@ class Step(Struct, frozen=True, kw_only=True):
 
 
 class Plan(Struct, frozen=True, kw_only=True):
-    """What is to be done about some failures."""
+    """The steps planned for one or more failures."""
 
     id: int
     run: int
@@ -183,10 +182,7 @@ class Plan(Struct, frozen=True, kw_only=True):
 
 
 class PlannedStep(Struct, frozen=True):
-    """A step that is to be journaled: what kind of act, and all that is needed to repeat it.
-
-    ``parameters`` are what JSON can hold.
-    """
+    """A step to journal: its kind, and the parameters that it takes to repeat it, as JSON."""
 
     kind: str
     parameters: dict[str, Any]
@@ -194,13 +190,12 @@ class PlannedStep(Struct, frozen=True):
 
 
 class NewReport(Struct, frozen=True, kw_only=True):
-    """A report that is to be journaled.
+    """A report to journal.
 
-    ``source`` is who noticed (``dmesg``, ``sysfs``, a person), ``origin`` where that was read: file
-    and line.  ``at`` is when it was noticed, None for now.  ``key`` names the event itself within
-    its source on this host, such as a cursor of its log: a report with a key is journaled once,
-    however often the source is read, even after the failure was closed.  ``detail`` is what JSON
-    can hold.
+    ``source`` noticed the failure (``dmesg``, ``sysfs``, a person); ``origin`` is the file and line
+    where that was read.  ``at`` is when it was noticed, None for now.  ``key`` identifies the event
+    within its source on this host, such as a cursor of its log: a report with a key is journaled
+    once, even after the failure was closed.  ``detail`` is JSON.
     """
 
     source: str
@@ -211,7 +206,7 @@ class NewReport(Struct, frozen=True, kw_only=True):
 
 
 class Noted(NamedTuple):
-    """What became of a report: which failure it is of, and what of it was new."""
+    """The result of a report: its failure, and whether the failure and the report are new."""
 
     failure: int
     new_failure: bool
@@ -219,11 +214,11 @@ class Noted(NamedTuple):
 
 
 class Overview(Struct, frozen=True, kw_only=True):
-    """One failure in a few words.
+    """One failure as a summary.
 
     ``states`` counts the steps that deal with it, by state.  ``owners`` counts the rows of its last
-    finding, by kind, and ``path`` is the first path there, of ``paths``; ``complete`` is None if
-    nobody has looked yet.
+    finding, by kind, and ``path`` is the first path there, of ``paths``; ``complete`` is None
+    without a finding.
     """
 
     failure: Entry
@@ -239,20 +234,20 @@ class History(Struct, frozen=True, kw_only=True):
     """Everything about one failure; ``runs`` are all that are named in it."""
 
     failure: Entry
-    reports: tuple[Report, ...]
+    reports: tuple[FailureReport, ...]
     findings: tuple[Finding, ...]
     plans: tuple[Plan, ...]
     runs: tuple[RunRecord, ...]
 
 
 class Filter(Struct, frozen=True, kw_only=True):
-    """Which failures are wanted: those for which all that is given here is true.
+    """The failures that match every field that is set.
 
     ``device`` is the name of the device, its identity, or the target as it was named.  ``file`` is
-    a path of any owner, from the root of its filesystem or as it was mounted.  ``since`` (included)
-    and ``until`` (left out) are when somebody reported it, and since ``closed_since`` (included) it
-    is closed.  ``state`` is that of any of its steps.  ``overlapping`` is a range that it has a
-    byte of.
+    a path of any owner, from the root of its filesystem or as it was mounted.  ``since``
+    (inclusive) and ``until`` (exclusive) bound the time of a report, ``closed_since`` (inclusive)
+    that of its closing.  ``state`` is that of any of its steps.  ``overlapping`` is a range that
+    shares a byte with it.
     """
 
     device: str | None = None

@@ -1,4 +1,4 @@
-"""One run of whoseblock, and all that it writes to the journal."""
+"""One run of whoseblock, and everything that it writes to the journal."""
 
 import hashlib
 import json
@@ -47,7 +47,7 @@ from whoseblock.ranges import ByteRange
 __all__ = ["Run"]
 
 _NOTHING: Final[Mapping[str, Any]] = {}
-#: So many rows are sent at a time.
+#: So many rows are inserted at a time.
 _BATCH: Final = 4096
 # Made once: of many failures that come at once, most of the time would go into making them.
 _REPORT_OF: Final = select(reports.c.failure).where(reports.c.event == bindparam("event"))
@@ -67,9 +67,8 @@ _OPEN: Final = (
 class Run(Closing):
     """A run; `whoseblock.journal.journal.Journal.begin_run` begins it, and closing it ends it.
 
-    Whatever a method writes is durable when it returns.  Where it raises `JournalError`, nothing of
-    it was written, unless the database was lost in the very moment; whoever was about to write to a
-    device does not.
+    What a method writes is durable when it returns.  If it raises `JournalError`, nothing of it was
+    written, unless the connection was lost during the commit; the caller must not act then.
     """
 
     def __init__(
@@ -95,7 +94,7 @@ class Run(Closing):
             self.id = _added(connection, runs, values)
 
     def close(self) -> None:
-        """Say that the run has ended."""
+        """Record the end of the run."""
         with self._database.writing() as connection:
             connection.execute(
                 update(runs)
@@ -109,7 +108,7 @@ class Run(Closing):
         value: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        # What went wrong in the run is worth more than that its end could not be journaled either.
+        # An error of the run must not be hidden by one of the journal.
         with nullcontext() if kind is None else suppress(JournalError):
             self.close()
 
@@ -124,15 +123,15 @@ class Run(Closing):
         identity: str = "",
         target: str = "",
     ) -> Noted:
-        """Journal that ``where`` of ``device`` of this host failed, as ``report`` says.
+        """Record a report that ``where`` of ``device`` of this host failed.
 
         If an open failure has the same bytes of the same device, the report is of that one.  A
         device is the same if its ``identity`` is, or, where one of the two is unknown, its name.
-        An event that has a ``key`` and was journaled before is not journaled again: the answer
-        then names the failure that it was of, though that may be closed by now.
+        An event with a ``key`` is recorded once: the result then names the failure of the first
+        report, which may be closed by now.
         """
         report = _dated(report)
-        # Only one at a time looks for the failure and makes it.
+        # The lock makes the search and the insert atomic.
         with self._database.writing(lock=["failures", *self._host]) as connection:
             event, known = self._known_event(connection, report)
             if known is not None:
@@ -155,9 +154,9 @@ class Run(Closing):
         return Noted(failure, new_failure=new, new_report=True)
 
     def record_report(self, failure: Entry, report: NewReport, seen: datetime) -> Noted:
-        """Journal one more report of a failure that was open a moment ago.
+        """Record another report of a failure that was open when the caller read it.
 
-        If somebody has closed it since, and the event was last ``seen`` after that, it is reported
+        If it was closed since, and the event was last ``seen`` after that, this records a failure
         as `record_failure` does.
         """
         report = _dated(report)
@@ -176,7 +175,7 @@ class Run(Closing):
     def _known_event(
         self, connection: Connection, report: NewReport
     ) -> tuple[bytes | None, Noted | None]:
-        """Give the digest of an event, if it has a key; and what it is of if it is journaled."""
+        """Return the digest of an event with a key, and its failure if it is recorded already."""
         if report.key is None:
             return None, None
         event = self._event_digest(report)
@@ -213,7 +212,7 @@ class Run(Closing):
         return None
 
     def record_finding(self, failure: int, answer: Answer) -> int:
-        """Journal who owns the bytes of a failure now; gives the number of the finding."""
+        """Record the present owners of a failure; return the number of the finding."""
         rows: list[dict[str, Any]] = []
         paths: list[dict[str, Any]] = []
         for number, owner in enumerate(answer):
@@ -237,9 +236,9 @@ class Run(Closing):
         return finding
 
     def close_failure(self, failure: int, because: str) -> None:
-        """Journal that a failure has been dealt with; if the bytes fail again, that is a new one.
+        """Close a failure; if the bytes fail again, that is a new one.
 
-        A failure that is closed already stays as it was closed.
+        A failure that is closed already is not changed.
         """
         with self._database.writing() as connection:
             self._close_failure(connection, failure, because)
@@ -259,9 +258,9 @@ class Run(Closing):
         concerned: Iterable[int],
         options: Mapping[str, Any] = _NOTHING,
     ) -> Plan:
-        """Journal what is to be done, in this order, about the failures concerned, one or more.
+        """Record the planned steps, in this order, for one or more failures.
 
-        ``options`` are what the user asked for, as JSON can hold it.
+        ``options`` are what the user passed, as JSON.
         """
         planned, about = list(planned), sorted(set(concerned))
         stray = {step.failure for step in planned} - {None, *about}
@@ -287,15 +286,15 @@ class Run(Closing):
         return made
 
     def started(self, step: int, detail: Mapping[str, Any] = _NOTHING) -> Event:
-        """Journal that a step begins, for the first time, once more after it failed, or taken up.
+        """Record that a step begins, for the first time, after it failed, or after an interruption.
 
-        A step that was started by a run that still lives, or may, is not taken out of its hands,
-        neither now nor when it is done and to be verified.
+        A step that was started, or done and not yet verified, by a run that may still live is
+        refused.
         """
         return self._advance(step, State.STARTED, detail)
 
     def done(self, step: int, detail: Mapping[str, Any] = _NOTHING) -> Event:
-        """Journal that a step that was started is done."""
+        """Record that a started step is done."""
         return self._advance(step, State.DONE, detail)
 
     def verified(
@@ -305,20 +304,19 @@ class Run(Closing):
         *,
         closes: tuple[int, str] | None = None,
     ) -> Event:
-        """Journal that what a step did was seen to be there.
+        """Record that the result of a step was verified.
 
-        ``closes`` is a failure that has been dealt with by that, and why: it is closed in the same
-        moment.
+        ``closes`` is a failure and a reason: it is closed in the same transaction.
         """
         return self._advance(step, State.VERIFIED, detail, closes)
 
     def failed(self, step: int, because: str, detail: Mapping[str, Any] = _NOTHING) -> Event:
-        """Journal that a step that was started or done failed; it can be started again."""
+        """Record that a started or done step failed; it can be started again."""
         return self._advance(step, State.FAILED, {"because": because, **detail})
 
-    def left(self, step: int, because: str, detail: Mapping[str, Any] = _NOTHING) -> Event:
-        """Journal that a step that is unfinished will not be done, and why."""
-        return self._advance(step, State.LEFT, {"because": because, **detail})
+    def skipped(self, step: int, because: str, detail: Mapping[str, Any] = _NOTHING) -> Event:
+        """Record that an unfinished step is not taken, and why."""
+        return self._advance(step, State.SKIPPED, {"because": because, **detail})
 
     def _advance(
         self,

@@ -1,7 +1,8 @@
 """The tables of the journal.
 
-Rows are only ever added.  Two things are filled in later, once: when a run ended, and when a
-failure was closed, by whom and why.  ``migrations/`` makes these tables; a test compares.
+Rows are only added.  Two things are filled in later, once: the end of a run, and when, by which run
+and why a failure was closed.  A change to these tables needs another `VERSION`; a test
+compares them with those of the present one.
 """
 
 from typing import Final
@@ -29,11 +30,11 @@ from whoseblock.journal.records import State
 
 __all__ = [
     "METADATA",
-    "REVISION",
-    "VERSION_TABLE",
+    "VERSION",
     "failures",
     "findings",
     "hosts",
+    "journal_version",
     "owner_paths",
     "owners",
     "plan_failures",
@@ -44,9 +45,8 @@ __all__ = [
     "steps",
 ]
 
-#: The last migration, which makes the tables as they stand here.
-REVISION: Final = "0001"
-VERSION_TABLE: Final = "journal_version"
+#: The version of the tables below, which a journal holds in `journal_version`.
+VERSION: Final = 2
 
 METADATA: Final = MetaData(
     naming_convention={
@@ -64,9 +64,15 @@ def _id() -> "Column[int]":
 
 
 def _to(table: str, name: str, *, nullable: bool = False, index: bool = False) -> "Column[int]":
-    """Make a column that refers to a row of another table."""
+    """Return a column that refers to a row of another table."""
     return Column(name, BigInteger, ForeignKey(f"{table}.id"), nullable=nullable, index=index)
 
+
+journal_version: Final = Table(
+    "journal_version",
+    METADATA,
+    Column("version_num", Integer, primary_key=True, autoincrement=False),
+)
 
 hosts: Final = Table(
     "hosts",

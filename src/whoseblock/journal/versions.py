@@ -1,67 +1,52 @@
-"""Which version of the schema a journal has, and bringing an older one up to date."""
+"""Create the tables of a new journal, and refuse a journal of another version."""
 
-from pathlib import Path
-from typing import Final
-
-from sqlalchemy import Connection, inspect, text
+from sqlalchemy import Connection, insert, inspect, select
 
 from whoseblock.errors import JournalError
 from whoseblock.journal.database import Database, missing
-from whoseblock.journal.places import Place
-from whoseblock.journal.schema import REVISION, VERSION_TABLE
+from whoseblock.journal.location import JournalLocation
+from whoseblock.journal.schema import METADATA, VERSION, journal_version
 
-__all__ = ["MIGRATIONS", "bring_up_to_date"]
-
-#: The folder of alembic's scripts.
-MIGRATIONS: Final = Path(__file__).with_name("migrations")
+__all__ = ["prepare_tables"]
 
 
-def bring_up_to_date(database: Database) -> None:
-    """See that the journal has the tables that this whoseblock knows, all of them or no change.
+def prepare_tables(database: Database) -> None:
+    """Create all tables in an empty database; check the version of any other.
 
-    A database that is only read must have them already.  Raises `JournalError` for one that a newer
-    whoseblock made, and for one that is no journal.
+    The tables and the version are created in one transaction.  Raises `JournalError` if the
+    database is no journal, is one of another version, or is empty and only read.
     """
     with database.reading() as connection:
-        version = _version(connection, database.place)
-    if version == REVISION:
-        return
+        if _is_ready(connection, database.location):
+            return
     if not database.write:
-        if version is None:
-            raise missing(database.place)
-        raise JournalError(
-            f"the journal {database.place.name!r} was made by an older whoseblock",
-            hint="it is brought up to date when it is next written",
-        )
-    with database.writing(lock="whoseblock migrations") as connection:
-        # Another process may have done it since.
-        if _version(connection, database.place) != REVISION:
-            _migrate(connection)
+        raise missing(database.location)
+    with database.writing(lock="whoseblock tables") as connection:
+        # Another process may have created them since.
+        if not _is_ready(connection, database.location):
+            # A table of the same name that is already there is not the journal's: this raises.
+            METADATA.create_all(connection, checkfirst=False)
+            connection.execute(insert(journal_version).values(version_num=VERSION))
 
 
-def _version(connection: Connection, place: Place) -> str | None:
-    """Give the journal's version, None for an empty database."""
+def _is_ready(connection: Connection, location: JournalLocation) -> bool:
+    """Return whether the journal has its tables, False for an empty database."""
     tables = inspect(connection)
-    if not tables.has_table(VERSION_TABLE):
-        # A server's database may well have tables of others, but nobody keeps two things in a file.
-        if place.file is not None and tables.get_table_names():
+    if not tables.has_table(journal_version.name):
+        # A server's database may have other tables, but a file holds nothing but a journal.
+        if location.file is not None and tables.get_table_names():
             raise JournalError(
-                f"{place.name!r} is a database, but not a journal", hint="name another file"
+                f"{location.name!r} is a database, but not a journal", hint="name another file"
             )
-        return None
-    version = connection.execute(text(f"SELECT version_num FROM {VERSION_TABLE}")).scalar()  # noqa: S608 - a constant
-    if version is not None and version > REVISION:
-        raise JournalError(
-            f"the journal {place.name!r} was made by a newer whoseblock",
-            hint="use that, or name another journal with --journal",
-        )
-    return version
-
-
-def _migrate(connection: Connection) -> None:
-    from alembic import command
-    from alembic.config import Config
-
-    config = Config(attributes={"connection": connection})
-    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
-    command.upgrade(config, "head")
+        return False
+    stored = connection.execute(select(journal_version.c.version_num)).scalar()
+    # Version 1 was stored as a text.
+    version = int(str(stored)) if str(stored).isdecimal() else 0
+    if version == VERSION:
+        return True
+    age = "a newer" if version > VERSION else "an older"
+    raise JournalError(
+        f"the journal {location.name!r} was made by {age} whoseblock"
+        f" (version {version} of its tables, not {VERSION})",
+        hint="use that one, or name another journal with --journal",
+    )

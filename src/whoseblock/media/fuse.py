@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from whoseblock.errors import MediaError, OutOfDeviceError, RangeSyntaxError, TargetError
+from whoseblock.extras import import_extra
 from whoseblock.media.control import control_lines, parse_control
 from whoseblock.media.pmem import EmulatedPmem
 
@@ -142,6 +143,7 @@ def serve(medium: EmulatedPmem, folder: Path, served: Callable[[], None] = lambd
     # Of the libraries that mfusepy takes, the older one would cut writes into pages.
     os.environ.setdefault("FUSE_LIBRARY_NAME", "fuse3")
     try:
+        import_extra("emulate")
         import mfusepy
     except (ImportError, OSError, AttributeError) as error:
         hint = "install the package libfuse3-3"

@@ -1,1 +1,1 @@
-"""What is done about a failure: planned, journaled, done, and verified."""
+"""Plan, apply and verify repairs of failed ranges; `whoseblock.respond.service` is the entry."""

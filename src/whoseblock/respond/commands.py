@@ -1,4 +1,4 @@
-"""Running a command of the user's: a line for the shell, which gets a finding."""
+"""Run a shell command of the user with a finding on its standard input."""
 
 import contextlib
 import os
@@ -9,13 +9,13 @@ from typing import Final
 
 __all__ = ["CommandError", "run_shell"]
 
-#: As much of its output as is looked at.
+#: So many bytes of the output are read.
 _MOST_OUTPUT: Final = 1 << 16
 _STDERR: Final = 2
 
 
 class CommandError(Exception):
-    """The command failed; the message says how."""
+    """The command failed; the message says how it ended."""
 
 
 def run_shell(
@@ -26,14 +26,14 @@ def run_shell(
     environment: Mapping[str, str] | None = None,
     capture: bool = False,
 ) -> bytes:
-    """Have ``sh`` run a command with ``given`` on its standard input.
+    """Run a command in ``sh`` with ``given`` on its standard input.
 
-    Gives the first 64 KiB of its standard output if ``capture``; otherwise that goes where our
-    errors go.  After ``seconds`` it is ended, together with what it started.  Raises
-    `CommandError` if it is, if it cannot be started, or if it says that it failed.
+    Returns the first 64 KiB of its standard output if ``capture``; otherwise the output goes to
+    standard error.  After ``seconds`` its process group is killed.  Raises `CommandError` if that
+    happens, if it cannot be started, or if its exit status is not 0.
     """
-    # Files, not pipes: nobody waits for a command that does not read, or for one that leaves
-    # something running which could still write.
+    # Files, not pipes: a command that does not read, or that leaves a writer running, must not
+    # block this process.
     with (
         open(os.memfd_create("finding"), "w+b") as source,  # noqa: PTH123 - it has no path
         open(os.memfd_create("output"), "w+b") as output,  # noqa: PTH123 - as above
@@ -46,7 +46,7 @@ def run_shell(
                 stdin=source,
                 stdout=output if capture else _STDERR,
                 env={**os.environ, **(environment or {})},
-                start_new_session=True,  # its processes are a group, to be ended together
+                start_new_session=True,  # its processes are one group, which is killed as a whole
             )
         except (OSError, ValueError) as error:
             raise CommandError(f"the command cannot be started: {error}") from error
@@ -61,7 +61,7 @@ def run_shell(
                 child.wait()
         if status:
             raise CommandError(f"the command {_meaning(status)}")
-        # The child has moved the offset that both share.
+        # The child moved the shared file offset.
         output.seek(0)
         return output.read(_MOST_OUTPUT)
 

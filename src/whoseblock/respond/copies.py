@@ -1,8 +1,8 @@
-"""Good copies of damaged files: where they may be, and whether they may be believed.
+"""Find copies of damaged files, and verify them.
 
-A copy is believed if it is as long as the damaged file and equals it wherever that can be read, in
-a window on both sides of what is lost or in the whole.  It is read past the page cache if that can
-be: what is believed must be on a medium, and not on the one that fails.
+A copy is good if it is as long as the damaged file and equals it wherever that is readable, in a
+window on both sides of each loss or in the whole file.  It is read past the page cache where that
+is possible: the copy must be readable from its medium.
 """
 
 import errno
@@ -21,13 +21,22 @@ from whoseblock.media.direct import DirectMedia
 from whoseblock.ranges import ByteRange, merge
 from whoseblock.respond.commands import CommandError, run_shell
 
-__all__ = ["WINDOW", "Candidate", "Copies", "CopyError", "Replacement", "agree", "believe", "find"]
+__all__ = [
+    "WINDOW",
+    "Candidate",
+    "Copies",
+    "CopyError",
+    "VerifiedCopy",
+    "agree",
+    "find",
+    "verify_copy",
+]
 
-#: So much is compared on each side of what is lost.
+#: So many bytes are compared on each side of a loss.
 WINDOW: Final = 1 << 20
 
 _PIECE: Final = 1 << 20
-#: Seconds that a command has to fetch a copy.
+#: Seconds that a command may take to fetch a copy.
 _PATIENCE: Final = 3600.0
 
 _NAME: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -44,16 +53,16 @@ _Result = TypeVar("_Result")
 
 
 class CopyError(Exception):
-    """There is no good copy; the message says why."""
+    """A copy cannot be used; the message says why."""
 
 
 class Copies(NamedTuple):
     """Where to look for copies, and how much of one is compared.
 
-    ``folder`` has files at the same paths as the filesystem; ``file`` is the copy itself;
-    ``command`` is for the shell, gets the finding as JSON and prints the path of a copy.  All that
-    is given is looked at.  ``whole`` compares all of a file, else ``window`` bytes on each side of
-    what is lost.
+    ``folder`` has files at the same paths as the filesystem.  ``file`` is the copy itself.
+    ``command`` is a shell command that reads the finding as JSON and prints the path of a copy.
+    All of them are tried.  ``whole`` compares the whole file, otherwise ``window`` bytes on each
+    side of a loss.
     """
 
     folder: str | None = None
@@ -64,29 +73,29 @@ class Copies(NamedTuple):
 
 
 class Candidate(NamedTuple):
-    """A file that may be a copy: ``path``, looked for in ``folder`` if there is one.
+    """A file that may be a copy: ``path``, below ``folder`` if there is one.
 
-    The path in a folder comes from a filesystem, and so from anybody: nothing outside of the folder
-    is opened, and no symbolic link is followed.
+    A path in a folder comes from the filesystem, which is untrusted: no file outside the folder is
+    opened, and no symbolic link is followed.
     """
 
     path: str
     folder: str | None = None
 
     def __str__(self) -> str:
-        """Name it as one would open it, with what is no text escaped."""
+        """Return the path, with bytes that are not text escaped."""
         return repr(self.path if self.folder is None else os.path.join(self.folder, self.path))  # noqa: PTH118 - may be bytes
 
 
 class _Version(NamedTuple):
-    # What changes if a file is written.
+    # One of these changes when the file is written.
     size: int
     mtime: int
     ctime: int
 
 
-class Replacement(Closing):
-    """A copy that is believed; ``compared`` is how many bytes of the damaged file it equals."""
+class VerifiedCopy(Closing):
+    """A good copy; ``compared`` counts the bytes of the damaged file that it equals."""
 
     def __init__(self, candidate: Candidate, media: Media, fd: int) -> None:
         self.candidate = candidate
@@ -97,15 +106,15 @@ class Replacement(Closing):
         self.size = self._version.size
 
     def read(self, start: int, length: int) -> bytes:
-        """Give bytes of the copy, zeros past its end.
+        """Return bytes of the copy, zeros past its end.
 
         Raises `CopyError` if it cannot be read, or has changed since it was opened.
         """
         inside = max(min(start + length, self.size) - start, 0)
         try:
-            data = _answer(self.candidate, lambda: self._media.pread(start, inside))
+            data = _as_copy_error(self.candidate, lambda: self._media.pread(start, inside))
         finally:
-            # Then that is the reason, also for what could not be read.
+            # A change explains a failed read, too.
             self.check_same()
         return data + bytes(length - inside)
 
@@ -115,7 +124,7 @@ class Replacement(Closing):
             raise CopyError(f"{self.candidate} changes while it is read")
 
     def status(self) -> os.stat_result:
-        """Give what the kernel says of the copy just now."""
+        """Return the present ``fstat`` of the copy."""
         return os.fstat(self._fd)
 
     def close(self) -> None:
@@ -129,10 +138,10 @@ class Replacement(Closing):
 
 
 def find(copies: Copies, paths: Sequence[str], finding_json: bytes) -> Iterator[Candidate]:
-    """Give the files that may be copies of the one that has ``paths`` in its filesystem.
+    """Yield the files that may be copies of the one that has ``paths`` in its filesystem.
 
-    Whether they are there at all, `believe` says.  The command comes last, and runs when its answer
-    is asked for, with the first path in WHOSEBLOCK_PATH.  Raises `CopyError` if it fails.
+    They may not exist; `verify_copy` checks that.  The command comes last, and runs when its result
+    is requested, with the first path in WHOSEBLOCK_PATH.  Raises `CopyError` if it fails.
     """
     if copies.file is not None:
         yield Candidate(copies.file)
@@ -157,28 +166,27 @@ def _fetch(command: str, paths: Sequence[str], finding_json: bytes) -> str:
     # A name may end with a newline of its own.
     path = os.fsdecode(printed.removesuffix(b"\n"))
     if not path:
-        raise CopyError("the command knows no copy")
+        raise CopyError("the command printed no path")
     return path
 
 
-def believe(
+def verify_copy(
     damaged: int,
     candidate: Candidate | str,
     lost: Sequence[ByteRange],
     *,
     whole: bool = False,
     window: int = WINDOW,
-) -> Replacement:
+) -> VerifiedCopy:
     """Open a copy of the file that the descriptor ``damaged`` has open, if it is a good one.
 
-    ``lost`` are the bytes of the file that are to be replaced.  The copy must be another regular
-    file of the same size, must be readable there, and must equal all that can be read of the file
-    around them: ``window`` bytes on each side of each, or the ``whole``.  Other bytes of the file
-    that cannot be read are passed over.  If there is nothing at all to compare, the times of the
-    last modification must be equal, to the nanosecond.
+    ``lost`` are the ranges of the file to replace.  The copy must be another regular file of the
+    same size, be readable in these ranges, and equal the readable bytes of the file around them:
+    ``window`` bytes on each side, or the ``whole`` file.  Unreadable bytes are passed over.  If no
+    byte can be compared, the modification times must be equal, to the nanosecond.
 
-    The descriptor must be good for reading; it is not opened again, and has O_DIRECT meanwhile.
-    Raises `CopyError` with the reason.
+    The descriptor must be readable; it is not opened again, and has O_DIRECT meanwhile.  Raises
+    `CopyError` with the reason.
     """
     if isinstance(candidate, str):
         candidate = Candidate(candidate)
@@ -192,7 +200,7 @@ def believe(
             wide = (ByteRange(at - window, length + 2 * window) for at, length in needed)
             around = _within(wide, replacement.size)
         for part in needed:
-            # A copy that shares the failed blocks looks just like the file.
+            # A copy that shares the failed blocks would otherwise pass as equal.
             for start, length in _pieces(part):
                 replacement.read(start, length)
         replacement.compared = _compare(damaged, replacement, _without(around, needed))
@@ -204,8 +212,8 @@ def believe(
     return replacement
 
 
-def agree(replacements: Sequence[Replacement], lost: Sequence[ByteRange]) -> None:
-    """Raise `CopyError` if copies that are believed differ in what is lost."""
+def agree(replacements: Sequence[VerifiedCopy], lost: Sequence[ByteRange]) -> None:
+    """Raise `CopyError` if good copies differ in the lost ranges."""
     for one, other in pairwise(replacements):
         for part in merge(lost):
             for start, length in _pieces(part):
@@ -219,11 +227,11 @@ def agree(replacements: Sequence[Replacement], lost: Sequence[ByteRange]) -> Non
 # ---------------------------------------------------------------------- opening
 
 
-def _open(candidate: Candidate) -> Replacement:
-    fd = _answer(candidate, lambda: _name_file(candidate))
+def _open(candidate: Candidate) -> VerifiedCopy:
+    fd = _as_copy_error(candidate, lambda: _open_name(candidate))
     try:
         _check_regular(candidate, os.fstat(fd).st_mode)
-        return Replacement(candidate, _answer(candidate, lambda: _open_media(fd)), fd)
+        return VerifiedCopy(candidate, _as_copy_error(candidate, lambda: _open_media(fd)), fd)
     except BaseException:
         os.close(fd)
         raise
@@ -231,20 +239,20 @@ def _open(candidate: Candidate) -> Replacement:
 
 def _check_regular(candidate: Candidate, mode: int) -> None:
     if not stat.S_ISREG(mode):
-        kind = _KINDS.get(stat.S_IFMT(mode), "something else")
+        kind = _KINDS.get(stat.S_IFMT(mode), "of another kind")
         raise CopyError(f"{candidate} is {kind}, not a regular file")
 
 
-def _name_file(candidate: Candidate) -> int:
-    """Open a candidate for nothing but asking: opening some files does things.
+def _open_name(candidate: Candidate) -> int:
+    """Open a candidate with O_PATH, since opening a FIFO or a device has effects.
 
-    Through the folder it goes step by step, so that no name leads out of it, however long it is.
+    A path in a folder is opened one component at a time, so that it cannot lead out of the folder.
     """
     if candidate.folder is None:
         return os.open(candidate.path, _NAME)
     names = candidate.path.split("/")
     if not all(names) or "." in names or ".." in names:
-        raise CopyError(f"{candidate.path!r} is no path in a filesystem")
+        raise CopyError(f"{candidate.path!r} is not a valid path in a filesystem")
     step = os.open(candidate.folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     for place, name in enumerate(names, 1):
         kind = os.O_DIRECTORY if place < len(names) else 0
@@ -257,26 +265,26 @@ def _name_file(candidate: Candidate) -> int:
 
 
 def _open_media(fd: int) -> Media:
-    """Open a file that a descriptor names, past the page cache if its filesystem can do that."""
+    """Open the file of an O_PATH descriptor, past the page cache if its filesystem allows it."""
     try:
         return DirectMedia(fd)
     except TargetError:
         return FileMedia(f"/proc/self/fd/{fd}")
 
 
-def _answer(candidate: Candidate, ask: Callable[[], _Result]) -> _Result:
-    """Have what goes wrong with a candidate become a `CopyError`."""
+def _as_copy_error(candidate: Candidate, function: Callable[[], _Result]) -> _Result:
+    """Call a function, and turn its errors into a `CopyError`."""
     try:
-        return ask()
+        return function()
     except MediaError as error:
         lost = ", ".join(map(str, error.ranges))
-        raise CopyError(f"{candidate} cannot be read itself at {lost}: {error.reason}") from error
+        raise CopyError(f"{candidate} is unreadable itself at {lost}: {error.reason}") from error
     except (OSError, TargetError, ValueError) as error:
         cause = error.__cause__ if isinstance(error, TargetError) else error
         if isinstance(cause, OSError) and cause.errno == errno.ENOENT:
-            raise CopyError(f"there is no {candidate}") from error
+            raise CopyError(f"{candidate} does not exist") from error
         if isinstance(cause, OSError) and cause.errno == errno.ENOTDIR:
-            raise CopyError(f"{candidate} does not go through directories alone") from error
+            raise CopyError(f"a parent of {candidate} is not a directory") from error
         words = cause.strerror if isinstance(cause, OSError) else str(error)
         raise CopyError(f"{candidate} cannot be opened or read: {words}") from error
 
@@ -284,7 +292,7 @@ def _answer(candidate: Candidate, ask: Callable[[], _Result]) -> _Result:
 # ---------------------------------------------------------------------- comparing
 
 
-def _check_kind_and_size(damaged: int, replacement: Replacement) -> None:
+def _check_kind_and_size(damaged: int, replacement: VerifiedCopy) -> None:
     file, copy = os.fstat(damaged), replacement.status()
     if os.path.samestat(file, copy):
         raise CopyError(f"{replacement.candidate} is the damaged file itself")
@@ -294,17 +302,17 @@ def _check_kind_and_size(damaged: int, replacement: Replacement) -> None:
         )
 
 
-def _check_times(damaged: int, replacement: Replacement) -> None:
+def _check_times(damaged: int, replacement: VerifiedCopy) -> None:
     file, copy = os.fstat(damaged), replacement.status()
     if file.st_mtime_ns != copy.st_mtime_ns:
         raise CopyError(
-            f"{replacement.candidate} cannot be compared, because nothing of the damaged file can"
-            " be read, and was not modified at the same time"
+            f"{replacement.candidate} has another modification time, and no byte of the damaged"
+            " file is readable for a comparison"
         )
 
 
-def _compare(damaged: int, replacement: Replacement, parts: Iterable[ByteRange]) -> int:
-    """Compare what can be read of parts of the damaged file; says how many bytes are equal."""
+def _compare(damaged: int, replacement: VerifiedCopy, parts: Iterable[ByteRange]) -> int:
+    """Compare the readable bytes of parts of the damaged file; return how many are equal."""
     compared = 0
     try:
         with DirectMedia(damaged, reopen=False) as media:
@@ -318,7 +326,7 @@ def _compare(damaged: int, replacement: Replacement, parts: Iterable[ByteRange])
     return compared
 
 
-def _difference(replacement: Replacement, at: int, data: bytes) -> str:
+def _difference(replacement: VerifiedCopy, at: int, data: bytes) -> str:
     other = replacement.read(at, len(data))
     place = next((n for n, (a, b) in enumerate(zip(data, other, strict=True)) if a != b), 0)
     return f"{replacement.candidate} differs from the damaged file at byte {at + place}"
@@ -331,7 +339,7 @@ def _within(ranges: Iterable[ByteRange], size: int) -> list[ByteRange]:
 
 
 def _without(parts: Sequence[ByteRange], cuts: Sequence[ByteRange]) -> Iterator[ByteRange]:
-    """Give what is left of parts, when both are disjoint and ascend: there may be many of both."""
+    """Yield what remains of parts without cuts; each of both is disjoint and ascending."""
     for part in parts:
         at = part.start
         first = bisect_right(cuts, at, key=lambda cut: cut.end)

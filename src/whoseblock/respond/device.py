@@ -1,4 +1,4 @@
-"""The device that failed: which of its sectors, and writing exactly those."""
+"""Find the failed sectors of a device, and write exactly those."""
 
 import contextlib
 import errno
@@ -14,7 +14,7 @@ from whoseblock.errors import MediaError, TargetError
 from whoseblock.media.direct import DirectMedia
 from whoseblock.media.mounts import readers
 from whoseblock.ranges import ByteRange, merge, subtract
-from whoseblock.respond.reasons import NotHealedError, NotNowError
+from whoseblock.respond.exceptions import NotHealedError, NotNowError
 
 __all__ = ["Content", "Device", "in_bad_list"]
 
@@ -22,14 +22,14 @@ _SECTOR = 512
 
 
 class Content(NamedTuple):
-    """What can be read of a run of blocks; where its sectors fail, ``data`` has zeros."""
+    """The readable bytes of a run of blocks; ``data`` has zeros where sectors fail."""
 
     run: ByteRange
     failing: tuple[ByteRange, ...]
     data: bytes
 
     def with_lost(self, read: Callable[[int, int], bytes]) -> bytes:
-        """Fill in what fails; ``read`` gives bytes by their place in the run and their number."""
+        """Return the data with failed sectors filled by ``read(offset in the run, length)``."""
         data = bytearray(self.data)
         for start, length in self.failing:
             at = start - self.run.start
@@ -38,11 +38,11 @@ class Content(NamedTuple):
 
 
 class Device(Closing):
-    """A block device or an image, of which byte 0 is byte ``shift`` of what is opened.
+    """A block device or an image; byte 0 is byte ``shift`` of the file at ``path``.
 
-    ``exclusive`` takes it for us alone: a device that nothing else may hold, mounted or part of a
-    volume; an image that no loop device reads and that nobody else has locked.  Raises
-    `NotNowError` if it cannot be had.
+    ``exclusive`` needs a device that is neither mounted nor part of a volume, or an image that no
+    loop device reads and that no other process has locked.  Raises `NotNowError` if it cannot be
+    opened so.
     """
 
     def __init__(
@@ -59,17 +59,17 @@ class Device(Closing):
             try:
                 self.media = DirectMedia(path, writable=writable)
             except TargetError as error:
-                # Linux can be made to let nobody write to what is mounted.
-                why = " for writing, perhaps since it is mounted" if writable else ""
-                raise NotNowError(f"{path!r} cannot be opened{why}: {error}") from error
+                # Kernels with CONFIG_BLK_DEV_WRITE_MOUNTED=n refuse to write to a mounted device.
+                why = " for writing, perhaps because it is mounted" if writable else ""
+                raise NotNowError(f"cannot open {path!r}{why}: {error}") from error
             self._undo.callback(self.media.close)
             undo.pop_all()
         self.align = self.media.align
 
     def failing(self, ranges: Iterable[ByteRange]) -> list[ByteRange]:
-        """Give the sectors within ``ranges`` that cannot be read, or that the kernel lists as bad.
+        """Return the sectors in ``ranges`` that are unreadable, or that the kernel lists as bad.
 
-        Whole sectors, merged, ascending.
+        They are whole sectors, merged and ascending.
         """
         bad: list[ByteRange] = []
         for start, length in merge(ranges):
@@ -81,11 +81,11 @@ class Device(Closing):
         return merge(bad)
 
     def read(self, start: int, length: int) -> bytes:
-        """Give bytes of the device; raises `MediaError`."""
+        """Return bytes of the device; raise `MediaError`."""
         return self.media.pread(start + self._shift, length)
 
     def content(self, run: ByteRange) -> Content:
-        """Give what can be read of whole sectors."""
+        """Read a run of whole sectors, zeros for those that fail."""
         failing = self.failing([run])
         data = bytearray(run.length)
         good = [run]
@@ -97,35 +97,35 @@ class Device(Closing):
         return Content(run, tuple(failing), bytes(data))
 
     def zero(self, sectors: Sequence[ByteRange]) -> None:
-        """Write zeros over sectors, and see that the device gives them back.
+        """Write zeros over sectors, and verify them.
 
-        Raises `NotHealedError` if it does not, or still lists them as bad, and `NotNowError` if the
-        kernel lets nobody write.
+        Raises `NotHealedError` if they do not read back, or are still listed as bad, and
+        `NotNowError` if the kernel refuses to open the device for writing.
         """
         try:
             for start, length in sectors:
                 self.media.pwrite(start + self._shift, bytes(length))
             self.media.sync()
         except MediaError as error:
-            raise NotHealedError(f"the device does not take the write: {error}") from error
+            raise NotHealedError(f"the device refuses the write: {error}") from error
         except OSError as error:
             if error.errno in (errno.EPERM, errno.EACCES, errno.EBUSY, errno.EROFS):
                 raise NotNowError(
-                    f"the kernel lets nobody write to {self.path!r} while it is mounted:"
+                    f"the kernel does not allow writes to {self.path!r} while it is mounted:"
                     f" {error.strerror}"
                 ) from error
-            raise NotHealedError(f"the device does not take the write: {error.strerror}") from error
+            raise NotHealedError(f"the device refuses the write: {error.strerror}") from error
         self.check_zero(sectors)
 
     def check_zero(self, sectors: Sequence[ByteRange]) -> None:
-        """Raise `NotHealedError` unless sectors read as zeros, and are in no list of bad ones."""
+        """Raise `NotHealedError` unless sectors read as zeros, and are not listed as bad."""
         for start, length in sectors:
             try:
                 data = self.read(start, length)
             except MediaError as error:
-                raise NotHealedError(f"still not readable after the write: {error}") from error
+                raise NotHealedError(f"still unreadable after the write: {error}") from error
             if any(data):
-                raise NotHealedError(f"{start}+{length} does not read as the zeros written")
+                raise NotHealedError(f"{start}+{length} does not read back as zeros")
         self.check_list(sectors)
 
     def check_list(self, sectors: Iterable[ByteRange]) -> None:
@@ -136,12 +136,12 @@ class Device(Closing):
                 raise NotHealedError(f"the kernel still lists {listed[0]} of {self.path!r} as bad")
 
     def close(self) -> None:
-        """Let go of the device."""
+        """Close the device."""
         self._undo.close()
 
 
 def _claim(path: str) -> int:
-    """Take a device or an image for us alone; give the descriptor that holds it."""
+    """Open a device or an image exclusively; return the descriptor that holds it."""
     flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
     try:
         if stat.S_ISBLK(Path(path).stat().st_mode):
@@ -151,20 +151,20 @@ def _claim(path: str) -> int:
             raise NotNowError(f"{path!r} is in use by /dev/{used[0].name}")
         descriptor = os.open(path, flags)
     except OSError as error:
-        raise NotNowError(f"{path!r} cannot be had alone: {error.strerror}") from error
+        raise NotNowError(f"cannot open {path!r} exclusively: {error.strerror}") from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         os.close(descriptor)
-        raise NotNowError(f"somebody else has {path!r} locked") from error
+        raise NotNowError(f"another process has {path!r} locked") from error
     return descriptor
 
 
 def in_bad_list(path: str, wanted: ByteRange, align: int = _SECTOR) -> list[ByteRange]:
-    """Give the sectors of a range that the kernel's list of the device's bad blocks has.
+    """Return the sectors of a range that the kernel lists as bad blocks of the device.
 
-    Empty where there is no such list: only persistent memory, md and a few others keep one
-    (Documentation/ABI/stable/sysfs-block).  The list of a partition is that of its disk.
+    Only persistent memory, md and a few other drivers keep such a list
+    (Documentation/ABI/stable/sysfs-block); others yield none.  A partition has that of its disk.
     """
     try:
         number = Path(path).stat().st_rdev

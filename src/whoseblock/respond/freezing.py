@@ -1,4 +1,4 @@
-"""Freezing a mounted filesystem for a moment, with a guard that thaws it in any case."""
+"""Freeze a mounted filesystem for a moment, with a guard process that thaws it in any case."""
 
 import contextlib
 import errno
@@ -12,25 +12,27 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from whoseblock.respond import guard
-from whoseblock.respond.reasons import NotNowError, UnguardedError
+from whoseblock.respond import freeze_guard
+from whoseblock.respond.exceptions import NotNowError, UnguardedError
 
 __all__ = ["Frozen", "frozen"]
 
-#: How long a filesystem may stay frozen before its guard ends us, and before it waits no longer for
-#: a write that hangs in a device.  Disks give up on a sector within half a minute.
+#: The guard kills its parent after the first limit, and thaws after the second even if a write
+#: still hangs in the device.  Disks give up on a sector within half a minute.
 LIMIT_S: Final = 20.0
 HARD_LIMIT_S: Final = 90.0
-#: So long the guard has to thaw, before it is taken for stopped, and we do it.
+#: The parent thaws if the guard has not done so after this time.
 PATIENCE_S: Final = 10.0
-#: So long before the limit nothing more is begun.
+#: No write is begun in this time before the limit.
 _MARGIN_S: Final = 5.0
 _FITHAW: Final = 0xC0045878  # linux/fs.h
-_NOT_FROZEN: Final = "somebody else thawed the filesystem: what was zeroed may be in use by now"
+_NOT_FROZEN: Final = (
+    "another process thawed the filesystem: the zeroed blocks may have been in use by then"
+)
 
 
 class Frozen:
-    """A filesystem that is frozen now, and how long it may stay so."""
+    """A frozen filesystem, and the time until which it may stay frozen."""
 
     def __init__(self, until: float) -> None:
         self._until = until
@@ -45,11 +47,11 @@ class Frozen:
 def frozen(place: int, limit_s: float = LIMIT_S) -> Iterator[Frozen]:
     """Freeze the filesystem that a descriptor is on, until the block ends.
 
-    All that was written before is on the disk then, and nobody writes until it is thawed: not even
-    we may, to any file on it.  Raises `NotNowError` if it cannot be frozen, for example because it
-    is frozen already, and `UnguardedError` after the block if something was wrong with the freeze.
+    The kernel writes out everything first, and then blocks every write to a file on it, including
+    those of this process.  Raises `NotNowError` if it cannot be frozen, for example because it is
+    frozen already, and `UnguardedError` after the block if it may have been thawed meanwhile.
     """
-    # Python would write what it compiled beside a module that is imported now.
+    # An import would write bytecode, perhaps to the frozen filesystem.
     writes_bytecode, sys.dont_write_bytecode = sys.dont_write_bytecode, True
     keeper = _Guard(place, limit_s)
     try:
@@ -65,15 +67,15 @@ def frozen(place: int, limit_s: float = LIMIT_S) -> Iterator[Frozen]:
 
 
 class _Guard:
-    """The process that freezes and thaws for us; ``trouble`` is what went wrong with the freeze."""
+    """The process that freezes and thaws; ``trouble`` is what went wrong with the freeze."""
 
     def __init__(self, place: int, limit_s: float) -> None:
         self.trouble = ""
         self._place = place
         self._hard_s = max(HARD_LIMIT_S, limit_s)
-        # Whether it was, or may have been, frozen for us, and is not known to be thawed.
+        # Whether the guard froze it, or may have, and is not known to have thawed it.
         self._to_thaw = False
-        # Whether it was told to, and may have done it; and whether it gave no answer.
+        # Whether the guard was told to thaw; and whether it did not answer.
         self._thawing = False
         self._silent = False
         self._ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -81,37 +83,39 @@ class _Guard:
             self._process = _start_guard(theirs, place, limit_s, self._hard_s)
 
     def freeze(self) -> None:
-        """Have it frozen; raises `NotNowError`."""
+        """Freeze the filesystem; raise `NotNowError`."""
         failed = self._reply(self._hard_s)
         if failed == 0:
             self._to_thaw = True
-            failed = self._order(guard.FREEZE, self._hard_s)
+            failed = self._order(freeze_guard.FREEZE, self._hard_s)
         if failed is None:
-            raise NotNowError("it cannot be frozen: its guard does not answer")
+            raise NotNowError("cannot freeze the filesystem: its guard process does not answer")
         self._to_thaw = failed == 0
         if failed == errno.EBUSY:
-            raise NotNowError("it cannot be frozen: somebody else has it frozen")
+            raise NotNowError("cannot freeze the filesystem: another process has frozen it")
         if failed:
-            raise NotNowError(f"it cannot be frozen: {os.strerror(failed)}")
+            raise NotNowError(f"cannot freeze the filesystem: {os.strerror(failed)}")
 
     def thaw(self) -> None:
-        """Have it thawed."""
-        failed = self._order(guard.THAW, PATIENCE_S)
+        """Thaw the filesystem."""
+        failed = self._order(freeze_guard.THAW, PATIENCE_S)
         self._to_thaw = failed is None
         if failed:
             self.trouble = _NOT_FROZEN
 
     def close(self) -> None:
-        """End the guard, which thaws if it did not yet; after that, do what it did not."""
+        """End the guard, which thaws if it has not yet; thaw here if it could not."""
         self._ours.close()
         try:
             self._process.wait(0 if self._silent else PATIENCE_S)
         except subprocess.TimeoutExpired:
-            # A call to the kernel that it has begun, it ends with.
+            # A killed process still completes the system call that it is in.
             self._process.kill()
             self._process.wait()
         if self._to_thaw and self._process.returncode:
-            self.trouble = "the guard of the frozen filesystem was gone, or stopped: thawed by us"
+            self.trouble = (
+                "the guard process of the frozen filesystem was gone or stopped: thawed without it"
+            )
             try:
                 fcntl.ioctl(self._place, _FITHAW, 0)
             except OSError:
@@ -123,11 +127,11 @@ class _Guard:
             self._ours.send(order)
         except OSError:
             return None
-        self._thawing = order == guard.THAW
+        self._thawing = order == freeze_guard.THAW
         return self._reply(patience_s)
 
     def _reply(self, patience_s: float) -> int | None:
-        """Give the number of an error, 0 for done, and None if there is no answer."""
+        """Return the errno of the guard's reply, 0 for success, None if there is no reply."""
         self._ours.settimeout(patience_s)
         try:
             answer = self._ours.recv(16)
@@ -141,8 +145,8 @@ def _start_guard(
     theirs: socket.socket, place: int, limit_s: float, hard_s: float
 ) -> "subprocess.Popen[bytes]":
     numbers = [theirs.fileno(), place, os.getpid(), limit_s, hard_s]
-    return subprocess.Popen(  # noqa: S603 - our own program, and numbers
-        [sys.executable, "-I", "-S", Path(guard.__file__), *map(str, numbers)],
+    return subprocess.Popen(  # noqa: S603 - a program of this package, and numbers
+        [sys.executable, "-I", "-S", Path(freeze_guard.__file__), *map(str, numbers)],
         stdin=subprocess.DEVNULL,
         pass_fds=(theirs.fileno(), place),
     )

@@ -1,4 +1,4 @@
-"""Telling others of a finding: a command of the user's, and processes that have the loss mapped."""
+"""Notify of a finding: run a command of the user, signal processes that map the lost part."""
 
 import os
 import signal
@@ -19,10 +19,10 @@ __all__ = [
     "signal_processes",
 ]
 
-#: Seconds that a command has.
+#: Seconds that a command may take.
 _PATIENCE: Final = 60.0
 
-#: What became of a signal.
+#: The results of sending a signal.
 SENT: Final = "sent"
 _GONE: Final = "gone"
 
@@ -32,10 +32,10 @@ class NotifyError(Exception):
 
 
 def run_command(command: str, answer: Answer, *, seconds: float = _PATIENCE) -> None:
-    """Have a command told of a finding: one line of JSON on its standard input.
+    """Run a command with a finding as one line of JSON on its standard input.
 
-    What it prints goes where our errors go.  Raises `NotifyError` if it fails, or takes longer
-    than ``seconds``: it is then ended, together with what it started.
+    Its output goes to standard error.  Raises `NotifyError` if it fails, or takes longer than
+    ``seconds``: its process group is then killed.
     """
     try:
         run_shell(command, encode_json(answer) + b"\n", seconds=seconds)
@@ -44,19 +44,19 @@ def run_command(command: str, answer: Answer, *, seconds: float = _PATIENCE) -> 
 
 
 def signal_number(name: str) -> signal.Signals:
-    """Find a signal by its name, with or without SIG; raises `ValueError` with all the names."""
+    """Return a signal by its name, with or without SIG; raise `ValueError` that lists all names."""
     wanted = "SIG" + name.upper().removeprefix("SIG")
     if wanted in signal.Signals.__members__:
         return signal.Signals[wanted]
     known = ", ".join(one.name.removeprefix("SIG") for one in signal.Signals)
-    raise ValueError(f"{name!r} is no signal; there are {known}")
+    raise ValueError(f"unknown signal {name!r}; known signals: {known}")
 
 
 def signal_processes(name: str, processes: Iterable[Process]) -> list[tuple[int, str]]:
-    """Send a signal to those processes that have the lost part of a file mapped.
+    """Send a signal once to each process that maps the lost part of a file.
 
-    Gives what was done for each, in order, by its number, as `send_signal` does.  Each gets it
-    once.  Raises `ValueError` if there is no such signal.
+    Returns the pid and the result of `send_signal` for each, by ascending pid.  Raises `ValueError`
+    if there is no such signal.
     """
     number = signal_number(name)
     mapping = {(one.pid, one.start_time) for one in processes if one.mappings}
@@ -64,16 +64,15 @@ def signal_processes(name: str, processes: Iterable[Process]) -> list[tuple[int,
 
 
 def send_signal(number: signal.Signals, pid: int, start_time: int) -> str:
-    """Send a signal to a process that began then; say what became of it.
+    """Send a signal to the process that has ``pid`` and started at ``start_time``.
 
-    That is `SENT`, ``gone`` if the process has ended, whoever has its number now, or
-    ``refused: …`` with the reason.  Never do we ourselves get it, who started us, or the process
-    that all others hang on.
+    Returns `SENT`, ``gone`` if that process has ended, or ``refused: …`` with the reason.  Process
+    1, this process and its parent are never signalled.
     """
     if pid in (1, os.getpid(), os.getppid()):
-        return "refused: it is the first process, whoseblock itself, or who started it"
+        return "refused: it is process 1, whoseblock itself, or its parent"
     try:
-        # It goes on meaning the same process; only then can be asked which one that is.
+        # The pidfd pins the process, so that its start time can be checked without a race.
         handle = os.pidfd_open(pid)
         try:
             if started_at(pid) != start_time:

@@ -1,4 +1,4 @@
-"""Owners of failed blocks on a mounted XFS: who they are now, and opening them to be changed."""
+"""The present owners of failed blocks on a mounted filesystem, and opening them for a change."""
 
 import contextlib
 import errno
@@ -12,23 +12,23 @@ from whoseblock.errors import WhoseblockError
 from whoseblock.fs.base import FileOwner, Free, Owner
 from whoseblock.fs.live import LiveFilesystem, kernel
 from whoseblock.ranges import ByteRange, merge
-from whoseblock.respond.reasons import ChangedError, RefusedError
+from whoseblock.respond.exceptions import ChangedError, RefusedError
 from whoseblock.stack.fiemap import extents_of
 
 __all__ = [
     "QUARANTINE",
+    "FilePosition",
     "OpenOwner",
     "OpenOwners",
-    "Place",
-    "has_still",
-    "is_nobodys",
-    "many_open_files",
+    "is_unowned",
     "owners_now",
-    "places_of",
+    "positions_of",
+    "raised_file_limit",
+    "still_maps",
     "whole_blocks",
 ]
 
-#: The folder below the root of a filesystem whose files keep failed blocks for ever.
+#: The folder below the root of a filesystem whose files keep failed blocks out of use.
 QUARANTINE: Final = ".whoseblock-quarantine"
 
 _FS_XFLAG_IMMUTABLE, _FS_XFLAG_APPEND = 0x8, 0x10  # linux/fs.h
@@ -37,12 +37,12 @@ _WHY: Final = {
     errno.EPERM: "it is immutable, or sealed",
     errno.EACCES: "it may not be written",
     errno.EROFS: "the filesystem is mounted read-only",
-    errno.ENOENT: "it is gone",
+    errno.ENOENT: "it no longer exists",
 }
 
 
-class Place(NamedTuple):
-    """A part of a file: the inode, its generation, and where the part begins."""
+class FilePosition(NamedTuple):
+    """Where a file has a run of blocks: inode, generation, and offset in bytes."""
 
     inode: int
     generation: int
@@ -56,19 +56,19 @@ def whole_blocks(ranges: Iterable[ByteRange], block: int) -> list[ByteRange]:
 
 
 def owners_now(fs: LiveFilesystem, run: ByteRange) -> Sequence[Owner]:
-    """Say who has a range; raises `ChangedError` if that cannot be said for sure."""
+    """Return the present owners of a range; raise `ChangedError` if they are not certain."""
     answer = fs.owners(*run, paths=False)
     if not answer.complete:
-        raise ChangedError(f"who owns {run} is not certain: {answer.notes[0]}")
+        raise ChangedError(f"the owners of {run} are not certain: {answer.notes[0]}")
     return answer.owners
 
 
-def places_of(rows: Iterable[Owner], run: ByteRange) -> set[Place]:
-    """Give the parts of files that have all of a run as their written data.
+def positions_of(rows: Iterable[Owner], run: ByteRange) -> set[FilePosition]:
+    """Return the positions in files that have all of a run as written data.
 
-    Raises `ChangedError` if anything else has a part of it.
+    Raises `ChangedError` if anything else owns a byte of it.
     """
-    places = set()
+    positions = set()
     for row in rows:
         if (
             not isinstance(row, FileOwner)
@@ -78,30 +78,27 @@ def places_of(rows: Iterable[Owner], run: ByteRange) -> set[Place]:
             or row.file_offset is None
             or not isinstance(row.generation, int)
         ):
-            raise ChangedError(f"not only data of files has {run}: {row.kind}")
-        places.add(Place(row.inode, row.generation, row.file_offset))
-    return places
+            raise ChangedError(f"{run} is not file data alone: {row.kind}")
+        positions.add(FilePosition(row.inode, row.generation, row.file_offset))
+    return positions
 
 
-def is_nobodys(rows: Iterable[Owner]) -> bool:
-    """Whether a range holds nobody's data: free, or allocated and never written."""
+def is_unowned(rows: Iterable[Owner]) -> bool:
+    """Return whether a range holds no data: it is free, or allocated and never written."""
     return all(
         isinstance(row, Free) or (isinstance(row, FileOwner) and row.unwritten) for row in rows
     )
 
 
-class OpenFile(Closing):
-    """A file that is to be changed, open for it.
-
-    Raises `RefusedError` with the reason why it must not be.
-    """
+class _OwnerFile(Closing):
+    """A file that is open for a change; raises `RefusedError` if it must not be changed."""
 
     def __init__(self, fs: LiveFilesystem, inode: int, generation: int) -> None:
         facts = fs.inode(inode)
         if facts is None or facts.generation != generation:
-            raise ChangedError(f"inode {inode} is gone")
+            raise ChangedError(f"inode {inode} no longer exists")
         if facts.xflags & (_FS_XFLAG_IMMUTABLE | _FS_XFLAG_APPEND):
-            raise RefusedError(f"inode {inode}: it is immutable, or may only grow")
+            raise RefusedError(f"inode {inode}: it is immutable or append-only")
         self.size = facts.size
         try:
             flags = os.O_RDWR | os.O_NOATIME | os.O_NOFOLLOW
@@ -116,20 +113,19 @@ class OpenFile(Closing):
 
 
 class OpenOwner(NamedTuple):
-    """A place in a file that is open to be changed there."""
+    """A position in a file that is open for a change."""
 
-    place: Place
+    position: FilePosition
     fd: int
     size: int
 
 
-def has_still(owner: OpenOwner, run: ByteRange) -> bool:
-    """Whether an owner still has all of a run as written data in its place.
+def still_maps(owner: OpenOwner, run: ByteRange) -> bool:
+    """Return whether an owner still has all of a run as written data at its position.
 
-    The file is open, so that its inode is nobody else's; it alone is asked, since a run may have
-    thousands of owners, each of which is to be looked at.
+    Only this file's mapping is read: a run may have thousands of owners, and each is checked.
     """
-    at, end = owner.place.offset, owner.place.offset + run.length
+    at, end = owner.position.offset, owner.position.offset + run.length
     distance = run.start - at
     for extent in extents_of(owner.fd, at, run.length):
         if (
@@ -145,8 +141,8 @@ def has_still(owner: OpenOwner, run: ByteRange) -> bool:
 
 
 @contextlib.contextmanager
-def many_open_files() -> Iterator[None]:
-    """Let us have as many files open as we may at all: owners are open all at once."""
+def raised_file_limit() -> Iterator[None]:
+    """Raise the limit of open files to the hard one: all owners are open at once."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     try:
@@ -156,18 +152,20 @@ def many_open_files() -> Iterator[None]:
 
 
 class OpenOwners(Closing):
-    """Owners that are open; each file once, for a lease is not given to who has it open twice."""
+    """Open owners; each file is opened once, since a lease needs the only open descriptor."""
 
     def __init__(self, fs: LiveFilesystem) -> None:
         self._fs = fs
-        self._files: dict[int, OpenFile] = {}
+        self._files: dict[int, _OwnerFile] = {}
 
-    def open(self, place: Place) -> OpenOwner:
-        """Open the file of a place; raises `RefusedError` with the reason why not."""
-        file = self._files.get(place.inode)
+    def open(self, position: FilePosition) -> OpenOwner:
+        """Open the file of a position; raise `RefusedError` with the reason if it must not be."""
+        file = self._files.get(position.inode)
         if file is None:
-            file = self._files[place.inode] = OpenFile(self._fs, place.inode, place.generation)
-        return OpenOwner(place, file.fd, file.size)
+            file = self._files[position.inode] = _OwnerFile(
+                self._fs, position.inode, position.generation
+            )
+        return OpenOwner(position, file.fd, file.size)
 
     def close(self) -> None:
         """Close the files."""

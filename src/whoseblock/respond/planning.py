@@ -1,7 +1,7 @@
-"""What can be done about failed bytes, owner by owner; nothing is done here.
+"""Decide what can be done about failed bytes, owner by owner; nothing is written here.
 
-The bytes that fail are found by reading, and widened to the blocks that the filesystem gives out.
-Each run of blocks that has the same owners is one `Part`, with the one step that it calls for.
+The failed sectors are found by reading, and widened to the blocks that the filesystem allocates.
+Each run of blocks with the same owners becomes one `Proposal` with the one act that it calls for.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,49 +15,72 @@ from msgspec.structs import replace
 from whoseblock.fs.base import Answer, FileOwner, Free, MetadataOwner, Outside, Owner, Staging
 from whoseblock.lookup import Asked, Lookup
 from whoseblock.ranges import ByteRange
-from whoseblock.respond.owners import QUARANTINE, is_nobodys, whole_blocks
+from whoseblock.respond.copies import Copies
+from whoseblock.respond.owners import QUARANTINE, is_unowned, whole_blocks
 from whoseblock.respond.sites import Site, failing_at, rows_by_layer
 from whoseblock.target import Target
 
-__all__ = ["CHANGES", "Act", "Options", "Part", "in_quarantine", "is_contested", "parts_of_answer"]
+__all__ = [
+    "CHANGES",
+    "Act",
+    "Decision",
+    "PlanOptions",
+    "Proposal",
+    "decide",
+    "in_quarantine",
+    "is_contested",
+    "proposals_at",
+    "proposals_for",
+]
 
 
 class Act(StrEnum):
     """What a step does."""
 
-    #: Zero failed sectors that hold nobody's data.
+    #: Zero failed sectors of free or unwritten blocks.
     ZERO = "zero"
-    #: Give every owner a good copy in another place, and zero what failed.
+    #: Move every owner to other blocks with a good copy, and zero the failed sectors.
     RESTORE = "restore"
-    #: Give every owner zeros instead, and zero what failed.
+    #: Move every owner to other blocks with zeros, and zero the failed sectors.
     PUNCH = "punch"
-    #: Say what somebody else has to do.
+    #: Report what the user has to do.
     ADVISE = "advise"
-    #: Nothing fails.
+    #: No sector fails.
     NOTHING = "nothing"
 
 
-#: The acts that write.
+#: The acts that write to the device or to a file.
 CHANGES: Final = frozenset({Act.ZERO, Act.RESTORE, Act.PUNCH})
 
 
 @dataclass(frozen=True)
-class Options:
-    """What the user allows.
+class PlanOptions:
+    """What the user allows, and who is notified.
 
-    ``copies`` says whether good copies were named; ``punch`` and ``quarantine`` as on the command
-    line.
+    ``copies`` says where good copies are, None if the user named none.  ``punch`` allows zeros in
+    the place of data without a copy.  ``quarantine`` keeps the failed blocks in a file.
+    ``command`` is a shell command that receives each finding; ``signal`` is the name of a signal
+    for the processes that map the lost part of a file.
     """
 
-    copies: bool = False
+    copies: Copies | None = None
     punch: bool = False
     quarantine: bool = False
+    command: str | None = None
+    signal: str | None = None
 
 
-class Part(NamedTuple):
-    """A run of blocks of a site, whose it is, what of it fails, and what is to be done.
+class Decision(NamedTuple):
+    """An act, and in words what it changes, or why nothing is changed and what the user can do."""
 
-    ``says`` is that in words: what the step would change, or what others have to do.
+    act: Act
+    says: str
+
+
+class Proposal(NamedTuple):
+    """A run of blocks of a site, its owners, its failed sectors, and what can be done about them.
+
+    ``run`` and ``failing`` are bytes of the site's layer.  ``says`` is as in `Decision`.
     """
 
     site: Site
@@ -79,25 +102,25 @@ _REPAIR: Final = (
 )
 
 
-def parts_of_answer(
-    asked: Asked, answer: Answer, target: Target, finder: Lookup, options: Options
-) -> Iterator[Part]:
-    """Say what can be done about an answer, wherever its rows are."""
+def proposals_for(
+    asked: Asked, answer: Answer, target: Target, finder: Lookup, options: PlanOptions
+) -> Iterator[Proposal]:
+    """Propose an act for each run of blocks of an answer, in whatever layer its rows are."""
     contested = is_contested(answer)
     for site, rows in rows_by_layer(asked, answer, target, finder):
-        for part in parts_of(site, rows, options):
-            if contested and part.act in CHANGES:
-                says = "more than one layer has these bytes, and only one can be right"
-                yield part._replace(act=Act.ADVISE, says=f"{says}: nothing is done")
+        for proposal in proposals_at(site, rows, options):
+            if contested and proposal.act in CHANGES:
+                says = "several layers claim these bytes, and only one can be right"
+                yield proposal._replace(act=Act.ADVISE, says=f"{says}: nothing is changed")
             else:
-                yield part
+                yield proposal
 
 
 def is_contested(answer: Answer) -> bool:
-    """Whether several layers say whose the same bytes are.
+    """Return whether several layers report owners of the same bytes.
 
-    What is free in one of them, say a partition that a table still has, may be a file's in the
-    other, a volume over the whole disk.
+    Bytes that are free in one of them, such as a stale partition, may belong to a file in the
+    other, such as a volume over the whole disk.
     """
     end, owner = -1, ""
     for row in sorted(answer, key=lambda row: row.start):
@@ -109,36 +132,36 @@ def is_contested(answer: Answer) -> bool:
     return False
 
 
-def parts_of(site: Site, rows: list[Owner], options: Options) -> Iterator[Part]:
-    """Say what can be done about rows of one site."""
+def proposals_at(site: Site, rows: list[Owner], options: PlanOptions) -> Iterator[Proposal]:
+    """Propose an act for each run of blocks of one site; ``rows`` are the owners to look at."""
     filesystem = site.filesystem
     failing, why = failing_at(site, rows)
     if filesystem is None or why or not failing:
         act = Act.ADVISE if filesystem is None or why else Act.NOTHING
-        says = why or "every sector can be read: nothing is to be done"
+        says = why or "every sector is readable: no action needed"
         if filesystem is None:
-            says = "no filesystem that whoseblock knows: nothing is done"
-        for part, owners in _same_owners(rows):
-            yield Part(site, part, (), owners, act, says)
+            says = "no filesystem that whoseblock knows: nothing is changed"
+        for run, owners in _same_owners(rows):
+            yield Proposal(site, run, (), owners, act, says)
         return
-    for run in whole_blocks(failing, filesystem.block_size):
-        length = min(run.end, filesystem.device_size) - run.start
-        answer = filesystem.owners(run.start, length)
-        for part, owners in _same_owners(answer.owners):
-            bad = tuple(_within(failing, part))
+    for blocks in whole_blocks(failing, filesystem.block_size):
+        length = min(blocks.end, filesystem.device_size) - blocks.start
+        answer = filesystem.owners(blocks.start, length)
+        for run, owners in _same_owners(answer.owners):
+            bad = tuple(_within(failing, run))
             if not bad:
                 continue
-            act, says = _act(site, owners, options)
-            if not answer.complete and act is not Act.ADVISE:
-                act, says = Act.ADVISE, "whose it is, is not certain: nothing is done"
+            act, says = decide(
+                owners, options, mounted=site.mounted is not None, complete=answer.complete
+            )
             if act is not Act.PUNCH:
-                yield Part(site, part, bad, owners, act, says, answer.notes)
+                yield Proposal(site, run, bad, owners, act, says, answer.notes)
                 continue
-            for low, high in _by_loss(part, bad, filesystem.block_size):
-                mine = tuple(_clipped(row, low, high) for row in owners)
+            for low, high in _by_loss(run, bad, filesystem.block_size):
+                clipped = tuple(_clipped(row, low, high) for row in owners)
                 piece = ByteRange(low, high - low)
                 lost = tuple(_within(bad, piece))
-                yield Part(site, piece, lost, mine, act, says, answer.notes)
+                yield Proposal(site, piece, lost, clipped, act, says, answer.notes)
 
 
 def _by_loss(run: ByteRange, bad: Sequence[ByteRange], block: int) -> Iterator[tuple[int, int]]:
@@ -151,7 +174,7 @@ def _by_loss(run: ByteRange, bad: Sequence[ByteRange], block: int) -> Iterator[t
 
 
 def _same_owners(rows: Sequence[Owner]) -> Iterator[tuple[ByteRange, tuple[Owner, ...]]]:
-    """Cut rows at each other's edges; give the pieces with all that have them."""
+    """Cut rows at each other's edges; yield each piece with all its owners."""
     edges = sorted({edge for row in rows for edge in (row.start, row.start + row.length)})
     for low, high in pairwise(edges):
         here = tuple(
@@ -177,22 +200,38 @@ def _within(ranges: Iterable[ByteRange], run: ByteRange) -> Iterator[ByteRange]:
             yield ByteRange(low, high - low)
 
 
-def _act(site: Site, owners: Sequence[Owner], options: Options) -> tuple[Act, str]:
+def decide(
+    owners: Sequence[Owner], options: PlanOptions, *, mounted: bool, complete: bool = True
+) -> Decision:
+    """Decide what to do about failed sectors of a run whose owners are ``owners``.
+
+    ``mounted`` says whether the kernel has the filesystem mounted, ``complete`` whether the owners
+    are certain.
+    """
+    decision = _decide(owners, options, mounted=mounted)
+    if not complete and decision.act is not Act.ADVISE:
+        return Decision(Act.ADVISE, "the owners are not certain: nothing is changed")
+    return decision
+
+
+def _decide(owners: Sequence[Owner], options: PlanOptions, *, mounted: bool) -> Decision:
     kept = [row for row in owners if in_quarantine(row)]
     if kept and len(kept) == len(owners):
-        return Act.NOTHING, "in quarantine: nobody is given it"
+        return Decision(Act.NOTHING, "in quarantine: the filesystem does not allocate it again")
     if kept and not options.quarantine:
-        return Act.ADVISE, "putting it into quarantine was broken off: --quarantine goes on with it"
-    if is_nobodys(owners):
-        return Act.ZERO, _zeroing(site, owners)
-    data = [row for row in owners if isinstance(row, FileOwner) and row.what == "data"]
-    if len(data) == len(owners):
-        return _data(site, len(data) - len(kept), options)
-    return Act.ADVISE, _advice(owners[0])
+        return Decision(
+            Act.ADVISE, "an interrupted step was moving it into quarantine: pass --quarantine"
+        )
+    if is_unowned(owners):
+        return Decision(Act.ZERO, _describe_zeroing(owners, mounted=mounted))
+    others = [row for row in owners if not (isinstance(row, FileOwner) and row.what == "data")]
+    if not others:
+        return _decide_data(len(owners) - len(kept), options, mounted=mounted)
+    return Decision(Act.ADVISE, _advice(others[0]))
 
 
 def in_quarantine(row: Owner) -> bool:
-    """Whether a row is a file that keeps failed blocks for ever."""
+    """Return whether a row is a file that keeps failed blocks out of use."""
     return (
         isinstance(row, FileOwner)
         and isinstance(row.paths, tuple)
@@ -200,32 +239,37 @@ def in_quarantine(row: Owner) -> bool:
     )
 
 
-def _zeroing(site: Site, owners: Sequence[Owner]) -> str:
+def _describe_zeroing(owners: Sequence[Owner], *, mounted: bool) -> str:
     what = "free space" if isinstance(owners[0], Free) else "space never written"
-    how = "freeze the filesystem, ask again" if site.mounted else "take the device alone, ask again"
+    how = "freeze the filesystem" if mounted else "open the device exclusively"
     return (
-        f"{what}: {how}, zero exactly the failed sectors, and see that the device gives them back"
+        f"{what}: {how}, query the owners again, zero exactly the failed sectors, and read them"
+        " back"
     )
 
 
-def _data(site: Site, owners: int, options: Options) -> tuple[Act, str]:
+def _decide_data(files: int, options: PlanOptions, *, mounted: bool) -> Decision:
+    """Decide what to do about data of ``files`` files, of which none is in quarantine."""
     if not (options.copies or options.punch or options.quarantine):
-        return Act.ADVISE, (
-            "data of files, and no good copy: name one with --restore-from, or give it up with"
-            " --punch"
+        return Decision(
+            Act.ADVISE,
+            "file data without a good copy: pass --restore-from to name one, or --punch to give"
+            " the data up",
         )
-    if not site.mounted:
-        return Act.ADVISE, "data of files is changed only while the filesystem is mounted: mount it"
-    many = "both files" if owners == 2 else f"all {owners} files"  # noqa: PLR2004 - two are both
-    files = "the file" if owners == 1 else f"{many}, which go on sharing it"
+    if not mounted:
+        return Decision(
+            Act.ADVISE, "file data is changed only while the filesystem is mounted: mount it"
+        )
+    many = "both files" if files == 2 else f"all {files} files"  # noqa: PLR2004 - two are both
+    owners = "the file" if files == 1 else f"{many}, which stay shared"
     first = "put the failed blocks into quarantine; " if options.quarantine else ""
-    after = "zero what failed" if options.quarantine else "zero what failed, and give it back"
+    after = "zero the failed sectors" + ("" if options.quarantine else ", and free them")
     if options.copies:
-        return (
+        return Decision(
             Act.RESTORE,
-            f"{first}write the good copy once elsewhere, give it to {files}; {after}",
+            f"{first}write the good copy to other blocks once, map it into {owners}; {after}",
         )
-    return Act.PUNCH, f"{first}give zeros to {files} for what cannot be read; {after}"
+    return Decision(Act.PUNCH, f"{first}map zeros into {owners} for what cannot be read; {after}")
 
 
 def _advice(owner: Owner) -> str:
@@ -235,8 +279,8 @@ def _advice(owner: Owner) -> str:
         case FileOwner(what=what):
             return f"the file's {what}, which is metadata: {_REPAIR}"
         case Staging():
-            return "reserved for a copy-on-write: sync, or unmount and mount it, and ask again"
+            return "reserved for a copy-on-write: sync, or unmount and mount it, and query it again"
         case Outside(what=what):
-            return f"in no filesystem ({what}): nothing is done"
+            return f"in no filesystem ({what}): nothing is changed"
         case _:
-            return "nobody knows whose it is: nothing is done"
+            return "the owners are unknown: nothing is changed"

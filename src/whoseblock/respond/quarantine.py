@@ -1,4 +1,4 @@
-"""Failed blocks in quarantine: files that hold them for ever, so that nobody gets them again."""
+"""Keep failed blocks in files of a hidden folder, so that they are not allocated again."""
 
 import contextlib
 import os
@@ -7,9 +7,9 @@ from typing import Final
 
 from whoseblock.fs.live import LiveFilesystem
 from whoseblock.ranges import ByteRange
-from whoseblock.respond import calls
+from whoseblock.respond import syscalls
+from whoseblock.respond.exceptions import NotNowError, RefusedError
 from whoseblock.respond.owners import QUARANTINE
-from whoseblock.respond.reasons import NotNowError, RefusedError
 from whoseblock.respond.relocate import Keeper
 
 __all__ = ["QuarantineKeeper"]
@@ -18,10 +18,10 @@ _FLAGS: Final = os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class QuarantineKeeper(Keeper):
-    """A keeper with a name, ``START+LENGTH`` in `QUARANTINE`, which stays.
+    """A permanent keeper, named ``START+LENGTH`` in the folder `QUARANTINE`.
 
-    One that a killed run left is taken up again; ``kept`` says whether it is immutable already.
-    Raises `RefusedError` if it cannot be used, and `NotNowError` if no file can be made.
+    The file of an interrupted run is used again; ``kept`` says whether it is immutable already.
+    Raises `RefusedError` if it cannot be used, and `NotNowError` if no file can be created.
     """
 
     def __init__(self, fs: LiveFilesystem, run: ByteRange) -> None:
@@ -34,9 +34,9 @@ class QuarantineKeeper(Keeper):
             super().__init__(fs, run, fd)
             if not self.has_run():
                 if self.kept:
-                    raise RefusedError(f"{run} in quarantine are other blocks by now")
+                    raise RefusedError(f"the file {run} in quarantine now has other blocks")
                 os.ftruncate(fd, 0)
-            # The name is on the disk before any owner is changed.
+            # The name must be durable before any owner is changed.
             os.fsync(self._folder)
             undo.pop_all()
 
@@ -47,22 +47,22 @@ class QuarantineKeeper(Keeper):
             flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
             return True, os.open(self.name, flags, dir_fd=self._folder)
         except OSError as error:
-            raise NotNowError(f"no file can be made there: {error.strerror}") from error
+            raise NotNowError(f"cannot create a file in quarantine: {error.strerror}") from error
 
     def keep(self) -> None:
-        """Keep the blocks for good."""
+        """Make the file immutable."""
         os.fsync(self.fd)
-        calls.set_immutable(self.fd)
+        syscalls.set_immutable(self.fd)
         os.fsync(self._folder)
 
     def release(self) -> None:
-        """Take the name away: the blocks are well again, and free when this is closed."""
+        """Remove the file; closing it frees the blocks."""
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self.name, dir_fd=self._folder)
         os.fsync(self._folder)
 
     def close(self) -> None:
-        """Close the file; what it keeps, it keeps, and one that keeps nothing is removed."""
+        """Close the file, and remove it if it has no blocks."""
         try:
             if not os.fstat(self.fd).st_blocks:
                 self.release()
@@ -80,9 +80,9 @@ def _open_folder(fs: LiveFilesystem) -> int:
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
         fd = os.open(QUARANTINE, flags, dir_fd=fs.view.top)
     except OSError as error:
-        raise NotNowError(f"/{QUARANTINE} cannot be made: {error.strerror}") from error
+        raise NotNowError(f"cannot create /{QUARANTINE}: {error.strerror}") from error
     status = os.fstat(fd)
     if status.st_uid != 0 or stat.S_IMODE(status.st_mode) & 0o077:
         os.close(fd)
-        raise RefusedError(f"/{QUARANTINE} is not root's alone")
+        raise RefusedError(f"/{QUARANTINE} is accessible to users other than root")
     return fd

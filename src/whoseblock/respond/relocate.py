@@ -1,14 +1,13 @@
-"""Giving the files that share failed blocks other blocks, all together, and healing the old ones.
+"""Move the files that share failed blocks to other blocks, and zero the failed sectors.
 
-The replacement is written once.  A file of our own, the *keeper*, shares the failed blocks until
-the end: first it keeps anybody from being given them anew, and once all owners have been given the
-replacement it is alone with them.  Then they can be written in place through it, without freezing
-anything: nobody else has them, and nobody can come to have them.  Only after that are they given
-back, or kept in quarantine for ever.
+The replacement is written once.  A temporary file, the *keeper*, shares the failed blocks until the
+end, so that the filesystem cannot allocate them again.  Once all owners have the replacement, the
+keeper alone has the failed blocks, and they are written in place through it without a freeze.  Then
+they are freed, or kept in quarantine.
 
-Each owner is changed by exchanging its blocks with those of a copy of the replacement, which the
-kernel does only if nobody changed the file since its mapping was looked at.  Where the kernel or
-the filesystem cannot, a lease keeps others away from a file that nobody else has open.
+Each owner is changed by exchanging its blocks with those of a copy of the replacement.  The kernel
+does that only if the file has not changed since its mapping was read.  Where the kernel or the
+filesystem cannot exchange ranges, a lease keeps other processes from opening the file.
 """
 
 import contextlib
@@ -21,22 +20,22 @@ from whoseblock.errors import MediaError
 from whoseblock.fs.live import LiveFilesystem
 from whoseblock.media.direct import DirectMedia
 from whoseblock.ranges import ByteRange
-from whoseblock.respond import calls
+from whoseblock.respond import syscalls
 from whoseblock.respond.device import Content, Device
-from whoseblock.respond.owners import OpenOwner, has_still, owners_now, places_of, whole_blocks
-from whoseblock.respond.reasons import ChangedError, NotHealedError, NotNowError, RefusedError
+from whoseblock.respond.exceptions import ChangedError, NotHealedError, NotNowError, RefusedError
+from whoseblock.respond.owners import OpenOwner, owners_now, positions_of, still_maps, whole_blocks
 
-__all__ = ["Change", "Keeper", "Source", "overwrite", "relocate"]
+__all__ = ["ContentChange", "Keeper", "ReplacementSource", "overwrite", "relocate"]
 
-#: How often a file is tried that others write to all the time.
+#: How often the exchange is tried with a file that other processes keep writing to.
 _ATTEMPTS: Final = 5
 _TEMPORARY: Final = os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC
 
 
 class Keeper:
-    """A file of ours that shares a run of blocks: byte 0 of it is the run's first.
+    """A file that shares a run of blocks; its byte 0 is the first byte of the run.
 
-    Temporary, and gone when it is closed, unless it has a name (`whoseblock.respond.quarantine`).
+    It is temporary, unless it has a name (`whoseblock.respond.quarantine`).
     """
 
     def __init__(self, fs: LiveFilesystem, run: ByteRange, fd: int) -> None:
@@ -48,26 +47,26 @@ class Keeper:
 
     @classmethod
     def temporary(cls, fs: LiveFilesystem, run: ByteRange) -> "Keeper":
-        """Make one without a name."""
+        """Create a keeper without a name."""
         return cls(fs, run, _temporary(fs))
 
     def share(self, owner: OpenOwner) -> None:
-        """Share the run that an owner has; raises `ChangedError` if it has it no more."""
+        """Share the run of an owner; raise `ChangedError` if the owner no longer has it."""
         length = _length_in(owner, self.run)
         try:
-            calls.clone_range(owner.fd, owner.place.offset, length, self.fd, 0)
+            syscalls.clone_range(owner.fd, owner.position.offset, length, self.fd, 0)
         except OSError as error:
             if error.errno == errno.ETXTBSY:
-                raise RefusedError(f"inode {owner.place.inode}: it is swap space") from error
+                raise RefusedError(f"inode {owner.position.inode}: it is swap space") from error
             if error.errno != errno.EOPNOTSUPP:
                 raise
-            raise RefusedError("the filesystem was made to share no blocks (reflink=0)") from error
+            raise RefusedError("the filesystem was made without reflink (reflink=0)") from error
         os.fsync(self.fd)
         if not self.has_run():
-            raise ChangedError(f"inode {owner.place.inode} has no longer {self.run}")
+            raise ChangedError(f"inode {owner.position.inode} no longer has {self.run}")
 
     def has_run(self) -> bool:
-        """Whether it has all of the run."""
+        """Return whether it has all of the run."""
         rows = owners_now(self._fs, self.run)
         return any(getattr(row, "inode", None) == self.inode for row in rows) and (
             sum(row.length for row in rows if getattr(row, "inode", None) == self.inode)
@@ -75,43 +74,43 @@ class Keeper:
         )
 
     def is_alone(self) -> bool:
-        """Whether it has all of the run, and nobody else any of it."""
+        """Return whether it has all of the run, and no other file any of it."""
         rows = owners_now(self._fs, self.run)
         return self.has_run() and all(getattr(row, "inode", None) == self.inode for row in rows)
 
     def heal(self, device: Device) -> None:
-        """Write zeros over what fails of the run; raises `NotHealedError`.
+        """Write zeros over the failed sectors of the run; raise `NotHealedError`.
 
-        Only while it is alone with the run: the write then goes to the very blocks.
+        The keeper must be the only owner, so that the write is not redirected to other blocks.
         """
         if not self.is_alone():
-            raise ChangedError(f"others have {self.run}, too")
+            raise ChangedError(f"{self.run} has other owners, too")
         content = device.content(self.run)
         try:
             _write_through(self.fd, 0, content, content.data)
         except (MediaError, OSError) as error:
             why = getattr(error, "strerror", None) or str(error)
-            raise NotHealedError(f"the device does not take the write: {why}") from error
+            raise NotHealedError(f"the device refuses the write: {why}") from error
         if not self.has_run():
-            raise NotHealedError("what was written went elsewhere")
+            raise NotHealedError("the filesystem redirected the write to other blocks")
         device.check_zero(content.failing)
 
     def close(self) -> None:
-        """Give the run back."""
+        """Free the run."""
         with contextlib.suppress(OSError):
-            calls.punch_hole(self.fd, 0, max(self.run.length, os.fstat(self.fd).st_size))
+            syscalls.punch_hole(self.fd, 0, max(self.run.length, os.fstat(self.fd).st_size))
         os.close(self.fd)
 
 
-class Source(NamedTuple):
-    """A place in a file that holds a replacement."""
+class ReplacementSource(NamedTuple):
+    """A file, and the offset in it at which it holds the replacement."""
 
     fd: int
     offset: int
 
 
-class Change(NamedTuple):
-    """What a run of blocks held when the replacement was made, and that; None is a hole."""
+class ContentChange(NamedTuple):
+    """The content of a run when the replacement was made, and the replacement; None is a hole."""
 
     before: Content
     replacement: bytes | None
@@ -122,63 +121,62 @@ def relocate(  # noqa: PLR0913 - what, where, whose, for what
     device: Device,
     keeper: Keeper,
     owners: Sequence[OpenOwner],
-    change: Change,
-    source: Source | None = None,
+    change: ContentChange,
+    source: ReplacementSource | None = None,
 ) -> None:
-    """Give every owner of the keeper's run the replacement in its place.
+    """Map the replacement into every owner in the place of the keeper's run.
 
-    ``source`` is a file that has it already, from an attempt that was broken off.  Raises
-    `ChangedError` if an owner has something else there by now, and `NotNowError` if others do not
-    let go of a file; those before it have been changed then.  The times and rights of the files
-    stay.
+    ``source`` is a file that an interrupted attempt gave the replacement.  Times and modes of the
+    files are kept.  Raises `ChangedError` if an owner maps other blocks by now, and `NotNowError`
+    if another process keeps a file open; the owners before it are changed then.
     """
     with contextlib.ExitStack() as stack:
-        good = _Replacement(fs, stack, change.replacement, source)
+        good = _SharedReplacement(fs, stack, change.replacement, source)
         for owner in owners:
             length = _length_in(owner, keeper.run)
             with _spare(fs, keeper.run.length) as spare:
                 good.put_into(spare, length)
                 os.fsync(spare)
                 _Exchange(device, owner, change).run(spare, length)
-        calls.sync_filesystem(fs.view.fd)
+        syscalls.sync_filesystem(fs.view.fd)
 
 
-class _Replacement:
-    """What the owners are given: written once, and shared by all."""
+class _SharedReplacement:
+    """The replacement, written once and shared by all owners."""
 
     def __init__(
         self,
         fs: LiveFilesystem,
         stack: contextlib.ExitStack,
         data: bytes | None,
-        source: Source | None,
+        source: ReplacementSource | None,
     ) -> None:
         self._fs = fs
         self._stack = stack
         self._data = data
         self._given = source
         # By their lengths: a last block that is not full is shared only up to the end of a file.
-        self._written: dict[int, Source] = {}
+        self._written: dict[int, ReplacementSource] = {}
 
     def put_into(self, spare: int, length: int) -> None:
-        """Give a spare file the first ``length`` bytes, which then are all it has."""
+        """Make the first ``length`` bytes of the replacement the content of a spare file."""
         if self._data is None:
             os.ftruncate(spare, length)
         elif self._given is None or not _shares(self._given, length, spare):
             if length not in self._written:
                 fd = self._stack.enter_context(_spare(self._fs, len(self._data)))
                 _write(fd, self._data[:length])
-                self._written[length] = Source(fd, 0)
+                self._written[length] = ReplacementSource(fd, 0)
             if not _shares(self._written[length], length, spare):
                 _write(spare, self._data[:length])
 
 
-def _shares(source: Source, length: int, spare: int) -> bool:
-    """Let a spare file share what a file has; False if that cannot be."""
+def _shares(source: ReplacementSource, length: int, spare: int) -> bool:
+    """Make a spare file share the data of a file; return False if it cannot."""
     try:
-        calls.clone_range(source.fd, source.offset, length, spare, 0)
+        syscalls.clone_range(source.fd, source.offset, length, spare, 0)
     except OSError as error:
-        # No sharing here, or not from the middle of a block.
+        # The filesystem cannot share blocks, or not from the middle of one.
         if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
             raise
         return False
@@ -186,99 +184,99 @@ def _shares(source: Source, length: int, spare: int) -> bool:
 
 
 class _Exchange:
-    """Gives one owner the blocks of a spare file in the place of the run."""
+    """Exchanges the run in one owner with the blocks of a spare file."""
 
-    def __init__(self, device: Device, owner: OpenOwner, change: Change) -> None:
+    def __init__(self, device: Device, owner: OpenOwner, change: ContentChange) -> None:
         self._device = device
         self._owner = owner
         self._change = change
         self._block = change.before.run
 
     def run(self, spare: int, length: int) -> None:
-        """Do it, however many others write to other parts of the file."""
+        """Exchange the blocks, and retry while other processes write to the file."""
         for attempt in range(1, _ATTEMPTS + 1):
             try:
-                # An error leaves the times and rights as others made them.
-                with calls.keeping_attributes(self._owner.fd):
+                # After an error, times and mode are as other processes set them.
+                with syscalls.keeping_attributes(self._owner.fd):
                     self._once(spare, length)
-            except calls.BusyError:
+            except syscalls.BusyError:
                 if attempt == _ATTEMPTS:
                     raise
             else:
                 return
 
     def _once(self, spare: int, length: int) -> None:
-        file, start = self._owner.fd, self._owner.place.offset
-        noted = calls.sample(file)
+        file, start = self._owner.fd, self._owner.position.offset
+        noted = syscalls.sample(file)
         if noted is not None:
             self.check()
-            if calls.commit_range(file, start, length, spare, noted):
+            if syscalls.commit_range(file, start, length, spare, noted):
                 return
-        with calls.write_lease(file):
+        with syscalls.write_lease(file):
             self.check()
-            calls.check_lease(file)
+            syscalls.check_lease(file)
             if self._change.replacement is None:
-                calls.punch_hole(file, start, self._block.length)
+                syscalls.punch_hole(file, start, self._block.length)
             else:
-                calls.clone_range(spare, 0, length, file, start)
+                syscalls.clone_range(spare, 0, length, file, start)
 
     def check(self) -> None:
-        """See that the owner has the run still, and that it holds what it did.
+        """Raise `ChangedError` unless the owner still has the run with the same content.
 
-        What others wrote before the kernel took note of the file may still be in memory: it is
-        written out first, and then either the mapping or the content is another.
+        Earlier writes to the file may still be in memory.  Once they are flushed, they show as
+        another mapping or as other content.
         """
         _flush(self._owner.fd)
-        place = self._owner.place
-        if not has_still(self._owner, self._block):
-            raise ChangedError(f"inode {place.inode} has something else at {place.offset} by now")
+        position = self._owner.position
+        if not still_maps(self._owner, self._block):
+            raise ChangedError(f"inode {position.inode} now maps other blocks at {position.offset}")
         if self._device.content(self._block) != self._change.before:
-            raise ChangedError(f"{self._block} holds something else by now")
+            raise ChangedError(f"{self._block} now holds other data")
 
 
 def _flush(file: int) -> None:
-    """Have what others wrote to a file on the device, where it then is the newer data."""
+    """Flush what other processes wrote to a file, so that the device holds the newest data."""
     try:
         os.fsync(file)
     except OSError as error:
-        # Earlier writes failed, of which whoever wrote is told by this, too.
+        # An earlier write of another process failed; its own descriptor gets the error, too.
         if error.errno not in (errno.EIO, errno.ENOSPC):
             raise
 
 
-def overwrite(fs: LiveFilesystem, device: Device, owner: OpenOwner, change: Change) -> bool:
-    """Write what fails of a run anew in its place; False if the device does not heal by that.
+def overwrite(fs: LiveFilesystem, device: Device, owner: OpenOwner, change: ContentChange) -> bool:
+    """Rewrite the failed sectors of a run in place; return False if that does not heal them.
 
-    Nobody else may have the file open: raises `NotNowError`; raises `ChangedError` if the file has
-    something else there by now, or shares it.
+    Raises `NotNowError` if another process has the file open, and `ChangedError` if the file maps
+    other blocks by now, or shares these.
     """
     run, failing, _ = change.before
-    if owner.place.offset + run.length > owner.size:
-        # Whole blocks are written, and that would make the file longer.
+    if owner.position.offset + run.length > owner.size:
+        # Whole blocks are written, which would extend the file.
         return False
     data = change.replacement or bytes(run.length)
-    with calls.write_lease(owner.fd), calls.keeping_attributes(owner.fd):
+    with syscalls.write_lease(owner.fd), syscalls.keeping_attributes(owner.fd):
         _Exchange(device, owner, change).check()
-        if places_of(owners_now(fs, run), run) != {owner.place}:
-            raise ChangedError(f"others have {run}, too")
-        calls.check_lease(owner.fd)
+        if positions_of(owners_now(fs, run), run) != {owner.position}:
+            raise ChangedError(f"{run} has other owners, too")
+        syscalls.check_lease(owner.fd)
         try:
-            _write_through(owner.fd, owner.place.offset, change.before, data)
+            _write_through(owner.fd, owner.position.offset, change.before, data)
         except (MediaError, OSError):
             return False
-        if places_of(owners_now(fs, run), run) != {owner.place}:
-            raise ChangedError("what was written went elsewhere")
+        if positions_of(owners_now(fs, run), run) != {owner.position}:
+            raise ChangedError("the filesystem redirected the write to other blocks")
     return _reads_as(device, run, failing, data)
 
 
 def _write_through(file: int, offset: int, content: Content, data: bytes) -> None:
-    """Write what fails of a run through the file that has it at ``offset``.
+    """Write the failed sectors of a run through the file that has it at ``offset``.
 
-    Of files that have ever shared blocks the kernel writes only whole blocks past the cache, so
-    that good neighbours within a block are written, too, as they were.
+    For files that have ever shared blocks, the kernel takes only whole blocks with O_DIRECT; good
+    sectors of a block are then rewritten with their own content.
     """
     run = content.run
-    # Not opened anew: a lease would keep even us from it.
+    # Opening the file again would break the lease.
     with DirectMedia(file, writable=True, reopen=False) as media:
         for start, length in whole_blocks(content.failing, media.write_align):
             at = start - run.start
@@ -302,14 +300,14 @@ def _reads_as(device: Device, run: ByteRange, sectors: Sequence[ByteRange], data
 
 
 def _temporary(fs: LiveFilesystem) -> int:
-    """Make a file without a name; it ends with its descriptor."""
+    """Create a file without a name; it is removed when its descriptor is closed."""
     if fs.view.top is None:
         raise RefusedError("the root of the filesystem cannot be reached")
     try:
-        # On the mount that the owners are opened on: ranges are exchanged only within one.
+        # Ranges are exchanged only within one mount: that on which the owners are opened.
         return os.open(".", _TEMPORARY, 0o600, dir_fd=fs.view.top)
     except OSError as error:
-        raise NotNowError(f"no file can be made there: {error.strerror}") from error
+        raise NotNowError(f"cannot create a temporary file there: {error.strerror}") from error
 
 
 def _write(file: int, data: bytes) -> None:
@@ -318,32 +316,32 @@ def _write(file: int, data: bytes) -> None:
     while at < len(view):
         at += os.pwrite(file, view[at:], at)
     os.fsync(file)
-    # A medium that fails in one place may fail in another, too: nobody is given what is not there.
+    # The new blocks may be on bad sectors, too.
     with DirectMedia(file, reopen=False) as media:
         if media.pread(0, len(data)) != data:
-            raise NotHealedError("what was written elsewhere does not read as it was written")
+            raise NotHealedError("the new blocks do not read back as written")
 
 
 @contextlib.contextmanager
 def _spare(fs: LiveFilesystem, length: int) -> Iterator[int]:
-    """Make a temporary file of up to ``length`` bytes, which is given back in the end."""
+    """Open a temporary file of up to ``length`` bytes; free its blocks when the block ends."""
     file = _temporary(fs)
     try:
         yield file
     finally:
-        _give_back(file, length)
+        _free_and_close(file, length)
 
 
-def _give_back(file: int, length: int) -> None:
-    """Let go of a spare file and of what it was given in exchange, at once."""
+def _free_and_close(file: int, length: int) -> None:
+    """Free the blocks that a spare file got in exchange, and close it."""
     with contextlib.suppress(OSError):
-        calls.punch_hole(file, 0, length)
+        syscalls.punch_hole(file, 0, length)
     os.close(file)
 
 
 def _length_in(owner: OpenOwner, run: ByteRange) -> int:
-    """Give how much of a run lies before the end of a file: the last block is rarely full."""
-    length = min(run.length, owner.size - owner.place.offset)
+    """Return how many bytes of a run are before the end of the file."""
+    length = min(run.length, owner.size - owner.position.offset)
     if length <= 0:
-        raise RefusedError(f"inode {owner.place.inode} has {run} past its end")
+        raise RefusedError(f"inode {owner.position.inode} has {run} past its end")
     return length

@@ -1,4 +1,4 @@
-"""Where acts take place: a filesystem that has failed bytes, and the device that it is on."""
+"""Where acts take place: a filesystem with failed bytes, and the device that it is on."""
 
 import contextlib
 from collections import defaultdict
@@ -14,7 +14,7 @@ from whoseblock.fs.live import LiveFilesystem
 from whoseblock.lookup import Asked, Lookup
 from whoseblock.ranges import ByteRange, merge
 from whoseblock.respond.device import Device
-from whoseblock.respond.reasons import NotNowError
+from whoseblock.respond.exceptions import NotNowError
 from whoseblock.stack.base import Layer
 from whoseblock.target import Target
 
@@ -22,9 +22,10 @@ __all__ = ["Site", "failing_at", "rows_by_layer", "site_named"]
 
 
 class Site(NamedTuple):
-    """A layer with what is on it, and the file or device that has its bytes.
+    """A layer, its contents, and the file or device that has its bytes.
 
-    Byte 0 of the layer is byte ``shift`` of ``path``; None if it cannot be written as a whole.
+    Byte 0 of the layer is byte ``shift`` of ``path``; ``path`` is None if the layer is not one
+    linear part of a device.
     """
 
     layer: Layer
@@ -44,18 +45,20 @@ class Site(NamedTuple):
 
     @property
     def identity(self) -> str:
-        """What tells the filesystem from others; "" if nobody knows."""
+        """The identity of the filesystem, "" if it is unknown."""
         return self.filesystem.identity if self.filesystem else ""
 
     def device(self, *, writable: bool = False, exclusive: bool = False) -> Device:
-        """Open the device; raises `NotNowError`."""
+        """Open the device; raise `NotNowError`."""
         if self.path is None:
-            raise NotNowError(f"{self.layer.name} is in pieces, or has copies: nothing is written")
+            raise NotNowError(
+                f"{self.layer.name} is not one linear part of a device: nothing is written"
+            )
         return Device(self.path, self.shift, writable=writable, exclusive=exclusive)
 
 
 def site_of(layer: Layer, target: Target, finder: Lookup) -> Site:
-    """Say where the bytes of a layer are."""
+    """Return the site on a layer."""
     try:
         space = finder.leaf(layer)
     except WhoseblockError:
@@ -65,9 +68,10 @@ def site_of(layer: Layer, target: Target, finder: Lookup) -> Site:
 
 
 def site_named(name: str, target: Target, finder: Lookup) -> Site | None:
-    """Find the site on the layer of a name, among those asked about and those below the target.
+    """Find the site on the layer of a name, among those looked up and those below the target.
 
-    What a target that is a filesystem itself is called may have changed.  None if there is none.
+    A target that is a filesystem itself matches any name: it may have been renamed.  Returns None
+    if there is none.
     """
     if name in finder.layers:
         return site_of(finder.layers[name], target, finder)
@@ -87,7 +91,7 @@ def site_named(name: str, target: Target, finder: Lookup) -> Site | None:
 def rows_by_layer(
     asked: Asked, answer: Answer, target: Target, finder: Lookup
 ) -> Iterator[tuple[Site, list[Owner]]]:
-    """Give the rows of an answer by where they are, in the bytes of that layer."""
+    """Yield the rows of an answer by the site that they are on, in bytes of its layer."""
     layers = finder.layers
     rows: dict[str, list[Owner]] = defaultdict(list)
     for row in answer:
@@ -105,7 +109,7 @@ def rows_by_layer(
 
 
 def failing_at(site: Site, rows: list[Owner]) -> tuple[list[ByteRange], str]:
-    """Give the sectors of rows that fail, and why that cannot be said."""
+    """Return the failed sectors in rows, and why they cannot be found, "" if they can."""
     wanted = merge(ByteRange(row.start, row.length) for row in rows)
     try:
         with contextlib.closing(site.device()) as device:

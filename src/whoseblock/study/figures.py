@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from whoseblock.extras import import_extra
 from whoseblock.study.arithmetic import break_even, bytes_a_page, extrapolate, per_page_bytes
 from whoseblock.study.results import Report
 from whoseblock.study.sizes import STRUCT_PAGE
@@ -32,6 +33,7 @@ _GIB: Final = 1 << 30
 
 def draw(report: Report, folder: Path) -> Iterator[Path]:
     """Draw all pictures that a report has numbers for into ``folder``; gives each path."""
+    import_extra("study")
     import matplotlib as mpl
     from matplotlib.figure import Figure
 

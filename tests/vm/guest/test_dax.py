@@ -197,7 +197,7 @@ def test_shared_data_is_restored_though_the_memory_cannot_be_cleared(
 
     # The emulated memory takes no write where it is bad: what is bad still is, and is nobody's.
     assert done.returncode == LeftUndoneError.exit_code
-    assert "the device does not take the write" in done.stdout + done.stderr
+    assert "the device refuses the write" in done.stdout + done.stderr
     assert shared.first.read_bytes() == shared.second.read_bytes() == content
     of_files = [blocks_of(folder, path.stat().st_ino) for path in shared[:2]]
     assert [row.start for row in of_files[0]] == [row.start for row in of_files[1]]

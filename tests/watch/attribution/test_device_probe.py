@@ -364,7 +364,7 @@ def test_a_new_policy_counts_for_what_waits(tmp_path: Path, machine: Machine) ->
         daemon.process.send_signal(signal.SIGHUP)
         until(lambda: "event=policy-loaded" in daemon.log())
         ended.touch()
-        until(lambda: states(daemon) == [State.VERIFIED, State.LEFT])
+        until(lambda: states(daemon) == [State.VERIFIED, State.SKIPPED])
         daemon.stop()
 
 

@@ -125,7 +125,7 @@ GONE = "the policy no longer has this rule"
 def test_what_the_policy_no_longer_says_is_not_done(desk: Desk, now: tuple[Rule, ...]) -> None:
     desk.plan(HEAL)
     assert desk.perform(*now) == {"respond left": 1}
-    assert desk.ends() == [("respond", State.LEFT, GONE)]
+    assert desk.ends() == [("respond", State.SKIPPED, GONE)]
     assert desk.told.rules == []
 
 
@@ -182,8 +182,8 @@ UNKNOWN = "its process ended before the step did; whether it took effect is unkn
     ("method", "early", "times", "end"),
     [
         ("started", True, 1, (State.VERIFIED, None)),
-        ("started", False, 0, (State.LEFT, UNKNOWN)),
-        ("done", True, 1, (State.LEFT, UNKNOWN)),
+        ("started", False, 0, (State.SKIPPED, UNKNOWN)),
+        ("done", True, 1, (State.SKIPPED, UNKNOWN)),
         ("done", False, 1, (State.VERIFIED, None)),
         ("verified", True, 1, (State.VERIFIED, None)),
     ],
@@ -201,14 +201,14 @@ def test_killed_at_any_point_it_goes_on(
     assert desk.perform(HEAL) == {}
 
 
-@pytest.mark.parametrize("method", ["failed", "left"])
+@pytest.mark.parametrize("method", ["failed", "skipped"])
 def test_killed_when_it_failed_it_is_left(desk: Desk, method: str) -> None:
     rule = EXEC._replace(exec=("/bin/false",))
     desk.plan(rule)
-    with killing(method, early=method == "left"), pytest.raises(Killed):
+    with killing(method, early=method == "skipped"), pytest.raises(Killed):
         desk.perform(rule)
     assert desk.perform(rule) == {}
-    assert desk.ends() == [("exec", State.LEFT, "the daemon does not try again")]
+    assert desk.ends() == [("exec", State.SKIPPED, "the daemon does not try again")]
 
 
 def test_what_another_is_doing_is_left_to_it(desk: Desk) -> None:
@@ -313,7 +313,7 @@ def test_neither_a_clock_set_back_nor_a_lost_folder_allows_more(
         outcome = "exec done" if number < 2 else "exec limited"
         assert desk.perform(EXEC, exec=2) == {outcome: 1}
         monkeypatch.undo()
-    assert desk.ends()[-1] == ("exec", State.LEFT, "the policy allows 2 an hour")
+    assert desk.ends()[-1] == ("exec", State.SKIPPED, "the policy allows 2 an hour")
 
 
 def test_the_journal_tells_what_was_begun(journal_url: str) -> None:
@@ -525,7 +525,7 @@ def test_no_process_of_the_daemon_gets_a_signal(file: Path, tmp_path: Path) -> N
         assert set(names) == {worker, os.getpid()}
         said = send_signals(how, lock).split("; ")
         assert alive(worker)
-    why = "refused: it is the first process, whoseblock itself, or who started it"
+    why = "refused: it is process 1, whoseblock itself, or its parent"
     assert sorted(said) == sorted(
         [
             "sent to no process",

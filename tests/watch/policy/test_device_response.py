@@ -110,7 +110,7 @@ def test_of_one_failure_only_what_the_rule_is_for(patient: Patient) -> None:
     run = ByteRange(database, BLOCK)
     why = f"rule 'static files' does not match every owner of {run}: skipped"
     assert sorted(patient.ends()) == [
-        ("advise", State.LEFT, why),
+        ("advise", State.SKIPPED, why),
         ("restore", State.VERIFIED, ""),
     ]
     with open_journal(str(patient.folder / "journal.sqlite"), write=False) as journal:

@@ -128,7 +128,7 @@ class Actor:
         rule = step.parameters.get("rule")
         if step.state is State.STARTED:
             why = "its process ended before the step did; whether it took effect is unknown"
-            self._run.left(step.id, why)
+            self._run.skipped(step.id, why)
             log_event(
                 "warning", "action-unknown", failure=step.failure, action=step.kind, rule=rule
             )
@@ -137,7 +137,7 @@ class Actor:
             self._run.verified(step.id)
             return ""
         if step.state is State.FAILED:
-            self._run.left(step.id, _NOT_AGAIN)
+            self._run.skipped(step.id, _NOT_AGAIN)
             return ""
         return self._perform_if_allowed(step, step.failure, why, limits)
 
@@ -153,12 +153,12 @@ class Actor:
         elif kind == "signal" and step.parameters.get("boot") != now.boot:
             why = why or "the machine was rebooted: these processes no longer exist"
         if why or number is None:
-            self._run.left(step.id, why)
+            self._run.skipped(step.id, why)
             log_event("warning", "action-left", **about, why=why)
             return "left"
         most = self._policy.limits.get(kind, 0)
         if not limits.take(kind, most, now):
-            self._run.left(step.id, f"the policy allows {most} an hour")
+            self._run.skipped(step.id, f"the policy allows {most} an hour")
             log_event("warning", "action-limited", **about, limit=most)
             return "limited"
         self._run.started(step.id, now.detail)
@@ -168,7 +168,7 @@ class Actor:
             raise
         except (WhoseblockError, OSError, subprocess.SubprocessError) as error:
             self._run.failed(step.id, str(error))
-            self._run.left(step.id, _NOT_AGAIN)
+            self._run.skipped(step.id, _NOT_AGAIN)
             log_event("err", "action-failed", **about, why=str(error))
             return "failed"
         self._run.done(step.id, {"said": said})

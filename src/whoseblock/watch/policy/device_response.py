@@ -4,21 +4,17 @@
 """
 
 from collections import defaultdict
-from dataclasses import asdict
 from typing import Final
-
-import msgspec
 
 from whoseblock.errors import LeftUndoneError
 from whoseblock.fs.base import Answer
-from whoseblock.journal import Entry, PlannedStep, State
+from whoseblock.journal import Entry, State
 from whoseblock.journal.journal import Journal
 from whoseblock.journal.run import Run
 from whoseblock.lookup import Asked, Lookup
-from whoseblock.respond.acting import parameters_of
-from whoseblock.respond.applying import apply, journal_device
+from whoseblock.respond import service
 from whoseblock.respond.copies import Copies
-from whoseblock.respond.planning import CHANGES, Act, Options, Part, parts_of_answer
+from whoseblock.respond.planning import CHANGES, Act, PlanOptions, Proposal
 from whoseblock.stack.host import Host
 from whoseblock.target import Target, TargetOptions
 from whoseblock.watch.attribution.locations import find_layer
@@ -49,41 +45,29 @@ class DeviceResponder:
         with Target(None, options) as target, Lookup(target.open_leaf) as finder:
             layer = find_layer(target, failure.device)
             asked = Asked(failure.start, failure.length, layer, "the journal", named=True)
-            (now,) = finder.answers([asked])
-            allowing = Options(copies=copies is not None)
-            scope = _Scope(policy, number, failure.device, now, target.host)
-            found = parts_of_answer(asked, now, target, finder, allowing)
-            parts = [scope.restrict(part) for part in found]
-            sites = {part.site.layer.name: part.site for part in parts}
+            allowing = PlanOptions(copies=copies)
+            (planned,) = service.plan(target, finder, [asked], allowing)
+            scope = _Scope(policy, number, failure.device, planned.answer, target.host)
+            parts = [scope.restrict(part) for part in planned.proposals]
             allowed = [part for part in parts if part.act is wanted]
             if not allowed:
                 raise LeftUndoneError("; ".join(dict.fromkeys(part.says for part in parts)))
             # The rest stays open as advice, which a resumed plan shows.
             others = [part for part in parts if part.act not in (wanted, Act.NOTHING)]
-            steps = [_step(part, copies, failure) for part in allowed]
-            steps += [_step(part._replace(act=Act.ADVISE), None, failure) for part in others]
+            proposals = (*allowed, *(part._replace(act=Act.ADVISE) for part in others))
+            planned = planned._replace(proposals=proposals, failure=failure.id)
             path, _ = target.path_of(layer) or (failure.device, 0)
-            kept = {"target": path, "where": asdict(options), "applied": True, "quarantine": False}
-            plan = self._run.plan(steps, [failure.id], kept)
-
-            def ask(_failure: int) -> Answer | None:
-                return next(finder.answers([asked]), None)
-
-            place = journal_device(self._journal.name)
-            outcomes = [
-                outcome
-                for outcome in apply(self._run, plan, sites.get, ask, place)
-                if outcome.step.kind != Act.ADVISE
-            ]
+            plan = service.save(
+                self._run, [planned], allowing, target=path, where=options, applied=True
+            )
+            carried_out = service.apply(
+                self._journal, self._run, plan, target, finder, {failure.id: asked}
+            )
+            outcomes = [outcome for outcome in carried_out if outcome.step.kind != Act.ADVISE]
         said = "; ".join(outcome.says for outcome in outcomes)
         if any(outcome.state is not State.VERIFIED for outcome in outcomes):
             raise LeftUndoneError(said)
         return said
-
-
-def _step(part: Part, copies: Copies | None, failure: Entry) -> PlannedStep:
-    parameters = msgspec.to_builtins(parameters_of(part, copies, quarantine=False))
-    return PlannedStep(str(part.act), parameters, failure.id)
 
 
 class _Scope:
@@ -99,7 +83,7 @@ class _Scope:
             if isinstance(row.via, tuple):
                 self._ways[row.via[-1].layer] |= {via.layer for via in row.via}
 
-    def restrict(self, part: Part) -> Part:
+    def restrict(self, part: Proposal) -> Proposal:
         """Keep the action of a part only if the rule matches all of its owners."""
         devices = self._ways[part.site.layer.name]
         rules = {match_rule(self._policy, row, devices, self._points) for row in part.owners}

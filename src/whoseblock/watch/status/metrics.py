@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Final
 
+from whoseblock.extras import import_extra
 from whoseblock.watch.statistics import BUCKETS, Statistics
 from whoseblock.watch.store.spool import Backlog
 
@@ -26,6 +27,7 @@ def format_metrics(
     statistics: Statistics, sources: Mapping[str, tuple[bool, str]], backlog: Backlog
 ) -> bytes:
     """Return all metrics; ``sources`` holds whether each source is watched."""
+    import_extra("watch")
     from prometheus_client import CollectorRegistry, generate_latest
 
     registry = CollectorRegistry()

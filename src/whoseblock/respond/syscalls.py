@@ -1,4 +1,4 @@
-"""System calls on files that change who has which blocks, and nothing of what is in them.
+"""System calls that change which blocks a file has, and leave its content.
 
 Sources: ``linux/fs.h`` (FICLONERANGE, FS_IOC_FSSETXATTR), ``linux/falloc.h``, and ``xfs_fs.h`` of
 Linux 6.10 and later (exchange and commit of ranges).
@@ -15,7 +15,7 @@ from functools import cache
 from struct import Struct
 from typing import Final
 
-from whoseblock.respond.reasons import ChangedError, NotNowError
+from whoseblock.respond.exceptions import ChangedError, NotNowError
 
 __all__ = [
     "BusyError",
@@ -60,24 +60,24 @@ def _check(result: int) -> None:
 
 
 def clone_range(source: int, start: int, length: int, target: int, to: int) -> None:
-    """Let ``target`` share ``length`` bytes of ``source``; neither is read."""
+    """Make ``target`` share ``length`` bytes of ``source``; neither is read."""
     fcntl.ioctl(target, _FICLONERANGE, _CLONE_RANGE.pack(source, start, length, to))
 
 
 def punch_hole(file: int, start: int, length: int) -> None:
-    """Give back the blocks that a file has in a range."""
+    """Free the blocks that a file has in a range."""
     _check(_libc().fallocate(file, _PUNCH_HOLE, start, length))
 
 
 def sync_filesystem(fd: int) -> None:
-    """Have all of a filesystem written to its device."""
-    # That something was not written before, of whatever file, is told once to every descriptor.
+    """Write all of a filesystem to its device."""
+    # The kernel reports an earlier write error of any file once to each descriptor.
     if _libc().syncfs(fd) != 0:
         _check(_libc().syncfs(fd))
 
 
 def set_immutable(file: int) -> None:
-    """Have nobody write, rename or remove a file."""
+    """Make a file immutable."""
     attributes = bytearray(_FSXATTR_BYTES)
     fcntl.ioctl(file, _FS_IOC_FSGETXATTR, attributes)
     (flags,) = _FSX_XFLAGS.unpack_from(attributes)
@@ -86,9 +86,9 @@ def set_immutable(file: int) -> None:
 
 
 def sample(file: int) -> bytearray | None:
-    """Have the kernel note down what a file is like now, for `commit_range`.
+    """Sample the present state of a file for `commit_range`.
 
-    None if the kernel or the filesystem cannot.
+    Returns None if the kernel or the filesystem does not support it.
     """
     request = bytearray(_COMMIT_BYTES)
     try:
@@ -101,21 +101,21 @@ def sample(file: int) -> bytearray | None:
 
 
 class BusyError(ChangedError):
-    """Somebody changed a file between `sample` and `commit_range`, perhaps another part of it."""
+    """The file was changed between `sample` and `commit_range`, perhaps in another part."""
 
 
 def commit_range(file: int, start: int, length: int, other: int, noted: bytearray) -> bool:
     """Exchange blocks of ``file`` with those that ``other`` has from its byte 0 on.
 
-    All at once, and only if nobody has changed the file since `sample`: otherwise raises
-    `BusyError`.  False if the filesystem was made without that feature.
+    The exchange is atomic.  Raises `BusyError` if the file has changed since `sample`.  Returns
+    False if the filesystem was made without that feature.
     """
     _COMMIT.pack_into(noted, 0, other, 0, start, length, _XFS_EXCHANGE_RANGE_DSYNC)
     try:
         fcntl.ioctl(file, _XFS_IOC_COMMIT_RANGE, noted)
     except OSError as error:
         if error.errno == errno.EBUSY:
-            raise BusyError("somebody writes to it just now") from error
+            raise BusyError("another process is writing to it") from error
         # The kernel samples files also where it cannot exchange their ranges.
         if error.errno == errno.EOPNOTSUPP:
             return False
@@ -125,46 +125,44 @@ def commit_range(file: int, start: int, length: int, other: int, noted: bytearra
 
 @contextlib.contextmanager
 def write_lease(file: int) -> Iterator[None]:
-    """Keep everybody else from opening a file, while nobody has it open.
+    """Keep other processes from opening a file that none of them has open.
 
-    Whoever tries waits until the block ends.  Raises `NotNowError` if somebody has it open, or if
-    we may not.
+    They wait until the block ends.  Raises `NotNowError` if another process has it open, or if the
+    lease is not permitted.
     """
-    # The kernel would end us with SIGIO when it asks for the lease back.  Once ignored it stays so:
-    # nobody else of ours wants it, and only the main thread may say so.
+    # SIGIO, by which the kernel asks for the lease back, would end the process.  It stays ignored:
+    # nothing else here uses it, and only the main thread can set it.
     with contextlib.suppress(ValueError):
         signal.signal(signal.SIGIO, signal.SIG_IGN)
     try:
         fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_WRLCK)
     except OSError as error:
         if error.errno == errno.EACCES:
-            raise NotNowError(
-                "to keep others from a file of another user takes CAP_LEASE"
-            ) from error
+            raise NotNowError("a lease on a file of another user needs CAP_LEASE") from error
         raise NotNowError("another process has it open") from error
     try:
         yield
     finally:
-        # Whoever waited for too long has been given it.
+        # The kernel has broken the lease if another process waited too long.
         with contextlib.suppress(OSError):
             fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_UNLCK)
 
 
 def check_lease(file: int) -> None:
-    """Raise `NotNowError` if a lease is wanted back: whoever waits gets the file after a while."""
+    """Raise `NotNowError` if another process waits for the lease: the kernel breaks it soon."""
     if fcntl.fcntl(file, fcntl.F_GETLEASE) != fcntl.F_WRLCK:
         raise NotNowError("another process waits for it")
 
 
 @contextlib.contextmanager
 def keeping_attributes(file: int) -> Iterator[None]:
-    """Put back what a change of the blocks does to a file's times, mode and capabilities."""
+    """Restore a file's times, mode and capabilities after its blocks are changed."""
     status = os.fstat(file)
     try:
         capability = os.getxattr(file, _CAPABILITY)
     except OSError:
         capability = None
-    # Only if all went well: otherwise others changed the file, and the times are theirs.
+    # After an error another process changed the file, and the times are its own.
     yield
     if os.fstat(file).st_mode != status.st_mode:
         os.fchmod(file, status.st_mode & 0o7777)

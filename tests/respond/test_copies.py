@@ -24,7 +24,7 @@ from tests.support.tools import need_loop_mounts, run
 from whoseblock.media.direct import DirectMedia
 from whoseblock.ranges import ByteRange
 from whoseblock.respond import copies
-from whoseblock.respond.copies import Candidate, Copies, CopyError, agree, believe, find
+from whoseblock.respond.copies import Candidate, Copies, CopyError, agree, find, verify_copy
 
 BLOCK = 4096
 SIZE = 24 * BLOCK + 777
@@ -55,7 +55,7 @@ def check(
     try:
         with (
             opened(path) as descriptor,
-            believe(descriptor, candidate, lost, whole=whole, window=window) as replacement,
+            verify_copy(descriptor, candidate, lost, whole=whole, window=window) as replacement,
         ):
             return replacement.compared
     finally:
@@ -88,7 +88,7 @@ def flip(path: Path, at: int) -> None:
 def test_a_good_copy_is_believed_and_read(pair: tuple[Path, Path]) -> None:
     damaged, copy = pair
     good = copy.read_bytes()
-    with opened(damaged) as descriptor, believe(descriptor, str(copy), [LOST]) as replacement:
+    with opened(damaged) as descriptor, verify_copy(descriptor, str(copy), [LOST]) as replacement:
         assert replacement.compared == SIZE - LOST.length
         assert replacement.size == SIZE
         assert replacement.read(*LOST) == good[LOST.start : LOST.end]
@@ -189,7 +189,7 @@ def test_a_copy_is_believed_if_and_only_if_all_around_is_equal(  # noqa: PLR0913
             with pytest.raises(CopyError, match=f"at byte {min(differing)}$"):
                 check(damaged, copy, lost, whole=whole, window=window)
         elif not compared and not same_time:
-            with pytest.raises(CopyError, match="not modified at the same time"):
+            with pytest.raises(CopyError, match="has another modification time"):
                 check(damaged, copy, lost, whole=whole, window=window)
         else:
             assert check(damaged, copy, lost, whole=whole, window=window) == len(compared)
@@ -198,12 +198,12 @@ def test_a_copy_is_believed_if_and_only_if_all_around_is_equal(  # noqa: PLR0913
 def test_what_cannot_be_compared_is_believed_by_its_time(pair: tuple[Path, Path]) -> None:
     damaged, copy = pair
     all_of_it = [ByteRange(0, 10 * BLOCK), ByteRange(10 * BLOCK, 15 * BLOCK)]
-    with pytest.raises(CopyError, match="not modified at the same time"):
+    with pytest.raises(CopyError, match="has another modification time"):
         check(damaged, copy, all_of_it, whole=True)
     os.utime(copy, ns=(0, damaged.stat().st_mtime_ns))
     assert check(damaged, copy, all_of_it) == 0
     os.utime(copy, ns=(0, damaged.stat().st_mtime_ns + 1))
-    with pytest.raises(CopyError, match="not modified at the same time"):
+    with pytest.raises(CopyError, match="has another modification time"):
         check(damaged, copy, all_of_it)
 
 
@@ -259,8 +259,8 @@ def test_the_damaged_file_is_no_copy_of_itself(pair: tuple[Path, Path]) -> None:
 
 def test_what_is_not_there_is_said(pair: tuple[Path, Path]) -> None:
     damaged, copy = pair
-    refused(damaged, copy.with_name("none"), "there is no ")
-    refused(damaged, copy / "below", "does not go through directories alone")
+    refused(damaged, copy.with_name("none"), "does not exist")
+    refused(damaged, copy / "below", "is not a directory")
     refused(damaged, str(copy) + "\0", "null")
     refused(damaged, str(copy.parent / ("x" * 300)), "File name too long")
 
@@ -281,7 +281,7 @@ def test_nothing_outside_of_the_folder_is_opened(pair: tuple[Path, Path], tmp_pa
     assert check(damaged, place("sub/deeper/file")) == 4 * BLOCK
     # Another file of the folder is not the one that was asked for, either.
     for path in ("out/copy", "up/copy", "inside/deeper/file"):
-        refused(damaged, place(path), "does not go through directories alone")
+        refused(damaged, place(path), "is not a directory")
     refused(damaged, place("sub/file"), "a symbolic link, not a regular file")
     for path in (
         "../copy",
@@ -291,7 +291,7 @@ def test_nothing_outside_of_the_folder_is_opened(pair: tuple[Path, Path], tmp_pa
         "./sub/deeper/file",
         str(copy),
     ):
-        refused(damaged, place(path), "is no path in a filesystem")
+        refused(damaged, place(path), "is not a valid path in a filesystem")
     # The folder itself is the user's word.
     (tmp_path / "alias").symlink_to(folder)
     assert check(damaged, Candidate("sub/deeper/file", str(tmp_path / "alias"))) == 4 * BLOCK
@@ -347,7 +347,7 @@ def test_a_copy_that_changes_is_not_believed(
         patch.setattr(copies, "_compare", slowly)
         refused(damaged, copy, "changes while it is read")
     flip(copy, LOST.start)
-    with opened(damaged) as descriptor, believe(descriptor, str(copy), [LOST]) as replacement:
+    with opened(damaged) as descriptor, verify_copy(descriptor, str(copy), [LOST]) as replacement:
         time.sleep(0.02)
         os.truncate(copy, LOST.start)
         with pytest.raises(CopyError, match="changes while it is read"):
@@ -388,8 +388,8 @@ def test_two_copies_must_agree(pair: tuple[Path, Path]) -> None:
             if not same:
                 flip(other, LOST.end - 1)
             with (
-                believe(descriptor, str(copy), [LOST]) as first,
-                believe(descriptor, str(other), [LOST]) as second,
+                verify_copy(descriptor, str(copy), [LOST]) as first,
+                verify_copy(descriptor, str(other), [LOST]) as second,
             ):
                 agree([], [LOST])
                 agree([first], [LOST])
@@ -435,7 +435,7 @@ def test_a_command_gets_the_finding_and_names_a_copy(tmp_path: Path) -> None:
     [
         ("exit 3", "failed with status 3"),
         ("kill -9 $$", "was ended by SIGKILL"),
-        ("true", "knows no copy"),
+        ("true", "printed no path"),
     ],
 )
 def test_a_command_that_fails_is_said(command: str, why: str) -> None:
@@ -506,5 +506,5 @@ def test_a_copy_that_shares_the_failed_blocks_is_none(tmp_path: Path) -> None:
         # What the page cache remembers is no copy, either.
         assert (root / "shared").read_bytes() == good
         break_block(served, root, root / "shared", LOST.start + 1024, 1)
-        refused(damaged, root / "shared", f"cannot be read itself at {LOST.start + 1024}.512")
+        refused(damaged, root / "shared", f"is unreadable itself at {LOST.start + 1024}.512")
         assert check(damaged, root / "apart") == 4 * BLOCK

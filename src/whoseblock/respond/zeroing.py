@@ -1,8 +1,7 @@
-"""Zeroing failed sectors that hold nobody's data, so that the device heals.
+"""Zero failed sectors of free and unwritten blocks, so that the device heals.
 
-Nobody's are free blocks, and blocks of files that were never written.  Whether they still are is
-asked when nobody can take them any more: on a mounted filesystem while it is frozen, on another one
-while its device is ours alone.
+Whether the blocks are still unowned is checked when they cannot be allocated any more: while a
+mounted filesystem is frozen, or while the device of an unmounted one is open exclusively.
 """
 
 import contextlib
@@ -14,37 +13,37 @@ from whoseblock.errors import WhoseblockError
 from whoseblock.fs.base import Answer, Filesystem
 from whoseblock.fs.live import LiveFilesystem
 from whoseblock.ranges import ByteRange
-from whoseblock.respond import calls
+from whoseblock.respond import syscalls
 from whoseblock.respond.device import Device
+from whoseblock.respond.exceptions import ChangedError, NotHealedError, RefusedError
 from whoseblock.respond.freezing import frozen
-from whoseblock.respond.owners import is_nobodys, owners_now, whole_blocks
-from whoseblock.respond.reasons import ChangedError, NotHealedError, RefusedError
+from whoseblock.respond.owners import is_unowned, owners_now, whole_blocks
 
 __all__ = ["zero_mounted", "zero_unmounted"]
 
-#: Zeroed at once.
+#: So many bytes are zeroed in one write.
 _PIECE: Final = 1 << 20
-#: So long others wait for a frozen filesystem before it is thawed for a moment.
+#: The filesystem is thawed for a moment after this time, so that other processes go on.
 _WHILE_S: Final = 1.0
 
 
 def zero_mounted(fs: LiveFilesystem, device: Device, run: ByteRange) -> list[ByteRange]:
-    """Zero what fails of a run that nobody has; give the sectors that were zeroed.
+    """Zero the failed sectors of an unowned run, and return them.
 
-    Raises `ChangedError` if somebody has it by now, `NotNowError` if the filesystem cannot be
-    frozen or the device not be written, and `NotHealedError`.  Nothing but the device is written
-    while the filesystem is frozen, and nothing of what we import may come from it then.
+    While the filesystem is frozen, only the device is written, and no module is imported: its file
+    may be on that filesystem.  Raises `ChangedError` if the run has an owner by now, `NotNowError`
+    if the filesystem cannot be frozen or the device cannot be written, and `NotHealedError`.
     """
-    calls.sync_filesystem(fs.view.fd)
+    syscalls.sync_filesystem(fs.view.fd)
     failing = device.failing([run])
     blocks = whole_blocks(failing, fs.block_size)
-    # All that is needed below is loaded and has been run once when the filesystem freezes.
-    _check_nobodys(fs, blocks)
+    # This loads everything that the check needs before the filesystem freezes.
+    _check_unowned(fs, blocks)
     todo = list(_pieces(failing))
     unhealed: list[str] = []
     while todo:
         with frozen(fs.view.fd) as hold:
-            _check_nobodys(fs, whole_blocks(todo, fs.block_size))
+            _check_unowned(fs, whole_blocks(todo, fs.block_size))
             until = time.monotonic() + _WHILE_S
             hold.check()
             while todo:
@@ -65,20 +64,20 @@ def _pieces(ranges: Sequence[ByteRange]) -> Iterator[ByteRange]:
             yield ByteRange(at, min(_PIECE, start + length - at))
 
 
-def _check_nobodys(fs: LiveFilesystem, blocks: Sequence[ByteRange]) -> None:
+def _check_unowned(fs: LiveFilesystem, blocks: Sequence[ByteRange]) -> None:
     for one in blocks:
-        if not is_nobodys(owners_now(fs, one)):
-            raise ChangedError(f"somebody has {one} by now")
+        if not is_unowned(owners_now(fs, one)):
+            raise ChangedError(f"{one} now has an owner")
 
 
 def zero_unmounted(
     open_filesystem: Callable[[], Filesystem], device: Device, run: ByteRange
 ) -> list[ByteRange]:
-    """Zero what fails of a run that nobody has; give the sectors that were zeroed.
+    """Zero the failed sectors of an unowned run, and return them.
 
-    ``device`` is ours alone, and ``open_filesystem`` reads afresh what is on it.  Raises
-    `RefusedError` unless the filesystem's log is clean and both its reverse mapping and its
-    free-space btree say that nobody has the blocks; raises as `zero_mounted`.
+    ``device`` is open exclusively, and ``open_filesystem`` opens the filesystem on it anew.  Raises
+    `RefusedError` unless the filesystem's log is clean and its reverse mapping and free-space btree
+    agree that the blocks are unowned, and the errors of `zero_mounted`.
     """
     failing = device.failing([run])
     try:
@@ -93,6 +92,6 @@ def zero_unmounted(
 
 def _check_answer(answer: Answer) -> None:
     if not answer.complete:
-        raise RefusedError(f"whose it is, is not certain: {answer.notes[0]}")
-    if not is_nobodys(answer):
-        raise ChangedError(f"somebody has {answer.start}+{answer.length}")
+        raise RefusedError(f"the owners are not certain: {answer.notes[0]}")
+    if not is_unowned(answer):
+        raise ChangedError(f"{answer.start}+{answer.length} has an owner")

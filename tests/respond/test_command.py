@@ -41,7 +41,7 @@ def test_metadata_is_left_alone_and_the_plan_says_what_repairs_it(tmp_path: Path
             served.served.add(bad)
             counts = served.served.statistics()
             said = served.apply(bad, *EVERYTHING, code=14)
-            assert "left: advise" in said
+            assert "skipped: advise" in said
             assert "xfs_repair" in said, name
             assert name in said
             assert served.served.statistics()["sectors_healed"] == counts["sectors_healed"]
@@ -172,7 +172,7 @@ def test_nothing_is_done_where_nothing_fails(tmp_path: Path) -> None:
         counts = served.served.statistics()["writes"]
         for where in (five.place, served.free(3)):
             said = served.apply(where, *EVERYTHING, "--restore-from", five.copies)
-            assert "nothing is to be done" in said
+            assert "no action needed" in said
         assert served.rows() == rows
         assert served.served.statistics()["writes"] == counts
         assert {path: Facts.of(path) for path in five.files} == five.facts
@@ -185,7 +185,7 @@ def test_without_apply_a_mounted_device_is_not_written(tmp_path: Path) -> None:
         before = _at_rest(served)
         done = served.respond(five.place, *EVERYTHING, "--restore-from", five.copies)
         assert done.returncode == 0
-        assert "nothing was done" in done.stdout
+        assert "dry run" in done.stdout
         assert _at_rest(served) == before
         assert served.states() == [["planned"]]
 

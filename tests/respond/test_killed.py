@@ -68,7 +68,7 @@ class Trial:
         if states & {State.DONE, State.VERIFIED}:
             failure.check_finished(self.ground)
         # Failed is only what is begun anew, and that was not reached.
-        assert State.LEFT not in states
+        assert State.SKIPPED not in states
 
     @property
     def resuming(self) -> list[str]:
@@ -79,7 +79,7 @@ class Trial:
 
     def finish(self, failure: Failure, arguments: list[str], known: int) -> None:
         """Go on after a kill, and see that all is done then."""
-        # Killed before there was a plan, nothing was broken off, and it is done as if new.
+        # Killed before there was a plan, nothing was interrupted, and it is done as if new.
         ran = self.resume() if self.ground.plans(known) else self.victim.run(*arguments)
         assert ran.code == 0, ran.output
         self.ground.check_after(ran)
@@ -91,7 +91,7 @@ class Trial:
         assert not self.ground.unfinished()
         if len(self.past) % _SAMPLE == 0:
             again = self.resume()
-            assert (again.code, "nothing was broken off" in again.output) == (0, True)
+            assert (again.code, "no interrupted steps" in again.output) == (0, True)
             assert not ACTING & set(again.begun()) - {"mkdir"}
         for one in self.chance.sample(self.past, min(_SAMPLE, len(self.past))):
             one.check_finished(self.ground)
@@ -238,8 +238,8 @@ def test_what_was_broken_off_is_out_of_reach(tmp_path: Path) -> None:
             planned = program.run(*arguments, at=6, after=True)
             assert (planned.killed, planned.begun()[-1]) == (True, "Run.plan")
         ran = program.run(*resuming)
-        assert (ran.code, "gone on with" in ran.output) == (14, True), ran.output
+        assert (ran.code, "cannot be resumed" in ran.output) == (14, True), ran.output
         with emulated(image, tmp_path / "at", bad=[bad]) as served:
             assert program.run(*resuming).code == 0
             assert served.bad() == []
-        assert "nothing was broken off" in program.run(*resuming).output
+        assert "no interrupted steps" in program.run(*resuming).output

@@ -24,8 +24,8 @@ from tests.support.mounts import frozen as frozen_by_others
 from whoseblock.journal import State
 from whoseblock.ranges import ByteRange
 from whoseblock.respond import freezing as freezing_module
+from whoseblock.respond.exceptions import NotNowError, UnguardedError
 from whoseblock.respond.freezing import frozen
-from whoseblock.respond.reasons import NotNowError, UnguardedError
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +113,9 @@ def test_the_guard_is_killed(root: Path) -> None:
             # Nobody has thawed it: what the block does is still safe.
             assert waiter.waits()
             freezer.go()
-        assert freezer.line().startswith("UnguardedError the guard of the frozen filesystem was")
+        assert freezer.line().startswith(
+            "UnguardedError the guard process of the frozen filesystem was"
+        )
         check_over(root, freezer)
 
 
@@ -137,7 +139,7 @@ def test_the_guard_is_killed_and_somebody_else_thaws(root: Path) -> None:
         wait_for_state(guard, "Z")
         assert thaw(root)
         freezer.go()
-        assert freezer.line().startswith("UnguardedError somebody else thawed")
+        assert freezer.line().startswith("UnguardedError another process thawed")
         check_over(root, freezer)
 
 
@@ -146,7 +148,7 @@ def test_somebody_else_thaws(root: Path) -> None:
         assert freezer.line() == "frozen"
         assert thaw(root)
         freezer.go()
-        assert freezer.line().startswith("UnguardedError somebody else thawed")
+        assert freezer.line().startswith("UnguardedError another process thawed")
         check_over(root, freezer)
 
 
@@ -190,7 +192,10 @@ def test_an_error_in_the_block_while_the_guard_is_gone(root: Path) -> None:
 
 def test_somebody_else_has_it_frozen(root: Path) -> None:
     with frozen_by_others(os.fsencode(root)), freezing(root) as freezer:
-        assert freezer.line() == "NotNowError it cannot be frozen: somebody else has it frozen"
+        assert (
+            freezer.line()
+            == "NotNowError cannot freeze the filesystem: another process has frozen it"
+        )
         wait_for_no_guard(freezer.pid)
         # It was left as it is: whoever froze it may be taking a snapshot.
         waiter = Waiter(root, freezer.pid)
@@ -203,7 +208,7 @@ def test_somebody_else_has_it_frozen(root: Path) -> None:
 def test_two_freeze_at_once(root: Path) -> None:
     with freezing(root) as first, freezing(root) as second:
         lines = {first.line(): first, second.line(): second}
-        refused = "NotNowError it cannot be frozen: somebody else has it frozen"
+        refused = "NotNowError cannot freeze the filesystem: another process has frozen it"
         assert set(lines) == {"frozen", refused}
         with waiting(root, lines["frozen"]):
             lines["frozen"].go()
@@ -212,7 +217,7 @@ def test_two_freeze_at_once(root: Path) -> None:
 
 def test_it_is_no_filesystem_that_can_be_frozen() -> None:
     folder = os.open("/proc", os.O_RDONLY)
-    with pytest.raises(NotNowError, match="it cannot be frozen"), frozen(folder):
+    with pytest.raises(NotNowError, match="cannot freeze the filesystem"), frozen(folder):
         raise AssertionError
     os.close(folder)
 
@@ -257,7 +262,10 @@ def test_the_guard_is_killed_while_the_freeze_takes_long(shared: Ground, root: P
         time.sleep(0.2)
         stopped.close()
         # The kernel has frozen it for somebody who is no more.
-        assert freezer.line() == "NotNowError it cannot be frozen: its guard does not answer"
+        assert (
+            freezer.line()
+            == "NotNowError cannot freeze the filesystem: its guard process does not answer"
+        )
         check_over(root, freezer)
 
 
@@ -309,7 +317,10 @@ def test_the_journal_tells_of_a_guard_that_was_killed(
         assert program.run(*words, at=at, after=True, guard=True).code == 14
         ((step,),) = (plan.steps for plan in shared.plans(known))
         assert step.state is State.FAILED
-        assert "the guard of the frozen filesystem was gone" in step.events[-1].detail["because"]
+        assert (
+            "the guard process of the frozen filesystem was gone"
+            in step.events[-1].detail["because"]
+        )
         check_not_frozen(root)
         assert program.run("respond", "--resume", "--journal", shared.journal).code == 0
     ((step,),) = (plan.steps for plan in shared.plans(known))

@@ -1,15 +1,15 @@
-"""Keeps a filesystem from staying frozen: a process that thaws it, whatever becomes of its parent.
+"""Thaw a frozen filesystem whatever becomes of the parent process.
 
-Run as a program, with the numbers of two descriptors that it inherits (a socket to the parent, and
-one on the filesystem), the parent's pid, and two limits in seconds.  It freezes and thaws for the
-parent, so that it knows what is to be undone:
+This is a program.  Its arguments are the numbers of two inherited descriptors (a socket to the
+parent, and one on the filesystem), the parent's pid, and two limits in seconds.  It freezes and
+thaws on behalf of the parent:
 
-- the parent ends, or lets go of the socket: thaw;
-- the parent takes longer than the first limit: kill it, so that nothing of it is written any more,
-  wait until it is gone, and thaw; after the second limit, thaw in any case.
+- the parent ends, or closes the socket: thaw;
+- the parent takes longer than the first limit: kill it, wait until it and its pending writes have
+  ended, and thaw; after the second limit, thaw in any case.
 
-It uses nothing but the standard library, and imports nothing once it is running: a module's file
-may be on the very filesystem.
+It uses only the standard library, and imports nothing after its start: a module's file may be on
+the frozen filesystem.
 """
 
 import fcntl
@@ -25,12 +25,12 @@ __all__: list[str] = []
 _FIFREEZE, _FITHAW = 0xC0045877, 0xC0045878  # linux/fs.h
 _ORDER_BYTES = 1
 FREEZE, THAW = b"F", b"T"
-#: Every reply: a number of errno, 0 for done.
+#: Every reply is an errno, 0 for success.
 _REPLY_BYTES = 2
 
 
 def _main(channel: socket.socket, place: int, parent: int, limit_s: float, hard_s: float) -> None:
-    # Whoever ends the parent and all around it is not to end this one with it.
+    # A signal to the parent's process group must not end the guard, too.
     os.setsid()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE, signal.SIGQUIT):
         signal.signal(number, signal.SIG_IGN)
@@ -73,18 +73,18 @@ def _try(place: int, request: int) -> int:
 
 
 def _end(watched: int, patience_s: float) -> None:
-    """Kill the parent, and wait until what it was writing is written or given up."""
+    """Kill the parent, and wait until its pending writes have ended."""
     try:
         signal.pidfd_send_signal(watched, signal.SIGKILL)
     except OSError:
         return
-    # Readable is what has ended, not what is merely about to.
+    # A pidfd becomes readable when the process has ended, not when it is merely killed.
     _ready(watched, patience_s)
 
 
 def _ready(fd: int, wait_s: float | None) -> bool:
-    """Wait until there is something to read; None waits for ever."""
-    # Not select(2), which knows no descriptor above 1023: the numbers are those of the parent.
+    """Wait until a descriptor is readable; None waits without a limit."""
+    # Not select(2), which takes no descriptor above 1023: the numbers are those of the parent.
     waiting = select.poll()
     waiting.register(fd, select.POLLIN)
     return bool(waiting.poll(None if wait_s is None else wait_s * 1000))

@@ -14,7 +14,7 @@ from tests.support.tools import need_root
 from whoseblock.errors import JournalError
 from whoseblock.journal import open_journal
 from whoseblock.journal.host import Process, lives, this_host, this_process, without_passwords
-from whoseblock.journal.places import VARIABLE, place_of
+from whoseblock.journal.location import VARIABLE, locate
 
 
 @pytest.fixture(autouse=True)
@@ -26,38 +26,38 @@ def _no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_usual_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    assert place_of(None).file == Path("/var/lib/whoseblock/journal.sqlite")
+    assert locate(None).file == Path("/var/lib/whoseblock/journal.sqlite")
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     within = Path("whoseblock/journal.sqlite")
-    assert place_of(None).file == tmp_path / ".local/state" / within
+    assert locate(None).file == tmp_path / ".local/state" / within
     monkeypatch.setenv("XDG_STATE_HOME", "relative")
-    assert place_of(None).file == tmp_path / ".local/state" / within
+    assert locate(None).file == tmp_path / ".local/state" / within
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    assert place_of(None).file == tmp_path / "state" / within
+    assert locate(None).file == tmp_path / "state" / within
     monkeypatch.setenv(VARIABLE, str(tmp_path / "mine"))
-    assert place_of(None).file == tmp_path / "mine"
-    assert place_of("other").file == Path.cwd() / "other"
-    assert place_of("sqlite:////a/b").file == Path("/a/b")
-    assert place_of("sqlite:///a/b").file == Path.cwd() / "a/b"
+    assert locate(None).file == tmp_path / "mine"
+    assert locate("other").file == Path.cwd() / "other"
+    assert locate("sqlite:////a/b").file == Path("/a/b")
+    assert locate("sqlite:///a/b").file == Path.cwd() / "a/b"
 
 
 def test_urls_of_servers(monkeypatch: pytest.MonkeyPatch) -> None:
-    place = place_of("postgresql://me:p%40ss@db.example:5433/fleet")
+    place = locate("postgresql://me:p%40ss@db.example:5433/fleet")
     assert place.name == "postgresql://db.example:5433/fleet"
     assert (place.url.drivername, place.url.password) == ("postgresql+pg8000", "p@ss")
     assert "ssl_context" not in place.arguments
-    socket = place_of("postgres:///fleet?host=/run/postgresql")
+    socket = locate("postgres:///fleet?host=/run/postgresql")
     assert socket.arguments["unix_sock"] == "/run/postgresql/.s.PGSQL.5432"
     assert socket.name == "postgresql:///run/postgresql:5432/fleet"
-    assert place_of("postgresql://h/d?port=7&sslmode=disable").arguments["ssl_context"] is False
-    assert place_of("postgresql://h/d?sslmode=require").arguments["ssl_context"] is True
-    verified = place_of("postgresql://h/d?sslmode=verify-full").arguments["ssl_context"]
+    assert locate("postgresql://h/d?port=7&sslmode=disable").arguments["ssl_context"] is False
+    assert locate("postgresql://h/d?sslmode=require").arguments["ssl_context"] is True
+    verified = locate("postgresql://h/d?sslmode=verify-full").arguments["ssl_context"]
     assert verified.check_hostname
-    assert place_of("postgresql://[::1]/d").name == "postgresql://[::1]:5432/d"
+    assert locate("postgresql://[::1]/d").name == "postgresql://[::1]:5432/d"
     monkeypatch.setenv("PGUSER", "somebody")
     monkeypatch.setenv("PGPASSWORD", "from the environment")
-    assert place_of("postgresql://h/d").url.username == "somebody"
-    assert place_of("postgresql://h/d").url.password == "from the environment"  # noqa: S105 - no secret
+    assert locate("postgresql://h/d").url.username == "somebody"
+    assert locate("postgresql://h/d").url.password == "from the environment"  # noqa: S105 - no secret
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_urls_of_servers(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_what_is_no_place_is_a_sentence_without_secrets(url: str) -> None:
     with pytest.raises(JournalError) as caught:
-        place_of(url)
+        locate(url)
     assert "secret" not in f"{caught.value} {caught.value.hint}"
 
 

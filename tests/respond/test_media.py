@@ -79,14 +79,14 @@ def test_the_copy_fails(tmp_path: Path, kind: Geometry) -> None:
         place, other = served.place(path, 4), served.place(copy, 4)
         served.fail(place, ByteRange(other.start + 512, 512))
         said = served.apply(place, "--restore-file", copy, code=14)
-        assert "cannot be read itself" in said
+        assert "is unreadable itself" in said
         assert unreadable(path)
         assert place in served.served.bad()
         # A reflink of the damaged file is no copy either.
         clone = served.root / "clone"
         subprocess.run(["cp", "--reflink=always", path, clone], check=True)
         said = served.apply(place, "--restore-file", clone, code=14)
-        assert "cannot be read itself" in said
+        assert "is unreadable itself" in said
 
 
 @kinds

@@ -156,7 +156,7 @@ def test_a_refusal_of_the_kernel_is_told(file: Path, monkeypatch: pytest.MonkeyP
 def test_signals_have_names() -> None:
     assert signal_number("hup") == signal_number("SIGHUP") == signal.SIGHUP
     for wrong in ("", "SIG", "SIGSIGHUP", "9", "NOSUCH"):
-        with pytest.raises(ValueError, match=r"is no signal; there are .*HUP, .*TERM"):
+        with pytest.raises(ValueError, match=r"unknown signal .*; known signals: .*HUP, .*TERM"):
             signal_processes(wrong, [])
 
 

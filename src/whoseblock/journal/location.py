@@ -1,4 +1,4 @@
-"""Where the journal is: from what the user says to a database, with words that tell no secret."""
+"""Find the journal that a path or a URL names; messages omit its password."""
 
 import os
 import re
@@ -12,21 +12,21 @@ from sqlalchemy.exc import ArgumentError
 from whoseblock.errors import JournalError
 from whoseblock.journal.host import user_name
 
-__all__ = ["VARIABLE", "Place", "place_of"]
+__all__ = ["VARIABLE", "JournalLocation", "locate"]
 
-#: The variable of the environment that names the journal.
+#: The environment variable that names the journal.
 VARIABLE: Final = "WHOSEBLOCK_JOURNAL"
 _PORT: Final = 5432
 _FORM: Final = (
     "write a path, or postgresql://USER:PASSWORD@HOST/DATABASE, with %40 for @ and %2F for /"
 )
-#: Nobody waits longer than this for a server, in seconds; it may itself wait for a lock meanwhile.
+#: Seconds to wait for a server, which may itself wait for a lock meanwhile.
 _TIMEOUT_S: Final = 40
 _OPTIONS: Final = frozenset({"host", "port", "sslmode", "sslrootcert"})
 
 
-class Place(NamedTuple):
-    """A journal's place: ``name`` for people, and how SQLAlchemy connects to it.
+class JournalLocation(NamedTuple):
+    """The location of a journal: ``name`` for messages, and how SQLAlchemy connects to it.
 
     ``file`` is None if it is a PostgreSQL database.
     """
@@ -37,10 +37,10 @@ class Place(NamedTuple):
     file: Path | None
 
 
-def place_of(given: str | None) -> Place:
-    """Find the journal that is meant by a path, a URL, or None for the usual one.
+def locate(given: str | None) -> JournalLocation:
+    """Return the location of the journal at a path or a URL, None for the usual one.
 
-    Raises `JournalError` for what is neither, without repeating it: it may hold a password.
+    Raises `JournalError` for anything else, without repeating it: it may hold a password.
     """
     text = given or os.environ.get(VARIABLE) or _usual()
     if "://" not in text:
@@ -58,22 +58,22 @@ def _usual() -> str:
     if os.geteuid() == 0:
         return "/var/lib/whoseblock/journal.sqlite"
     state = os.environ.get("XDG_STATE_HOME", "")
-    # The standard says to pass over a path that is not absolute.
+    # The XDG specification says to ignore a path that is not absolute.
     folder = Path(state) if state.startswith("/") else Path("~/.local/state").expanduser()
     return str(folder / "whoseblock" / "journal.sqlite")
 
 
-def _sqlite(file: Path) -> Place:
+def _sqlite(file: Path) -> JournalLocation:
     if not file.name:
         raise JournalError("the journal has no name", hint=_FORM)
-    return Place(str(file), URL.create("sqlite"), {}, file.absolute())
+    return JournalLocation(str(file), URL.create("sqlite"), {}, file.absolute())
 
 
-def _postgresql(text: str) -> Place:
+def _postgresql(text: str) -> JournalLocation:
     try:
         url = make_url(text)
     except (ArgumentError, ValueError):
-        # Its words hold the URL.
+        # The message of the cause holds the URL.
         raise JournalError("the URL of the journal cannot be read", hint=_FORM) from None
     wrong = {"@", "/"} & set(url.host or "") or not url.database
     if wrong or not all(isinstance(value, str) for value in url.query.values()):
@@ -82,7 +82,7 @@ def _postgresql(text: str) -> Place:
     if unknown := sorted(options.keys() - _OPTIONS):
         raise JournalError(
             f"the URL of the journal has an unknown option, {unknown[0]!r}",
-            hint=f"there are {', '.join(sorted(_OPTIONS))}",
+            hint=f"valid options: {', '.join(sorted(_OPTIONS))}",
         )
     port_text = options.get("port", str(url.port or _PORT))
     if not re.fullmatch("[0-9]{1,5}", port_text):
@@ -105,11 +105,11 @@ def _postgresql(text: str) -> Place:
         database=url.database,
     )
     where = host if ":" not in host else f"[{host}]"
-    return Place(f"postgresql://{where}:{port}/{url.database}", at, arguments, None)
+    return JournalLocation(f"postgresql://{where}:{port}/{url.database}", at, arguments, None)
 
 
 def _ssl_context(options: dict[str, str]) -> "ssl.SSLContext | bool | None":
-    """Give what pg8000 takes for ``sslmode``, whose words are those of PostgreSQL's own library."""
+    """Return the ``ssl_context`` for pg8000; ``sslmode`` has the values of PostgreSQL's libpq."""
     mode, roots = options.get("sslmode", "prefer"), options.get("sslrootcert")
     if mode == "verify-full":
         try:
@@ -120,6 +120,6 @@ def _ssl_context(options: dict[str, str]) -> "ssl.SSLContext | bool | None":
     if mode not in known:
         raise JournalError(
             f"the URL of the journal has an unknown sslmode, {mode!r}",
-            hint="there are disable, prefer, require and verify-full",
+            hint="valid values: disable, prefer, require, verify-full",
         )
     return known[mode]

@@ -81,7 +81,7 @@ def copies_that_disagree(five: Five, served: Bench) -> str:
 def no_copy(five: Five, _served: Bench) -> str:
     shutil.rmtree(five.copies)
     five.copies.mkdir()
-    return "there is no"
+    return "does not exist"
 
 
 def a_link_out(five: Five, served: Bench) -> str:
@@ -116,7 +116,7 @@ def test_a_copy_that_does_not_match(
             quarantine = ["--quarantine"] * (number // 2 % 2)
             said = served.apply(lost, "--restore-from", five.copies, *quarantine, code=14)
         assert why in said
-        assert served.states() == [["planned", "started", "left"]]
+        assert served.states() == [["planned", "started", "skipped"]]
 
 
 def flag(path: Path, flags: int) -> None:
@@ -146,7 +146,7 @@ def test_one_owner_that_must_not_be_changed(
             with unchanged(served, list(five.files)):
                 given = ["--restore-from", five.copies] if words == ["copies"] else words
                 said = served.apply(lost, *given, code=14)
-            assert "immutable, or may only grow" in said
+            assert "immutable or append-only" in said
         finally:
             flag(served.root / "last", 0)
 
@@ -188,7 +188,7 @@ def test_an_active_swap_file(tmp_path: Path, kind: Geometry) -> None:
             with unchanged(served, [path]):
                 said = served.apply(place, "--restore-file", copy, code=14)
             assert "swap" in said
-            assert served.states() == [["planned", "started", "left"]]
+            assert served.states() == [["planned", "started", "skipped"]]
         finally:
             run(["swapoff", path])
 
@@ -255,5 +255,5 @@ def test_whoever_says_no_is_not_overruled(tmp_path: Path) -> None:
         words = ["respond", served.root, str(bad), "--apply", "--journal", served.journal]
         done = subprocess.run([sys.executable, "-c", program, *map(str, words)], check=False)
         assert done.returncode == 14
-        assert "nothing was broken off" in served.respond("--resume").stderr
+        assert "no interrupted steps" in served.respond("--resume").stderr
         assert served.served.bad() == [bad]

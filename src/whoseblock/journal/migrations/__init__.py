@@ -1,1 +1,0 @@
-"""The migrations of the journal's schema, run by `whoseblock.journal.versions`."""

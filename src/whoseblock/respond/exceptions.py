@@ -1,0 +1,26 @@
+"""Why a step was skipped or failed: ordinary outcomes, which the journal keeps.
+
+No exception of this module leaves `whoseblock.respond`; its message is shown to the user.
+"""
+
+__all__ = ["ChangedError", "NotHealedError", "NotNowError", "RefusedError", "UnguardedError"]
+
+
+class RefusedError(Exception):
+    """The step must not be taken; nothing is changed."""
+
+
+class ChangedError(RefusedError):
+    """The owners or the content of the blocks changed since they were last read."""
+
+
+class NotNowError(RefusedError):
+    """The step cannot be taken now, but may be later."""
+
+
+class NotHealedError(Exception):
+    """The device was written, but does not read back what was written."""
+
+
+class UnguardedError(Exception):
+    """The device was written, but the filesystem may have been thawed meanwhile."""

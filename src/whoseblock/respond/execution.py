@@ -1,0 +1,151 @@
+"""Carry out the steps of a plan in the journal: journaled before, verified after."""
+
+import errno
+from collections.abc import Callable, Iterator
+from typing import Final, NamedTuple
+
+import msgspec
+
+from whoseblock.errors import JournalError, WhoseblockError
+from whoseblock.fs.base import Answer, FileOwner
+from whoseblock.journal.records import FINAL, Plan, State, Step
+from whoseblock.journal.run import Run
+from whoseblock.respond.exceptions import NotHealedError, RefusedError, UnguardedError
+from whoseblock.respond.notify import NotifyError, run_command, signal_processes
+from whoseblock.respond.owners import raised_file_limit
+from whoseblock.respond.planning import Act
+from whoseblock.respond.repair import ReplacementDigest, StepParameters, carry_out, verify
+from whoseblock.respond.sites import Site
+
+__all__ = ["EXEC", "SIGNAL", "Context", "StepOutcome", "execute"]
+
+#: The kinds of steps that notify; `Act` has those that change something.
+EXEC: Final = "exec"
+SIGNAL: Final = "signal"
+#: The key under which the journal keeps the SHA-256 of the data that owners are given.
+_REPLACEMENT: Final = "replacement"
+_CLOSED_BECAUSE: Final = "all planned steps are done and verified"
+#: Errors of a file that must not be changed; the kernel reports ETXTBSY for swap space, too.
+_REFUSALS: Final = {errno.ETXTBSY, errno.EPERM, errno.EACCES, errno.EROFS}
+
+
+class StepOutcome(NamedTuple):
+    """The state that a step ended in, and why in words."""
+
+    step: Step
+    state: State
+    says: str
+
+
+class Context(NamedTuple):
+    """What steps need besides the journal.
+
+    ``find_site`` returns the site on a layer by its name, None if there is none.  ``query`` returns
+    the present owners of a failure by its number.  ``journal_device`` is the ``st_dev`` of the
+    journal's file, None if it is no file of this machine.
+    """
+
+    find_site: Callable[[str], Site | None]
+    query: Callable[[int], Answer | None]
+    journal_device: int | None
+
+
+def execute(run: Run, plan: Plan, context: Context) -> Iterator[StepOutcome]:
+    """Carry out the steps of a plan that are not finished, one after another.
+
+    Each outcome is yielded once the journal has it.  A failure is closed when all of its steps are
+    verified.  Raises `JournalError` when the journal cannot be written; then no further step is
+    taken.
+    """
+    open_failures = set(plan.failures)
+    last = {step.failure: step.id for step in plan.steps}
+    for step in plan.steps:
+        state = step.state
+        if state not in FINAL:
+            if step.kind == Act.ADVISE:
+                outcome = _skip(run, step, str(step.parameters.get("says", "")))
+            else:
+                # The last of its steps closes a failure, unless an earlier one was not verified.
+                ends = step.failure in open_failures and last.get(step.failure) == step.id
+                outcome = _take(run, step, context, ends=ends)
+            state = outcome.state
+            yield outcome
+        if state is not State.VERIFIED and step.kind not in (EXEC, SIGNAL):
+            open_failures.discard(step.failure or 0)
+    for failure in sorted(open_failures):
+        run.close_failure(failure, _CLOSED_BECAUSE)
+
+
+def _take(run: Run, step: Step, context: Context, *, ends: bool) -> StepOutcome:
+    """Take a step; ``ends`` closes its failure once it is verified."""
+    if step.state is State.DONE:
+        # Interrupted before it was verified: a step is safe to repeat.
+        run.failed(step.id, "it was not verified")
+    run.started(step.id)
+    try:
+        if step.kind in (EXEC, SIGNAL):
+            says = _notify(step, context)
+            run.done(step.id, {"says": says})
+            run.verified(step.id)
+            return StepOutcome(step, State.VERIFIED, says)
+        return _change(run, step, context, ends=ends)
+    except JournalError:
+        raise
+    except RefusedError as error:
+        return _skip(run, step, str(error))
+    except OSError as error:
+        if error.errno in _REFUSALS:
+            return _skip(run, step, f"the kernel refuses: {error.strerror}")
+        return _fail(run, step, error.strerror or str(error))
+    except (NotHealedError, UnguardedError, NotifyError, WhoseblockError) as error:
+        return _fail(run, step, str(error))
+
+
+def _skip(run: Run, step: Step, why: str) -> StepOutcome:
+    run.skipped(step.id, why)
+    return StepOutcome(step, State.SKIPPED, why)
+
+
+def _fail(run: Run, step: Step, why: str) -> StepOutcome:
+    run.failed(step.id, why)
+    return StepOutcome(step, State.FAILED, why)
+
+
+def _change(run: Run, step: Step, context: Context, *, ends: bool) -> StepOutcome:
+    parameters = msgspec.convert(step.parameters, StepParameters)
+    site = context.find_site(parameters.layer)
+    if site is None or site.filesystem is None:
+        raise RefusedError(f"{parameters.layer} is missing, or has no known filesystem")
+    kind = Act(step.kind)
+    digests = [event.detail[_REPLACEMENT] for event in step.events if _REPLACEMENT in event.detail]
+
+    def note(digest: str) -> None:
+        run.started(step.id, {_REPLACEMENT: digest})
+
+    replacement = ReplacementDigest(str(digests[-1]) if digests else "", note)
+    with raised_file_limit():
+        result = carry_out(kind, parameters, site, context.journal_device, replacement)
+        detail = {"says": result.says, "zeroed": result.zeroed, "kept": result.kept}
+        run.done(step.id, detail)
+        seen = verify(kind, parameters, site, result)
+    closes = (step.failure, _CLOSED_BECAUSE) if ends and step.failure is not None else None
+    run.verified(step.id, {"says": seen}, closes=closes)
+    return StepOutcome(step, State.VERIFIED, f"{result.says}; {seen}")
+
+
+def _notify(step: Step, context: Context) -> str:
+    """Run the command or send the signal of a step; return what was done."""
+    answer = None if step.failure is None else context.query(step.failure)
+    if answer is None:
+        raise RefusedError("the failure cannot be looked up")
+    if step.kind == EXEC:
+        run_command(str(step.parameters["command"]), answer)
+        return "the command was run"
+    users = {
+        process.pid: process
+        for row in answer
+        if isinstance(row, FileOwner) and isinstance(row.processes, tuple)
+        for process in row.processes
+    }
+    sent = signal_processes(str(step.parameters["signal"]), users.values())
+    return ", ".join(f"process {pid}: {what}" for pid, what in sent) or "no process maps it"

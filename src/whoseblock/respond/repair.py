@@ -1,0 +1,440 @@
+"""Carry out one repair step from its parameters in the journal; safe to repeat after any crash.
+
+A step trusts nothing of the plan but which owners may be changed.  It looks up again who owns the
+blocks, which sectors fail, and whether a copy is good.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from hashlib import sha256
+from typing import NamedTuple
+
+import msgspec
+
+from whoseblock.encode import encode_json
+from whoseblock.errors import MediaError, WhoseblockError
+from whoseblock.fs.base import FileOwner, Filesystem
+from whoseblock.fs.live import LiveFilesystem
+from whoseblock.fs.recognise import open_filesystem
+from whoseblock.media.direct import DirectMedia
+from whoseblock.ranges import ByteRange
+from whoseblock.respond.copies import Copies, CopyError, VerifiedCopy, find, verify_copy
+from whoseblock.respond.device import Content
+from whoseblock.respond.exceptions import ChangedError, NotHealedError, NotNowError, RefusedError
+from whoseblock.respond.owners import (
+    FilePosition,
+    OpenOwner,
+    OpenOwners,
+    is_unowned,
+    owners_now,
+    positions_of,
+)
+from whoseblock.respond.planning import Act, Proposal, in_quarantine
+from whoseblock.respond.quarantine import QuarantineKeeper
+from whoseblock.respond.relocate import (
+    ContentChange,
+    Keeper,
+    ReplacementSource,
+    overwrite,
+    relocate,
+)
+from whoseblock.respond.sites import Site
+from whoseblock.respond.zeroing import zero_mounted, zero_unmounted
+
+__all__ = [
+    "ActResult",
+    "ReplacementDigest",
+    "StepParameters",
+    "carry_out",
+    "parameters_of",
+    "verify",
+]
+
+#: How often the owners of a run are looked up again when others change them meanwhile.
+_ROUNDS = 4
+
+
+class StepParameters(msgspec.Struct, frozen=True, kw_only=True):
+    """The parameters of a step in the journal: all that it takes to carry it out.
+
+    ``layer`` and ``identity`` name the filesystem.  ``start`` and ``length`` are the run of blocks
+    in bytes of that layer.  ``owners`` are the positions in files that may be changed.
+    """
+
+    layer: str
+    identity: str
+    start: int
+    length: int
+    owners: tuple[FilePosition, ...] = ()
+    copies: Copies | None = None
+    quarantine: bool = False
+    says: str = ""
+
+    @property
+    def run(self) -> ByteRange:
+        """The run of blocks."""
+        return ByteRange(self.start, self.length)
+
+
+def parameters_of(proposal: Proposal, copies: Copies | None, *, quarantine: bool) -> StepParameters:
+    """Return the parameters of the step that a proposal calls for."""
+    positions = tuple(
+        FilePosition(row.inode, row.generation, row.file_offset)
+        for row in proposal.owners
+        if isinstance(row, FileOwner)
+        and row.file_offset is not None
+        and isinstance(row.generation, int)
+        and not in_quarantine(row)
+    )
+    return StepParameters(
+        layer=proposal.site.layer.name,
+        identity=proposal.site.identity,
+        start=proposal.run.start,
+        length=proposal.run.length,
+        owners=positions,
+        copies=copies if proposal.act is Act.RESTORE else None,
+        quarantine=quarantine and proposal.act in (Act.RESTORE, Act.PUNCH),
+        says=proposal.says,
+    )
+
+
+class ActResult(NamedTuple):
+    """What an act did, in words and in sectors.
+
+    ``zeroed`` are the sectors that were zeroed.  ``kept`` are those that a quarantine keeps out of
+    use, and that may still fail.
+    """
+
+    says: str
+    zeroed: Sequence[ByteRange] = ()
+    kept: Sequence[ByteRange] = ()
+
+
+class ReplacementDigest:
+    """The SHA-256 of the data that owners are given, as the journal has it.
+
+    An interrupted attempt may have changed some of the owners.  The others must get the same data,
+    and what the first ones hold now may have been written since.
+    """
+
+    def __init__(self, digest: str, note: Callable[[str], None]) -> None:
+        self.digest = digest
+        self._note = note
+
+    def check(self, data: bytes, *, strict: bool) -> None:
+        """Journal the digest of a replacement before any owner is changed.
+
+        Raises `RefusedError` if ``strict`` and an earlier attempt used other data.
+        """
+        digest = sha256(data).hexdigest()
+        if strict and self.digest not in ("", digest):
+            raise RefusedError("the good copy differs from the one that other owners were given")
+        if not self.digest:
+            self._note(digest)
+        self.digest = digest
+
+
+def carry_out(
+    kind: Act,
+    step: StepParameters,
+    site: Site,
+    journal_device: int | None,
+    digest: ReplacementDigest,
+) -> ActResult:
+    """Carry out an act, and return what it did.
+
+    ``journal_device`` is the ``st_dev`` of the journal's file, None if it is no file of this
+    machine.  Raises the errors of `whoseblock.respond.exceptions`.
+    """
+    if site.identity != step.identity:
+        raise RefusedError(f"{step.layer} holds another filesystem than when it was planned")
+    fs = site.mounted
+    if fs is None:
+        return _zero_unmounted(kind, step, site)
+    with _quarantined(fs, step) as keeper:
+        for number in range(_ROUNDS):
+            rows = owners_now(fs, step.run)
+            others = [row for row in rows if getattr(row, "inode", None) != _inode(keeper)]
+            if is_unowned(others):
+                if keeper is not None and rows:
+                    return _settle(site, keeper)
+                return _zero(fs, step, site, journal_device)
+            if kind is Act.ZERO:
+                raise ChangedError(f"{step.run} now has an owner")
+            result = _Attempt(fs, site, step, kind, keeper, digest).run(in_place=number == 0)
+            if result is not None:
+                return result
+    raise ChangedError("the owners keep changing")
+
+
+def _inode(keeper: Keeper | None) -> int:
+    return -1 if keeper is None else keeper.inode
+
+
+@contextlib.contextmanager
+def _quarantined(fs: LiveFilesystem, step: StepParameters) -> Iterator[QuarantineKeeper | None]:
+    """Open the file that keeps the blocks in quarantine, if the step asks for one."""
+    if not step.quarantine:
+        yield None
+        return
+    with contextlib.closing(QuarantineKeeper(fs, step.run)) as keeper:
+        yield keeper
+
+
+def _zero_unmounted(kind: Act, step: StepParameters, site: Site) -> ActResult:
+    if kind is not Act.ZERO:
+        raise NotNowError("file data is changed only while the filesystem is mounted: mount it")
+
+    def afresh() -> Filesystem:
+        return open_filesystem(site.layer.open())
+
+    with contextlib.closing(site.device(writable=True, exclusive=True)) as device:
+        return _zeroed(zero_unmounted(afresh, device, step.run))
+
+
+def _zero(
+    fs: LiveFilesystem, step: StepParameters, site: Site, journal_device: int | None
+) -> ActResult:
+    if journal_device == fs.device:
+        raise NotNowError(
+            "the journal is on the filesystem that has to be frozen: name another journal with"
+            " --journal"
+        )
+    with contextlib.closing(site.device(writable=True)) as device:
+        return _zeroed(zero_mounted(fs, device, step.run))
+
+
+def _zeroed(sectors: Sequence[ByteRange]) -> ActResult:
+    if not sectors:
+        return ActResult("no sector fails there any more")
+    return ActResult(f"zeroed {', '.join(map(str, sectors))}", sectors)
+
+
+def _settle(site: Site, keeper: Keeper) -> ActResult:
+    """Zero blocks that only their keeper has, or keep them in quarantine."""
+    with contextlib.closing(site.device()) as device:
+        failing = device.failing([keeper.run])
+        if isinstance(keeper, QuarantineKeeper) and keeper.kept:
+            return ActResult(f"{keeper.run} is in quarantine", kept=failing)
+        healed = "zeroed"
+        try:
+            keeper.heal(device)
+        except NotHealedError as error:
+            if not isinstance(keeper, QuarantineKeeper):
+                raise
+            healed = str(error)
+    if isinstance(keeper, QuarantineKeeper):
+        keeper.keep()
+        return ActResult(f"{keeper.run} is in quarantine, {healed}", kept=failing)
+    return ActResult(f"zeroed {', '.join(map(str, failing))}, and freed them", failing)
+
+
+class _Attempt:
+    """One attempt to give the owners of a run other blocks."""
+
+    def __init__(  # noqa: PLR0913 - all that a step is about
+        self,
+        fs: LiveFilesystem,
+        site: Site,
+        step: StepParameters,
+        kind: Act,
+        keeper: QuarantineKeeper | None,
+        digest: ReplacementDigest,
+    ) -> None:
+        self._digest = digest
+        self._fs = fs
+        self._site = site
+        self._step = step
+        self._kind = kind
+        self._keeper = keeper
+
+    def run(self, *, in_place: bool) -> ActResult | None:
+        """Change the owners; return None if the run has others by now and needs another attempt.
+
+        ``in_place`` first tries whether writing the failed sectors heals the device.
+        """
+        run = self._step.run
+        with contextlib.ExitStack() as stack:
+            device = stack.enter_context(contextlib.closing(self._site.device()))
+            files = stack.enter_context(OpenOwners(self._fs))
+            owners = [files.open(position) for position in self._positions()]
+            content = device.content(run)
+            if not content.failing:
+                return ActResult("every sector is readable again: nothing was changed")
+            others = self._changed_before(owners, files)
+            change = ContentChange(content, self._replacement(content, [*owners, *others]))
+            if change.replacement is not None:
+                self._digest.check(change.replacement, strict=self._kind is Act.RESTORE)
+            if in_place and len(owners) == 1 and not others and self._may_overwrite(change):
+                with contextlib.suppress(NotNowError):
+                    if overwrite(self._fs, device, owners[0], change):
+                        return ActResult(f"rewrote {_list(content.failing)} in place")
+                    return None
+            keeper: Keeper = self._keeper or stack.enter_context(
+                contextlib.closing(Keeper.temporary(self._fs, run))
+            )
+            if not keeper.has_run():
+                keeper.share(owners[0])
+            relocate(self._fs, device, keeper, owners, change, _source(others, change))
+            if not keeper.is_alone():
+                return None
+            result = _settle(self._site, keeper)
+        what = "zeros" if self._kind is Act.PUNCH else "the good copy"
+        whom = "the file" if len(owners) == 1 else f"{len(owners)} files"
+        return result._replace(says=f"gave {what} to {whom}; {result.says}")
+
+    def _may_overwrite(self, change: ContentChange) -> bool:
+        return self._keeper is None and self._kind is Act.RESTORE and change.replacement is not None
+
+    def _positions(self) -> list[FilePosition]:
+        """Return the present owners; raise `ChangedError` if one of them was not planned."""
+        run = self._step.run
+        rows = [
+            row
+            for row in owners_now(self._fs, run)
+            if getattr(row, "inode", None) != _inode(self._keeper)
+        ]
+        positions = positions_of(rows, run)
+        if strangers := positions - set(self._step.owners):
+            inodes = ", ".join(str(position.inode) for position in sorted(strangers))
+            raise ChangedError(f"inode {inodes} is a new owner since it was planned: plan again")
+        return sorted(positions)
+
+    def _changed_before(self, owners: Sequence[OpenOwner], files: OpenOwners) -> list[OpenOwner]:
+        """Open the planned owners that map other blocks by now.
+
+        An interrupted attempt may have given them the good copy, and theirs may be the only one.
+        """
+        if not self._digest.digest:
+            return []
+        here = {owner.position for owner in owners}
+        found = []
+        for position in self._step.owners:
+            if position not in here:
+                with contextlib.suppress(RefusedError):
+                    found.append(files.open(position))
+        return found
+
+    def _replacement(self, content: Content, owners: Sequence[OpenOwner]) -> bytes | None:
+        """Return the data that replaces the run, None for a hole."""
+        if self._kind is Act.PUNCH:
+            # Readable bytes are kept; a hole replaces only a run of which nothing is readable.
+            return content.data if any(content.data) else None
+        lost = {owner.position: _lost_of(owner, content) for owner in owners}
+        if not any(lost.values()):
+            return content.data
+        copies = self._step.copies
+        if copies is None:
+            raise RefusedError("no good copy was named")
+        finding = encode_json(self._fs.owners(*self._step.run)) if copies.command else b""
+        found: bytes | None = None
+        reasons: list[str] = []
+        for owner in owners:
+            for verified in self._verified_copies(
+                copies, owner, lost[owner.position], finding, reasons
+            ):
+                with verified:
+                    filled = _filled(content, owner, verified)
+                if found not in (None, filled):
+                    raise RefusedError("the copies of what the files share differ from one another")
+                found = filled
+        if found is None:
+            raise RefusedError("; ".join(dict.fromkeys(reasons)) or "there is no copy")
+        return found
+
+    def _verified_copies(
+        self,
+        copies: Copies,
+        owner: OpenOwner,
+        lost: Sequence[ByteRange],
+        finding: bytes,
+        reasons: list[str],
+    ) -> Iterator[VerifiedCopy]:
+        paths = self._fs.paths(owner.position.inode)
+        try:
+            for candidate in find(copies, paths.paths, finding):
+                try:
+                    yield verify_copy(
+                        owner.fd, candidate, lost, whole=copies.whole, window=copies.window
+                    )
+                except CopyError as error:
+                    reasons.append(str(error))
+        except CopyError as error:
+            reasons.append(str(error))
+
+
+def _filled(content: Content, owner: OpenOwner, replacement: VerifiedCopy) -> bytes:
+    """Fill the failed sectors from a copy; raise `RefusedError` if it cannot be read any more."""
+    try:
+        return content.with_lost(_reader(owner.position.offset, replacement))
+    except CopyError as error:
+        raise RefusedError(str(error)) from error
+
+
+def _source(others: Sequence[OpenOwner], change: ContentChange) -> ReplacementSource | None:
+    """Find a file that holds the replacement from an earlier attempt, so that it stays shared."""
+    data, run = change.replacement, change.before.run
+    if data is None:
+        return None
+    for owner in others:
+        # The last block of a file is rarely full.
+        length = min(run.length, owner.size - owner.position.offset)
+        with contextlib.suppress(MediaError, WhoseblockError), DirectMedia(owner.fd) as media:
+            if length > 0 and media.pread(owner.position.offset, length) == data[:length]:
+                return ReplacementSource(owner.fd, owner.position.offset)
+    return None
+
+
+def _reader(offset: int, replacement: VerifiedCopy) -> Callable[[int, int], bytes]:
+    return lambda at, length: replacement.read(offset + at, length)
+
+
+def _lost_of(owner: OpenOwner, content: Content) -> list[ByteRange]:
+    """Return the failed ranges in bytes of the file, up to its end."""
+    lost = []
+    for start, length in content.failing:
+        low = owner.position.offset + start - content.run.start
+        high = min(low + length, owner.size)
+        if low < high:
+            lost.append(ByteRange(low, high - low))
+    return lost
+
+
+def _list(ranges: Sequence[ByteRange]) -> str:
+    return ", ".join(map(str, ranges))
+
+
+def verify(kind: Act, step: StepParameters, site: Site, result: ActResult) -> str:
+    """Verify the result of an act with the device and the filesystem; return what was seen.
+
+    Raises `NotHealedError` if a sector still fails, and `ChangedError` if an owner that was to be
+    changed still has the failed blocks.
+    """
+    with contextlib.closing(site.device()) as device:
+        failing = [bad for bad in device.failing([step.run]) if bad not in result.kept]
+    if failing and not result.kept:
+        raise NotHealedError(f"{_list(failing)} still cannot be read")
+    fs = site.mounted
+    if fs is None or kind is Act.ZERO:
+        return "every sector is readable"
+    _check_owners(fs, step)
+    if not result.kept:
+        return "every sector is readable"
+    if positions_of(owners_now(fs, step.run), step.run) & set(step.owners):
+        raise ChangedError(f"not all owners of {step.run} were changed")
+    return "no file but the one in quarantine has it"
+
+
+def _check_owners(fs: LiveFilesystem, step: StepParameters) -> None:
+    """Raise `NotHealedError` if a planned owner is still not readable there.
+
+    A file that is gone by now is passed over.
+    """
+    with OpenOwners(fs) as files:
+        for position in step.owners:
+            with contextlib.suppress(ChangedError):
+                owner = files.open(position)
+                length = min(step.length, owner.size - position.offset)
+                with DirectMedia(owner.fd) as media:
+                    if media.failing(position.offset, max(length, 0)):
+                        raise NotHealedError(f"inode {position.inode} cannot be read there yet")

@@ -1,0 +1,202 @@
+"""The one way to plan, apply and resume repairs, for the command line and the daemon alike.
+
+`plan` looks up owners and proposes acts; it writes nothing.  `save` records the failures and the
+plan in the journal.  `apply` carries out a saved plan, and `resume` one that was interrupted.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from whoseblock.fs.base import Answer
+from whoseblock.journal.journal import Journal
+from whoseblock.journal.records import NewReport, Plan, PlannedStep
+from whoseblock.journal.run import Run
+from whoseblock.lookup import Asked, Lookup, Wish
+from whoseblock.ranges import ByteRange
+from whoseblock.respond.execution import EXEC, SIGNAL, Context, StepOutcome, execute
+from whoseblock.respond.planning import CHANGES, Act, PlanOptions, Proposal, proposals_for
+from whoseblock.respond.repair import parameters_of
+from whoseblock.respond.sites import Site, site_named
+from whoseblock.target import Target, TargetOptions
+
+__all__ = [
+    "PlanInUseError",
+    "PlanOptions",
+    "PlannedFailure",
+    "StepOutcome",
+    "apply",
+    "count_changes",
+    "plan",
+    "resume",
+    "save",
+    "unfinished",
+]
+
+
+class PlannedFailure(NamedTuple):
+    """A failed range, its owners, and what can be done about it.
+
+    ``failure`` is its number if the journal has it already; otherwise `save` records it.
+    """
+
+    asked: Asked
+    answer: Answer
+    proposals: tuple[Proposal, ...]
+    failure: int | None = None
+
+
+class PlanInUseError(Exception):
+    """Another run that may still live carries out the plan."""
+
+
+def plan(
+    target: Target,
+    finder: Lookup,
+    asked: Sequence[Asked],
+    options: PlanOptions,
+    *,
+    processes: bool = False,
+) -> Iterator[PlannedFailure]:
+    """Look up the owners of each range, and propose what can be done, in the order asked.
+
+    ``processes`` looks up the processes that use the lost parts, too.  Writes nothing.  Raises
+    `WhoseblockError`.
+    """
+    answers = finder.answers(asked, Wish(processes=processes))
+    for one, answer in zip(asked, answers, strict=True):
+        proposals = proposals_for(one, answer, target, finder, options)
+        yield PlannedFailure(one, answer, tuple(proposals))
+
+
+def count_changes(planned: Iterable[PlannedFailure]) -> int:
+    """Return how many proposals write to the device or to a file."""
+    return sum(proposal.act in CHANGES for one in planned for proposal in one.proposals)
+
+
+def save(  # noqa: PLR0913 - the plan, and how it is applied and resumed
+    run: Run,
+    planned: Sequence[PlannedFailure],
+    options: PlanOptions,
+    *,
+    target: str | None,
+    where: TargetOptions,
+    applied: bool,
+) -> Plan:
+    """Record failures, their owners and the plan in the journal.
+
+    ``target`` and ``where`` are what `resume` opens again: the path as an absolute one, None if
+    the failures name their own devices.  Without ``applied``, `resume` leaves the plan alone.
+    Raises `JournalError`.
+    """
+    steps: list[PlannedStep] = []
+    failures: list[int] = []
+    for one in planned:
+        failure = one.failure
+        if failure is None:
+            failure = _record(run, one, target or "")
+        failures.append(failure)
+        steps += _notifications(options, failure)
+        for proposal in one.proposals:
+            if proposal.act is not Act.NOTHING:
+                parameters = parameters_of(proposal, options.copies, quarantine=options.quarantine)
+                kept = msgspec.to_builtins(parameters)
+                steps.append(PlannedStep(str(proposal.act), kept, failure))
+    kept = {
+        "target": target,
+        "where": asdict(where),
+        "applied": applied,
+        "quarantine": options.quarantine,
+    }
+    return run.plan(steps, failures, kept)
+
+
+def _record(run: Run, one: PlannedFailure, target: str) -> int:
+    """Record a failure and its owners; return its number."""
+    asked = one.asked
+    identities = (proposal.site.identity for proposal in one.proposals)
+    identity = next((identity for identity in identities if identity), "")
+    report = NewReport(source="respond", origin=asked.origin)
+    failed = ByteRange(asked.start, asked.length)
+    noted = run.record_failure(asked.layer.name, failed, report, identity=identity, target=target)
+    run.record_finding(noted.failure, one.answer)
+    return noted.failure
+
+
+def _notifications(options: PlanOptions, failure: int) -> Iterator[PlannedStep]:
+    if options.command:
+        yield PlannedStep(EXEC, {"command": options.command}, failure)
+    if options.signal:
+        yield PlannedStep(SIGNAL, {"signal": options.signal}, failure)
+
+
+def apply(  # noqa: PLR0913 - the plan, the journal and where the failures are
+    journal: Journal,
+    run: Run,
+    saved: Plan,
+    target: Target,
+    finder: Lookup,
+    asked: Mapping[int, Asked],
+) -> Iterator[StepOutcome]:
+    """Carry out the unfinished steps of a plan, one after another; yield what became of each.
+
+    ``asked`` are the plan's failures by their numbers.  Each step is journaled before, verified
+    after, and its outcome is yielded once the journal has it.  Raises `JournalError` when the
+    journal cannot be written; then no further step is taken.
+    """
+
+    def find_site(name: str) -> Site | None:
+        return site_named(name, target, finder)
+
+    def query(failure: int) -> Answer | None:
+        return next(finder.answers([asked[failure]], Wish(processes=True)), None)
+
+    return execute(run, saved, Context(find_site, query, _device_of(journal.name)))
+
+
+def _device_of(name: str) -> int | None:
+    """Return the ``st_dev`` of a journal that is a file on this machine, None for any other."""
+    try:
+        return Path(name).stat().st_dev
+    except (OSError, ValueError):
+        return None
+
+
+def unfinished(journal: Journal, target: str | None = None) -> list[Plan]:
+    """Return the plans of this host that were to be applied and have unfinished steps.
+
+    ``target`` is an absolute path and restricts them to those of this target.
+    """
+    return [
+        one
+        for one in journal.unfinished()
+        if one.options.get("applied") and target in (None, one.options.get("target"))
+    ]
+
+
+def resume(journal: Journal, run: Run, saved: Plan) -> Iterator[StepOutcome]:
+    """Carry out the unfinished steps of an interrupted plan, as `apply` does.
+
+    Opens the target that the plan was made for.  Raises `PlanInUseError` if another run carries it
+    out, `TargetError` if the target cannot be opened, and `JournalError`.
+    """
+    if journal.is_running(saved.run):
+        raise PlanInUseError
+    kept = dict(saved.options["where"])
+    where = TargetOptions(**{**kept, "members": tuple(kept["members"])})
+    with ExitStack() as stack:
+        target = stack.enter_context(Target(saved.options["target"], where))
+        finder = stack.enter_context(Lookup(target.open_leaf))
+        asked = {}
+        for failure in saved.failures:
+            record = journal.history(failure).failure
+            layer = target.layer or target.layer_of(record.device)
+            asked[failure] = Asked(record.start, record.length, layer, "the journal")
+        # `site_named` finds only the layers that a lookup has reached.
+        for _answer in finder.answers(asked.values(), Wish(paths=False)):
+            pass
+        yield from apply(journal, run, saved, target, finder, asked)
