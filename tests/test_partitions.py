@@ -54,6 +54,7 @@ def layouts(draw: st.DrawFn) -> Layout:
 
 
 def made(layout: Layout, folder: Path) -> Path:
+    program("sfdisk")  # before there is an image without a table
     image = sparse_file(folder / "disk.img", SECTORS * SECTOR)
     partition(image, layout.script)
     return image
