@@ -3,13 +3,14 @@
 import os
 import random
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.support.damage import Block, Overlay, find_metadata, overwrite, seal
-from tests.support.images import MIB, Geometry, make_image
+from tests.support.images import MIB, Geometry, make_image, sparse_copy
 from tests.support.mounts import mounted
 from tests.support.tools import Missing, need_loop_mounts, sees
 from tests.support.truth import Truth
@@ -238,3 +239,54 @@ def test_a_name_of_another_type_of_file_is_not_the_inodes(small: Small) -> None:
     assert not paths.paths
     assert not paths.complete
     assert any("another type of file" in note for note in paths.notes)
+
+
+# ---------------------------------------------------------------------- old metadata put back
+
+
+@pytest.fixture(scope="module")
+def moved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Give an image with parent pointers before and after files were renamed and linked."""
+    need_loop_mounts()
+    if not sees("-n", "parent=1"):
+        raise Missing("this mkfs.xfs makes no parent pointers: run tools/xfsprogs")
+    folder = tmp_path_factory.mktemp("moved")
+    image = make_image(folder / "after.img", Geometry("moved", size=128 * MIB, groups=2))
+    with mounted(image) as root:
+        for name in (b"/one", b"/two", b"/many"):
+            os.mkdir(root + name)
+        for number in range(40):
+            for folder_of in (b"/one", b"/many"):
+                name = root + folder_of + b"/file-%d" % number
+                Path(os.fsdecode(name)).write_bytes(b"x")
+                os.mkdir(root + folder_of + b"/folder-%d" % number)
+    before = sparse_copy(image, folder / "before.img")
+    with mounted(image) as root:
+        for number in range(40):
+            for folder_of in (b"/one", b"/many"):
+                for kind in (b"file", b"folder"):
+                    name = b"/%s-%d" % (kind, number)
+                    os.rename(root + folder_of + name, root + b"/two" + folder_of + b"-" + name[1:])
+        for number in range(0, 40, 2):
+            os.link(root + b"/two/one-file-%d" % number, root + b"/link-%d" % number)
+    return before, image
+
+
+def test_an_old_inode_does_not_bring_back_its_old_name(moved: tuple[Path, Path]) -> None:
+    before, after = moved
+    truth = by_kernel(after)
+    old = {block.start: block for block in find_metadata(before)["inode"]}
+    changed = 0
+    with closing(FileMedia(after)) as media:
+        for block in find_metadata(after)["inode"]:
+            ino = int.from_bytes(block.data[152:160], "big")
+            if ino not in truth.inodes or block.start not in old or old[block.start] == block:
+                continue
+            changed += 1
+            with whoseblock.open(Overlay(media, {block.start: old[block.start].data})) as fs:
+                paths = fs.paths(ino)
+            true = sorted(truth.inodes[ino].paths)
+            assert set(paths) <= set(true), (paths, true)
+            if paths.complete:
+                assert sorted(paths) == true
+    assert changed > 50

@@ -61,6 +61,7 @@ class PathFinder:
             known = self._begin(ino, search)
             if known is not None:
                 found[ino] = known
+        self._confirm_pointers(search)
         self._search(search)
         self._climb(search)
         search.bytes_left = _MOST_BYTES_TOGETHER + _MOST_BYTES_FOR_EACH * len(search.targets)
@@ -88,14 +89,14 @@ class PathFinder:
         if core.nlink == 0:
             note = self._unlinked_note(ino)
             return Paths(complete=not note, notes=(note,) if note else (), unlinked=True)
-        links = search.targets[ino] = []
+        search.targets[ino] = []
         if core.is_dir:
             search.folders.add(ino)
             search.unclimbed.add(ino)
-        elif not self._links_from_pointers(ino, core.nlink, links):
-            search.wanted[ino] = core
+        elif links := self._pointers(ino, core.nlink):
+            search.pointed[ino] = core, links
         else:
-            search.unclimbed.update(link.parent for link in links)
+            search.wanted[ino] = core
         return None
 
     def _can_be_internal(self, ino: int, core: Dinode) -> bool:
@@ -111,22 +112,75 @@ class PathFinder:
 
     # ------------------------------------------------------------------ parent pointers
 
-    def _links_from_pointers(self, ino: int, nlink: int, links: list[Link]) -> bool:
-        """Take the names from the parent pointers, if they are all there and can be believed."""
+    def _pointers(self, ino: int, nlink: int) -> list[Link]:
+        """Return the names that the parent pointers tell; none if they cannot all be true."""
         if not self.volume.sb.has_parent or nlink > _MOST_LINKS:
-            return False
+            return []
         pointers = parents_or_none(self.attributes, ino, nlink)
-        if pointers is None or len(pointers) != nlink:
-            return False
+        if pointers is None or len(set(pointers)) != nlink:
+            return []
         for pointer in pointers:
             try:
                 parent = self.inodes.get(pointer.parent).core
             except BlockError:
-                return False
+                return []
             if not parent.is_dir or parent.gen != pointer.generation:
-                return False
-        links += [Link(pointer.parent, pointer.name) for pointer in pointers]
-        return True
+                return []
+        return [Link(pointer.parent, pointer.name) for pointer in pointers]
+
+    def _confirm_pointers(self, search: "_Search") -> None:
+        """Look in the directories whether they have the names that files claim.
+
+        Parent pointers that are older than the directory are dropped, and the names are searched
+        for.  If the directory is damaged, they are kept, with a note.
+        """
+        claimed: dict[int, dict[int, list[bytes]]] = {}
+        for ino, (_, links) in search.pointed.items():
+            for link in links:
+                claimed.setdefault(link.parent, {}).setdefault(ino, []).append(link.name)
+        stale: set[int] = set()
+        for parent, claims in claimed.items():
+            modes = {ino: search.pointed[ino][0].mode for ino in claims}
+            wrong, unsure = self._unconfirmed(parent, claims, modes)
+            stale |= wrong
+            for ino, note in unsure.items():
+                search.notes.setdefault(ino, []).append(note)
+        for ino, (core, links) in search.pointed.items():
+            if ino in stale:
+                note = (
+                    f"inode {ino} has parent pointers that the directories do not confirm: the"
+                    " inode may be old, and with it the number of its names"
+                )
+                search.notes[ino] = [note]
+                search.wanted[ino] = core
+            else:
+                search.targets[ino] = links
+                search.unclimbed.update(link.parent for link in links)
+
+    def _unconfirmed(
+        self, parent: int, claims: dict[int, list[bytes]], modes: dict[int, int]
+    ) -> tuple[set[int], dict[int, str]]:
+        """Return the inodes that a directory does not name as they claim.
+
+        Those that damage of the directory may hide come with a note instead.
+        """
+        faults = Faults()
+        missing = {(ino, name) for ino, names in claims.items() for name in names}
+        for entry in self.directories.names(parent, modes, faults):
+            missing.discard((entry.inumber, entry.name))
+            if not missing:
+                break
+        wrong: set[int] = set()
+        unsure: dict[int, str] = {}
+        for ino in {ino for ino, _ in missing}:
+            if why := faults.notes(ino):
+                unsure[ino] = (
+                    f"directory inode {parent} does not confirm the parent pointers of inode {ino}:"
+                    f" {'; '.join(distinct(why))}"
+                )
+            else:
+                wrong.add(ino)
+        return wrong, unsure
 
     # ------------------------------------------------------------------ upwards
 
@@ -139,12 +193,7 @@ class PathFinder:
         while todo := search.unclimbed - search.up.keys() - search.lost.keys() - {root}:
             search.unclimbed.clear()
             children: dict[int, set[int]] = {}
-            for ino in todo:
-                links: list[Link] = []
-                if self._links_from_pointers(ino, 1, links):
-                    search.up[ino] = links[0]
-                    search.unclimbed.add(links[0].parent)
-                    continue
+            for ino in todo - self._climb_by_pointers(todo, search):
                 try:
                     parent = self.directories.parent(ino)
                 except BlockError as error:
@@ -153,6 +202,23 @@ class PathFinder:
                     children.setdefault(parent, set()).add(ino)
             for parent, wanted in children.items():
                 self._name_children(parent, wanted, search)
+
+    def _climb_by_pointers(self, todo: set[int], search: "_Search") -> set[int]:
+        """Find the links of those directories that have a parent pointer; return which have."""
+        claimed: dict[int, dict[int, list[bytes]]] = {}
+        for ino in todo:
+            for link in self._pointers(ino, 1):
+                claimed.setdefault(link.parent, {})[ino] = [link.name]
+        found: set[int] = set()
+        for parent, claims in claimed.items():
+            wrong, unsure = self._unconfirmed(parent, claims, dict.fromkeys(claims, stat.S_IFDIR))
+            search.unsure.update(unsure)
+            for ino, (name,) in claims.items():
+                if ino not in wrong:
+                    search.up[ino] = Link(parent, name)
+                    search.unclimbed.add(parent)
+                    found.add(ino)
+        return found
 
     def _name_children(self, parent: int, wanted: set[int], search: "_Search") -> None:
         faults = Faults()
@@ -178,10 +244,9 @@ class PathFinder:
         notes = search.notes.get(ino, [])
         if ino == root:
             paths.append(b"/")
-        elif ino in search.folders and ino in search.up:
-            links = [search.up[ino]]
-        elif ino in search.folders and ino in search.lost:
-            notes.append(search.lost[ino])
+        elif ino in search.folders:
+            links = [search.up[ino]] if ino in search.up else []
+            notes += [text[ino] for text in (search.unsure, search.lost) if ino in text]
         allowed = min(_MOST_BYTES, search.bytes_left)
         size = 0
         for link in links:
@@ -217,6 +282,8 @@ class PathFinder:
                 notes.append(f"the path to {link.name!r} in directory inode {link.parent}: {why}")
                 return None
             names.append(up.name)
+            if at in search.unsure:
+                notes.append(search.unsure[at])
             if len(names) > len(search.up) + 1:
                 notes.append(f"the path to {link.name!r} goes round in circles")
                 return None
@@ -289,17 +356,20 @@ class _Search:
     ``targets`` are the inodes asked for with the links found, ``folders`` those of them that are
     directories, ``wanted`` those whose names are searched for.  ``up`` is the one link of each
     directory, ``lost`` why it has none, ``unclimbed`` the directories whose link is still to be
-    found.  ``notes`` are about single inodes, and ``bytes_left`` is how long further paths may be
-    together.
+    found, ``unsure`` why its link may not be true.  ``pointed`` are the inodes whose parent
+    pointers are still to be confirmed.  ``notes`` are about single inodes, and ``bytes_left`` is
+    how long further paths may be together.
     """
 
     def __init__(self, names: NameSearch) -> None:
         self.names = names
         self.targets: dict[int, list[Link]] = {}
         self.folders: set[int] = set()
+        self.pointed: dict[int, tuple[Dinode, list[Link]]] = {}
         self.wanted: dict[int, Dinode] = {}
         self.up: dict[int, Link] = {}
         self.lost: dict[int, str] = {}
+        self.unsure: dict[int, str] = {}
         self.unclimbed: set[int] = set()
         self.notes: dict[int, list[str]] = {}
         self.bytes_left = 0
