@@ -27,7 +27,7 @@ from whoseblock.fs.pieces import (
     Piece,
     data_what,
 )
-from whoseblock.fs.xfs.btree import BNOBT, RMAPBT, AgTree, Fault, Leaf, Node
+from whoseblock.fs.xfs.btree import BNOBT, RMAPBT, AgTree, Fault, Node
 from whoseblock.fs.xfs.format.btree import (
     XFS_RMAP_NON_INODE,
     XFS_RMAP_OFF_ATTR_FORK,
@@ -36,6 +36,7 @@ from whoseblock.fs.xfs.format.btree import (
     XFS_RMAP_OFF_UNWRITTEN,
 )
 from whoseblock.fs.xfs.owners import OwnerFinder
+from whoseblock.fs.xfs.promises import unpromised
 from whoseblock.fs.xfs.rows import MAX_FILE_SIZE, SPECIAL_OWNERS
 
 if TYPE_CHECKING:
@@ -278,24 +279,22 @@ def _load(tree: AgTree, lows: "Ints", highs: "Ints", faults: list[Fault]) -> "ND
     firsts = np.cumsum(counts) - counts
     start = records["startblock"].astype(np.int64)
     end = start + records["blockcount"]
-    wrong = end <= start
-    falls = start[1:] < start[:-1]
-    wrong[1:] |= falls
-    # That a leaf begins before the one before it ends is no fault: their keys may overlap.
-    wrong[firsts] = end[firsts] <= start[firsts]
-    broken = np.logical_or.reduceat(wrong, firsts)
-    broken |= start[firsts] < [leaf.low for leaf in leaves]
-    broken |= np.maximum.reduceat(end, firsts) > [leaf.high for leaf in leaves]
+    broken = unpromised(tree.shape, leaves, records, firsts, start, end)
     if broken.any():
-        faults += [_fault(leaves[number]) for number in np.flatnonzero(broken).tolist()]
+        faults += [
+            Fault(
+                leaf.low,
+                leaf.high,
+                str(tree.corrupt(leaf.agbno, "not the records that belong there")),
+            )
+            for leaf in map(leaves.__getitem__, np.flatnonzero(broken).tolist())
+        ]
         records = records[~np.repeat(broken, counts)]
-    if falls.any():
+        start = records["startblock"]
+    # Only leaves that two parents promise differently can be out of order now.
+    if (start[1:] < start[:-1]).any():
         records = records[np.argsort(records["startblock"], kind="stable")]
     return records
-
-
-def _fault(leaf: Leaf) -> Fault:
-    return Fault(leaf.low, leaf.high, f"btree block {leaf.agbno} holds records out of order")
 
 
 def _merge(low: "Ints", high: "Ints") -> "tuple[Ints, Ints]":

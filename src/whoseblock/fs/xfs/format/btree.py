@@ -35,6 +35,8 @@ XFS_BTREE_SBLOCK_CRC_OFF: Final = 52
 XFS_BTREE_LBLOCK_CRC_OFF: Final = 64
 #: No tree is higher: the lowest fan-out (512-byte blocks) over the most blocks of a group.
 XFS_BTREE_MAXLEVELS: Final = 32
+#: No block: the sibling of an outermost block.
+NULLAGBLOCK: Final = 0xFFFFFFFF
 
 #: Owners that are no inodes, as they stand in `RmapRec.owner`.
 XFS_RMAP_OWN_FS: Final = 2**64 - 3
