@@ -13,14 +13,15 @@ In the other trees a child's keys end where the next child's begin; those of the
 where the parent promised that the node's do.
 
 A block that cannot be read or fails verification becomes a `Fault` with the range of keys that it
-would have answered for; everything else is still found.
+would have answered for; everything else is still found.  So does a block that is sound and not as
+promised, but what it says is found too: it was true once.
 """
 
 import struct
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator
 from itertools import accumulate, chain
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from whoseblock.errors import BlockError, CorruptError
 from whoseblock.fs.layout import Layout
@@ -33,6 +34,7 @@ from whoseblock.fs.xfs.format.btree import (
     RMAP_REC,
     SHORT_HEADER,
     XFS_ABTB_CRC_MAGIC,
+    XFS_ABTC_CRC_MAGIC,
     XFS_BTREE_MAXLEVELS,
     XFS_BTREE_SBLOCK_CRC_OFF,
     XFS_IBT_CRC_MAGIC,
@@ -51,11 +53,9 @@ from whoseblock.fs.xfs.format.btree import (
 from whoseblock.fs.xfs.format.checksum import crc_matches
 from whoseblock.fs.xfs.volume import DADDR, Volume
 
-if TYPE_CHECKING:
-    from whoseblock.fs.xfs.format.ag import Agf, Agi
-
 __all__ = [
     "BNOBT",
+    "CNTBT",
     "INOBT",
     "REFCOUNTBT",
     "RMAPBT",
@@ -65,6 +65,7 @@ __all__ = [
     "Node",
     "Promise",
     "Shape",
+    "size_key",
 ]
 
 #: Decoded blocks kept by one tree; a lookup needs as many as the tree is high.
@@ -77,6 +78,9 @@ _LEFT_AT: Final = 8
 _RIGHT_AT: Final = 12
 #: Keys of other trees than the rmap btree are compared by the block or inode that they begin with.
 _BLOCK_NUMBER: Final = 4
+_LSN_AT: Final = 24
+#: Past every log sequence number.
+_NEVER: Final = 1 << 64
 #: The byte of an rmap key that has the flags, and those of them that are part of the key: kernels
 #: before 6.3 leave the unwritten flag in, which is none.
 _FLAGS_AT: Final = 12
@@ -89,6 +93,8 @@ class Shape(NamedTuple):
 
     ``key_code`` and ``extent_code`` are `struct` codes of one key (pair) of a node, and of one
     record's start and length; a tree whose records all cover ``fixed_count`` has no length there.
+    One that is ordered ``by_size`` has `size_key` for keys.  Whatever changes a tree that is
+    ``counted`` changes the header of its group too, so that none of its blocks is newer.
     """
 
     kind: str
@@ -97,23 +103,26 @@ class Shape(NamedTuple):
     key_code: str
     extent_code: str
     fixed_count: int = 0
+    by_size: bool = False
+    counted: bool = False
 
     @property
     def overlapping(self) -> bool:
         """Whether nodes have a high key beside the low one."""
-        return self.key_code.count("I") > 1
+        return self is RMAPBT
 
 
 _RMAP_KEY_CODE = f"I{RMAP_KEY.size - 4}x"
 
 RMAPBT: Final = Shape("rmapbt", XFS_RMAP_CRC_MAGIC, RMAP_REC, _RMAP_KEY_CODE * 2, "II16x")
-BNOBT: Final = Shape("bnobt", XFS_ABTB_CRC_MAGIC, ALLOC_REC, "I4x", "II")
+BNOBT: Final = Shape("bnobt", XFS_ABTB_CRC_MAGIC, ALLOC_REC, "I4x", "II", counted=True)
+CNTBT: Final = Shape("cntbt", XFS_ABTC_CRC_MAGIC, ALLOC_REC, "II", "II", by_size=True, counted=True)
 REFCOUNTBT: Final = Shape("refcountbt", XFS_REFC_CRC_MAGIC, REFCOUNT_REC, "I", "II4x")
 INOBT: Final = Shape("inobt", XFS_IBT_CRC_MAGIC, INOBT_REC, "I", "I12x", XFS_INODES_PER_CHUNK)
 
 
 class Fault(NamedTuple):
-    """Keys from ``low`` up to, not including, ``high`` whose records are lost, and why."""
+    """Keys from ``low`` up to, not including, ``high`` whose records are lost or old, and why."""
 
     low: int
     high: int
@@ -165,7 +174,7 @@ class Node(NamedTuple):
     """A block decoded for searching: the range of keys of each child or record.
 
     ``ends`` are exclusive; ``reach[i]`` is the largest of ``ends[:i + 1]``.  All holds for one
-    ``promise``.
+    ``promise``; ``doubt`` says how the block is not as promised.
     """
 
     level: int
@@ -176,6 +185,7 @@ class Node(NamedTuple):
     children: tuple[int, ...]
     promise: Promise
     promised: dict[int, Promise]
+    doubt: str = ""
 
 
 class AgTree:
@@ -197,19 +207,25 @@ class AgTree:
         self._magic = shape.magic.to_bytes(4, "big")
         self._uuid_and_owner = volume.uuid + agno.to_bytes(4, "big")
         self._cache: dict[int, Node] = {}
+        #: What the header of the group was written with last.
+        self._newest = _NEVER
+        #: Set once the tree was found to have no records.
+        self.is_empty = False
 
     def _root(self) -> tuple[int, int]:
         """Find the root block and the number of levels; raises `BlockError`."""
-        header: Agf | Agi
         if self.shape is INOBT:
-            header = self.volume.agi(self.agno)
-            return header.root, header.level
-        header = self.volume.agf(self.agno)
-        if self.shape is RMAPBT:
-            return header.rmap_root, header.rmap_level
-        if self.shape is BNOBT:
-            return header.bno_root, header.bno_level
-        return header.refcount_root, header.refcount_level
+            agi = self.volume.agi(self.agno)
+            return agi.root, agi.level
+        agf = self.volume.agf(self.agno)
+        if self.shape.counted:
+            self._newest = agf.lsn
+        return {
+            "rmapbt": (agf.rmap_root, agf.rmap_level),
+            "bnobt": (agf.bno_root, agf.bno_level),
+            "cntbt": (agf.cnt_root, agf.cnt_level),
+            "refcountbt": (agf.refcount_root, agf.refcount_level),
+        }[self.shape.kind]
 
     def find(self, low: int, high: int, faults: list[Fault]) -> Iterator[tuple[int, ...]]:
         """Give every record that touches keys from ``low`` up to ``high``, in order."""
@@ -225,6 +241,9 @@ class AgTree:
             except BlockError as error:
                 faults.append(Fault(promise.low, promise.high, str(error)))
                 continue
+            if leaf.doubt:
+                faults.append(Fault(promise.low, promise.high, leaf.doubt))
+            self.is_empty = not leaf.starts
             for index in touched(leaf):
                 at = SHORT_HEADER.size + index * record.size
                 yield record.struct.unpack_from(leaf.block, at)
@@ -234,6 +253,8 @@ class AgTree:
         for agbno, promise in self._descend(touched, faults):
             try:
                 block, count = self._read(agbno, 0, promise)
+                if doubt := self._doubt(block, promise):
+                    raise self.corrupt(agbno, doubt)
             except BlockError as error:
                 faults.append(Fault(promise.low, promise.high, str(error)))
             else:
@@ -268,6 +289,8 @@ class AgTree:
             except BlockError as error:
                 faults.append(Fault(promise.low, promise.high, str(error)))
                 continue
+            if node.doubt:
+                faults.append(Fault(promise.low, promise.high, node.doubt))
             todo += [
                 (node.children[index], level - 1, self._promise(node, index))
                 for index in reversed(touched(node))
@@ -293,7 +316,8 @@ class AgTree:
         """Return the low and the high key of a child; the latter is empty if nodes have none."""
         at = SHORT_HEADER.size + index * self._key_size
         if not self.shape.overlapping:
-            return node.block[at : at + _BLOCK_NUMBER], b""
+            size = self._key_size if self.shape.by_size else _BLOCK_NUMBER
+            return node.block[at : at + size], b""
         middle = at + self._key_size // 2
         high = node.block[middle : middle + self._key_size // 2]
         return rmap_key(node.block[at:middle]), rmap_key(high)
@@ -318,6 +342,8 @@ class AgTree:
         overlapping = self.shape.overlapping
         code = self.shape.key_code if level else self.shape.extent_code
         flat: tuple[int, ...] = struct.unpack_from(">" + code * count, block, offset)
+        if self.shape.by_size:
+            flat = tuple(map(size_key, flat[::2], flat[1::2]))
         if level:
             pointers_at = offset + self._most_children * self._key_size
             children = struct.unpack_from(f">{count}I", block, pointers_at)
@@ -325,6 +351,8 @@ class AgTree:
                 starts, ends = flat[::2], tuple(key + 1 for key in flat[1::2])
             else:
                 starts, ends = flat, (*flat[1:], promise.high)
+        elif self.shape.by_size:
+            starts, ends = flat, tuple(key + 1 for key in flat)
         elif self.shape.fixed_count:
             starts, ends = flat, tuple(start + self.shape.fixed_count for start in flat)
         else:
@@ -336,14 +364,15 @@ class AgTree:
         node = Node(level, block, starts, ends, list(accumulate(ends, max)), children, promise, {})
         if starts and (starts[0] < promise.low or node.reach[-1] > promise.high):
             raise self.corrupt(agbno, "holds keys that its parent does not promise")
+        doubt = self._doubt(block, promise)
         if overlapping:
-            self._check_rmap_keys(agbno, node)
-        elif promise.low_key and block[offset : offset + _BLOCK_NUMBER] != promise.low_key:
-            raise self.corrupt(agbno, OTHER_KEYS)
-        return node
+            doubt = self._check_rmap_keys(agbno, node) or doubt
+        elif promise.low_key and block[offset : offset + len(promise.low_key)] != promise.low_key:
+            doubt = OTHER_KEYS
+        return node._replace(doubt=str(self.corrupt(agbno, doubt))) if doubt else node
 
-    def _check_rmap_keys(self, agbno: int, node: Node) -> None:
-        """Verify the order of the keys of a node, and the first and the highest of them.
+    def _check_rmap_keys(self, agbno: int, node: Node) -> str:
+        """Verify the order of the keys of a node; say how they are not those promised.
 
         Raises `CorruptError`.
         """
@@ -362,7 +391,7 @@ class AgTree:
                 ):
                     raise self.corrupt(agbno, "records out of order")
             if not promise.low_key:
-                return
+                return ""
             first, last = _record_key(block, 0), _record_key(block, count - 1)
             high = max(
                 rmap_high_key(*RMAP_REC.unpack_from(block, SHORT_HEADER.size + at * RMAP_REC.size))
@@ -370,9 +399,10 @@ class AgTree:
                 if end == node.reach[-1]
             )
         if promise.low_key and (first, high) != (promise.low_key, promise.high_key):
-            raise self.corrupt(agbno, OTHER_KEYS)
+            return OTHER_KEYS
         if promise.next_key and last >= promise.next_key:
-            raise self.corrupt(agbno, "holds keys that its parent does not promise")
+            return "holds keys that its parent does not promise"
+        return ""
 
     def _read(self, agbno: int, level: int, promise: Promise) -> tuple[bytes, int]:
         """Read a block and verify its header; returns it with its number of records."""
@@ -393,12 +423,18 @@ class AgTree:
             and (count or (level == 0 and not promise.low_key))
             and count <= (self._most_children if level else self._most_records)
         ):
-            for at, expected in ((_LEFT_AT, promise.left), (_RIGHT_AT, promise.right)):
-                beside = int.from_bytes(block[at : at + 4], "big")
-                if beside != expected and (expected != _SOME_BLOCK or beside == NULLAGBLOCK):
-                    raise self.corrupt(agbno, "not beside the blocks that its parent names")
             return block, count
         raise self.corrupt(agbno, self._header_fault(block, level, start))
+
+    def _doubt(self, block: bytes, promise: Promise) -> str:
+        """Say how a header is not that of the newest version of the block."""
+        for at, expected in ((_LEFT_AT, promise.left), (_RIGHT_AT, promise.right)):
+            beside = int.from_bytes(block[at : at + 4], "big")
+            if beside != expected and (expected != _SOME_BLOCK or beside == NULLAGBLOCK):
+                return "not beside the blocks that its parent names"
+        if int.from_bytes(block[_LSN_AT : _LSN_AT + 8], "big") > self._newest:
+            return "newer than the header of its allocation group"
+        return ""
 
     def _header_fault(self, block: bytes, level: int, start: int) -> str:
         """Say which part of a header is not as it should be."""
@@ -417,6 +453,11 @@ class AgTree:
         """Make the error for a block of the tree."""
         start = self.volume.ag_to_byte(self.agno, agbno)
         return CorruptError(self.volume.describe(self.shape.kind, start), start, reason)
+
+
+def size_key(start: int, count: int) -> int:
+    """Return the key of a free extent in the tree that is ordered by size."""
+    return count << 32 | start
 
 
 def rmap_key(raw: bytes) -> bytes:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from whoseblock.fs.xfs.btree import RMAPBT, Leaf, Shape
+from whoseblock.fs.xfs.btree import RMAPBT, Leaf, Shape, size_key
 from whoseblock.fs.xfs.format.btree import (
     XFS_RMAP_NON_INODE,
     XFS_RMAP_OFF_BMBT_BLOCK,
@@ -60,9 +60,15 @@ def unpromised(  # noqa: PLR0913 - what the caller has at hand of the same recor
     broken |= reach > [leaf.high for leaf in leaves]
     promised = np.array([bool(leaf.promise.low_key) for leaf in leaves])
     if shape is not RMAPBT:
-        low_keys = [int.from_bytes(leaf.promise.low_key, "big") for leaf in leaves]
+        low_keys = [_low_key(shape, leaf.promise.low_key) for leaf in leaves]
         return np.asarray(broken | promised & (start[firsts] != low_keys))
     return np.asarray(broken | promised & _other_keys(leaves, records, firsts, start, end, reach))
+
+
+def _low_key(shape: Shape, raw: bytes) -> int:
+    if shape.by_size:
+        return size_key(int.from_bytes(raw[:4], "big"), int.from_bytes(raw[4:], "big"))
+    return int.from_bytes(raw, "big")
 
 
 def _other_keys(  # noqa: PLR0913 - as above
