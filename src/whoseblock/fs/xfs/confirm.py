@@ -197,11 +197,16 @@ def _extents(  # noqa: PLR0913 - which blocks of which forks, and where they are
     answered = [np.flatnonzero(~is_large[group])]
     large = asked[is_large[asked]]
     order = np.argsort(group, kind="stable") if large.size else large
+    begins, stops = np.searchsorted(group[order], (large, large + 1))
     held = owner.size
-    for number in large.tolist():
-        of_it = order[slice(*np.searchsorted(group[order], (number, number + 1)).tolist())]
-        first = offset[of_it]
-        wanted = np.sort(np.concatenate((first, first + count[of_it] - 1))).tolist()
+    for number, begin_at, stop_at in zip(
+        large.tolist(), begins.tolist(), stops.tolist(), strict=True
+    ):
+        of_it = order[begin_at:stop_at]
+        wanted = offset[of_it]
+        if (count[of_it] > 1).any():
+            wanted = np.concatenate((wanted, wanted + count[of_it] - 1))
+        wanted = np.sort(wanted).tolist()
         fork = ATTR_FORK if number % 2 else DATA_FORK
         try:
             leaves = list(finder.maps.leaves(inodes[number // 2], fork, wanted))

@@ -34,7 +34,6 @@ _READ_MOST: Final = 256 * 1024
 
 _MAGIC_BYTES: Final = XFS_DINODE_MAGIC.to_bytes(2, "big")
 _VERSION_AT: Final = 4
-_MODE_AT: Final = 2
 _INO_AT: Final = 152
 _UUID_AT: Final = 160
 _BMDR_HEADER: Final = 4
@@ -99,15 +98,6 @@ class InodeTable:
         if raw[_UUID_AT : _UUID_AT + 16] != self.volume.uuid:
             return "of another filesystem"
         return ""
-
-    def modes(self, inodes: Iterable[int]) -> tuple[dict[int, int], dict[int, str]]:
-        """Give the mode of each of many inodes, and what is wrong with those that have none.
-
-        Neighbours are read together; they need not be asked for in order.
-        """
-        found, faults = self.read_many(inodes)
-        modes = {ino: raw[_MODE_AT] << 8 | raw[_MODE_AT + 1] for ino, raw in found.items()}
-        return modes, faults
 
     def read_many(
         self, inodes: Iterable[int]

@@ -56,8 +56,8 @@ def unpromised(  # noqa: PLR0913 - what the caller has at hand of the same recor
         wrong[1:] |= inner & (start[1:] < end[:-1])
     broken = np.logical_or.reduceat(wrong, firsts)
     reach = np.maximum.reduceat(end, firsts)
-    broken |= start[firsts] < [leaf.low for leaf in leaves]
-    broken |= reach > [leaf.high for leaf in leaves]
+    broken |= start[firsts] < [leaf.promise.low for leaf in leaves]
+    broken |= reach > [leaf.promise.high for leaf in leaves]
     promised = np.array([bool(leaf.promise.low_key) for leaf in leaves])
     if shape is not RMAPBT:
         low_keys = [_low_key(shape, leaf.promise.low_key) for leaf in leaves]
