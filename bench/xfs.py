@@ -4,6 +4,7 @@ import random
 import re
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from tests.support.tools import xfsprogs
 
 import whoseblock
 from bench.images import BLOCK, many_extents, many_files
-from bench.measure import Command, Result, Run, compare, measured, peak_memory
+from bench.measure import Command, Result, Run, Table, compare, measured, peak_memory
 from whoseblock.fs.xfs import XfsFilesystem
 
 __all__ = ["EXTENTS", "image", "measure_all"]
@@ -26,7 +27,7 @@ _LOOKUP = [sys.executable, "-m", "whoseblock", "lookup"]
 _OWNER = re.compile(rb"^\d+: \d+/\d+ len \d+ owner (-?\d+) ", re.MULTILINE)
 
 
-def measure_all(folder: Path) -> Iterator[Result]:
+def measure_all(folder: Path) -> Iterator[Result | Table]:
     """Make the images that are not there yet, and measure."""
     yield from _bulk(image(folder, f"extents-{EXTENTS}"), folder)
     yield from _one_path(image(folder, f"files-{FILES}"))
@@ -150,13 +151,14 @@ def _one_path(image: Path) -> Iterator[Result]:
     yield Result("its memory", mine / 1e6, peer / 1e6, "MB", peer / mine, 10, at_least=True)
 
 
-def _blocks_read(image: Path, extents: int) -> Iterator[Result]:
+def _blocks_read(image: Path, extents: int) -> Iterator[Result | Table]:
     """Count the btree blocks that one lookup reads, against the heights that xfs_db prints."""
     with _open(image) as filesystem:
         blocks = _owned_blocks(filesystem, 200)
         ag_bytes = filesystem.volume.ag_bytes
     heights: dict[int, int] = {}
     most_read = most_high = 0
+    checked: Counter[str] = Counter()
     for start in blocks:
         agno = start // ag_bytes
         if agno not in heights:
@@ -164,6 +166,7 @@ def _blocks_read(image: Path, extents: int) -> Iterator[Result]:
         with _open(image) as filesystem:
             filesystem.owners(start, BLOCK, paths=False)
             read = filesystem.reads["rmapbt"]
+            checked.update(filesystem.reads)
         if read != heights[agno]:
             raise RuntimeError(f"{read} blocks read for byte {start}, not {heights[agno]}")
         most_read, most_high = max(most_read, read), max(most_high, heights[agno])
@@ -171,6 +174,16 @@ def _blocks_read(image: Path, extents: int) -> Iterator[Result]:
         f"rmap btree blocks read by one lookup, {extents:,} extents",
         most_read, most_high, "", most_read / most_high, 1, at_least=False,
     )  # fmt: skip
+    with _open(image) as filesystem:
+        for start in blocks * 2:
+            before = filesystem.reads.copy()
+            filesystem.owners(start, BLOCK, paths=False)
+        warm = filesystem.reads - before
+    yield Table(
+        f"blocks read, {extents:,} extents",
+        ("blocks read", f"cold, mean of {len(blocks)}", "warm, the last"),
+        [(kind, number / len(blocks), warm[kind]) for kind, number in sorted(checked.items())],
+    )
 
 
 def _rmap_height(image: Path, agno: int) -> int:

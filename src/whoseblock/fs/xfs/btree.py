@@ -1,41 +1,50 @@
 """One verified walker for every btree of an allocation group.
 
 A tree is described by its `Shape`.  On every block the magic number, checksum, UUID, owner,
-self-address and level are verified, and that keys and records lie in the range that the parent
-promised; no block is visited twice, and the level falls with every step, so that a walk ends
-whatever is on the disk.
+self-address and level are verified, and that it is what its parent's `Promise` says: the keys of
+the child, and the blocks to its left and right.  So a block that was valid once, and is not the
+newest, is noticed wherever keys or neighbours changed since.  No block is visited twice, and the
+level falls with every step, so that a walk ends whatever is on the disk.
 
 Keys may overlap: a reverse mapping that begins early may end late, so a node of the rmap btree
 gives every child a low and a high key, and *all* children whose key range touches the question are
 descended.  A running maximum of the ends makes both ends of the window of candidates a bisection.
-For the other trees the same walk degenerates to one child.
+In the other trees a child's keys end where the next child's begin; those of the last child end
+where the parent promised that the node's do.
 
-A block that cannot be read or believed becomes a `Fault` with the range of keys that it would have
-answered for; everything else is still found.
+A block that cannot be read or fails verification becomes a `Fault` with the range of keys that it
+would have answered for; everything else is still found.  So does a block that is sound and not as
+promised, but what it says is found too: it was true once.
 """
 
 import struct
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator
-from itertools import accumulate
-from typing import TYPE_CHECKING, Final, NamedTuple
+from itertools import accumulate, chain
+from typing import Final, NamedTuple
 
 from whoseblock.errors import BlockError, CorruptError
 from whoseblock.fs.layout import Layout
 from whoseblock.fs.xfs.format.btree import (
     ALLOC_REC,
     INOBT_REC,
+    NULLAGBLOCK,
     REFCOUNT_REC,
     RMAP_KEY,
     RMAP_REC,
     SHORT_HEADER,
     XFS_ABTB_CRC_MAGIC,
+    XFS_ABTC_CRC_MAGIC,
     XFS_BTREE_MAXLEVELS,
     XFS_BTREE_SBLOCK_CRC_OFF,
     XFS_IBT_CRC_MAGIC,
     XFS_INODES_PER_CHUNK,
     XFS_REFC_CRC_MAGIC,
     XFS_RMAP_CRC_MAGIC,
+    XFS_RMAP_NON_INODE,
+    XFS_RMAP_OFF_BMBT_BLOCK,
+    XFS_RMAP_OFF_MASK,
+    XFS_RMAP_OFF_UNWRITTEN,
     AllocRec,
     InobtRec,
     RefcountRec,
@@ -44,13 +53,39 @@ from whoseblock.fs.xfs.format.btree import (
 from whoseblock.fs.xfs.format.checksum import crc_matches
 from whoseblock.fs.xfs.volume import DADDR, Volume
 
-if TYPE_CHECKING:
-    from whoseblock.fs.xfs.format.ag import Agf, Agi
-
-__all__ = ["BNOBT", "INOBT", "REFCOUNTBT", "RMAPBT", "AgTree", "Fault", "Leaf", "Node", "Shape"]
+__all__ = [
+    "BNOBT",
+    "CNTBT",
+    "INOBT",
+    "REFCOUNTBT",
+    "RMAPBT",
+    "AgTree",
+    "Fault",
+    "Leaf",
+    "Node",
+    "Promise",
+    "Shape",
+    "size_key",
+]
 
 #: Decoded blocks kept by one tree; a lookup needs as many as the tree is high.
 _CACHED_BLOCKS: Final = 1024
+
+#: A neighbour that is a block of another node's, so that its number is not known.
+_SOME_BLOCK: Final = -1
+#: Where a header has the siblings.
+_LEFT_AT: Final = 8
+_RIGHT_AT: Final = 12
+#: Keys of other trees than the rmap btree are compared by the block or inode that they begin with.
+_BLOCK_NUMBER: Final = 4
+_LSN_AT: Final = 24
+#: Past every log sequence number.
+_NEVER: Final = 1 << 64
+#: The byte of an rmap key that has the flags, and those of them that are part of the key: kernels
+#: before 6.3 leave the unwritten flag in, which is none.
+_FLAGS_AT: Final = 12
+_FLAGS_MASK: Final = 0xFF & ~(XFS_RMAP_OFF_UNWRITTEN >> 56)
+OTHER_KEYS: Final = "not the keys that its parent names"
 
 
 class Shape(NamedTuple):
@@ -58,6 +93,8 @@ class Shape(NamedTuple):
 
     ``key_code`` and ``extent_code`` are `struct` codes of one key (pair) of a node, and of one
     record's start and length; a tree whose records all cover ``fixed_count`` has no length there.
+    One that is ordered ``by_size`` has `size_key` for keys.  Whatever changes a tree that is
+    ``counted`` changes the header of its group too, so that none of its blocks is newer.
     """
 
     kind: str
@@ -66,48 +103,78 @@ class Shape(NamedTuple):
     key_code: str
     extent_code: str
     fixed_count: int = 0
+    by_size: bool = False
+    counted: bool = False
 
     @property
     def overlapping(self) -> bool:
         """Whether nodes have a high key beside the low one."""
-        return self.key_code.count("I") > 1
+        return self is RMAPBT
 
 
 _RMAP_KEY_CODE = f"I{RMAP_KEY.size - 4}x"
 
 RMAPBT: Final = Shape("rmapbt", XFS_RMAP_CRC_MAGIC, RMAP_REC, _RMAP_KEY_CODE * 2, "II16x")
-BNOBT: Final = Shape("bnobt", XFS_ABTB_CRC_MAGIC, ALLOC_REC, "I4x", "II")
+BNOBT: Final = Shape("bnobt", XFS_ABTB_CRC_MAGIC, ALLOC_REC, "I4x", "II", counted=True)
+CNTBT: Final = Shape("cntbt", XFS_ABTC_CRC_MAGIC, ALLOC_REC, "II", "II", by_size=True, counted=True)
 REFCOUNTBT: Final = Shape("refcountbt", XFS_REFC_CRC_MAGIC, REFCOUNT_REC, "I", "II4x")
 INOBT: Final = Shape("inobt", XFS_IBT_CRC_MAGIC, INOBT_REC, "I", "I12x", XFS_INODES_PER_CHUNK)
 
 
 class Fault(NamedTuple):
-    """Keys from ``low`` up to, not including, ``high`` whose records are lost, and why."""
+    """Keys from ``low`` up to, not including, ``high`` whose records are lost or old, and why."""
 
     low: int
     high: int
     note: str
 
 
+class Promise(NamedTuple):
+    """What a parent says of a child.
+
+    Its keys lie from ``low`` up to, not including, ``high``.  ``low_key`` is the key of its first
+    record, ``high_key`` the highest of its records, and ``next_key`` that of the record behind its
+    last, as `rmap_key` returns them; empty where nothing is promised.  ``left`` and ``right`` are
+    the blocks beside it on its level.
+    """
+
+    low: int
+    high: int
+    low_key: bytes = b""
+    high_key: bytes = b""
+    next_key: bytes = b""
+    left: int = NULLAGBLOCK
+    right: int = NULLAGBLOCK
+
+
 class Leaf(NamedTuple):
     """A leaf whose header has been verified, and its records not yet.
 
-    The ``numrecs`` records at ``offset`` of ``block`` must lie within the keys from ``low`` up to
-    ``high``, and ascend.
+    The ``numrecs`` records at ``offset`` of ``block`` must ascend, and be as promised.
     """
 
     agbno: int
-    low: int
-    high: int
+    promise: Promise
     block: bytes
     offset: int
     numrecs: int
+
+    @property
+    def low(self) -> int:
+        """The first key that it may hold."""
+        return self.promise.low
+
+    @property
+    def high(self) -> int:
+        """The first key past those that it may hold."""
+        return self.promise.high
 
 
 class Node(NamedTuple):
     """A block decoded for searching: the range of keys of each child or record.
 
-    ``ends`` are exclusive; ``reach[i]`` is the largest of ``ends[:i + 1]``.
+    ``ends`` are exclusive; ``reach[i]`` is the largest of ``ends[:i + 1]``.  All holds for one
+    ``promise``; ``doubt`` says how the block is not as promised.
     """
 
     level: int
@@ -116,6 +183,9 @@ class Node(NamedTuple):
     ends: tuple[int, ...]
     reach: list[int]
     children: tuple[int, ...]
+    promise: Promise
+    promised: dict[int, Promise]
+    doubt: str = ""
 
 
 class AgTree:
@@ -137,19 +207,25 @@ class AgTree:
         self._magic = shape.magic.to_bytes(4, "big")
         self._uuid_and_owner = volume.uuid + agno.to_bytes(4, "big")
         self._cache: dict[int, Node] = {}
+        #: What the header of the group was written with last.
+        self._newest = _NEVER
+        #: Set once the tree was found to have no records.
+        self.is_empty = False
 
     def _root(self) -> tuple[int, int]:
         """Find the root block and the number of levels; raises `BlockError`."""
-        header: Agf | Agi
         if self.shape is INOBT:
-            header = self.volume.agi(self.agno)
-            return header.root, header.level
-        header = self.volume.agf(self.agno)
-        if self.shape is RMAPBT:
-            return header.rmap_root, header.rmap_level
-        if self.shape is BNOBT:
-            return header.bno_root, header.bno_level
-        return header.refcount_root, header.refcount_level
+            agi = self.volume.agi(self.agno)
+            return agi.root, agi.level
+        agf = self.volume.agf(self.agno)
+        if self.shape.counted:
+            self._newest = agf.lsn
+        return {
+            "rmapbt": (agf.rmap_root, agf.rmap_level),
+            "bnobt": (agf.bno_root, agf.bno_level),
+            "cntbt": (agf.cnt_root, agf.cnt_level),
+            "refcountbt": (agf.refcount_root, agf.refcount_level),
+        }[self.shape.kind]
 
     def find(self, low: int, high: int, faults: list[Fault]) -> Iterator[tuple[int, ...]]:
         """Give every record that touches keys from ``low`` up to ``high``, in order."""
@@ -159,114 +235,206 @@ class AgTree:
             window = range(bisect_right(node.reach, low), bisect_left(node.starts, high))
             return [index for index in window if node.ends[index] > low]
 
-        for agbno, promised_low, promised_high in self._descend(touched, faults):
+        for agbno, promise in self._descend(touched, faults):
             try:
-                leaf = self._node(agbno, 0, promised_low, promised_high)
+                leaf = self._node(agbno, 0, promise)
             except BlockError as error:
-                faults.append(Fault(promised_low, promised_high, str(error)))
+                faults.append(Fault(promise.low, promise.high, str(error)))
                 continue
+            if leaf.doubt:
+                faults.append(Fault(promise.low, promise.high, leaf.doubt))
+            self.is_empty = not leaf.starts
             for index in touched(leaf):
                 at = SHORT_HEADER.size + index * record.size
                 yield record.struct.unpack_from(leaf.block, at)
 
     def leaves(self, touched: Callable[[Node], list[int]], faults: list[Fault]) -> Iterator[Leaf]:
         """Give every leaf, in order, below the children that ``touched`` picks of each node."""
-        for agbno, low, high in self._descend(touched, faults):
+        for agbno, promise in self._descend(touched, faults):
             try:
-                block, count = self._read(agbno, 0)
+                block, count = self._read(agbno, 0, promise)
+                if doubt := self._doubt(block, promise):
+                    raise self.corrupt(agbno, doubt)
             except BlockError as error:
-                faults.append(Fault(low, high, str(error)))
+                faults.append(Fault(promise.low, promise.high, str(error)))
             else:
-                yield Leaf(agbno, low, high, block, SHORT_HEADER.size, count)
+                yield Leaf(agbno, promise, block, SHORT_HEADER.size, count)
 
     def _descend(
         self, touched: Callable[[Node], list[int]], faults: list[Fault]
-    ) -> Iterator[tuple[int, int, int]]:
-        """Descend to the leaves that are touched: each one's block and promised keys."""
+    ) -> Iterator[tuple[int, Promise]]:
+        """Descend to the leaves that are touched: each one's block, and what is promised of it."""
+        promise = Promise(0, self.limit)
         try:
             root, levels = self._root()
             if not 0 < levels <= XFS_BTREE_MAXLEVELS:
-                raise self._corrupt(root, f"the root of {levels} levels")
+                raise self.corrupt(root, f"the root of {levels} levels")
         except BlockError as error:
             faults.append(Fault(0, self.limit, str(error)))
             return
         seen: set[int] = set()
-        todo = [(root, levels - 1, 0, self.limit)]
+        todo = [(root, levels - 1, promise)]
         while todo:
-            agbno, level, low, high = todo.pop()
+            agbno, level, promise = todo.pop()
             if agbno in seen:
-                faults.append(Fault(low, high, str(self._corrupt(agbno, "reached twice"))))
+                reason = str(self.corrupt(agbno, "reached twice"))
+                faults.append(Fault(promise.low, promise.high, reason))
                 continue
             seen.add(agbno)
             if level == 0:
-                yield agbno, low, high
+                yield agbno, promise
                 continue
             try:
-                node = self._node(agbno, level, low, high)
+                node = self._node(agbno, level, promise)
             except BlockError as error:
-                faults.append(Fault(low, high, str(error)))
+                faults.append(Fault(promise.low, promise.high, str(error)))
                 continue
+            if node.doubt:
+                faults.append(Fault(promise.low, promise.high, node.doubt))
             todo += [
-                (node.children[index], level - 1, node.starts[index], node.ends[index])
+                (node.children[index], level - 1, self._promise(node, index))
                 for index in reversed(touched(node))
             ]
 
-    def _node(self, agbno: int, level: int, low: int, high: int) -> Node:
-        """Give a block decoded, from the cache or from the medium; raises `BlockError`."""
+    def _promise(self, node: Node, index: int) -> Promise:
+        """Return what a node says of a child."""
+        promise = node.promised.get(index)
+        if promise is None:
+            low_key, high_key = self._keys(node, index)
+            children = node.children
+            left = children[index - 1] if index else _beyond(node.block, _LEFT_AT)
+            if index + 1 < len(children):
+                next_key, right = self._keys(node, index + 1)[0], children[index + 1]
+            else:
+                next_key, right = node.promise.next_key, _beyond(node.block, _RIGHT_AT)
+            promise = node.promised[index] = Promise(
+                node.starts[index], node.ends[index], low_key, high_key, next_key, left, right
+            )
+        return promise
+
+    def _keys(self, node: Node, index: int) -> tuple[bytes, bytes]:
+        """Return the low and the high key of a child; the latter is empty if nodes have none."""
+        at = SHORT_HEADER.size + index * self._key_size
+        if not self.shape.overlapping:
+            size = self._key_size if self.shape.by_size else _BLOCK_NUMBER
+            return node.block[at : at + size], b""
+        middle = at + self._key_size // 2
+        high = node.block[middle : middle + self._key_size // 2]
+        return rmap_key(node.block[at:middle]), rmap_key(high)
+
+    def _node(self, agbno: int, level: int, promise: Promise) -> Node:
+        """Return a block decoded, from the cache or from the medium; raises `BlockError`."""
         node = self._cache.get(agbno)
-        if node is None:
-            node = self._decode(agbno, level)
+        # A parent that was read anew may promise something else.
+        if node is None or (node.promise is not promise and node.promise != promise):
+            node = self._decode(agbno, level, promise)
             if len(self._cache) >= _CACHED_BLOCKS:
                 self._cache.clear()
             self._cache[agbno] = node
         if node.level != level:
-            raise self._corrupt(agbno, f"level {node.level}, not {level}")
-        if node.starts and (node.starts[0] < low or node.reach[-1] > high):
-            raise self._corrupt(agbno, "holds keys that its parent does not promise")
+            raise self.corrupt(agbno, f"level {node.level}, not {level}")
         return node
 
-    def _decode(self, agbno: int, level: int) -> Node:
-        block, count = self._read(agbno, level)
+    def _decode(self, agbno: int, level: int, promise: Promise) -> Node:
+        block, count = self._read(agbno, level, promise)
         offset = SHORT_HEADER.size
         children: tuple[int, ...] = ()
+        overlapping = self.shape.overlapping
         code = self.shape.key_code if level else self.shape.extent_code
         flat: tuple[int, ...] = struct.unpack_from(">" + code * count, block, offset)
+        if self.shape.by_size:
+            flat = tuple(map(size_key, flat[::2], flat[1::2]))
         if level:
             pointers_at = offset + self._most_children * self._key_size
             children = struct.unpack_from(f">{count}I", block, pointers_at)
-            if self.shape.overlapping:
+            if overlapping:
                 starts, ends = flat[::2], tuple(key + 1 for key in flat[1::2])
             else:
-                starts, ends = flat, (*flat[1:], self.limit)
+                starts, ends = flat, (*flat[1:], promise.high)
+        elif self.shape.by_size:
+            starts, ends = flat, tuple(key + 1 for key in flat)
         elif self.shape.fixed_count:
             starts, ends = flat, tuple(start + self.shape.fixed_count for start in flat)
         else:
             starts = flat[::2]
             ends = tuple(map(int.__add__, starts, flat[1::2]))
-        if any(map(int.__ge__, starts, ends)) or list(starts) != sorted(starts):
-            raise self._corrupt(agbno, "keys out of order")
-        return Node(level, block, starts, ends, list(accumulate(ends, max)), children)
+        in_order = starts if overlapping else tuple(chain.from_iterable(zip(starts, ends)))  # noqa: B905
+        if any(map(int.__ge__, starts, ends)) or list(in_order) != sorted(in_order):
+            raise self.corrupt(agbno, "keys out of order")
+        node = Node(level, block, starts, ends, list(accumulate(ends, max)), children, promise, {})
+        if starts and (starts[0] < promise.low or node.reach[-1] > promise.high):
+            raise self.corrupt(agbno, "holds keys that its parent does not promise")
+        doubt = self._doubt(block, promise)
+        if overlapping:
+            doubt = self._check_rmap_keys(agbno, node) or doubt
+        elif promise.low_key and block[offset : offset + len(promise.low_key)] != promise.low_key:
+            doubt = OTHER_KEYS
+        return node._replace(doubt=str(self.corrupt(agbno, doubt))) if doubt else node
 
-    def _read(self, agbno: int, level: int) -> tuple[bytes, int]:
-        """Read a block and verify its header; gives it with its number of records."""
+    def _check_rmap_keys(self, agbno: int, node: Node) -> str:
+        """Verify the order of the keys of a node; say how they are not those promised.
+
+        Raises `CorruptError`.
+        """
+        starts, promise, block = node.starts, node.promise, node.block
+        count = len(starts)
+        if node.level:
+            pairs = [self._keys(node, index) for index in range(count)]
+            lows, high = [low for low, _ in pairs], max(high for _, high in pairs)
+            if any(map(bytes.__ge__, lows, lows[1:])):
+                raise self.corrupt(agbno, "keys out of order")
+            first, last = lows[0], lows[-1]
+        else:
+            for index in range(1, count):
+                if starts[index - 1] == starts[index] and (
+                    _record_key(block, index - 1) >= _record_key(block, index)
+                ):
+                    raise self.corrupt(agbno, "records out of order")
+            if not promise.low_key:
+                return ""
+            first, last = _record_key(block, 0), _record_key(block, count - 1)
+            high = max(
+                rmap_high_key(*RMAP_REC.unpack_from(block, SHORT_HEADER.size + at * RMAP_REC.size))
+                for at, end in enumerate(node.ends)
+                if end == node.reach[-1]
+            )
+        if promise.low_key and (first, high) != (promise.low_key, promise.high_key):
+            return OTHER_KEYS
+        if promise.next_key and last >= promise.next_key:
+            return "holds keys that its parent does not promise"
+        return ""
+
+    def _read(self, agbno: int, level: int, promise: Promise) -> tuple[bytes, int]:
+        """Read a block and verify its header; returns it with its number of records."""
         volume = self.volume
         if agbno >= volume.ag_blocks(self.agno):
-            raise self._corrupt(agbno, "past the end of its allocation group")
+            raise self.corrupt(agbno, "past the end of its allocation group")
         start = volume.ag_to_byte(self.agno, agbno)
         block = volume.read(self.shape.kind, start, volume.block_size)
-        # The header is compared as bytes, but for counts, siblings and LSN: of thousands of leaves,
-        # decoding each header to compare its fields takes as long as all the rest.
+        # The header is compared as bytes, but for counts and LSN: of thousands of leaves, decoding
+        # each header to compare its fields takes as long as all the rest.
         count = int.from_bytes(block[6:8], "big")
         if (
             block[:6] == self._magic + level.to_bytes(2, "big")
             and block[16:24] == (start // DADDR).to_bytes(8, "big")
             and block[32:52] == self._uuid_and_owner
             and crc_matches(block, XFS_BTREE_SBLOCK_CRC_OFF)
-            and (level == 0 or count)
+            # Only a root may be empty.
+            and (count or (level == 0 and not promise.low_key))
             and count <= (self._most_children if level else self._most_records)
         ):
             return block, count
-        raise self._corrupt(agbno, self._header_fault(block, level, start))
+        raise self.corrupt(agbno, self._header_fault(block, level, start))
+
+    def _doubt(self, block: bytes, promise: Promise) -> str:
+        """Say how a header is not that of the newest version of the block."""
+        for at, expected in ((_LEFT_AT, promise.left), (_RIGHT_AT, promise.right)):
+            beside = int.from_bytes(block[at : at + 4], "big")
+            if beside != expected and (expected != _SOME_BLOCK or beside == NULLAGBLOCK):
+                return "not beside the blocks that its parent names"
+        if int.from_bytes(block[_LSN_AT : _LSN_AT + 8], "big") > self._newest:
+            return "newer than the header of its allocation group"
+        return ""
 
     def _header_fault(self, block: bytes, level: int, start: int) -> str:
         """Say which part of a header is not as it should be."""
@@ -281,6 +449,40 @@ class AgTree:
         }
         return next((why for why, true in faults.items() if true), f"{header.numrecs} records")
 
-    def _corrupt(self, agbno: int, reason: str) -> CorruptError:
+    def corrupt(self, agbno: int, reason: str) -> CorruptError:
+        """Make the error for a block of the tree."""
         start = self.volume.ag_to_byte(self.agno, agbno)
         return CorruptError(self.volume.describe(self.shape.kind, start), start, reason)
+
+
+def size_key(start: int, count: int) -> int:
+    """Return the key of a free extent in the tree that is ordered by size."""
+    return count << 32 | start
+
+
+def rmap_key(raw: bytes) -> bytes:
+    """Return an rmap key such that keys compare as their bytes do."""
+    flags = raw[_FLAGS_AT] & _FLAGS_MASK
+    return b"%b%c%b" % (raw[:_FLAGS_AT], flags, raw[_FLAGS_AT + 1 :])
+
+
+def rmap_high_key(start: int, count: int, owner: int, offset: int) -> bytes:
+    """Return the key of the last block of an rmap record."""
+    last = count - 1
+    offset &= ~XFS_RMAP_OFF_UNWRITTEN
+    if not (owner & XFS_RMAP_NON_INODE or offset & XFS_RMAP_OFF_BMBT_BLOCK):
+        block = (offset & XFS_RMAP_OFF_MASK) + last & XFS_RMAP_OFF_MASK
+        offset = offset & ~XFS_RMAP_OFF_MASK | block
+    return struct.pack(">IQQ", start + last, owner, offset)
+
+
+def _record_key(block: bytes, index: int) -> bytes:
+    """Return the low key of record ``index`` of an rmap leaf."""
+    at = SHORT_HEADER.size + index * RMAP_REC.size
+    return rmap_key(block[at : at + 4] + block[at + 8 : at + RMAP_REC.size])
+
+
+def _beyond(block: bytes, at: int) -> int:
+    """Return what is beside the outermost child: nothing, if nothing is beside its parent."""
+    beside = int.from_bytes(block[at : at + 4], "big")
+    return NULLAGBLOCK if beside == NULLAGBLOCK else _SOME_BLOCK

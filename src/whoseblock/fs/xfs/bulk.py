@@ -19,14 +19,20 @@ from whoseblock.fs.pieces import (
     FILE,
     FILE_DATA,
     FREE,
+    INODES,
+    LOG,
     NO_FORK,
     NOTHING,
+    STAGING,
+    STATIC,
     UNKNOWN,
     XATTR,
     Piece,
-    data_what,
 )
-from whoseblock.fs.xfs.btree import BNOBT, RMAPBT, AgTree, Fault, Leaf, Node
+from whoseblock.fs.xfs.agree import miscounted, size_keys, within_chunks
+from whoseblock.fs.xfs.btree import BNOBT, CNTBT, INOBT, REFCOUNTBT, RMAPBT, AgTree, Fault, Node
+from whoseblock.fs.xfs.confirm import confirm_files
+from whoseblock.fs.xfs.crosscheck import BY_FREE_SPACE, static_blocks
 from whoseblock.fs.xfs.format.btree import (
     XFS_RMAP_NON_INODE,
     XFS_RMAP_OFF_ATTR_FORK,
@@ -35,6 +41,7 @@ from whoseblock.fs.xfs.format.btree import (
     XFS_RMAP_OFF_UNWRITTEN,
 )
 from whoseblock.fs.xfs.owners import OwnerFinder
+from whoseblock.fs.xfs.promises import unpromised
 from whoseblock.fs.xfs.rows import MAX_FILE_SIZE, SPECIAL_OWNERS
 from whoseblock.fs.xfs.volume import MOST_LOST_GROUPS
 
@@ -75,7 +82,7 @@ def find_many(finder: OwnerFinder, starts: "ArrayLike", lengths: "ArrayLike") ->
         for questions in _by_group(volume, low[~odd], high[~odd], np.flatnonzero(~odd))
     ]
     rows = _join(parts)
-    _set_whats(finder, rows, odd)
+    confirm_files(finder, rows, odd)
     notes: dict[int, tuple[str, ...]] = {}
     if odd.any():
         single = _find_singly(finder, low, high, odd, notes)
@@ -188,18 +195,17 @@ def _find_in_group(
     next_gap = np.searchsorted(gap_high, low, "right")
     gapped = np.flatnonzero(np.append(gap_low, _NEVER)[next_gap] < high)
     gap_asked, gap_from, gap_to = _intersect(gap_low, gap_high, low[gapped], high[gapped])
-    gap_asked = gapped[gap_asked]
-    space = _load(finder.tree(agno, BNOBT), *_merge(gap_from, gap_to), faults)
-    free_low = space["startblock"].astype(np.int64)
-    gap, free_from, free_to = _intersect(free_low, free_low + space["blockcount"], gap_from, gap_to)
-    free = _rows(gap_asked[gap], free_from, free_to)
-    free["kind"] = FREE
-
-    confirmed = np.bincount(gap, free_to - free_from, gap_from.size)
-    odd[questions.number[gap_asked[confirmed != gap_to - gap_from]]] = True
+    gaps = _rows(gapped[gap_asked], gap_from, gap_to)
+    free, doubtful = _find_free(finder, agno, owned, gaps, faults)
+    odd[questions.number[doubtful]] = True
+    odd[questions.number[owned["question"][_unplaced(finder, agno, owned, faults)]]] = True
+    counts = records[:0]
+    if volume.sb.has_reflink:
+        counts = _load(finder.tree(agno, REFCOUNTBT), *_merge(low, high), faults)
+    bad_low, bad_high = miscounted(records, counts)
+    odd[questions.number[_intersect(bad_low, bad_high, low, high)[0]]] = True
     for fault in faults:
         odd[questions.number[(fault.low < high) & (low < fault.high)]] = True
-    odd[questions.number[asked[owned["kind"] == UNKNOWN]]] = True
 
     rows = _join([owned, free])
     which = rows["question"]
@@ -211,6 +217,76 @@ def _find_in_group(
     rows["start"], rows["length"] = piece_start, piece_end - piece_start
     rows["question"] = questions.number[which]
     return rows
+
+
+def _find_free(
+    finder: OwnerFinder,
+    agno: int,
+    owned: "NDArray[np.void]",
+    gaps: "NDArray[np.void]",
+    faults: list[Fault],
+) -> "tuple[NDArray[np.void], Ints]":
+    """Return what the free-space btree has in gaps, and which questions it contradicts.
+
+    Those have a gap that is not all free, or metadata that is; all rows are in blocks.
+    """
+    used = owned[np.isin(owned["what"], list(BY_FREE_SPACE))]
+    both = _join([gaps, used])
+    low, high = both["start"], both["start"] + both["length"]
+    space = _load(finder.tree(agno, BNOBT), *_merge(low, high), faults)
+    free_low = space["startblock"].astype(np.int64)
+    which, begin, end = _intersect(free_low, free_low + space["blockcount"], low, high)
+    in_gap = which < gaps.size
+    free = _rows(both["question"][which[in_gap]], begin[in_gap], end[in_gap])
+    free["kind"] = FREE
+    gap_bounds = _merge(low[: gaps.size], high[: gaps.size])
+    space = space[np.unique(_intersect(*gap_bounds, *_bounds(space))[0])]
+    odd = _intersect(*_merge(*_bounds(space[~_sized(finder, agno, space)])), low, high)[0]
+    confirmed = np.bincount(which, end - begin, both.size)
+    confirmed[odd] = -1
+    expected = np.where(np.arange(both.size) < gaps.size, both["length"], 0)
+    return free, both["question"][confirmed != expected]
+
+
+def _bounds(space: "NDArray[np.void]") -> "tuple[Ints, Ints]":
+    """Return the blocks of free extents: from, to."""
+    start = space["startblock"].astype(np.int64)
+    return start, start + space["blockcount"]
+
+
+def _sized(finder: OwnerFinder, agno: int, space: "NDArray[np.void]") -> "NDArray[np.bool_]":
+    """Return which free extents the free-space btree by size has too."""
+    wanted = size_keys(space)
+    order = np.sort(wanted)
+    faults: list[Fault] = []
+    found = _load(finder.tree(agno, CNTBT), order, order + 1, faults)
+    # What is missing of it makes its extents odd, for which the single question has the words.
+    return np.isin(wanted, size_keys(found))
+
+
+def _unplaced(
+    finder: OwnerFinder, agno: int, owned: "NDArray[np.void]", faults: list[Fault]
+) -> "NDArray[np.bool_]":
+    """Return which rows, in blocks, are not of files and not confirmed by another structure.
+
+    ``faults`` receives what is missing of the inode btree, in blocks.
+    """
+    volume = finder.volume
+    low, high = owned["start"], owned["start"] + owned["length"]
+    what = owned["what"]
+    unplaced = (owned["kind"] == UNKNOWN) | (owned["kind"] == STAGING)
+    unplaced |= (what == STATIC) & (high > static_blocks(volume))
+    for row in np.flatnonzero(what == LOG).tolist():
+        unplaced[row] = not finder.check.is_log(agno, int(low[row]), int(high[row]))
+    inodes = np.flatnonzero(what == INODES)
+    if inodes.size:
+        log = volume.sb.inopblog
+        lost: list[Fault] = []
+        asked = _merge(low[inodes] << log, high[inodes] << log)
+        chunks = _load(finder.tree(agno, INOBT), *asked, lost)
+        faults += [Fault(fault.low >> log, -(-fault.high >> log), fault.note) for fault in lost]
+        unplaced[inodes] = ~within_chunks(chunks, log, low[inodes], high[inodes])
+    return np.asarray(unplaced)
 
 
 def _join(parts: "list[NDArray[np.void]]") -> "NDArray[np.void]":
@@ -263,26 +339,28 @@ def _load(tree: AgTree, lows: "Ints", highs: "Ints", faults: list[Fault]) -> "ND
         return records
     counts = np.array([leaf.numrecs for leaf in leaves])
     firsts = np.cumsum(counts) - counts
-    start = records["startblock"].astype(np.int64)
-    end = start + records["blockcount"]
-    wrong = end <= start
-    falls = start[1:] < start[:-1]
-    wrong[1:] |= falls
-    # That a leaf begins before the one before it ends is no fault: their keys may overlap.
-    wrong[firsts] = end[firsts] <= start[firsts]
-    broken = np.logical_or.reduceat(wrong, firsts)
-    broken |= start[firsts] < [leaf.low for leaf in leaves]
-    broken |= np.maximum.reduceat(end, firsts) > [leaf.high for leaf in leaves]
+    if tree.shape.by_size:
+        start = size_keys(records)
+        end = start + 1
+    else:
+        start = records[next(iter(layout.fields))].astype(np.int64)
+        end = start + (tree.shape.fixed_count or records["blockcount"])
+    broken = unpromised(tree.shape, leaves, records, firsts, start, end)
     if broken.any():
-        faults += [_fault(leaves[number]) for number in np.flatnonzero(broken).tolist()]
-        records = records[~np.repeat(broken, counts)]
-    if falls.any():
-        records = records[np.argsort(records["startblock"], kind="stable")]
+        faults += [
+            Fault(
+                leaf.low,
+                leaf.high,
+                str(tree.corrupt(leaf.agbno, "not the records that belong there")),
+            )
+            for leaf in map(leaves.__getitem__, np.flatnonzero(broken).tolist())
+        ]
+        whole = ~np.repeat(broken, counts)
+        records, start = records[whole], start[whole]
+    # Only leaves that two parents promise differently can be out of order now.
+    if (start[1:] < start[:-1]).any():
+        records = records[np.argsort(start, kind="stable")]
     return records
-
-
-def _fault(leaf: Leaf) -> Fault:
-    return Fault(leaf.low, leaf.high, f"btree block {leaf.agbno} holds records out of order")
 
 
 def _merge(low: "Ints", high: "Ints") -> "tuple[Ints, Ints]":
@@ -378,18 +456,3 @@ def _mark_shared(rows: "NDArray[np.void]") -> None:
         earlier = np.concatenate(([False], np.maximum.accumulate(end)[:-1] > begin[1:]))
         later = np.concatenate((begin[1:] < end[:-1], [False]))
         rows["shared"][pick] = earlier | later
-
-
-def _set_whats(finder: OwnerFinder, rows: "NDArray[np.void]", odd: "NDArray[np.bool_]") -> None:
-    """Let the inodes tell directories and symlinks from plain data."""
-    data = np.flatnonzero((rows["kind"] == FILE) & (rows["what"] == FILE_DATA))
-    inode = rows["inode"][data]
-    # The extents of one file often lie side by side: what is the same as before needs no sorting.
-    heads = _run_starts(inode)
-    inodes, which = np.unique(inode[heads], return_inverse=True)
-    which = np.repeat(which, np.diff(heads, append=inode.size))
-    modes, faults = finder.inodes.modes(inodes.tolist())
-    whats = [data_what(modes.get(inode, 0)) for inode in inodes.tolist()]
-    rows["what"][data] = np.array(whats, dtype=np.uint8)[which]
-    unreadable = np.isin(inodes, np.array(list(faults), dtype=np.uint64))[which]
-    odd[rows["question"][data[unreadable]]] = True

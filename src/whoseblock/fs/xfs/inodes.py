@@ -34,7 +34,6 @@ _READ_MOST: Final = 256 * 1024
 
 _MAGIC_BYTES: Final = XFS_DINODE_MAGIC.to_bytes(2, "big")
 _VERSION_AT: Final = 4
-_MODE_AT: Final = 2
 _INO_AT: Final = 152
 _UUID_AT: Final = 160
 _BMDR_HEADER: Final = 4
@@ -100,12 +99,14 @@ class InodeTable:
             return "of another filesystem"
         return ""
 
-    def modes(self, inodes: Iterable[int]) -> tuple[dict[int, int], dict[int, str]]:
-        """Give the mode of each of many inodes, and what is wrong with those that have none.
+    def read_many(
+        self, inodes: Iterable[int]
+    ) -> tuple[dict[int, bytes | memoryview], dict[int, str]]:
+        """Read many inodes, verified; returns their bytes, and what is wrong with the others.
 
         Neighbours are read together; they need not be asked for in order.
         """
-        modes: dict[int, int] = {}
+        found: dict[int, bytes | memoryview] = {}
         faults: dict[int, str] = {}
         for run in self._runs(sorted(set(inodes)), faults):
             first = run[0][1]
@@ -113,23 +114,26 @@ class InodeTable:
                 size = run[-1][1] + self.volume.inode_size - first
                 whole = memoryview(self.volume.read("inode", first, size))
             except BlockError:
-                self._modes_singly(run, modes, faults)
+                self._read_singly(run, found, faults)
                 continue
             for ino, start in run:
                 raw = whole[start - first : start - first + self.volume.inode_size]
                 if fault := self._fault(ino, raw):
                     faults[ino] = str(CorruptError(f"inode {ino}", start, fault))
                 else:
-                    modes[ino] = raw[_MODE_AT] << 8 | raw[_MODE_AT + 1]
-        return modes, faults
+                    found[ino] = raw
+        return found, faults
 
-    def _modes_singly(
-        self, run: list[tuple[int, int]], modes: dict[int, int], faults: dict[int, str]
+    def _read_singly(
+        self,
+        run: list[tuple[int, int]],
+        found: dict[int, bytes | memoryview],
+        faults: dict[int, str],
     ) -> None:
         """Part of a run cannot be read: find out which inodes of it can."""
         for ino, _ in run:
             try:
-                modes[ino] = self.get(ino).core.mode
+                found[ino] = self.get(ino).raw
             except BlockError as error:
                 faults[ino] = str(error)
 

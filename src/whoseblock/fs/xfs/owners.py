@@ -20,9 +20,11 @@ from whoseblock.fs.pieces import (
     is_shareable,
     mark_shared,
 )
-from whoseblock.fs.xfs.btree import BNOBT, REFCOUNTBT, RMAPBT, AgTree, Fault, Shape
-from whoseblock.fs.xfs.format.btree import XFS_REFC_COWFLAG
+from whoseblock.fs.xfs.btree import BNOBT, CNTBT, INOBT, REFCOUNTBT, RMAPBT, AgTree, Fault, Shape
+from whoseblock.fs.xfs.crosscheck import Claim, CrossCheck, Part, most_counted
+from whoseblock.fs.xfs.format.btree import XFS_INODES_PER_CHUNK
 from whoseblock.fs.xfs.inodes import InodeTable
+from whoseblock.fs.xfs.maps import ExtentMaps
 from whoseblock.fs.xfs.rows import piece_of
 from whoseblock.fs.xfs.volume import MOST_LOST_GROUPS, Volume
 
@@ -40,6 +42,8 @@ class OwnerFinder:
         self.inodes = inodes
         self._trees: dict[tuple[int, str], AgTree] = {}
         self._lost: dict[int, str] = {}
+        self.maps = ExtentMaps(volume, inodes)
+        self.check = CrossCheck(volume, self, self.maps)
 
     def tree(self, agno: int, shape: Shape) -> AgTree:
         """Give a tree of an allocation group, the same one each time."""
@@ -47,8 +51,15 @@ class OwnerFinder:
         if key not in self._trees:
             if len(self._trees) >= _MOST_TREES:
                 self._trees.clear()
-            # Blocks reserved for copy-on-write sort behind all others, by a flag in the key.
-            limit = 1 << 32 if shape is REFCOUNTBT else self.volume.ag_blocks(agno)
+            limit = self.volume.ag_blocks(agno)
+            if shape is CNTBT:
+                limit = (1 << 63) - 1
+            elif shape is REFCOUNTBT:
+                # Blocks reserved for copy-on-write sort behind all others, by a flag in the key.
+                limit = 1 << 32
+            elif shape is INOBT:
+                # The last chunk may be sparse, and reach past the end of the group.
+                limit = (limit << self.volume.sb.inopblog) + XFS_INODES_PER_CHUNK
             self._trees[key] = AgTree(self.volume, agno, shape, limit)
         return self._trees[key]
 
@@ -131,11 +142,14 @@ class OwnerFinder:
     def _find_in_group(self, agno: int, start: int, end: int, notes: list[str]) -> list[Piece]:
         base, size = agno * self.volume.ag_bytes, self.volume.block_size
         low, high = (start - base) // size, -(-(end - base) // size)
+        part = Part(agno, low, high)
         faults: list[Fault] = []
         pieces: list[Piece] = []
+        claims: list[Claim] = []
         gaps: list[tuple[int, int]] = []
         covered = low
-        for record in self.tree(agno, RMAPBT).find(low, high, faults):
+        # Leaves that are not as promised may hold what others hold, and not be in order.
+        for record in sorted(set(self.tree(agno, RMAPBT).find(low, high, faults))):
             first, count, owner, place = record
             if first > covered:
                 gaps.append((covered, first))
@@ -148,19 +162,27 @@ class OwnerFinder:
             elif piece.kind == UNKNOWN:
                 notes.append(f"no owner can be what the rmap btree says: {owner:#x} at {place:#x}")
             pieces.append(piece)
+            if piece.kind != UNKNOWN:
+                skipped = max(low - first, 0)
+                claims.append(
+                    Claim(first + skipped, min(first + count, high), owner, place + skipped)
+                )
         if covered < high:
             gaps.append((covered, high))
-        for gap_low, gap_high in gaps:
-            for first, after, kind in self._gap(agno, gap_low, gap_high, faults, notes):
-                clipped = max(start, base + first * size)
-                pieces.append(Piece(clipped, min(end, base + after * size) - clipped, kind))
         # What is damaged somewhere in the group matters only where it touches the question.
         faults = [fault for fault in faults if fault.low < high and low < fault.high]
+        uncounted: list[Fault] = []
+        counts = self.check.counts(part, notes, lost=uncounted)
+        for first, after, kind in self._gaps(part, gaps, faults, counts, notes):
+            clipped = max(start, base + first * size)
+            pieces.append(Piece(clipped, min(end, base + after * size) - clipped, kind))
         notes += [fault.note for fault in faults]
-        pieces.sort(key=lambda piece: (piece.start, piece.inode, piece.file_offset))
-        mark_shared(pieces)
+        self.check.check(part, claims, counts, [*faults, *uncounted], notes)
+        if len(pieces) > 1:
+            pieces.sort(key=lambda piece: (piece.start, piece.inode, piece.file_offset))
+            mark_shared(pieces)
         if faults:
-            self._mark_counted(agno, pieces, notes)
+            self._mark_counted(part, pieces, counts)
         return pieces
 
     def _with_what(self, piece: Piece, notes: list[str]) -> Piece:
@@ -171,28 +193,51 @@ class OwnerFinder:
             notes.append(str(error))
             return piece._replace(what=UNKNOWN_DATA)
 
-    def _gap(
-        self, agno: int, low: int, high: int, faults: list[Fault], notes: list[str]
+    def _gaps(
+        self,
+        part: Part,
+        gaps: list[tuple[int, int]],
+        faults: list[Fault],
+        counts: list[tuple[int, int, int]],
+        notes: list[str],
     ) -> Iterator[tuple[int, int, int]]:
         """Say what blocks are that no record of the rmap btree covers: free, or unknown.
 
-        They are free if the free-space btree says so too, and nothing of the rmap btree is lost
-        that might have covered them.
+        They are free if both free-space btrees say so too, nothing of the rmap btree is lost that
+        might have covered them, and no owners are counted.
         """
-        if any(fault.low < high and low < fault.high for fault in faults):
-            yield low, high, UNKNOWN
-            return
+        for low, high in gaps:
+            if any(fault.low < high and low < fault.high for fault in faults):
+                yield low, high, UNKNOWN
+            else:
+                yield from self._gap(part.agno, low, high, counts, notes)
+
+    def _gap(
+        self,
+        agno: int,
+        low: int,
+        high: int,
+        counts: list[tuple[int, int, int]],
+        notes: list[str],
+    ) -> Iterator[tuple[int, int, int]]:
         lost: list[Fault] = []
+        free = list(self.tree(agno, BNOBT).find(low, high, lost))
+        lost = [fault for fault in lost if fault.low < high and low < fault.high]
+        notes += [fault.note for fault in lost]
         at = low
-        for first, count in self.tree(agno, BNOBT).find(low, high, lost):
-            first, after = max(first, at), min(first + count, high)  # noqa: PLW2901
+        for whole, count in sorted(free):
+            first, after = max(whole, at), min(whole + count, high)
             if first > at:
                 yield at, first, UNKNOWN
                 self._note_gap(agno, at, first, notes)
             if after > first:
-                yield first, after, FREE
+                used = (
+                    any(fault.low < after and first < fault.high for fault in lost)
+                    or most_counted(counts, first, after)
+                    or not self.check.is_free(agno, whole, count, notes)
+                )
+                yield first, after, UNKNOWN if used else FREE
                 at = after
-        notes += [fault.note for fault in lost if fault.low < high and low < fault.high]
         if at < high:
             yield at, high, UNKNOWN
             self._note_gap(agno, at, high, notes)
@@ -202,17 +247,13 @@ class OwnerFinder:
         length = (high - low) * self.volume.block_size
         notes.append(f"neither the rmap nor the free-space btree accounts for {start}+{length}")
 
-    def _mark_counted(self, agno: int, pieces: list[Piece], notes: list[str]) -> None:
-        """Ask the refcount btree which pieces are shared, where records of sharers are lost."""
-        base, size = agno * self.volume.ag_bytes, self.volume.block_size
-        if not self.volume.sb.has_reflink:
-            return
-        lost: list[Fault] = []
+    def _mark_counted(
+        self, part: Part, pieces: list[Piece], counts: list[tuple[int, int, int]]
+    ) -> None:
+        """Mark as shared what is counted twice, where records of other sharers are lost."""
+        base, size = part.agno * self.volume.ag_bytes, self.volume.block_size
         for index, piece in enumerate(pieces):
-            if not is_shareable(piece) or piece.shared:
-                continue
-            low, high = (piece.start - base) // size, -(-(piece.end - base) // size)
-            for first, _, count in self.tree(agno, REFCOUNTBT).find(low, high, lost):
-                if count > 1 and not first & XFS_REFC_COWFLAG:
-                    pieces[index] = piece._replace(shared=True)
-        notes += [fault.note for fault in lost]
+            if is_shareable(piece) and not piece.shared:
+                low, high = (piece.start - base) // size, -(-(piece.end - base) // size)
+                shared = most_counted(counts, low, high) > 1
+                pieces[index] = piece._replace(shared=shared)

@@ -32,6 +32,7 @@ KINDS: Final = {
     "agi": "AGI of AG",
     "rmapbt": "rmap btree block",
     "bnobt": "free-space btree block",
+    "cntbt": "free-space btree (by size) block",
     "refcountbt": "refcount btree block",
     "inobt": "inode btree block",
     "bmbt": "extent map block",

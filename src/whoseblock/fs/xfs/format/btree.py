@@ -27,6 +27,7 @@ __all__ = [
 ]
 
 XFS_ABTB_CRC_MAGIC: Final = 0x41423342  # "AB3B"
+XFS_ABTC_CRC_MAGIC: Final = 0x41423343  # "AB3C"
 XFS_IBT_CRC_MAGIC: Final = 0x49414233  # "IAB3"
 XFS_RMAP_CRC_MAGIC: Final = 0x524D4233  # "RMB3"
 XFS_REFC_CRC_MAGIC: Final = 0x52334643  # "R3FC"
@@ -35,6 +36,9 @@ XFS_BTREE_SBLOCK_CRC_OFF: Final = 52
 XFS_BTREE_LBLOCK_CRC_OFF: Final = 64
 #: No tree is higher: the lowest fan-out (512-byte blocks) over the most blocks of a group.
 XFS_BTREE_MAXLEVELS: Final = 32
+#: No block: the sibling of an outermost block.
+NULLAGBLOCK: Final = 0xFFFFFFFF
+NULLFSBLOCK: Final = 2**64 - 1
 
 #: Owners that are no inodes, as they stand in `RmapRec.owner`.
 XFS_RMAP_OWN_FS: Final = 2**64 - 3

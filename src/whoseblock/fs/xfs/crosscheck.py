@@ -1,0 +1,346 @@
+"""Whether the other structures of a filesystem agree with its reverse mapping.
+
+Every block of the rmap btree may be a valid one that is not the newest: a write that the medium
+lost.  What it says is kept a second time elsewhere, and compared here for the blocks asked about:
+
+- who the owner is: the extent map of the inode, the inode btree, the superblock;
+- how many owners there are: the refcount btree, which counts two and more;
+- that there is an owner: the free-space btree, where nothing of the above says so.
+
+A contradiction does not tell which side is right.  It becomes a note that names both, which makes
+the answer incomplete.
+"""
+
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
+from itertools import accumulate
+from operator import gt, itemgetter
+from typing import Final, NamedTuple, Protocol
+
+from whoseblock.errors import BlockError
+from whoseblock.fs.pieces import (
+    AG,
+    DATA,
+    EXTENT_MAP,
+    FILE,
+    FILE_DATA,
+    INODE_BTREE,
+    INODES,
+    LOG,
+    METADATA,
+    REFCOUNT_BTREE,
+    STAGING,
+    STATIC,
+)
+from whoseblock.fs.xfs.btree import BNOBT, CNTBT, INOBT, REFCOUNTBT, AgTree, Fault, Shape, size_key
+from whoseblock.fs.xfs.format.ag import AG_HEADERS
+from whoseblock.fs.xfs.format.btree import (
+    XFS_INODES_PER_CHUNK,
+    XFS_INODES_PER_HOLEMASK_BIT,
+    XFS_REFC_COWFLAG,
+    XFS_RMAP_OFF_MASK,
+    XFS_RMAP_OFF_UNWRITTEN,
+)
+from whoseblock.fs.xfs.format.inode import ATTR_FORK, DATA_FORK
+from whoseblock.fs.xfs.maps import ExtentMaps
+from whoseblock.fs.xfs.rows import classify
+from whoseblock.fs.xfs.volume import Volume
+
+__all__ = ["BY_FREE_SPACE", "Claim", "CrossCheck", "Part", "Trees", "most_counted", "static_blocks"]
+
+#: Metadata that only the free-space btree can confirm: that its blocks are in use.
+BY_FREE_SPACE: Final = frozenset({AG, INODE_BTREE, REFCOUNT_BTREE})
+_MOST_NOTES: Final = 20
+
+
+class Trees(Protocol):
+    """Where trees come from."""
+
+    def tree(self, agno: int, shape: Shape) -> AgTree:
+        """Return a tree of an allocation group."""
+
+
+class Claim(NamedTuple):
+    """What an rmap record says of the blocks from ``low`` up to ``high`` of its group."""
+
+    low: int
+    high: int
+    owner: int
+    offset: int
+
+
+class Part(NamedTuple):
+    """The part of a question that lies in one group: blocks from ``low`` up to ``high``."""
+
+    agno: int
+    low: int
+    high: int
+
+
+def most_counted(counts: list[tuple[int, int, int]], low: int, high: int) -> int:
+    """Return the highest of the counts, which are in order, of blocks from ``low`` to ``high``."""
+    index = bisect_right(counts, low, key=itemgetter(1))
+    most = 0
+    while index < len(counts) and counts[index][0] < high:
+        most = max(most, counts[index][2])
+        index += 1
+    return most
+
+
+def static_blocks(volume: Volume) -> int:
+    """Return how many blocks the headers of a group take."""
+    return -(-len(AG_HEADERS) * volume.sb.sectsize // volume.block_size)
+
+
+class CrossCheck:
+    """Compares what the rmap btree says with the other structures."""
+
+    def __init__(self, volume: Volume, trees: Trees, maps: ExtentMaps) -> None:
+        self.volume = volume
+        self.trees = trees
+        self.maps = maps
+
+    def counts(
+        self, part: Part, notes: list[str], *, lost: list[Fault]
+    ) -> list[tuple[int, int, int]]:
+        """Return the refcount records that touch a part: from, to, and the count.
+
+        ``lost`` receives what cannot be read of them.
+        """
+        if not self.volume.sb.has_reflink:
+            return []
+        agno, low, high = part
+        tree = self.trees.tree(agno, REFCOUNTBT)
+        if tree.is_empty:
+            return []
+        faults: list[Fault] = []
+        found = [
+            (max(first, low), min(first + blocks, high), count)
+            for first, blocks, count in tree.find(low, high, faults)
+        ]
+        if not faults:
+            return found
+        lost += [fault for fault in faults if fault.low < high and low < fault.high]
+        notes += [fault.note for fault in lost]
+        return found
+
+    def check(
+        self,
+        part: Part,
+        claims: list[Claim],
+        counts: list[tuple[int, int, int]],
+        lost: Iterable[Fault],
+        notes: list[str],
+    ) -> None:
+        """Compare the claims on a part with the other structures.
+
+        ``lost`` are the blocks for which records of the rmap or the refcount btree are missing.
+        """
+        reach = accumulate((claim.high for claim in claims), max)
+        if counts or any(map(gt, reach, (claim.low for claim in claims[1:]))):
+            self._check_counts(part, claims, counts, list(lost), notes)
+        for claim in claims:
+            self._check_owner(part.agno, claim, notes)
+
+    # ------------------------------------------------------------------ how many
+
+    def _check_counts(
+        self,
+        part: Part,
+        claims: list[Claim],
+        counts: list[tuple[int, int, int]],
+        lost: list[Fault],
+        notes: list[str],
+    ) -> None:
+        said: list[tuple[int, int, str]] = []
+        for low, high, sharers, others, counted in _segments(part, claims, counts):
+            if any(fault.low < high and low < fault.high for fault in lost):
+                continue
+            why = self._disagreement(sharers, others, counted)
+            if not why:
+                continue
+            if said and said[-1][1:] == (low, why):
+                said[-1] = said[-1][0], high, why
+            else:
+                said.append((low, high, why))
+        for low, high, why in said[:_MOST_NOTES]:
+            notes.append(why.format(self._place(part.agno, low, high)))
+
+    def _disagreement(self, sharers: int, others: int, counted: int | None) -> str:
+        """Say how the owners that the rmap btree names are not those that are counted."""
+        if others > 1 or (others and sharers):
+            return (
+                f"the rmap btree names {sharers + others} owners of {{}}, and not all of them can"
+                " share blocks"
+            )
+        if not sharers and not others:
+            if counted is None:
+                return ""
+            return f"the rmap btree names no owner of {{}}, the refcount btree counts {counted}"
+        expected = 1 if counted is None else counted
+        if sharers + others == expected and counted != 1:
+            return ""
+        named = sharers + others
+        owners = "1 owner" if named == 1 else f"{named} owners"
+        if not self.volume.sb.has_reflink:
+            return f"the rmap btree names {owners} of {{}}, in a filesystem without reflink"
+        return f"the rmap btree names {owners} of {{}}, the refcount btree counts {expected}"
+
+    def is_free(self, agno: int, start: int, count: int, notes: list[str]) -> bool:
+        """Return whether the free-space btree by size has an extent of the one by place."""
+        faults: list[Fault] = []
+        key = size_key(start, count)
+        found = list(self.trees.tree(agno, CNTBT).find(key, key + 1, faults))
+        faults = [fault for fault in faults if fault.low <= key < fault.high]
+        notes += [fault.note for fault in faults]
+        if not found and not faults:
+            place = self._place(agno, start, start + count)
+            notes.append(f"the free-space btrees by place and by size disagree about {place}")
+        return bool(found) and not faults
+
+    # ------------------------------------------------------------------ who
+
+    def _check_owner(self, agno: int, claim: Claim, notes: list[str]) -> None:
+        kind, what, fork = classify(claim.owner, claim.offset)
+        low, high = claim.low, claim.high
+        if kind == FILE:
+            self._check_file(agno, claim, what, DATA_FORK if fork == DATA else ATTR_FORK, notes)
+        elif kind == STAGING:
+            self._check_staging(agno, claim, notes)
+        elif kind != METADATA:
+            return
+        elif what == STATIC:
+            if high > static_blocks(self.volume):
+                place = self._place(agno, low, high)
+                notes.append(
+                    f"the rmap btree has headers of AG {agno} at {place}, where there are none"
+                )
+        elif what == LOG:
+            if not self.is_log(agno, low, high):
+                place = self._place(agno, low, high)
+                notes.append(
+                    f"the rmap btree has the log at {place}, the superblock has it elsewhere"
+                )
+        elif what == INODES:
+            self._check_inodes(agno, claim, notes)
+        elif what in BY_FREE_SPACE:
+            self._check_used(agno, claim, notes)
+
+    def _check_file(self, agno: int, claim: Claim, what: int, fork: str, notes: list[str]) -> None:
+        low, high, ino, offset = claim
+        fsbno = agno << self.volume.sb.agblklog | low
+        try:
+            if what == EXTENT_MAP:
+                known = self.maps.blocks(ino, fork)
+                true = known is None or known.issuperset(range(fsbno, fsbno + high - low))
+            else:
+                true = self.maps.holds(
+                    ino,
+                    fork,
+                    offset & XFS_RMAP_OFF_MASK,
+                    fsbno,
+                    high - low,
+                    unwritten=bool(offset & XFS_RMAP_OFF_UNWRITTEN),
+                )
+        except BlockError as error:
+            notes.append(str(error))
+            return
+        if not true:
+            place = self._place(agno, low, high)
+            notes.append(
+                f"the rmap btree says that inode {ino} owns {place}, the extent map of the inode"
+                " does not say so"
+            )
+
+    def is_log(self, agno: int, low: int, high: int) -> bool:
+        """Return whether all blocks of a range are of the log."""
+        sb = self.volume.sb
+        start = sb.logstart & ((1 << sb.agblklog) - 1)
+        in_group = bool(sb.logstart) and sb.logstart >> sb.agblklog == agno
+        return in_group and start <= low and high <= start + sb.logblocks
+
+    def _check_staging(self, agno: int, claim: Claim, notes: list[str]) -> None:
+        """Blocks staged for copy-on-write have records of their own in the refcount btree."""
+        low, high = claim.low, claim.high
+        lost: list[Fault] = []
+        at = low
+        tree = self.trees.tree(agno, REFCOUNTBT)
+        for first, blocks, count in tree.find(
+            low | XFS_REFC_COWFLAG, high | XFS_REFC_COWFLAG, lost
+        ):
+            first &= ~XFS_REFC_COWFLAG  # noqa: PLW2901
+            if first > at or count != 1:
+                break
+            at = first + blocks
+        notes += [fault.note for fault in lost]
+        if at < high:
+            place = self._place(agno, low, high)
+            notes.append(
+                f"the rmap btree has {place} staged for copy-on-write, the refcount btree has not"
+            )
+
+    def _check_inodes(self, agno: int, claim: Claim, notes: list[str]) -> None:
+        low, high = claim.low, claim.high
+        lost: list[Fault] = []
+        log = self.volume.sb.inopblog
+        at = low
+        for chunk in self.trees.tree(agno, INOBT).find(low << log, high << log, lost):
+            for first, after in _inode_blocks(chunk[0], chunk[1], log):
+                if first <= at:
+                    at = max(at, after)
+        notes += [fault.note for fault in lost]
+        if at < high:
+            place = self._place(agno, low, high)
+            notes.append(f"the rmap btree has inodes at {place}, the inode btree has not")
+
+    def _check_used(self, agno: int, claim: Claim, notes: list[str]) -> None:
+        low, high = claim.low, claim.high
+        lost: list[Fault] = []
+        for first, blocks in self.trees.tree(agno, BNOBT).find(low, high, lost):
+            place = self._place(agno, max(first, low), min(first + blocks, high))
+            notes.append(
+                f"the rmap btree has metadata at {place}, the free-space btree calls it free"
+            )
+            break
+        notes += [fault.note for fault in lost if fault.low < high and low < fault.high]
+
+    def _place(self, agno: int, low: int, high: int) -> str:
+        start = self.volume.ag_to_byte(agno, low)
+        return f"{start}+{(high - low) * self.volume.block_size}"
+
+
+def _inode_blocks(startino: int, holemask: int, log: int) -> Iterator[tuple[int, int]]:
+    """Return the blocks in which a chunk has inodes: from, to."""
+    if not holemask:
+        yield startino >> log, -(-(startino + XFS_INODES_PER_CHUNK) >> log)
+        return
+    step = XFS_INODES_PER_HOLEMASK_BIT
+    for bit in range(XFS_INODES_PER_CHUNK // step):
+        if not holemask >> bit & 1:
+            first = startino + bit * step
+            yield first >> log, -(-(first + step) >> log)
+
+
+def _segments(
+    part: Part, claims: list[Claim], counts: list[tuple[int, int, int]]
+) -> Iterator[tuple[int, int, int, int, int | None]]:
+    """Cut a part where owners change: from, to, how many can share and cannot, and the count."""
+    changes: dict[int, list[int]] = {part.low: [0, 0, 0, 0]}
+    for low, high, owner, offset in claims:
+        kind, what, _ = classify(owner, offset)
+        which = 0 if (kind, what) == (FILE, FILE_DATA) else 1
+        changes.setdefault(low, [0, 0, 0, 0])[which] += 1
+        changes.setdefault(high, [0, 0, 0, 0])[which] -= 1
+    for low, high, count in counts:
+        for at, sign in ((low, 1), (high, -1)):
+            change = changes.setdefault(at, [0, 0, 0, 0])
+            change[2] += sign * count
+            change[3] += sign
+    edges = sorted(changes)
+    sharers = others = count = counted = 0
+    for at, after in zip(edges, [*edges[1:], part.high], strict=True):
+        more = changes[at]
+        sharers, others = sharers + more[0], others + more[1]
+        count, counted = count + more[2], counted + more[3]
+        if at < after:
+            yield at, after, sharers, others, count if counted else None

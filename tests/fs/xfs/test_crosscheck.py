@@ -1,0 +1,159 @@
+"""One forged record in each structure: the answer names both sides, singly and in bulk."""
+
+import lzma
+import struct
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from tests.support.damage import Block, Overlay, find_metadata, overwrite, seal
+
+import whoseblock
+from whoseblock.media import FileMedia
+
+DEMO = Path(__file__).resolve().parents[3] / "demo" / "image.xfs.xz"
+BLOCK = 4096
+HEADER = 56
+INODES, AG, LOG, STATIC, STAGING = (
+    (1 << 64) - 7,
+    (1 << 64) - 5,
+    (1 << 64) - 4,
+    (1 << 64) - 3,
+    (1 << 64) - 9,
+)
+UNWRITTEN = 1 << 61
+
+
+class Found(NamedTuple):
+    """A record: its block, where in it, and its fields."""
+
+    block: Block
+    at: int
+    fields: tuple[int, ...]
+    group: int
+
+
+class Image:
+    """The demo image, and the records of its trees."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.metadata = find_metadata(path)
+        self.group_size = 19200 * BLOCK
+
+    def records(self, kind: str, code: str) -> list[Found]:
+        layout = struct.Struct(code)
+        found = []
+        for block in self.metadata[kind]:
+            count = int.from_bytes(block.data[6:8], "big")
+            for index in range(count):
+                at = HEADER + index * layout.size
+                fields = layout.unpack_from(block.data, at)
+                found.append(Found(block, at, fields, block.start // self.group_size))
+        return found
+
+    def data(self) -> Found:
+        """Return a record of file data that is shared with nobody else."""
+        records = self.records("rmapbt", ">IIQQ")
+        for record in records:
+            start, count, owner, offset = record.fields
+            others = [
+                other
+                for other in records
+                if other.group == record.group
+                and other.fields[0] < start + count
+                and start < other.fields[0] + other.fields[1]
+            ]
+            if owner < 1 << 63 and offset < 1 << 61 and len(others) == 1:
+                return record
+        raise LookupError("no such record")
+
+    def notes(self, record: Found, fields: tuple[int, ...], code: str) -> list[str]:
+        """Forge a record; return the notes about its blocks, the same singly and in bulk."""
+        new = overwrite(record.block.data, record.at, struct.pack(code, *fields))
+        patch = {record.block.start: seal(record.block.kind, new)}
+        start = record.group * self.group_size + record.fields[0] * BLOCK
+        question = (start, record.fields[1] * BLOCK)
+        with whoseblock.open(Overlay(FileMedia(self.path), patch)) as fs:
+            alone = fs.owners(*question, paths=False)
+            assert set(fs.owners_many([question] * 50, paths=False)) == {alone}
+            arrays = fs.owners_of([question[0]], [question[1]])
+            assert arrays.complete.tolist() == [alone.complete]
+        assert alone.complete is not bool(alone.notes)
+        return list(alone.notes)
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory: pytest.TempPathFactory) -> Image:
+    path = tmp_path_factory.mktemp("crosscheck") / "demo.img"
+    path.write_bytes(lzma.decompress(DEMO.read_bytes()))
+    return Image(path)
+
+
+@pytest.mark.parametrize(
+    ("forge", "says"),
+    [
+        (lambda owner, offset: (owner + 1, offset), "extent map"),
+        (lambda owner, offset: (owner, offset + 1), "extent map"),
+        (lambda owner, offset: (owner, offset | UNWRITTEN), "extent map"),
+        (lambda _owner, _offset: (INODES, 0), "the inode btree has not"),
+        (lambda _owner, _offset: (LOG, 0), "the superblock has it elsewhere"),
+        (lambda _owner, _offset: (STATIC, 0), "where there are none"),
+        (lambda _owner, _offset: (STAGING, 0), "staged for copy-on-write"),
+    ],
+)
+def test_an_owner_that_is_none(
+    image: Image, forge: Callable[[int, int], tuple[int, int]], says: str
+) -> None:
+    record = image.data()
+    start, count, owner, offset = record.fields
+    assert image.notes(record, record.fields, ">IIQQ") == []
+    notes = image.notes(record, (start, count, *forge(owner, offset)), ">IIQQ")
+    assert any("rmap btree" in note and says in note for note in notes) or "inode" in notes[0]
+
+
+@pytest.mark.parametrize("more", [1, -1])
+def test_sharers_that_are_not_counted(image: Image, more: int) -> None:
+    record = next(one for one in image.records("refcountbt", ">III") if one.fields[2] > 1)
+    start, count, owners = record.fields
+    notes = image.notes(record, (start, count, owners + more), ">III")
+    assert len(notes) == 1
+    assert f"the rmap btree names {owners} owners of" in notes[0]
+    assert f"the refcount btree counts {owners + more}" in notes[0]
+
+
+def test_a_sharer_twice(image: Image) -> None:
+    records = image.records("rmapbt", ">IIQQ")
+    one, other = next(
+        (one, other)
+        for one, other in pairwise(records)
+        if one.group == other.group and one.fields[0] == other.fields[0]
+    )
+    assert image.notes(other, one.fields, ">IIQQ")
+
+
+def test_free_space_that_is_not_in_both_trees(image: Image) -> None:
+    record = max(image.records("bnobt", ">II"), key=lambda found: found.fields[1])
+    start, count = record.fields
+    notes = image.notes(record, (start, count - 1), ">II")
+    assert any("by place and by size disagree" in note for note in notes)
+
+
+@pytest.mark.parametrize("form", [2, 3, 5])
+@pytest.mark.parametrize("forkoff", [0, 1, 42, 255])
+def test_forks_that_reach_past_their_inode(image: Image, form: int, forkoff: int) -> None:
+    # The forms of both forks, where the second one begins, and how many extents they have.
+    edits = {5: bytes([form]), 82: bytes([forkoff, form]), 76: b"\0\0\0\x7f\0\x7f", 24: b"\0" * 7}
+    patches = {}
+    for block in image.metadata["inode"]:
+        data = block.data
+        for at, new in edits.items():
+            data = overwrite(data, at, new)
+        patches[block.start] = seal("inode", overwrite(data, 31, b"\x7f"))
+    with whoseblock.open(Overlay(FileMedia(image.path), patches)) as fs:
+        questions = [(start, 1 << 20) for start in range(0, fs.size - (1 << 20), 1 << 20)]
+        together = list(fs.owners_many(questions, paths=False))
+        assert [fs.owners(*question, paths=False) for question in questions] == together
+        assert not all(answer.complete for answer in together)
