@@ -87,7 +87,9 @@ class Judge:
         """Return what is wrong with the paths of an inode that exists."""
         right = self.expectation.paths(inode)
         if found.complete and list(found.paths) != right:
-            return Verdict("wrong path", repr(right[:3]), repr(found.paths[:3]))
+            missing = [path for path in right if path not in found.paths]
+            more = [path for path in found.paths if path not in right]
+            return Verdict("wrong path", f"inode {inode}: {missing[:2]}", repr(more[:2]))
         if strict and not set(found.paths) <= set(right):
             return Verdict("invented path (incomplete)", repr(right[:3]), repr(found.paths[:3]))
         return None
