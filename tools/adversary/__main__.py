@@ -18,6 +18,7 @@ from tests.support.tools import Missing, need_loop_mounts
 
 from tools.adversary.bases import BASES
 from tools.adversary.damaged import Tally, as_json, run_cases
+from tools.adversary.healthy import Outcome, check_planned, check_special
 from tools.adversary.wounds import WEIGHTS
 
 _HERE = Path("/tmp/whoseblock-adversary")  # noqa: S108 - large, and worth keeping between runs
@@ -33,7 +34,7 @@ def main(words: list[str] | None = None) -> int:
     except Missing as missing:
         print(f"tools.adversary: {missing}", file=sys.stderr)
         return 2
-    return _damaged(options)
+    return _damaged(options) if options.part == "damaged" else _healthy(options)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -50,6 +51,17 @@ def _parser() -> argparse.ArgumentParser:
         "--folder", type=Path, default=_HERE, help=f"folder for the images ({_HERE})"
     )
     parts = parser.add_subparsers(required=True, dest="part")
+    healthy = parts.add_parser("healthy", parents=[shared], help="make odd images and ask")
+    healthy.add_argument("--images", type=int, default=100, help="number of images (100)")
+    healthy.add_argument("--first", type=int, default=0, help="number of the first image (0)")
+    healthy.add_argument("--image", type=int, help="make this image only, and keep it")
+    healthy.add_argument(
+        "--questions", type=int, default=1000, help="questions about each image, at least (1000)"
+    )
+    special = parts.add_parser("special", parents=[shared], help="make very large images and ask")
+    special.add_argument("--inodes", type=int, default=1_000_000, help="inodes (1000000)")
+    special.add_argument("--extents", type=int, default=200_000, help="extents (200000)")
+    special.add_argument("--questions", type=int, default=1000, help="questions, at least (1000)")
     damaged = parts.add_parser("damaged", parents=[shared], help="damage images and ask")
     damaged.add_argument("--cases", type=int, default=20_000, help="number of cases (20000)")
     damaged.add_argument("--first", type=int, default=0, help="number of the first case (0)")
@@ -59,6 +71,37 @@ def _parser() -> argparse.ArgumentParser:
     )
     damaged.add_argument("--findings", type=Path, help="write the findings to FILE, as JSON lines")
     return parser
+
+
+def _healthy(options: argparse.Namespace) -> int:
+    def report(outcome: Outcome) -> None:
+        print(outcome, flush=True)
+        for question, verdict in outcome.wrong[:3]:
+            print(f"  {question}: {verdict.fault}")
+            print(f"    expected {verdict.expected}\n    actual   {verdict.actual}", flush=True)
+
+    if options.part == "special":
+        outcomes = check_special(
+            *(options.folder, options.seed, options.questions, options.inodes, options.extents),
+            report,
+            keep=False,
+        )
+    else:
+        numbers = range(options.first, options.first + options.images)
+        if options.image is not None:
+            numbers = range(options.image, options.image + 1)
+        outcomes = check_planned(
+            *(options.folder, options.seed, numbers, options.questions),
+            report,
+            keep=options.image is not None,
+        )
+    wrong = sum(len(outcome.wrong) for outcome in outcomes)
+    made = [outcome for outcome in outcomes if not outcome.skipped]
+    print(
+        f"{len(made)} images, {sum(outcome.questions for outcome in made)} questions,"
+        f" {wrong} wrong answers, {len(outcomes) - len(made)} images skipped"
+    )
+    return 1 if wrong else 0
 
 
 def _damaged(options: argparse.Namespace) -> int:
