@@ -15,10 +15,9 @@ from collections import Counter, defaultdict
 from pathlib import Path
 
 from tests.support.tools import Missing, need_loop_mounts
-
 from tools.adversary.bases import BASES
-from tools.adversary.damaged import Tally, as_json, run_cases
-from tools.adversary.healthy import Outcome, check_planned, check_special
+from tools.adversary.damaged import Finding, Tally, as_json, run_cases
+from tools.adversary.healthy import Outcome, Round
 from tools.adversary.wounds import WEIGHTS
 
 _HERE = Path("/tmp/whoseblock-adversary")  # noqa: S108 - large, and worth keeping between runs
@@ -60,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     special = parts.add_parser("special", parents=[shared], help="make very large images and ask")
     special.add_argument("--inodes", type=int, default=1_000_000, help="inodes (1000000)")
-    special.add_argument("--extents", type=int, default=200_000, help="extents (200000)")
+    special.add_argument("--extents", type=int, default=700_000, help="extents (700000)")
     special.add_argument("--questions", type=int, default=1000, help="questions, at least (1000)")
     damaged = parts.add_parser("damaged", parents=[shared], help="damage images and ask")
     damaged.add_argument("--cases", type=int, default=20_000, help="number of cases (20000)")
@@ -80,21 +79,14 @@ def _healthy(options: argparse.Namespace) -> int:
             print(f"  {question}: {verdict.fault}")
             print(f"    expected {verdict.expected}\n    actual   {verdict.actual}", flush=True)
 
+    keep = options.part == "healthy" and options.image is not None
+    asked = Round(options.folder, options.seed, options.questions, report, keep=keep)
     if options.part == "special":
-        outcomes = check_special(
-            *(options.folder, options.seed, options.questions, options.inodes, options.extents),
-            report,
-            keep=False,
-        )
+        outcomes = asked.special(options.inodes, options.extents)
+    elif keep:
+        outcomes = asked.planned(range(options.image, options.image + 1))
     else:
-        numbers = range(options.first, options.first + options.images)
-        if options.image is not None:
-            numbers = range(options.image, options.image + 1)
-        outcomes = check_planned(
-            *(options.folder, options.seed, numbers, options.questions),
-            report,
-            keep=options.image is not None,
-        )
+        outcomes = asked.planned(range(options.first, options.first + options.images))
     wrong = sum(len(outcome.wrong) for outcome in outcomes)
     made = [outcome for outcome in outcomes if not outcome.skipped]
     print(
@@ -131,8 +123,10 @@ def _print_tally(tally: Tally, *, everything: bool) -> None:
     for finding in tally.findings:
         kind = finding.wounds.partition(":")[0]
         (inherent if finding.inherent else wrong)[kind].add(finding.case)
-    print(f"{'damage':20} {'cases':>7} {'answers':>8} {'incomplete':>10} {'refused':>7}"
-          f" {'wrong':>6} {'inherent':>8}")
+    print(
+        f"{'damage':20} {'cases':>7} {'answers':>8} {'incomplete':>10} {'refused':>7}"
+        f" {'wrong':>6} {'inherent':>8}"
+    )
     rows = [*(kind for kind in WEIGHTS if tally.cases[kind]), "all"]
     for kind in rows:
         each = [kind] if kind != "all" else list(WEIGHTS)
@@ -165,12 +159,14 @@ def _print_classes(tally: Tally) -> None:
         classes[(finding.inherent or "WRONG", finding.verdict.fault, kinds)].add(finding.case)
     counts = Counter({key: len(cases) for key, cases in classes.items()})
     for (inherent, fault, kinds), count in counts.most_common(60):
-        print(f"{count:6} {inherent}: {fault}: {kinds}: case {min(classes[inherent, fault, kinds])}")
+        print(
+            f"{count:6} {inherent}: {fault}: {kinds}: case {min(classes[inherent, fault, kinds])}"
+        )
 
 
-def _one_of_each(tally: Tally) -> list:
+def _one_of_each(tally: Tally) -> list[Finding]:
     """Return one finding of each class and each kind that was damaged alone."""
-    seen: dict[tuple[str, tuple[str, ...]], object] = {}
+    seen: dict[tuple[str, tuple[str, ...]], Finding] = {}
     for finding in tally.wrong:
         if len(finding.kinds) == 1:
             seen.setdefault((finding.verdict.fault, finding.kinds), finding)

@@ -21,7 +21,6 @@ from tests.support.mounts import mounted
 from tests.support.tools import run, xfsprogs
 from tests.support.truth import Row, Truth
 from tests.support.zoo import by_kernel
-
 from tools.adversary.units import Unit, find_units
 
 __all__ = ["BASES", "Base", "Recipe", "make_base", "moved"]

@@ -11,20 +11,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-import whoseblock
 from tests.support.damage import Overlay, limited
 from tests.support.expect import Expectation
-from whoseblock.errors import WhoseblockError
-from whoseblock.fs.base import Answer, FileOwner, Filesystem
-from whoseblock.media import EmulatedPmem, FileMedia, Media
-from whoseblock.ranges import ByteRange
-
 from tools.adversary.bases import BASES, Base, make_base
 from tools.adversary.described import Described, Question
 from tools.adversary.policy import inherent_reason
 from tools.adversary.units import Unit
 from tools.adversary.verdicts import Judge, Verdict
 from tools.adversary.wounds import Wounds, draw_wounds
+
+import whoseblock
+from whoseblock.errors import WhoseblockError
+from whoseblock.fs.base import Answer, FileOwner, Filesystem
+from whoseblock.media import EmulatedPmem, FileMedia, Media
+from whoseblock.ranges import ByteRange
 
 __all__ = ["Finding", "Patient", "Tally", "ask_case", "run_cases"]
 
@@ -228,7 +228,12 @@ def _bulk(case: _Case, fs: Filesystem, questions: list[Question], rng: random.Ra
 
 def _told(answer: Answer) -> str:
     rows = [
-        (row.start, row.length, row.kind, *((row.inode, row.paths) if isinstance(row, FileOwner) else ()))
+        (
+            row.start,
+            row.length,
+            row.kind,
+            *((row.inode, row.paths) if isinstance(row, FileOwner) else ()),
+        )
         for row in answer.owners[:4]
     ]
     return f"complete={answer.complete} {rows} {answer.notes[:2]}"

@@ -8,7 +8,6 @@ from functools import cached_property
 
 from tests.support.questions import sample_rows
 from tests.support.truth import Row
-
 from tools.adversary.bases import Base
 from tools.adversary.units import Unit
 

@@ -6,21 +6,29 @@ import resource
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
-import whoseblock
 from tests.support import questions
 from tests.support.expect import Expectation
 from tests.support.mounts import mounted
 from tests.support.tools import Missing
 from tests.support.truth import Truth
-from whoseblock.fs.base import Filesystem
-
-from tools.adversary.making import can_mount, make_deep, make_many_inodes, make_planned
+from tools.adversary.making import (
+    Made,
+    can_mount,
+    heights,
+    make_deep,
+    make_many_inodes,
+    make_planned,
+)
 from tools.adversary.plans import draw_plan
 from tools.adversary.verdicts import Judge, Verdict
 
-__all__ = ["Outcome", "ask_image", "check_planned", "check_special"]
+import whoseblock
+from whoseblock.fs.base import Filesystem
+
+__all__ = ["Outcome", "Round"]
 
 Question = tuple[int, int]
 
@@ -37,6 +45,7 @@ class Outcome:
     questions: int = 0
     seconds: float = 0.0
     skipped: str = ""
+    heights: str = ""
     wrong: list[tuple[str, Verdict]] = field(default_factory=list)
 
     def __str__(self) -> str:
@@ -45,66 +54,73 @@ class Outcome:
             return f"{self.name}: skipped: {self.skipped}"
         return (
             f"{self.name}: {self.rows} rows, {self.inodes} inodes, {self.questions} questions,"
-            f" {len(self.wrong)} wrong, {self.seconds:.0f} s, peak {peak} MiB"
+            f" levels {self.heights}, {len(self.wrong)} wrong, {self.seconds:.0f} s,"
+            f" peak {peak} MiB"
         )
 
 
-def check_planned(folder: Path, seed: int, numbers: range, asked: int, report: Callable[[Outcome], None], *, keep: bool) -> list[Outcome]:
-    """Make and check the images of a range of numbers; return what came of each."""
-    metadir = can_mount(folder, *_METADIR)
-    outcomes = []
-    for number in numbers:
-        plan = draw_plan(seed, number, metadir=metadir)
-        outcome = Outcome(f"image {number}: {plan}")
+@dataclass(frozen=True)
+class Round:
+    """How to make and check healthy images."""
+
+    folder: Path
+    seed: int
+    #: Questions about each image, at least.
+    questions: int
+    report: Callable[[Outcome], None]
+    #: Whether the images are kept.
+    keep: bool = False
+
+    def planned(self, numbers: range) -> list[Outcome]:
+        """Make and check the images of a range of numbers; return what came of each."""
+        metadir = can_mount(self.folder, *_METADIR)
+        outcomes = []
+        for number in numbers:
+            plan = draw_plan(self.seed, number, metadir=metadir)
+            outcome = Outcome(f"image {number}: {plan}")
+            self._check(outcome, partial(make_planned, self.folder, plan), mapped=plan.rmapbt)
+            outcomes.append(outcome)
+        return outcomes
+
+    def special(self, inodes: int, extents: int) -> list[Outcome]:
+        """Make and check an image of many inodes, and one with deep trees."""
+        many, deep = Outcome(f"{inodes} inodes"), Outcome(f"trees of {extents} records")
+        if inodes:
+            self._check(many, partial(make_many_inodes, self.folder, inodes))
+        if extents:
+            self._check(deep, partial(make_deep, self.folder, extents))
+        return [many, deep]
+
+    def _check(self, outcome: Outcome, make: Callable[[], Made], *, mapped: bool = True) -> None:
         began = time.monotonic()
-        image = folder / f"healthy-{number}.img"
+        rng = random.Random(f"ask {self.seed} {outcome.name}")
         try:
-            truth, log = make_planned(folder, plan)
-            ask_image(outcome, truth, log, seed, asked, mapped=plan.rmapbt)
+            made = make()
+            outcome.heights = heights(made.truth)
+            _ask_image(outcome, made, rng, self, mapped=mapped)
         except (Missing, RuntimeError) as error:
             outcome.skipped = str(error).partition("\n")[0]
         except Exception as error:  # noqa: BLE001 - any other exception is a finding
             outcome.wrong.append(("", Verdict("exception", "none", repr(error))))
-        finally:
-            if not keep:
-                image.unlink(missing_ok=True)
-                image.with_suffix(".log").unlink(missing_ok=True)
+        if not self.keep:
+            for suffix in (".img", ".log"):
+                (self.folder / "healthy").with_suffix(suffix).unlink(missing_ok=True)
         outcome.seconds = time.monotonic() - began
-        report(outcome)
-        outcomes.append(outcome)
-    return outcomes
+        self.report(outcome)
 
 
-def check_special(folder: Path, seed: int, asked: int, inodes: int, extents: int, report: Callable[[Outcome], None], *, keep: bool) -> list[Outcome]:
-    """Make and check the image of many inodes, and the one with deep trees."""
-    outcomes = []
-    makers: list[tuple[str, Callable[[], tuple[Truth, Path | None]]]] = [
-        (f"{inodes} inodes", lambda: make_many_inodes(folder, inodes)),
-        (f"trees of {extents} records", lambda: make_deep(folder, extents)),
-    ]
-    for name, make in makers:
-        outcome = Outcome(name)
-        began = time.monotonic()
-        truth, log = make()
-        ask_image(outcome, truth, log, seed, asked, mapped=True)
-        if not keep:
-            truth.image.unlink()
-        outcome.seconds = time.monotonic() - began
-        report(outcome)
-        outcomes.append(outcome)
-    return outcomes
-
-
-def ask_image(outcome: Outcome, truth: Truth, log: Path | None, seed: int, asked: int, *, mapped: bool) -> None:
+def _ask_image(
+    outcome: Outcome, made: Made, rng: random.Random, asked: Round, *, mapped: bool
+) -> None:
     """Ask about an image offline, and mounted if it can be, and compare."""
-    rng = random.Random(f"ask {seed} {outcome.name}")
-    judge = Judge(Expectation(truth))
+    truth = made.truth
     outcome.rows, outcome.inodes = len(truth.rows), len(truth.inodes)
-    asking = _Asking(outcome, judge, _questions(truth, rng, asked), rng, mapped)
-    with whoseblock.open(truth.image, log_device=log) as fs:
+    drawn = _questions(truth, rng, asked.questions)
+    asking = _Asking(outcome, Judge(Expectation(truth)), drawn, rng, mapped)
+    with whoseblock.open(truth.image, log_device=made.log) as fs:
         asking.all(fs)
         asking.groups(fs, truth)
-    if mapped and log is None:
+    if mapped and made.log is None:
         with (
             mounted(truth.image, "ro", "norecovery") as root,
             whoseblock.open(os.fsdecode(root)) as live,

@@ -3,8 +3,11 @@
 import contextlib
 import errno
 import os
+import random
+import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from tests.support import calls
 from tests.support.filler import Filler
@@ -12,14 +15,29 @@ from tests.support.images import sparse_file
 from tests.support.mounts import loop_device, mounted
 from tests.support.tools import Missing, run, xfsprogs
 from tests.support.truth import Truth
+from tests.support.xfsdb import ask
 from tests.support.zoo import by_kernel
-
 from tools.adversary.bases import moved
 from tools.adversary.plans import Plan
 
-__all__ = ["can_mount", "make_deep", "make_many_inodes", "make_planned"]
+__all__ = ["Made", "can_mount", "heights", "make_deep", "make_many_inodes", "make_planned"]
 
 _MIB = 1 << 20
+
+
+class Made(NamedTuple):
+    """An image: the truth about it, and the file that holds its external log."""
+
+    truth: Truth
+    log: Path | None = None
+
+
+def heights(truth: Truth) -> str:
+    """Return the levels of the btrees of the first group, as xfs_db reads them."""
+    names = "bnolevel rmaplevel refcntlevel".split()
+    printed = ask(truth.image, ["agf 0", f"print {' '.join(names)}", "agi 0", "print level"])
+    values = dict(re.findall(rb"^(\w+) = (\d+)$", printed, re.MULTILINE))
+    return "/".join(value.decode() for value in values.values())
 
 
 def can_mount(folder: Path, *options: str) -> bool:
@@ -44,14 +62,11 @@ def _log_options(log: Path | None) -> Iterator[list[str]]:
         yield [f"logdev={device}"]
 
 
-def make_planned(folder: Path, plan: Plan) -> tuple[Truth, Path | None]:
-    """Make an image, fill it, and let happen what the plan says.
-
-    Return the truth about it, and the file that holds its external log.
-    """
-    image = sparse_file(folder / f"healthy-{plan.number}.img", plan.size + plan.beyond)
+def make_planned(folder: Path, plan: Plan) -> Made:
+    """Make an image, fill it, and let happen what the plan says."""
+    image = sparse_file(folder / "healthy.img", plan.size + plan.beyond)
     log = sparse_file(image.with_suffix(".log"), 64 * _MIB) if plan.external_log else None
-    command = [xfsprogs("mkfs.xfs"), "-q", "-f", "--unsupported", *plan.options]
+    command: list[str | Path] = [xfsprogs("mkfs.xfs"), "-q", "-f", "--unsupported", *plan.options]
     command += ["-l", f"logdev={log},size={64 * _MIB}"] if log else []
     run([*command, image])
     with _log_options(log) as options:
@@ -74,7 +89,7 @@ def make_planned(folder: Path, plan: Plan) -> tuple[Truth, Path | None]:
                     _steps(filler, plan.steps // 3)
         if plan.event == "log cleared" and log is None:
             run([xfsprogs("xfs_repair"), "-L", image])
-        return by_kernel(image, *options), log
+        return Made(by_kernel(image, *options), log)
 
 
 def fill(filler: Filler, plan: Plan) -> None:
@@ -130,9 +145,9 @@ def _fill_up(filler: Filler) -> None:
             return
 
 
-def make_many_inodes(folder: Path, count: int) -> tuple[Truth, Path | None]:
+def make_many_inodes(folder: Path, count: int) -> Made:
     """Make an image of *count* inodes with blocks of 1 KiB: inode btrees of three levels."""
-    image = sparse_file(folder / f"inodes-{count}.img", 3072 * _MIB)
+    image = sparse_file(folder / "healthy.img", 3072 * _MIB)
     options = ["-b", "size=1024", "-d", "agcount=2", "-m", "rmapbt=1", "-i", "size=512"]
     run([xfsprogs("mkfs.xfs"), "-q", "-f", *options, image])
     with mounted(image) as root:
@@ -141,16 +156,15 @@ def make_many_inodes(folder: Path, count: int) -> tuple[Truth, Path | None]:
             os.mkdir(folder_name)
             for file in range(999):
                 os.mknod(folder_name + b"/%d" % file)
-    return by_kernel(image), None
+    return Made(by_kernel(image))
 
 
-def make_deep(folder: Path, extents: int) -> tuple[Truth, Path | None]:
+def make_deep(folder: Path, extents: int) -> Made:
     """Make an image with blocks of 1 KiB and trees of four levels.
 
-    One file loses every other block; clones of every third of its blocks make as many
-    records of shared blocks.
+    One file loses every other block; another shares two thirds of those that are left.
     """
-    image = sparse_file(folder / f"deep-{extents}.img", 2048 * _MIB)
+    image = sparse_file(folder / "healthy.img", 4096 * _MIB)
     options = ["-b", "size=1024", "-d", "agcount=1", "-m", "rmapbt=1,reflink=1", "--unsupported"]
     run([xfsprogs("mkfs.xfs"), "-q", "-f", *options, image])
     with mounted(image) as root:
@@ -158,12 +172,16 @@ def make_deep(folder: Path, extents: int) -> tuple[Truth, Path | None]:
         other = os.open(root + b"/other", os.O_CREAT | os.O_RDWR)
         calls.fallocate(file, 0, 2 * extents * 1024)
         os.fsync(file)
-        for at in range(extents):
+        places = list(range(extents))
+        # In any order: blocks of trees that grow at their end only are full, and the trees lower.
+        random.Random(extents).shuffle(places)
+        for at in places:
             calls.punch_hole(file, 2 * at * 1024, 1024)
-        for at in range(0, extents, 3):
-            calls.clone_range(file, (2 * at + 1) * 1024, 1024, other, at * 2048)
+        for at in places:
+            if at % 3:
+                calls.clone_range(file, (2 * at + 1) * 1024, 1024, other, at * 2048)
         os.close(file)
         os.close(other)
         for number in range(200):
             os.mkdir(root + b"/folder-%d" % number)
-    return by_kernel(image), None
+    return Made(by_kernel(image))

@@ -37,7 +37,10 @@ class Plan:
 def draw_plan(seed: int, number: int, *, metadir: bool) -> Plan:
     """Draw the plan of an image; *metadir* is whether this kernel can mount such a filesystem."""
     rng = random.Random(f"plan {seed} {number}")
-    flag = lambda chance: rng.random() < chance  # noqa: E731 - drawn fifteen times below
+
+    def flag(chance: float) -> bool:
+        return rng.random() < chance
+
     block = _BLOCKS[number % len(_BLOCKS)] * _KIB
     event = rng.choice(_EVENTS)
     groups = rng.choice((1, 2, 3, 4, 5, 7)) if block < 32 * _KIB else rng.choice((1, 2, 3))

@@ -10,9 +10,9 @@ def inherent_reason(wounds: Wounds, verdict: Verdict) -> str:
     """Return why a wrong answer is inherent, or "" if it is a defect of the program.
 
     An adversary who can write blocks with right checksums can write a whole consistent
-    filesystem; so a lie may give a wrong owner.  It must not make used space free as long as it
-    is one lie, because the reverse map and the free-space btree are two structures.  A superblock is
-    the only word about the geometry, and many lies may agree.
+    filesystem; so a lie may give a wrong owner.  It must not make used space free as long as
+    it is one lie, because the reverse map and the free-space btree are two structures.  A
+    superblock is the only word about the geometry, and many lies may agree.
     """
     if wounds.kind == "lies" and not verdict.fault.startswith("form"):
         return "several sealed lies may agree with each other"

@@ -84,7 +84,9 @@ def find_units(image: Path) -> list[Unit]:
         for start, end in _data(file.fileno(), size):
             for at in range(start // block * block, end, block):
                 magic = os.pread(file.fileno(), 16, at)
-                for unit in _candidates(file.fileno(), magic, at, (block, sector, inode, directory)):
+                for unit in _candidates(
+                    file.fileno(), magic, at, (block, sector, inode, directory)
+                ):
                     data = os.pread(file.fileno(), unit.length, unit.start)
                     if len(data) == unit.length and verifies(unit.kind, data):
                         found.append(unit)
@@ -109,21 +111,24 @@ def _candidates(
     """Yield what a block may be, by its magic numbers."""
     block, sector, inode, directory = sizes
     if magic[:4] == b"XFSB":
-        for place in range(at, at + max(block, 4 * sector), sector):
+        places = range(at, at + max(block, 4 * sector), sector)
+        for place in places:
             kind = _SECTORS.get(os.pread(file, 4, place))
             if kind:
                 yield Unit(kind, place, sector)
+    elif magic[:2] == b"IN":
+        # The others of a chunk are inodes that are not in use.
+        yield from (
+            Unit("inode", place, inode)
+            for place in range(at, at + block, inode)
+            if os.pread(file, 2, place) == b"IN"
+        )
     elif magic[:4] in _BLOCKS:
         yield Unit(_BLOCKS[magic[:4]], at, block)
     elif magic[:4] in _DIRECTORY:
         yield Unit(_DIRECTORY[magic[:4]], at, directory)
     elif magic[8:10] in _LINKED:
         kind = _LINKED[magic[8:10]]
-        lengths = {directory, block} if kind == "da node" else {directory}
-        for length in {block} if kind == "attr leaf" else lengths:
-            yield Unit(kind, at, length)
-    elif magic[:2] == b"IN":
-        for place in range(at, at + block, inode):
-            # The others of a chunk are inodes that are not in use.
-            if os.pread(file, 4, place)[:2] == b"IN":
-                yield Unit("inode", place, inode)
+        # Nodes of directories and of attributes have the same magic number.
+        lengths = {"da node": {directory, block}, "attr leaf": {block}}.get(kind, {directory})
+        yield from (Unit(kind, at, length) for length in lengths)

@@ -53,9 +53,7 @@ class Judge:
             self._known[question] = known
         return known
 
-    def judge(
-        self, question: tuple[int, int], answer: Answer, *, strict: bool
-    ) -> Verdict | None:
+    def judge(self, question: tuple[int, int], answer: Answer, *, strict: bool) -> Verdict | None:
         """Return what is wrong with the rows, and with the paths if the answer has any.
 
         *strict* is for damage that no checksum survives: then even an incomplete answer
@@ -72,14 +70,11 @@ class Judge:
             return Verdict(_difference(rows, right), _rows(right, rows), _rows(rows, right))
         if strict and not answer.complete:
             true = set(right)
-            for row in answer.owners:
-                if isinstance(row, Unknown | Free):
-                    continue
-                key = _key(row)
-                if isinstance(row, FileOwner):
-                    if not any(_same_but_open(key, one) for one in right):
-                        return Verdict("invented (incomplete)", _rows(right), repr(key))
-                elif key not in true:
+            # What cannot be read may leave the sharing and the kind of a file open.
+            true |= {(*row[:8], False) for row in right if row[0] == "file"}
+            true |= {(*row[:5], "unknown", *row[6:]) for row in true if row[0] == "file"}
+            for row, key in zip(answer.owners, rows, strict=True):
+                if not isinstance(row, Unknown | Free) and key not in true:
                     return Verdict("invented (incomplete)", _rows(right), repr(key))
         return self._paths(answer, strict=strict)
 
@@ -124,23 +119,23 @@ def _form(question: tuple[int, int], answer: Answer) -> str:
     start, length = question
     if (answer.start, answer.length) != question:
         return "another range"
-    at, before = start, start
+    at, before, fault = start, start, ""
     for row in answer.owners:
         if row.length <= 0 or row.start < start or row.start + row.length > start + length:
-            return "rows not clipped"
-        if row.start > at:
-            return "a hole"
-        if row.start < before:
-            return "out of order"
+            fault = "rows not clipped"
+        elif row.start > at:
+            fault = "a hole"
+        elif row.start < before:
+            fault = "out of order"
+        elif isinstance(row, Unknown) and answer.complete:
+            fault = "unknown, yet complete"
         before = row.start
         at = max(at, row.start + row.length)
-        if isinstance(row, Unknown) and answer.complete:
-            return "unknown, yet complete"
     if at != start + length:
-        return "a hole at the end"
+        fault = "a hole at the end"
     if not answer.complete and not answer.notes:
-        return "incomplete without a note"
-    return ""
+        fault = "incomplete without a note"
+    return fault
 
 
 def _key(row: Owner) -> Key:
@@ -165,17 +160,10 @@ def _key_of_dict(row: dict[str, Any]) -> Key:
     return (row["kind"], row["start"], row["length"])
 
 
-def _same_but_open(key: Key, right: Key) -> bool:
-    """Whether a row is right, but for what may stay open if blocks cannot be read."""
-    if key[:5] != right[:5] or key[6:8] != right[6:8]:
-        return False
-    return key[5] in {right[5], "unknown"} and (key[8] == right[8] or not key[8])
-
-
 def _difference(rows: Sequence[Key], right: Sequence[Key]) -> str:
     """Name the worst difference between rows and the right ones."""
     ours, theirs = {_owner(row) for row in rows}, {_owner(row) for row in right}
-    if any(row[0] == "outside" for row in rows if row not in right):
+    if any(row[0] == "outside" for row in set(rows).difference(right)):
         return "outside, but owned"
     if ours < theirs:
         return "owner missing"

@@ -3,10 +3,10 @@
 import random
 from dataclasses import dataclass, field
 
-from whoseblock.ranges import ByteRange
-
 from tools.adversary.bases import Base
 from tools.adversary.units import CRC_AT, Unit, reseal
+
+from whoseblock.ranges import ByteRange
 
 __all__ = ["WEIGHTS", "Wounds", "draw_wounds"]
 
@@ -72,7 +72,6 @@ def draw_wounds(base: Base, rng: random.Random) -> Wounds:
     """Draw one kind of damage, and what it hits."""
     kind = rng.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
     wounds = Wounds(kind)
-    read = _Reader(base)
     if kind.startswith("stale"):
         _stale(base, rng, wounds)
     elif kind == "unreadable":
@@ -82,13 +81,12 @@ def draw_wounds(base: Base, rng: random.Random) -> Wounds:
             bad = ByteRange(at, rng.choice((1, 512, 4096, 1 << 16)))
             wounds.unreadable.append((unit, bad))
     else:
-        sealed = kind in {"one lie", "lies"}
         many = {"one lie": 1, "lies": rng.randint(2, 8)}.get(kind, rng.choice((1, 1, 2, 4)))
         for _ in range(many):
             unit = _any_unit(base.by_kind, rng)
             if kind == "lies" and unit.kind == "superblock":
                 continue
-            _replace(base, rng, wounds, unit, read(unit), sealed=sealed)
+            wounds.replaced.append((unit, *_spoil(base, rng, unit, kind)))
     return wounds
 
 
@@ -120,18 +118,21 @@ def _stale(base: Base, rng: random.Random, wounds: Wounds) -> None:
     version = rng.randrange(4)
     taken: list[Unit] = []
     for unit in drawn:
-        if any(one.start < unit.start + unit.length and unit.start < one.start + one.length for one in taken):
+        end = unit.start + unit.length
+        if any(one.start < end and unit.start < one.start + one.length for one in taken):
             continue
         taken.append(unit)
         versions = base.older[unit]
-        which = min(version if wounds.kind == "stale, together" else rng.randrange(4), len(versions) - 1)
+        which = version if wounds.kind == "stale, together" else rng.randrange(4)
+        which = min(which, len(versions) - 1)
         wounds.replaced.append((unit, versions[which], f"version {which + 1} before the newest"))
 
 
-def _replace(
-    base: Base, rng: random.Random, wounds: Wounds, unit: Unit, data: bytes, *, sealed: bool
-) -> None:
-    how = wounds.kind
+def _spoil(base: Base, rng: random.Random, unit: Unit, kind: str) -> tuple[bytes, str]:
+    """Return what becomes of a unit, and how to call that."""
+    read = _Reader(base)
+    data, how = read(unit), kind
+    sealed = kind in {"one lie", "lies"}
     if sealed:
         how = rng.choice(["number", "number", "number", "bits", "noise", "zeroed"])
     size = unit.length
@@ -149,15 +150,14 @@ def _replace(
         spoiled = data[:first] + rng.randbytes(max(0, size - first))
     elif how == "swapped":
         twin = rng.choice([one for one in base.by_kind[unit.kind] if one.length == size])
-        wounds.replaced.append((unit, _Reader(base)(twin), f"the one of {twin.start}"))
-        return
+        return read(twin), f"the one of {twin.start}"
     else:
         spoiled, how = _number(rng, data)
     if sealed:
         if rng.random() < 0.7:
             spoiled = data[:16] + spoiled[16:]
         spoiled = _reseal(base, unit, spoiled)
-    wounds.replaced.append((unit, spoiled[:size], how))
+    return spoiled[:size], how
 
 
 def _number(rng: random.Random, data: bytes) -> tuple[bytes, str]:
@@ -183,4 +183,3 @@ def _reseal(base: Base, unit: Unit, data: bytes) -> bytes:
         return reseal(unit.kind, data)
     size = base.truth.superblock.inode
     return b"".join(reseal("inode", data[at : at + size]) for at in range(0, len(data), size))
-

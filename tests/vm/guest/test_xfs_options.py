@@ -6,7 +6,6 @@ The answers about the data device, offline and mounted, are compared with GETFSM
 import os
 import random
 import stat
-from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -30,11 +29,11 @@ _QUOTAS = ("uquota", "gquota", "pquota")
 
 
 @pytest.fixture
-def folder(undo: Undo) -> Iterator[Path]:
+def folder(undo: Undo) -> Path:
     modprobe("loop", "xfs")
     _FOLDER.mkdir()
     undo.then("rm", "-rf", _FOLDER)
-    yield _FOLDER
+    return _FOLDER
 
 
 def make(image: Path, *options: str, block: int = 1024) -> None:
