@@ -95,7 +95,7 @@ class Round:
         began = time.monotonic()
         rng = random.Random(f"ask {self.seed} {outcome.name}")
         try:
-            made = make()
+            made = _patiently(make)
             outcome.heights = heights(made.truth)
             _ask_image(outcome, made, rng, self, mapped=mapped)
         except (Missing, RuntimeError) as error:
@@ -107,6 +107,18 @@ class Round:
                 (self.folder / "healthy").with_suffix(suffix).unlink(missing_ok=True)
         outcome.seconds = time.monotonic() - began
         self.report(outcome)
+
+
+def _patiently(make: Callable[[], Made]) -> Made:
+    """Make an image, again if the loop device of the last mount was not free yet."""
+    for _ in range(3):
+        try:
+            return make()
+        except Missing as missing:
+            if "busy" not in str(missing):
+                raise
+            time.sleep(1)
+    return make()
 
 
 def _ask_image(
