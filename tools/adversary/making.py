@@ -148,7 +148,7 @@ def _fill_up(filler: Filler) -> None:
 def make_many_inodes(folder: Path, count: int) -> Made:
     """Make an image of *count* inodes with blocks of 1 KiB: inode btrees of three levels."""
     image = sparse_file(folder / "healthy.img", 3072 * _MIB)
-    options = ["-b", "size=1024", "-d", "agcount=2", "-m", "rmapbt=1", "-i", "size=512"]
+    options = ["-b", "size=1024", "-d", "agcount=1", "-m", "rmapbt=1", "-i", "size=512"]
     run([xfsprogs("mkfs.xfs"), "-q", "-f", *options, image])
     with mounted(image) as root:
         for number in range(-(-count // 1000)):
