@@ -74,7 +74,11 @@ def draw_plan(seed: int, number: int, *, metadir: bool) -> Plan:
     else:
         data.append("noalign")
     external = flag(0.12)
-    log = [] if external else [f"agnum={rng.randrange(groups)}"] if flag(0.3) else []
+    # With the smallest log that mkfs.xfs makes, writes of large attributes can wait for room for
+    # ever, and every sync(2) on the machine with them.
+    log = [] if external else [f"size={max(16 * _MIB, 1024 * block)}"]
+    if log and flag(0.3):
+        log.append(f"agnum={rng.randrange(groups)}")
     options = ["-b", f"size={block}", "-s", f"size={sector}", "-d", ",".join(data)]
     options += ["-i", ",".join(inodes), "-m", ",".join(metadata), "-n", ",".join(naming)]
     options += ["-l", ",".join(log)] if log else []
