@@ -14,14 +14,15 @@ from whoseblock.cli.terminal import printable
 from whoseblock.fs.base import Answer
 
 if TYPE_CHECKING:
-    from whoseblock.lookup import Wish
+    from whoseblock.asking import Wish
+    from whoseblock.fs.stream import LeadingRows
     from whoseblock.sources.resolve import Resolver
     from whoseblock.target import Target
 
 __all__ = ["lookup"]
 
-#: So many lines are written at once.
-_LINES_A_WRITE = 512
+#: The bytes that are written at once, about.
+_BYTES_A_WRITE = 1 << 18
 
 
 @click.command(
@@ -82,6 +83,7 @@ def lookup(target: str | None, ranges: tuple[str, ...], **options: Any) -> None:
     Every file that shares the range with every path, or which metadata, or nobody; and the way
     from the device that was asked about down to the filesystem.
     """
+    from whoseblock.cli.json_lines import json_chunks
     from whoseblock.lookup import Lookup
     from whoseblock.sources.resolve import Resolver
     from whoseblock.target import Target
@@ -103,20 +105,21 @@ def lookup(target: str | None, ranges: tuple[str, ...], **options: Any) -> None:
                 lines: Iterable[bytes] = summarise(
                     finder, asked, output, paths=not options["no_paths"], as_json=options["as_json"]
                 )
+                lines = (line + b"\n" for line in lines)
             else:
                 # A wrong range is said before the first is answered, if there are but ranges.
                 wanted = list(asked) if given.few else asked
-                answers = finder.answers(wanted, _wish(options))
+                answers = finder.stream(wanted, _wish(options))
                 if progress.shown:
                     answers = _counted(answers, progress)
-                lines = _json_lines(answers) if options["as_json"] else _table_lines(answers)
+                lines = json_chunks(answers) if options["as_json"] else _table_chunks(answers)
             _write(lines)
         _tell(resolver, opened)
 
 
 def _wish(options: dict[str, Any]) -> "Wish":
     """Say what the answers are to have; the table has all that one may see."""
-    from whoseblock.lookup import Wish
+    from whoseblock.asking import Wish
 
     processes = options["processes"] or (not options["as_json"] and os.geteuid() == 0)
     return Wish(paths=not options["no_paths"], processes=processes, verified=options["verify"])
@@ -135,32 +138,32 @@ def _tell(resolver: "Resolver", target: "Target") -> None:
         )
 
 
-def _counted(answers: Iterable[Answer], progress: ProgressBar) -> Iterator[Answer]:
-    for number, answer in enumerate(answers, 1):
+def _counted(
+    answers: "Iterable[LeadingRows | Answer]", progress: ProgressBar
+) -> "Iterator[LeadingRows | Answer]":
+    number = 0
+    for item in answers:
+        number += isinstance(item, Answer)
         progress("ranges answered", number, None)
-        yield answer
+        yield item
 
 
-def _json_lines(answers: Iterable[Answer]) -> Iterator[bytes]:
-    from whoseblock.encode import encode_json
-
-    return map(encode_json, answers)
-
-
-def _table_lines(answers: Iterable[Answer]) -> Iterator[bytes]:
+def _table_chunks(answers: "Iterable[LeadingRows | Answer]") -> Iterator[bytes]:
     from whoseblock.cli.table import table_lines
 
-    return (line.encode(errors="backslashreplace") for line in table_lines(answers))
+    return (line.encode(errors="backslashreplace") + b"\n" for line in table_lines(answers))
 
 
-def _write(lines: Iterable[bytes]) -> None:
-    """Write lines to standard output, many at once."""
+def _write(pieces: Iterable[bytes]) -> None:
+    """Write to standard output, many pieces at once."""
     pending: list[bytes] = []
-    for line in lines:
-        pending.append(line)
-        if len(pending) >= _LINES_A_WRITE:
-            sys.stdout.buffer.write(b"\n".join(pending) + b"\n")
+    size = 0
+    for piece in pieces:
+        pending.append(piece)
+        size += len(piece)
+        if size >= _BYTES_A_WRITE:
+            sys.stdout.buffer.write(b"".join(pending))
             pending.clear()
-    if pending:
-        sys.stdout.buffer.write(b"\n".join(pending) + b"\n")
+            size = 0
+    sys.stdout.buffer.write(b"".join(pending))
     sys.stdout.buffer.flush()

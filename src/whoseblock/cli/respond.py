@@ -1,6 +1,7 @@
 """``whoseblock respond``: what can be done about it, and doing it."""
 
 import sys
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -260,7 +261,7 @@ class _Work:
                         layer = target.layer or target.layer_of(entry.device)
                         asked[failure] = Asked(entry.start, entry.length, layer, "the journal")
                     # Whatever layers they lead to are known then.
-                    list(finder.answers(asked.values(), Wish(paths=False)))
+                    deque(finder.stream(asked.values(), Wish(paths=False)), maxlen=0)
                     self._apply(plan, target, finder, asked)
             except TargetError as error:
                 self._out_of_reach = True
