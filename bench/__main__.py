@@ -17,7 +17,7 @@ import rich.table
 from rich.console import Console
 from tests.support.tools import Missing, need_loop_mounts
 
-from bench import live, maps, watch, xfs
+from bench import live, maps, memory, watch, xfs
 from bench.measure import Result, Table
 
 _FOLDER = Path("build/bench")
@@ -56,6 +56,7 @@ def _parts() -> list[Callable[[Path], Iterator[Result | Table]]]:
     parts: dict[str, Callable[[Path], Iterator[Result | Table]]] = {
         "xfs": xfs.measure_all,
         "maps": maps.measure_all,
+        "memory": memory.measure_all,
         "live": live.measure_all,
         "watch": partial(watch.measure_all, idle=given.idle),
     }

@@ -7,7 +7,7 @@ from pathlib import Path
 from tests.support.mounts import mounted
 from tests.support.tools import run, xfsprogs
 
-__all__ = ["BLOCK", "many_extents", "many_files"]
+__all__ = ["BLOCK", "make_empty", "many_extents", "many_files"]
 
 BLOCK = 4096
 
@@ -17,7 +17,8 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_long, ctypes.c_long)
 
 
-def _make(path: Path, size: int, *options: str) -> None:
+def make_empty(path: Path, size: int, *options: str) -> None:
+    """Make an image of ``size`` bytes with a reverse mapping and reflinks."""
     path.unlink(missing_ok=True)
     with path.open("wb") as file:
         file.truncate(size)
@@ -44,7 +45,7 @@ def _fragmented_file(name: bytes, extents: int) -> None:
 def many_extents(path: Path, extents: int, files: int = 1) -> None:
     """Make an image with ``extents`` extents, spread over ``files`` fragmented files."""
     size = max(1 << 30, extents * BLOCK * 5 // 2 + (1 << 28))
-    _make(path, size, "-d", "agcount=4")
+    make_empty(path, size, "-d", "agcount=4")
     with mounted(path) as folder:
         for number in range(files):
             _fragmented_file(folder + b"/%d" % number, extents // files)
@@ -52,7 +53,7 @@ def many_extents(path: Path, extents: int, files: int = 1) -> None:
 
 def many_files(path: Path, files: int, a_folder: int = 100) -> None:
     """Make an image with ``files`` small files, ``a_folder`` in each folder; no parent pointers."""
-    _make(path, max(1 << 30, files * BLOCK * 2), "-n", "parent=0")
+    make_empty(path, max(1 << 30, files * BLOCK * 2), "-n", "parent=0")
     with mounted(path) as folder:
         for number in range(files):
             if number % a_folder == 0:

@@ -1,7 +1,15 @@
 """One hierarchy of errors, each class with its own exit code."""
 
+import subprocess
+import sys
+
 from whoseblock import errors
-from whoseblock.errors import JournalPrivilegeError, WhoseblockError, exit_codes
+from whoseblock.errors import (
+    OUT_OF_MEMORY,
+    JournalPrivilegeError,
+    WhoseblockError,
+    exit_codes,
+)
 
 
 def _classes() -> list[type[WhoseblockError]]:
@@ -25,3 +33,23 @@ def test_the_registry_has_them_all_in_a_sentence() -> None:
         assert table[error.exit_code] == (error.__doc__ or "").partition("\n")[0]
     assert all(meaning.endswith(".") for meaning in table.values())
     assert list(table) == sorted(table)
+
+
+def test_no_memory_is_an_error_of_one_sentence() -> None:
+    # The largest allocation of all fails for real, in the middle of a command.
+    program = (
+        "from whoseblock import cli\n"
+        "from whoseblock.cli import lookup\n"
+        "lookup.lookup.callback = lambda **_: bytearray(1 << 62)\n"
+        "cli.main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, "lookup", "image", "0"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == OUT_OF_MEMORY
+    first, hint = done.stderr.splitlines()
+    assert first == "whoseblock: out of memory"
+    assert hint.startswith("hint: ")

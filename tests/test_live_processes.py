@@ -16,8 +16,9 @@ from tests.support.mounts import mounted
 from tests.support.tools import need_loop_mounts
 
 import whoseblock
+from whoseblock.asking import Wish, told
 from whoseblock.fs.base import Answer, FileOwner
-from whoseblock.lookup import Wish, _told
+from whoseblock.fs.stream import LeadingRows, join_rows
 from whoseblock.media import mounts
 
 PAGE = 4096
@@ -124,22 +125,22 @@ def test_a_change_in_between_is_told(tmp_path: Path) -> None:
             if isinstance(row, FileOwner) and row.paths == ("/file",)
         )
         question = [(row.start, PAGE)]
-        (steady,) = _told(fs, question, Wish(verified=True))
+        (steady,) = join_rows(told(fs, question, Wish(verified=True)))
         assert (steady.verified, steady.complete) == (True, True)
-        ask = type(fs).owners_many
+        ask = type(fs).owners_stream
         asked: list[bool] = []
 
-        def owners_many(
+        def owners_stream(
             ranges: Iterable[tuple[int, int]], *, paths: bool = True
-        ) -> Iterator[Answer]:
+        ) -> Iterator[LeadingRows | Answer]:
             if asked:
                 os.unlink(path)
                 os.sync()
             asked.append(paths)
             return ask(fs, ranges, paths=paths)
 
-        fs.owners_many = owners_many  # type: ignore[method-assign] # to see the calls
-        (changed,) = _told(fs, question, Wish(verified=True))
+        fs.owners_stream = owners_stream  # type: ignore[method-assign] # to see the calls
+        (changed,) = join_rows(told(fs, question, Wish(verified=True)))
     assert (changed.verified, changed.complete) == (False, False)
     assert any("changed" in note for note in changed.notes)
     assert [owner.kind for owner in changed] == ["file"]

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "NEWS",
+    "OUT_OF_MEMORY",
     "ArgumentError",
     "BlockError",
     "ClosedError",
@@ -59,6 +60,8 @@ __all__ = [
 
 #: The exit code of a sweep that found something new; all went well.
 NEWS: Final = 20
+#: The exit code when the machine, or a limit on the process, allows no more memory.
+OUT_OF_MEMORY: Final = 21
 
 
 class WhoseblockError(Exception):
@@ -223,6 +226,7 @@ def exit_codes() -> dict[int, str]:
         todo += error.__subclasses__()
     codes[2] = "The command line is wrong."
     codes[NEWS] = "`watch --once` found failures that it had not known."
+    codes[OUT_OF_MEMORY] = "Out of memory."
     codes[130] = "Interrupted."
     codes[141] = "Whoever read the output has gone."
     return dict(sorted(codes.items()))

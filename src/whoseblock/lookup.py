@@ -8,13 +8,15 @@ words of the question: every ``start`` is a byte of the device that was asked ab
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
-from itertools import islice
+from heapq import merge
+from itertools import islice, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
 
+from whoseblock.asking import Streamed, Wish, told
 from whoseblock.closing import Closing
 from whoseblock.errors import (
     BlockError,
@@ -29,7 +31,6 @@ from whoseblock.fs.base import (
     Answer,
     FileOwner,
     Filesystem,
-    Mounted,
     Outside,
     Owner,
     Paths,
@@ -40,18 +41,20 @@ from whoseblock.fs.base import (
     no_progress,
     remarks_in,
 )
+from whoseblock.fs.stream import ROW_BUDGET, LeadingRows, join_rows
 from whoseblock.media.base import Media
 from whoseblock.media.device import FileMedia
 from whoseblock.media.mounts import is_folder
 from whoseblock.stack.base import Landing, Layer, Step, descend
 
-if TYPE_CHECKING:
-    from whoseblock.processes import Found
-
-__all__ = ["Asked", "Lookup", "Wish", "open_filesystem", "with_processes"]
+__all__ = ["Asked", "Lookup", "Wish", "open_filesystem"]
 
 #: So many questions are answered together: enough to share reads, few enough to hold.
 _BATCH: Final = 1 << 16
+#: The parts of a question that are looked at together, if it can be cut there.
+_RUN: Final = 1 << 12
+#: Longer parts may have more rows than can be held.
+_LONG: Final = 256 << 20
 
 
 def open_filesystem(
@@ -122,47 +125,23 @@ class Asked(NamedTuple):
     remark: str = ""
 
 
-class Wish(NamedTuple):
-    """What an answer is to have.
-
-    ``paths`` of files; the ``processes`` that use them, where a mounted filesystem is asked; and
-    whether the owners are ``verified``: asked for again in the end.
-    """
-
-    paths: bool = True
-    processes: bool = False
-    verified: bool = False
-
-
 class _Leaf:
-    """What is on a layer that nothing is made of: who answers for it, or why nobody does.
-
-    ``wanted`` are the questions to it of the present batch, and ``told`` its answers.
-    """
+    """What is on a layer that nothing is made of: who answers for it, or why nobody does."""
 
     def __init__(self, space: AddressSpace | None, error: WhoseblockError | None = None) -> None:
         self.space = space
         self.error = error
-        self.wanted: list[tuple[int, int]] = []
-        self.told: list[Answer] = []
-
-    def ask(self, start: int, length: int) -> int:
-        """Note a question down; give the number of its answer."""
-        self.wanted.append((start, length))
-        return len(self.wanted) - 1
-
-    def answer(self, wish: "Wish") -> None:
-        """Have all questions answered."""
-        self.told = list(_told(self.space, self.wanted, wish)) if self.space else []
-        self.wanted = []
 
 
 class _Part(NamedTuple):
-    """A part of a question: where it led, and who answers for it by which number, if anybody."""
+    """A part of a question: where it led, and what is there; None if there is nothing to ask."""
 
     landing: Landing
     leaf: _Leaf | None
-    number: int
+
+
+#: The answers of each leaf, in the order of the parts.
+_Streams = dict[_Leaf, Iterator[Streamed]]
 
 
 class Lookup(Closing):
@@ -182,8 +161,13 @@ class Lookup(Closing):
     def answers(self, asked: Iterable[Asked], wish: Wish = Wish()) -> Iterator[Answer]:  # noqa: B008 - frozen
         """Say whose each range is, in the order asked.
 
-        Raises `OutOfDeviceError` for a range without an origin that is not on its device.
+        Each answer is held whole; `stream` holds a part of it.  Raises `OutOfDeviceError` for a
+        range without an origin that is not on its device.
         """
+        return join_rows(self.stream(asked, wish))
+
+    def stream(self, asked: Iterable[Asked], wish: Wish = Wish()) -> Iterator[Streamed]:  # noqa: B008 - frozen
+        """Answer like `answers`, an answer with many rows in pieces; see `fs.stream`."""
         waiting = iter(asked)
         while batch := list(islice(waiting, _BATCH)):
             if self._are_plain(batch):
@@ -245,29 +229,36 @@ class Lookup(Closing):
             for asked in batch
         )
 
-    def _answer_plainly(self, batch: Sequence[Asked], wish: Wish) -> Iterator[Answer]:
+    def _answer_plainly(self, batch: Sequence[Asked], wish: Wish) -> Iterator[Streamed]:
         space = self.leaf(batch[0].layer)
-        told = _told(space, [(asked.start, asked.length) for asked in batch], wish)
-        for asked, answer in zip(batch, told, strict=True):
-            if asked.remark:
-                notes = distinct([*answer.notes, asked.remark])
-                yield replace(answer, origin=asked.origin, notes=notes)
-            else:
-                yield replace(answer, origin=asked.origin) if asked.origin else answer
+        answered = 0
+        for item in told(space, [(asked.start, asked.length) for asked in batch], wish):
+            if isinstance(item, LeadingRows):
+                yield item
+                continue
+            yield _with_origin(item, batch[answered])
+            answered += 1
 
-    def _answer_batch(self, batch: Sequence[Asked], wish: Wish) -> Iterator[Answer]:
-        parts = [list(self._parts(asked)) for asked in batch]
-        for leaf in self._leaves.values():
-            leaf.answer(wish)
-        return map(_put_together, batch, parts)
+    def _answer_batch(self, batch: Sequence[Asked], wish: Wish) -> Iterator[Streamed]:
+        for asked in batch:
+            if not asked.origin:
+                check_within(asked.start, asked.length, asked.layer.name, asked.layer.size)
+        runs = (run for asked in batch for run in _runs(asked, self._parts(asked)))
+        assembled: _Assembled | None = None
+        for some in _grouped(runs):
+            streams = _open_streams(some, wish)
+            for asked, parts, last in some:
+                assembled = assembled or _Assembled(asked)
+                yield from assembled.add(parts, streams, wish)
+                if last:
+                    yield assembled.answer()
+                    assembled = None
 
     def _parts(self, asked: Asked) -> Iterator[_Part]:
-        """Follow a range down, and note down what is to be asked of whom."""
-        if not asked.origin:
-            check_within(asked.start, asked.length, asked.layer.name, asked.layer.size)
+        """Follow a range down to what can be asked about it."""
         for landing in descend(asked.layer, asked.start, asked.length):
             if landing.layer is None:
-                yield _Part(landing, None, 0)
+                yield _Part(landing, None)
             else:
                 yield from self._parts_on(landing, self._find_leaf(landing.layer))
 
@@ -278,8 +269,7 @@ class Lookup(Closing):
         if leaf.space is not None:
             length = min(length, max(leaf.space.device_size - landing.offset, 0))
         if length:
-            inside = landing._replace(length=length)
-            yield _Part(inside, leaf, leaf.ask(landing.offset, length))
+            yield _Part(landing._replace(length=length), leaf)
         if length < landing.length:
             way = tuple(Step(step.layer, step.start + length) for step in landing.way)
             rest = landing._replace(
@@ -290,7 +280,7 @@ class Lookup(Closing):
                 what="past the end of what can be read of it",
                 certain=False,
             )
-            yield _Part(rest, None, 0)
+            yield _Part(rest, None)
 
     def close(self) -> None:
         """Close every filesystem that was opened."""
@@ -300,138 +290,160 @@ class Lookup(Closing):
         self._leaves.clear()
 
 
-def _told(space: AddressSpace, wanted: Sequence[tuple[int, int]], wish: Wish) -> Iterable[Answer]:
-    """Ask what is on a layer, and about those who use it."""
-    told = space.owners_many(wanted, paths=wish.paths)
-    if wish.processes and isinstance(space, Mounted):
-        told = iter(with_processes(list(told), space.device))
-    if wish.verified:
-        now = list(told)
-        told = map(_verified, now, space.owners_many(wanted, paths=False))
-    return told
-
-
-def with_processes(answers: Sequence[Answer], device: int) -> list[Answer]:
-    """Add to every file the processes that use the part of it, or have it open.
-
-    ``device`` is that of the filesystem, as `os.makedev` gives it.
-    """
-    from whoseblock.processes import Wanted, find_processes
-
-    files = [row for answer in answers for row in answer if isinstance(row, FileOwner)]
-    found = find_processes(
-        [
-            Wanted(device, row.inode, row.file_offset if row.what == "data" else None, row.length)
-            for row in files
-        ]
-    )
-    notes = _process_notes(found)
-    users = iter(found.processes)
-    return [
-        replace(
-            answer,
-            owners=tuple(
-                replace(row, processes=next(users)) if isinstance(row, FileOwner) else row
-                for row in answer
-            ),
-            notes=distinct([*answer.notes, *notes]),
-            remarks=answer.remarks
-            if answer.complete or not notes
-            else (*(answer.remarks or ()), *notes),
-        )
-        for answer in answers
-    ]
-
-
-def _process_notes(found: "Found") -> list[str]:
-    """Say what may be missing of processes; the owners are all there."""
-    notes = []
-    if found.hidden:
-        how_many = "a process" if found.hidden == 1 else f"{found.hidden} processes"
-        notes.append(f"{how_many} could not be looked into: that takes CAP_SYS_PTRACE")
-    if found.unlisted:
-        notes.append("/proc does not list every process: ask outside of the container")
-    if found.omitted:
-        notes.append(f"{found.omitted} more mappings and descriptors are not listed")
-    return notes
-
-
-def _verified(answer: Answer, again: Answer) -> Answer:
-    """Say whether the owners are still the same."""
-    if list(map(_identity, answer)) == list(map(_identity, again)):
-        return replace(answer, verified=True)
-    note = "the owners changed while paths and processes were looked for: ask again"
+def _with_origin(answer: Answer, asked: Asked) -> Answer:
+    """Add to the answer of a filesystem where the failure was read, and the remark about it."""
+    if not asked.remark:
+        return replace(answer, origin=asked.origin) if asked.origin else answer
     return replace(
         answer,
-        verified=False,
-        complete=False,
-        notes=distinct([note, *answer.notes]),
-        remarks=(answer.notes or UNSET) if answer.complete else answer.remarks,
+        origin=asked.origin,
+        notes=distinct([*answer.notes, asked.remark]),
+        remarks=UNSET if answer.complete else (*(answer.remarks or ()), asked.remark),
     )
 
 
-def _identity(row: Owner) -> Owner:
-    """Give a row without what was found out about its owner."""
-    if isinstance(row, FileOwner):
-        return replace(
-            row, paths=UNSET, unlinked=UNSET, detail=UNSET, mounted_at=UNSET, processes=UNSET
-        )
-    return row
+_Run = tuple[Asked, list[_Part], bool]
 
 
-def _put_together(asked: Asked, parts: Sequence[_Part]) -> Answer:
-    """Make one answer in the terms of the question from those of the filesystems."""
-    origin = asked.origin or UNSET
-    rows: list[Owner] = []
-    missing: list[str] = []
-    remarks: list[str] = [asked.remark] if asked.remark else []
+def _runs(asked: Asked, parts: Iterable[_Part]) -> Iterator[_Run]:
+    """Cut the parts of a question, which ascend, where none crosses; tell which run is the last."""
+    run: list[_Part] = []
+    reach = 0
     for part in parts:
-        rows += _rows_of(part, missing, remarks)
-    if len(parts) > 1:
-        rows.sort(key=_order)
-    verified = {
-        part.leaf.told[part.number].verified
-        for part in parts
-        if part.leaf is not None and part.leaf.space is not None
+        landing = part.landing
+        if len(run) >= _RUN and landing.start >= reach:
+            yield asked, run, False
+            run = []
+        run.append(part)
+        reach = max(reach, landing.start + landing.length)
+    yield asked, run, True
+
+
+def _grouped(runs: Iterable[_Run]) -> Iterator[list[_Run]]:
+    """Group runs whose parts are asked about together."""
+    group: list[_Run] = []
+    parts = 0
+    for run in runs:
+        group.append(run)
+        parts += len(run[1])
+        if parts >= _BATCH:
+            yield group
+            group, parts = [], 0
+    if group:
+        yield group
+
+
+def _open_streams(runs: Iterable[_Run], wish: Wish) -> _Streams:
+    """Ask each leaf for all parts of ``runs``, but for those that are asked about apart."""
+    wanted: dict[_Leaf, list[tuple[int, int]]] = {}
+    for _, parts, _ in runs:
+        if _is_apart(parts):
+            continue
+        for landing, leaf in parts:
+            if leaf is not None and leaf.space is not None:
+                wanted.setdefault(leaf, []).append((landing.offset, landing.length))
+    return {
+        leaf: iter(told(leaf.space, ranges, wish))
+        for leaf, ranges in wanted.items()
+        if leaf.space is not None
     }
-    way: tuple[Via, ...] | UnsetType = _way(parts[0].landing, 0)
-    if not (asked.named or asked.layer.segments or asked.layer.beneath):
-        # The filesystem itself was asked, though not only for what it has.
-        rows, way = [replace(row, via=UNSET) for row in rows], UNSET
-    notes = distinct([*missing, *remarks])
-    return Answer(
-        asked.start,
-        asked.length,
-        not missing,
-        notes,
-        tuple(rows),
-        origin,
-        verified=UNSET if verified <= {UNSET} else False not in verified,
-        remarks=remarks_in(notes, missing, remarks),
-        via=way,
+
+
+def _overlap(parts: Sequence[_Part]) -> bool:
+    """Tell whether some bytes of the question have several parts."""
+    return any(
+        before.landing.start + before.landing.length > part.landing.start
+        for before, part in pairwise(parts)
     )
 
 
-def _rows_of(part: _Part, missing: list[str], remarks: list[str]) -> Iterator[Owner]:
-    """Give the rows of one part, in the terms of the question, each with its way."""
-    landing, leaf = part.landing, part.leaf
-    missing += landing.doubts
-    remarks += landing.remarks
-    name = landing.way[-1].layer
-    if leaf is not None and leaf.space is not None:
-        answer = leaf.told[part.number]
-        for note in answer.notes:
-            only = answer.complete or note in (answer.remarks or ())
-            (remarks if only else missing).append(f"{name}: {note}")
-        for row in answer.owners:
-            distance = row.start - landing.offset
-            yield replace(row, start=landing.start + distance, via=_way(landing, distance))
-        return
-    if leaf is None and landing.certain:
-        yield Outside(landing.start, landing.length, landing.what, via=_way(landing, 0))
-        return
-    missing.append(f"{name}: {leaf.error if leaf else landing.what}")
-    yield Unknown(landing.start, landing.length, via=_way(landing, 0))
+def _is_apart(parts: Sequence[_Part]) -> bool:
+    """Tell whether parts that overlap are so long that their rows are merged as they come."""
+    return _overlap(parts) and any(part.landing.length > _LONG for part in parts)
+
+
+class _Assembled:
+    """Puts one answer together, in the terms of the question, from those of the filesystems."""
+
+    def __init__(self, asked: Asked) -> None:
+        self._asked = asked
+        self._rows: list[Owner] = []
+        self._missing: dict[str, None] = {}
+        self._remarks: dict[str, None] = {asked.remark: None} if asked.remark else {}
+        self._verified: set[bool | UnsetType] = set()
+        self._way: tuple[Via, ...] | UnsetType | None = None
+        #: Whether the filesystem itself was asked, though not only for what it has.
+        self._plain = not (asked.named or asked.layer.segments or asked.layer.beneath)
+
+    def add(self, parts: Sequence[_Part], streams: _Streams, wish: Wish) -> Iterator[LeadingRows]:
+        """Add the rows of ``parts``, and return those that need not be held."""
+        if self._way is None:
+            self._way = _way(parts[0].landing, 0)
+        rows: Iterable[Owner]
+        if _is_apart(parts):
+            rows = merge(
+                *(self._rows_of(part, self._apart(part, wish)) for part in parts), key=_order
+            )
+        else:
+            rows = (
+                row
+                for part in parts
+                for row in self._rows_of(part, streams.get(part.leaf) if part.leaf else None)
+            )
+            if _overlap(parts):
+                rows = sorted(rows, key=_order)
+        for row in rows:
+            if len(self._rows) >= ROW_BUDGET:
+                yield LeadingRows(self._asked.start, self._asked.length, tuple(self._rows))
+                self._rows = []
+            self._rows.append(replace(row, via=UNSET) if self._plain else row)
+
+    def answer(self) -> Answer:
+        """Return the answer, with the rows that were not returned before."""
+        asked = self._asked
+        notes = distinct([*self._missing, *self._remarks])
+        return Answer(
+            asked.start,
+            asked.length,
+            not self._missing,
+            notes,
+            tuple(self._rows),
+            asked.origin or UNSET,
+            verified=UNSET if self._verified <= {UNSET} else False not in self._verified,
+            remarks=remarks_in(notes, self._missing, self._remarks),
+            via=UNSET if self._plain or self._way is None else self._way,
+        )
+
+    @staticmethod
+    def _apart(part: _Part, wish: Wish) -> Iterator[Streamed] | None:
+        landing, leaf = part
+        if leaf is None or leaf.space is None:
+            return None
+        return iter(told(leaf.space, [(landing.offset, landing.length)], wish))
+
+    def _rows_of(self, part: _Part, stream: Iterator[Streamed] | None) -> Iterator[Owner]:
+        """Return the rows of one part, in the terms of the question, each with its way."""
+        landing, leaf = part
+        self._missing.update(dict.fromkeys(landing.doubts))
+        self._remarks.update(dict.fromkeys(landing.remarks))
+        name = landing.way[-1].layer
+        if stream is not None:
+            for item in stream:
+                for row in item.owners:
+                    distance = row.start - landing.offset
+                    way = _way(landing, distance)
+                    yield replace(row, start=landing.start + distance, via=way)
+                if isinstance(item, Answer):
+                    for note in item.notes:
+                        only = item.complete or note in (item.remarks or ())
+                        (self._remarks if only else self._missing)[f"{name}: {note}"] = None
+                    self._verified.add(item.verified)
+                    return
+        elif leaf is None and landing.certain:
+            yield Outside(landing.start, landing.length, landing.what, via=_way(landing, 0))
+        else:
+            self._missing[f"{name}: {leaf.error if leaf else landing.what}"] = None
+            yield Unknown(landing.start, landing.length, via=_way(landing, 0))
 
 
 def _way(landing: Landing, distance: int) -> tuple[Via, ...]:

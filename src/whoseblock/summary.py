@@ -1,10 +1,11 @@
 """Many answers in one page: what each file lost, and totals that add up to the bytes asked."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from whoseblock.fs.base import MAX_NOTES, Answer, FileOwner, MetadataOwner, Owner
+from whoseblock.fs.stream import LeadingRows
 
 __all__ = ["KINDS", "FileLoss", "Summary"]
 
@@ -66,22 +67,45 @@ class Summary:
         self.notes: dict[str, None] = {}
         self._size_of = size_of
         self._files: dict[tuple[str, int, str], _Count] = {}
+        self._sweep: _Sweep | None = None
+
+    def add_rows(self, leading: LeadingRows) -> None:
+        """Add the leading rows of an answer whose other rows follow."""
+        if self._sweep is None:
+            self._sweep = _Sweep()
+        self._count_rows(leading.owners)
+        self._sweep_up(leading.owners, self._sweep)
 
     def add(self, answer: Answer) -> None:
-        """Take one answer in.  No byte may be asked about twice."""
+        """Add an answer, or the last rows of one.  No byte may be asked about twice."""
         self.asked += answer.length
         self.questions += 1
         self.incomplete += not answer.complete
         for note in answer.notes:
             if len(self.notes) < MAX_NOTES:
                 self.notes[note] = None
-        for row in answer.owners:
+        self._count_rows(answer.owners)
+        if self._sweep is None and sum(row.length for row in answer.owners) == answer.length:
+            for row in answer.owners:
+                self.totals[_kind(row)] += row.length
+            return
+        sweep = self._sweep or _Sweep()
+        self._sweep_up(answer.owners, sweep)
+        for kind, length in sweep.finish():
+            self.totals[kind] += length
+        self._sweep = None
+
+    def _count_rows(self, rows: Iterable[Owner]) -> None:
+        for row in rows:
             if isinstance(row, MetadataOwner):
                 self.metadata[row.what] += row.length
             elif isinstance(row, FileOwner) and not row.unwritten:
                 self._add_file(row)
-        for kind, length in _counted_once(answer):
-            self.totals[kind] += length
+
+    def _sweep_up(self, rows: Iterable[Owner], sweep: "_Sweep") -> None:
+        for row in rows:
+            for kind, length in sweep.add(row):
+                self.totals[kind] += length
 
     def _add_file(self, row: FileOwner) -> None:
         layer = row.via[-1].layer if isinstance(row.via, tuple) else ""
@@ -112,29 +136,30 @@ def _kind(row: Owner) -> str:
     return "unwritten" if isinstance(row, FileOwner) and row.unwritten else row.kind
 
 
-def _counted_once(answer: Answer) -> Iterable[tuple[str, int]]:
-    """Give the bytes of an answer by kind, each byte once."""
-    if sum(row.length for row in answer.owners) == answer.length:
-        return ((_kind(row), row.length) for row in answer.owners)
-    return _sweep(answer.owners)
+class _Sweep:
+    """Counts each byte of rows that overlap once, as the first kind that any row there has.
 
+    The rows come in order of their start.  Nothing is kept but where each kind ends.
+    """
 
-def _sweep(rows: Sequence[Owner]) -> Iterator[tuple[str, int]]:
-    """Go over rows that overlap, and give each piece between two edges one kind."""
-    edges: dict[int, list[tuple[int, int]]] = defaultdict(list)
-    for row in rows:
+    def __init__(self) -> None:
+        self._at = 0
+        self._ends = [0] * len(KINDS)
+
+    def add(self, row: Owner) -> Iterator[tuple[str, int]]:
+        """Add a row; returns the kinds and lengths of the bytes before it."""
+        yield from self._go_to(row.start)
         rank = KINDS.index(_kind(row))
-        edges[row.start].append((rank, 1))
-        edges[row.start + row.length].append((rank, -1))
-    here = [0] * len(KINDS)
-    before = 0
-    for edge in sorted(edges):
-        if any(here):
-            # The first that any row has.
-            yield (
-                next(kind for kind, count in zip(KINDS, here, strict=True) if count),
-                edge - before,
-            )
-        for changed, by in edges[edge]:
-            here[changed] += by
-        before = edge
+        self._ends[rank] = max(self._ends[rank], row.start + row.length)
+
+    def finish(self) -> Iterator[tuple[str, int]]:
+        """Return the kinds and lengths of the bytes that are left."""
+        return self._go_to(max(self._ends))
+
+    def _go_to(self, place: int) -> Iterator[tuple[str, int]]:
+        for kind, end in zip(KINDS, self._ends, strict=True):
+            reached = min(end, place)
+            if reached > self._at:
+                yield kind, reached - self._at
+                self._at = reached
+        self._at = max(self._at, place)

@@ -11,7 +11,8 @@ from msgspec.structs import replace
 from tests.support.damage import Block, find_metadata
 
 import whoseblock
-from whoseblock.cli.lookup import _json_lines, _table_lines
+from whoseblock.cli.json_lines import json_chunks
+from whoseblock.cli.lookup import _table_chunks
 from whoseblock.fs.base import Answer, FileOwner, Filesystem, Free, Paths, Unknown
 from whoseblock.media import FileMedia
 from whoseblock.ranges import ByteRange, merge
@@ -161,9 +162,10 @@ def no_wrong_path(found: Paths, healthy: Paths) -> None:
 
 def encoded(answers: list[Answer]) -> None:
     """Assert that the command line can print these answers in both its ways."""
-    for answer, line in zip(answers, _json_lines(answers), strict=True):
+    lines = b"".join(json_chunks(answers)).splitlines()
+    for answer, line in zip(answers, lines, strict=True):
         told = json.loads(line)
         assert (told["start"], told["length"]) == (answer.start, answer.length)
         assert len(told["owners"]) == len(answer.owners)
-    written = io.BytesIO(b"\n".join(_table_lines(answers)))
+    written = io.BytesIO(b"".join(_table_chunks(answers)))
     assert all(byte >= 0x20 or byte == 0x0A for byte in written.getvalue())

@@ -11,7 +11,7 @@ import click
 
 from whoseblock import __version__
 from whoseblock.cli.terminal import printable
-from whoseblock.errors import OutputError, WhoseblockError, exit_codes
+from whoseblock.errors import OUT_OF_MEMORY, OutputError, WhoseblockError, exit_codes
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer as Buffer
@@ -159,6 +159,10 @@ def main() -> None:
         # The reader has gone; the interpreter must not find that out again when it closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = _BROKEN_PIPE
+    except MemoryError:
+        click.echo("whoseblock: out of memory", err=True)
+        click.echo("hint: ask about fewer ranges at once, or about shorter ones", err=True)
+        code = OUT_OF_MEMORY
     except OSError as error:
         code = _report_os_error(error)
     except (click.Abort, KeyboardInterrupt):

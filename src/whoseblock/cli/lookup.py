@@ -9,13 +9,14 @@ import click
 from whoseblock.cli.command import Command
 from whoseblock.cli.failures import Given, failure_options, failures_of
 from whoseblock.cli.notices import report_options, report_readings, report_resolver
-from whoseblock.cli.output import OutputFile, write_lines
+from whoseblock.cli.output import OutputFile, write_chunks
 from whoseblock.cli.progress import ProgressBar
 from whoseblock.cli.targets import options_of, target_options
 from whoseblock.fs.base import Answer
 
 if TYPE_CHECKING:
-    from whoseblock.lookup import Wish
+    from whoseblock.asking import Wish
+    from whoseblock.fs.stream import LeadingRows
     from whoseblock.sources.base import Reading
     from whoseblock.target import Target
 
@@ -81,6 +82,7 @@ def lookup(target: str | None, ranges: tuple[str, ...], **options: Any) -> None:
     Every file that shares the range with every path, or which metadata, or nobody; and the way
     from the device that was asked about down to the filesystem.
     """
+    from whoseblock.cli.json_lines import json_chunks
     from whoseblock.lookup import Lookup
     from whoseblock.sources.resolve import Resolver
     from whoseblock.target import Target
@@ -105,14 +107,15 @@ def lookup(target: str | None, ranges: tuple[str, ...], **options: Any) -> None:
                 lines: Iterable[bytes] = summarise(
                     finder, asked, output, paths=not options["no_paths"], as_json=options["as_json"]
                 )
+                lines = (line + b"\n" for line in lines)
             else:
                 # A wrong range is said before the first is answered, if there are but ranges.
                 wanted = list(asked) if given.few else asked
-                answers = finder.answers(wanted, _wish(options))
+                answers = finder.stream(wanted, _wish(options))
                 if progress.shown:
                     answers = _counted(answers, progress)
-                lines = _json_lines(answers) if options["as_json"] else _table_lines(answers)
-            write_lines(lines)
+                lines = json_chunks(answers) if options["as_json"] else _table_chunks(answers)
+            write_chunks(lines)
         report_readings(readings)
         report_resolver(resolver, opened)
         report_options(opened)
@@ -148,25 +151,23 @@ def _check_mounted(target: "Target", options: dict[str, Any]) -> None:
 
 def _wish(options: dict[str, Any]) -> "Wish":
     """Say what the answers are to have; the table has all that one may see."""
-    from whoseblock.lookup import Wish
+    from whoseblock.asking import Wish
 
     processes = options["processes"] or (not options["as_json"] and os.geteuid() == 0)
     return Wish(paths=not options["no_paths"], processes=processes, verified=options["verify"])
 
 
-def _counted(answers: Iterable[Answer], progress: ProgressBar) -> Iterator[Answer]:
-    for number, answer in enumerate(answers, 1):
+def _counted(
+    answers: "Iterable[LeadingRows | Answer]", progress: ProgressBar
+) -> "Iterator[LeadingRows | Answer]":
+    number = 0
+    for item in answers:
+        number += isinstance(item, Answer)
         progress("ranges answered", number, None)
-        yield answer
+        yield item
 
 
-def _json_lines(answers: Iterable[Answer]) -> Iterator[bytes]:
-    from whoseblock.encode import encode_json
-
-    return map(encode_json, answers)
-
-
-def _table_lines(answers: Iterable[Answer]) -> Iterator[bytes]:
+def _table_chunks(answers: "Iterable[LeadingRows | Answer]") -> Iterator[bytes]:
     from whoseblock.cli.table import table_lines
 
-    return (line.encode(errors="backslashreplace") for line in table_lines(answers))
+    return (line.encode(errors="backslashreplace") + b"\n" for line in table_lines(answers))

@@ -11,29 +11,32 @@ from typing import BinaryIO, Final
 
 from whoseblock.errors import OutputError
 
-__all__ = ["OutputFile", "write_lines"]
+__all__ = ["OutputFile", "write_chunks", "write_lines"]
 
-#: So many lines are written at once.
-_LINES_A_WRITE: Final = 512
+#: The bytes that are written at once, about.
+_BYTES_A_WRITE: Final = 1 << 18
 #: What a new file may be read and written by, before the umask.
 _MODE: Final = 0o666
 
 
+def write_chunks(chunks: Iterable[bytes]) -> None:
+    """Write bytes to standard output, many chunks at once."""
+    pending: list[bytes] = []
+    size = 0
+    for chunk in chunks:
+        pending.append(chunk)
+        size += len(chunk)
+        if size >= _BYTES_A_WRITE:
+            sys.stdout.buffer.write(b"".join(pending))
+            pending.clear()
+            size = 0
+    sys.stdout.buffer.write(b"".join(pending))
+    sys.stdout.buffer.flush()
+
+
 def write_lines(lines: Iterable[bytes]) -> None:
     """Write lines to standard output, many at once."""
-    pending: list[bytes] = []
-    for line in lines:
-        pending.append(line)
-        if len(pending) >= _LINES_A_WRITE:
-            _write(pending)
-            pending.clear()
-    _write(pending)
-
-
-def _write(lines: list[bytes]) -> None:
-    if lines:
-        sys.stdout.buffer.write(b"\n".join(lines) + b"\n")
-    sys.stdout.buffer.flush()
+    write_chunks(line + b"\n" for line in lines)
 
 
 class OutputFile:

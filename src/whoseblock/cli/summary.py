@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import UNSET, Struct, UnsetType
 
+from whoseblock.asking import Wish
 from whoseblock.cli.output import OutputFile
 from whoseblock.cli.terminal import printable
 from whoseblock.encode import encode_json
 from whoseblock.fs.base import Paths
-from whoseblock.lookup import Wish
+from whoseblock.fs.stream import LeadingRows
 from whoseblock.ranges import ByteRange, merge
 from whoseblock.summary import KINDS, FileLoss, Summary
 
@@ -69,11 +70,13 @@ def summarise(
 ) -> Iterator[bytes]:
     """Ask everything, write the list to ``output``, and give the lines of the summary."""
     summary = Summary(lambda name, inode: finder.file_size(finder.layers[name], inode))
-    asked_once = _once(asked, summary.notes)
-    for number, answer in enumerate(finder.answers(asked_once, Wish(paths=False))):
-        summary.add(answer)
-        if number % _TELL_EVERY == 0:
-            finder.progress("ranges answered", number, None)
+    for item in finder.stream(_once(asked, summary.notes), Wish(paths=False)):
+        if isinstance(item, LeadingRows):
+            summary.add_rows(item)
+            continue
+        summary.add(item)
+        if summary.questions % _TELL_EVERY == 1:
+            finder.progress("ranges answered", summary.questions, None)
     files = list(_files(finder, summary, paths=paths))
     if output is not None:
         output.write(_list_lines(output, files))

@@ -1,36 +1,43 @@
 """Answers as a table for people."""
 
-from collections.abc import Iterable, Iterator
-from itertools import islice
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 from whoseblock.cli.terminal import printable
 from whoseblock.fs.base import Answer, FileOwner, MetadataOwner, Outside, Owner, Process, Via
+from whoseblock.fs.stream import LeadingRows
 
 __all__ = ["table_lines"]
 
 _HEADINGS = ("START", "LENGTH", "OWNER", "INODE", "WHAT", "FILE OFFSET", "FLAGS", "PATH")
 #: Columns are as wide as these many answers need; later ones push them wider.
 _SAMPLE = 256
+#: So are those of an answer with more than these many rows.
+_ROWS = 2048
 
 _Row = tuple[str, ...]
 
 
-def table_lines(answers: Iterable[Answer]) -> Iterator[str]:
-    """Give the lines of the table as the answers come.
+def table_lines(answers: Iterable[LeadingRows | Answer]) -> Iterator[str]:
+    """Return the lines of the table as the answers come, whole or in pieces; see `fs.stream`.
 
     A file with many paths takes a line for each.  Below the rows of an answer stand the ways that
     they took through the stack, the processes that use the files, and notes, each with the first
-    answer that has it.
+    answer that has it.  Processes stand below the piece that has them.
     """
     said: set[str] = set()
     widths = [len(heading) for heading in _HEADINGS]
-    waiting = iter(answers)
+    ways: _Ways = {}
     headings = True
-    while batch := list(islice(waiting, _SAMPLE)):
-        blocks = [
-            (list(_rows(answer)), [*_ways(answer), *_users(answer), *_new_notes(answer, said)])
-            for answer in batch
-        ]
+    for batch in _batches(answers):
+        blocks = []
+        for piece in batch:
+            _add_ways(piece.owners, ways)
+            below = list(_users(piece.owners))
+            if piece.ended is not None:
+                below = [*_way_lines(ways), *below, *_ending(piece.ended, said)]
+                ways = {}
+            blocks.append((list(_rows(piece.owners, complete=piece.complete)), below))
         for rows, _ in blocks:
             for row in rows:
                 widths = [max(width, len(cell)) for width, cell in zip(widths, row, strict=True)]
@@ -43,24 +50,67 @@ def table_lines(answers: Iterable[Answer]) -> Iterator[str]:
             yield from below
 
 
-def _ways(answer: Answer) -> Iterator[str]:
-    """Give the ways down from the range, one line for each that its rows took."""
-    ways: dict[tuple[str, ...], tuple[Via, ...]] = {}
-    for owner in answer:
+class _Piece(NamedTuple):
+    """Rows of an answer; ``complete`` is true before that is known; ``ended`` if no more follow."""
+
+    owners: Sequence[Owner]
+    complete: bool
+    ended: Answer | None
+
+
+_Ways = dict[tuple[str, ...], tuple[Via, ...]]
+
+
+def _pieces(answers: Iterable[LeadingRows | Answer]) -> Iterator[_Piece]:
+    for item in answers:
+        complete = item.complete if isinstance(item, Answer) else True
+        ended = item if isinstance(item, Answer) else None
+        owners = item.owners
+        while len(owners) > _ROWS:
+            yield _Piece(owners[:_ROWS], complete, None)
+            owners = owners[_ROWS:]
+        yield _Piece(owners, complete, ended)
+
+
+def _batches(answers: Iterable[LeadingRows | Answer]) -> Iterator[list[_Piece]]:
+    """Group the pieces whose rows are lined up."""
+    batch: list[_Piece] = []
+    rows = 0
+    for piece in _pieces(answers):
+        batch.append(piece)
+        rows += len(piece.owners)
+        if len(batch) >= _SAMPLE or rows >= _ROWS:
+            yield batch
+            batch, rows = [], 0
+    if batch:
+        yield batch
+
+
+def _add_ways(rows: Iterable[Owner], ways: _Ways) -> None:
+    """Note the ways down from the range, one for each that its rows took."""
+    for owner in rows:
         if isinstance(owner.via, tuple):
             ways.setdefault(tuple(step.layer for step in owner.via), owner.via)
+
+
+def _way_lines(ways: _Ways) -> Iterator[str]:
     for way in ways.values():
         yield "  " + " → ".join(f"{printable(step.layer)} {step.start}" for step in way)
 
 
-def _users(answer: Answer) -> Iterator[str]:
-    """Give a line for each process and file, and one that says if all of this still holds."""
-    for owner in answer:
+def _ending(answer: Answer, said: set[str]) -> Iterator[str]:
+    """Return a line if the owners were verified, and one for each note that is new."""
+    if answer.verified is True:
+        yield "  verified: the owners are still the same"
+    yield from _new_notes(answer, said)
+
+
+def _users(rows: Iterable[Owner]) -> Iterator[str]:
+    """Return a line for each process and file."""
+    for owner in rows:
         if isinstance(owner, FileOwner) and isinstance(owner.processes, tuple):
             for process in owner.processes:
                 yield f"  used: {_process(process)}, inode {owner.inode}: {_uses(process)}"
-    if answer.verified is True:
-        yield "  verified: the owners are still the same"
 
 
 def _process(process: Process) -> str:
@@ -92,9 +142,9 @@ def _new_notes(answer: Answer, said: set[str]) -> list[str]:
     return [f"  {'note' if note in remarks else 'incomplete'}: {printable(note)}" for note in new]
 
 
-def _rows(answer: Answer) -> Iterator[_Row]:
-    for owner in answer:
-        facts, paths = _facts(owner, complete=answer.complete)
+def _rows(owners: Iterable[Owner], *, complete: bool) -> Iterator[_Row]:
+    for owner in owners:
+        facts, paths = _facts(owner, complete=complete)
         first, *more = paths or ("",)
         yield (str(owner.start), str(owner.length), owner.kind, *facts, first)
         for path in more:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
     from whoseblock.fs.arrays import OwnerArrays
+    from whoseblock.fs.stream import LeadingRows
 
 __all__ = [
     "MAX_NOTES",
@@ -251,6 +252,11 @@ class AddressSpace(Protocol):
         self, ranges: Iterable[tuple[int, int]], *, paths: bool = True
     ) -> Iterator[Answer]:
         """Answer many ``(start, length)`` together, in the order asked."""
+
+    def owners_stream(
+        self, ranges: Iterable[tuple[int, int]], *, paths: bool = True
+    ) -> "Iterator[LeadingRows | Answer]":
+        """Answer like `owners_many`, an answer with many rows in pieces; see `fs.stream`."""
 
     def close(self) -> None:
         """Let go of the device."""

@@ -197,6 +197,6 @@ def resume(journal: Journal, run: Run, saved: Plan) -> Iterator[StepOutcome]:
             layer = target.layer or target.layer_of(record.device)
             asked[failure] = Asked(record.start, record.length, layer, "the journal")
         # `site_named` finds only the layers that a lookup has reached.
-        for _answer in finder.answers(asked.values(), Wish(paths=False)):
+        for _part in finder.stream(asked.values(), Wish(paths=False)):
             pass
         yield from apply(journal, run, saved, target, finder, asked)

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from itertools import islice
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 from msgspec import UNSET
 
@@ -42,6 +42,7 @@ from whoseblock.fs.pieces import (
     mark_shared,
     row_of,
 )
+from whoseblock.fs.stream import ROW_BUDGET, LeadingRows, join_rows
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -59,6 +60,16 @@ _NO_RMAP: Final = (
 )
 
 
+class _Found(NamedTuple):
+    """Pieces of one question with their notes; ``more`` if other pieces of it follow."""
+
+    start: int
+    length: int
+    pieces: list[Piece]
+    notes: list[str]
+    more: bool
+
+
 class LiveFilesystem(Closing):
     """The filesystem that a `View` shows, which is closed with it.
 
@@ -66,6 +77,9 @@ class LiveFilesystem(Closing):
     `UnsupportedError` if the kernel does not tell of this kind who owns what, and `BlockError`
     if it has shut the filesystem down.
     """
+
+    #: The most rows of one piece of an answer, and about the most that are held as objects.
+    row_budget = ROW_BUDGET
 
     def __init__(self, view: View, device_size: int) -> None:
         self.view = view
@@ -154,23 +168,109 @@ class LiveFilesystem(Closing):
     ) -> Iterator[Answer]:
         """Answer many ``(start, length)``, in the order asked.
 
-        Raises `ArgumentError`, `OutOfDeviceError` or `ClosedError` before the batch that has such a
-        range is answered.
+        Each answer is held whole; `owners_stream` holds a part of it.  Raises `ArgumentError`,
+        `OutOfDeviceError` or `ClosedError` before the batch that has such a range is answered.
         """
+        return join_rows(self.owners_stream(ranges, paths=paths))
+
+    def owners_stream(
+        self, ranges: Iterable[tuple[int, int]], *, paths: bool = True
+    ) -> Iterator[LeadingRows | Answer]:
+        """Answer like `owners_many`, an answer with more than ``row_budget`` rows in pieces."""
         self._check_open()
         wanted = checked_ranges(ranges, self.view.point, self.device_size)
         while batch := list(islice(wanted, _BATCH)):
             self._check_open()
             self._facts.clear()
-            found = [self._find(start, length) for start, length in batch]
-            known: dict[int, Paths] = {}
+            yield from self._answers(self._groups(batch), paths=paths)
+
+    def _answers(
+        self, groups: Iterable[list[_Found]], *, paths: bool
+    ) -> Iterator[LeadingRows | Answer]:
+        known: dict[int, Paths] = {}
+        generations: dict[int, int | None] = {}
+        # Notes that belong to leading rows stand in the answer that ends them.
+        carried: dict[str, None] = {}
+        for group in groups:
             if paths:
-                owners = {
-                    piece.inode for pieces, _ in found for piece in pieces if piece.kind == FILE
-                }
-                known = self._paths_of(owners)
-            for (start, length), (pieces, notes) in zip(batch, found, strict=True):
-                yield self._answer(start, length, pieces, notes, known)
+                self._learn(group, known, generations)
+            for one in group:
+                missing = [*carried, *one.notes]
+                for at in range(0, max(len(one.pieces), 1), self.row_budget):
+                    pieces = one.pieces[at : at + self.row_budget]
+                    if one.more or at + self.row_budget < len(one.pieces):
+                        rows = self._rows(pieces, known, missing)
+                        yield LeadingRows(one.start, one.length, rows)
+                    else:
+                        yield self._answer(one.start, one.length, pieces, missing, known)
+                carried = dict.fromkeys(missing) if one.more else {}
+            if len(self._facts) > self.row_budget:
+                self._facts.clear()
+
+    def _groups(self, batch: list[tuple[int, int]]) -> Iterator[list[_Found]]:
+        """Find the pieces of questions, and group them by the rows that may be held at once."""
+        group: list[_Found] = []
+        rows = 0
+        for start, length in batch:
+            for low, high in self._parts(start, start + length):
+                pieces, notes = self._find(low, high - low)
+                group.append(_Found(start, length, pieces, notes, high < start + length))
+                rows += len(pieces)
+                if rows >= self.row_budget:
+                    yield group
+                    group, rows = [], 0
+        yield group
+
+    def _parts(self, start: int, end: int) -> Iterator[tuple[int, int]]:
+        """Cut a range that may have many rows where no record of the kernel is."""
+        most = self.row_budget * self.block_size
+        while end - start > most:
+            seam = self._seam(start, end)
+            yield start, seam
+            start = seam
+        if start < end:
+            yield start, end
+
+    def _seam(self, start: int, end: int) -> int:
+        """Find a byte after ``row_budget`` records that none crosses; ``end`` if there is none."""
+        last = min(end, self.size)
+        reach = start
+        self.asked["fsmap"] += 1
+        try:
+            records = kernel.fsmap(self.view.fd, self._device, start, last) if start < last else ()
+            for number, record in enumerate(records):
+                place = record.physical
+                if number >= self.row_budget and start < place and reach <= place < end:
+                    return place
+                reach = max(reach, place + record.length)
+        except OSError:
+            # The question itself reports it.
+            return end
+        return end
+
+    def _learn(
+        self,
+        group: list[_Found],
+        known: dict[int, Paths],
+        generations: dict[int, int | None],
+    ) -> None:
+        """Add the paths of files to ``known``, unless an inode is the one whose paths it has."""
+        owners = {piece.inode for one in group for piece in one.pieces if piece.kind == FILE}
+        now = {
+            inode: None if (facts := self._facts.get(inode)) is None else facts.generation
+            for inode in owners
+        }
+        new = {
+            inode
+            for inode, generation in now.items()
+            if generation is None or inode not in known or generations[inode] != generation
+        }
+        if len(known) + len(new) > 2 * self.row_budget:
+            known.clear()
+            generations.clear()
+            new = owners
+        known.update(self._paths_of(new))
+        generations.update(now)
 
     def owners_of(self, starts: "ArrayLike", lengths: "ArrayLike") -> OwnerArrays:
         """Answer many ranges as NumPy columns, without paths; see `OwnerArrays`.
@@ -183,16 +283,21 @@ class LiveFilesystem(Closing):
         columns = check_columns(starts, lengths, self.view.point, self.device_size)
         ranges = list(zip(*(column.tolist() for column in columns), strict=True))
         self._facts.clear()
-        rows: list[tuple[int | bool, ...]] = []
+        # As columns, rows take a tenth of the memory that they take as objects.
+        parts = [np.empty(0, row_dtype())]
         said: dict[int, tuple[str, ...]] = {}
         for number, (start, length) in enumerate(ranges):
-            pieces, notes = self._find(start, length)
-            rows += ((number, *piece) for piece in pieces)
-            if notes:
-                said[number] = distinct(notes)
+            for low, high in self._parts(start, start + length):
+                pieces, notes = self._find(low, high - low)
+                parts.append(np.array([(number, *piece) for piece in pieces], row_dtype()))
+                if notes:
+                    said[number] = distinct([*said.get(number, ()), *notes])
+                if len(self._facts) > self.row_budget:
+                    self._facts.clear()
+        rows = np.concatenate(parts)
         complete = np.full(len(ranges), not self.doubts)
         complete[list(said)] = False
-        return as_columns(np.array(rows, row_dtype()), complete, said)
+        return as_columns(rows, complete, said)
 
     def _find(self, start: int, length: int) -> tuple[list[Piece], list[str]]:
         """Give the pieces of a range in the order of the contract, and what may be missing.
@@ -306,16 +411,23 @@ class LiveFilesystem(Closing):
         notes: list[str],
         known: dict[int, Paths],
     ) -> Answer:
-        rows = []
         missing = [*self.doubts, *notes]
+        rows = self._rows(pieces, known, missing)
+        said = distinct([*missing, *self.remarks])
+        only = remarks_in(said, missing, self.remarks)
+        return Answer(start, length, not missing, said, rows, remarks=only)
+
+    def _rows(
+        self, pieces: list[Piece], known: dict[int, Paths], missing: list[str]
+    ) -> tuple[Owner, ...]:
+        """Make rows of pieces; adds to ``missing`` why a path may be missing."""
+        rows = []
         for piece in pieces:
             paths = known.get(piece.inode) if piece.kind == FILE else None
             if paths is not None and not paths.complete:
                 missing += paths.notes
             rows.append(self._row(piece, paths))
-        said = distinct([*missing, *self.remarks])
-        only = remarks_in(said, missing, self.remarks)
-        return Answer(start, length, not missing, said, tuple(rows), remarks=only)
+        return tuple(rows)
 
     def _row(self, piece: Piece, paths: Paths | None) -> Owner:
         start, length, geometry = piece.start, piece.length, self.geometry

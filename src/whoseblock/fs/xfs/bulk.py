@@ -43,6 +43,7 @@ from whoseblock.fs.xfs.format.btree import (
 from whoseblock.fs.xfs.owners import OwnerFinder
 from whoseblock.fs.xfs.promises import unpromised
 from whoseblock.fs.xfs.rows import MAX_FILE_SIZE, SPECIAL_OWNERS
+from whoseblock.fs.xfs.seams import split
 from whoseblock.fs.xfs.volume import MOST_LOST_GROUPS
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ if TYPE_CHECKING:
 
     Ints = NDArray[np.int64]
 
-__all__ = ["find_many", "pieces_by_question"]
+__all__ = ["OverBudgetError", "find_all", "find_many", "pieces_by_question"]
 
 #: Candidates are taken one by one up to so many for each question and record, else by blocks...
 _PLENTY: Final = 4
@@ -66,19 +67,78 @@ _NEVER: Final = 1 << 62
 _ROW: Final = row_dtype()
 
 
-def find_many(finder: OwnerFinder, starts: "ArrayLike", lengths: "ArrayLike") -> OwnerArrays:
-    """Answer ``lengths[i]`` bytes from ``starts[i]`` for every i; all lie on the device."""
-    volume = finder.volume
+class OverBudgetError(Exception):
+    """Several questions have more records than the budget.
+
+    ``cuts`` divide them, in the order asked, so that each part is within it as far as counted: the
+    index of its first question, and that past its last.
+    """
+
+    def __init__(self, records: "Ints", budget: int) -> None:
+        super().__init__(f"more than {budget} records")
+        self.cuts: list[tuple[int, int]] = []
+        total = np.cumsum(records)
+        begin = 0
+        while begin < records.size:
+            before = int(total[begin] - records[begin])
+            end = max(int(np.searchsorted(total, before + budget, "right")), begin + 1)
+            self.cuts.append((begin, end))
+            begin = end
+
+
+class _Count:
+    """Counts the records of each question before they are matched with it."""
+
+    def __init__(self, order: "Ints", budget: int | None) -> None:
+        self._order = order
+        self._budget = budget
+        self._records = np.zeros(order.size, dtype=np.int64)
+        self._total = 0
+
+    def add(self, number: "Ints", low: "Ints", high: "Ints", first: "Ints", after: "Ints") -> None:
+        """Count records for each question, from low to high; raises `OverBudgetError`."""
+        if self._budget is None or self._order.size == 1:
+            return
+        # A record touches a question unless it begins past it or ends before it.
+        ends = after if (after[1:] >= after[:-1]).all() else np.sort(after)
+        records = np.searchsorted(first, high) - np.searchsorted(ends, low, "right")
+        self._records[number] += records
+        self._total += int(records.sum())
+        if self._total > self._budget:
+            asked = np.empty_like(self._records)
+            asked[self._order] = self._records
+            raise OverBudgetError(asked, self._budget)
+
+
+def find_many(
+    finder: OwnerFinder, starts: "ArrayLike", lengths: "ArrayLike", budget: int | None = None
+) -> OwnerArrays:
+    """Answer ``lengths[i]`` bytes from ``starts[i]`` for every i; all lie on the device.
+
+    Raises `OverBudgetError` if several questions have more than ``budget`` records.
+    """
     low = np.asarray(starts, dtype=np.int64)
-    high = low + np.asarray(lengths, dtype=np.int64)
+    rows, notes = _find_rows(finder, low, np.asarray(lengths, dtype=np.int64), budget)
+    complete = np.ones(low.size, dtype=np.bool_)
+    complete[list(notes)] = False
+    return as_columns(rows, complete, notes)
+
+
+def _find_rows(
+    finder: OwnerFinder, low: "Ints", length: "Ints", budget: int | None
+) -> "tuple[NDArray[np.void], dict[int, tuple[str, ...]]]":
+    """Return rows in the order of the contract, and the notes by question."""
+    volume = finder.volume
+    high = low + length
     # In ascending order every search below walks through memory instead of jumping about in it.
     order = np.argsort(low)
     low, high = low[order], high[order]
     odd = (high > volume.size) | (high - low > MOST_LOST_GROUPS * volume.ag_bytes)
     if not volume.sb.has_rmapbt:
         odd[:] = True
+    count = _Count(order, budget)
     parts = [
-        _find_in_group(finder, questions, odd)
+        _find_in_group(finder, questions, odd, count)
         for questions in _by_group(volume, low[~odd], high[~odd], np.flatnonzero(~odd))
     ]
     rows = _join(parts)
@@ -89,10 +149,39 @@ def find_many(finder: OwnerFinder, starts: "ArrayLike", lengths: "ArrayLike") ->
         rows = _join([rows[~odd[rows["question"]]], single])
         notes = {int(order[question]): said for question, said in notes.items()}
     rows["question"] = order[rows["question"]]
-    rows = _pick(rows, _answer_order(rows, low.size))
+    return _pick(rows, _answer_order(rows, low.size)), notes
+
+
+def find_all(
+    finder: OwnerFinder, starts: "ArrayLike", lengths: "ArrayLike", budget: int
+) -> OwnerArrays:
+    """Answer like `find_many`, about ``budget`` records at a time.
+
+    Matching takes several times the memory of the rows that are matched.
+    """
+    low, length = np.asarray(starts, dtype=np.int64), np.asarray(lengths, dtype=np.int64)
     complete = np.ones(low.size, dtype=np.bool_)
+    notes: dict[int, tuple[str, ...]] = {}
+    parts: list[NDArray[np.void]] = []
+    todo = [(0, low.size)]
+    while todo:
+        begin, end = todo.pop()
+        ranges = [(low[begin:end], length[begin:end])]
+        if end == begin + 1 and length[begin] > budget * finder.volume.block_size:
+            split_up = split(finder, int(low[begin]), int(length[begin]), budget)
+            ranges = [(np.array([at]), np.array([size])) for at, size in split_up]
+        try:
+            for starts_here, lengths_here in ranges:
+                rows, said = _find_rows(finder, starts_here, lengths_here, budget)
+                rows["question"] += begin
+                parts.append(rows)
+                for question, more in said.items():
+                    before = notes.get(begin + question, ())
+                    notes[begin + question] = distinct([*before, *more])
+        except OverBudgetError as over:
+            todo += [(begin + first, begin + stop) for first, stop in reversed(over.cuts)]
     complete[list(notes)] = False
-    return as_columns(rows, complete, notes)
+    return as_columns(_join(parts), complete, notes)
 
 
 def pieces_by_question(arrays: OwnerArrays) -> Iterator[tuple[list[Piece], tuple[str, ...]]]:
@@ -163,7 +252,7 @@ def _find_singly(
 
 
 def _find_in_group(
-    finder: OwnerFinder, questions: _Questions, odd: "NDArray[np.bool_]"
+    finder: OwnerFinder, questions: _Questions, odd: "NDArray[np.bool_]", count: _Count
 ) -> "NDArray[np.void]":
     """Answer the part of the questions that lies in their group; mark the odd ones."""
     volume, agno = finder.volume, questions.agno
@@ -177,6 +266,7 @@ def _find_in_group(
     records = _load(finder.tree(agno, RMAPBT), *_merge(low, high), faults)
     first = records["startblock"].astype(np.int64)
     after = first + records["blockcount"]
+    count.add(questions.number, low, high, first, after)
     reach = np.maximum.accumulate(after)
     asked, index = _touching(
         after, np.searchsorted(reach, low, "right"), np.searchsorted(first, high), low

@@ -84,6 +84,9 @@ class OtherDevice:
                 rows.append(Outside(start + inside, length - inside, beyond))
             yield Answer(start, length, not notes, notes, tuple(rows))
 
+    #: No answer has more than two rows.
+    owners_stream = owners_many
+
     def close(self) -> None:
         """Close the device."""
         self._closed = True

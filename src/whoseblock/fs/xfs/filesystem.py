@@ -18,9 +18,11 @@ from whoseblock.fs.arguments import (
     checked_ranges,
 )
 from whoseblock.fs.arrays import OwnerArrays
-from whoseblock.fs.base import Answer, Paths, Progress, distinct, no_progress, remarks_in
+from whoseblock.fs.base import Answer, Owner, Paths, Progress, distinct, no_progress, remarks_in
 from whoseblock.fs.pieces import FILE, Piece
+from whoseblock.fs.stream import ROW_BUDGET, LeadingRows, join_rows
 from whoseblock.fs.xfs.attributes import Attributes
+from whoseblock.fs.xfs.cuts import Cut, find_cuts
 from whoseblock.fs.xfs.format.superblock import XFS_SB_VERSION_5
 from whoseblock.fs.xfs.inodes import InodeTable
 from whoseblock.fs.xfs.log import log_note
@@ -37,8 +39,8 @@ if TYPE_CHECKING:
 
 __all__ = ["XfsFilesystem"]
 
-#: From so many questions on, reading leaves as arrays is worth loading NumPy.
-_BULK: Final = 48
+#: As columns, this many times as many rows may be held as of objects.
+_HELD: Final = 8
 #: So many questions are answered together: enough to share reads, few enough to hold.
 _BATCH: Final = 1 << 16
 
@@ -58,6 +60,8 @@ class XfsFilesystem(Closing):
     """
 
     name = "xfs"
+    #: The most rows of one piece of an answer, and about the most that are held as objects.
+    row_budget = ROW_BUDGET
 
     def __init__(
         self, media: Media, log_media: Media | None = None, doubts: Iterable[str] = ()
@@ -137,39 +141,65 @@ class XfsFilesystem(Closing):
     ) -> Iterator[Answer]:
         """Answer many ``(start, length)``, in the order asked, sharing what is read.
 
-        Raises `ArgumentError`, `OutOfDeviceError` or `ClosedError` before the batch that has such a
-        range is answered.
+        Each answer is held whole; `owners_stream` holds a part of it.  Raises `ArgumentError`,
+        `OutOfDeviceError` or `ClosedError` before the batch that has such a range is answered.
         """
+        return join_rows(self.owners_stream(ranges, paths=paths))
+
+    def owners_stream(
+        self, ranges: Iterable[tuple[int, int]], *, paths: bool = True
+    ) -> Iterator[LeadingRows | Answer]:
+        """Answer like `owners_many`, an answer with more than ``row_budget`` rows in pieces."""
         self._check_open()
         wanted = checked_ranges(ranges, self._media.name, self.device_size)
+        known: dict[int, Paths] = {}
         while batch := list(islice(wanted, _BATCH)):
             self._check_open()
-            yield from self._answer_batch(batch, paths=paths)
+            cuts = find_cuts(self._finder, batch, self.row_budget)
+            yield from self._answers(self._with_paths(cuts, known) if paths else cuts, known)
 
-    def _answer_batch(self, batch: list[tuple[int, int]], *, paths: bool) -> Iterator[Answer]:
-        many = self._pieces_many if len(batch) >= _BULK else self._pieces_singly
-        found: Iterable[tuple[list[Piece], Sequence[str]]] = many(batch)
-        known: dict[int, Paths] = {}
-        if paths:
-            found = list(found)
-            known = self.paths_many(ino for pieces, _ in found for ino in _inodes_of(pieces))
-        for (start, length), (pieces, notes) in zip(batch, found, strict=True):
-            yield self._answer(start, length, notes, pieces, known)
+    def _with_paths(self, cuts: Iterable[Cut], known: dict[int, Paths]) -> Iterator[Cut]:
+        """Pass the cuts on once ``known`` has the paths of their inodes, many with one search."""
+        held: list[Cut] = []
+        inodes: set[int] = set()
+        rows = 0
+        for cut in cuts:
+            held.append(cut)
+            rows += cut.rows
+            inodes.update(cut.inodes())
+            if rows >= self.row_budget * _HELD or len(inodes) >= self.row_budget:
+                self._learn(inodes, known)
+                yield from held
+                held, inodes, rows = [], set(), 0
+        self._learn(inodes, known)
+        yield from held
 
-    def _pieces_singly(
-        self, batch: list[tuple[int, int]]
-    ) -> Iterator[tuple[list[Piece], Sequence[str]]]:
-        for start, length in batch:
-            notes: list[str] = []
-            yield self._finder.find(start, length, notes), notes
+    def _learn(self, inodes: set[int], known: dict[int, Paths]) -> None:
+        """Add the paths of inodes to ``known``, which is emptied if it would grow too large."""
+        new = inodes - known.keys()
+        if new and len(known) + len(new) > 2 * self.row_budget:
+            known.clear()
+            new = inodes
+        if new:
+            known.update(self.paths_many(new))
 
-    def _pieces_many(
-        self, batch: list[tuple[int, int]]
-    ) -> Iterator[tuple[list[Piece], Sequence[str]]]:
-        from whoseblock.fs.xfs.bulk import find_many, pieces_by_question
-
-        starts, lengths = zip(*batch, strict=True)
-        return pieces_by_question(find_many(self._finder, starts, lengths))
+    def _answers(
+        self, cuts: Iterable[Cut], known: dict[int, Paths]
+    ) -> Iterator[LeadingRows | Answer]:
+        # Notes that belong to leading rows stand in the answer that ends them.
+        carried: dict[str, None] = {}
+        for cut in cuts:
+            for start, length, pieces, notes, more in cut.found(self.row_budget):
+                if more:
+                    missing = list(notes)
+                    rows = self._rows(pieces, known, missing)
+                    carried.update(dict.fromkeys(missing))
+                    yield LeadingRows(start, length, rows)
+                elif carried:
+                    yield self._answer(start, length, [*carried, *notes], pieces, known)
+                    carried = {}
+                else:
+                    yield self._answer(start, length, notes, pieces, known)
 
     def owners_of(self, starts: "ArrayLike", lengths: "ArrayLike") -> OwnerArrays:
         """Answer many ranges as NumPy columns, without paths; see `OwnerArrays`.
@@ -177,11 +207,11 @@ class XfsFilesystem(Closing):
         `doubts` make every question incomplete, and stand in no question's notes.  Raises
         `ArgumentError`, `OutOfDeviceError` and `ClosedError`.
         """
-        from whoseblock.fs.xfs.bulk import find_many
+        from whoseblock.fs.xfs.bulk import find_all
 
         self._check_open()
         low, length = check_columns(starts, lengths, self._media.name, self.device_size)
-        arrays = find_many(self._finder, low, length)
+        arrays = find_all(self._finder, low, length, _HELD * self.row_budget)
         if self.doubts:
             arrays.complete[:] = False
         return arrays
@@ -194,16 +224,23 @@ class XfsFilesystem(Closing):
         pieces: list[Piece],
         known: dict[int, Paths],
     ) -> Answer:
-        rows = []
         missing = [*self.doubts, *notes]
+        rows = self._rows(pieces, known, missing)
+        said = distinct([*missing, *self.remarks]) if missing else self.remarks
+        only = remarks_in(said, missing, self.remarks) if self.remarks else UNSET
+        return Answer(start, length, not missing, said, rows, remarks=only)
+
+    def _rows(
+        self, pieces: list[Piece], known: dict[int, Paths], missing: list[str]
+    ) -> tuple[Owner, ...]:
+        """Make rows of pieces; adds to ``missing`` why a path may be missing."""
+        rows = []
         for piece in pieces:
             paths = known.get(piece.inode) if known and piece.kind == FILE else None
             if paths is not None and not paths.complete:
                 missing += paths.notes
             rows.append(make_row(self.volume, piece, paths))
-        said = distinct([*missing, *self.remarks]) if missing else self.remarks
-        only = remarks_in(said, missing, self.remarks) if self.remarks else UNSET
-        return Answer(start, length, not missing, said, tuple(rows), remarks=only)
+        return tuple(rows)
 
     def file_size(self, inode: int) -> int | None:
         """Give the size of a file in bytes, None if its inode cannot be read."""

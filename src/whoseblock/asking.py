@@ -1,0 +1,159 @@
+"""Asking what is on a layer: its owners, the processes that use them, and whether they changed."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from hashlib import blake2b
+from typing import TYPE_CHECKING, NamedTuple
+
+from msgspec import UNSET
+from msgspec.structs import replace
+
+from whoseblock.encode import encode_json
+from whoseblock.fs.base import AddressSpace, Answer, FileOwner, Mounted, Owner, distinct
+from whoseblock.fs.stream import ROW_BUDGET, LeadingRows, chunks, join_rows
+
+if TYPE_CHECKING:
+    from whoseblock.processes import Found
+
+__all__ = ["Streamed", "Wish", "told"]
+
+Streamed = LeadingRows | Answer
+
+
+class Wish(NamedTuple):
+    """What an answer is to have.
+
+    ``paths`` of files; the ``processes`` that use them, where a mounted filesystem is asked; and
+    whether the owners are ``verified``: asked for again in the end.
+    """
+
+    paths: bool = True
+    processes: bool = False
+    verified: bool = False
+
+
+def told(space: AddressSpace, wanted: Sequence[tuple[int, int]], wish: Wish) -> Iterable[Streamed]:
+    """Ask what is on a layer, and about the processes that use it; see `fs.stream`."""
+    stream: Iterable[Streamed] = space.owners_stream(wanted, paths=wish.paths)
+    if wish.processes and isinstance(space, Mounted):
+        stream = _with_processes(stream, space.device)
+    if wish.verified:
+        stream = _verify(stream, space)
+    return stream
+
+
+def _with_processes(stream: Iterable[Streamed], device: int) -> Iterator[Streamed]:
+    """Add to every file the processes that use the part of it, or have it open.
+
+    ``device`` is that of the filesystem, as `os.makedev` gives it.
+    """
+    from whoseblock.processes import Wanted, find_processes
+
+    # Notes that belong to leading rows stand in the answer that ends them.
+    carried: list[str] = []
+    for chunk in chunks(stream, ROW_BUDGET):
+        files = [row for item in chunk for row in item.owners if isinstance(row, FileOwner)]
+        found = find_processes(
+            [
+                Wanted(
+                    device, row.inode, row.file_offset if row.what == "data" else None, row.length
+                )
+                for row in files
+            ]
+        )
+        notes = _process_notes(found)
+        users = iter(found.processes)
+        for item in chunk:
+            owners = tuple(
+                replace(row, processes=next(users)) if isinstance(row, FileOwner) else row
+                for row in item.owners
+            )
+            if isinstance(item, LeadingRows):
+                carried += [note for note in notes if note not in carried]
+                yield replace(item, owners=owners)
+            else:
+                added = [*carried, *notes]
+                carried = []
+                yield replace(
+                    item,
+                    owners=owners,
+                    notes=distinct([*item.notes, *added]),
+                    remarks=item.remarks
+                    if item.complete or not added
+                    else distinct([*(item.remarks or ()), *added]),
+                )
+
+
+def _process_notes(found: "Found") -> list[str]:
+    """Say what may be missing of processes; the owners are all there."""
+    notes = []
+    if found.hidden:
+        how_many = "a process" if found.hidden == 1 else f"{found.hidden} processes"
+        notes.append(f"{how_many} could not be looked into: that takes CAP_SYS_PTRACE")
+    if found.unlisted:
+        notes.append("/proc does not list every process: ask outside of the container")
+    if found.omitted:
+        notes.append(f"{found.omitted} more mappings and descriptors are not listed")
+    return notes
+
+
+def _verify(stream: Iterable[Streamed], space: AddressSpace) -> Iterator[Streamed]:
+    """Ask for the owners again once the rows of an answer are there, and compare."""
+    digest = None
+    for chunk in chunks(stream, ROW_BUDGET):
+        held: list[Answer] = []
+        for item in chunk:
+            if isinstance(item, LeadingRows):
+                yield from _again(held, space)
+                held = []
+                digest = digest or blake2b()
+                _count_in(digest, item)
+                yield item
+            elif digest:
+                _count_in(digest, item)
+                again = blake2b()
+                question = [(item.start, item.length)]
+                for now in space.owners_stream(question, paths=False):
+                    _count_in(again, now)
+                yield _verified(item, same=digest.digest() == again.digest())
+                digest = None
+            else:
+                held.append(item)
+        yield from _again(held, space)
+
+
+def _again(answers: Sequence[Answer], space: AddressSpace) -> Iterator[Answer]:
+    """Ask for the owners of whole answers again, together."""
+    questions = [(answer.start, answer.length) for answer in answers]
+    now = join_rows(space.owners_stream(questions, paths=False))
+    for answer, again in zip(answers, now, strict=True):
+        same = list(map(_identity, answer)) == list(map(_identity, again))
+        yield _verified(answer, same=same)
+
+
+def _count_in(digest: "blake2b", item: Streamed) -> None:
+    """Feed the owners of rows to a digest, which does not depend on how they are cut."""
+    for row in item.owners:
+        digest.update(encode_json(_identity(row)))
+
+
+def _verified(answer: Answer, *, same: bool) -> Answer:
+    """Note in an answer whether the owners are still the same."""
+    if same:
+        return replace(answer, verified=True)
+    note = "the owners changed while paths and processes were looked for: ask again"
+    return replace(
+        answer,
+        verified=False,
+        complete=False,
+        notes=distinct([note, *answer.notes]),
+        remarks=(answer.notes or UNSET) if answer.complete else answer.remarks,
+    )
+
+
+def _identity(row: Owner) -> Owner:
+    """Give a row without what was found out about its owner."""
+    if isinstance(row, FileOwner):
+        return replace(
+            row, paths=UNSET, unlinked=UNSET, detail=UNSET, mounted_at=UNSET, processes=UNSET
+        )
+    return row

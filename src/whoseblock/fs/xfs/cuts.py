@@ -1,0 +1,164 @@
+"""Questions answered in cuts, each with about as many rows as a budget allows."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
+from typing import Final, NamedTuple
+
+from whoseblock.errors import BlockError
+from whoseblock.fs.arrays import OwnerArrays
+from whoseblock.fs.pieces import FILE, Piece
+from whoseblock.fs.xfs.owners import OwnerFinder
+from whoseblock.fs.xfs.volume import Volume
+
+__all__ = ["Cut", "Found", "find_cuts"]
+
+#: From this many questions on, reading leaves as arrays is worth loading NumPy.
+_BULK: Final = 48
+#: The leaves of the rmap btree that may be held at once.  Each question may touch another one.
+_MOST_LEAVES: Final = 1 << 14
+
+_Single = tuple[list[Piece], Sequence[str]]
+
+
+class Found(NamedTuple):
+    """Pieces of one question with their notes; ``more`` if other pieces of it follow."""
+
+    start: int
+    length: int
+    pieces: list[Piece]
+    notes: Sequence[str]
+    more: bool
+
+
+class Cut(NamedTuple):
+    """The pieces of consecutive questions; of the last one, ``more`` may follow in the next cut."""
+
+    questions: Sequence[tuple[int, int]]
+    arrays: OwnerArrays | None
+    single: Sequence[_Single] = ()
+    more: bool = False
+
+    @property
+    def rows(self) -> int:
+        """The number of pieces."""
+        if self.arrays is not None:
+            return int(self.arrays.question.size)
+        return sum(len(pieces) for pieces, _ in self.single)
+
+    def inodes(self) -> Iterable[int]:
+        """Return the inodes of the files that own pieces."""
+        if self.arrays is None:
+            return {
+                piece.inode for pieces, _ in self.single for piece in pieces if piece.kind == FILE
+            }
+        import numpy as np
+
+        found: list[int] = np.unique(self.arrays.inode[self.arrays.kind == FILE]).tolist()
+        return found
+
+    def found(self, budget: int) -> Iterator[Found]:
+        """Return the pieces of each question, at most ``budget`` of one question at a time."""
+        if self.arrays is None:
+            yield from self._of_single(budget)
+        elif len(self.questions) == 1 and self.rows > budget:
+            yield from self._of_one(self.arrays, budget)
+        else:
+            from whoseblock.fs.xfs.bulk import pieces_by_question
+
+            answers = pieces_by_question(self.arrays)
+            for (start, length), (pieces, notes) in zip(self.questions, answers, strict=True):
+                yield Found(start, length, pieces, notes, self.more)
+
+    def _of_single(self, budget: int) -> Iterator[Found]:
+        for (start, length), (pieces, notes) in zip(self.questions, self.single, strict=True):
+            at = 0
+            while len(pieces) - at > budget:
+                yield Found(start, length, pieces[at : at + budget], (), more=True)
+                at += budget
+            yield Found(start, length, pieces[at:] if at else pieces, notes, more=False)
+
+    def _of_one(self, arrays: OwnerArrays, budget: int) -> Iterator[Found]:
+        """Slice the columns before they become objects: as such they take ten times the memory."""
+        ((start, length),) = self.questions
+        columns = [getattr(arrays, name) for name in Piece._fields]
+        for at in range(0, self.rows, budget):
+            upto = at + budget
+            values = (column[at:upto].tolist() for column in columns)
+            pieces = list(map(Piece._make, zip(*values, strict=True)))
+            last = upto >= self.rows
+            notes = arrays.notes.get(0, ()) if last else ()
+            yield Found(start, length, pieces, notes, self.more or not last)
+
+
+def find_cuts(
+    finder: OwnerFinder, questions: Iterable[tuple[int, int]], budget: int
+) -> Iterator[Cut]:
+    """Answer all of ``questions``, which lie on the device, in order.
+
+    A cut of several questions has at most ``budget`` records.  A question that is long enough to
+    have more is cut where no record is.
+    """
+    most = budget * finder.volume.block_size
+    for is_long, group in groupby(questions, lambda question: question[1] > most):
+        if is_long:
+            for question in group:
+                yield from _parts(finder, question, budget)
+            continue
+        some = list(group)
+        yield from (_together if len(some) >= _BULK else _singly)(finder, some, budget)
+
+
+def _singly(finder: OwnerFinder, questions: list[tuple[int, int]], budget: int) -> Iterator[Cut]:
+    first, rows = 0, 0
+    found: list[_Single] = []
+    for number, (start, length) in enumerate(questions, 1):
+        notes: list[str] = []
+        pieces = finder.find(start, length, notes)
+        found.append((pieces, notes))
+        rows += len(pieces)
+        if rows >= budget or number == len(questions):
+            yield Cut(questions[first:number], None, found)
+            first, rows, found = number, 0, []
+
+
+def _together(finder: OwnerFinder, questions: list[tuple[int, int]], budget: int) -> Iterator[Cut]:
+    from whoseblock.fs.xfs.bulk import OverBudgetError, find_many
+
+    most = _MOST_LEAVES if _has_many_leaves(finder.volume, questions) else len(questions)
+    todo = [questions[at : at + most] for at in reversed(range(0, len(questions), most))]
+    while todo:
+        part = todo.pop()
+        starts, lengths = zip(*part, strict=True)
+        try:
+            arrays = find_many(finder, starts, lengths, budget)
+        except OverBudgetError as over:
+            todo += [part[begin:end] for begin, end in reversed(over.cuts)]
+        else:
+            yield Cut(part, arrays)
+
+
+def _has_many_leaves(volume: Volume, questions: Sequence[tuple[int, int]]) -> bool:
+    """Tell whether the questions might touch more leaves than may be held."""
+    if len(questions) <= _MOST_LEAVES:
+        return False
+    groups = {start // volume.ag_bytes for start, _ in questions}
+    try:
+        # A short question reaches into the next group at most.
+        known = [
+            volume.agf(agno).rmap_blocks
+            for agno in groups | {agno + 1 for agno in groups}
+            if agno < volume.sb.agcount
+        ]
+    except BlockError:
+        return True
+    return sum(known) > _MOST_LEAVES
+
+
+def _parts(finder: OwnerFinder, question: tuple[int, int], budget: int) -> Iterator[Cut]:
+    from whoseblock.fs.xfs.bulk import find_many
+    from whoseblock.fs.xfs.seams import split
+
+    end = sum(question)
+    for start, length in split(finder, *question, budget):
+        arrays = find_many(finder, (start,), (length,))
+        yield Cut([question], arrays, more=start + length < end)
