@@ -158,13 +158,13 @@ def _begun(jobs: list[_Job], processes: int) -> Iterator[Iterable[tuple[Workload
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
         try:
             with _interrupts_held():
-                found = pool.map(_work, jobs)
-            yield found
+                found = [pool.submit(_work, job) for job in jobs]
+            yield (one.result() for one in found)
         except BaseException:
-            # A job takes minutes, and the pool would wait for it.
+            # A job takes minutes, and the pool would wait for it.  No future is cancelled: the
+            # pool fails those that are left, and cannot fail a cancelled one.
             for child in active_children():
                 child.terminate()
-            pool.shutdown(cancel_futures=True)
             raise
 
 

@@ -29,16 +29,15 @@ _MOST_BLOCKS = (1 << 21) - 1
 _CHILD = """
 import resource, sys, time
 import whoseblock
-begun = time.monotonic()
 with whoseblock.open(sys.argv[1]) as fs:
     {question}
-seconds = time.monotonic() - begun
-print(seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, *told, sep="\\t")
+memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+print(time.process_time(), memory, *told, sep="\\t")
 """
 
 
 def measured(image: Path, question: str) -> tuple[float, int, list[str]]:
-    """Ask in a process of its own; gives seconds, MiB, and what the question put in `told`."""
+    """Ask in a process of its own; gives seconds of CPU, MiB, and what the question put in `told`."""
     child = _CHILD.format(question=question.replace("\n", "\n    "))
     done = subprocess.run(
         [sys.executable, "-c", child, image], capture_output=True, check=False, timeout=100

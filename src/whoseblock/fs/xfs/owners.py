@@ -79,7 +79,7 @@ class OwnerFinder:
             if not volume.sb.has_rmapbt:
                 upto = within
                 pieces.append(Piece(at, upto - at, UNKNOWN))
-            elif lost := self._lost_groups(agno, within, notes):
+            elif lost := self.count_lost_groups(agno, within, notes):
                 upto = min((agno + lost) * volume.ag_bytes, within)
                 pieces.append(Piece(at, upto - at, UNKNOWN))
             else:
@@ -89,7 +89,7 @@ class OwnerFinder:
             pieces += self._past_end(at, end, notes)
         return pieces
 
-    def _lost_groups(self, first: int, within: int, notes: list[str]) -> int:
+    def count_lost_groups(self, first: int, within: int, notes: list[str]) -> int:
         """Count the groups from ``first`` on, up to a byte, whose AGF does not verify.
 
         After so many as no filesystem loses, the rest is taken for lost without a look: a

@@ -31,10 +31,7 @@ def split(finder: OwnerFinder, start: int, length: int, budget: int) -> Iterator
     end = start + length
     within = min(end, volume.size)
     at, count = start, 0
-    groups = range(0)
-    if volume.sb.has_rmapbt and start < within:
-        groups = range(start // volume.ag_bytes, (within - 1) // volume.ag_bytes + 1)
-    for agno in groups:
+    for agno in _groups(finder, start, within):
         base = agno * volume.ag_bytes
         if count >= budget and base > at:
             yield at, base - at
@@ -56,6 +53,19 @@ def split(finder: OwnerFinder, start: int, length: int, budget: int) -> Iterator
                         at, count, done = place, 0, index
             count += first.size - done
     yield at, end - at
+
+
+def _groups(finder: OwnerFinder, start: int, within: int) -> Iterator[int]:
+    """Return the groups from byte ``start`` up to ``within`` that have a reverse mapping."""
+    volume = finder.volume
+    if not volume.sb.has_rmapbt or start >= within:
+        return
+    agno, end = start // volume.ag_bytes, (within - 1) // volume.ag_bytes + 1
+    while agno < end:
+        lost = finder.count_lost_groups(agno, within, [])
+        if not lost:
+            yield agno
+        agno += lost or 1
 
 
 def _extents(tree: AgTree, low: int, high: int) -> "Iterator[tuple[Ints, Ints]]":
