@@ -37,7 +37,7 @@ print(time.process_time(), memory, *told, sep="\\t")
 
 
 def measured(image: Path, question: str) -> tuple[float, int, list[str]]:
-    """Ask in a process of its own; gives seconds of CPU, MiB, and what the question put in `told`."""
+    """Ask in a process of its own; return CPU seconds, MiB, and what it put in `told`."""
     child = _CHILD.format(question=question.replace("\n", "\n    "))
     done = subprocess.run(
         [sys.executable, "-c", child, image], capture_output=True, check=False, timeout=100
