@@ -10,10 +10,10 @@ READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test vm-test check lint types bench study man lock clean
+.PHONY: help demo test vm-test adversary check lint types bench study man lock clean
 
 help: ## say what there is
-	@awk -F '## ' '/^[a-z-]+:.*## / { sub(/:.*/, "", $$1); printf "make %-7s %s\n", $$1, $$2 }' Makefile
+	@awk -F '## ' '/^[a-z-]+:.*## / { sub(/:.*/, "", $$1); printf "make %-9s %s\n", $$1, $$2 }' Makefile
 
 demo: $(READY) ## poison a small real XFS image, say whose every failed block was, and recover
 	@$(BIN)/python -m demo.demo
@@ -24,6 +24,9 @@ test: $(READY) ## run all tests that can run here; each of the others says why i
 vm-test: $(READY) ## run real kernels with persistent memory, in virtual machines; some minutes
 	tools/vm/kernel
 	$(BIN)/python -m pytest tests/vm $(ARGS)
+
+adversary: $(READY) ## ask about damaged images, or what ARGS names: healthy, special; an hour, as root
+	$(BIN)/python -m tools.adversary $(or $(ARGS),damaged)
 
 check: lint types test ## lint, types and tests: what a change must pass
 

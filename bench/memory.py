@@ -7,6 +7,18 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from tests.support import calls
+from tests.support.crafted import (
+    DEPTH,
+    GIB,
+    LINKS,
+    NLINK,
+    claim_groups,
+    forge_directory,
+    forge_inode,
+    make_large,
+    make_links,
+)
+from tests.support.images import Geometry, make_image
 from tests.support.mounts import mounted
 
 import whoseblock
@@ -80,8 +92,23 @@ def _cases(folder: Path) -> Iterator[_Case]:
     path = image(folder, f"extents-{EXTENTS}")
     whole = [(0, path.stat().st_size)]
     yield _Case(f"one range over {EXTENTS:,} extents", path, whole, everything)
-    # Crafted images, which promise more than they hold, are further cases: a name, the image, what
-    # is asked about it, and the outputs.
+    yield from _crafted(folder)
+
+
+def _crafted(folder: Path) -> Iterator[_Case]:
+    """Make images that promise more than they hold; each is forged anew."""
+    whole = ("JSON", "summary")
+    path = folder / "crafted-directory.img"
+    named = make_large(path)
+    forge_directory(path, named["/evil"], 7)
+    forge_inode(path, named["/file"], (NLINK, (2).to_bytes(4, "big")))
+    yield _Case("a directory of 14 million blocks", path, [(0, path.stat().st_size)], whole)
+    path = make_image(folder / "crafted-groups.img", Geometry("small", size=300 * MIB, inode=512))
+    claim_groups(path, 16 * GIB)
+    yield _Case("a superblock that claims half a million groups", path, [(0, 16 * GIB)], whole)
+    path = folder / "crafted-links.img"
+    data = make_links(path, parent=True)
+    yield _Case(f"{LINKS:,} links, {DEPTH:,} deep", path, [data], whole)
 
 
 def _made(folder: Path, name: str, fill: Callable[[bytes], None]) -> Path:
