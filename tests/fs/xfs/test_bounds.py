@@ -30,12 +30,13 @@ from whoseblock.media import FileMedia
 
 #: Asks in a process of its own, and prints what came out, the seconds and the peak memory in MiB.
 _CHILD = """
-import resource, sys, time
+import sys, time
 import whoseblock
 with whoseblock.open(sys.argv[1]) as fs:
     {question}
-memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-print(time.process_time(), memory, *told, sep="\\t")
+# Not ru_maxrss, in which the memory of the process before exec(2) counts.
+peak = open("/proc/self/status").read().partition("VmHWM:")[2].split()[0]
+print(time.process_time(), int(peak) // 1024, *told, sep="\\t")
 """
 
 

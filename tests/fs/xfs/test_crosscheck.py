@@ -11,7 +11,8 @@ import pytest
 from tests.support.damage import Block, Overlay, find_metadata, overwrite, seal
 
 import whoseblock
-from whoseblock.media import FileMedia
+from whoseblock.media import EmulatedPmem, FileMedia
+from whoseblock.ranges import ByteRange
 
 DEMO = Path(__file__).resolve().parents[3] / "demo" / "image.xfs.xz"
 BLOCK = 4096
@@ -139,6 +140,30 @@ def test_free_space_that_is_not_in_both_trees(image: Image) -> None:
     start, count = record.fields
     notes = image.notes(record, (start, count - 1), ">II")
     assert any("by place and by size disagree" in note for note in notes)
+
+
+def test_free_space_of_which_one_tree_is_unreadable(image: Image) -> None:
+    free = max(image.records("bnobt", ">II"), key=lambda found: found.fields[1])
+    start = free.group * image.group_size + free.fields[0] * BLOCK
+    # The first group has the root of the btree by size in its third block.
+    by_size = ByteRange(free.group * image.group_size + 2 * BLOCK, BLOCK)
+    media = EmulatedPmem(FileMedia(image.path), poison=[by_size])
+    with whoseblock.open(media) as fs:
+        together = list(fs.owners_many([(start, BLOCK)] * 60, paths=False))
+        assert {answer.complete for answer in together} == {True}
+        assert fs.owners(start, BLOCK, paths=False) == together[0]
+        assert together[0][0].kind == "free"
+
+
+def test_an_empty_leaf_with_a_sibling_is_noticed_each_time(image: Image) -> None:
+    root = next(block for block in image.metadata["refcountbt"] if block.data[6:8] == b"\0\0")
+    forged = seal("refcountbt", overwrite(root.data, 8, (17).to_bytes(4, "big")))
+    group = root.start // image.group_size * image.group_size
+    with whoseblock.open(Overlay(FileMedia(image.path), {root.start: forged})) as fs:
+        answers = [fs.owners(group, BLOCK, paths=False) for _ in range(3)]
+        answers += fs.owners_many([(group, BLOCK)] * 60, paths=False)
+        assert {answer.complete for answer in answers} == {False}
+        assert len(set(answers)) == 1
 
 
 @pytest.mark.parametrize("form", [2, 3, 5])

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator
 from itertools import accumulate, chain
 from typing import Final, NamedTuple
 
-from whoseblock.errors import BlockError, CorruptError
+from whoseblock.errors import BlockError, CorruptError, MediaError
 from whoseblock.fs.layout import Layout
 from whoseblock.fs.xfs.format.btree import (
     ALLOC_REC,
@@ -122,11 +122,19 @@ INOBT: Final = Shape("inobt", XFS_IBT_CRC_MAGIC, INOBT_REC, "I", "I12x", XFS_INO
 
 
 class Fault(NamedTuple):
-    """Keys from ``low`` up to, not including, ``high`` whose records are lost or old, and why."""
+    """Keys from ``low`` up to, not including, ``high`` whose records are lost or old, and why.
+
+    ``unreadable`` is set if the medium does not return the block: nothing contradicts it then.
+    """
 
     low: int
     high: int
     note: str
+    unreadable: bool = False
+
+
+def _fault(low: int, high: int, error: BlockError) -> Fault:
+    return Fault(low, high, str(error), isinstance(error, MediaError))
 
 
 class Promise(NamedTuple):
@@ -239,11 +247,11 @@ class AgTree:
             try:
                 leaf = self._node(agbno, 0, promise)
             except BlockError as error:
-                faults.append(Fault(promise.low, promise.high, str(error)))
+                faults.append(_fault(promise.low, promise.high, error))
                 continue
             if leaf.doubt:
                 faults.append(Fault(promise.low, promise.high, leaf.doubt))
-            self.is_empty = not leaf.starts
+            self.is_empty = not (leaf.starts or leaf.doubt)
             for index in touched(leaf):
                 at = SHORT_HEADER.size + index * record.size
                 yield record.struct.unpack_from(leaf.block, at)
@@ -256,7 +264,7 @@ class AgTree:
                 if doubt := self._doubt(block, promise):
                     raise self.corrupt(agbno, doubt)
             except BlockError as error:
-                faults.append(Fault(promise.low, promise.high, str(error)))
+                faults.append(_fault(promise.low, promise.high, error))
             else:
                 yield Leaf(agbno, promise, block, SHORT_HEADER.size, count)
 
@@ -270,7 +278,7 @@ class AgTree:
             if not 0 < levels <= XFS_BTREE_MAXLEVELS:
                 raise self.corrupt(root, f"the root of {levels} levels")
         except BlockError as error:
-            faults.append(Fault(0, self.limit, str(error)))
+            faults.append(_fault(0, self.limit, error))
             return
         seen: set[int] = set()
         todo = [(root, levels - 1, promise)]
@@ -287,7 +295,7 @@ class AgTree:
             try:
                 node = self._node(agbno, level, promise)
             except BlockError as error:
-                faults.append(Fault(promise.low, promise.high, str(error)))
+                faults.append(_fault(promise.low, promise.high, error))
                 continue
             if node.doubt:
                 faults.append(Fault(promise.low, promise.high, node.doubt))
