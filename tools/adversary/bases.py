@@ -99,6 +99,11 @@ class Base:
             kinds[unit.kind].append(unit)
         self.by_kind = dict(kinds)
 
+    @property
+    def has_parent_pointers(self) -> bool:
+        """Whether the inodes of the image name their directories."""
+        return BASES[self.truth.image.stem.rpartition("-")[0]].geometry.parent
+
     def stale_kinds(self) -> dict[str, list[Unit]]:
         """Return the units that have older versions, by kind."""
         kinds: dict[str, list[Unit]] = defaultdict(list)

@@ -98,7 +98,7 @@ class _Case:
         if verdict is None:
             return
         kinds = tuple(sorted({unit.kind for unit in self.wounds.units}))
-        reason = inherent_reason(self.wounds, verdict)
+        reason = inherent_reason(self.patient.base, self.wounds, verdict)
         self.tally.findings.append(
             Finding(
                 *(self.number, self.patient.base.truth.image.stem, str(self.wounds), kinds),

@@ -80,7 +80,8 @@ def make_planned(folder: Path, plan: Plan) -> Made:
             if plan.event in {"grown", "shrunk", "full"}:
                 _steps(filler, plan.steps // 2)
             if plan.event == "full":
-                _fill_up(filler)
+                with contextlib.suppress(OSError):
+                    _fill_up(filler)
         if plan.event == "uuid" and log is None:
             run([xfsprogs("xfs_admin"), "-U", "generate", image])
             if plan.number % 2:

@@ -45,11 +45,13 @@ def draw_plan(seed: int, number: int, *, metadir: bool) -> Plan:
     event = rng.choice(_EVENTS)
     groups = rng.choice((1, 2, 3, 4, 5, 7)) if block < 32 * _KIB else rng.choice((1, 2, 3))
     # Groups of any number of blocks, no power of two, and a last one that is shorter.
-    group = rng.randrange(40 * _MIB, 120 * _MIB) // block
-    group = max(group, 4000)
+    # With the smallest log that mkfs.xfs makes, writes of large attributes can wait for room for
+    # ever, and every sync(2) on the machine with them.  The log lies in one group.
+    log_size = max(32 * _MIB, 3000 * block)
+    group = (log_size + rng.randrange(40 * _MIB, 120 * _MIB)) // block
     last = rng.randrange(group // 2, group)
     blocks = group * (groups - 1) + last
-    blocks = max(blocks, 90 * _MIB // block)
+    blocks = max(blocks, (log_size + 60 * _MIB) // block)
     if event == "shrunk":
         blocks = max(blocks, group + group // 2)
     sector = rng.choice((512, 512, 4096)) if block >= 4096 else rng.choice((512, block))
@@ -67,18 +69,15 @@ def draw_plan(seed: int, number: int, *, metadir: bool) -> Plan:
     inodes = [f"size={inode}", f"sparse={sparse:d}", f"nrext64={flag(0.7):d}"]
     inodes += [f"exchange={has_metadir or flag(0.7):d}"]
     data = [f"size={blocks * block}"]
-    if groups > 1:
-        data.append(f"agsize={group * block}")
+    data.append(f"agsize={group * block}" if groups > 1 else "agcount=1")
     if flag(0.15) and block <= 16 * _KIB:
         data += ["su=65536", "sw=4"]
     else:
         data.append("noalign")
     external = flag(0.12)
-    # With the smallest log that mkfs.xfs makes, writes of large attributes can wait for room for
-    # ever, and every sync(2) on the machine with them.
-    log = [] if external else [f"size={max(16 * _MIB, 1024 * block)}"]
+    log = [] if external else [f"size={log_size}"]
     if log and flag(0.3):
-        log.append(f"agnum={rng.randrange(groups)}")
+        log.append(f"agnum={rng.randrange(groups) % max(1, groups - 1)}")
     options = ["-b", f"size={block}", "-s", f"size={sector}", "-d", ",".join(data)]
     options += ["-i", ",".join(inodes), "-m", ",".join(metadata), "-n", ",".join(naming)]
     options += ["-l", ",".join(log)] if log else []

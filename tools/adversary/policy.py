@@ -1,24 +1,76 @@
-"""Which wrong answers nothing on the disk could have prevented, and why."""
+"""Which wrong answers nothing on the disk could have prevented, and why.
 
+What the lookup compares, and why it cannot notice these, is in docs/internals/xfs.md.
+"""
+
+from collections import defaultdict
+
+from tools.adversary.bases import Base
 from tools.adversary.verdicts import Verdict
 from tools.adversary.wounds import Wounds
 
 __all__ = ["inherent_reason"]
 
+#: An old one of these may name an inode that the true directory does not.
+_NAMES = {"dir block", "dir data", "inode", "inode cluster"}
+_INODES = {"inode", "inode cluster"}
+#: Where the extents of an inode stand.
+_EXTENTS = {"inode", "inode cluster", "bmbt"}
 
-def inherent_reason(wounds: Wounds, verdict: Verdict) -> str:
-    """Return why a wrong answer is inherent, or "" if it is a defect of the program.
 
-    An adversary who can write blocks with right checksums can write a whole consistent
-    filesystem; so a lie may give a wrong owner.  It must not make used space free as long as
-    it is one lie, because the reverse map and the free-space btree are two structures.  A
-    superblock is the only word about the geometry, and many lies may agree.
+def inherent_reason(base: Base, wounds: Wounds, verdict: Verdict) -> str:
+    """Return why a wrong answer is inherent, or "" if it is a defect of the program."""
+    if verdict.fault.startswith(("form", "exception", "memory", "single and bulk")):
+        return ""
+    if wounds.kind in {"one lie", "lies"}:
+        return _of_lies(wounds, verdict)
+    if not wounds.kind.startswith("stale"):
+        return ""
+    if verdict.fault in {"wrong path", "path missing"}:
+        return _of_old_names(base, wounds, verdict)
+    return _of_old_groups(base, wounds, verdict)
+
+
+def _of_lies(wounds: Wounds, verdict: Verdict) -> str:
+    """Excuse what an adversary can do who writes blocks with right checksums.
+
+    A lie may give a wrong owner.  It must not make used space free as long as it is one lie,
+    because the reverse map and the free-space btrees are separate structures.
     """
-    if wounds.kind == "lies" and not verdict.fault.startswith("form"):
+    if wounds.kind == "lies":
         return "several sealed lies may agree with each other"
-    if wounds.kind == "one lie":
-        if wounds.units[0].kind == "superblock" and not verdict.fault.startswith("form"):
-            return "a sealed superblock is the only word about the geometry"
-        if not verdict.fault.startswith(("form", "free")):
-            return "a sealed lie cannot be told from an honest record"
+    if wounds.units[0].kind == "superblock":
+        return "a sealed superblock is the only word about the geometry"
+    if verdict.fault.startswith("free"):
+        return ""
+    return "a sealed lie cannot be told from an honest record"
+
+
+def _of_old_names(base: Base, wounds: Wounds, verdict: Verdict) -> str:
+    """Excuse names that only a search of every directory would tell."""
+    kinds = {unit.kind for unit in wounds.units}
+    if not base.has_parent_pointers and kinds & _NAMES:
+        return "without parent pointers, an old directory or link count is the only word"
+    if verdict.fault == "path missing" and kinds & _INODES:
+        return "an inode from before a further link has as many pointers as links"
+    return ""
+
+
+def _of_old_groups(base: Base, wounds: Wounds, verdict: Verdict) -> str:
+    """Excuse old structures of one group that agree with each other."""
+    by_group: dict[int, set[str]] = defaultdict(set)
+    for unit in wounds.units:
+        by_group[unit.start // base.truth.superblock.group_size].add(unit.kind)
+    anywhere = {unit.kind for unit in wounds.units}
+    for kinds in by_group.values():
+        old_map, old_counts = kinds & {"rmapbt", "agf"}, kinds & {"refcountbt", "agf"}
+        old_space = "agf" in kinds or kinds >= {"bnobt", "cntbt"}
+        if verdict.fault.startswith("free") and old_map and old_space and len(kinds) > 1:
+            return "the reverse map and both free-space btrees are old together"
+        if verdict.fault == "owner missing" and old_map and old_counts and len(kinds) > 1:
+            return "the reverse map and the reference counts are old together"
+        if old_map and anywhere & _EXTENTS:
+            return "the reverse map and the extents of the inode are old together"
+        if old_map and "('metadata'" in verdict.actual:
+            return "only the tree itself points to the blocks of a group's btrees"
     return ""

@@ -84,7 +84,8 @@ class Judge:
         if found.complete and list(found.paths) != right:
             missing = [path for path in right if path not in found.paths]
             more = [path for path in found.paths if path not in right]
-            return Verdict("wrong path", f"inode {inode}: {missing[:2]}", repr(more[:2]))
+            fault = "wrong path" if more else "path missing"
+            return Verdict(fault, f"inode {inode}: {missing[:2]}", repr(more[:2]))
         if strict and not set(found.paths) <= set(right):
             return Verdict("invented path (incomplete)", repr(right[:3]), repr(found.paths[:3]))
         return None
