@@ -18,7 +18,7 @@ from whoseblock.fs.base import FileOwner, Filesystem
 from whoseblock.fs.xfs import XfsFilesystem
 from whoseblock.media import FileMedia
 
-DEMO = Path(__file__).resolve().parent.parent / "demo" / "image.xfs.xz"
+DEMO = Path(__file__).resolve().parents[2] / "demo" / "image.xfs.xz"
 
 #: No honest question here takes a tenth of it, nor of the memory.
 SECONDS = 5.0

@@ -33,7 +33,7 @@ from whoseblock.fs.base import Answer, Filesystem
 from whoseblock.media import EmulatedPmem, Media
 from whoseblock.ranges import ByteRange
 
-DEMO = Path(__file__).resolve().parent.parent / "demo" / "image.xfs.xz"
+DEMO = Path(__file__).resolve().parents[2] / "demo" / "image.xfs.xz"
 IMAGES = ["demo", "populated-1k", "populated-1k-noparent", "1k", "1k-noparent"]
 
 #: One case takes milliseconds; this long means that it never comes back.
