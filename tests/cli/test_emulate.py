@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from tests.support.emulated import Emulated, emulated, need_fuse
+from tests.support.emulated_device import Emulated, emulated, need_fuse
 from tests.support.mounts import loop_device
 from tests.support.tools import need_root
 

@@ -9,8 +9,8 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from tests.support.damage import Block, Overlay, find_metadata, limited, overwrite, seal
-from tests.support.zoo import Zoo
+from tests.support.filled_images import Zoo
+from tests.support.image_damage import Block, Overlay, find_metadata, limited, overwrite, seal
 
 import whoseblock
 from whoseblock.errors import CorruptError, WhoseblockError

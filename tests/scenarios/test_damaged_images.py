@@ -15,8 +15,7 @@ from typing import NamedTuple, Self
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from tests.support.damage import Block, Overlay, crc_offset, limited, overwrite, seal
-from tests.support.patient import (
+from tests.support.damage_judge import (
     Patient,
     covered,
     encoded,
@@ -25,7 +24,8 @@ from tests.support.patient import (
     no_wrong_path,
     nothing_invented,
 )
-from tests.support.zoo import Zoo
+from tests.support.filled_images import Zoo
+from tests.support.image_damage import Block, Overlay, crc_offset, limited, overwrite, seal
 
 import whoseblock
 from whoseblock.errors import WhoseblockError

@@ -9,11 +9,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.support.failing import failing_device
+from tests.support.failing_image import failing_device
+from tests.support.filled_images import Zoo
 from tests.support.mounts import mounted
 from tests.support.tools import program, run
 from tests.support.truth import Row
-from tests.support.zoo import Zoo
 
 from whoseblock.ranges import ByteRange, merge
 

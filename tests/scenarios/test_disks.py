@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.disks import Place, Volume, copy_range, make_group, partition, places_of
-from tests.support.expect import Expectation, normal
-from tests.support.images import MIB, sparse_file
-from tests.support.snapshots import tags, unpacked
+from tests.support.disk_images import Place, Volume, copy_range, make_group, partition, places_of
+from tests.support.expected_rows import Expectation, normal
+from tests.support.filled_images import Zoo
+from tests.support.machine_snapshots import tags, unpacked
 from tests.support.tools import need_loop_mounts, run
-from tests.support.zoo import Zoo
+from tests.support.xfs_images import MIB, sparse_file
 
 from whoseblock.stack.base import descend
 from whoseblock.target import Target, TargetOptions

@@ -11,12 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.support.emulated import Emulated, emulated
-from tests.support.images import MIB, Geometry, make_image
-from tests.support.kernel import getfsmap
+from tests.support.emulated_device import Emulated, emulated
+from tests.support.kernel_oracle import getfsmap
 from tests.support.mounts import frozen, mounted
 from tests.support.tools import need_loop_mounts
 from tests.support.truth import Row
+from tests.support.xfs_images import MIB, Geometry, make_image
 
 from whoseblock.errors import TargetError
 from whoseblock.ranges import ByteRange, merge

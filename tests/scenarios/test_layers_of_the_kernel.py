@@ -8,7 +8,7 @@ of the volume is; nothing of ours is in that truth.
 from pathlib import Path
 
 import pytest
-from tests.support.snapshots import facts, tags, unpacked
+from tests.support.machine_snapshots import facts, tags, unpacked
 
 from whoseblock.errors import MediaError
 from whoseblock.media.mapped import MappedMedia

@@ -9,11 +9,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from tests.support.calls import clone_range
-from tests.support.children import running
-from tests.support.images import Geometry, make_image
+from tests.support.mapping_processes import running
 from tests.support.mounts import mounted
+from tests.support.system_calls import clone_range
 from tests.support.tools import need_loop_mounts
+from tests.support.xfs_images import Geometry, make_image
 
 import whoseblock
 from whoseblock.asking import Wish, told

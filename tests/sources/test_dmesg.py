@@ -3,8 +3,8 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.support.snapshots import FIXTURES as MACHINES
-from tests.support.snapshots import facts
+from tests.support.machine_snapshots import FIXTURES as MACHINES
+from tests.support.machine_snapshots import facts
 from tests.support.tools import CHECKOUT
 
 from whoseblock.errors import MalformedError

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.support.snapshots import FIXTURES as MACHINES
+from tests.support.machine_snapshots import FIXTURES as MACHINES
 from tests.support.tools import CHECKOUT
 
 from whoseblock.errors import MalformedError

@@ -6,7 +6,7 @@ from struct import pack
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.support.snapshots import FIXTURES
+from tests.support.machine_snapshots import FIXTURES
 
 from whoseblock.errors import UnsupportedError
 from whoseblock.stack.base import Layer, descend

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.support.snapshots import FIXTURES, facts, unpacked
+from tests.support.machine_snapshots import FIXTURES, facts, unpacked
 from tests.support.tools import run
 
 from whoseblock.media.device import FileMedia

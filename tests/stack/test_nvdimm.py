@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.snapshots import FIXTURES, facts, unpacked
+from tests.support.machine_snapshots import FIXTURES, facts, unpacked
 
 from whoseblock.ranges import parse_range
 from whoseblock.sources.memory import failure_of_pfn

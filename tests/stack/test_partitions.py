@@ -10,10 +10,10 @@ from typing import NamedTuple
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.support.disks import partition
-from tests.support.images import MIB, sparse_file
+from tests.support.disk_images import partition
 from tests.support.mounts import loop_device
 from tests.support.tools import program, run
+from tests.support.xfs_images import MIB, sparse_file
 
 from whoseblock.media.device import FileMedia
 from whoseblock.media.pmem import EmulatedPmem

@@ -12,10 +12,10 @@ import pytest
 from demo.demo import unpack
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.support import calls, xfsdb
-from tests.support.images import MIB, Geometry, make_image, sparse_copy
+from tests.support import system_calls, xfsdb
 from tests.support.mounts import mounted
 from tests.support.tools import Missing, need_loop_mounts, sees
+from tests.support.xfs_images import MIB, Geometry, make_image, sparse_copy
 
 from whoseblock.errors import TargetError, UnsupportedError
 from whoseblock.study.base import Owner, Tracker, key_of, owner_of
@@ -208,13 +208,13 @@ def in_the_kernel(act: Act, root: Path) -> None:
     file = os.open(root / str(one), os.O_RDWR)
     try:
         if what == "punch":
-            calls.punch_hole(file, index * PAGE, count * PAGE)
+            system_calls.punch_hole(file, index * PAGE, count * PAGE)
         elif what == "write":
             os.pwrite(file, b"w" * PAGE, index * PAGE)
         else:
             source = os.open(root / str(other), os.O_RDONLY)
             try:
-                calls.clone_range(source, to * PAGE, count * PAGE, file, index * PAGE)
+                system_calls.clone_range(source, to * PAGE, count * PAGE, file, index * PAGE)
             finally:
                 os.close(source)
         os.fsync(file)

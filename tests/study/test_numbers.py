@@ -9,10 +9,10 @@ import pytest
 from demo.demo import unpack
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.support import calls, xfsdb
-from tests.support.images import MIB, Geometry, make_image
+from tests.support import system_calls, xfsdb
 from tests.support.mounts import mounted
 from tests.support.tools import need_loop_mounts, run, xfsprogs
+from tests.support.xfs_images import MIB, Geometry, make_image
 
 from whoseblock.fs.recognise import open_filesystem
 from whoseblock.fs.xfs import XfsFilesystem
@@ -77,7 +77,7 @@ def test_a_lost_leaf_leaves_open_what_it_told_of_and_nothing_else(tmp_path: Path
         os.pwrite(file, bytes(2000 * PAGE), 0)
         os.fsync(file)
         for at in range(1, 2000, 2):
-            calls.punch_hole(file, at * PAGE, PAGE)
+            system_calls.punch_hole(file, at * PAGE, PAGE)
         os.close(file)
     with XfsFilesystem(FileMedia(image)) as filesystem:
         blocks, group = filesystem.size // PAGE, filesystem.volume.sb.agblocks

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 from tests.support import questions
-from tests.support.asking import lookup_json, same, told
-from tests.support.expect import Expectation, normal
-from tests.support.images import sparse_copy, sparse_file
+from tests.support.answers import lookup_json, same, told
+from tests.support.expected_rows import Expectation, normal
+from tests.support.filled_images import Zoo
 from tests.support.mounts import frozen, loop_device, mounted
 from tests.support.tools import need_loop_mounts, run, xfsprogs
 from tests.support.truth import Truth
-from tests.support.zoo import Zoo
+from tests.support.xfs_images import sparse_copy, sparse_file
 
 import whoseblock
 from whoseblock.errors import OutOfDeviceError, TargetError, UnsupportedError

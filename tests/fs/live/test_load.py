@@ -8,10 +8,10 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.support.churn import History, Key, Place
-from tests.support.images import Geometry, make_image
+from tests.support.concurrent_changes import History, Key, Place
 from tests.support.mounts import mounted
 from tests.support.tools import CHECKOUT, need_loop_mounts
+from tests.support.xfs_images import Geometry, make_image
 
 import whoseblock
 from whoseblock.fs.base import Answer, FileOwner
@@ -31,8 +31,8 @@ def test_nobody_is_named_who_never_had_it(tmp_path: Path, *, parent: bool) -> No
         histories = [tmp_path / f"history-{number}" for number in range(WORKERS)]
         workers = [
             subprocess.Popen(
-                [sys.executable, "-m", "tests.support.churn", os.fsdecode(folder), f"w{number}",
-                 str(SECONDS), history],
+                [sys.executable, "-m", "tests.support.concurrent_changes",
+                 os.fsdecode(folder), f"w{number}", str(SECONDS), history],
                 cwd=CHECKOUT, stdout=subprocess.PIPE,
             )
             for number, history in enumerate(histories)

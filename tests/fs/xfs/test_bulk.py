@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from tests.support.zoo import Zoo
+from tests.support.filled_images import Zoo
 
 import whoseblock
 from whoseblock.errors import OutOfDeviceError

@@ -6,16 +6,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tests.support import calls, xfsdb
-from tests.support.asking import lookup_json, same, told
-from tests.support.expect import Expectation
-from tests.support.filler import Filler
-from tests.support.images import MIB, Geometry, make_image, sparse_copy, sparse_file
+from tests.support import system_calls, xfsdb
+from tests.support.answers import lookup_json, same, told
+from tests.support.expected_rows import Expectation
+from tests.support.filled_images import Zoo, by_kernel, with_nameless
 from tests.support.mounts import frozen, loop_device, mounted
 from tests.support.questions import around_edges
+from tests.support.random_files import Filler
 from tests.support.tools import Missing, need_loop_mounts, sees
 from tests.support.truth import Truth
-from tests.support.zoo import Zoo, by_kernel, with_nameless
+from tests.support.xfs_images import MIB, Geometry, make_image, sparse_copy, sparse_file
 
 import whoseblock
 from whoseblock.cli.table import table_lines
@@ -67,7 +67,7 @@ def frozen_copy(tmp_path: Path) -> Path:
         original, copy = opened(root + b"/one", os.O_CREAT), opened(root + b"/two", os.O_CREAT)
         os.write(original, b"shared" * 50_000)
         os.fsync(original)
-        calls.clone_range(original, 0, 0, copy, 0)
+        system_calls.clone_range(original, 0, 0, copy, 0)
         # More is reserved than is written, and stays reserved.
         os.pwrite(copy, b"own", 100_000)
         os.fsync(copy)

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 from tests.support import xfsdb
+from tests.support.filled_images import FILLED, Zoo
 from tests.support.mounts import mounted
 from tests.support.truth import Truth
-from tests.support.zoo import FILLED, Zoo
 
 import whoseblock
 from whoseblock.fs.xfs import XfsFilesystem

@@ -5,10 +5,10 @@ import stat
 
 import pytest
 from tests.support import questions, xfsdb
-from tests.support.asking import lookup_json, same, told
-from tests.support.expect import Expectation
+from tests.support.answers import lookup_json, same, told
+from tests.support.expected_rows import Expectation
+from tests.support.filled_images import FILLED, POPULATED, Zoo
 from tests.support.truth import Truth
-from tests.support.zoo import FILLED, POPULATED, Zoo
 
 import whoseblock
 from whoseblock.errors import OutOfDeviceError

@@ -4,9 +4,9 @@ import random
 
 import pytest
 from tests.support import xfsdb
-from tests.support.expect import Expectation
+from tests.support.expected_rows import Expectation
+from tests.support.filled_images import FILLED, POPULATED, Zoo
 from tests.support.truth import Truth
-from tests.support.zoo import FILLED, POPULATED, Zoo
 
 import whoseblock
 

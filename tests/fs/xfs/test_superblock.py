@@ -1,8 +1,8 @@
 """A filesystem whose first superblock is lost is still found, by a copy."""
 
 import pytest
+from tests.support.filled_images import Zoo
 from tests.support.truth import Truth
-from tests.support.zoo import Zoo
 
 import whoseblock
 from whoseblock.errors import NotAFilesystemError, UnsupportedError

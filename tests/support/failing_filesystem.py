@@ -14,13 +14,13 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tests.support import calls
-from tests.support.emulated import Emulated, emulated
-from tests.support.images import MIB, Geometry, make_image
-from tests.support.kernel import getfsmap
+from tests.support import system_calls
+from tests.support.emulated_device import Emulated, emulated
+from tests.support.kernel_oracle import getfsmap
 from tests.support.mounts import mounted
 from tests.support.tools import CHECKOUT, Missing, need_loop_mounts, sees
 from tests.support.truth import Row
+from tests.support.xfs_images import MIB, Geometry, make_image
 from tests.support.xfsdb import superblock
 
 from whoseblock.journal import History, Step, open_journal
@@ -170,7 +170,7 @@ class Bench:
         """Have all of it on the device, and nothing else: others have filesystems, too."""
         descriptor = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            calls.sync_filesystem(descriptor)
+            system_calls.sync_filesystem(descriptor)
         finally:
             os.close(descriptor)
 

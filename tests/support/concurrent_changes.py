@@ -1,10 +1,10 @@
 """Changing a mounted XFS at full speed, and keeping a history of who had which bytes.
 
-``python -m tests.support.churn FOLDER SEED SECONDS HISTORY`` works on files of its own in FOLDER.
-After every step it writes the file out and notes where the kernel then says that it lies, so that
-in the end the history has every place that any of its files ever had at rest.  What a write is
-given before it is at rest nobody can note, for not all of it stays: a hole that is written to was
-seen to get an unwritten block, which another took the place of that had been reserved for
+``python -m tests.support.concurrent_changes FOLDER SEED SECONDS HISTORY`` changes its own files in
+FOLDER.  After every step it writes the file out and notes where the kernel then says that it lies,
+so that in the end the history has every place that any of its files ever had at rest.  What a write
+is given before it is at rest nobody can note, for not all of it stays: a hole that is written to
+was seen to get an unwritten block, which another took the place of that had been reserved for
 copy-on-write next to it.  So the history has when which bytes of a file were being written, too.
 """
 
@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.support import calls
+from tests.support import system_calls
 
 __all__ = ["History", "Key", "Place", "Write"]
 
@@ -190,7 +190,7 @@ class _Churn:
         for path in self.some(1):
             with self.changed(path) as file:
                 at = self.rng.randrange(40) * _BLOCK
-                calls.punch_hole(file, at, self.rng.randrange(1, 6) * _BLOCK)
+                system_calls.punch_hole(file, at, self.rng.randrange(1, 6) * _BLOCK)
 
     def clone(self) -> None:
         if len(self.files) < 2:
@@ -203,7 +203,7 @@ class _Churn:
             first = self.rng.randrange(blocks)
             count = self.rng.randrange(1, blocks - first + 1)
             to = self.rng.randrange(50) * _BLOCK
-            calls.clone_range(one, first * _BLOCK, count * _BLOCK, other, to)
+            system_calls.clone_range(one, first * _BLOCK, count * _BLOCK, other, to)
 
     def rename(self) -> None:
         for path in self.some(1):

@@ -1,6 +1,7 @@
 """A filesystem on failing media, runs of whoseblock on it that are killed, and what must hold then.
 
-`Ground` is an XFS that stays mounted for many runs; `Victim` starts them (`tests.support.killed`).
+`Ground` is an XFS that stays mounted for many runs; `Victim` starts them
+(`tests.support.killable_program`).
 """
 
 import contextlib
@@ -19,12 +20,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.support.emulated import Emulated, emulated
-from tests.support.images import MIB, Geometry, make_image
-from tests.support.kernel import getfsmap
+from tests.support.emulated_device import Emulated, emulated
+from tests.support.kernel_oracle import getfsmap
 from tests.support.mounts import mounted, own_mount_namespace, small_filesystem
 from tests.support.tools import CHECKOUT, need_loop_mounts, sees, xfsprogs
 from tests.support.truth import Row
+from tests.support.xfs_images import MIB, Geometry, make_image
 
 from whoseblock.journal import Plan, open_journal
 from whoseblock.ranges import ByteRange, merge
@@ -118,7 +119,7 @@ def victim(folder: Path) -> Iterator[Victim]:
     # It is to see what is mounted later.
     own_mount_namespace()
     with subprocess.Popen(
-        [sys.executable, "-m", "tests.support.killed"],
+        [sys.executable, "-m", "tests.support.killable_program"],
         cwd=CHECKOUT,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

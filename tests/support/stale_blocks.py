@@ -9,13 +9,13 @@ import stat
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tests.support import calls
-from tests.support.damage import Block, find_metadata
-from tests.support.filler import Filler
-from tests.support.images import MIB, Geometry, make_image, sparse_copy
+from tests.support import system_calls
+from tests.support.filled_images import by_kernel
+from tests.support.image_damage import Block, find_metadata
 from tests.support.mounts import mounted
+from tests.support.random_files import Filler
 from tests.support.truth import Truth
-from tests.support.zoo import by_kernel
+from tests.support.xfs_images import MIB, Geometry, make_image, sparse_copy
 
 __all__ = ["Aged", "make_aged"]
 
@@ -100,7 +100,7 @@ def _share(path: bytes, filler: Filler) -> None:
     with open(path, "rb") as source, open(filler.new_file(), "r+b") as target:
         length = min(os.fstat(source.fileno()).st_size // size, 40) * size
         if length:
-            calls.clone_range(source.fileno(), 0, length, target.fileno(), 0)
+            system_calls.clone_range(source.fileno(), 0, length, target.fileno(), 0)
 
 
 def without_reflink(geometry: Geometry = GEOMETRY) -> Geometry:

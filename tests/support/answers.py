@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from tests.support.expect import Expectation, normal
+from tests.support.expected_rows import Expectation, normal
 
 from whoseblock.fs.base import Answer
 

@@ -11,7 +11,7 @@ import random
 import stat
 from collections.abc import Iterator
 
-from tests.support import calls, kernel
+from tests.support import kernel_oracle, system_calls
 
 __all__ = ["Filler", "odd_names"]
 
@@ -157,22 +157,22 @@ class Filler:
                 # Written out now, so that delayed allocation cannot join what comes later.
                 os.fsync(file)
                 for place in self.rng.sample(places, count // 10):
-                    calls.punch_hole(file, 2 * place * self.block, self.block)
+                    system_calls.punch_hole(file, 2 * place * self.block, self.block)
 
     def unwritten_and_holes(self) -> None:
         """Allocate without writing, write into that, and far beyond a file's end."""
         for _ in range(12):
             path = self.new_file(self._some(40))
             with self._open(path) as file:
-                calls.fallocate(file, self._somewhere(60), self._some(60))
+                system_calls.fallocate(file, self._somewhere(60), self._some(60))
                 os.pwrite(file, b"w" * self._some(5), self._somewhere(60))
-                calls.punch_hole(file, self._somewhere(30), self._some(6))
-                calls.zero_range(file, self._somewhere(30), self._some(6))
+                system_calls.punch_hole(file, self._somewhere(30), self._some(6))
+                system_calls.zero_range(file, self._somewhere(30), self._some(6))
         path = self.new_file()
         with self._open(path) as file:
             for power in (30, 40, 50, 62):
                 os.pwrite(file, b"far", 1 << power)
-            calls.fallocate(file, 1 << 33, self._some(20), calls.KEEP_SIZE)
+            system_calls.fallocate(file, 1 << 33, self._some(20), system_calls.KEEP_SIZE)
 
     def shared_files(self) -> None:
         """Share whole files and parts, within files too, and break some of it again."""
@@ -183,14 +183,14 @@ class Filler:
                 os.fsync(file)
                 for _ in range(count):
                     with self._open(self.new_file()) as copy:
-                        calls.clone_range(file, 0, 0, copy, 0)
+                        system_calls.clone_range(file, 0, 0, copy, 0)
                 for _ in range(count):
                     with self._open(self.new_file()) as copy:
                         start = self.rng.randrange(size // self.block - 8) * self.block
                         to = self._aligned(100)
-                        calls.clone_range(file, start, 8 * self.block, copy, to)
+                        system_calls.clone_range(file, start, 8 * self.block, copy, to)
                         os.pwrite(copy, b"broken", to + 3 * self.block)
-                calls.clone_range(file, 0, 4 * self.block, file, 200 * self.block)
+                system_calls.clone_range(file, 0, 4 * self.block, file, 200 * self.block)
                 os.pwrite(file, b"broken" * self.block, self.block * 5)
 
     def attributes(self) -> None:
@@ -228,7 +228,7 @@ class Filler:
         with self._open(self._create(self.root + b"/takes all the space")) as file:
             end = self._take_all(file)
             for place in range(0, end, 4 * chunk):
-                calls.punch_hole(file, place, hole)
+                system_calls.punch_hole(file, place, hole)
             os.fsync(file)
         # What the kernel had set aside for its own trees can now be had, in one run: no longer.
         path, at = self._create(self.root + b"/takes the long runs"), 0
@@ -236,7 +236,7 @@ class Filler:
         with self._open(path) as file, self._tolerating(errno.ENOSPC):
             for run in self._free_runs(2 * chunk):
                 for _ in range(run // chunk):
-                    calls.fallocate(file, at, chunk)
+                    system_calls.fallocate(file, at, chunk)
                     at += 2 * chunk
         for folder in self.rng.sample(self.folders, 10):
             for number in range(450):
@@ -247,7 +247,7 @@ class Filler:
         length, end = 64 << 20, 0
         while length >= self.block:
             try:
-                calls.fallocate(file, end, length)
+                system_calls.fallocate(file, end, length)
                 end += length
             except OSError as error:
                 if error.errno != errno.ENOSPC:
@@ -258,7 +258,7 @@ class Filler:
     def _free_runs(self, least: int) -> list[int]:
         return [
             row.length
-            for row in kernel.getfsmap(self.root)
+            for row in kernel_oracle.getfsmap(self.root)
             if row.kind == "free" and row.length >= least
         ]
 
@@ -295,12 +295,12 @@ class Filler:
 
     def _punch(self) -> None:
         with self._open(self.rng.choice(self.files)) as file:
-            calls.punch_hole(file, self._somewhere(80), self._some(8))
+            system_calls.punch_hole(file, self._somewhere(80), self._some(8))
 
     def _fallocate(self) -> None:
         with self._open(self.rng.choice(self.files)) as file:
-            mode = self.rng.choice((0, calls.KEEP_SIZE))
-            calls.fallocate(file, self._somewhere(90), self._some(10), mode)
+            mode = self.rng.choice((0, system_calls.KEEP_SIZE))
+            system_calls.fallocate(file, self._somewhere(90), self._some(10), mode)
 
     def _clone(self) -> None:
         with (
@@ -308,10 +308,10 @@ class Filler:
             self._open(self.rng.choice(self.files)) as target,
         ):
             start, length = self._aligned(40), self._aligned(12)
-            calls.clone_range(source, start, length, target, self._aligned(80))
+            system_calls.clone_range(source, start, length, target, self._aligned(80))
 
     def _shift(self) -> None:
-        change = self.rng.choice((calls.collapse_range, calls.insert_range))
+        change = self.rng.choice((system_calls.collapse_range, system_calls.insert_range))
         with self._open(self.rng.choice(self.files)) as file:
             change(file, self._aligned(20), self._aligned(5) or self.block)
 
@@ -337,7 +337,7 @@ class Filler:
         self.files[at] = target
 
     def _exchange(self) -> None:
-        calls.exchange_names(self.rng.choice(self.files), self.rng.choice(self.files))
+        system_calls.exchange_names(self.rng.choice(self.files), self.rng.choice(self.files))
 
     def _move_folder(self) -> None:
         source, target = self.rng.choice(self.folders[1:]), self.rng.choice(self.folders)

@@ -1,7 +1,7 @@
 """Creating files at full speed, and noting for how long it stood still.
 
-``python -m tests.support.creating FOLDER`` goes on until its standard input ends, and then prints
-how many files it made and the longest time, in seconds, that one of them took.
+``python -m tests.support.file_creation FOLDER`` goes on until its standard input ends.  Then it
+prints how many files it made and the longest time, in seconds, that one of them took.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ def creating(*folders: Path) -> Iterator[list[Tempo]]:
         children = []
         for folder in folders:
             child = subprocess.Popen(
-                [sys.executable, "-m", "tests.support.creating", folder],
+                [sys.executable, "-m", "tests.support.file_creation", folder],
                 cwd=CHECKOUT,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,

@@ -5,8 +5,8 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from tests.support.calls import clone_range, fallocate
-from tests.support.killing import BLOCK, SECTOR, Ground, read_direct
+from tests.support.killed_repairs import BLOCK, SECTOR, Ground, read_direct
+from tests.support.system_calls import clone_range, fallocate
 
 from whoseblock.ranges import ByteRange, merge, subtract
 

@@ -1,6 +1,6 @@
 """Runs whoseblock again and again, and kills it where it is told to.
 
-As a program, ``python -m tests.support.killed``, it reads one JSON object a line: the ``arguments``
+``python -m tests.support.killable_program`` reads one JSON object a line: the ``arguments``
 of a command line; ``trace``, a file to which each boundary is appended as it is passed; ``output``,
 a file for all that is printed; and when to die by SIGKILL: ``at`` boundary of this number,
 ``after`` it or before, or ``delay`` seconds after the beginning; with ``guard``, the guard of the

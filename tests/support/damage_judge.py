@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from msgspec.structs import replace
-from tests.support.damage import Block, find_metadata
+from tests.support.image_damage import Block, find_metadata
 
 import whoseblock
 from whoseblock.cli.json_lines import json_chunks

@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from tests.support.emulated import emulated
+from tests.support.emulated_device import emulated
 
 from whoseblock.ranges import ByteRange
 

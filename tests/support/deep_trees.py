@@ -5,10 +5,10 @@ import re
 import stat
 from pathlib import Path
 
-from tests.support import calls, kernel, xfsdb
-from tests.support.images import MIB, Geometry, make_image
+from tests.support import kernel_oracle, system_calls, xfsdb
 from tests.support.mounts import mounted
 from tests.support.truth import Inode, Truth
+from tests.support.xfs_images import MIB, Geometry, make_image
 
 __all__ = ["ATTRIBUTES", "heights", "make_deep"]
 
@@ -34,7 +34,7 @@ def make_deep(image: Path) -> Truth:
         _describe(root)
         _name(root)
     with mounted(image, "ro", "norecovery") as root:
-        rows, inodes = kernel.getfsmap(root), _walk(root)
+        rows, inodes = kernel_oracle.getfsmap(root), _walk(root)
     return Truth(image, xfsdb.superblock(image), rows, inodes)
 
 
@@ -61,9 +61,9 @@ def _fragment(root: bytes) -> None:
     """Punch every other block out of a file: its map and the free-space btrees grow."""
     size = GEOMETRY.block
     with (Path(os.fsdecode(root)) / "punched").open("wb") as file:
-        calls.fallocate(file.fileno(), 0, 2 * _PIECES * size)
+        system_calls.fallocate(file.fileno(), 0, 2 * _PIECES * size)
         for index in range(_PIECES):
-            calls.punch_hole(file.fileno(), (2 * index + 1) * size, size)
+            system_calls.punch_hole(file.fileno(), (2 * index + 1) * size, size)
 
 
 def _share(root: bytes) -> None:
@@ -76,7 +76,7 @@ def _share(root: bytes) -> None:
         source.flush()
         for index in range(_PIECES):
             at = 2 * index * size
-            calls.clone_range(source.fileno(), at, size, clone.fileno(), at)
+            system_calls.clone_range(source.fileno(), at, size, clone.fileno(), at)
 
 
 def _describe(root: bytes) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.support.killing import guards_of
+from tests.support.killed_repairs import guards_of
 from tests.support.tools import CHECKOUT
 
 __all__ = ["Freezer", "Waiter", "freezing", "state_of"]

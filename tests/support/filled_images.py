@@ -11,12 +11,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from tests.support import kernel, xfsdb
-from tests.support.filler import Filler, odd_names
-from tests.support.images import MIB, Geometry, make_image
+from tests.support import kernel_oracle, xfsdb
 from tests.support.mounts import mounted
+from tests.support.random_files import Filler, odd_names
 from tests.support.tools import need_loop_mounts, xfsprogs
 from tests.support.truth import Inode, Truth
+from tests.support.xfs_images import MIB, Geometry, make_image
 
 __all__ = ["FILLED", "POPULATED", "Zoo", "by_kernel", "with_nameless"]
 
@@ -98,7 +98,7 @@ def by_kernel(image: Path, *options: str) -> Truth:
     Without recovery, and read-only: a mount that may write would first clean up.
     """
     with mounted(image, "ro", "norecovery", *options) as root:
-        rows, inodes = kernel.getfsmap(root), kernel.walk(root)
+        rows, inodes = kernel_oracle.getfsmap(root), kernel_oracle.walk(root)
     return with_nameless(Truth(image, xfsdb.superblock(image), rows, inodes))
 
 

@@ -4,9 +4,9 @@ import os
 from pathlib import Path
 
 from tests.support import xfsdb
-from tests.support.damage import overwrite, seal
-from tests.support.images import MIB, Geometry, make_image
+from tests.support.image_damage import overwrite, seal
 from tests.support.mounts import mounted
+from tests.support.xfs_images import MIB, Geometry, make_image
 
 __all__ = [
     "DEPTH",

@@ -5,8 +5,8 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.support import calls
-from tests.support.bench import Bench, Facts, pattern, write_file
+from tests.support import system_calls
+from tests.support.failing_filesystem import Bench, Facts, pattern, write_file
 
 from whoseblock.ranges import ByteRange
 
@@ -63,7 +63,7 @@ def share_five(bench: Bench, copies: Path, count: int = 1) -> Five:
             write_file(path, shared, 0)
         else:
             with first.open("rb") as source, path.open("r+b") as target:
-                calls.clone_range(
+                system_calls.clone_range(
                     source.fileno(), 0, count * block, target.fileno(), number * block
                 )
         if name != "last":
