@@ -16,9 +16,9 @@ from tests.support.snapshots import facts, unpacked
 from tests.support.tools import need_loop_mounts, program, run, xfsprogs
 from tests.support.zoo import Zoo
 
+from whoseblock.fs.mounted.fiemap import file_extents
 from whoseblock.stack.base import descend
 from whoseblock.stack.devices import Devices
-from whoseblock.stack.fiemap import file_extents
 from whoseblock.stack.host import Host
 from whoseblock.stack.mounted import other_devices
 
