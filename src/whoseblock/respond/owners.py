@@ -42,7 +42,7 @@ _WHY: Final = {
 
 
 class FilePosition(NamedTuple):
-    """Where a file has a run of blocks: inode, generation, and offset in bytes."""
+    """The place of a run of blocks in a file: inode, generation, and offset in bytes."""
 
     inode: int
     generation: int

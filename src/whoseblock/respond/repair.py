@@ -100,7 +100,7 @@ def parameters_of(proposal: Proposal, copies: Copies | None, *, quarantine: bool
 
 
 class ActResult(NamedTuple):
-    """What an act did, in words and in sectors.
+    """The result of an act, in words and in sectors.
 
     ``zeroed`` are the sectors that were zeroed.  ``kept`` are those that a quarantine keeps out of
     use, and that may still fail.

@@ -1,4 +1,4 @@
-"""Where acts take place: a filesystem with failed bytes, and the device that it is on."""
+"""Sites of acts: a filesystem with failed bytes, and the device that it is on."""
 
 import contextlib
 from collections import defaultdict
