@@ -13,7 +13,7 @@ from whoseblock.fs.base import FileOwner, Free, Owner
 from whoseblock.fs.live import LiveFilesystem, kernel
 from whoseblock.ranges import ByteRange, merge
 from whoseblock.respond.exceptions import ChangedError, RefusedError
-from whoseblock.stack.fiemap import extents_of
+from whoseblock.stack.kernel.fiemap import read_extents
 
 __all__ = [
     "QUARANTINE",
@@ -127,7 +127,7 @@ def still_maps(owner: OpenOwner, run: ByteRange) -> bool:
     """
     at, end = owner.position.offset, owner.position.offset + run.length
     distance = run.start - at
-    for extent in extents_of(owner.fd, at, run.length):
+    for extent in read_extents(owner.fd, at, run.length):
         if (
             extent.logical > at
             or not extent.is_written

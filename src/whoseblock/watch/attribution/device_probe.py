@@ -22,7 +22,7 @@ from whoseblock.fs.base import Answer, Filesystem, Unknown
 from whoseblock.lookup import Asked, Lookup, Wish
 from whoseblock.process_stat import started_at
 from whoseblock.stack.base import Layer
-from whoseblock.stack.fiemap import file_extents
+from whoseblock.stack.kernel.fiemap import read_file_extents
 from whoseblock.target import Target, TargetOptions
 from whoseblock.watch.attribution.locations import FailureLocation, locate
 from whoseblock.watch.children import STANDARD, end_child, fork, signs_of_life
@@ -289,10 +289,10 @@ def _find_extents(
         if not _is_file(place, report.inode, report.generation):
             continue
         end = report.start + report.length
-        for extent in file_extents(place, report.start, report.length):
+        for extent in read_file_extents(place, report.start, report.length):
             low = max(report.start, extent.logical)
             high = min(end, extent.logical + extent.length)
-            if low < high and extent.has_place:
+            if low < high and extent.has_location:
                 yield extent.physical + low - extent.logical, high - low
         return
     raise OSError("no path leads to the file now")
