@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.disks import copy_range, partition
-from tests.support.images import MIB, sparse_file
+from tests.support.disk_images import copy_range, partition
+from tests.support.filled_images import Zoo
+from tests.support.machine_snapshots import facts, unpacked
 from tests.support.mounts import frozen, loop_device, mounted
-from tests.support.snapshots import facts, unpacked
 from tests.support.tools import need_loop_mounts, program, run, xfsprogs
-from tests.support.zoo import Zoo
+from tests.support.xfs_images import MIB, sparse_file
 
+from whoseblock.fs.mounted.fiemap import file_extents
 from whoseblock.stack.base import descend
 from whoseblock.stack.kernel.devices import BlockDevices
-from whoseblock.stack.kernel.fiemap import read_file_extents
 from whoseblock.stack.kernel.host import Host
 from whoseblock.stack.mounted import other_devices
 
@@ -242,7 +242,7 @@ def test_through_a_loop_device_into_the_filesystem_that_holds_its_file(
         finally:
             run(["losetup", "--detach", loop])
         numbers = {inner.stat().st_ino: "/inner.img", clone.stat().st_ino: "/clone.img"}
-        extents = list(read_file_extents(str(inner), MIB + row.start, SECTOR))
+        extents = list(file_extents(str(inner), MIB + row.start, SECTOR))
     assert "via" not in plain
     for told in (deep, raw):
         # Beyond these, the outer image lies in a file too, on whatever disk this machine has.

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Final
 from whoseblock.closing import Closing
 from whoseblock.errors import BlockError, NotAFilesystemError, TargetError, UnsupportedError
 from whoseblock.fs import recognise
-from whoseblock.fs.base import AddressSpace, Filesystem
+from whoseblock.fs.driver import AddressSpace, Volume
+from whoseblock.fs.mounted.fiemap import file_extents
 from whoseblock.fs.signatures import find_content
 from whoseblock.media.base import Media
 from whoseblock.media.device import FileMedia
@@ -171,7 +172,9 @@ class Target(Closing):
             self._looked_into.add(one)
             if self._options.through_loop and not one.backing_segments:
                 one.backing_segments = tuple(
-                    find_backing_segments(self.host, one.name, self._devices.find_layer)
+                    find_backing_segments(
+                        self.host, one.name, self._devices.find_layer, file_extents
+                    )
                 )
                 todo += [below for file in one.backing_segments for below in _layers_below(file)]
             if one.readable:
@@ -362,7 +365,7 @@ class Target(Closing):
             return None
         return undo.enter_context(closing(FileMedia(path)))
 
-    def _check_devices(self, layer: Layer, filesystem: Filesystem) -> None:
+    def _check_devices(self, layer: Layer, filesystem: Volume) -> None:
         """Keep in mind which of the named devices the filesystem of the target does not have."""
         from whoseblock.fs.xfs import XfsFilesystem
 

@@ -2,13 +2,42 @@
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from whoseblock.stack.base import Layer, LayerMapping, LinearSegment, Segment
-from whoseblock.stack.kernel.fiemap import read_file_extents
 from whoseblock.stack.kernel.host import Host
 
-__all__ = ["BackingFile", "find_backing_file", "find_backing_segments"]
+__all__ = [
+    "BackingFile",
+    "FileExtent",
+    "ReadExtents",
+    "find_backing_file",
+    "find_backing_segments",
+]
+
+
+class FileExtent(Protocol):
+    """``length`` bytes at ``logical`` of a file, stored at ``physical`` of its device."""
+
+    @property
+    def logical(self) -> int:
+        """The offset in the file, in bytes."""
+
+    @property
+    def physical(self) -> int:
+        """The offset in the device of the filesystem, in bytes."""
+
+    @property
+    def length(self) -> int:
+        """The length in bytes."""
+
+    @property
+    def has_place(self) -> bool:
+        """Whether ``physical`` is valid."""
+
+
+#: Yields the extents of a range (start, length) of the file at a path; raises OSError.
+ReadExtents = Callable[[str, int, int], Iterable[FileExtent]]
 
 
 class BackingFile(NamedTuple):
@@ -35,12 +64,13 @@ class _FileSegment(NamedTuple):
     length: int
     path: str
     to: Layer
+    read_extents: ReadExtents
     what: str = "extents of the file"
 
     def map_range(self, start: int, length: int) -> Iterable[LayerMapping]:
         """Map each extent of a range of the file."""
         try:
-            extents = list(read_file_extents(self.path, start, length))
+            extents = list(self.read_extents(self.path, start, length))
         except OSError as error:
             what = f"cannot read the extents of {self.path}: {error.strerror}"
             return [LayerMapping(start, length, what=what, certain=False)]
@@ -52,7 +82,7 @@ class _FileSegment(NamedTuple):
                 continue
             if start < low:
                 mappings.append(LayerMapping(start, low - start, what=f"hole in {self.path}"))
-            if not extent.has_location:
+            if not extent.has_place:
                 what = f"extent of {self.path} without a location"
                 mappings.append(LayerMapping(low, high - low, what=what, certain=False))
             else:
@@ -65,7 +95,7 @@ class _FileSegment(NamedTuple):
 
 
 def find_backing_segments(
-    host: Host, loop: str, device_layer: Callable[[str], Layer]
+    host: Host, loop: str, device_layer: Callable[[str], Layer], read_extents: ReadExtents
 ) -> list[Segment]:
     """Return the segments behind a loop device: its file, and the device of the file's filesystem.
 
@@ -83,6 +113,8 @@ def find_backing_segments(
     if device is None:
         return []
     file = Layer(backing.path, status.st_size, "backing file")
-    file.segments = [_FileSegment(0, status.st_size, backing.path, device_layer(device))]
+    file.segments = [
+        _FileSegment(0, status.st_size, backing.path, device_layer(device), read_extents)
+    ]
     size = max(status.st_size - backing.offset, 0)
     return [LinearSegment(0, size, file, backing.offset)] if size else []
