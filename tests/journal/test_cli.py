@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from tests.cli.test_cli import run
 from tests.support.journals import PAGE, answer, file_row, metadata_row, opened, report
-from tests.test_cli import run
 
 from whoseblock.cli import cli
 from whoseblock.cli.journal import _moment

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.support.damage import Overlay, limited
-from tests.support.expect import Expectation
+from tests.support.expected_rows import Expectation
+from tests.support.image_damage import Overlay, limited
 from tools.adversary.bases import BASES, Base, make_base
 from tools.adversary.described import Described, Question
 from tools.adversary.policy import inherent_reason

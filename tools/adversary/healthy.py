@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from tests.support import questions
-from tests.support.expect import Expectation
+from tests.support.expected_rows import Expectation
 from tests.support.mounts import mounted
 from tests.support.tools import Missing
 from tests.support.truth import Truth

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from contextlib import closing
 
 import pytest
-from tests.support.asking import told
-from tests.support.damage import Block, Overlay
-from tests.support.expect import Expectation, normal
-from tests.support.stale import Aged, make_aged, without_reflink
+from tests.support.answers import told
+from tests.support.expected_rows import Expectation, normal
+from tests.support.image_damage import Block, Overlay
+from tests.support.stale_blocks import Aged, make_aged, without_reflink
 from tests.support.tools import need_loop_mounts
 
 import whoseblock

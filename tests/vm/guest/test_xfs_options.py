@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 from tests.support import questions
-from tests.support.asking import same, told
-from tests.support.expect import Expectation
-from tests.support.filler import Filler
-from tests.support.images import sparse_file
+from tests.support.answers import same, told
+from tests.support.expected_rows import Expectation
+from tests.support.filled_images import by_kernel
 from tests.support.mounts import loop_device, mounted
+from tests.support.random_files import Filler
 from tests.support.truth import Truth
-from tests.support.zoo import by_kernel
+from tests.support.xfs_images import sparse_file
 from tests.vm.guest.machine import Undo, modprobe, run, xfsprogs
 
 import whoseblock
