@@ -16,9 +16,9 @@ from tests.support.mounts import frozen, loop_device, mounted
 from tests.support.tools import need_loop_mounts, program, run, xfsprogs
 from tests.support.xfs_images import MIB, sparse_file
 
+from whoseblock.fs.mounted.fiemap import file_extents
 from whoseblock.stack.base import descend
 from whoseblock.stack.devices import Devices
-from whoseblock.stack.fiemap import file_extents
 from whoseblock.stack.host import Host
 from whoseblock.stack.mounted import other_devices
 

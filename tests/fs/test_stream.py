@@ -20,7 +20,8 @@ import whoseblock
 from whoseblock import lookup
 from whoseblock.cli.json_lines import json_chunks
 from whoseblock.cli.table import table_lines
-from whoseblock.fs.base import Answer, FileOwner, Filesystem
+from whoseblock.fs.base import Answer, FileOwner
+from whoseblock.fs.driver import Volume
 from whoseblock.fs.live import LiveFilesystem
 from whoseblock.fs.stream import LeadingRows, join_rows
 from whoseblock.fs.xfs import XfsFilesystem
@@ -182,7 +183,7 @@ def test_pieces_through_layers(
     image, (start, length) = shared
     disk, leaf = layered(image, ways)
 
-    def open_leaf(_: Layer) -> Filesystem:
+    def open_leaf(_: Layer) -> Volume:
         return whoseblock.open(image)
 
     asked = [Asked(start + 512 + 5, length, disk), Asked(0, leaf.size + 1024, disk)]

@@ -14,7 +14,8 @@ from tests.support.image_damage import Block, Overlay, find_metadata, limited, o
 
 import whoseblock
 from whoseblock.errors import CorruptError, WhoseblockError
-from whoseblock.fs.base import FileOwner, Filesystem
+from whoseblock.fs.base import FileOwner
+from whoseblock.fs.driver import Volume
 from whoseblock.fs.xfs import XfsFilesystem
 from whoseblock.media import FileMedia
 
@@ -142,7 +143,7 @@ def nameless(zoo: Zoo) -> Iterator[Forger]:
         yield forger
 
 
-def paths(fs: Filesystem, ino: int) -> tuple[str, ...]:
+def paths(fs: Volume, ino: int) -> tuple[str, ...]:
     """Ask for paths, and see that each is one that a kernel could have made."""
     found = fs.paths(ino)
     for path in found.paths:

@@ -29,7 +29,8 @@ from tests.support.image_damage import Block, Overlay, crc_offset, limited, over
 
 import whoseblock
 from whoseblock.errors import WhoseblockError
-from whoseblock.fs.base import Answer, Filesystem
+from whoseblock.fs.base import Answer
+from whoseblock.fs.driver import Volume
 from whoseblock.media import EmulatedPmem, Media
 from whoseblock.ranges import ByteRange
 
@@ -150,7 +151,7 @@ class _Shown(Block):
         return f"<{self.kind} at {self.start}>"
 
 
-def opened(media: Media) -> Filesystem | None:
+def opened(media: Media) -> Volume | None:
     """Open a damaged image; None if that is refused in words."""
     try:
         return whoseblock.open(media)
@@ -176,7 +177,7 @@ def choose(data: st.DataObject, patient: Patient, blocks: Sequence[Block]) -> As
     return Asked(singles, inodes)
 
 
-def ask(fs: Filesystem, patient: Patient, asked: Asked) -> list[Answer]:
+def ask(fs: Volume, patient: Patient, asked: Asked) -> list[Answer]:
     """Ask one by one and all together; the form of every answer is right, and both ways agree."""
     many = list(fs.owners_many(patient.questions, paths=False))
     by_question = dict(zip(patient.questions, many, strict=True))
@@ -194,7 +195,7 @@ def ask(fs: Filesystem, patient: Patient, asked: Asked) -> list[Answer]:
     return many
 
 
-def bounded(fs: Filesystem, patient: Patient) -> None:
+def bounded(fs: Volume, patient: Patient) -> None:
     """Assert that no more was read than the image could hold, a few times over."""
     blocks = patient.image.stat().st_size // fs.block_size
     assert fs.reads.total() < blocks + 20_000

@@ -13,7 +13,8 @@ from tests.support.image_damage import Block, find_metadata
 import whoseblock
 from whoseblock.cli.json_lines import json_chunks
 from whoseblock.cli.lookup import _table_chunks
-from whoseblock.fs.base import Answer, FileOwner, Filesystem, Free, Paths, Unknown
+from whoseblock.fs.base import Answer, FileOwner, Free, Paths, Unknown
+from whoseblock.fs.driver import Volume
 from whoseblock.media import FileMedia
 from whoseblock.ranges import ByteRange, merge
 
@@ -55,7 +56,7 @@ class Patient:
             }
             fs.reads.clear()
 
-    def _open(self) -> Filesystem:
+    def _open(self) -> Volume:
         return whoseblock.open(self.image)
 
     @cached_property
@@ -78,7 +79,7 @@ def inode_number(block: Block) -> int:
     return int.from_bytes(block.data[at : at + 8], "big") if at else 0
 
 
-def _questions(fs: Filesystem, rng: random.Random) -> list[Question]:
+def _questions(fs: Volume, rng: random.Random) -> list[Question]:
     """Ask everything once, then choose rows that between them are of every sort."""
     rows = list(fs.owners(0, fs.size, paths=False))
     sorts: dict[tuple[object, ...], list[Question]] = {}

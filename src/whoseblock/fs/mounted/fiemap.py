@@ -1,4 +1,4 @@
-"""Where the parts of a file lie, as its filesystem tells: FS_IOC_FIEMAP.
+"""Where the parts of a file lie, as its filesystem reports: FS_IOC_FIEMAP.
 
 Sources: Documentation/filesystems/fiemap.rst, include/uapi/linux/fiemap.h.
 """
@@ -9,7 +9,9 @@ from collections.abc import Iterator
 from struct import Struct
 from typing import Final, NamedTuple
 
-__all__ = ["Extent", "extents_of", "file_extents"]
+from whoseblock.ranges import ByteRange
+
+__all__ = ["Extent", "extents_of", "file_extents", "maps_run"]
 
 _FS_IOC_FIEMAP: Final = 0xC020660B
 #: start, length, flags, mapped extents, room for extents
@@ -43,7 +45,7 @@ class Extent(NamedTuple):
 
 
 def file_extents(path: str, start: int, length: int) -> Iterator[Extent]:
-    """Give the extents of a part of the file at a path, as `extents_of` does."""
+    """Yield the extents of a part of the file at a path, as `extents_of` does."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         yield from extents_of(descriptor, start, length)
@@ -52,7 +54,7 @@ def file_extents(path: str, start: int, length: int) -> Iterator[Extent]:
 
 
 def extents_of(descriptor: int, start: int, length: int) -> Iterator[Extent]:
-    """Give the extents of a part of an open file; the first and the last may go beyond it.
+    """Yield the extents of a part of an open file; the first and the last may go beyond it.
 
     Raises OSError.
     """
@@ -71,3 +73,23 @@ def extents_of(descriptor: int, start: int, length: int) -> Iterator[Extent]:
                 return
         if not count:
             return
+
+
+def maps_run(descriptor: int, offset: int, run: ByteRange) -> bool:
+    """Return whether an open file has all of ``run`` of the device as written data at an offset.
+
+    Raises OSError.
+    """
+    at, end = offset, offset + run.length
+    distance = run.start - at
+    for extent in extents_of(descriptor, at, run.length):
+        if (
+            extent.logical > at
+            or not extent.is_written
+            or extent.physical - extent.logical != distance
+        ):
+            return False
+        at = extent.logical + extent.length
+        if at >= end:
+            return True
+    return False
