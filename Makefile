@@ -33,6 +33,7 @@ check: lint types test ## lint, types and tests: what a change must pass
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python -m tools.prose
 
 types: $(READY)
 	$(BIN)/mypy

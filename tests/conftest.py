@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
-from tests.support.postgres import Postgres, server
+from tests.support.filled_images import Zoo
+from tests.support.postgresql_server import Postgres, server
 from tests.support.tools import Missing
-from tests.support.zoo import Zoo
 
 # How long an example takes is no property of it: other work may be done on this machine.
 settings.register_profile(

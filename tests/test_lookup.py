@@ -4,8 +4,8 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from tests.support.expect import Expectation
-from tests.support.zoo import Zoo
+from tests.support.expected_rows import Expectation
+from tests.support.filled_images import Zoo
 
 from whoseblock.errors import NotAFilesystemError, OutOfDeviceError
 from whoseblock.fs.base import FileOwner, Outside, Unknown, Via

@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.disks import copy_range, partition
-from tests.support.images import MIB, sparse_file
+from tests.support.disk_images import copy_range, partition
+from tests.support.filled_images import Zoo
+from tests.support.machine_snapshots import facts, unpacked
 from tests.support.mounts import frozen, loop_device, mounted
-from tests.support.snapshots import facts, unpacked
 from tests.support.tools import need_loop_mounts, program, run, xfsprogs
-from tests.support.zoo import Zoo
+from tests.support.xfs_images import MIB, sparse_file
 
+from whoseblock.fs.mounted.fiemap import file_extents
 from whoseblock.stack.base import descend
 from whoseblock.stack.devices import Devices
-from whoseblock.stack.fiemap import file_extents
 from whoseblock.stack.host import Host
 from whoseblock.stack.mounted import other_devices
 

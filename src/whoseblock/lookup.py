@@ -27,10 +27,8 @@ from whoseblock.errors import (
 from whoseblock.fs import recognise
 from whoseblock.fs.arguments import check_within
 from whoseblock.fs.base import (
-    AddressSpace,
     Answer,
     FileOwner,
-    Filesystem,
     Outside,
     Owner,
     Paths,
@@ -41,6 +39,7 @@ from whoseblock.fs.base import (
     no_progress,
     remarks_in,
 )
+from whoseblock.fs.driver import AddressSpace, Volume
 from whoseblock.fs.stream import ROW_BUDGET, LeadingRows, join_rows
 from whoseblock.media.base import Media
 from whoseblock.media.device import FileMedia
@@ -62,7 +61,7 @@ def open_filesystem(
     *,
     log_device: str | os.PathLike[str] | Media | None = None,
     offline: bool = False,
-) -> Filesystem:
+) -> Volume:
     """Recognise and open the filesystem on ``target``.
 
     The kernel answers for what is mounted, unless ``offline``; the disk does for what the kernel
@@ -183,12 +182,12 @@ class Lookup(Closing):
     def file_size(self, layer: Layer, inode: int) -> int | None:
         """Give the size of a file of the filesystem on a layer, None if that is not known."""
         space = self._find_leaf(layer).space
-        return space.file_size(inode) if isinstance(space, Filesystem) else None
+        return space.file_size(inode) if isinstance(space, Volume) else None
 
     def paths_many(self, layer: Layer, inodes: Iterable[int]) -> dict[int, Paths]:
         """Give every path of each of ``inodes`` of the filesystem on a layer."""
         space = self._find_leaf(layer).space
-        return space.paths_many(inodes) if isinstance(space, Filesystem) else {}
+        return space.paths_many(inodes) if isinstance(space, Volume) else {}
 
     def leaf(self, layer: Layer) -> AddressSpace:
         """Give what is on a layer that nothing is made of.

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Final
 from whoseblock.closing import Closing
 from whoseblock.errors import BlockError, NotAFilesystemError, TargetError, UnsupportedError
 from whoseblock.fs import recognise
-from whoseblock.fs.base import AddressSpace, Filesystem
+from whoseblock.fs.driver import AddressSpace, Volume
+from whoseblock.fs.mounted.fiemap import file_extents
 from whoseblock.fs.signatures import find_content
 from whoseblock.media.base import Media
 from whoseblock.media.device import FileMedia
@@ -170,8 +171,9 @@ class Target(Closing):
                 continue
             self._looked_into.add(one)
             if self._options.through_loop and not one.beneath:
-                one.beneath = tuple(below_loop(self.host, one.name, self._devices.layer))
-                todo += [below for file in one.beneath for below in _layers_below(file)]
+                below = below_loop(self.host, one.name, self._devices.layer, file_extents)
+                one.beneath = tuple(below)
+                todo += [found for file in one.beneath for found in _layers_below(file)]
             if one.readable:
                 try:
                     media = self._undo.enter_context(closing(one.open()))
@@ -360,7 +362,7 @@ class Target(Closing):
             return None
         return undo.enter_context(closing(FileMedia(path)))
 
-    def _check_devices(self, layer: Layer, filesystem: Filesystem) -> None:
+    def _check_devices(self, layer: Layer, filesystem: Volume) -> None:
         """Keep in mind which of the named devices the filesystem of the target does not have."""
         from whoseblock.fs.xfs import XfsFilesystem
 

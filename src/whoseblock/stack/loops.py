@@ -2,13 +2,36 @@
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from whoseblock.stack.base import Layer, Linear, Piece, Segment
-from whoseblock.stack.fiemap import file_extents
 from whoseblock.stack.host import Host
 
-__all__ = ["BackingFile", "backing_file", "below_loop"]
+__all__ = ["BackingFile", "FileExtent", "FileExtents", "backing_file", "below_loop"]
+
+
+class FileExtent(Protocol):
+    """``length`` bytes of a file from ``logical`` on, at ``physical`` if they have a place."""
+
+    @property
+    def logical(self) -> int:
+        """The first byte in the file."""
+
+    @property
+    def physical(self) -> int:
+        """The first byte on the device of the filesystem."""
+
+    @property
+    def length(self) -> int:
+        """The number of bytes."""
+
+    @property
+    def has_place(self) -> bool:
+        """Whether ``physical`` means anything."""
+
+
+#: Yields the extents of a part of the file at a path; raises OSError.
+FileExtents = Callable[[str, int, int], Iterable[FileExtent]]
 
 
 class BackingFile(NamedTuple):
@@ -32,12 +55,13 @@ class _FileSegment(NamedTuple):
     length: int
     path: str
     to: Layer
+    extents: FileExtents
     what: str = "extents of the file"
 
     def pieces(self, start: int, length: int) -> Iterable[Piece]:
         """Say where each extent of a part of the file leads."""
         try:
-            extents = list(file_extents(self.path, start, length))
+            extents = list(self.extents(self.path, start, length))
         except OSError as error:
             what = f"the extents of {self.path} cannot be had: {error.strerror}"
             return [Piece(start, length, what=what, certain=False)]
@@ -61,10 +85,13 @@ class _FileSegment(NamedTuple):
         return pieces
 
 
-def below_loop(host: Host, loop: str, device_layer: Callable[[str], Layer]) -> list[Segment]:
-    """Give what a loop device is made of: its file, and the device of the file's filesystem.
+def below_loop(
+    host: Host, loop: str, device_layer: Callable[[str], Layer], extents: FileExtents
+) -> list[Segment]:
+    """Return what a loop device is made of: its file, and the device of the file's filesystem.
 
-    Empty if it is no loop device, or if the filesystem is on no single device.
+    ``extents`` reads where a file lies.  The result is empty if the device is no loop device, or if
+    the filesystem is on no single device.
     """
     backing = backing_file(host, loop) if host.live else None
     if backing is None:
@@ -78,6 +105,6 @@ def below_loop(host: Host, loop: str, device_layer: Callable[[str], Layer]) -> l
     if device is None:
         return []
     file = Layer(backing.path, status.st_size, "backing file")
-    file.segments = [_FileSegment(0, status.st_size, backing.path, device_layer(device))]
+    file.segments = [_FileSegment(0, status.st_size, backing.path, device_layer(device), extents)]
     size = max(status.st_size - backing.offset, 0)
     return [Linear(0, size, file, backing.offset)] if size else []

@@ -369,7 +369,7 @@ class Daemon:
             self._wake_actor()
 
     def _end(self) -> None:
-        """Let worker and actor finish for a while, and save the position."""
+        """Wait a while for worker and actor to finish, and save the position."""
         notify("STOPPING=1")
         self._ending = True
         self._drain()

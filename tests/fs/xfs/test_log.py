@@ -13,10 +13,10 @@ from typing import NamedTuple
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.support.damage import Overlay
-from tests.support.images import MIB, Geometry, make_image, sparse_copy, sparse_file
+from tests.support.image_damage import Overlay
 from tests.support.mounts import loop_device, mounted
 from tests.support.tools import need_loop_mounts, run, sees, xfsprogs
+from tests.support.xfs_images import MIB, Geometry, make_image, sparse_copy, sparse_file
 
 from whoseblock.fs.xfs.format.log import BBSIZE
 from whoseblock.fs.xfs.log import log_note

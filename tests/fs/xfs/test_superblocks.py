@@ -6,12 +6,12 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from tests.support.damage import Overlay
-from tests.support.images import MIB, Geometry, make_image
+from tests.support.filled_images import by_kernel
+from tests.support.image_damage import Overlay
 from tests.support.mounts import mounted
 from tests.support.tools import Missing, need_loop_mounts, run, xfsprogs
 from tests.support.truth import Truth
-from tests.support.zoo import by_kernel
+from tests.support.xfs_images import MIB, Geometry, make_image
 
 import whoseblock
 from whoseblock.errors import OutOfDeviceError

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.emulated import emulated, need_fuse
-from tests.support.images import MIB, Geometry, make_image
+from tests.support.emulated_device import emulated, need_fuse
 from tests.support.mounts import mounted
 from tests.support.tools import need_root, run
 from tests.support.watch_daemon import Daemon, histories, until, watching
+from tests.support.xfs_images import MIB, Geometry, make_image
 
 from whoseblock.journal import History, State, open_journal
 from whoseblock.process_stat import started_at

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.children import running
 from tests.support.journals import opened, report
+from tests.support.mapping_processes import running
 
 from whoseblock.errors import JournalError, LeftUndoneError
 from whoseblock.fs.base import FileOwner, Free, Mapping, OpenFile, Owner, Process, Via

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from whoseblock.errors import TargetError, WhoseblockError
-from whoseblock.fs.base import Filesystem
+from whoseblock.fs.driver import Volume
 from whoseblock.lookup import Lookup
 from whoseblock.stack.base import Layer, Linear
 from whoseblock.stack.host import Host
@@ -122,7 +122,7 @@ def _identity(host: Host, finder: Lookup, layer: Layer) -> str:
             space = finder.leaf(layer)
         except (WhoseblockError, OSError):
             space = None
-        if isinstance(space, Filesystem) and space.identity:
+        if isinstance(space, Volume) and space.identity:
             return space.identity
     return identity_of(host, layer)
 

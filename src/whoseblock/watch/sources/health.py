@@ -1,7 +1,7 @@
 """Watch XFS through its health monitor: one descriptor for each mounted filesystem.
 
-The kernel allows one monitor for a mount. If another program has it, the state of the source says
-so.
+The kernel allows one monitor for a mount.  If another program holds it, the state of the source
+reports that.
 """
 
 import errno

@@ -157,7 +157,7 @@ class TraceSource:
                 yield from self._parse_line(line, clock)
 
     def mark_spooled(self) -> None:
-        """Note that everything it reported is in the spool."""
+        """Record that everything it reported is in the spool."""
         self._checkpoint.commit(TraceCounts(self._boot, self._read, self._overrun, self._by_lines))
         if self._rest:
             # The first part of an unfinished line is still needed.
