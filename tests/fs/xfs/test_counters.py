@@ -11,12 +11,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from tests.support.damage import Overlay, overwrite, seal
-from tests.support.images import MIB, Geometry, make_image
+from tests.support.image_damage import Overlay, overwrite, seal
 from tests.support.tools import sees
+from tests.support.xfs_images import MIB, Geometry, make_image
 
 import whoseblock
-from whoseblock.fs.base import Filesystem
+from whoseblock.fs.xfs import XfsFilesystem
 from whoseblock.media import EmulatedPmem, FileMedia
 from whoseblock.ranges import ByteRange
 
@@ -95,9 +95,10 @@ class Crafted:
         return {0: seal("superblock", overwrite(sector, at, number.to_bytes(8, "big")))}
 
     @contextmanager
-    def open(self, patches: dict[int, bytes], *lost: ByteRange) -> Iterator[Filesystem]:
+    def open(self, patches: dict[int, bytes], *lost: ByteRange) -> Iterator[XfsFilesystem]:
         media = Overlay(FileMedia(self.path), patches)
         with whoseblock.open(EmulatedPmem(media, lost) if lost else media) as fs:
+            assert isinstance(fs, XfsFilesystem)
             yield fs
 
 
@@ -108,7 +109,7 @@ def crafted(tmp_path_factory: pytest.TempPathFactory) -> Crafted:
     return Crafted(path)
 
 
-def kinds(fs: Filesystem, question: tuple[int, int]) -> set[str]:
+def kinds(fs: XfsFilesystem, question: tuple[int, int]) -> set[str]:
     """Return the kinds of rows, the same in every way of asking; no answer is complete."""
     alone = fs.owners(*question, paths=False)
     assert set(fs.owners_many([question] * 60, paths=False)) == {alone}
@@ -172,6 +173,7 @@ def test_many_groups_are_only_read_before_space_is_called_free(tmp_path: Path) -
     geometry = Geometry("many", size=1200 * MIB, groups=75, parent=False)
     image = make_image(tmp_path / "many.img", geometry, content=tmp_path / "content")
     with whoseblock.open(image) as fs:
+        assert isinstance(fs, XfsFilesystem)
         assert fs.owners(0, 4096).complete
         assert fs.reads["agf"] < 5
         answer = fs.owners(fs.size - 4096, 4096)
