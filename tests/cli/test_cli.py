@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.support.commands import COMMAND, whoseblock
 
 from whoseblock.cli.terminal import printable
 from whoseblock.errors import (
@@ -20,26 +21,18 @@ from whoseblock.errors import (
     WhoseblockError,
 )
 
-COMMAND = [sys.executable, "-m", "whoseblock"]
-
-
-def run(*words: str | Path, stdin: str = "") -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*COMMAND, *words], input=stdin, capture_output=True, text=True, check=False
-    )
-
 
 def test_help_has_examples_and_exit_codes() -> None:
-    assert "Exit status:" in run("--help").stdout
-    shown = run("lookup", "--help").stdout
+    assert "Exit status:" in whoseblock("--help").stdout
+    shown = whoseblock("lookup", "--help").stdout
     assert "Examples:" in shown
     assert "whoseblock lookup disk.img 307p" in shown
-    assert run("--version").stdout.startswith("whoseblock ")
+    assert whoseblock("--version").stdout.startswith("whoseblock ")
 
 
 def test_json_is_a_line_for_each_range_in_order(demo_image: Path) -> None:
     ranges = "# list\n14p\n\n0+512\n"
-    done = run("lookup", demo_image, "307p", "--ranges", "-", "--json", stdin=ranges)
+    done = whoseblock("lookup", demo_image, "307p", "--ranges", "-", "--json", stdin=ranges)
     assert (done.returncode, done.stderr) == (0, "")
     answers = [json.loads(line) for line in done.stdout.splitlines()]
     assert [(one["start"], one["length"]) for one in answers] == [
@@ -66,7 +59,7 @@ def test_json_is_a_line_for_each_range_in_order(demo_image: Path) -> None:
 
 
 def test_without_paths_there_is_no_key_for_them(demo_image: Path) -> None:
-    (line,) = run("lookup", demo_image, "307p", "--json", "--no-paths").stdout.splitlines()
+    (line,) = whoseblock("lookup", demo_image, "307p", "--json", "--no-paths").stdout.splitlines()
     assert all("paths" not in owner for owner in json.loads(line)["owners"])
 
 
@@ -82,7 +75,7 @@ def test_without_paths_there_is_no_key_for_them(demo_image: Path) -> None:
 def test_errors_are_a_sentence_and_a_code(
     demo_image: Path, words: list[str], error: type[WhoseblockError]
 ) -> None:
-    done = run("lookup", *(word.format(image=demo_image) for word in words))
+    done = whoseblock("lookup", *(word.format(image=demo_image) for word in words))
     assert done.returncode == error.exit_code
     assert done.stdout == ""
     sentence, *hint = done.stderr.splitlines()
@@ -92,7 +85,7 @@ def test_errors_are_a_sentence_and_a_code(
 
 
 def test_a_range_is_needed(demo_image: Path) -> None:
-    done = run("lookup", demo_image)
+    done = whoseblock("lookup", demo_image)
     assert done.returncode == 2
     assert "RANGE" in done.stderr
 
@@ -111,7 +104,7 @@ def test_a_broken_pipe_is_silent(demo_image: Path) -> None:
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion_for_every_shell(shell: str) -> None:
-    done = run("completion", shell)
+    done = whoseblock("completion", shell)
     assert done.returncode == 0
     assert "_WHOSEBLOCK_COMPLETE" in done.stdout
 
