@@ -228,6 +228,22 @@ def interesting(where: Place) -> list[int]:
     return found
 
 
+def test_a_record_whose_blocks_are_of_different_passes(states: dict[str, Logged]) -> None:
+    volume, log = states["fresh"].volume()
+    where = place(volume, log)
+    header = where.read(0)
+    later = int.from_bytes(header[4:8], "big") + 1
+    patched = Overlay(
+        where.media, {where.start: header[:4] + later.to_bytes(4, "big") + header[8:]}
+    )
+    assert not log_note(volume, log)
+    note = log_note(Volume(patched, volume.sb)) if log is None else log_note(volume, patched)
+    assert "the log is dirty" in note
+    volume.media.close()
+    if log is not None:
+        log.close()
+
+
 _CHANGES = ("zero", "older cycle", "newer cycle", "from elsewhere", "no header", "garbage")
 
 

@@ -1,4 +1,4 @@
-"""The bookkeeping of bad sectors and of what was written over, against a model of every sector."""
+"""Emulated persistent memory and failing disks, compared with a model of every sector."""
 
 import contextlib
 import os
@@ -10,11 +10,12 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from tests.media.test_device import SECTOR, SECTORS, expected_ranges
 
-from whoseblock.errors import MediaError, OutOfDeviceError, RangeSyntaxError
+from whoseblock.errors import MediaError, OutOfDeviceError
 from whoseblock.media import EmulatedPmem, FileMedia, OverlayMedia
 from whoseblock.media.control import control_lines, parse_control
 from whoseblock.media.sectors import Change, Mark
@@ -140,69 +141,11 @@ class SectorMachine(RuleBasedStateMachine):
             assert self.path.read_bytes() == expected + b"tail"
 
 
-TestSectors = SectorMachine.TestCase
-TestSectors.settings = settings(max_examples=60, stateful_step_count=25)
+TestMarkedSectors = SectorMachine.TestCase
+TestMarkedSectors.settings = settings(max_examples=60, stateful_step_count=25)
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "307p",
-        "bad",
-        "bad 307p\nbad x",
-        "worse 307p",
-        "good 0+0",
-        "clear 307p",
-        "bad 307b",
-        "bad 1+0",
-        "bad 1 2",
-        "BAD 1",
-        # A program may cut a long text anywhere, and what is left of the last number is one, too.
-        "bad 1\n" * 1000 + "bad 12",
-    ],
-)
-def test_lines_of_another_form_are_refused(text: str) -> None:
-    with pytest.raises(RangeSyntaxError):
-        parse_control(text, SIZE)
-
-
-def test_lines_are_taken_in_order() -> None:
-    text = "# mine\nbad 2p  # a page\n\nstubborn 10s+4s\n good 2p\nclear"
-    assert parse_control(text, SIZE) == [
-        ("bad", (8192, 4096)),
-        ("stubborn", (5120, 2048)),
-        ("good", (8192, 4096)),
-        ("good", (0, SIZE)),
-    ]
-
-
-@settings(max_examples=200)
-@given(st.text(max_size=60))
-def test_any_text_is_taken_or_refused(text: str) -> None:
-    try:
-        changes = parse_control(text, SIZE)
-    except RangeSyntaxError:
-        return
-    assert all(change.where.length > 0 for change in changes)
-
-
-def test_an_overlay_over_lost_sectors_loses_what_was_not_written(tmp_path: Path) -> None:
-    image = tmp_path / "image"
-    image.write_bytes(bytes(8192))
-    below = EmulatedPmem(FileMedia(image), [ByteRange(512, 1024), ByteRange(4096, 512)])
-    above = OverlayMedia(below)
-    above.pwrite(512, b"x" * 512)
-    with pytest.raises(MediaError) as error:
-        above.pread(0, 8192)
-    assert error.value.ranges == (ByteRange(1024, 512), ByteRange(4096, 512))
-    # Half a sector needs its other half.
-    with pytest.raises(MediaError):
-        above.pwrite(1024, b"y" * 100)
-    assert above.pread(0, 1024) == bytes(512) + b"x" * 512
-    above.close()
-
-
-def test_threads_see_whole_writes_and_lists_that_fit(tmp_path: Path) -> None:
+def test_threads_see_whole_writes_and_consistent_lists(tmp_path: Path) -> None:
     """Each writes its letter over a range that others poison: what is good holds one letter."""
     image = tmp_path / "image"
     image.write_bytes(b"A" * SIZE)
@@ -236,3 +179,75 @@ def test_threads_see_whole_writes_and_lists_that_fit(tmp_path: Path) -> None:
     assert letters
     assert all(len(one) == 1 for one in letters)
     medium.close()
+
+
+class PoisonMachine(RuleBasedStateMachine):
+    """Emulated persistent memory against sectors in a set and bytes in an array."""
+
+    @initialize()
+    def begin(self) -> None:
+        descriptor, name = tempfile.mkstemp()
+        os.close(descriptor)
+        self.path = Path(name)
+        self.bytes = bytearray(os.urandom(SECTORS * SECTOR))
+        self.path.write_bytes(self.bytes)
+        self.pmem = EmulatedPmem(FileMedia(self.path, writable=True))
+        self.bad: set[int] = set()
+
+    def teardown(self) -> None:
+        if hasattr(self, "pmem"):
+            self.pmem.close()
+            self.path.unlink()
+
+    @rule(start=st.integers(0, SECTORS * SECTOR - 1), length=st.integers(1, 1500))
+    def poison(self, start: int, length: int) -> None:
+        length = min(length, SECTORS * SECTOR - start)
+        self.pmem.inject(ByteRange(start, length))
+        self.bad.update(range(start // SECTOR, -(-(start + length) // SECTOR)))
+
+    @rule(start=st.integers(0, SECTORS * SECTOR - 1), length=st.integers(1, 3000))
+    def read(self, start: int, length: int) -> None:
+        length = min(length, SECTORS * SECTOR - start)
+        lost = expected_ranges(self.bad, start, length)
+        if lost:
+            with pytest.raises(MediaError) as error:
+                self.pmem.pread(start, length)
+            assert list(error.value.ranges) == lost
+        else:
+            assert self.pmem.pread(start, length) == self.bytes[start : start + length]
+
+    @rule(
+        start=st.one_of(
+            st.integers(0, SECTORS * SECTOR - 1),
+            st.integers(0, SECTORS - 1).map(lambda sector: sector * SECTOR),
+        ),
+        length=st.one_of(st.integers(1, 2000), st.just(SECTOR), st.just(4 * SECTOR)),
+    )
+    def write(self, start: int, length: int) -> None:
+        length = min(length, SECTORS * SECTOR - start)
+        data = os.urandom(length)
+        whole = set(range(-(-start // SECTOR), (start + length) // SECTOR))
+        touched = set(range(start // SECTOR, -(-(start + length) // SECTOR)))
+        if (touched - whole) & self.bad:
+            with pytest.raises(MediaError):
+                self.pmem.pwrite(start, data)
+        else:
+            self.pmem.pwrite(start, data)
+            self.bytes[start : start + length] = data
+            self.bad -= whole
+
+    @invariant()
+    def agrees(self) -> None:
+        if not hasattr(self, "pmem"):
+            return
+        assert self.path.read_bytes() == self.bytes
+        shown = {
+            sector + number
+            for sector, count in (map(int, row.split()) for row in self.pmem.badblocks.splitlines())
+            for number in range(count)
+        }
+        assert shown == self.bad
+
+
+TestPoison = PoisonMachine.TestCase
+TestPoison.settings = settings(max_examples=60, stateful_step_count=30)
