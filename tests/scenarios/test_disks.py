@@ -285,5 +285,5 @@ def test_a_member_of_the_oldest_kind_in_the_last_partition(
     with Target(str(disk), TargetOptions()) as target:
         assert target.root is not None
         (landing,) = descend(target.root, start + at, 1)
-    assert [step.layer for step in landing.way] == ["old.img", "old.img1", "md/12"]
+    assert [step.layer for step in landing.via] == ["old.img", "old.img1", "md/12"]
     assert landing.offset == offset

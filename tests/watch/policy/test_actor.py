@@ -21,7 +21,7 @@ from whoseblock.journal import Entry, Filter, History, PlannedStep, State, Step,
 from whoseblock.journal.run import Run
 from whoseblock.processes import Wanted, find_processes
 from whoseblock.ranges import ByteRange
-from whoseblock.stack.host import Host
+from whoseblock.stack.kernel.host import Host
 from whoseblock.watch.policy import signals
 from whoseblock.watch.policy.actor import Actor
 from whoseblock.watch.policy.limits import Limits, Moment

@@ -11,17 +11,17 @@ from tests.support.machine_snapshots import FIXTURES, facts, unpacked
 
 from whoseblock.ranges import parse_range
 from whoseblock.sources.memory import failure_of_pfn
-from whoseblock.stack.base import PHYSICAL_MEMORY, Layer, Step, descend
-from whoseblock.stack.devices import Devices
-from whoseblock.stack.host import Host
-from whoseblock.stack.nvdimm import Nvdimm
+from whoseblock.stack.base import PHYSICAL_MEMORY, Layer, LayerOffset, descend
+from whoseblock.stack.kernel.devices import BlockDevices
+from whoseblock.stack.kernel.host import Host
+from whoseblock.stack.kernel.nvdimm import PersistentMemory
 
 PAGE = 4096
 
 
 def memory_of(root: Path) -> Layer:
     host = Host(root)
-    return Nvdimm(host, Devices(host)).memory()
+    return PersistentMemory(host, BlockDevices(host)).make_memory_layer()
 
 
 def lookup(*arguments: str) -> list[dict[str, Any]]:
@@ -82,11 +82,11 @@ def test_page_307_is_offset_1257472() -> None:
 def test_the_worked_example_of_the_discussion(seen_in_2020: Path) -> None:
     failure = failure_of_pfn("0x10140a", PAGE)
     (landing,) = descend(memory_of(seen_in_2020), failure.start, failure.length)
-    assert landing.way == (
-        Step(PHYSICAL_MEMORY, 0x10140A000),
-        Step("namespace0.0", 0x40A000),
-        Step("pmem0", 0x20A000),
-        Step("pmem0p1", 0x20A000 - 2048 * 512),
+    assert landing.via == (
+        LayerOffset(PHYSICAL_MEMORY, 0x10140A000),
+        LayerOffset("namespace0.0", 0x40A000),
+        LayerOffset("pmem0", 0x20A000),
+        LayerOffset("pmem0p1", 0x20A000 - 2048 * 512),
     )
 
 
@@ -116,7 +116,7 @@ def test_every_mode_of_a_namespace_on_a_real_kernel(session_folder: Path) -> Non
     for segment in memory.segments:
         if segment.to is not None:
             *_, last = descend(memory, segment.start + segment.length - PAGE, 1)
-            ends[segment.to.name] = (last.way[-1].layer, last.what, last.certain)
+            ends[segment.to.name] = (last.via[-1].layer, last.what, last.certain)
     assert ends["namespace0.0"] == ("pmem0", "", True)
     assert ends["namespace0.2"] == ("pmem0.2", "", True)
     assert ends["namespace0.3"][1:] == ("device-dax dax0.3: no filesystem", True)

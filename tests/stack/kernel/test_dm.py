@@ -10,7 +10,7 @@ from tests.support.machine_snapshots import FIXTURES
 
 from whoseblock.errors import UnsupportedError
 from whoseblock.stack.base import Layer, descend
-from whoseblock.stack.dm import DmTarget, decode_table, parse_table, segments_on
+from whoseblock.stack.kernel.dm import DmTarget, cut_dm_segments, decode_dm_table, parse_dm_table
 
 SECTOR = 512
 
@@ -34,7 +34,7 @@ def test_linear_tables_byte_by_byte(lines: list[tuple[int, str, int]], device: s
         at += length
     disk = Layer("disk", 512 * SECTOR, "disk", gap="gap")
     volume = Layer("volume", at * SECTOR, "volume")
-    disk.segments = list(segments_on(device, disk.size, volume, parse_table(text)))
+    disk.segments = list(cut_dm_segments(device, disk.size, volume, parse_dm_table(text)))
     if not disk.segments:
         assert truth == {}
         return
@@ -56,10 +56,10 @@ def test_linear_tables_byte_by_byte(lines: list[tuple[int, str, int]], device: s
 def test_striped_tables_byte_by_byte(stripes: int, chunk: int, rows: int, which: int) -> None:
     length = stripes * chunk * rows
     pairs = " ".join(f"8:{number} {100 + number}" for number in range(stripes))
-    table = parse_table(f"0 {length} striped {stripes} {chunk} {pairs}")
+    table = parse_dm_table(f"0 {length} striped {stripes} {chunk} {pairs}")
     which %= stripes
     disk, volume = Layer("disk", 1 << 30, "disk"), Layer("volume", length * SECTOR, "volume")
-    disk.segments = list(segments_on(f"8:{which}", disk.size, volume, table))
+    disk.segments = list(cut_dm_segments(f"8:{which}", disk.size, volume, table))
     for sector in range(length):
         number, within = divmod(sector, chunk)
         row, column = divmod(number, stripes)
@@ -72,11 +72,11 @@ def test_striped_tables_byte_by_byte(stripes: int, chunk: int, rows: int, which:
 @given(st.text(alphabet="0123456789: linearstpd\n-", max_size=200))
 def test_any_text_is_a_table_or_refused(text: str) -> None:
     try:
-        targets = parse_table(text)
+        targets = parse_dm_table(text)
     except UnsupportedError:
         return
     volume = Layer("volume", 1 << 40, "volume")
-    for segment in segments_on("8:1", 1 << 20, volume, targets):
+    for segment in cut_dm_segments("8:1", 1 << 20, volume, targets):
         assert segment.length >= 0
 
 
@@ -100,14 +100,14 @@ def test_the_kernels_answer_is_read_like_dmsetups_text() -> None:
         name, _, table = line.partition(": ")
         lines[name] = lines.get(name, "") + table + "\n"
     for table in lines.values():
-        targets = parse_table(table)
+        targets = parse_dm_table(table)
         if all(target.kind != "crypt" for target in targets):
-            assert decode_table(encoded(targets, room=100)) == targets
+            assert decode_dm_table(encoded(targets, room=100)) == targets
 
 
 def test_a_key_is_not_kept() -> None:
     crypt = DmTarget(0, SECTOR, "crypt", ("aes-xts-plain64", "secret", "0", "8:1", "0"))
-    (target,) = decode_table(encoded([crypt]))
+    (target,) = decode_dm_table(encoded([crypt]))
     assert "secret" not in target.arguments
     assert target.arguments[3:] == ("8:1", "0")
 
@@ -115,7 +115,7 @@ def test_a_key_is_not_kept() -> None:
 @given(st.binary(min_size=312, max_size=600))
 def test_any_answer_is_read_or_refused(answer: bytes) -> None:
     with contextlib.suppress(UnsupportedError):
-        decode_table(answer)
+        decode_dm_table(answer)
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_any_answer_is_read_or_refused(answer: bytes) -> None:
 )
 def test_kinds_that_keep_bytes_as_they_are(line: str, start: int) -> None:
     disk, volume = Layer("disk", 1 << 20, "disk"), Layer("volume", 8 * SECTOR, "volume")
-    disk.segments = list(segments_on("8:1", disk.size, volume, parse_table(line)))
+    disk.segments = list(cut_dm_segments("8:1", disk.size, volume, parse_dm_table(line)))
     (landing,) = descend(disk, start * SECTOR + 3, 1)
     assert (landing.layer, landing.offset) == (volume, 3)
 
@@ -150,7 +150,7 @@ def test_kinds_that_keep_bytes_as_they_are(line: str, start: int) -> None:
 )
 def test_kinds_that_are_not_followed_are_unknown(line: str) -> None:
     disk, volume = Layer("disk", 1 << 20, "disk"), Layer("volume", 8 * SECTOR, "volume")
-    disk.segments = list(segments_on("8:1", disk.size, volume, parse_table(line)))
+    disk.segments = list(cut_dm_segments("8:1", disk.size, volume, parse_dm_table(line)))
     (landing,) = descend(disk, 5000, 1)
     assert landing.layer is None
     assert not landing.certain

@@ -1,9 +1,8 @@
-"""Linux software RAID: the superblocks of members, and the arrays that they make.
+"""Parse the superblocks of Linux software RAID and derive the layout of the array.
 
-``struct mdp_superblock_1`` (versions 1.0 at the end, 1.1 at the start, 1.2 at 4 KiB) and
-``struct mdp_superblock_s`` (0.90, in the last 64 KiB that are aligned) of the kernel's
-include/uapi/linux/raid/md_p.h; checksums as calc_sb_1_csum and calc_sb_csum in drivers/md/md.c
-make them.
+Structures of the kernel's include/uapi/linux/raid/md_p.h: ``struct mdp_superblock_1`` (version 1.0
+at the end, 1.1 at the start, 1.2 at 4 KiB) and ``struct mdp_superblock_s`` (0.90, in the last
+aligned 64 KiB). Checksums as calc_sb_1_csum and calc_sb_csum in drivers/md/md.c.
 """
 
 from collections.abc import Sequence
@@ -12,9 +11,16 @@ from typing import Final, NamedTuple
 
 from whoseblock.errors import BlockError, UnsupportedError
 from whoseblock.media.base import Media
-from whoseblock.stack.raid import Raid0, Raid1, Raid5, Raid10, Striping
+from whoseblock.stack.formats.raid import Raid0, Raid1, Raid5, Raid10, Striping
 
-__all__ = ["LINEAR", "RESERVED_0_90", "MdMember", "data_size", "read_member", "striping_of"]
+__all__ = [
+    "LINEAR",
+    "RESERVED_0_90",
+    "MdSuperblock",
+    "compute_data_size",
+    "make_striping",
+    "read_md_superblock",
+]
 
 MD_SB_MAGIC: Final = 0xA92B4EFC
 _SECTOR: Final = 512
@@ -42,12 +48,13 @@ LINEAR: Final = -1
 _ORIGINAL, _ALTERNATE = 1, 2
 
 
-class MdMember(NamedTuple):
-    """What a member says of itself and of its array; sizes and places are bytes.
+class MdSuperblock(NamedTuple):
+    """The superblock of a member: the member and its array; sizes and offsets in bytes.
 
-    ``role`` is its number in the array, or a word for what it is instead.  ``unsettled`` says why
-    its data cannot be followed now, "" if it can.  ``recovering`` members hold only a part.
-    ``nameless`` superblocks, of version 0.90, tell neither a name nor their own place.
+    ``role`` is the number in the array, or the name of another role. ``unsupported`` is the reason
+    why the data cannot be followed now, "" if there is none. A ``recovering`` member holds only a
+    part of its data. A superblock of version 0.90 (``is_0_90``) has neither a name nor its own
+    location.
     """
 
     array: bytes
@@ -61,24 +68,24 @@ class MdMember(NamedTuple):
     start: int
     size: int
     events: int
-    unsettled: str
+    unsupported: str
     recovering: bool
-    nameless: bool
+    is_0_90: bool
 
 
-def read_member(media: Media) -> MdMember | None:
-    """Read the superblock of a member; None if there is none that verifies."""
+def read_md_superblock(media: Media) -> MdSuperblock | None:
+    """Read the superblock of a member; return None if none is valid."""
     sectors = media.size // _SECTOR
-    places = {8, 0, max(sectors - 16, 0) // 8 * 8}
-    for sector in sorted(places):
-        raw = _try_read(media, sector * _SECTOR)
+    sectors_to_try = {8, 0, max(sectors - 16, 0) // 8 * 8}
+    for sector in sorted(sectors_to_try):
+        raw = _read_or_empty(media, sector * _SECTOR)
         if member := _parse_v1(raw, sector):
             return member
     aligned = media.size // RESERVED_0_90 * RESERVED_0_90 - RESERVED_0_90
-    return _parse_0_90(_try_read(media, aligned), aligned)
+    return _parse_0_90(_read_or_empty(media, aligned), aligned)
 
 
-def _try_read(media: Media, start: int) -> bytes:
+def _read_or_empty(media: Media, start: int) -> bytes:
     if start < 0 or start + _SUPERBLOCK_BYTES > media.size:
         return b""
     try:
@@ -95,19 +102,19 @@ def _checksum_v1(raw: bytes, devices: int) -> int:
     size = _V1_ROLES_AT + 2 * devices
     cleared = bytearray(raw[:size])
     cleared[_V1_CHECKSUM_AT : _V1_CHECKSUM_AT + 4] = bytes(4)
-    # A last half word is added as it is.
+    # A half word at the end is added unchanged.
     cleared += bytes(-size % 4)
     return _folded(sum(word for (word,) in iter_unpack("<I", cleared)))
 
 
-def _parse_v1(raw: bytes, sector: int) -> MdMember | None:
+def _parse_v1(raw: bytes, sector: int) -> MdSuperblock | None:
     if raw[:4] != MD_SB_MAGIC.to_bytes(4, "little"):
         return None
     fields = _V1.unpack_from(raw)
     _, major, features, array, name, level, layout, component, chunk, members = fields[:10]
-    _, start, size, place, _, number = fields[10:]
+    _, start, size, location, _, number = fields[10:]
     events, checksum, devices = _V1_EVENTS.unpack_from(raw, _V1_EVENTS_AT)
-    if major != 1 or devices > _MAX_DEVICES or place != sector:
+    if major != 1 or devices > _MAX_DEVICES or location != sector:
         return None
     if checksum != _checksum_v1(raw, devices) or number >= devices:
         return None
@@ -115,13 +122,13 @@ def _parse_v1(raw: bytes, sector: int) -> MdMember | None:
     if isinstance(role, int) and role >= _MAX_ROLE:
         role = _ROLES.get(role, "unused")
     if features & _JOURNAL and role == "journal":
-        unsettled = "it is a journal"
+        unsupported = "it is a journal"
     else:
-        unsettled = "it is being reshaped" if features & (_RESHAPE | _NEW_OFFSET) else ""
+        unsupported = "it is being reshaped" if features & (_RESHAPE | _NEW_OFFSET) else ""
     if level == 0 and not features & _RAID0_LAYOUT:
         layout = 0
     label = name.partition(b"\0")[0].decode("utf-8", "replace")
-    return MdMember(
+    return MdSuperblock(
         array,
         label.rpartition(":")[2],
         level,
@@ -133,15 +140,15 @@ def _parse_v1(raw: bytes, sector: int) -> MdMember | None:
         start * _SECTOR,
         size * _SECTOR,
         events,
-        unsettled,
+        unsupported,
         bool(features & _RECOVERY_OFFSET),
-        nameless=False,
+        is_0_90=False,
     )
 
 
-def _parse_0_90(raw: bytes, place: int) -> MdMember | None:
+def _parse_0_90(raw: bytes, location: int) -> MdSuperblock | None:
     if raw[:4] != MD_SB_MAGIC.to_bytes(4, "little"):
-        # On a big-endian machine this version was written in that order, and is not read here.
+        # Big-endian machines wrote this version in their own byte order, which is not supported.
         return None
     words = unpack_from("<1024I", raw)
     if words[1] != 0 or words[_W_MINOR] not in _MINORS_0_90:
@@ -154,7 +161,7 @@ def _parse_0_90(raw: bytes, place: int) -> MdMember | None:
     faulty, active, in_sync = state & 1, state & 2, state & 4
     role: int | str = raid_disk if active and in_sync and raid_disk < members else "spare"
     component = words[_W_SIZE] * 1024
-    return MdMember(
+    return MdSuperblock(
         b"".join(words[at].to_bytes(4, "little") for at in _W_UUIDS),
         str(words[11]),
         level,
@@ -164,37 +171,40 @@ def _parse_0_90(raw: bytes, place: int) -> MdMember | None:
         component,
         "faulty" if faulty else role,
         0,
-        component if level > 0 else place,
+        component if level > 0 else location,
         words[_W_EVENTS] | words[_W_EVENTS + 1] << 32,
         "it is being reshaped" if words[_W_MINOR] == _MINORS_0_90[1] else "",
         recovering=False,
-        nameless=True,
+        is_0_90=True,
     )
 
 
-def data_size(member: MdMember) -> int:
-    """Give how many bytes of a member, from its ``start`` on, hold data of the array."""
+def compute_data_size(member: MdSuperblock) -> int:
+    """Return how many bytes of a member, from its ``start`` on, hold data of the array."""
     size = member.component if member.level > 0 else member.size
     if member.chunk and member.level != 1:
         size -= size % member.chunk
     return size
 
 
-def striping_of(level: int, layout: int, chunk: int, sizes: Sequence[int]) -> tuple[Striping, int]:
-    """Give the striping of an array, and its size; ``sizes`` are the `data_size` of its members.
+def make_striping(
+    level: int, layout: int, chunk: int, sizes: Sequence[int]
+) -> tuple[Striping, int]:
+    """Return the striping of an array and its size in bytes.
 
-    Raises `UnsupportedError` for a layout that is not followed.
+    ``sizes`` are the data sizes of the members, as of `compute_data_size`. Raises
+    `UnsupportedError` for a layout that is not supported.
     """
     members = len(sizes)
     if level == 1:
         return Raid1(members, max(min(sizes), 1)), min(sizes)
     if level not in (0, 4, 5, 6, 10) or chunk < _SECTOR or not members:
-        raise UnsupportedError(f"md level {level} with chunks of {chunk} bytes is not followed")
+        raise UnsupportedError(f"md level {level} with chunks of {chunk} bytes is not supported")
     rows = [size // chunk for size in sizes]
     if level == 0:
         several = len({size for size in rows if size}) > 1
         if several and layout not in (_ORIGINAL, _ALTERNATE):
-            raise UnsupportedError("a RAID 0 of unequal members that does not say its layout")
+            raise UnsupportedError("a RAID 0 of unequal members without a recorded layout")
         raid0 = Raid0(chunk, rows, global_order=layout == _ORIGINAL)
         return raid0, raid0.chunks * chunk
     if level == 10:  # noqa: PLR2004

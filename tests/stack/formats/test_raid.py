@@ -9,17 +9,8 @@ from hypothesis import strategies as st
 from whoseblock.errors import UnsupportedError
 from whoseblock.media.mapped import MappedMedia
 from whoseblock.stack.base import Layer, descend
-from whoseblock.stack.raid import (
-    Cell,
-    Member,
-    MemberSegment,
-    Raid0,
-    Raid1,
-    Raid5,
-    Raid10,
-    Striping,
-    locate,
-)
+from whoseblock.stack.formats.raid import Cell, Raid0, Raid1, Raid5, Raid10, Striping
+from whoseblock.stack.members import MemberReader, MemberSegment, locate_runs
 
 CHUNK = 8
 
@@ -45,7 +36,7 @@ def check(striping: Striping, chunks: int, rows: int, copies: int) -> None:
     """Write an array chunk by chunk, and look at every cell of every member."""
     held: dict[Cell, int] = {}
     for number in range(chunks):
-        cells = striping.cells(number)
+        cells = striping.locate_chunk(number)
         assert len(cells) == copies
         # Copies are on different members, or they would be lost together.
         assert len({cell.member for cell in cells}) == copies
@@ -57,7 +48,7 @@ def check(striping: Striping, chunks: int, rows: int, copies: int) -> None:
     for member in range(striping.members):
         for row in range(rows):
             cell = Cell(member, row)
-            found = striping.holds(cell)
+            found = striping.identify_cell(cell)
             if cell in held:
                 assert found == held[cell]
             else:
@@ -109,7 +100,7 @@ def test_raid_5_and_6_of_any_layout(members: int, layout: int, parities: int, ro
     data = members - parities
     check(striping, rows * data, rows, 1)
     for row in range(rows):
-        words = Counter(striping.holds(Cell(member, row)) for member in range(members))
+        words = Counter(striping.identify_cell(Cell(member, row)) for member in range(members))
         parity = {word: count for word, count in words.items() if isinstance(word, str)}
         expected = {"parity": 1} if parities == 1 else {"parity (P)": 1, "parity (Q)": 1}
         assert parity == expected
@@ -151,15 +142,15 @@ def test_what_is_written_is_read_and_found(
     content = bytes(number % 251 for number in range(size))
     raw = [bytearray(rows * striping.chunk) for _ in range(striping.members)]
     for number in range(chunks):
-        for cell in striping.cells(number):
+        for cell in striping.locate_chunk(number):
             start = cell.row * striping.chunk
             chunk = content[number * striping.chunk :][: striping.chunk]
             raw[cell.member][start : start + len(chunk)] = chunk
     shift = data.draw(st.integers(0, 9))
     media = [Bytes(bytes(shift) + bytes(one)) for one in raw]
-    members = [Member(medium, shift) for medium in media]
+    members = [MemberReader(medium, shift) for medium in media]
     whole = MappedMedia(
-        "array", size, lambda start, length: locate(striping, members, start, length)
+        "array", size, lambda start, length: locate_runs(striping, members, start, length)
     )
     start = data.draw(st.integers(0, size - 1))
     length = data.draw(st.integers(1, size - start))

@@ -1,7 +1,7 @@
-"""The text in which LVM2 writes its metadata: nested sections, assignments, lists.
+"""Parse the text of LVM2 metadata: nested sections, assignments, lists.
 
-The grammar is that of lvm.conf(5) and vgcfgbackup(8): ``name { … }``, ``name = value``, where a
-value is a number, a quoted text with backslashes, or a list in brackets; ``#`` starts a comment.
+The grammar is that of lvm.conf(5) and vgcfgbackup(8): ``name { … }`` and ``name = value``. A value
+is a number, a quoted string with backslash escapes, or a list in brackets. ``#`` starts a comment.
 """
 
 import re
@@ -23,12 +23,12 @@ _TOKEN: Final = re.compile(
     """,
     re.VERBOSE | re.ASCII | re.DOTALL,
 )
-_DEEPEST: Final = 16
+_MAX_DEPTH: Final = 16
 _ESCAPED: Final = re.compile(r"\\(.)", re.DOTALL)
 
 
 class _Tokens:
-    """The tokens of a text, one of which can be looked at before it is taken."""
+    """The tokens of a text, with one token of lookahead."""
 
     def __init__(self, text: str) -> None:
         self._tokens = self._split(text)
@@ -40,64 +40,64 @@ class _Tokens:
         while at < len(text):
             match = _TOKEN.match(text, at)
             if match is None:
-                raise ValueError(f"nothing that LVM writes, at character {at}")
+                raise ValueError(f"invalid token at character {at}")
             at = match.end()
             if match.lastgroup:
                 yield match.lastgroup, match[match.lastgroup]
         yield "end", ""
 
-    def take(self) -> tuple[str, str]:
-        """Take the next token."""
+    def read(self) -> tuple[str, str]:
+        """Return the next token and advance."""
         token = self.next
         if token[0] != "end":
             self.next = next(self._tokens)
         return token
 
     def expect(self, mark: str) -> None:
-        """Take a mark; raises ValueError if it is something else."""
-        if self.take() != ("mark", mark):
-            raise ValueError(f"no {mark!r} where one was expected")
+        """Skip a mark; raises ValueError if the next token is another one."""
+        if self.read() != ("mark", mark):
+            raise ValueError(f"expected {mark!r}")
 
 
 def parse_text(text: str) -> Section:
-    """Read a whole text; raises ValueError if it is not of this form."""
+    """Parse a complete text; raises ValueError if it is invalid."""
     tokens = _Tokens(text)
-    section = _section(tokens, 0)
+    section = _parse_section(tokens, 0)
     if tokens.next[0] != "end":
-        raise ValueError("a bracket too many")
+        raise ValueError("unbalanced bracket")
     return section
 
 
-def _section(tokens: _Tokens, depth: int) -> Section:
+def _parse_section(tokens: _Tokens, depth: int) -> Section:
     section: Section = {}
     while tokens.next[0] == "name":
-        name = tokens.take()[1]
+        name = tokens.read()[1]
         if tokens.next == ("mark", "{"):
-            if depth >= _DEEPEST:
-                raise ValueError("sections without end")
-            tokens.take()
-            section[name] = _section(tokens, depth + 1)
+            if depth >= _MAX_DEPTH:
+                raise ValueError("sections nested too deeply")
+            tokens.read()
+            section[name] = _parse_section(tokens, depth + 1)
             tokens.expect("}")
         else:
             tokens.expect("=")
-            section[name] = _value(tokens, depth)
+            section[name] = _parse_value(tokens, depth)
     return section
 
 
-def _value(tokens: _Tokens, depth: int) -> Value:
-    kind, text = tokens.take()
+def _parse_value(tokens: _Tokens, depth: int) -> Value:
+    kind, text = tokens.read()
     if kind == "text":
         return _ESCAPED.sub(r"\1", text[1:-1])
     if kind == "number":
         return float(text) if "." in text else int(text)
-    if (kind, text) != ("mark", "[") or depth >= _DEEPEST:
-        raise ValueError("no value where one was expected")
+    if (kind, text) != ("mark", "[") or depth >= _MAX_DEPTH:
+        raise ValueError("expected a value")
     values: list[Value] = []
     while tokens.next != ("mark", "]"):
-        values.append(_value(tokens, depth + 1))
+        values.append(_parse_value(tokens, depth + 1))
         if tokens.next == ("mark", ","):
-            tokens.take()
+            tokens.read()
         elif tokens.next != ("mark", "]"):
-            raise ValueError("a list without end")
-    tokens.take()
+            raise ValueError("unterminated list")
+    tokens.read()
     return values
