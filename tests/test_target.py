@@ -195,7 +195,7 @@ def test_through_a_loop_device_into_the_filesystem_that_holds_its_file(
 
 @pytest.fixture
 def three_devices(tmp_path: Path) -> dict[str, Path]:
-    """Give an XFS with its log and its realtime section elsewhere."""
+    """Provide an XFS with its log and its realtime section on other devices."""
     devices = {
         "data": sparse_file(tmp_path / "data.img", 400 * MIB),
         "log": sparse_file(tmp_path / "log.img", 128 * MIB),

@@ -6,15 +6,18 @@ import pytest
 from tests.support.commands import lookup
 from tests.support.machine_snapshots import facts, unpacked
 
+from whoseblock.fs.registry import companion_mount_options
 from whoseblock.stack.kernel.host import Host
-from whoseblock.stack.mounted import other_devices
+from whoseblock.stack.mounted import companion_devices
 
 
 def test_mounts_tell_of_external_logs_and_realtime_sections(session_folder: Path) -> None:
     known = facts("disk")
     found = {
-        (data, role, device)
-        for data, role, device, _ in other_devices(Host(unpacked("disk", session_folder)))
+        (one.data, one.role, one.device)
+        for one in companion_devices(
+            Host(unpacked("disk", session_folder)), companion_mount_options()
+        )
     }
     assert found == {
         (known["data"], "log", known["log"]),
