@@ -255,7 +255,7 @@ def tested_by(test: Path) -> Path | None:
     """Return the module or package that a test file tests by its name.
 
     ``a/test_b.py`` tests ``a/b.py`` or the package ``a/b/``; ``a/test_a.py`` tests the package
-    ``a/`` as a whole; ``a/test_b_aspect.py`` tests an aspect of ``a/b.py``.
+    ``a/`` as a whole; ``a/test_b_aspect.py`` and ``a/test_a_aspect.py`` test an aspect of these.
     """
     folder = test.parent
     top = OTHER_SOURCES.get(folder.parts[0]) if folder.parts else None
@@ -264,7 +264,7 @@ def tested_by(test: Path) -> Path | None:
     words = name.split("_")
     modules = ["_".join(words[:count]) for count in range(len(words), 0, -1)]
     found = [source / f"{module}{ending}" for module in modules for ending in (".py", "")]
-    if folder.name == name:
+    if folder.name in modules:
         found.append(source)
     return next((path for path in found if path.exists()), None)
 
@@ -282,6 +282,7 @@ def test_every_test_file_is_where_its_module_is() -> None:
         ("fs/xfs/test_btree.py", "fs/xfs/btree.py"),
         ("sources/test_sources.py", "sources"),
         ("test_processes_races.py", "processes.py"),
+        ("cli/test_cli_interrupt.py", "cli"),
         ("test_btree.py", None),
         ("stack/test_ranges.py", None),
     ],
