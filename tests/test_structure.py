@@ -251,7 +251,7 @@ WITHOUT_MODULE = {
 }
 
 
-def tested_by(test: Path) -> Path | None:
+def module_of(test: Path) -> Path | None:
     """Return the module or package that a test file tests by its name.
 
     ``a/test_b.py`` tests ``a/b.py`` or the package ``a/b/``; ``a/test_a.py`` tests the package
@@ -272,7 +272,7 @@ def tested_by(test: Path) -> Path | None:
 def test_every_test_file_is_where_its_module_is() -> None:
     files = [path.relative_to(TESTS) for path in sorted(TESTS.rglob("test_*.py"))]
     mirrored = [path for path in files if path.parts[0] not in OTHER_TESTS]
-    assert {str(path) for path in mirrored if tested_by(path) is None} == set(WITHOUT_MODULE)
+    assert {str(path) for path in mirrored if module_of(path) is None} == set(WITHOUT_MODULE)
 
 
 @pytest.mark.parametrize(
@@ -288,7 +288,7 @@ def test_every_test_file_is_where_its_module_is() -> None:
     ],
 )
 def test_the_path_of_a_test_file_names_its_module(test: str, tested: str | None) -> None:
-    assert tested_by(Path(test)) == (PACKAGE / tested if tested else None)
+    assert module_of(Path(test)) == (PACKAGE / tested if tested else None)
 
 
 def test_no_program_is_long() -> None:
