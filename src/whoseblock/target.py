@@ -17,7 +17,8 @@ from whoseblock.fs.signatures import find_content
 from whoseblock.media.base import Media
 from whoseblock.media.device import FileMedia
 from whoseblock.media.mounts import find_mounts, is_folder, mount_note, mounted_readers
-from whoseblock.stack.base import PHYSICAL_MEMORY, Layer, LinearSegment, Segment
+from whoseblock.ranges import PHYSICAL_MEMORY
+from whoseblock.stack.base import Layer, LinearSegment, Segment
 from whoseblock.stack.formats.partitions import read_partition_table
 from whoseblock.stack.images.assembly import Assembly, add_table_structures
 from whoseblock.stack.kernel.devices import BlockDevices
