@@ -163,7 +163,7 @@ def test_format_modules_do_no_input_or_output(module: str) -> None:
 
 
 @every_module
-def test_modules_say_what_they_are(module: str) -> None:
+def test_every_module_has_a_docstring(module: str) -> None:
     assert ast.get_docstring(ast.parse(MODULES[module].read_bytes()))
 
 
