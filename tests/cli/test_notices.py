@@ -2,14 +2,13 @@
 
 import json
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from demo.demo import unpack
+from tests.support.commands import COMMAND
 
-COMMAND = [sys.executable, "-m", "whoseblock"]
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 ALL_RESCUED = "# Mapfile\n0x0 + 1\n0x0 0x12C00000 +\n"

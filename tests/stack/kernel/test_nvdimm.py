@@ -4,9 +4,9 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
+from tests.support.commands import lookup
 from tests.support.machine_snapshots import FIXTURES, facts, unpacked
 
 from whoseblock.ranges import PHYSICAL_MEMORY, parse_range
@@ -22,16 +22,6 @@ PAGE = 4096
 def memory_of(root: Path) -> Layer:
     host = Host(root)
     return PersistentMemory(host, BlockDevices(host)).make_memory_layer()
-
-
-def lookup(*arguments: str) -> list[dict[str, Any]]:
-    done = subprocess.run(
-        [sys.executable, "-m", "whoseblock", "lookup", *arguments, "--json"],
-        capture_output=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr.decode()
-    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 def make_tree(root: Path, attributes: dict[str, str]) -> Path:
