@@ -29,7 +29,7 @@ ROOMS = (
     Room(("fs.layout", "fs.*.format"), 2, 0),
     Room(("fs",), 3, 2),
     Room(("stack",), 3, 1),
-    Room(("asking", "lookup", "processes", "summary", "target"), 4, 3),
+    Room(("lookup", "processes", "querying", "summary", "target"), 4, 3),
     Room(("journal", "respond"), 5, 4),
     Room(("sources", "watch"), 6, 5),
     Room(("study",), 6, 4),

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from typing import Final
 
 from whoseblock.errors import TargetError
-from whoseblock.lookup import Asked
+from whoseblock.lookup import Query
 from whoseblock.sources.base import Failure
 from whoseblock.stack.base import PHYSICAL_MEMORY, Layer, descend
 from whoseblock.target import Target
@@ -38,7 +38,7 @@ class Resolver:
         """The device whose failures were taken to be about the image, "" if none had to be."""
         return self._taken_for
 
-    def asked(self, failures: Iterable[Failure]) -> Iterator[Asked]:
+    def asked(self, failures: Iterable[Failure]) -> Iterator[Query]:
         """Give the questions; raises `TargetError` where a device is not known or not clear."""
         target = self._target
         for start, length, device, origin, remark in failures:
@@ -47,11 +47,11 @@ class Resolver:
             if not device and target.layer is not None:
                 # The log is not what the target's name stands for.
                 other = target.layer is not target.root
-                yield Asked(start, length, target.layer, origin, other, remark)
+                yield Query(start, length, target.layer, origin, other, remark)
             elif (layer := self._layer_of(device)) is None:
                 self.passed_over[device] += 1
             elif target.root is None or self._reaches(layer, start, length, target.root):
-                yield Asked(start, length, layer, origin, named=True, remark=remark)
+                yield Query(start, length, layer, origin, named=True, remark=remark)
             else:
                 self.passed_over[device] += 1
 

@@ -514,8 +514,8 @@ class FsmapVolume(Closing, MountedVolume):
         self.view.close()
 
 
-def _order(piece: Piece) -> tuple[int, int, int]:
-    return piece.start, piece.inode, piece.file_offset
+def _order(piece: Piece) -> tuple[int, int, int, int]:
+    return piece.start, piece.subvolume, piece.inode, piece.file_offset
 
 
 def no_answers(view: View, error: OSError) -> Exception:
