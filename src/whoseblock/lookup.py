@@ -45,7 +45,7 @@ from whoseblock.media.base import Media
 from whoseblock.media.device import FileMedia
 from whoseblock.media.mounts import is_folder, mounted_device
 from whoseblock.querying import QueryOptions, StreamItem, stream_owners
-from whoseblock.stack.base import Landing, Layer, Step, descend
+from whoseblock.stack.base import Layer, LayerOffset, RangeMapping, descend
 
 __all__ = ["Lookup", "Query", "QueryOptions", "open_filesystem"]
 
@@ -96,9 +96,9 @@ def open_filesystem(
 
 def _device_below(device: int, error: BlockError) -> str:
     """Return the path of the device of a number; raises ``error`` if it is no block device."""
-    from whoseblock.stack.host import Host
+    from whoseblock.stack.kernel.host import Host
 
-    name = Host().device_numbered(device)
+    name = Host().find_device_by_number(device)
     if name is None:
         raise error
     return f"/dev/{name}"
@@ -138,7 +138,7 @@ class _Leaf:
 class _Part(NamedTuple):
     """A part of a query: where it led, and what is there; None if there is nothing to query."""
 
-    landing: Landing
+    mapping: RangeMapping
     leaf: _Leaf | None
 
 
@@ -161,20 +161,20 @@ class Lookup(Closing):
         self._leaves: dict[Layer, _Leaf] = {}
 
     def answers(
-        self, asked: Iterable[Query], options: QueryOptions = _DEFAULTS
+        self, queries: Iterable[Query], options: QueryOptions = _DEFAULTS
     ) -> Iterator[Answer]:
         """Yield the owners of each range, in the order of the queries.
 
         Each answer is held whole; `stream` holds a part of it.  Raises `OutOfDeviceError` for a
         range without an origin that is not on its device.
         """
-        return join_rows(self.stream(asked, options))
+        return join_rows(self.stream(queries, options))
 
     def stream(
-        self, asked: Iterable[Query], options: QueryOptions = _DEFAULTS
+        self, queries: Iterable[Query], options: QueryOptions = _DEFAULTS
     ) -> Iterator[StreamItem]:
         """Answer like `answers`, an answer with many rows in pieces; see `fs.stream`."""
-        waiting = iter(asked)
+        waiting = iter(queries)
         while batch := list(islice(waiting, _BATCH)):
             if self._are_plain(batch):
                 yield from self._answer_plainly(batch, options)
@@ -183,7 +183,7 @@ class Lookup(Closing):
 
     @property
     def layers(self) -> dict[str, Layer]:
-        """The layers that were asked for what is on them, by their names."""
+        """The layers whose content was queried, by their names."""
         return {layer.name: layer for layer in self._leaves}
 
     def file_size(self, layer: Layer, file: FileId) -> int | None:
@@ -230,12 +230,12 @@ class Lookup(Closing):
     def _are_plain(batch: Sequence[Query]) -> bool:
         """Return whether a filesystem itself is queried, whose answers need no translation."""
         layer = batch[0].layer
-        if layer.segments or layer.beneath or layer.remarks or layer.doubts:
+        if layer.segments or layer.backing_segments or layer.remarks or layer.doubts:
             return False
         size = layer.size
         return all(
-            asked.layer is layer and not asked.named and asked.start + asked.length <= size
-            for asked in batch
+            query.layer is layer and not query.named and query.start + query.length <= size
+            for query in batch
         )
 
     def _answer_plainly(
@@ -244,7 +244,7 @@ class Lookup(Closing):
         layer = batch[0].layer
         space = self.leaf(layer)
         answered = 0
-        for item in stream_owners(space, [(asked.start, asked.length) for asked in batch], options):
+        for item in stream_owners(space, [(query.start, query.length) for query in batch], options):
             if not options.bare:
                 item = _with_via(item, layer)  # noqa: PLW2901 - the same item, with its way
             if isinstance(item, LeadingRows):
@@ -254,42 +254,42 @@ class Lookup(Closing):
             answered += 1
 
     def _answer_batch(self, batch: Sequence[Query], options: QueryOptions) -> Iterator[StreamItem]:
-        for asked in batch:
-            if not asked.origin:
-                check_within(asked.start, asked.length, asked.layer.name, asked.layer.size)
-        runs = (run for asked in batch for run in _runs(asked, self._parts(asked)))
+        for query in batch:
+            if not query.origin:
+                check_within(query.start, query.length, query.layer.name, query.layer.size)
+        runs = (run for query in batch for run in _runs(query, self._parts(query)))
         assembled: _Assembled | None = None
         for some in _grouped(runs):
             streams = _open_streams(some, options)
-            for asked, parts, last in some:
-                assembled = assembled or _Assembled(asked, bare=options.bare)
+            for query, parts, last in some:
+                assembled = assembled or _Assembled(query, bare=options.bare)
                 yield from assembled.add(parts, streams, options)
                 if last:
                     yield assembled.answer()
                     assembled = None
 
-    def _parts(self, asked: Query) -> Iterator[_Part]:
+    def _parts(self, query: Query) -> Iterator[_Part]:
         """Follow a range down to what can be queried."""
-        for landing in descend(asked.layer, asked.start, asked.length):
-            if landing.layer is None:
-                yield _Part(landing, None)
+        for mapping in descend(query.layer, query.start, query.length):
+            if mapping.layer is None:
+                yield _Part(mapping, None)
             else:
-                yield from self._parts_on(landing, self._find_leaf(landing.layer))
+                yield from self._parts_on(mapping, self._find_leaf(mapping.layer))
 
     @staticmethod
-    def _parts_on(landing: Landing, leaf: _Leaf) -> Iterator[_Part]:
+    def _parts_on(mapping: RangeMapping, leaf: _Leaf) -> Iterator[_Part]:
         """Query a leaf for what it has; an image may be shorter than the device it is a copy of."""
-        length = landing.length
+        length = mapping.length
         if leaf.space is not None:
-            length = min(length, max(leaf.space.device_size - landing.offset, 0))
+            length = min(length, max(leaf.space.device_size - mapping.offset, 0))
         if length:
-            yield _Part(landing._replace(length=length), leaf)
-        if length < landing.length:
-            way = tuple(Step(step.layer, step.start + length) for step in landing.way)
-            rest = landing._replace(
-                start=landing.start + length,
-                length=landing.length - length,
-                way=way,
+            yield _Part(mapping._replace(length=length), leaf)
+        if length < mapping.length:
+            way = tuple(LayerOffset(step.layer, step.start + length) for step in mapping.via)
+            rest = mapping._replace(
+                start=mapping.start + length,
+                length=mapping.length - length,
+                via=way,
                 layer=None,
                 what="past the end of what can be read of it",
                 certain=False,
@@ -312,33 +312,33 @@ def _with_via(item: StreamItem, layer: Layer) -> StreamItem:
     return replace(item, owners=rows, via=(LayerLocation(layer.name, item.start),))
 
 
-def _with_origin(answer: Answer, asked: Query) -> Answer:
+def _with_origin(answer: Answer, query: Query) -> Answer:
     """Add to an answer where the failure was read, and the remark about it."""
-    if not asked.remark:
-        return replace(answer, origin=asked.origin) if asked.origin else answer
+    if not query.remark:
+        return replace(answer, origin=query.origin) if query.origin else answer
     return replace(
         answer,
-        origin=asked.origin,
-        notes=distinct([*answer.notes, asked.remark]),
-        remarks=UNSET if answer.complete else (*(answer.remarks or ()), asked.remark),
+        origin=query.origin,
+        notes=distinct([*answer.notes, query.remark]),
+        remarks=UNSET if answer.complete else (*(answer.remarks or ()), query.remark),
     )
 
 
 _Run = tuple[Query, list[_Part], bool]
 
 
-def _runs(asked: Query, parts: Iterable[_Part]) -> Iterator[_Run]:
+def _runs(query: Query, parts: Iterable[_Part]) -> Iterator[_Run]:
     """Cut the ascending parts of a query where none crosses; yield whether a run is the last."""
     run: list[_Part] = []
     reach = 0
     for part in parts:
-        landing = part.landing
-        if len(run) >= _RUN and landing.start >= reach:
-            yield asked, run, False
+        mapping = part.mapping
+        if len(run) >= _RUN and mapping.start >= reach:
+            yield query, run, False
             run = []
         run.append(part)
-        reach = max(reach, landing.start + landing.length)
-    yield asked, run, True
+        reach = max(reach, mapping.start + mapping.length)
+    yield query, run, True
 
 
 def _grouped(runs: Iterable[_Run]) -> Iterator[list[_Run]]:
@@ -361,9 +361,9 @@ def _open_streams(runs: Iterable[_Run], options: QueryOptions) -> _Streams:
     for _, parts, _ in runs:
         if _is_apart(parts):
             continue
-        for landing, leaf in parts:
+        for mapping, leaf in parts:
             if leaf is not None and leaf.space is not None:
-                wanted.setdefault(leaf, []).append((landing.offset, landing.length))
+                wanted.setdefault(leaf, []).append((mapping.offset, mapping.length))
     return {
         leaf: iter(stream_owners(leaf.space, ranges, options))
         for leaf, ranges in wanted.items()
@@ -374,35 +374,36 @@ def _open_streams(runs: Iterable[_Run], options: QueryOptions) -> _Streams:
 def _overlap(parts: Sequence[_Part]) -> bool:
     """Return whether some bytes of the query have several parts."""
     return any(
-        before.landing.start + before.landing.length > part.landing.start
+        before.mapping.start + before.mapping.length > part.mapping.start
         for before, part in pairwise(parts)
     )
 
 
 def _is_apart(parts: Sequence[_Part]) -> bool:
     """Return whether overlapping parts are so long that their rows are merged as they come."""
-    return _overlap(parts) and any(part.landing.length > _LONG for part in parts)
+    return _overlap(parts) and any(part.mapping.length > _LONG for part in parts)
 
 
 class _Assembled:
     """Joins one answer, in the address space of the query, from those of the filesystems."""
 
-    def __init__(self, asked: Query, *, bare: bool) -> None:
-        self._asked = asked
+    def __init__(self, query: Query, *, bare: bool) -> None:
+        self._query = query
         self._rows: list[Owner] = []
         self._missing: dict[str, None] = {}
-        self._remarks: dict[str, None] = {asked.remark: None} if asked.remark else {}
+        self._remarks: dict[str, None] = {query.remark: None} if query.remark else {}
         self._verified: set[bool | UnsetType] = set()
         self._way: tuple[LayerLocation, ...] | UnsetType | None = None
+        layer = query.layer
         #: Whether the filesystem itself was queried, and ``via`` is left out.
-        self._plain = bare and not (asked.named or asked.layer.segments or asked.layer.beneath)
+        self._plain = bare and not (query.named or layer.segments or layer.backing_segments)
 
     def add(
         self, parts: Sequence[_Part], streams: _Streams, options: QueryOptions
     ) -> Iterator[LeadingRows]:
         """Add the rows of ``parts``, and return those that need not be held."""
         if self._way is None:
-            self._way = _way(parts[0].landing, 0)
+            self._way = _way(parts[0].mapping, 0)
         rows: Iterable[Owner]
         if _is_apart(parts):
             rows = merge(
@@ -418,21 +419,21 @@ class _Assembled:
                 rows = sorted(rows, key=_order)
         for row in rows:
             if len(self._rows) >= ROW_BUDGET:
-                yield LeadingRows(self._asked.start, self._asked.length, tuple(self._rows))
+                yield LeadingRows(self._query.start, self._query.length, tuple(self._rows))
                 self._rows = []
             self._rows.append(replace(row, via=UNSET) if self._plain else row)
 
     def answer(self) -> Answer:
         """Return the answer, with the rows that were not returned before."""
-        asked = self._asked
+        query = self._query
         notes = distinct([*self._missing, *self._remarks])
         return Answer(
-            asked.start,
-            asked.length,
+            query.start,
+            query.length,
             not self._missing,
             notes,
             tuple(self._rows),
-            asked.origin or UNSET,
+            query.origin or UNSET,
             verified=UNSET if self._verified <= {UNSET} else False not in self._verified,
             remarks=remarks_in(notes, self._missing, self._remarks),
             via=UNSET if self._plain or self._way is None else self._way,
@@ -440,38 +441,38 @@ class _Assembled:
 
     @staticmethod
     def _apart(part: _Part, options: QueryOptions) -> Iterator[StreamItem] | None:
-        landing, leaf = part
+        mapping, leaf = part
         if leaf is None or leaf.space is None:
             return None
-        return iter(stream_owners(leaf.space, [(landing.offset, landing.length)], options))
+        return iter(stream_owners(leaf.space, [(mapping.offset, mapping.length)], options))
 
     def _rows_of(self, part: _Part, stream: Iterator[StreamItem] | None) -> Iterator[Owner]:
         """Yield the rows of one part, in the address space of the query, each with its way."""
-        landing, leaf = part
-        self._missing.update(dict.fromkeys(landing.doubts))
-        self._remarks.update(dict.fromkeys(landing.remarks))
-        name = landing.way[-1].layer
+        mapping, leaf = part
+        self._missing.update(dict.fromkeys(mapping.doubts))
+        self._remarks.update(dict.fromkeys(mapping.remarks))
+        name = mapping.via[-1].layer
         if stream is not None:
             for item in stream:
                 for row in item.owners:
-                    distance = row.start - landing.offset
-                    way = _way(landing, distance)
-                    yield replace(row, start=landing.start + distance, via=way)
+                    distance = row.start - mapping.offset
+                    way = _way(mapping, distance)
+                    yield replace(row, start=mapping.start + distance, via=way)
                 if isinstance(item, Answer):
                     for note in item.notes:
                         only = item.complete or note in (item.remarks or ())
                         (self._remarks if only else self._missing)[f"{name}: {note}"] = None
                     self._verified.add(item.verified)
                     return
-        elif leaf is None and landing.certain:
-            yield Outside(landing.start, landing.length, landing.what, via=_way(landing, 0))
+        elif leaf is None and mapping.certain:
+            yield Outside(mapping.start, mapping.length, mapping.what, via=_way(mapping, 0))
         else:
-            self._missing[f"{name}: {leaf.error if leaf else landing.what}"] = None
-            yield Unknown(landing.start, landing.length, via=_way(landing, 0))
+            self._missing[f"{name}: {leaf.error if leaf else mapping.what}"] = None
+            yield Unknown(mapping.start, mapping.length, via=_way(mapping, 0))
 
 
-def _way(landing: Landing, distance: int) -> tuple[LayerLocation, ...]:
-    return tuple(LayerLocation(layer, start + distance) for layer, start in landing.way)
+def _way(mapping: RangeMapping, distance: int) -> tuple[LayerLocation, ...]:
+    return tuple(LayerLocation(layer, start + distance) for layer, start in mapping.via)
 
 
 def _order(row: Owner) -> tuple[int, FileId, int]:

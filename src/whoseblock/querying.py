@@ -21,7 +21,7 @@ StreamItem = LeadingRows | Answer
 
 
 class QueryOptions(NamedTuple):
-    """What answers contain.
+    """The content of answers.
 
     ``paths`` of files; the ``processes`` that use them on a mounted filesystem; whether the owners
     are ``verified`` by a second query at the end.  ``bare`` leaves ``via`` out where a filesystem's
@@ -142,7 +142,7 @@ def _count_in(digest: "blake2b", item: StreamItem) -> None:
 
 
 def _verified(answer: Answer, *, same: bool) -> Answer:
-    """Note in an answer whether the owners are still the same."""
+    """Record in an answer whether the owners are still the same."""
     if same:
         return replace(answer, verified=True)
     note = "the owners changed while paths and processes were looked for: ask again"

@@ -54,7 +54,7 @@ class Disk:
     def expected(
         self, start: int, length: int, oracles: dict[Path, Expectation]
     ) -> list[dict[str, Any]]:
-        """Give the rows of the bare images, moved to where these lie; other parts are outside."""
+        """Return the rows of the bare images, moved to their places; other parts are outside."""
         rows: list[dict[str, Any]] = []
         end = covered = start
         end += length
@@ -285,5 +285,5 @@ def test_a_member_of_the_oldest_kind_in_the_last_partition(
     with Target(str(disk), TargetOptions()) as target:
         assert target.root is not None
         (landing,) = descend(target.root, start + at, 1)
-    assert [step.layer for step in landing.way] == ["old.img", "old.img1", "md/12"]
+    assert [step.layer for step in landing.via] == ["old.img", "old.img1", "md/12"]
     assert landing.offset == offset

@@ -16,7 +16,7 @@ from tests.support.mounts import small_filesystem
 from tests.support.tools import Missing, need_loop_mounts, need_root, run
 from tests.support.watch_daemon import until
 
-from whoseblock.stack.host import Host
+from whoseblock.stack.kernel.host import Host
 from whoseblock.watch.sources.base import device_name
 from whoseblock.watch.sources.fanotify import FilesystemErrorSource
 from whoseblock.watch.sources.health import HealthSource
@@ -65,7 +65,7 @@ class Monitors:
         self._listener.settimeout(20)
 
     def taken(self) -> socket.socket:
-        """Give the end at which the events come in of a monitor that somebody has."""
+        """Return the descriptor from which another monitor's events are read."""
         assert self._listener is not None
         return self._listener.accept()[0]
 
@@ -329,7 +329,7 @@ def fanotify() -> FilesystemErrorSource:
 
 
 def marks(source: FilesystemErrorSource) -> set[int]:
-    """Give the devices whose filesystems the kernel says are marked."""
+    """Return the devices whose filesystems the kernel says are marked."""
     text = Path(f"/proc/self/fdinfo/{source.fileno()}").read_text()
     numbers = (
         int(number, 16) for number in re.findall(r"^fanotify sdev:(\w+)", text, re.MULTILINE)

@@ -19,7 +19,7 @@ from tests.support.watch_daemon import until
 from whoseblock.errors import UnsupportedError
 from whoseblock.ranges import ByteRange
 from whoseblock.sources.base import Failure
-from whoseblock.stack.host import Host
+from whoseblock.stack.kernel.host import Host
 from whoseblock.watch.clock import boot_id
 from whoseblock.watch.sources.badblock_lists import BadBlockListSource
 from whoseblock.watch.sources.kmsg import KmsgSource
@@ -320,7 +320,7 @@ def test_a_list_is_read_when_the_kernel_tells_of_a_change(
 
 @pytest.fixture
 def tracefs(tmp_path: Path) -> Path:
-    """Give a folder like tracefs, with an instance that a killed daemon left."""
+    """Provide a folder like tracefs, with an instance that a killed daemon left."""
     folder = tmp_path / "tracing/instances/test"
     event = folder / "events/memory_failure/memory_failure_event"
     event.mkdir(parents=True)
