@@ -27,7 +27,7 @@ def lookup() -> Lookup:
 def test_one_failure_that_reaches_two_filesystems_gives_all_owners(
     zoo: Zoo, lookup: Lookup
 ) -> None:
-    """Two volumes over the same part of a disk, as device-mapper lets one make them."""
+    # Two volumes over the same part of a disk, as device-mapper lets one make them.
     first, second = zoo.filled("4k"), zoo.filled("1k")
     disk = Layer("disk", 1 << 40, "disk")
     disk.segments = [

@@ -279,7 +279,7 @@ def test_what_is_given_in_files_is_bad(image: Path, tmp_path: Path) -> None:
 
 
 def test_readers_and_writers_at_once(image: Path, tmp_path: Path) -> None:
-    """Each writer has pages of its own; readers and a breaker go over all of them."""
+    # Each writer has pages of its own; readers and a breaker go over all of them.
     count, pages = 4, SIZE // PAGE
 
     def write(device: Path, own: int) -> dict[int, bytes]:

@@ -146,7 +146,7 @@ TestMarkedSectors.settings = settings(max_examples=60, stateful_step_count=25)
 
 
 def test_threads_see_whole_writes_and_consistent_lists(tmp_path: Path) -> None:
-    """Each writes its letter over a range that others poison: what is good holds one letter."""
+    # Each writes its letter over a range that others poison: what is good holds one letter.
     image = tmp_path / "image"
     image.write_bytes(b"A" * SIZE)
     medium = EmulatedPmem(OverlayMedia(FileMedia(image)))

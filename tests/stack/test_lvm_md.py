@@ -230,7 +230,7 @@ def test_a_partition_that_holds_a_member_is_told_from_its_disk(session_folder: P
 
 
 def test_linear_arrays_follow_one_another(tmp_path: Path) -> None:
-    """By hand: the kernels at hand are built without md's linear personality."""
+    # By hand: the kernels at hand are built without md's linear personality.
     sizes = [3 * MIB, MIB, 2 * MIB]
     members = []
     for number, size in enumerate(sizes):

@@ -119,7 +119,7 @@ def test_the_same_event_is_journaled_once(house: House) -> None:
 
 
 def test_an_old_failure_was_dealt_with_a_moment_ago(house: House) -> None:
-    """Whoever heals it reads it, and that is reported, once it is healed."""
+    # Whoever heals it reads it, and that is reported, once it is healed.
     house.process([failed(512)])
     seen = time.time()
     close(house)

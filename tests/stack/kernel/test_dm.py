@@ -24,7 +24,7 @@ SECTOR = 512
     st.sampled_from(["8:1", "8:2"]),
 )
 def test_linear_tables_byte_by_byte(lines: list[tuple[int, str, int]], device: str) -> None:
-    """Where each sector of a device is in the volume: by the table, and by going through it."""
+    # Where each sector of a device is in the volume: by the table, and by going through it.
     text, at = "", 0
     truth: dict[int, set[int]] = {}
     for length, on, start in lines:
