@@ -435,7 +435,7 @@ def test_without_libfuse_it_says_what_to_install(image: Path, tmp_path: Path) ->
     )
     assert done.returncode == TargetError.exit_code
     sentence, hint = done.stderr.splitlines()
-    assert sentence.startswith("whoseblock: FUSE cannot be used: ")
+    assert sentence.startswith("whoseblock: cannot use FUSE: ")
     assert hint == "hint: install the package libfuse3-3"
     assert not (tmp_path / "at").exists()
 

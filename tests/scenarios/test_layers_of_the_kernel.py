@@ -62,7 +62,7 @@ def test_an_array_is_read_through_its_members(array: str, session_folder: Path) 
         media = below.open()
         assert isinstance(media, MappedMedia)
         for start in range(0, media.size - BLOCK + 1, BLOCK):
-            copies = [copy for part in media.parts(start, BLOCK) for copy in part.copies]
+            copies = [copy for run in media.locate(start, BLOCK) for copy in run.copies]
             if all(copy.media is None for copy in copies):
                 # One member was thrown out of its array: what it holds is not believed.
                 assert array == facts("md")["degraded"]

@@ -3,14 +3,12 @@
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 from demo.demo import unpack
-
-COMMAND = [sys.executable, "-m", "whoseblock"]
+from tests.support.commands import COMMAND
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from tests.cli.test_cli import run
+from tests.support.commands import whoseblock as run
 from tests.support.journals import PAGE, answer, file_row, metadata_row, opened, report
 
 from whoseblock.cli import cli
