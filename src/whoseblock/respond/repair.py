@@ -146,7 +146,7 @@ def carry_out(
     _check_filesystem(kind, step, site)
     fs = site.mounted
     if fs is None:
-        return _zero_unmounted(kind, step, site)
+        return _zero_unmounted(step, site)
     with _quarantined(fs, step) as keeper:
         for number in range(_ROUNDS):
             rows = owners_now(fs, step.run)
@@ -171,6 +171,8 @@ def _check_filesystem(kind: Act, step: StepParameters, site: Site) -> None:
         raise RefusedError(f"{step.layer} holds another filesystem than when it was planned")
     if site.filesystem is None:
         raise RefusedError(f"{step.layer} has no known filesystem")
+    if site.mounted is None and kind is not Act.ZERO:
+        raise NotNowError("file data is changed only while the filesystem is mounted: mount it")
     if why := why_unsupported(kind, site.filesystem, quarantine=step.quarantine):
         raise RefusedError(why)
 
@@ -189,10 +191,7 @@ def _quarantined(fs: MountedVolume, step: StepParameters) -> Iterator[Quarantine
         yield keeper
 
 
-def _zero_unmounted(kind: Act, step: StepParameters, site: Site) -> ActResult:
-    if kind is not Act.ZERO:
-        raise NotNowError("file data is changed only while the filesystem is mounted: mount it")
-
+def _zero_unmounted(step: StepParameters, site: Site) -> ActResult:
     def afresh() -> Volume:
         return open_volume([site.layer.open()])
 
