@@ -17,7 +17,15 @@ from tests.support.mapping_processes import running
 
 from whoseblock.errors import JournalError, LeftUndoneError
 from whoseblock.fs.base import FileOwner, Free, Mapping, OpenFile, Owner, Process, Via
-from whoseblock.journal import Entry, Filter, History, PlannedStep, State, Step, open_journal
+from whoseblock.journal import (
+    Filter,
+    History,
+    PlannedStep,
+    RecordedFailure,
+    State,
+    Step,
+    open_journal,
+)
 from whoseblock.journal.run import Run
 from whoseblock.processes import Wanted, find_processes
 from whoseblock.ranges import ByteRange
@@ -41,7 +49,7 @@ class Told:
     def __init__(self) -> None:
         self.rules: list[str] = []
 
-    def respond(self, _failure: Entry, policy: Policy, number: int) -> str:
+    def respond(self, _failure: RecordedFailure, policy: Policy, number: int) -> str:
         self.rules.append(policy.rules[number].name)
         return "done"
 
@@ -339,7 +347,7 @@ def test_the_journal_tells_what_was_begun(journal_url: str) -> None:
 
 
 def ran(script: str, timeout: int = 20, **answer: Any) -> str:  # noqa: ANN401 - of an answer
-    failure = Entry(
+    failure = RecordedFailure(
         id=7,
         host="",
         machine_id="",
