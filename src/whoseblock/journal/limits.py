@@ -1,4 +1,4 @@
-"""How long a journal waits for others, and how much it reads at a time."""
+"""The waiting times of a journal, and the sizes of the batches in which it is read."""
 
 from dataclasses import dataclass
 from typing import Final
