@@ -4,12 +4,14 @@ Such a test is skipped, and says what would bring it.  With WHOSEBLOCK_REQUIRE_A
 environment it fails instead: where everything ought to be there, nothing may be skipped unseen.
 """
 
+import fcntl
 import os
 import signal
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
+from demo.demo import unpack
 from hypothesis import HealthCheck, settings
 from tests.support.filled_images import Zoo
 from tests.support.postgresql_server import Postgres, server
@@ -53,7 +55,7 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
 
 @pytest.fixture(scope="session")
 def session_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Give one folder that all processes of this session share."""
+    """Provide one folder that all processes of this session share."""
     base = tmp_path_factory.getbasetemp()
     # Each process of pytest-xdist has a folder of its own within the session's.
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "zoo"
@@ -63,13 +65,26 @@ def session_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def zoo(session_folder: Path) -> Zoo:
-    """Give the filled images, each made when first asked for."""
+    """Provide the filled images, each made at its first use."""
     return Zoo(session_folder)
 
 
 @pytest.fixture(scope="session")
+def demo_image(session_folder: Path) -> Path:
+    """Return the demo's image, unpacked once a session; tests only read it."""
+    image = session_folder / "demo.img"
+    with (session_folder / "demo.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not image.exists():
+            unpacking = image.with_suffix(".part")
+            unpack(unpacking)
+            unpacking.rename(image)
+    return image
+
+
+@pytest.fixture(scope="session")
 def postgres() -> Iterator[Postgres]:
-    """Give a PostgreSQL server that runs until this process ends."""
+    """Provide a PostgreSQL server that runs until this process ends."""
     with server() as started:
         yield started
 
@@ -98,7 +113,7 @@ def ending_signals() -> Iterator[None]:
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def journal_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """Give the place of a journal that is not there yet, in either kind of database."""
+    """Provide the URL of a journal that does not exist yet, in either kind of database."""
     if request.param == "sqlite":
         return str(tmp_path / "journal.sqlite")
     started: Postgres = request.getfixturevalue("postgres")

@@ -1,4 +1,4 @@
-"""Devices of this machine, and filesystems that have more than one."""
+"""BlockDevices of this machine, and filesystems that have more than one."""
 
 import json
 import os
@@ -19,8 +19,8 @@ from tests.support.xfs_images import MIB, sparse_file
 from whoseblock.fs.mounted.fiemap import file_extents
 from whoseblock.fs.registry import companion_mount_options
 from whoseblock.stack.base import descend
-from whoseblock.stack.devices import Devices
-from whoseblock.stack.host import Host
+from whoseblock.stack.kernel.devices import BlockDevices
+from whoseblock.stack.kernel.host import Host
 from whoseblock.stack.mounted import companion_devices
 
 SECTOR = 512
@@ -55,7 +55,7 @@ def test_partitions_of_a_real_disk_are_those_of_lsblk(session_folder: Path) -> N
     (disk,) = (
         device for device in json.loads(text)["blockdevices"] if device["name"] == known["disk"]
     )
-    layer = Devices(Host(root)).layer(known["disk"])
+    layer = BlockDevices(Host(root)).find_layer(known["disk"])
     assert layer.size == disk["size"]
     assert [
         (segment.to.name, segment.start // SECTOR, segment.length)
@@ -65,7 +65,7 @@ def test_partitions_of_a_real_disk_are_those_of_lsblk(session_folder: Path) -> N
 
 
 def test_swap_is_named(session_folder: Path) -> None:
-    layer = Devices(Host(unpacked("disk", session_folder))).layer(facts("disk")["swap"])
+    layer = BlockDevices(Host(unpacked("disk", session_folder))).find_layer(facts("disk")["swap"])
     (landing,) = descend(layer, 0, SECTOR)
     assert (landing.what, landing.certain) == ("swap space", True)
 
@@ -275,7 +275,7 @@ def test_through_a_loop_device_into_the_filesystem_that_holds_its_file(
 
 @pytest.fixture
 def three_devices(tmp_path: Path) -> dict[str, Path]:
-    """Give an XFS with its log and its realtime section elsewhere."""
+    """Provide an XFS with its log and its realtime section on other devices."""
     devices = {
         "data": sparse_file(tmp_path / "data.img", 400 * MIB),
         "log": sparse_file(tmp_path / "log.img", 128 * MIB),

@@ -44,7 +44,7 @@ from whoseblock.fs.stream import ROW_BUDGET, LeadingRows, join_rows
 from whoseblock.media.base import Media
 from whoseblock.media.device import FileMedia
 from whoseblock.media.mounts import is_folder, mounted_device
-from whoseblock.stack.base import Landing, Layer, Step, descend
+from whoseblock.stack.base import Layer, LayerOffset, RangeMapping, descend
 
 __all__ = ["Asked", "Lookup", "Wish", "open_filesystem"]
 
@@ -92,9 +92,9 @@ def open_filesystem(
 
 def _device_below(device: int, error: BlockError) -> str:
     """Return the path of the device of a number; raises ``error`` if it is no block device."""
-    from whoseblock.stack.host import Host
+    from whoseblock.stack.kernel.host import Host
 
-    name = Host().device_numbered(device)
+    name = Host().find_device_by_number(device)
     if name is None:
         raise error
     return f"/dev/{name}"
@@ -134,7 +134,7 @@ class _Leaf:
 class _Part(NamedTuple):
     """A part of a question: where it led, and what is there; None if there is nothing to ask."""
 
-    landing: Landing
+    landing: RangeMapping
     leaf: _Leaf | None
 
 
@@ -219,7 +219,7 @@ class Lookup(Closing):
     def _are_plain(batch: Sequence[Asked]) -> bool:
         """Tell whether a filesystem itself is asked, so that its answers are ours as they are."""
         layer = batch[0].layer
-        if layer.segments or layer.beneath or layer.remarks or layer.doubts:
+        if layer.segments or layer.backing_segments or layer.remarks or layer.doubts:
             return False
         size = layer.size
         return all(
@@ -261,7 +261,7 @@ class Lookup(Closing):
                 yield from self._parts_on(landing, self._find_leaf(landing.layer))
 
     @staticmethod
-    def _parts_on(landing: Landing, leaf: _Leaf) -> Iterator[_Part]:
+    def _parts_on(landing: RangeMapping, leaf: _Leaf) -> Iterator[_Part]:
         """Ask a leaf for what it has; an image may be shorter than the device it is a copy of."""
         length = landing.length
         if leaf.space is not None:
@@ -269,11 +269,11 @@ class Lookup(Closing):
         if length:
             yield _Part(landing._replace(length=length), leaf)
         if length < landing.length:
-            way = tuple(Step(step.layer, step.start + length) for step in landing.way)
+            way = tuple(LayerOffset(step.layer, step.start + length) for step in landing.via)
             rest = landing._replace(
                 start=landing.start + length,
                 length=landing.length - length,
-                way=way,
+                via=way,
                 layer=None,
                 what="past the end of what can be read of it",
                 certain=False,
@@ -371,7 +371,7 @@ class _Assembled:
         self._verified: set[bool | UnsetType] = set()
         self._way: tuple[Via, ...] | UnsetType | None = None
         #: Whether the filesystem itself was asked, though not only for what it has.
-        self._plain = not (asked.named or asked.layer.segments or asked.layer.beneath)
+        self._plain = not (asked.named or asked.layer.segments or asked.layer.backing_segments)
 
     def add(self, parts: Sequence[_Part], streams: _Streams, wish: Wish) -> Iterator[LeadingRows]:
         """Add the rows of ``parts``, and return those that need not be held."""
@@ -424,7 +424,7 @@ class _Assembled:
         landing, leaf = part
         self._missing.update(dict.fromkeys(landing.doubts))
         self._remarks.update(dict.fromkeys(landing.remarks))
-        name = landing.way[-1].layer
+        name = landing.via[-1].layer
         if stream is not None:
             for item in stream:
                 for row in item.owners:
@@ -444,8 +444,8 @@ class _Assembled:
             yield Unknown(landing.start, landing.length, via=_way(landing, 0))
 
 
-def _way(landing: Landing, distance: int) -> tuple[Via, ...]:
-    return tuple(Via(layer, start + distance) for layer, start in landing.way)
+def _way(landing: RangeMapping, distance: int) -> tuple[Via, ...]:
+    return tuple(Via(layer, start + distance) for layer, start in landing.via)
 
 
 def _order(row: Owner) -> tuple[int, int, int]:

@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from demo.demo import unpack
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,13 +21,6 @@ from whoseblock.errors import (
 )
 
 COMMAND = [sys.executable, "-m", "whoseblock"]
-
-
-@pytest.fixture(scope="module")
-def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("cli") / "disk.img"
-    unpack(path)
-    return path
 
 
 def run(*words: str | Path, stdin: str = "") -> subprocess.CompletedProcess[str]:
@@ -45,8 +37,9 @@ def test_help_has_examples_and_exit_codes() -> None:
     assert run("--version").stdout.startswith("whoseblock ")
 
 
-def test_json_is_a_line_for_each_range_in_order(image: Path) -> None:
-    done = run("lookup", image, "307p", "--ranges", "-", "--json", stdin="# list\n14p\n\n0+512\n")
+def test_json_is_a_line_for_each_range_in_order(demo_image: Path) -> None:
+    ranges = "# list\n14p\n\n0+512\n"
+    done = run("lookup", demo_image, "307p", "--ranges", "-", "--json", stdin=ranges)
     assert (done.returncode, done.stderr) == (0, "")
     answers = [json.loads(line) for line in done.stdout.splitlines()]
     assert [(one["start"], one["length"]) for one in answers] == [
@@ -72,8 +65,8 @@ def test_json_is_a_line_for_each_range_in_order(image: Path) -> None:
     assert all(one["complete"] is True and one["notes"] == [] for one in answers)
 
 
-def test_without_paths_there_is_no_key_for_them(image: Path) -> None:
-    (line,) = run("lookup", image, "307p", "--json", "--no-paths").stdout.splitlines()
+def test_without_paths_there_is_no_key_for_them(demo_image: Path) -> None:
+    (line,) = run("lookup", demo_image, "307p", "--json", "--no-paths").stdout.splitlines()
     assert all("paths" not in owner for owner in json.loads(line)["owners"])
 
 
@@ -87,9 +80,9 @@ def test_without_paths_there_is_no_key_for_them(image: Path) -> None:
     ],
 )
 def test_errors_are_a_sentence_and_a_code(
-    image: Path, words: list[str], error: type[WhoseblockError]
+    demo_image: Path, words: list[str], error: type[WhoseblockError]
 ) -> None:
-    done = run("lookup", *(word.format(image=image) for word in words))
+    done = run("lookup", *(word.format(image=demo_image) for word in words))
     assert done.returncode == error.exit_code
     assert done.stdout == ""
     sentence, *hint = done.stderr.splitlines()
@@ -98,15 +91,15 @@ def test_errors_are_a_sentence_and_a_code(
     assert all(line.startswith("hint: ") for line in hint)
 
 
-def test_a_range_is_needed(image: Path) -> None:
-    done = run("lookup", image)
+def test_a_range_is_needed(demo_image: Path) -> None:
+    done = run("lookup", demo_image)
     assert done.returncode == 2
     assert "RANGE" in done.stderr
 
 
-def test_a_broken_pipe_is_silent(image: Path) -> None:
+def test_a_broken_pipe_is_silent(demo_image: Path) -> None:
     ranges = "".join(f"{page}p\n" for page in range(20_000))
-    words: list[str | Path] = [*COMMAND, "lookup", image, "--ranges", "-", "--no-paths"]
+    words: list[str | Path] = [*COMMAND, "lookup", demo_image, "--ranges", "-", "--no-paths"]
     reader, writer = os.pipe()
     os.close(reader)
     done = subprocess.run(
@@ -124,14 +117,14 @@ def test_completion_for_every_shell(shell: str) -> None:
 
 
 @pytest.mark.parametrize("words", [[], ["--json"]])
-def test_one_question_loads_neither_numpy_nor_rich(image: Path, words: list[str]) -> None:
+def test_one_question_loads_neither_numpy_nor_rich(demo_image: Path, words: list[str]) -> None:
     code = (
         "import sys; from whoseblock.cli import main\n"
         "try: main()\n"
         "finally: print({'numpy', 'rich'} & set(sys.modules), file=sys.stderr)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, "lookup", image, "307p", *words],
+        [sys.executable, "-c", code, "lookup", demo_image, "307p", *words],
         capture_output=True,
         text=True,
         check=True,
@@ -139,11 +132,11 @@ def test_one_question_loads_neither_numpy_nor_rich(image: Path, words: list[str]
     assert done.stderr.strip() == "set()"
 
 
-def _stderr_of_long_work(image: Path, stderr: int) -> None:
+def _stderr_of_long_work(demo_image: Path, stderr: int) -> None:
     code = "from whoseblock.cli import main, progress\nprogress._PATIENCE_S = 0\nmain()"
     ranges = "".join(f"{page}p\n" for page in range(2000))
     subprocess.run(
-        [sys.executable, "-c", code, "lookup", image, "--ranges", "-", "--json"],
+        [sys.executable, "-c", code, "lookup", demo_image, "--ranges", "-", "--json"],
         input=ranges.encode(),
         stdout=subprocess.DEVNULL,
         stderr=stderr,
@@ -151,14 +144,14 @@ def _stderr_of_long_work(image: Path, stderr: int) -> None:
     )
 
 
-def test_long_work_shows_its_progress_on_a_terminal_only(image: Path, tmp_path: Path) -> None:
+def test_long_work_shows_its_progress_on_a_terminal_only(demo_image: Path, tmp_path: Path) -> None:
     primary, terminal = pty.openpty()
-    _stderr_of_long_work(image, terminal)
+    _stderr_of_long_work(demo_image, terminal)
     os.close(terminal)
     assert b"ranges answered" in os.read(primary, 1 << 16)
     os.close(primary)
     with (tmp_path / "stderr").open("w+b") as file:
-        _stderr_of_long_work(image, file.fileno())
+        _stderr_of_long_work(demo_image, file.fileno())
         file.seek(0)
         assert file.read() == b""
 

@@ -32,7 +32,7 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
 )
 def test_it_ends_at_once(image: Path, words: list[str], delay: float, *, whole_group: bool) -> None:
-    """A terminal interrupts the processes of a group; ``kill -INT`` only one."""
+    # A terminal interrupts the processes of a group; ``kill -INT`` only one.
     if delay > 1 and words[0] != "study":
         return
     process = subprocess.Popen(

@@ -26,7 +26,7 @@ from whoseblock.fs.mounted.volume import FsmapVolume
 from whoseblock.fs.stream import LeadingRows, join_rows
 from whoseblock.fs.xfs import XfsFilesystem
 from whoseblock.lookup import Asked, Lookup
-from whoseblock.stack.base import Layer, Linear
+from whoseblock.stack.base import Layer, LinearSegment
 from whoseblock.summary import Summary
 
 _EXAMPLES = settings(max_examples=40, suppress_health_check=list(HealthCheck))
@@ -171,7 +171,7 @@ def layered(image: Path, leaves: int) -> tuple[Layer, Layer]:
     """Make a disk on which the filesystem is after 512 bytes, in so many ways."""
     leaf = Layer("leaf", image.stat().st_size, "partition")
     disk = Layer("disk", leaf.size + 1024, "disk")
-    disk.segments = [Linear(512, leaf.size, leaf) for _ in range(leaves)]
+    disk.segments = [LinearSegment(512, leaf.size, leaf) for _ in range(leaves)]
     return disk, leaf
 
 

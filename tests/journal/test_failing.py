@@ -38,7 +38,7 @@ def step_of(run: Run) -> int:
 
 
 def state_of(journal: Journal) -> State:
-    """Give what has become of that step."""
+    """Return the state of that step."""
     return journal.history(1).plans[0].steps[0].state
 
 
@@ -209,7 +209,7 @@ def test_what_ends_a_run_is_not_hidden_by_the_journal(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def own_server() -> Iterator[Postgres]:
-    """Give a server that tests may stop."""
+    """Provide a server that tests may stop."""
     with server() as started:
         yield started
 
@@ -350,7 +350,7 @@ def _farewell_as_network_error(of_driver: ModuleType) -> None:
 
 @pytest.mark.parametrize("refuse", [_farewell, _farewell_as_network_error])
 def test_a_server_that_is_gone_before_the_farewell(refuse: Callable[[ModuleType], None]) -> None:
-    """The reason comes with the refusal; what the driver raises in the end is a broken pipe."""
+    # The reason comes with the refusal; what the driver raises in the end is a broken pipe.
     url = "postgresql://u:secret@db.example/d"
     of_driver = import_module("pg8000.exceptions")
     with pytest.raises((OSError, of_driver.InterfaceError)) as caught:

@@ -93,7 +93,7 @@ def check_reading(media: DirectMedia, content: bytes, bad: list[ByteRange]) -> N
     check()
 
 
-def test_exactly_the_bad_sectors_of_a_device_are_blamed(tmp_path: Path) -> None:
+def test_a_failed_read_of_a_device_names_exactly_the_bad_sectors(tmp_path: Path) -> None:
     need_root()
     content = fill(tmp_path / "disk", 3 * MIB)
     bad = [ByteRange(at * SECTOR, SECTOR) for at in (0, 9, 11, 2047, 2048, 4000, 6143)]
@@ -116,7 +116,7 @@ def test_exactly_the_bad_sectors_of_a_device_are_blamed(tmp_path: Path) -> None:
             assert ByteRange(20 * SECTOR, SECTOR) in media.failing(0, media.size)
 
 
-def test_a_device_of_large_sectors_fails_by_these(tmp_path: Path) -> None:
+def test_a_device_of_large_sectors_fails_by_large_sectors(tmp_path: Path) -> None:
     need_root()
     content = fill(tmp_path / "disk", MIB)
     bad = [ByteRange(8 * BLOCK, BLOCK)]
@@ -131,7 +131,7 @@ def test_a_device_of_large_sectors_fails_by_these(tmp_path: Path) -> None:
             media.pwrite(8 * BLOCK, bytes(SECTOR))
 
 
-def test_exactly_the_bad_sectors_of_a_file_are_blamed(image: Path, tmp_path: Path) -> None:
+def test_a_failed_read_of_a_file_names_exactly_the_bad_sectors(image: Path, tmp_path: Path) -> None:
     with failing_filesystem(image, tmp_path / "at") as (served, root):
         path = root / "hit"
         content = fill(path, 3 * MIB + 1000)
@@ -164,7 +164,7 @@ def test_a_shared_file_is_written_by_whole_blocks(image: Path, tmp_path: Path) -
         assert (root / "two").read_bytes() == content
 
 
-def test_a_descriptor_stays_as_it_is(tmp_path: Path) -> None:
+def test_the_flags_of_a_descriptor_are_not_changed(tmp_path: Path) -> None:
     content = fill(tmp_path / "file", 3 * BLOCK)
     descriptor = os.open(tmp_path / "file", os.O_RDONLY)
     os.lseek(descriptor, 7, os.SEEK_SET)
@@ -190,7 +190,7 @@ def test_a_leased_file_is_not_opened_again(tmp_path: Path) -> None:
     assert (tmp_path / "file").read_bytes() == content[:BLOCK] + bytes(BLOCK) + content[-BLOCK:]
 
 
-def test_past_the_end_is_lost_and_no_more(tmp_path: Path) -> None:
+def test_reads_past_the_end_lose_only_what_is_past_it(tmp_path: Path) -> None:
     content = fill(tmp_path / "file", 2 * BLOCK + 100)
     with DirectMedia(tmp_path / "file") as media:
         assert media.pread(len(content) - 7, 7) == content[-7:]
@@ -232,7 +232,7 @@ def test_holes_are_zeros(
 
 
 @pytest.mark.parametrize("kind", ["missing", "folder", "fifo", "null", "closed"])
-def test_what_is_no_medium_is_refused_at_once(tmp_path: Path, kind: str) -> None:
+def test_a_path_that_is_no_file_or_device_is_refused(tmp_path: Path, kind: str) -> None:
     path: int | Path = tmp_path / kind
     if kind == "folder":
         (tmp_path / kind).mkdir()

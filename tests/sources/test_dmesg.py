@@ -24,18 +24,18 @@ def found(text: str) -> list[Place]:
 
 
 @pytest.mark.parametrize("form", ["loop", "loop-decoded", "loop-raw", "loop-time"])
-def test_the_sectors_that_a_loop_device_could_not_read(form: str) -> None:
+def test_failed_sectors_of_a_loop_device_are_found(form: str) -> None:
     text = (FIXTURES / f"{form}.dmesg.txt").read_text()
     # The second is told twice by the disk, and once more by the page cache, in other units.
     assert found(text) == [("loop0", 40960, 512), ("loop0", 3145728, 512)]
 
 
-def test_the_page_that_a_machine_lost() -> None:
+def test_a_poisoned_page_is_found() -> None:
     text = (MACHINES / "pmem.dmesg.txt").read_text()
     assert found(text) == [(PHYSICAL_MEMORY, int(facts("pmem")["pfn"], 16) * 4096, 4096)]
 
 
-def test_the_sector_that_a_disk_lost() -> None:
+def test_a_failed_sector_of_a_disk_is_found() -> None:
     text = (MACHINES / "disk.dmesg.txt").read_text()
     known = facts("disk")
     assert found(text) == [(known["failing"], known["request_sector"] * 512, 512)]
@@ -68,7 +68,7 @@ def test_the_sector_that_a_disk_lost() -> None:
         "<3>1 2026-11-24T17:19:55.123Z host kernel - - - ",
     ],
 )
-def test_what_stands_before_a_message_does_not_matter(prefix: str) -> None:
+def test_every_form_of_prefix_is_parsed(prefix: str) -> None:
     text = f"{prefix}Memory failure: 0x10140a: recovery action for dax page: Recovered\n"
     assert found(text) == [(PHYSICAL_MEMORY, 0x10140A000, 4096)]
     assert found(f"{prefix}I/O error, dev sda, {SECTOR}\n") == [("sda", 1 << 20, 512)]
@@ -88,16 +88,16 @@ def test_what_stands_before_a_message_does_not_matter(prefix: str) -> None:
         "               Memory failure: 0x2: recovery",
     ],
 )
-def test_a_name_that_the_kernel_quotes_is_no_failure(prefix: str, message: str) -> None:
+def test_a_process_name_that_looks_like_a_failure_is_ignored(prefix: str, message: str) -> None:
     assert found(f"{prefix}{message}\n") == []
 
 
-def test_a_program_that_speaks_of_a_failure_is_not_the_kernel() -> None:
+def test_messages_of_programs_are_ignored() -> None:
     assert found("Nov 24 17:19:55 host x: kernel: Memory failure: 0x2: recovery\n") == []
     assert found("Nov 24 17:19:55 host x[7]: Memory failure: 0x2: recovery\n") == []
 
 
-def test_a_message_without_a_file_has_nothing_before_it() -> None:
+def test_read_message_takes_no_prefix() -> None:
     text = "Memory failure: 0x2: recovery action for dax page: Recovered"
     assert read_message(text, "log") == (8192, 4096, PHYSICAL_MEMORY, "log, line 1", "")
     assert read_message(f"[1.0] {text}", "log") is None
@@ -119,7 +119,7 @@ def test_a_message_without_a_file_has_nothing_before_it() -> None:
         "I/O error, dev sda, sector 2048 op 0x9:(WRITE_ZEROES) flags 0x0",
     ],
 )
-def test_errors_of_the_medium_in_every_version(message: str) -> None:
+def test_medium_errors_of_every_kernel_version_are_parsed(message: str) -> None:
     assert found(f"[1.0] {message}\n") == [("sda", 1 << 20, 512)]
 
 
@@ -148,11 +148,11 @@ def test_errors_of_the_medium_in_every_version(message: str) -> None:
         "sd 0:0:0:0: [sda] tag#0 Sense Key : Medium Error [current]",
     ],
 )
-def test_what_says_nothing_of_a_place_that_is_lost_is_passed_over(message: str) -> None:
+def test_messages_without_a_failed_range_are_ignored(message: str) -> None:
     assert found(f"[1.0] {message}\n") == []
 
 
-def test_what_is_told_often_is_one_failure_where_it_was_told_first() -> None:
+def test_repeated_messages_are_one_failure_of_the_first_line() -> None:
     log = [
         "Memory failure: 0x2: Sending SIGBUS to a:1 due to hardware memory corruption",
         "I/O error, dev sda, sector 8",
@@ -166,7 +166,7 @@ def test_what_is_told_often_is_one_failure_where_it_was_told_first() -> None:
     ]
 
 
-def test_a_page_is_as_long_as_the_machine_says() -> None:
+def test_a_page_has_the_page_size_given() -> None:
     (failure,) = read_dmesg(["Memory failure: 0x2: recovery action for x: y"], "log", 65536)
     assert (failure.start, failure.length) == (131072, 65536)
 
@@ -186,7 +186,7 @@ def test_a_page_is_as_long_as_the_machine_says() -> None:
         f"I/O error, dev {'a' * 5000}, sector 7",
     ],
 )
-def test_a_message_without_its_number_is_refused(line: str) -> None:
+def test_a_message_with_a_malformed_number_is_refused(line: str) -> None:
     with pytest.raises(MalformedError, match="log, line 2:"):
         list(read_dmesg(["noise\n", f"[1.0] {line}\n"], "log"))
 
@@ -203,7 +203,7 @@ def test_a_message_without_its_number_is_refused(line: str) -> None:
     ).map("".join)
     | st.text()
 )  # fmt: skip
-def test_scraps_raise_nothing_else(text: str) -> None:
+def test_arbitrary_text_is_parsed_or_refused(text: str) -> None:
     try:
         places = found(text)
     except MalformedError:
@@ -212,7 +212,7 @@ def test_scraps_raise_nothing_else(text: str) -> None:
 
 
 @given(st.lists(st.integers(0, 1 << 51), unique=True), st.lists(st.integers(0, 1 << 54)))
-def test_what_a_kernel_would_print_comes_back(pfns: list[int], sectors: list[int]) -> None:
+def test_every_generated_message_is_parsed(pfns: list[int], sectors: list[int]) -> None:
     log = [f"Memory failure: {pfn:#x}: recovery action for dax page: Recovered" for pfn in pfns]
     log += [f"I/O error, dev nvme0n1, sector {sector} {WRITE}" for sector in sectors]
     assert found("\n".join(log)) == [

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from whoseblock.media.mounts import read_mounts
-from whoseblock.stack.host import Host
+from whoseblock.stack.kernel.host import Host
 
 __all__ = ["CompanionDevice", "companion_devices"]
 
@@ -29,8 +29,8 @@ def companion_devices(
 
     ``roles`` has the role for each kind of filesystem and mount option.
     """
-    for mount in read_mounts(host.text(host.root / "proc/self/mountinfo") or ""):
-        data = host.device_numbered(mount.device)
+    for mount in read_mounts(host.read_text(host.root / "proc/self/mountinfo") or ""):
+        data = host.find_device_by_number(mount.device)
         for option in mount.options:
             key, _, path = option.partition("=")
             role = roles.get((mount.kind, key))

@@ -49,7 +49,7 @@ every_image = pytest.mark.parametrize("truth", IMAGES, indirect=True)
 
 @every_image
 def test_live_answers_equal_those_of_the_disk(truth: Truth) -> None:
-    """Every row with every path, and thousands of ranges around their edges."""
+    # Every row with every path, and thousands of ranges around their edges.
     expectation = Expectation(truth)
     rng = random.Random(truth.image.name)
     rows = [(row.start, row.length) for row in truth.rows]
@@ -71,7 +71,7 @@ def test_live_answers_equal_those_of_the_disk(truth: Truth) -> None:
 
 @every_image
 def test_single_questions_find_every_name(truth: Truth) -> None:
-    """One question at a time looks near the file first; many at once read the whole tree."""
+    # One question at a time looks near the file first; many at once read the whole tree.
     rng = random.Random(truth.image.name)
     some = rng.sample(sorted(truth.inodes), 200)
     with mounted(truth.image, "ro", "norecovery") as folder, live(folder) as fs:
@@ -162,7 +162,7 @@ def test_deleted_but_open_files(zoo: Zoo, tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["4k", "4k-noparent"])
 def test_what_other_mounts_hide_is_found(zoo: Zoo, name: str) -> None:
-    """Folders under other mounts, and the whole mount under another."""
+    # Folders under other mounts, and the whole mount under another.
     truth = zoo.filled(name)
     expectation = Expectation(truth)
     deep = max((path for inode in truth.inodes.values() for path in inode.paths), key=len)
@@ -206,7 +206,7 @@ def assert_places(row: FileOwner, folder: bytes, covered: dict[int, bytes]) -> N
 
 
 def test_bind_mounts_of_a_part(zoo: Zoo, tmp_path: Path) -> None:
-    """Only a folder of the filesystem is mounted any more, at two places."""
+    # Only a folder of the filesystem is mounted any more, at two places.
     truth = zoo.filled("4k-noparent")
     expectation = Expectation(truth)
     rows = [(row.start, row.length) for row in truth.rows if row.kind == "file"]
@@ -272,7 +272,7 @@ def test_mounted_in_another_namespace_only(zoo: Zoo, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("times", [1, 64, 65, 2047, 5000])
 def test_a_block_that_a_file_has_many_times(tmp_path: Path, times: int) -> None:
-    """The kernel gives a few records at a time, and has to be asked for the next ones."""
+    # The kernel gives a few records at a time, and has to be asked for the next ones.
     need_loop_mounts()
     image = tmp_path / "many.xfs"
     sparse_file(image, 320 << 20)
@@ -326,7 +326,7 @@ def test_what_the_kernel_has_shut_down_is_read_from_the_disk(zoo: Zoo, tmp_path:
 
 
 def test_no_name_is_no_folder(zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A script whose variable is empty asks about nothing, and not about where it is run."""
+    # A script whose variable is empty asks about nothing, and not about where it is run.
     copy = sparse_copy(zoo.filled("4k").image, tmp_path / "copy.img")
     with mounted(copy) as folder, monkeypatch.context() as here:
         here.chdir(os.fsdecode(folder))
@@ -368,7 +368,7 @@ def test_a_partition_of_an_image_is_asked_live(zoo: Zoo, tmp_path: Path) -> None
 
 
 def test_other_filesystems_give_what_the_kernel_says(tmp_path: Path) -> None:
-    """What is free and metadata on ext4, and never whose a block is."""
+    # What is free and metadata on ext4, and never whose a block is.
     need_loop_mounts()
     image, place = sparse_file(tmp_path / "ext4.img", 200 << 20), tmp_path / "mnt"
     place.mkdir()

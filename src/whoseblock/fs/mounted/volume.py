@@ -162,8 +162,8 @@ class FsmapVolume(Closing, MountedVolume):
         """The notes of every answer that do not make it incomplete."""
         if self.view.process is None:
             return ()
-        where = f"the mount namespace of process {self.view.process}, at {self.view.point}"
-        return (f"it is mounted only in {where}",)
+        process, point = self.view.process, self.view.point
+        return (f"it is mounted only in the mount namespace of process {process}, at {point}",)
 
     # ------------------------------------------------------------------ owners
 

@@ -33,6 +33,7 @@ from whoseblock.fs.driver import Volume as VolumeProtocol
 from whoseblock.fs.pieces import FILE, Piece
 from whoseblock.fs.stream import ROW_BUDGET, LeadingRows, join_rows
 from whoseblock.fs.xfs.attributes import Attributes
+from whoseblock.fs.xfs.counters import ALWAYS_COMPARED, SummaryCounters
 from whoseblock.fs.xfs.cuts import Cut, find_cuts
 from whoseblock.fs.xfs.format.inode import XFS_DIFLAG_APPEND, XFS_DIFLAG_IMMUTABLE
 from whoseblock.fs.xfs.format.superblock import XFS_SB_VERSION_5
@@ -84,7 +85,7 @@ class XfsFilesystem(Closing, VolumeProtocol):
         self._media = media
         self._log_media = log_media
         self._closed = False
-        self._finder = OwnerFinder(self.volume, self.inodes)
+        self._finder = OwnerFinder(self.volume, self.inodes, self._free_doubt)
 
     @property
     def identity(self) -> str:
@@ -121,6 +122,25 @@ class XfsFilesystem(Closing, VolumeProtocol):
     @cached_property
     def doubts(self) -> tuple[str, ...]:
         """What makes every answer incomplete, whatever is asked."""
+        if self.volume.sb.agcount > ALWAYS_COMPARED or not (note := self._free_doubt()):
+            return self._known_doubts
+        return (note,)
+
+    @cached_property
+    def _counters(self) -> SummaryCounters:
+        return SummaryCounters(self.volume)
+
+    def _free_doubt(self) -> str:
+        """Return why no space can be called free; "" if nothing is known against it.
+
+        The counters are only comparable if nothing else makes answers incomplete: a dirty log
+        holds changes of some of them.
+        """
+        return "" if self._known_doubts else self._counters.note
+
+    @cached_property
+    def _known_doubts(self) -> tuple[str, ...]:
+        """What makes every answer incomplete, as far as the headers of groups do not matter."""
         sb = self.volume.sb
         notes = [*self._told, *self._superblock_notes]
         if sb.version != XFS_SB_VERSION_5:
