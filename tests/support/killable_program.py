@@ -36,8 +36,8 @@ from whoseblock.respond.relocate import Keeper
 
 #: The boundaries that change a device or a file; all come after a step is durably started.
 ACTING = frozenset(
-    "freeze Device.zero pwritev clone_range exchange_range punch_hole set_immutable pwrite ftruncate"
-    " mkdir utime fchmod setxattr temporary QuarantineKeeper".split()
+    "freeze Device.zero pwritev clone_range exchange_range punch_hole set_immutable pwrite"
+    " ftruncate mkdir utime fchmod setxattr temporary QuarantineKeeper".split()
 )
 
 _CALLS = "clone_range punch_hole set_immutable sync_filesystem".split()
