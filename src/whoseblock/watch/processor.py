@@ -272,7 +272,7 @@ class Processor(Closing):
                 device=report.device,
                 start=start,
                 length=length,
-                origin=f"health monitor of {report.place}",
+                origin=report.origin,
                 detail=detail,
             )
         if not found:
