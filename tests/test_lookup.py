@@ -24,9 +24,7 @@ def lookup() -> Lookup:
     return Lookup(lambda layer: open_volume([layer.open()]))
 
 
-def test_one_failure_that_reaches_two_filesystems_gives_all_owners(
-    zoo: Zoo, lookup: Lookup
-) -> None:
+def test_a_failure_in_two_filesystems_returns_the_owners_of_both(zoo: Zoo, lookup: Lookup) -> None:
     # Two volumes over the same part of a disk, as device-mapper lets one make them.
     first, second = zoo.filled("4k"), zoo.filled("1k")
     disk = Layer("disk", 1 << 40, "disk")
@@ -58,9 +56,7 @@ def test_one_failure_that_reaches_two_filesystems_gives_all_owners(
     assert {owner.start for owner in answer} == {row.start + 4096}
 
 
-def test_what_nobody_can_follow_is_unknown_and_the_rest_is_answered(
-    zoo: Zoo, lookup: Lookup
-) -> None:
+def test_an_unknown_layer_is_unknown_and_the_rest_is_answered(zoo: Zoo, lookup: Lookup) -> None:
     truth = zoo.filled("4k")
     disk = Layer("disk", 1 << 40, "disk")
     disk.segments = [
@@ -80,7 +76,7 @@ def test_what_nobody_can_follow_is_unknown_and_the_rest_is_answered(
     assert "a remark" in answer.notes
 
 
-def test_layers_that_are_made_of_each_other_come_to_an_end() -> None:
+def test_layers_in_a_circle_are_an_end() -> None:
     one, two = Layer("one", 1000, "disk"), Layer("two", 1000, "disk")
     one.segments, two.segments = [LinearSegment(0, 1000, two)], [LinearSegment(0, 1000, one)]
     (landing,) = descend(one, 10, 20)
@@ -89,13 +85,13 @@ def test_layers_that_are_made_of_each_other_come_to_an_end() -> None:
     assert len(landing.via) < 100
 
 
-def test_a_range_that_a_person_asked_for_must_be_on_the_device(zoo: Zoo, lookup: Lookup) -> None:
+def test_a_range_from_the_command_line_must_be_on_the_device(zoo: Zoo, lookup: Lookup) -> None:
     layer = image_layer("image", zoo.filled("4k").image)
     with lookup, pytest.raises(OutOfDeviceError):
         list(lookup.answers([Asked(layer.size, 1, layer)]))
 
 
-def test_a_range_that_a_file_told_of_need_not_be(zoo: Zoo, lookup: Lookup) -> None:
+def test_a_range_from_a_file_may_be_past_the_device(zoo: Zoo, lookup: Lookup) -> None:
     layer = image_layer("image", zoo.filled("4k").image)
     with lookup:
         (answer,) = lookup.answers([Asked(layer.size - 512, 1024, layer, "a map")])
@@ -104,7 +100,7 @@ def test_a_range_that_a_file_told_of_need_not_be(zoo: Zoo, lookup: Lookup) -> No
     assert answer.origin == "a map"
 
 
-def test_a_layer_without_a_filesystem_is_asked_for_only_once() -> None:
+def test_a_layer_without_a_filesystem_is_opened_once() -> None:
     asked = []
 
     def nothing(layer: Layer) -> None:

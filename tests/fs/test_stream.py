@@ -123,7 +123,9 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, tuple[int, i
 
 
 @pytest.mark.parametrize("budget", [1, 7, 299, 300, 5000])
-def test_what_many_share_in_pieces(shared: tuple[Path, tuple[int, int]], budget: int) -> None:
+def test_a_block_of_many_sharers_is_streamed_in_pieces(
+    shared: tuple[Path, tuple[int, int]], budget: int
+) -> None:
     image, (start, length) = shared
     ranges = [(start, length), (start + 5 * BLOCK + 3, 1), (start + length - 1, 1)]
     with opened(image) as fs:

@@ -52,7 +52,7 @@ def users(owner: dict[str, Any]) -> dict[int, tuple[list[tuple[int, int, str]], 
     }
 
 
-def test_exactly_those_are_named_who_use_the_part(tmp_path: Path) -> None:
+def test_exactly_the_processes_that_use_the_part_are_named(tmp_path: Path) -> None:
     # One block that two files share, mapped and open in every way there is.
     need_loop_mounts()
     image = make_image(tmp_path / "image", Geometry("users", size=400 << 20))
@@ -111,7 +111,7 @@ def test_exactly_those_are_named_who_use_the_part(tmp_path: Path) -> None:
         assert "processes" not in lookup(image, f"{start}+512")["owners"][0]
 
 
-def test_a_change_in_between_is_told(tmp_path: Path) -> None:
+def test_a_change_during_the_query_is_reported(tmp_path: Path) -> None:
     # The file is deleted after the first answer, and before the owners are asked again.
     need_loop_mounts()
     image = make_image(tmp_path / "image", Geometry("change", size=400 << 20))

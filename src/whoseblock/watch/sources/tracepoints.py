@@ -17,7 +17,7 @@ from msgspec.structs import astuple
 
 from whoseblock.errors import UnsupportedError
 from whoseblock.fs.monitor import MEDIUM_ERRORS
-from whoseblock.stack.base import PHYSICAL_MEMORY
+from whoseblock.ranges import PHYSICAL_MEMORY
 from whoseblock.stack.kernel.host import SECTOR, Host
 from whoseblock.watch.clock import Clock
 from whoseblock.watch.formats.trace import (
