@@ -24,7 +24,7 @@ _NOT_FROZEN: Final = (
 
 
 class FreezeLimits(NamedTuple):
-    """How long a freeze may last, in seconds.
+    """The limits of a freeze, in seconds.
 
     The guard kills its parent after ``longest_s``, and thaws after ``hard_s`` even if a write still
     hangs in the device: disks give up on a sector within half a minute.  The parent thaws if the
