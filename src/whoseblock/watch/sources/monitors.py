@@ -114,7 +114,7 @@ class MonitorSource:
         os.close(descriptor)
 
     def _report_of(self, event: FailureEvent, mounted: MountedFilesystem) -> Report:
-        device = device_name(self._host, mounted.device)
+        device = device_name(self._host, mounted.block_device or mounted.device)
         origin = f"health monitor of {mounted.point}"
         match event:
             case DroppedEvents(number):
