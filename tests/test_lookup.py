@@ -8,9 +8,9 @@ from tests.support.expected_rows import Expectation
 from tests.support.filled_images import Zoo
 
 from whoseblock.errors import NotAFilesystemError, OutOfDeviceError
-from whoseblock.fs.base import FileOwner, Outside, Unknown, Via
+from whoseblock.fs.base import FileOwner, LayerLocation, Outside, Unknown
 from whoseblock.fs.registry import open_volume
-from whoseblock.lookup import Asked, Lookup
+from whoseblock.lookup import Lookup, Query
 from whoseblock.media.device import FileMedia
 from whoseblock.stack.base import Layer, LinearSegment, UnmappedSegment, descend
 
@@ -43,7 +43,7 @@ def test_a_failure_in_two_filesystems_returns_the_owners_of_both(zoo: Zoo, looku
         )
     )
     with lookup:
-        (answer,) = lookup.answers([Asked(row.start + 4096, 512, disk)])
+        (answer,) = lookup.answers([Query(row.start + 4096, 512, disk)])
     expected = {
         "one": Expectation(first).rows(row.start, 512),
         "two": Expectation(second).rows(row.start - 8192, 512),
@@ -65,13 +65,13 @@ def test_an_unknown_layer_is_unknown_and_the_rest_is_answered(zoo: Zoo, lookup: 
         LinearSegment(1024, 4096, image_layer("part", truth.image)),
     ]
     with lookup:
-        (answer,) = lookup.answers([Asked(256, 1000, disk)])
+        (answer,) = lookup.answers([Query(256, 1000, disk)])
     assert answer.complete is False
     assert [(type(row), row.start, row.length) for row in answer.owners[:2]] == [
         (Outside, 256, 256),
         (Unknown, 512, 512),
     ]
-    assert answer.owners[2].via == (Via("disk", 1024), Via("part", 0))
+    assert answer.owners[2].via == (LayerLocation("disk", 1024), LayerLocation("part", 0))
     assert "disk: a thin pool" in answer.notes
     assert "a remark" in answer.notes
 
@@ -88,13 +88,13 @@ def test_layers_in_a_circle_are_an_end() -> None:
 def test_a_range_from_the_command_line_must_be_on_the_device(zoo: Zoo, lookup: Lookup) -> None:
     layer = image_layer("image", zoo.filled("4k").image)
     with lookup, pytest.raises(OutOfDeviceError):
-        list(lookup.answers([Asked(layer.size, 1, layer)]))
+        list(lookup.answers([Query(layer.size, 1, layer)]))
 
 
 def test_a_range_from_a_file_may_be_past_the_device(zoo: Zoo, lookup: Lookup) -> None:
     layer = image_layer("image", zoo.filled("4k").image)
     with lookup:
-        (answer,) = lookup.answers([Asked(layer.size - 512, 1024, layer, "a map")])
+        (answer,) = lookup.answers([Query(layer.size - 512, 1024, layer, "a map")])
     assert [row.start for row in answer][-1] == layer.size
     assert isinstance(answer.owners[-1], Outside)
     assert answer.origin == "a map"
@@ -111,6 +111,6 @@ def test_a_layer_without_a_filesystem_is_opened_once() -> None:
     disk = Layer("disk", 8192, "disk")
     disk.segments = [LinearSegment(0, 4096, layer)]
     with Lookup(nothing) as lookup:  # type: ignore[arg-type]
-        answers = list(lookup.answers([Asked(0, 512, disk), Asked(512, 512, disk)]))
+        answers = list(lookup.answers([Query(0, 512, disk), Query(512, 512, disk)]))
     assert asked == [layer]
     assert [answer.notes for answer in answers] == [("empty: nothing here",)] * 2

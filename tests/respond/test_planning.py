@@ -13,13 +13,13 @@ from whoseblock.fs.base import (
     Copy,
     FileOwner,
     Free,
+    LayerLocation,
     MetadataOwner,
     Outside,
     Owner,
     Staging,
     Unknown,
     Unreferenced,
-    Via,
 )
 from whoseblock.fs.driver import Capability, MountedVolume, Volume
 from whoseblock.lookup import Lookup
@@ -340,7 +340,7 @@ def test_without_a_failed_sector_or_a_site_there_is_no_step(image: Path, option:
 
 
 def row(start: int, length: int, layer: str) -> Owner:
-    return Free(start, length, via=(Via("disk", start), Via(layer, start)))
+    return Free(start, length, via=(LayerLocation("disk", start), LayerLocation(layer, start)))
 
 
 @pytest.mark.parametrize(

@@ -16,10 +16,10 @@ from tests.support.tools import need_loop_mounts
 from tests.support.xfs_images import Geometry, make_image
 
 import whoseblock
-from whoseblock.asking import Wish, told
 from whoseblock.fs.base import Answer, FileOwner
 from whoseblock.fs.stream import LeadingRows, join_rows
 from whoseblock.media import mounts
+from whoseblock.querying import QueryOptions, stream_owners
 
 PAGE = 4096
 
@@ -125,7 +125,7 @@ def test_a_change_during_the_query_is_reported(tmp_path: Path) -> None:
             if isinstance(row, FileOwner) and row.paths == ("/file",)
         )
         question = [(row.start, PAGE)]
-        (steady,) = join_rows(told(fs, question, Wish(verified=True)))
+        (steady,) = join_rows(stream_owners(fs, question, QueryOptions(verified=True)))
         assert (steady.verified, steady.complete) == (True, True)
         ask = type(fs).owners_stream
         asked: list[bool] = []
@@ -140,7 +140,7 @@ def test_a_change_during_the_query_is_reported(tmp_path: Path) -> None:
             return ask(fs, ranges, paths=paths)
 
         fs.owners_stream = owners_stream  # type: ignore[method-assign] # to see the calls
-        (changed,) = join_rows(told(fs, question, Wish(verified=True)))
+        (changed,) = join_rows(stream_owners(fs, question, QueryOptions(verified=True)))
     assert (changed.verified, changed.complete) == (False, False)
     assert any("changed" in note for note in changed.notes)
     assert [owner.kind for owner in changed] == ["file"]

@@ -23,7 +23,7 @@ from whoseblock.fs.base import (
     Unreferenced,
 )
 from whoseblock.fs.driver import Capability, MountedVolume, Volume
-from whoseblock.lookup import Asked, Lookup
+from whoseblock.lookup import Lookup, Query
 from whoseblock.ranges import ByteRange
 from whoseblock.respond.copies import Copies
 from whoseblock.respond.owners import QUARANTINE, is_unowned, whole_blocks, why_not_direct
@@ -112,7 +112,7 @@ _VERBS: Final = {
 
 
 def proposals_for(
-    asked: Asked, answer: Answer, target: Target, finder: Lookup, options: PlanOptions
+    asked: Query, answer: Answer, target: Target, finder: Lookup, options: PlanOptions
 ) -> Iterator[Proposal]:
     """Propose an act for each run of blocks of an answer, in whatever layer its rows are."""
     contested = is_contested(answer)
