@@ -52,8 +52,8 @@ class Registration(NamedTuple):
 
     ``module`` has the driver as ``DRIVER``.  ``kinds`` are as in mount(8), ``magic`` the bytes that
     identify its superblock with their offset, and ``companions`` the other devices of its volumes.
-    ``monitor`` is the name of its source of failures in ``whoseblock watch``, and the module that
-    has its `whoseblock.fs.monitor.Monitor` as ``MONITOR``.
+    ``monitor`` names its source of failures in ``whoseblock watch``; the module ``monitor`` beside
+    that of the driver then has the `whoseblock.fs.monitor.Monitor` as ``MONITOR``.
     """
 
     module: str
@@ -61,7 +61,7 @@ class Registration(NamedTuple):
     kinds: tuple[str, ...]
     magic: tuple[tuple[int, bytes], ...]
     companions: tuple[Companion, ...] = ()
-    monitor: tuple[str, str] | None = None
+    monitor: str = ""
 
     @property
     def driver(self) -> Driver:
@@ -98,7 +98,7 @@ DRIVERS: Final[list[Registration]] = [
         ("xfs",),
         ((0, b"XFSB"),),
         (_LOG, _REALTIME),
-        ("xfs-health", "whoseblock.fs.xfs.mounted.health"),
+        monitor="xfs-health",
     ),
 ]
 
@@ -111,9 +111,9 @@ def titles() -> str:
 def monitors() -> Iterator[MonitorRegistration]:
     """Yield the sources of failures that drivers have."""
     for one in DRIVERS:
-        if one.monitor is not None:
-            name, module = one.monitor
-            yield MonitorRegistration(name, one.title, one.kinds, module)
+        if one.monitor:
+            module = f"{one.module.rpartition('.')[0]}.monitor"
+            yield MonitorRegistration(one.monitor, one.title, one.kinds, module)
 
 
 def companions() -> Iterator[Companion]:

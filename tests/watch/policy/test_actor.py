@@ -478,9 +478,9 @@ def test_who_has_it_mapped_and_who_has_it_open(users: Users, pids: list[int]) ->
     rows = [owner(131, mapped, opened_it), owner(131, mapped, opened_it), owner(132), ROW]
     told = signal_recipients(rule_to(users), rows)
     assert [one[0] for one in told["processes"]] == pids
-    assert told["files"] == [["sdzz", 131, 0, 4096]]
+    assert told["files"] == [["sdzz", 0, 131, 0, 4096]]
     assert (
-        signal_recipients(rule_to(users), [owner(1, mapped, opened_it, what="map")])["files"][0][2]
+        signal_recipients(rule_to(users), [owner(1, mapped, opened_it, what="map")])["files"][0][3]
         is None
     )
 
