@@ -15,8 +15,8 @@ from whoseblock.cli.targets import options_of, target_options
 from whoseblock.fs.base import Answer
 
 if TYPE_CHECKING:
-    from whoseblock.asking import Wish
     from whoseblock.fs.stream import LeadingRows
+    from whoseblock.querying import QueryOptions
     from whoseblock.sources.base import Reading
     from whoseblock.target import Target
 
@@ -149,12 +149,17 @@ def _check_mounted(target: "Target", options: dict[str, Any]) -> None:
                 )
 
 
-def _query_options(options: dict[str, Any]) -> "Wish":
+def _query_options(options: dict[str, Any]) -> "QueryOptions":
     """Return the contents of the answers; the table of root includes processes."""
-    from whoseblock.asking import Wish
+    from whoseblock.querying import QueryOptions
 
     processes = options["processes"] or (not options["as_json"] and os.geteuid() == 0)
-    return Wish(paths=not options["no_paths"], processes=processes, verified=options["verify"])
+    return QueryOptions(
+        paths=not options["no_paths"],
+        processes=processes,
+        verified=options["verify"],
+        bare=True,
+    )
 
 
 def _count_answers(
