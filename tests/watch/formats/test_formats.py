@@ -30,7 +30,7 @@ def test_a_message_of_the_kernel() -> None:
     assert is_from_kernel(record)
 
 
-def test_a_message_of_a_program_is_told_apart() -> None:
+def test_messages_of_programs_are_distinguished_from_the_kernels() -> None:
     record = read_kmsg(b"12,7,8,-;I/O error, dev sda, sector 1\n")
     assert record == KmsgRecord(1, 7, 8, "I/O error, dev sda, sector 1")
     assert not is_from_kernel(record)
@@ -52,12 +52,12 @@ def test_bytes_that_the_kernel_escapes_are_given_back() -> None:
         ("blk_print_req_error: many callbacks suppressed", 0),
     ],
 )
-def test_what_the_kernel_kept_to_itself(text: str, count: int) -> None:
+def test_messages_that_the_kernel_suppressed(text: str, count: int) -> None:
     assert count_suppressed(text) == count
 
 
 @given(st.binary(max_size=300))
-def test_anything_may_be_a_message(data: bytes) -> None:
+def test_arbitrary_messages_are_parsed_or_ignored(data: bytes) -> None:
     record = read_kmsg(data)
     assert record is None or record.sequence >= 0
 
@@ -116,7 +116,7 @@ def test_the_name_of_a_process_changes_nothing(name: bytes) -> None:
 
 
 @given(st.binary(max_size=400))
-def test_anything_may_be_a_line(line: bytes) -> None:
+def test_arbitrary_lines_are_parsed_or_ignored(line: bytes) -> None:
     read_trace_line(line)
 
 
@@ -148,7 +148,7 @@ def test_errors_of_filesystems(infos: bytes, event: FanotifyError) -> None:
 
 
 @given(st.binary(max_size=200))
-def test_anything_may_come_from_fanotify(data: bytes) -> None:
+def test_arbitrary_fanotify_events_are_parsed_or_ignored(data: bytes) -> None:
     list(read_fanotify(data))
     list(read_fanotify(fanotify_event(0x8000, data)))
 
