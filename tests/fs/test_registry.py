@@ -21,7 +21,12 @@ from whoseblock.errors import UnsupportedError
 from whoseblock.fs import registry
 from whoseblock.fs.base import FileId, FileOwner
 from whoseblock.fs.driver import Capability, MountedVolume
+from whoseblock.lookup import Lookup, Query
 from whoseblock.media.mounts import find_mounts
+from whoseblock.respond import service
+from whoseblock.respond.device import Device
+from whoseblock.respond.service import PlanOptions
+from whoseblock.target import Target, TargetOptions
 
 SECTOR = 512
 PART = 2048 * SECTOR
@@ -111,6 +116,28 @@ def mounted_toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[int
         toys = [mount._replace(kind="toyfs") for mount in mounts]
         monkeypatch.setattr(registry, "find_mounts", lambda _: (process, toys))
         yield device
+
+
+def test_respond_refuses_every_act_with_a_sentence(
+    image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = image.read_bytes()
+    monkeypatch.setattr(Device, "failing", lambda _, ranges: list(ranges))
+    with (
+        Target(str(image), TargetOptions()) as target,
+        Lookup(target.open_leaf) as finder,
+    ):
+        assert target.layer is not None
+        queries = [Query(block * BLOCK, BLOCK, target.layer) for block in (0, 1, 2)]
+        options = PlanOptions(punch=True)
+        found = list(service.plan(target, finder, queries, options))
+        assert service.count_changes(found) == 0
+        says = [proposal.says for one in found for proposal in one.proposals]
+    assert "fsck.toyfs" in says[0]
+    assert "cannot zero" in says[1]
+    assert all("toyfs" in why for why in says[:2])
+    assert len(says) == len(queries)
+    assert image.read_bytes() == before
 
 
 def test_a_mounted_one_is_refused_with_a_sentence(mounted_toy: int) -> None:

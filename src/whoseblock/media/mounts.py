@@ -5,7 +5,6 @@ The lists are those of proc_pid_mountinfo(5), one for each mount namespace.
 
 import contextlib
 import errno
-import glob
 import os
 import re
 import stat
@@ -147,7 +146,7 @@ def devices_of(mount: Mount) -> frozenset[int]:
 def _listed_with(kind: str, device: int) -> Iterator[int]:
     """Yield the devices that sysfs lists with one of a filesystem: /sys/fs/KIND/UUID/devices."""
     name = (_DEV_BLOCK / f"{os.major(device)}:{os.minor(device)}").resolve().name
-    for folder in _SYS_FS.glob(f"{glob.escape(kind)}/*/devices"):
+    for folder in (_SYS_FS / kind).glob("*/devices"):
         if not (folder / name).exists():
             continue
         for one in folder.iterdir():
