@@ -69,7 +69,7 @@ def open_filesystem(
     """Open the filesystem on ``target``; see `whoseblock.open`.
 
     The kernel answers for what is mounted, unless ``offline``; the disk is read where the kernel
-    does not answer, and every answer then says so.  ``companions`` are the other devices of the
+    does not answer, and every answer then has a note.  ``companions`` are the other devices of the
     filesystem, by their role.  Raises `TargetError`, `NotAFilesystemError`, `UnsupportedError` or
     `PrivilegeError`; what was opened here is then closed again.
     """
@@ -128,7 +128,7 @@ class Query(NamedTuple):
 
 
 class _Leaf:
-    """What is on a layer that nothing is made of: an address space, or the reason why not."""
+    """The content of a layer that nothing is made of: an address space, or the reason why not."""
 
     def __init__(self, space: AddressSpace | None, error: WhoseblockError | None = None) -> None:
         self.space = space

@@ -1,12 +1,13 @@
-"""Who has these parts of files mapped, or the files open.
+"""The processes that have parts of files mapped, or the files open.
 
 One pass over /proc for all files together (proc_pid_maps(5), proc_pid_fdinfo(5)).  A file is its
 device and its inode number, never a path: it may have many, or none, or another one in the mount
-namespace of the process.  Nobody is stopped, attached to, or waited for.
+namespace of the process.  No process is stopped, attached to, or waited for.
 
 What uses a file without a mapping and a descriptor of its own is not seen: the kernel itself (loop
 devices, swap, exports), files registered with io_uring, descriptors on their way through a socket.
-Nor is who uses it through overlayfs, as containers do: there it is a file of another device.
+Nor is a process that uses it through overlayfs, as in containers: there it is a file of another
+device.
 """
 
 import errno
@@ -86,10 +87,10 @@ class Wanted(NamedTuple):
 
 
 class Found(NamedTuple):
-    """Who uses each part, and what this may lack.
+    """The users of each part, and what may be missing.
 
     ``processes`` are those of each part that was wanted, in the order asked, by pid.  ``hidden`` is
-    how many processes could not be looked into, or not wholly: other users', unless one is root.
+    how many processes could not be inspected, or not wholly: those of other users, without root.
     ``unlisted`` is true if there may be processes that /proc does not even list, because it is that
     of a pid namespace or is mounted with hidepid.  ``omitted`` is how many mappings and descriptors
     were left out, past the first thousand that a process has of one part.
@@ -102,7 +103,7 @@ class Found(NamedTuple):
 
 
 def find_processes(wanted: Sequence[Wanted], proc: Path = Path("/proc")) -> Found:
-    """Say for each part of a file who has it mapped, or the file open.
+    """Find the processes that have each part of a file mapped, or the file open.
 
     Mappings are clipped to the part.  Of descriptors all are given that are open on the inode;
     their flags are named as in open(2), the access mode first and the others by name.  Left out

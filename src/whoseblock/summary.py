@@ -50,7 +50,7 @@ class FileLoss(NamedTuple):
 
 
 class _Count:
-    """What is counted of one file, or of one part of it that is not data."""
+    """The counts of one file, or of one part of it that is not data."""
 
     __slots__ = ("end", "last", "lost", "ranges", "shared", "size", "subvolume", "within")
 
@@ -145,7 +145,7 @@ class Summary:
 
     @property
     def files(self) -> list[FileLoss]:
-        """What each file lost, the most first."""
+        """The losses of each file, the largest first."""
         losses = [
             FileLoss(
                 *key,

@@ -1,4 +1,4 @@
-"""What the user names, as layers: a device or an image, its companions, this machine's devices."""
+"""The layers of a target: a device or an image, its companions, this machine's devices."""
 
 import os
 import re
@@ -42,7 +42,7 @@ _REGION: Final = re.compile(r"region[0-9]+", re.ASCII)
 
 @dataclass(frozen=True)
 class TargetOptions:
-    """How to look at a target.
+    """The options for looking at a target.
 
     ``members`` are further disks or images of its volume groups and arrays.  ``at_filesystem``
     takes the target for a filesystem's device as it is.  ``through_loop`` goes from a loop device
@@ -95,7 +95,7 @@ class Target(Closing):
             undo.pop_all()
 
     def _root(self, path: str) -> Layer:
-        """Give the layer of the target, which may be a copy of a device of the host."""
+        """Return the layer of the target, which may be a copy of a device of the host."""
         if self.host.live and is_folder(path):
             return self._mount_point(path)
         if not self._options.device:
@@ -106,7 +106,7 @@ class Target(Closing):
         return layer
 
     def _mount_point(self, path: str) -> Layer:
-        """Give the layer of the device that is mounted at a folder."""
+        """Return the layer of the device that is mounted at a folder."""
         device = mounted_device(path) or 0
         name = self.host.find_device_by_number(device)
         if name is None:
@@ -116,7 +116,7 @@ class Target(Closing):
         return self._looked(layer) if self._options.through_loop else layer
 
     def _bound(self, device: str, path: str, media: Media) -> Layer:
-        """Have a device of the host read from a copy of it."""
+        """Read a device of the host from a copy of it."""
         if self.host.find_device_folder(device) is not None:
             layer = self._devices.find_layer(device)
             layer.read_from(partial(FileMedia, path))
@@ -127,7 +127,7 @@ class Target(Closing):
         return layer
 
     def _named_by_user(self, path: str, *, alone: bool = False) -> Layer:
-        """Give the layer of a device or an image; ``alone`` looks no further."""
+        """Return the layer of a device or an image; ``alone`` looks no further."""
         device = self.host.find_device_at(path) if self.host.live else None
         if device is not None and not alone:
             return self._looked(self._devices.find_layer(device))
@@ -149,7 +149,7 @@ class Target(Closing):
         """Find out what of the images is mounted by loop devices: there the kernel knows more.
 
         Offline, or where it is not clear which layer that is, every answer says that it may be old;
-        a filesystem that fills an image says so itself.
+        a filesystem that fills an image adds that note itself.
         """
         for layer, path in self._images.items():
             leaves = {segment.start: segment.to for segment in layer.segments if segment.to}
@@ -168,7 +168,7 @@ class Target(Closing):
         return path if name in self._named else name
 
     def _looked(self, layer: Layer) -> Layer:
-        """Have what the kernel knows no use of looked into, down to every leaf below ``layer``."""
+        """Look into every leaf below ``layer`` of which the kernel knows no use."""
         todo = [layer]
         while todo:
             one = todo.pop()
@@ -186,7 +186,7 @@ class Target(Closing):
                 try:
                     media = self._undo.enter_context(closing(one.open()))
                 except TargetError:
-                    # It is said when somebody asks about it.
+                    # The error is reported when it is queried.
                     media = None
                 if media is not None:
                     self._look_at(one, media)
@@ -208,7 +208,7 @@ class Target(Closing):
             layer.segments = add_table_structures(layer.segments, table)
 
     def _asked(self) -> Layer | None:
-        """Give the layer that ranges without a device are of."""
+        """Return the layer that ranges without a device are of."""
         for role, path in self._options.companions.items():
             layer = self._named_by_user(path, alone=True)
             if self.root is not None:
@@ -231,7 +231,7 @@ class Target(Closing):
     # ------------------------------------------------------------------ devices that failures name
 
     def layer_of(self, device: str) -> Layer:
-        """Give the layer that the kernel calls ``device``; raises `TargetError`."""
+        """Return the layer that the kernel calls ``device``; raises `TargetError`."""
         if device not in self._named:
             if device == PHYSICAL_MEMORY:
                 layer = self._memory.make_memory_layer()
@@ -274,7 +274,7 @@ class Target(Closing):
                 yield device, f"{device}/badblocks", text
 
     def path_of(self, layer: Layer) -> tuple[str, int] | None:
-        """Give the file or device that has a layer as it is, and where in it the layer begins.
+        """Return the file or device that has a layer as it is, and where in it the layer begins.
 
         None if there is none: the layer is in pieces, or has copies.
         """
@@ -349,7 +349,7 @@ class Target(Closing):
         if not layer.readable:
             if failed is not None:
                 raise failed
-            raise NotAFilesystemError("it cannot be read here, so that nobody knows what is on it")
+            raise NotAFilesystemError("it cannot be read here: its content is unknown")
         with ExitStack() as undo:
             media = undo.enter_context(closing(layer.open()))
             try:
@@ -385,7 +385,7 @@ class Target(Closing):
         """Open a companion of the filesystem on ``data``."""
         if not data.readable or not layer.readable:
             raise NotAFilesystemError(
-                f"it is the {role} device of the filesystem on {data.name}, which is not at hand"
+                f"it is the {role} device of the filesystem on {data.name}, which is not available"
             )
         with closing(data.open()) as below, ExitStack() as undo:
             media = undo.enter_context(closing(layer.open()))
@@ -394,7 +394,7 @@ class Target(Closing):
         return space
 
     def _no_filesystem(self, layer: Layer, media: Media, error: NotAFilesystemError) -> Exception:
-        """Say what is there instead of a filesystem, as far as one can see."""
+        """Return an error that describes what is there instead of a filesystem."""
         if layer is self.root:
             return error
         if companion := registry.identify_companion(media):
@@ -406,12 +406,12 @@ class Target(Closing):
         return NotAFilesystemError(f"no filesystem that whoseblock knows{begins}")
 
     def close(self) -> None:
-        """Let go of all that was opened to look into it."""
+        """Close everything that was opened to look into it."""
         self._undo.close()
 
 
 def _shift_of(layer: Layer, image: Layer) -> int | None:
-    """Give where in an image a layer lies as a whole; None if it does not."""
+    """Return where in an image a layer lies as a whole; None if it does not."""
     if layer is image:
         return 0
     for segment in image.segments:
@@ -440,7 +440,7 @@ def _reach(layer: Layer) -> set[Layer]:
 
 
 def _layers_below(segment: Segment) -> list[Layer]:
-    """Give the layers that a segment leads into, at any depth."""
+    """Return the layers that a segment leads into, at any depth."""
     found: list[Layer] = []
     todo = [segment]
     while todo:

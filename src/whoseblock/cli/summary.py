@@ -24,14 +24,14 @@ __all__ = ["cell", "quoted", "summarise"]
 
 #: A range of a terabyte has millions of owners: they are asked for in parts of this size.
 _PART: Final = 64 << 20
-#: Whoever watches needs no more than this.
+#: Progress is reported once for this many answers.
 _TELL_EVERY: Final = 1024
 #: What a spreadsheet would take for a formula.
 _FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")
 _MEANING: Final = {
     "file": "in files (bytes that several files share are counted once)",
     "metadata": "in the filesystem's metadata",
-    "unknown": "of which nobody knows",
+    "unknown": "with unknown owners",
     "unreferenced": "in parts of extents that no file refers to: no data is lost",
     "unwritten": "allocated but never written: no data is lost",
     "staging": "reserved for a copy-on-write",

@@ -32,7 +32,7 @@ _OPTIONS: Final = (
     click.option(
         "--offline",
         is_flag=True,
-        help="Read the disk even if it is mounted, and do not ask the kernel, which knows better.",
+        help="Read the disk even if it is mounted; its metadata may be older than the kernel's.",
     ),
     click.option(
         "--through-loop",

@@ -39,10 +39,10 @@ Progress = Callable[[str, int, int | None], None]
 
 
 def no_progress(_what: str, _done: int, _total: int | None) -> None:
-    """Tell nobody."""
+    """Ignore progress."""
 
 
-#: A badly damaged filesystem has thousands of things to say; nobody reads more than this many.
+#: A badly damaged filesystem has thousands of notes; more than this many are only counted.
 MAX_NOTES: Final = 20
 
 
@@ -61,7 +61,7 @@ class LayerLocation(Struct, frozen=True):
 
 
 class _Placed(Struct, frozen=True, kw_only=True):
-    """What came through a stack of layers knows its way: the same place in each, downwards."""
+    """The place of a row or an answer in each layer, from the top down."""
 
     via: tuple[LayerLocation, ...] | UnsetType = UNSET
 
@@ -145,8 +145,9 @@ class FileOwner(Owner, frozen=True, tag="file"):
 
     ``file_offset`` is in bytes within the fork, None for a block of the extent map.  ``paths`` is
     absent if the caller did not ask for it.  ``detail`` names a file of the filesystem itself.
-    On a mounted filesystem, ``generation`` tells the inode from others that had its number,
-    ``mounted_at`` are the places where the file can be opened now, and ``processes`` those that
+
+    On a mounted filesystem, ``generation`` distinguishes the inode from others with its number.
+    ``mounted_at`` are the paths at which the file can be opened now.  ``processes`` are those that
     have this part of it mapped, or the file open.
 
     ``subvolume`` and ``subvolume_path`` are present only on filesystems with subvolumes.
@@ -208,7 +209,7 @@ class MetadataOwner(Owner, frozen=True, tag="metadata"):
 
 
 class Free(Owner, frozen=True, tag="free"):
-    """Nobody has the bytes, and the filesystem says so itself."""
+    """The bytes are free, by the records of the filesystem itself."""
 
 
 class Staging(Owner, frozen=True, tag="staging"):
@@ -232,7 +233,7 @@ class Outside(Owner, frozen=True, tag="outside"):
 
 
 class Unknown(Owner, frozen=True, tag="unknown"):
-    """Nobody can say; a note on the answer says why."""
+    """The owner is unknown; a note of the answer gives the reason."""
 
 
 class Answer(_Placed, frozen=True):

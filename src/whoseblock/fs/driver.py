@@ -46,7 +46,7 @@ ReverseMap = Literal["index", "scan", "none"]
 
 
 class Capability(StrEnum):
-    """What a volume supports of what repairs need; callers ask for these, never for types."""
+    """A feature of a volume that repairs need; callers ask for these, never for types."""
 
     #: `Volume.owners` is certain enough to zero what it calls free or never written.
     ZERO_FREE = "zero-free"
@@ -76,7 +76,7 @@ class FileFacts(NamedTuple):
 
 
 class Allocation(NamedTuple):
-    """``length`` bytes from ``start``; ``is_free`` only where the filesystem certainly says so."""
+    """``length`` bytes from ``start``; ``is_free`` only where that is certain."""
 
     start: int
     length: int
@@ -95,14 +95,14 @@ class Companion(NamedTuple):
 
 
 class CompanionContent(NamedTuple):
-    """What a companion begins with: its role, and a noun phrase that names it."""
+    """The content of a companion: its role, and a noun phrase that names it."""
 
     role: str
     what: str
 
 
 class Probe(NamedTuple):
-    """What identifies the filesystem that a device belongs to, read from the device alone.
+    """The identity of the filesystem that a device belongs to, read from the device alone.
 
     ``device`` is the number of the device among the ``devices`` of the filesystem.
     """
@@ -155,12 +155,12 @@ class Volume(AddressSpace, Protocol):
 
     @property
     def reverse_map(self) -> ReverseMap:
-        """How owners are found."""
+        """The way owners are found."""
         ...
 
     @property
     def capabilities(self) -> frozenset[Capability]:
-        """What repairs may rely on, in its present state; empty unless a driver says otherwise."""
+        """The capabilities that repairs may rely on, in its present state; none by default."""
         return frozenset()
 
     @property
@@ -170,7 +170,7 @@ class Volume(AddressSpace, Protocol):
 
     @property
     def reads(self) -> Counter[str]:
-        """How many blocks of metadata were read, or questions asked, by kind."""
+        """The number of metadata blocks read, or of questions to the kernel, by kind."""
         ...
 
     def owners(self, start: int, length: int, *, paths: bool = True) -> Answer:

@@ -61,7 +61,7 @@ class Layout(Generic[Record]):
         return struct.unpack_from(">" + self.code * count, buffer, offset)
 
     def dtype(self) -> "np.dtype[np.void]":
-        """Give the same structure to NumPy."""
+        """Return the same structure to NumPy."""
         import numpy as np
 
         return np.dtype(

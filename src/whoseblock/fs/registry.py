@@ -48,7 +48,7 @@ OpenDisk = Callable[[BlockError | None, Sequence[str]], Volume]
 
 
 class Registration(NamedTuple):
-    """What is known of a driver before its module is imported.
+    """The facts about a driver that are known before its module is imported.
 
     ``module`` has the driver as ``DRIVER``.  ``kinds`` are as in mount(8), ``magic`` the bytes that
     identify its superblock with their offset, and ``companions`` the other devices of its volumes.
@@ -219,9 +219,9 @@ def _open_mounts(mounts: Sequence[Mount], process: int | None, size: int) -> Mou
 def open_mounted_or_disk(device: int | None, size: int | None, open_disk: OpenDisk) -> Volume:
     """Open what is mounted from the device of a number, or else read the disk.
 
-    The disk is also read where the kernel does not answer, perhaps because it has shut the
-    filesystem down over the very failure that is asked about: ``open_disk`` then gets the error,
-    and the doubts that make every answer incomplete.  Raises what `open_mounted` does.
+    The disk is also read where the kernel does not answer.  It may have shut the filesystem down
+    over the very failure that is looked up.  ``open_disk`` then gets the error, and the doubts that
+    make every answer incomplete.  Raises what `open_mounted` does.
     """
     if device is not None:
         try:

@@ -1,4 +1,4 @@
-"""What a medium without a filesystem that we read begins like, for messages only.
+"""The content of a medium without a filesystem that a driver reads, for messages only.
 
 Offsets and magic numbers as in libblkid (util-linux) and in file(1).
 """

@@ -1,1 +1,1 @@
-"""What the kernel reports of any mounted filesystem: GETFSMAP, FIEMAP, handles, names."""
+"""Queries that work on any mounted filesystem: GETFSMAP, FIEMAP, handles, names."""

@@ -1,4 +1,4 @@
-"""Where the parts of a file lie, as its filesystem reports: FS_IOC_FIEMAP.
+"""The extents of a file, as its filesystem reports them: FS_IOC_FIEMAP.
 
 Sources: Documentation/filesystems/fiemap.rst, include/uapi/linux/fiemap.h.
 """

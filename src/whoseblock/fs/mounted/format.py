@@ -28,7 +28,7 @@ FMR_OF_SPECIAL_OWNER: Final = 0x10
 FMR_OF_LAST: Final = 0x20
 #: The owner of free space, with `FMR_OF_SPECIAL_OWNER`.
 FMR_OWN_FREE: Final = 1
-#: Devices are told by their dev_t, and not by what they are to the filesystem.
+#: Devices are numbered by their dev_t, and not by their role in the filesystem.
 FMH_OF_DEV_T: Final = 0x1
 
 _FSMAP_HEAD: Final = Struct("=4I48x")
@@ -68,7 +68,7 @@ def fsmap_request(room: int, device: int, start: int, end: int, after: Fsmap | N
 
 
 def read_fsmap(answer: bytearray) -> tuple[int, list[Fsmap]]:
-    """Give the flags and the records of an answer."""
+    """Return the flags and the records of an answer."""
     _, flags, _, entries = _FSMAP_HEAD.unpack_from(answer)
     begin = _FSMAP_HEAD.size + _FSMAP_KEYS
     records = memoryview(answer)[begin : begin + entries * _FSMAP.size]
@@ -132,7 +132,7 @@ class Entry(NamedTuple):
 
 
 def read_entries(buffer: bytes) -> Iterator[Entry]:
-    """Give the entries that getdents64(2) wrote."""
+    """Return the entries that getdents64(2) wrote."""
     at, end = 0, len(buffer)
     header = _DIRENT64.size
     unpack = _DIRENT64.unpack_from

@@ -43,7 +43,7 @@ def gone_note(ino: int) -> str:
 
 
 class InodeAccess(Protocol):
-    """How a driver reaches the inodes of a mounted filesystem by their numbers."""
+    """The access of a driver to the inodes of a mounted filesystem by their numbers."""
 
     def facts(self, inode: int) -> InodeFacts | None:
         """Return the state of an inode; None if there is none."""
@@ -228,7 +228,7 @@ class PathFinder:
     def _read(
         self, fd: int, status: os.stat_result, search: "_Search", *, leaf: bool
     ) -> Iterator[bytes]:
-        """Take the wanted names of a directory, and yield those of the directories in it."""
+        """Record the wanted names of a directory, and yield those of the directories in it."""
         known = status.st_ino in search.read
         for entry in kernel.entries(fd, search.missing.keys() if leaf else None):
             if entry.name in (b".", b".."):
@@ -297,7 +297,7 @@ class PathFinder:
 
 
 class _Search:
-    """What one attempt knows so far.
+    """The state of one attempt.
 
     ``facts`` are the inodes asked for, ``links`` the names found of each, ``missing`` how many more
     it must have, and ``lost`` why a directory has none.  ``directories`` are paths of directories,

@@ -36,7 +36,7 @@ class View(Closing):
     """A mounted filesystem, open for questions.
 
     ``fd`` is where the kernel is asked; ``top`` is the root directory, on the same mount, and
-    ``root`` names it on a private one: None if they are not to be had.  ``mounts`` are those of our
+    ``root`` names it on a private one: None if they are unavailable.  ``mounts`` are those of our
     own mount namespace that their mount points lead to, each with a descriptor that names it;
     ``process`` is in the namespace that has the filesystem mounted if ours has not.
     """
@@ -106,7 +106,7 @@ def open_view(mounts: Sequence[Mount], process: int | None, open_root: OpenRoot 
     """Open the filesystem of some mounts, in the mount namespace of ``process`` if not in ours.
 
     ``open_root`` opens its root directory, given a descriptor on it; without, only the kernel's
-    own answers can be had.  Raises `PrivilegeError`, `BlockError` if it has shut down, and
+    own answers are available.  Raises `PrivilegeError`, `BlockError` if it has shut down, and
     `TargetError` if it cannot be reached for another reason.
     """
     # A mount of the whole tree can show more places than one of a part.
@@ -171,7 +171,7 @@ def _open_at(view: View, place: str, open_root: OpenRoot | None) -> None:
     except OSError as error:
         if error.errno != errno.ENOSYS:
             raise
-        # Before Linux 5.2: what other mounts cover cannot be told from what is gone.
+        # Before Linux 5.2: what other mounts cover cannot be distinguished from what is gone.
         view.root = directory
 
 

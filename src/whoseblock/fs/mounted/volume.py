@@ -82,7 +82,7 @@ class FsmapVolume(Closing, MountedVolume):
 
     #: The most rows of one piece of an answer, and about the most that are held as objects.
     row_budget = ROW_BUDGET
-    #: Opens the root directory; None where only the kernel's own answers can be had.
+    #: Opens the root directory; None where only the kernel's own answers are available.
     open_root: OpenRoot | None = None
     #: How inodes are reached by their numbers, None where they are not.
     inodes: InodeAccess | None = None
@@ -145,17 +145,17 @@ class FsmapVolume(Closing, MountedVolume):
 
     @property
     def reverse_map(self) -> ReverseMap:
-        """How owners are found: not at all, unless a driver knows better."""
+        """The way owners are found: not at all, unless a driver overrides this."""
         return "none"
 
     @property
     def reads(self) -> Counter[str]:
-        """How often the kernel was asked, by the kind of question."""
+        """The number of questions to the kernel, by kind."""
         return self.asked
 
     @property
     def doubts(self) -> tuple[str, ...]:
-        """What makes every answer incomplete."""
+        """The reasons why every answer is incomplete."""
         return ()
 
     @property

@@ -96,12 +96,12 @@ class XfsFilesystem(Closing, VolumeProtocol):
 
     @property
     def reverse_map(self) -> ReverseMap:
-        """How owners are found: in the reverse-mapping btree, if there is one."""
+        """The way owners are found: in the reverse-mapping btree, if there is one."""
         return "index" if self.volume.sb.has_rmapbt else "none"
 
     @property
     def capabilities(self) -> frozenset[Capability]:
-        """What repairs may rely on; doubts make every answer incomplete, and so forbid them."""
+        """The capabilities that repairs may rely on; doubts forbid repairs in any case."""
         return frozenset({Capability.ZERO_FREE})
 
     @property
@@ -116,12 +116,12 @@ class XfsFilesystem(Closing, VolumeProtocol):
 
     @property
     def reads(self) -> Counter[str]:
-        """How many blocks of metadata were read from the medium, by kind."""
+        """The number of metadata blocks read from the medium, by kind."""
         return self.volume.reads
 
     @cached_property
     def doubts(self) -> tuple[str, ...]:
-        """What makes every answer incomplete, whatever is asked."""
+        """The reasons why every answer is incomplete."""
         if self.volume.sb.agcount > ALWAYS_COMPARED or not (note := self._free_doubt()):
             return self._known_doubts
         return (note,)
@@ -162,13 +162,13 @@ class XfsFilesystem(Closing, VolumeProtocol):
 
     @cached_property
     def remarks(self) -> tuple[str, ...]:
-        """What is said with every answer, though nothing is missing."""
+        """The notes of every answer that do not make it incomplete."""
         if self.volume.sb.rblocks:
             return (REALTIME_REMARK,)
         return ()
 
     def owners(self, start: int, length: int, *, paths: bool = True) -> Answer:
-        """Say who owns ``length`` bytes from ``start`` of the device.
+        """Return the owners of ``length`` bytes from ``start`` of the device.
 
         Raises `ArgumentError`, `OutOfDeviceError` and `ClosedError`; damaged metadata makes the
         answer incomplete, with a note.
@@ -311,7 +311,7 @@ class XfsFilesystem(Closing, VolumeProtocol):
         return {FileId(0, inode): paths for inode, paths in known.items()}
 
     def paths_many(self, inodes: Iterable[int]) -> dict[int, Paths]:
-        """Give every path of each of ``inodes``, in one search for all.
+        """Return every path of each of ``inodes``, in one search for all.
 
         Raises `ArgumentError` and `ClosedError`.
         """
@@ -320,12 +320,12 @@ class XfsFilesystem(Closing, VolumeProtocol):
         return PathFinder(self.volume, self.inodes, self.progress).find(inodes)
 
     def readlink(self, inode: int) -> bytes:
-        """Give what a symbolic link holds; raises `BlockError`."""
+        """Return what a symbolic link holds; raises `BlockError`."""
         self._check_open()
         return Attributes(self.volume, self.inodes).readlink(inode)
 
     def attributes(self, inode: int) -> dict[tuple[int, bytes], bytes]:
-        """Give the extended attributes of an inode by namespace flags and name.
+        """Return the extended attributes of an inode by namespace flags and name.
 
         The flags are XFS_ATTR_ROOT and XFS_ATTR_SECURE.  Raises `BlockError`.
         """

@@ -63,12 +63,12 @@ class Geometry(NamedTuple):
 
     @property
     def agino_bits(self) -> int:
-        """How many bits of an inode number count within the group (xfs_format.h)."""
+        """The number of bits of an inode number count within the group (xfs_format.h)."""
         inopblog = (self.blocksize // self.inodesize).bit_length() - 1
         return (self.agblocks - 1).bit_length() + inopblog
 
     def inodes_within(self, start: int, length: int) -> tuple[int, int]:
-        """Give the first and the last inode that touch a range of inode blocks, in one group."""
+        """Return the first and the last inode that touch a range of inode blocks, in one group."""
         agno, offset = divmod(start, self.ag_bytes)
         first, last = offset // self.inodesize, (offset + length - 1) // self.inodesize
         return agno << self.agino_bits | first, agno << self.agino_bits | last
@@ -102,7 +102,7 @@ def bulkstat_request(first: int, room: int, flags: int = 0) -> bytearray:
 
 
 def read_bulkstat(answer: bytearray) -> Iterator[InodeFacts]:
-    """Give the inodes of an answer, ascending."""
+    """Return the inodes of an answer, ascending."""
     _, _, _, count, _ = _BULK_IREQ.unpack_from(answer)
     records = memoryview(answer)[_BULK_IREQ.size : _BULK_IREQ.size + count * _BULKSTAT.size]
     return map(InodeFacts._make, _BULKSTAT.iter_unpack(records))
@@ -149,7 +149,7 @@ def parents_request(  # noqa: PLR0913 - what the structure holds
 
 
 def read_parents(answer: bytearray, buffer: bytes) -> tuple[list[Parent], bytes, bool]:
-    """Give the parents in ``buffer``, the cursor for the next request, and whether it is the last.
+    """Return the parents in ``buffer``, the next cursor, and whether they are the last.
 
     Raises ValueError if the records do not lie one behind the other.
     """

@@ -90,7 +90,7 @@ def filesystem_id(fd: int) -> bytes:
 
 
 def parents(fd: int, fsid: bytes, inode: int, generation: int) -> list[Parent]:
-    """Return the parent pointers of an inode; raises OSError where there are none to be had."""
+    """Return the parent pointers of an inode; raises OSError where there are none."""
     buffer = ctypes.create_string_buffer(_PARENTS_BYTES)
     address = ctypes.addressof(buffer)
     found: list[Parent] = []

@@ -47,12 +47,12 @@ class MountedXfs(FsmapVolume):
 
     @property
     def reverse_map(self) -> ReverseMap:
-        """How owners are found: in the reverse-mapping btree, if there is one."""
+        """The way owners are found: in the reverse-mapping btree, if there is one."""
         return "index" if self.geometry.flags & XFS_FSOP_GEOM_FLAGS_RMAPBT else "none"
 
     @property
     def capabilities(self) -> frozenset[Capability]:
-        """What repairs may rely on."""
+        """The capabilities that repairs may rely on."""
         found = {
             Capability.ZERO_FREE,
             Capability.FREEZE,
@@ -67,7 +67,7 @@ class MountedXfs(FsmapVolume):
 
     @property
     def doubts(self) -> tuple[str, ...]:
-        """What makes every answer incomplete."""
+        """The reasons why every answer is incomplete."""
         return () if self.geometry.flags & XFS_FSOP_GEOM_FLAGS_RMAPBT else (NO_RMAP_NOTE,)
 
     @property
