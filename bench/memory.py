@@ -22,7 +22,7 @@ from tests.support.images import Geometry, make_image
 from tests.support.mounts import mounted
 
 import whoseblock
-from bench.images import BLOCK, make_empty
+from bench.images import BLOCK, made, make_empty
 from bench.measure import Command, Result, Table, peak_memory
 from bench.xfs import image
 
@@ -112,15 +112,12 @@ def _crafted(folder: Path) -> Iterator[_Case]:
 
 
 def _made(folder: Path, name: str, fill: Callable[[bytes], None]) -> Path:
-    path = folder / f"{name}.img"
-    if not path.exists():
-        print(f"making {path.name} …", file=sys.stderr)
-        unfinished = path.with_suffix(".unfinished")
-        make_empty(unfinished, 2 << 30, "-d", "agcount=4")
-        with mounted(unfinished) as root:
+    def make(path: Path) -> None:
+        make_empty(path, 2 << 30, "-d", "agcount=4")
+        with mounted(path) as root:
             fill(root)
-        unfinished.rename(path)
-    return path
+
+    return made(folder, name, make)
 
 
 def _sharers(root: bytes) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from tests.support.tools import xfsprogs
 
 import whoseblock
-from bench.images import BLOCK, many_extents, many_files
+from bench.images import BLOCK, made, many_extents, many_files
 from bench.measure import Command, Result, Run, Table, compare, measured, peak_memory
 from whoseblock.fs.xfs import XfsFilesystem
 
@@ -36,18 +36,17 @@ def measure_all(folder: Path) -> Iterator[Result | Table]:
 
 
 def image(folder: Path, name: str) -> Path:
-    """Make an image, or take the one of an earlier run; its name says all that it is made from."""
-    path = folder / f"{name}.img"
-    if not path.exists():
-        print(f"making {path.name} …", file=sys.stderr)
-        unfinished = path.with_suffix(".unfinished")
-        kind, _, number = name.partition("-")
+    """Return the image of a name such as ``extents-1000`` or ``files-1000``."""
+    kind, _, count = name.partition("-")
+    number = int(count)
+
+    def make(path: Path) -> None:
         if kind == "files":
-            many_files(unfinished, int(number))
+            many_files(path, number)
         else:
-            many_extents(unfinished, int(number), files=max(int(number) // 2000, 1))
-        unfinished.rename(path)
-    return path
+            many_extents(path, number, files=max(number // 2000, 1))
+
+    return made(folder, name, make)
 
 
 def _open(path: Path) -> XfsFilesystem:

@@ -21,6 +21,7 @@ from whoseblock.fs.pieces import (
     FREE,
     INODES,
     LOG,
+    METADATA,
     NO_FORK,
     NOTHING,
     STAGING,
@@ -86,6 +87,17 @@ class OverBudgetError(Exception):
             begin = end
 
 
+class _Window(NamedTuple):
+    """The records from ``first[i]`` up to ``stop[i]`` are all that may touch question i.
+
+    If their ends ascend as their starts do, all of them touch it.
+    """
+
+    first: "Ints"
+    stop: "Ints"
+    ends_ascend: bool
+
+
 class _Count:
     """Counts the records of each question before they are matched with it."""
 
@@ -95,13 +107,18 @@ class _Count:
         self._records = np.zeros(order.size, dtype=np.int64)
         self._total = 0
 
-    def add(self, number: "Ints", low: "Ints", high: "Ints", first: "Ints", after: "Ints") -> None:
-        """Count records for each question, from low to high; raises `OverBudgetError`."""
+    def add(self, number: "Ints", low: "Ints", after: "Ints", window: "_Window") -> None:
+        """Count the records that touch each question; raises `OverBudgetError`.
+
+        The records end before ``after``, the questions begin at ``low``.
+        """
         if self._budget is None or self._order.size == 1:
             return
         # A record touches a question unless it begins past it or ends before it.
-        ends = after if (after[1:] >= after[:-1]).all() else np.sort(after)
-        records = np.searchsorted(first, high) - np.searchsorted(ends, low, "right")
+        before = window.first
+        if not window.ends_ascend:
+            before = np.searchsorted(np.sort(after), low, "right")
+        records = window.stop - before
         self._records[number] += records
         self._total += int(records.sum())
         if self._total > self._budget:
@@ -263,37 +280,41 @@ def _find_in_group(
     low, high = (starts - base) // size, -(-(ends - base) // size)
     faults: list[Fault] = []
 
-    records = _load(finder.tree(agno, RMAPBT), *_merge(low, high), faults)
+    merged = _merge(low, high)
+    records = _load(finder.tree(agno, RMAPBT), *merged, faults)
     first = records["startblock"].astype(np.int64)
     after = first + records["blockcount"]
-    count.add(questions.number, low, high, first, after)
     reach = np.maximum.accumulate(after)
-    asked, index = _touching(
-        after, np.searchsorted(reach, low, "right"), np.searchsorted(first, high), low
+    window = _Window(
+        np.searchsorted(reach, low, "right"),
+        np.searchsorted(first, high),
+        bool((reach == after).all()),
     )
+    count.add(questions.number, low, after, window)
+    if window.ends_ascend:
+        asked, index = _expand(window.first, np.maximum(window.stop - window.first, 0))
+    else:
+        asked, index = _touching(after, window.first, window.stop, low)
     begin, end = np.maximum(first[index], low[asked]), np.minimum(after[index], high[asked])
     owned = _rows(asked, begin, end)
     _classify(owned, records, index, size)
-    if (reach[:-1] > first[1:]).any():
+    overlap = bool((reach[:-1] > first[1:]).any())
+    if overlap:
         _mark_shared(owned)
 
-    # A gap is what no record covers; where no question is, leaves are missing, not records.
-    gap_low = np.concatenate(([0], reach))
-    gap_high = np.concatenate((first, [blocks]))
-    real = gap_high > gap_low
-    gap_low, gap_high = gap_low[real], gap_high[real]
-    next_gap = np.searchsorted(gap_high, low, "right")
-    gapped = np.flatnonzero(np.append(gap_low, _NEVER)[next_gap] < high)
-    gap_asked, gap_from, gap_to = _intersect(gap_low, gap_high, low[gapped], high[gapped])
-    gaps = _rows(gapped[gap_asked], gap_from, gap_to)
+    gaps = owned[:0]
+    covered = np.bincount(asked, end - begin, low.size) == high - low
+    if overlap or not covered.all():
+        gaps = _find_gaps(first, reach, blocks, low, high)
     free, doubtful = _find_free(finder, agno, owned, gaps, faults)
     odd[questions.number[doubtful]] = True
     odd[questions.number[owned["question"][_unplaced(finder, agno, owned, faults)]]] = True
     counts = records[:0]
     if volume.sb.has_reflink:
-        counts = _load(finder.tree(agno, REFCOUNTBT), *_merge(low, high), faults)
-    bad_low, bad_high = miscounted(records, counts)
-    odd[questions.number[_intersect(bad_low, bad_high, low, high)[0]]] = True
+        counts = _load(finder.tree(agno, REFCOUNTBT), *merged, faults)
+    if overlap or counts.size:
+        bad_low, bad_high = miscounted(records, counts)
+        odd[questions.number[_intersect(bad_low, bad_high, low, high)[0]]] = True
     for fault in faults:
         odd[questions.number[(fault.low < high) & (low < fault.high)]] = True
 
@@ -309,6 +330,23 @@ def _find_in_group(
     return rows
 
 
+def _find_gaps(
+    first: "Ints", reach: "Ints", blocks: int, low: "Ints", high: "Ints"
+) -> "NDArray[np.void]":
+    """Return the parts of questions that no record covers, of a group of so many blocks.
+
+    Where no question is, leaves were not read: what looks like a gap there is none.
+    """
+    gap_low = np.concatenate(([0], reach))
+    gap_high = np.concatenate((first, [blocks]))
+    real = gap_high > gap_low
+    gap_low, gap_high = gap_low[real], gap_high[real]
+    next_gap = np.searchsorted(gap_high, low, "right")
+    gapped = np.flatnonzero(np.append(gap_low, _NEVER)[next_gap] < high)
+    asked, begin, end = _intersect(gap_low, gap_high, low[gapped], high[gapped])
+    return _rows(gapped[asked], begin, end)
+
+
 def _find_free(
     finder: OwnerFinder,
     agno: int,
@@ -320,8 +358,10 @@ def _find_free(
 
     Those have a gap that is not all free, or metadata that is; all rows are in blocks.
     """
-    used = owned[np.isin(owned["what"], list(BY_FREE_SPACE))]
-    both = _join([gaps, used])
+    metadata = owned[owned["kind"] == METADATA]
+    both = _join([gaps, metadata[np.isin(metadata["what"], list(BY_FREE_SPACE))]])
+    if not both.size:
+        return both, both["question"]
     low, high = both["start"], both["start"] + both["length"]
     space = _load(finder.tree(agno, BNOBT), *_merge(low, high), faults)
     free_low = space["startblock"].astype(np.int64)
@@ -330,7 +370,9 @@ def _find_free(
     free = _rows(both["question"][which[in_gap]], begin[in_gap], end[in_gap])
     free["kind"] = FREE
     gap_bounds = _merge(low[: gaps.size], high[: gaps.size])
-    space = space[np.unique(_intersect(*gap_bounds, *_bounds(space))[0])]
+    in_gaps = np.zeros(space.size, dtype=np.bool_)
+    in_gaps[_intersect(*gap_bounds, *_bounds(space))[0]] = True
+    space = space[in_gaps]
     odd = _intersect(*_merge(*_bounds(space[~_sized(finder, agno, space)])), low, high)[0]
     confirmed = np.bincount(which, end - begin, both.size)
     confirmed[odd] = -1
@@ -362,9 +404,12 @@ def _unplaced(
     ``faults`` receives what is missing of the inode btree, in blocks.
     """
     volume = finder.volume
+    kind = owned["kind"]
+    if (kind == FILE).all():
+        return np.zeros(owned.size, dtype=np.bool_)
     low, high = owned["start"], owned["start"] + owned["length"]
     what = owned["what"]
-    unplaced = (owned["kind"] == UNKNOWN) | (owned["kind"] == STAGING)
+    unplaced = (kind == UNKNOWN) | (kind == STAGING)
     unplaced |= (what == STATIC) & (high > static_blocks(volume))
     for row in np.flatnonzero(what == LOG).tolist():
         unplaced[row] = not finder.check.is_log(agno, int(low[row]), int(high[row]))
@@ -486,6 +531,8 @@ def _touching(ends: "Ints", first: "Ints", stop: "Ints", low: "Ints") -> "tuple[
 
 def _expand(first: "Ints", counts: "Ints") -> "tuple[Ints, Ints]":
     """Give (i, first[i]), (i, first[i] + 1), … ``counts[i]`` times for every i."""
+    if (counts == 1).all():
+        return np.arange(counts.size), first
     owner = np.repeat(np.arange(counts.size), counts)
     begin = np.cumsum(counts) - counts
     return owner, np.arange(owner.size) - (begin - first)[owner]

@@ -41,7 +41,7 @@ from whoseblock.fs.xfs.format.btree import (
     XFS_RMAP_OFF_MASK,
     XFS_RMAP_OFF_UNWRITTEN,
 )
-from whoseblock.fs.xfs.format.inode import ATTR_FORK, DATA_FORK
+from whoseblock.fs.xfs.format.inode import ATTR_FORK, DATA_FORK, XFS_DIFLAG2_REFLINK
 from whoseblock.fs.xfs.maps import ExtentMaps
 from whoseblock.fs.xfs.rows import classify
 from whoseblock.fs.xfs.volume import Volume
@@ -100,6 +100,29 @@ class CrossCheck:
         self.trees = trees
         self.maps = maps
 
+    def needs_counts(self, claims: list[Claim]) -> bool:
+        """Return whether the refcount btree must be descended for the claims on a part.
+
+        One descent beside that of the rmap btree notices an old block of it.  A claim whose owner
+        costs a descent of another structure needs the refcount btree too only if the two notice
+        different states: see docs/internals/xfs.md.
+        """
+        return _overlap(claims) or any(map(self._needs_count, claims))
+
+    def _needs_count(self, claim: Claim) -> bool:
+        kind, what, fork = classify(claim.owner, claim.offset)
+        if kind != FILE:
+            return kind != STAGING and what != INODES
+        ino = claim.owner
+        try:
+            if not self.maps.is_btree(ino, DATA_FORK if fork == DATA else ATTR_FORK):
+                return True
+            # The kernel sets the flag before an inode shares its first extent.
+            flags = self.maps.inodes.get(ino).core.flags2
+        except BlockError:
+            return True
+        return what == FILE_DATA and bool(flags & XFS_DIFLAG2_REFLINK)
+
     def counts(
         self, part: Part, notes: list[str], *, lost: list[Fault]
     ) -> list[tuple[int, int, int]]:
@@ -136,8 +159,7 @@ class CrossCheck:
 
         ``lost`` are the blocks for which records of the rmap or the refcount btree are missing.
         """
-        reach = accumulate((claim.high for claim in claims), max)
-        if counts or any(map(gt, reach, (claim.low for claim in claims[1:]))):
+        if counts or _overlap(claims):
             self._check_counts(part, claims, counts, list(lost), notes)
         for claim in claims:
             self._check_owner(part.agno, claim, notes)
@@ -313,6 +335,12 @@ class CrossCheck:
     def _place(self, agno: int, low: int, high: int) -> str:
         start = self.volume.ag_to_byte(agno, low)
         return f"{start}+{(high - low) * self.volume.block_size}"
+
+
+def _overlap(claims: list[Claim]) -> bool:
+    """Return whether two of the claims, which are in order, overlap."""
+    reach = accumulate((claim.high for claim in claims), max)
+    return any(map(gt, reach, (claim.low for claim in claims[1:])))
 
 
 def _inode_blocks(startino: int, holemask: int, log: int) -> Iterator[tuple[int, int]]:

@@ -131,6 +131,13 @@ class ExtentMaps:
             at = leaf.starts[index] + length
         return True
 
+    def is_btree(self, ino: int, fork: str) -> bool:
+        """Return whether the map is a btree, so that an extent of it costs a descent.
+
+        Raises `BlockError`.
+        """
+        return isinstance(self._root(ino, fork), _MapNode)
+
     def leaf(self, ino: int, fork: str, offset: int) -> MapLeaf:
         """Return the extents among which that of block ``offset`` is, if it has one.
 

@@ -144,6 +144,38 @@ class OwnerFinder:
         low, high = (start - base) // size, -(-(end - base) // size)
         part = Part(agno, low, high)
         faults: list[Fault] = []
+        pieces, claims, gaps = self._recorded(part, start, end, faults, notes)
+        # What is damaged somewhere in the group matters only where it touches the question.
+        faults = [fault for fault in faults if fault.low < high and low < fault.high]
+        uncounted: list[Fault] = []
+        counts: list[tuple[int, int, int]] = []
+        counted = bool(faults) or self.check.needs_counts(claims)
+        if counted:
+            counts = self.check.counts(part, notes, lost=uncounted)
+        unowned = list(self._gaps(part, gaps, faults, counts, notes))
+        for first, after, kind in unowned:
+            clipped = max(start, base + first * size)
+            pieces.append(Piece(clipped, min(end, base + after * size) - clipped, kind))
+        if not counted and any(kind == UNKNOWN for _, _, kind in unowned):
+            counts = self.check.counts(part, notes, lost=uncounted)
+        notes += [fault.note for fault in faults]
+        self.check.check(part, claims, counts, [*faults, *uncounted], notes)
+        if len(pieces) > 1:
+            pieces.sort(key=lambda piece: (piece.start, piece.inode, piece.file_offset))
+            mark_shared(pieces)
+        if faults:
+            self._mark_counted(part, pieces, counts)
+        return pieces
+
+    def _recorded(
+        self, part: Part, start: int, end: int, faults: list[Fault], notes: list[str]
+    ) -> tuple[list[Piece], list[Claim], list[tuple[int, int]]]:
+        """Return what the rmap btree records of a part: pieces, claims, and the gaps between.
+
+        The pieces are clipped to the bytes from ``start`` up to ``end``.
+        """
+        agno, low, high = part
+        base, size = agno * self.volume.ag_bytes, self.volume.block_size
         pieces: list[Piece] = []
         claims: list[Claim] = []
         gaps: list[tuple[int, int]] = []
@@ -169,21 +201,7 @@ class OwnerFinder:
                 )
         if covered < high:
             gaps.append((covered, high))
-        # What is damaged somewhere in the group matters only where it touches the question.
-        faults = [fault for fault in faults if fault.low < high and low < fault.high]
-        uncounted: list[Fault] = []
-        counts = self.check.counts(part, notes, lost=uncounted)
-        for first, after, kind in self._gaps(part, gaps, faults, counts, notes):
-            clipped = max(start, base + first * size)
-            pieces.append(Piece(clipped, min(end, base + after * size) - clipped, kind))
-        notes += [fault.note for fault in faults]
-        self.check.check(part, claims, counts, [*faults, *uncounted], notes)
-        if len(pieces) > 1:
-            pieces.sort(key=lambda piece: (piece.start, piece.inode, piece.file_offset))
-            mark_shared(pieces)
-        if faults:
-            self._mark_counted(part, pieces, counts)
-        return pieces
+        return pieces, claims, gaps
 
     def _with_what(self, piece: Piece, notes: list[str]) -> Piece:
         """Let the inode tell whether the blocks are a directory's, a symlink's or plain data."""
