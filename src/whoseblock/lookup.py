@@ -231,8 +231,12 @@ class Lookup(Closing):
 
     def _answer_plainly(self, batch: Sequence[Asked], wish: Wish) -> Iterator[Streamed]:
         space = self.leaf(batch[0].layer)
+        stream = told(space, [(asked.start, asked.length) for asked in batch], wish)
+        if not any(asked.origin or asked.remark for asked in batch):
+            yield from stream
+            return
         answered = 0
-        for item in told(space, [(asked.start, asked.length) for asked in batch], wish):
+        for item in stream:
             if isinstance(item, LeadingRows):
                 yield item
                 continue

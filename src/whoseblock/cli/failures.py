@@ -270,28 +270,32 @@ def _begin(file: TextIO, readings: list[Reading]) -> Reading:
 def _lines(file: TextIO) -> Iterator[str]:
     """Yield the lines of a file; raises `MalformedError` for one that no program writes."""
     number = 0
-    while line := _read(file.readline, file, _LONGEST_LINE):
-        number += 1
-        if len(line) == _LONGEST_LINE:
-            expected = f"text in lines of less than {_LONGEST_LINE} characters"
-            raise MalformedError(name_of(file), number, expected)
-        yield line
+    readline = file.readline
+    try:
+        while line := readline(_LONGEST_LINE):
+            number += 1
+            if len(line) == _LONGEST_LINE:
+                expected = f"text in lines of less than {_LONGEST_LINE} characters"
+                raise MalformedError(name_of(file), number, expected)
+            yield line
+    except OSError as error:
+        raise _unreadable(file, error) from error
 
 
 def _document(file: TextIO) -> str:
     """Read a file whole; raises `MalformedError` for one that no program writes."""
-    text = _read(file.read, file, _LONGEST_DOCUMENT)
+    try:
+        text = file.read(_LONGEST_DOCUMENT)
+    except OSError as error:
+        raise _unreadable(file, error) from error
     if len(text) == _LONGEST_DOCUMENT:
         expected = f"a document of less than {_LONGEST_DOCUMENT} characters"
         raise MalformedError(name_of(file), None, expected)
     return text
 
 
-def _read(read: Callable[[int], str], file: TextIO, most: int) -> str:
-    try:
-        return read(most)
-    except OSError as error:
-        raise WhoseblockError(f"cannot read {name_of(file)}: {error.strerror}") from error
+def _unreadable(file: TextIO, error: OSError) -> WhoseblockError:
+    return WhoseblockError(f"cannot read {name_of(file)}: {error.strerror}")
 
 
 def _counted(lines: Iterator[str], reading: Reading) -> Iterator[str]:

@@ -28,7 +28,6 @@ from whoseblock.fs.pieces import (
     STATIC,
     UNKNOWN,
     XATTR,
-    Piece,
 )
 from whoseblock.fs.xfs.agree import miscounted, size_keys, within_chunks
 from whoseblock.fs.xfs.btree import BNOBT, CNTBT, INOBT, REFCOUNTBT, RMAPBT, AgTree, Fault, Node
@@ -54,7 +53,7 @@ if TYPE_CHECKING:
 
     Ints = NDArray[np.int64]
 
-__all__ = ["OverBudgetError", "find_all", "find_many", "pieces_by_question"]
+__all__ = ["OverBudgetError", "find_all", "find_many"]
 
 #: Candidates are taken one by one up to so many for each question and record, else by blocks...
 _PLENTY: Final = 4
@@ -199,17 +198,6 @@ def find_all(
             todo += [(begin + first, begin + stop) for first, stop in reversed(over.cuts)]
     complete[list(notes)] = False
     return as_columns(_join(parts), complete, notes)
-
-
-def pieces_by_question(arrays: OwnerArrays) -> Iterator[tuple[list[Piece], tuple[str, ...]]]:
-    """Give the pieces and the notes of each question, in the order asked."""
-    columns = (getattr(arrays, name).tolist() for name in Piece._fields)
-    pieces = list(map(Piece._make, zip(*columns, strict=True)))
-    counts = np.bincount(arrays.question, minlength=arrays.complete.size)
-    at = 0
-    for question, count in enumerate(counts.tolist()):
-        yield pieces[at : at + count], arrays.notes.get(question, ())
-        at += count
 
 
 class _Questions(NamedTuple):
