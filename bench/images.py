@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.support import calls
+from tests.support import system_calls
 from tests.support.mounts import mounted
 from tests.support.tools import run, xfsprogs
 
@@ -52,7 +52,7 @@ def fragmented_file(name: bytes, extents: int, *, written: bool = False) -> None
         else:
             os.posix_fallocate(descriptor, 0, size)
         for index in range(extents):
-            calls.punch_hole(descriptor, (2 * index + 1) * BLOCK, BLOCK)
+            system_calls.punch_hole(descriptor, (2 * index + 1) * BLOCK, BLOCK)
     finally:
         os.close(descriptor)
 

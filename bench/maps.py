@@ -4,8 +4,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.support.disks import copy_range, partition
-from tests.support.images import MIB, sparse_file
+from tests.support.disk_images import copy_range, partition
+from tests.support.xfs_images import MIB, sparse_file
 
 from bench.measure import Result, compare, measured, peak_memory
 from bench.xfs import EXTENTS, image

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from tests.support import calls
-from tests.support.crafted import (
+from tests.support import system_calls
+from tests.support.crafted_images import (
     DEPTH,
     GIB,
     LINKS,
@@ -19,8 +19,8 @@ from tests.support.crafted import (
     make_large,
     make_links,
 )
-from tests.support.images import Geometry, make_image
 from tests.support.mounts import mounted
+from tests.support.xfs_images import Geometry, make_image
 
 import whoseblock
 from bench.images import BLOCK, made, make_empty
@@ -149,7 +149,7 @@ def _share(folder: bytes, name: bytes, size: int, count: int) -> None:
     with Path(name.decode()).open("rb") as source:
         for number in range(count - 1):
             with Path(folder.decode(), str(number)).open("wb") as target:
-                calls.clone_range(source.fileno(), 0, size, target.fileno(), 0)
+                system_calls.clone_range(source.fileno(), 0, size, target.fileno(), 0)
 
 
 def _clones(root: bytes) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 import numpy as np
-from tests.support import calls
+from tests.support import system_calls
 from tests.support.mounts import mounted
 
 import whoseblock
@@ -194,4 +194,4 @@ def _make(path: Path) -> None:
 
 def _clone(name: bytes, other: bytes) -> None:
     with Path(name.decode()).open("rb") as source, Path(other.decode()).open("wb") as target:
-        calls.clone_range(source.fileno(), 0, 0, target.fileno(), 0)
+        system_calls.clone_range(source.fileno(), 0, 0, target.fileno(), 0)

@@ -8,7 +8,7 @@ import os
 import random
 from pathlib import Path
 
-from tests.support import calls
+from tests.support import system_calls
 from tests.support.mounts import mounted
 from tests.support.tools import run, xfsprogs
 
@@ -76,9 +76,9 @@ def _fill(folder: bytes, factor: int, data: int) -> list[bytes]:
             os.fsync(first)
             if title == b"pieces":
                 for at in range(_PIECE, pages, _PIECE + 1):
-                    calls.punch_hole(first, at * _PAGE, _PAGE)
+                    system_calls.punch_hole(first, at * _PAGE, _PAGE)
             for clone in clones:
-                calls.clone_range(first, 0, 0, clone, 0)
+                system_calls.clone_range(first, 0, 0, clone, 0)
         finally:
             for file in (first, *clones):
                 os.close(file)

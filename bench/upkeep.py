@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.support import calls
+from tests.support import system_calls
 from tests.support.mounts import loop_device, mounted
 from tests.support.tools import Missing, need_loop_mounts, run, xfsprogs
 
@@ -160,7 +160,7 @@ def _clones(root: bytes) -> list[int]:
     os.fsync(files[0])
     for clone in range(1, _CLONES):
         files.append(os.open(root + b"/%d" % clone, os.O_RDWR | os.O_CREAT, 0o644))
-        calls.clone_range(files[0], 0, 0, files[-1], 0)
+        system_calls.clone_range(files[0], 0, 0, files[-1], 0)
     return files
 
 

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tests.support.failing_disk import failing_disk, read_direct, traced
-from tests.support.images import MIB, Geometry, make_image
 from tests.support.watch_daemon import from_now_on
+from tests.support.xfs_images import MIB, Geometry, make_image
 
 import whoseblock
 from bench.images import BLOCK

@@ -18,7 +18,7 @@ from demo.needs import Need, missing
 
 import whoseblock
 from whoseblock.errors import MediaError
-from whoseblock.fs.base import Filesystem
+from whoseblock.fs.driver import Volume
 from whoseblock.journal import NewReport, PlannedStep, open_journal
 from whoseblock.media import EmulatedPmem, FileMedia
 from whoseblock.ranges import ByteRange, subtract
@@ -193,7 +193,7 @@ def _on_the_image(image: Path, free: ByteRange) -> int:
 
     medium = EmulatedPmem(FileMedia(image, writable=True), poison=[free])
 
-    def afresh() -> Filesystem:
+    def afresh() -> Volume:
         return whoseblock.open(_Kept(medium))
 
     with open_journal() as journal, journal.begin_run(["demo"], whoseblock.__version__) as run:

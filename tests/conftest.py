@@ -4,16 +4,18 @@ Such a test is skipped, and says what would bring it.  With WHOSEBLOCK_REQUIRE_A
 environment it fails instead: where everything ought to be there, nothing may be skipped unseen.
 """
 
+import fcntl
 import os
 import signal
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
+from demo.demo import unpack
 from hypothesis import HealthCheck, settings
-from tests.support.postgres import Postgres, server
+from tests.support.filled_images import Zoo
+from tests.support.postgresql_server import Postgres, server
 from tests.support.tools import Missing
-from tests.support.zoo import Zoo
 
 # How long an example takes is no property of it: other work may be done on this machine.
 settings.register_profile(
@@ -65,6 +67,19 @@ def session_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def zoo(session_folder: Path) -> Zoo:
     """Give the filled images, each made when first asked for."""
     return Zoo(session_folder)
+
+
+@pytest.fixture(scope="session")
+def demo_image(session_folder: Path) -> Path:
+    """Return the demo's image, unpacked once a session; tests only read it."""
+    image = session_folder / "demo.img"
+    with (session_folder / "demo.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not image.exists():
+            unpacking = image.with_suffix(".part")
+            unpack(unpacking)
+            unpacking.rename(image)
+    return image
 
 
 @pytest.fixture(scope="session")

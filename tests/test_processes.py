@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 from msgspec import UNSET
-from tests.support.children import running
-from tests.support.failing import failing_device
-from tests.support.images import Geometry, make_image
+from tests.support.failing_image import failing_device
+from tests.support.mapping_processes import running
 from tests.support.mounts import mounted
 from tests.support.tools import CHECKOUT, need_loop_mounts, need_root, run
+from tests.support.xfs_images import Geometry, make_image
 
 from whoseblock import processes
 from whoseblock.fs.base import Mapping, OpenFile, Process

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.support.children import running
+from tests.support.mapping_processes import running
 from tests.support.tools import CHECKOUT, need_root
 
 from whoseblock import processes

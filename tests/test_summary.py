@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.support.expect import Expectation
+from tests.support.expected_rows import Expectation
+from tests.support.filled_images import Zoo
 from tests.support.mounts import mounted
 from tests.support.truth import Truth
-from tests.support.zoo import Zoo
 
 from whoseblock.cli.summary import quoted
 from whoseblock.fs.base import Answer, FileOwner, Free, MetadataOwner, Outside, Owner

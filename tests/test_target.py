@@ -1,4 +1,4 @@
-"""Devices of this machine, and filesystems that have more than one."""
+"""BlockDevices of this machine, and filesystems that have more than one."""
 
 import json
 import os
@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.disks import copy_range, partition
-from tests.support.images import MIB, sparse_file
+from tests.support.disk_images import copy_range, partition
+from tests.support.filled_images import Zoo
+from tests.support.machine_snapshots import facts, unpacked
 from tests.support.mounts import frozen, loop_device, mounted
-from tests.support.snapshots import facts, unpacked
 from tests.support.tools import need_loop_mounts, program, run, xfsprogs
-from tests.support.zoo import Zoo
+from tests.support.xfs_images import MIB, sparse_file
 
+from whoseblock.fs.mounted.fiemap import file_extents
 from whoseblock.stack.base import descend
-from whoseblock.stack.devices import Devices
-from whoseblock.stack.fiemap import file_extents
-from whoseblock.stack.host import Host
+from whoseblock.stack.kernel.devices import BlockDevices
+from whoseblock.stack.kernel.host import Host
 from whoseblock.stack.mounted import other_devices
 
 SECTOR = 512
@@ -54,7 +54,7 @@ def test_partitions_of_a_real_disk_are_those_of_lsblk(session_folder: Path) -> N
     (disk,) = (
         device for device in json.loads(text)["blockdevices"] if device["name"] == known["disk"]
     )
-    layer = Devices(Host(root)).layer(known["disk"])
+    layer = BlockDevices(Host(root)).find_layer(known["disk"])
     assert layer.size == disk["size"]
     assert [
         (segment.to.name, segment.start // SECTOR, segment.length)
@@ -64,7 +64,7 @@ def test_partitions_of_a_real_disk_are_those_of_lsblk(session_folder: Path) -> N
 
 
 def test_swap_is_named(session_folder: Path) -> None:
-    layer = Devices(Host(unpacked("disk", session_folder))).layer(facts("disk")["swap"])
+    layer = BlockDevices(Host(unpacked("disk", session_folder))).find_layer(facts("disk")["swap"])
     (landing,) = descend(layer, 0, SECTOR)
     assert (landing.what, landing.certain) == ("swap space", True)
 

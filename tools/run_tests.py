@@ -3,8 +3,9 @@
     python -m tools.run_tests WORKERS [ARGUMENTS OF PYTEST]
 
 Both run whatever the result of the first.  The end lists why tests were skipped; the last line has
-the sum.  Each named path goes to the run that it belongs to; if all belong to one run, the other is
-left out.
+the sum.  With pytest's option ``--durations=N`` it also lists the N files whose tests took longest,
+with the time of all their tests together.  Each named path goes to the run that it belongs to; if
+all belong to one run, the other is left out.
 """
 
 import os
@@ -15,7 +16,7 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.support.tally import OUTCOMES, PLACE, Tally
+from tests.support.result_counts import OUTCOMES, PLACE, ResultCounts
 
 ALONE = Path("tests/alone")
 _WIDTH = 100
@@ -44,11 +45,22 @@ def _runs(workers: str, words: list[str]) -> list[list[str]]:
     return runs
 
 
-def _run(words: list[str], total: Tally) -> int:
+def _files_to_time(words: list[str]) -> int | None:
+    """Return the number that ``--durations`` asks for, or None without that option."""
+    number = None
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        name, equals, value = word.partition("=")
+        if name == "--durations":
+            value = value if equals else following
+            number = int(value) if value.isdecimal() else None
+    return number
+
+
+def _run(words: list[str], total: ResultCounts) -> int:
     """Run pytest, and add its counts to the total; return its exit status."""
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder) / "counts"
-        command = [sys.executable, "-m", "pytest", "-p", "tests.support.tally", *words]
+        command = [sys.executable, "-m", "pytest", "-p", "tests.support.result_counts", *words]
         code = subprocess.call(command, env=os.environ | {PLACE: str(place)})
         if place.exists():
             total.add(place)
@@ -57,11 +69,16 @@ def _run(words: list[str], total: Tally) -> int:
 
 def main() -> int:
     """Run both; return the exit status of the first that failed."""
-    begun, total, codes = time.monotonic(), Tally(), []
+    begun, total, codes = time.monotonic(), ResultCounts(), []
     for words in _runs(sys.argv[1], sys.argv[2:]):
         codes.append(_run(words, total))
         if codes[-1] == pytest.ExitCode.INTERRUPTED:
             break
+    timed = _files_to_time(sys.argv[2:])
+    if timed is not None:
+        print("\nseconds of each test file, all its tests together:")
+        for file, seconds in total.slowest_files(timed):
+            print(f"{seconds:>9.2f}  {file}")
     if total.reasons:
         print("\nskipped, and why:")
         for reason, count in total.reasons.most_common():

@@ -8,7 +8,7 @@ From a range of a device that has gone bad to everything that owned it::
         for owner in fs.owners(1257472, 4096):
             print(owner)
 
-`open` gives a `whoseblock.fs.base.Filesystem`; docs/api.md has the whole of it.
+`open` gives a `whoseblock.fs.driver.Volume`; docs/api.md has the whole of it.
 """
 
 from typing import TYPE_CHECKING
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import os
 
-    from whoseblock.fs.base import Filesystem
+    from whoseblock.fs.driver import Volume
     from whoseblock.media.base import Media
 
 __all__ = ["__version__", "open"]
@@ -29,7 +29,7 @@ def open(  # noqa: A001 - like gzip.open: it is only ever used with the module's
     *,
     log_device: "str | os.PathLike[str] | Media | None" = None,
     offline: bool = False,
-) -> "Filesystem":
+) -> "Volume":
     """Open the filesystem of a mount point, on a device, an image, or any `whoseblock.media.Media`.
 
     The kernel is asked about what is mounted, and the disk about all else, also about what the

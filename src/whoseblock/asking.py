@@ -8,11 +8,12 @@ from msgspec import UNSET
 from msgspec.structs import replace
 
 from whoseblock.encode import encode_json
-from whoseblock.fs.base import AddressSpace, Answer, FileOwner, Mounted, Owner, distinct
+from whoseblock.fs.base import Answer, FileOwner, Owner, distinct
+from whoseblock.fs.driver import AddressSpace, MountedVolume
 from whoseblock.fs.stream import ROW_BUDGET, LeadingRows, chunks, join_rows
 
 if TYPE_CHECKING:
-    from whoseblock.processes import Found
+    from whoseblock.processes import Found, Wanted
 
 __all__ = ["Streamed", "Wish", "told"]
 
@@ -34,32 +35,25 @@ class Wish(NamedTuple):
 def told(space: AddressSpace, wanted: Sequence[tuple[int, int]], wish: Wish) -> Iterable[Streamed]:
     """Ask what is on a layer, and about the processes that use it; see `fs.stream`."""
     stream: Iterable[Streamed] = space.owners_stream(wanted, paths=wish.paths)
-    if wish.processes and isinstance(space, Mounted):
-        stream = _with_processes(stream, space.device)
+    if wish.processes and isinstance(space, MountedVolume):
+        stream = _with_processes(stream, space.devices)
     if wish.verified:
         stream = _verify(stream, space)
     return stream
 
 
-def _with_processes(stream: Iterable[Streamed], device: int) -> Iterator[Streamed]:
-    """Add to every file the processes that use the part of it, or have it open.
+def _with_processes(stream: Iterable[Streamed], devices: frozenset[int]) -> Iterator[Streamed]:
+    """Add to every file the processes that use the lost part of it, or have it open.
 
-    ``device`` is that of the filesystem, as `os.makedev` gives it.
+    ``devices`` are all numbers under which files of the filesystem appear.
     """
-    from whoseblock.processes import Wanted, find_processes
+    from whoseblock.processes import find_processes
 
     # Notes that belong to leading rows stand in the answer that ends them.
     carried: list[str] = []
     for chunk in chunks(stream, ROW_BUDGET):
         files = [row for item in chunk for row in item.owners if isinstance(row, FileOwner)]
-        found = find_processes(
-            [
-                Wanted(
-                    device, row.inode, row.file_offset if row.what == "data" else None, row.length
-                )
-                for row in files
-            ]
-        )
+        found = find_processes([_wanted(row, devices) for row in files])
         notes = _process_notes(found)
         users = iter(found.processes)
         for item in chunk:
@@ -81,6 +75,13 @@ def _with_processes(stream: Iterable[Streamed], device: int) -> Iterator[Streame
                     if item.complete or not added
                     else distinct([*(item.remarks or ()), *added]),
                 )
+
+
+def _wanted(row: FileOwner, devices: frozenset[int]) -> "Wanted":
+    from whoseblock.processes import Wanted
+
+    offset, length = row.lost or (None, row.length)
+    return Wanted(devices, row.inode, offset if row.what == "data" else None, length)
 
 
 def _process_notes(found: "Found") -> list[str]:

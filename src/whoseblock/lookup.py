@@ -27,10 +27,8 @@ from whoseblock.errors import (
 from whoseblock.fs import recognise
 from whoseblock.fs.arguments import check_within
 from whoseblock.fs.base import (
-    AddressSpace,
     Answer,
     FileOwner,
-    Filesystem,
     Outside,
     Owner,
     Paths,
@@ -41,11 +39,12 @@ from whoseblock.fs.base import (
     no_progress,
     remarks_in,
 )
+from whoseblock.fs.driver import AddressSpace, Volume
 from whoseblock.fs.stream import ROW_BUDGET, LeadingRows, join_rows
 from whoseblock.media.base import Media
 from whoseblock.media.device import FileMedia
 from whoseblock.media.mounts import is_folder
-from whoseblock.stack.base import Landing, Layer, Step, descend
+from whoseblock.stack.base import Layer, LayerOffset, RangeMapping, descend
 
 __all__ = ["Asked", "Lookup", "Wish", "open_filesystem"]
 
@@ -62,7 +61,7 @@ def open_filesystem(
     *,
     log_device: str | os.PathLike[str] | Media | None = None,
     offline: bool = False,
-) -> Filesystem:
+) -> Volume:
     """Recognise and open the filesystem on ``target``.
 
     The kernel answers for what is mounted, unless ``offline``; the disk does for what the kernel
@@ -94,9 +93,9 @@ def open_filesystem(
 
 def _device_below(device: int, error: BlockError) -> str:
     """Give the path of the device of a number; raises ``error`` if it is no block device."""
-    from whoseblock.stack.host import Host
+    from whoseblock.stack.kernel.host import Host
 
-    name = Host().device_numbered(device)
+    name = Host().find_device_by_number(device)
     if name is None:
         raise error
     return f"/dev/{name}"
@@ -136,7 +135,7 @@ class _Leaf:
 class _Part(NamedTuple):
     """A part of a question: where it led, and what is there; None if there is nothing to ask."""
 
-    landing: Landing
+    landing: RangeMapping
     leaf: _Leaf | None
 
 
@@ -183,12 +182,12 @@ class Lookup(Closing):
     def file_size(self, layer: Layer, inode: int) -> int | None:
         """Give the size of a file of the filesystem on a layer, None if that is not known."""
         space = self._find_leaf(layer).space
-        return space.file_size(inode) if isinstance(space, Filesystem) else None
+        return space.file_size(inode) if isinstance(space, Volume) else None
 
     def paths_many(self, layer: Layer, inodes: Iterable[int]) -> dict[int, Paths]:
         """Give every path of each of ``inodes`` of the filesystem on a layer."""
         space = self._find_leaf(layer).space
-        return space.paths_many(inodes) if isinstance(space, Filesystem) else {}
+        return space.paths_many(inodes) if isinstance(space, Volume) else {}
 
     def leaf(self, layer: Layer) -> AddressSpace:
         """Give what is on a layer that nothing is made of.
@@ -221,7 +220,7 @@ class Lookup(Closing):
     def _are_plain(batch: Sequence[Asked]) -> bool:
         """Tell whether a filesystem itself is asked, so that its answers are ours as they are."""
         layer = batch[0].layer
-        if layer.segments or layer.beneath or layer.remarks or layer.doubts:
+        if layer.segments or layer.backing_segments or layer.remarks or layer.doubts:
             return False
         size = layer.size
         return all(
@@ -267,7 +266,7 @@ class Lookup(Closing):
                 yield from self._parts_on(landing, self._find_leaf(landing.layer))
 
     @staticmethod
-    def _parts_on(landing: Landing, leaf: _Leaf) -> Iterator[_Part]:
+    def _parts_on(landing: RangeMapping, leaf: _Leaf) -> Iterator[_Part]:
         """Ask a leaf for what it has; an image may be shorter than the device it is a copy of."""
         length = landing.length
         if leaf.space is not None:
@@ -275,11 +274,11 @@ class Lookup(Closing):
         if length:
             yield _Part(landing._replace(length=length), leaf)
         if length < landing.length:
-            way = tuple(Step(step.layer, step.start + length) for step in landing.way)
+            way = tuple(LayerOffset(step.layer, step.start + length) for step in landing.via)
             rest = landing._replace(
                 start=landing.start + length,
                 length=landing.length - length,
-                way=way,
+                via=way,
                 layer=None,
                 what="past the end of what can be read of it",
                 certain=False,
@@ -377,7 +376,7 @@ class _Assembled:
         self._verified: set[bool | UnsetType] = set()
         self._way: tuple[Via, ...] | UnsetType | None = None
         #: Whether the filesystem itself was asked, though not only for what it has.
-        self._plain = not (asked.named or asked.layer.segments or asked.layer.beneath)
+        self._plain = not (asked.named or asked.layer.segments or asked.layer.backing_segments)
 
     def add(self, parts: Sequence[_Part], streams: _Streams, wish: Wish) -> Iterator[LeadingRows]:
         """Add the rows of ``parts``, and return those that need not be held."""
@@ -430,7 +429,7 @@ class _Assembled:
         landing, leaf = part
         self._missing.update(dict.fromkeys(landing.doubts))
         self._remarks.update(dict.fromkeys(landing.remarks))
-        name = landing.way[-1].layer
+        name = landing.via[-1].layer
         if stream is not None:
             for item in stream:
                 for row in item.owners:
@@ -450,8 +449,8 @@ class _Assembled:
             yield Unknown(landing.start, landing.length, via=_way(landing, 0))
 
 
-def _way(landing: Landing, distance: int) -> tuple[Via, ...]:
-    return tuple(Via(layer, start + distance) for layer, start in landing.way)
+def _way(landing: RangeMapping, distance: int) -> tuple[Via, ...]:
+    return tuple(Via(layer, start + distance) for layer, start in landing.via)
 
 
 def _order(row: Owner) -> tuple[int, int, int]:

@@ -72,14 +72,14 @@ _UNITS: Final = (".service", ".scope", ".socket", ".mount", ".swap")
 
 
 class Wanted(NamedTuple):
-    """A part of a file: ``length`` bytes from byte ``file_offset`` of ``inode`` on ``device``.
+    """A part of a file: ``length`` bytes from byte ``file_offset`` of an inode.
 
-    ``device`` is ``st_dev``, which must be the device that mountinfo has for the filesystem: that
-    of btrfs is not.  ``file_offset`` is None for a block of the file that is not its data: nobody
-    can have it mapped, and only descriptors count.
+    ``devices`` are the numbers under which files of its filesystem appear, or the only one: those
+    of ``st_dev``, and that of mountinfo.  ``file_offset`` is None for a block of the file that is
+    not its data: no process can map it, and only descriptors count.
     """
 
-    device: int
+    devices: int | frozenset[int]
     inode: int
     file_offset: int | None
     length: int
@@ -192,10 +192,11 @@ class _Scan:
         self.kernel_seen = False
         self._files: dict[tuple[int, int], _File] = {}
         for place, part in enumerate(wanted):
-            key = (part.device, part.inode)
-            if key not in self._files:
-                self._files[key] = _File(*key)
-            self._files[key].add(place, part)
+            devices = (part.devices,) if isinstance(part.devices, int) else part.devices
+            for key in ((device, part.inode) for device in devices):
+                if key not in self._files:
+                    self._files[key] = _File(*key)
+                self._files[key].add(place, part)
         #: By device and inode as maps has them.
         self._by_text: dict[bytes, dict[bytes, _File]] = {}
         for file in self._files.values():
@@ -246,10 +247,15 @@ class _Scan:
             self._note(process, seen)
 
     def _note(self, process: Process, seen: _Seen) -> None:
-        open_at: dict[int, tuple[OpenFile, ...]] = {}
+        found_at: dict[int, set[OpenFile]] = {}
         for file, found in seen.open.items():
-            descriptors = tuple(sorted(found, key=lambda one: (one.fd, one.flags, one.offset)))
-            open_at.update(dict.fromkeys(file.places, descriptors))
+            for place in file.places:
+                # A file may appear under several devices.
+                found_at[place] = found_at.get(place, set()) | found
+        open_at = {
+            place: tuple(sorted(found, key=lambda one: (one.fd, one.flags, one.offset)))
+            for place, found in found_at.items()
+        }
         for place in seen.mappings.keys() | open_at.keys():
             self.users[place].append(
                 Process(

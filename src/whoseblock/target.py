@@ -11,19 +11,20 @@ from typing import TYPE_CHECKING, Final
 from whoseblock.closing import Closing
 from whoseblock.errors import BlockError, NotAFilesystemError, TargetError, UnsupportedError
 from whoseblock.fs import recognise
-from whoseblock.fs.base import AddressSpace, Filesystem
+from whoseblock.fs.driver import AddressSpace, Volume
+from whoseblock.fs.mounted.fiemap import file_extents
 from whoseblock.fs.signatures import find_content
 from whoseblock.media.base import Media
 from whoseblock.media.device import FileMedia
 from whoseblock.media.mounts import find_mounts, is_folder, mount_note, mounted_readers
-from whoseblock.stack.assembly import Assembly, with_structures
-from whoseblock.stack.base import PHYSICAL_MEMORY, Layer, Linear, Segment
-from whoseblock.stack.devices import Devices
-from whoseblock.stack.host import Host
-from whoseblock.stack.loops import below_loop
+from whoseblock.stack.base import PHYSICAL_MEMORY, Layer, LinearSegment, Segment
+from whoseblock.stack.formats.partitions import read_partition_table
+from whoseblock.stack.images.assembly import Assembly, add_table_structures
+from whoseblock.stack.kernel.devices import BlockDevices
+from whoseblock.stack.kernel.host import Host
+from whoseblock.stack.kernel.loops import find_backing_segments
+from whoseblock.stack.kernel.nvdimm import PersistentMemory
 from whoseblock.stack.mounted import other_devices
-from whoseblock.stack.nvdimm import Nvdimm
-from whoseblock.stack.partitions import read_partitions
 
 if TYPE_CHECKING:
     from whoseblock.fs.xfs.external import Role
@@ -68,8 +69,8 @@ class Target(Closing):
         self.host = Host(options.root)
         self.path = path
         self._options = options
-        self._devices = Devices(self.host)
-        self._memory = Nvdimm(self.host, self._devices)
+        self._devices = BlockDevices(self.host)
+        self._memory = PersistentMemory(self.host, self._devices)
         self._undo = ExitStack()
         self._assembly = Assembly(recognise.begins_with_filesystem)
         self._named: dict[str, Layer] = {}
@@ -102,17 +103,17 @@ class Target(Closing):
     def _mount_point(self, path: str) -> Layer:
         """Give the layer of the device that is mounted at a folder."""
         device = recognise.mounted_device(path) or 0
-        name = self.host.device_numbered(device)
+        name = self.host.find_device_by_number(device)
         if name is None:
             # Not on one block device: whether the kernel tells anything, it will say.
             return Layer(path, _NO_END, "mounted filesystem", device=device)
-        layer = self._devices.layer(name)
+        layer = self._devices.find_layer(name)
         return self._looked(layer) if self._options.through_loop else layer
 
     def _bound(self, device: str, path: str, media: Media) -> Layer:
         """Have a device of the host read from a copy of it."""
-        if self.host.device_folder(device) is not None:
-            layer = self._devices.layer(device)
+        if self.host.find_device_folder(device) is not None:
+            layer = self._devices.find_layer(device)
             layer.read_from(partial(FileMedia, path))
         else:
             layer = Layer(device, media.size, "image", open_media=partial(FileMedia, path))
@@ -122,9 +123,9 @@ class Target(Closing):
 
     def _named_by_user(self, path: str, *, alone: bool = False) -> Layer:
         """Give the layer of a device or an image; ``alone`` looks no further."""
-        device = self.host.device_at(path) if self.host.live else None
+        device = self.host.find_device_at(path) if self.host.live else None
         if device is not None and not alone:
-            return self._looked(self._devices.layer(device))
+            return self._looked(self._devices.find_layer(device))
         media = self._undo.enter_context(closing(FileMedia(path)))
         name = device or self._unused_name(path)
         layer = Layer(
@@ -169,9 +170,13 @@ class Target(Closing):
             if one in self._looked_into:
                 continue
             self._looked_into.add(one)
-            if self._options.through_loop and not one.beneath:
-                one.beneath = tuple(below_loop(self.host, one.name, self._devices.layer))
-                todo += [below for file in one.beneath for below in _layers_below(file)]
+            if self._options.through_loop and not one.backing_segments:
+                one.backing_segments = tuple(
+                    find_backing_segments(
+                        self.host, one.name, self._devices.find_layer, file_extents
+                    )
+                )
+                todo += [below for file in one.backing_segments for below in _layers_below(file)]
             if one.readable:
                 try:
                     media = self._undo.enter_context(closing(one.open()))
@@ -188,14 +193,14 @@ class Target(Closing):
         if not layer.segments:
             self._assembly.add(layer, media)
         elif not all(
-            isinstance(one, Linear) and one.to.kind == "partition" for one in layer.segments
+            isinstance(one, LinearSegment) and one.to.kind == "partition" for one in layer.segments
         ):
             return
         elif recognise.begins_with_filesystem(media):
             # Made over the table: the kernel has not looked since, and no table can be there.
             layer.segments = []
-        elif table := read_partitions(media):
-            layer.segments = with_structures(layer.segments, table)
+        elif table := read_partition_table(media):
+            layer.segments = add_table_structures(layer.segments, table)
 
     def _asked(self) -> Layer | None:
         """Give the layer that ranges without a device are of."""
@@ -215,7 +220,7 @@ class Target(Closing):
     @property
     def is_device(self) -> bool:
         """Whether the kernel knows the target itself, and therefore what it is made of."""
-        return self.path is not None and self.host.device_at(self.path) is not None
+        return self.path is not None and self.host.find_device_at(self.path) is not None
 
     # ------------------------------------------------------------------ devices that failures name
 
@@ -223,11 +228,11 @@ class Target(Closing):
         """Give the layer that the kernel calls ``device``; raises `TargetError`."""
         if device not in self._named:
             if device == PHYSICAL_MEMORY:
-                layer = self._memory.memory()
+                layer = self._memory.make_memory_layer()
             elif _REGION.fullmatch(device):
-                layer = self._memory.region(device)
+                layer = self._memory.make_region_layer(device)
             else:
-                layer = self._devices.layer(device)
+                layer = self._devices.find_layer(device)
             if self.host.live:
                 self._looked(layer)
                 self._assembly.finish()
@@ -240,8 +245,8 @@ class Target(Closing):
         Each with the device that it counts from, its name, and its text.  Raises `TargetError` if
         the kernel keeps none.
         """
-        name = self._options.device or (self.host.device_at(self.path) if self.path else None)
-        folder = self.host.device_folder(name) if name else None
+        name = self._options.device or (self.host.find_device_at(self.path) if self.path else None)
+        folder = self.host.find_device_folder(name) if name else None
         if name is None or folder is None:
             raise TargetError(
                 f"the kernel has no list of bad blocks of {self.path!r}, which is no device",
@@ -250,9 +255,9 @@ class Target(Closing):
         places = [(name, folder)]
         if (folder / "partition").exists():
             places.append((folder.parent.name, folder.parent))
-        if region := self._memory.region_of(name):
+        if region := self._memory.find_region_of(name):
             places.append((region, self.host.root / "sys/bus/nd/devices" / region))
-        lists = [(device, self.host.text(place / "badblocks")) for device, place in places]
+        lists = [(device, self.host.read_text(place / "badblocks")) for device, place in places]
         if all(text is None for _, text in lists):
             raise TargetError(
                 f"the kernel keeps no list of bad blocks of {name!r}",
@@ -267,7 +272,7 @@ class Target(Closing):
 
         None if there is none: the layer is in pieces, or has copies.
         """
-        if layer.device is not None and (name := self.host.device_numbered(layer.device)):
+        if layer.device is not None and (name := self.host.find_device_by_number(layer.device)):
             return f"/dev/{name}", 0
         for image, path in self._images.items():
             if (shift := _shift_of(layer, image)) is not None:
@@ -360,7 +365,7 @@ class Target(Closing):
             return None
         return undo.enter_context(closing(FileMedia(path)))
 
-    def _check_devices(self, layer: Layer, filesystem: Filesystem) -> None:
+    def _check_devices(self, layer: Layer, filesystem: Volume) -> None:
         """Keep in mind which of the named devices the filesystem of the target does not have."""
         from whoseblock.fs.xfs import XfsFilesystem
 
@@ -420,7 +425,11 @@ def _shift_of(layer: Layer, image: Layer) -> int | None:
     if layer is image:
         return 0
     for segment in image.segments:
-        if not isinstance(segment, Linear) or segment.to_start or segment.length < segment.to.size:
+        if (
+            not isinstance(segment, LinearSegment)
+            or segment.to_start
+            or segment.length < segment.to.size
+        ):
             continue
         inside = _shift_of(layer, segment.to)
         if inside is not None:
@@ -436,7 +445,7 @@ def _reach(layer: Layer) -> set[Layer]:
         if (one := todo.pop()) not in found:
             found.add(one)
             todo += [segment.to for segment in one.segments if segment.to is not None]
-            todo += [below for segment in one.beneath for below in _layers_below(segment)]
+            todo += [below for segment in one.backing_segments for below in _layers_below(segment)]
     return found
 
 

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from tests.scenarios.test_emulated_device import BLOCK, place_of
 from tests.support.failing_disk import failing_disk
-from tests.support.images import MIB, Geometry, make_image
 from tests.support.tools import need_loop_mounts
 from tests.support.watch_daemon import Daemon, from_now_on, peak_memory, until, watching
-from tests.test_emulate_kernel import BLOCK, place_of
+from tests.support.xfs_images import MIB, Geometry, make_image
 
 from whoseblock.ranges import ByteRange
 

@@ -13,12 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.support.emulated import Emulated, emulated
+from tests.scenarios.test_emulated_device import BLOCK, fill, forget, place_of
+from tests.support.emulated_device import Emulated, emulated
 from tests.support.failing_disk import TRACING, failing_disk, read_direct
-from tests.support.images import MIB, Geometry, make_image
 from tests.support.tools import Missing, need_loop_mounts, run
 from tests.support.watch_daemon import Daemon, from_now_on, once, peak_memory, until, watching
-from tests.test_emulate_kernel import BLOCK, fill, forget, place_of
+from tests.support.xfs_images import MIB, Geometry, make_image
 
 from whoseblock.errors import NEWS
 from whoseblock.journal import History

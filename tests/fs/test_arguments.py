@@ -15,9 +15,9 @@ from tests.support.tools import need_loop_mounts
 
 import whoseblock
 from whoseblock.errors import ArgumentError, ClosedError, OutOfDeviceError
-from whoseblock.fs.base import Filesystem
+from whoseblock.fs.driver import Volume
 
-Open = Callable[[], Filesystem]
+Open = Callable[[], Volume]
 
 
 @pytest.fixture(scope="module", params=["offline", "mounted"])
@@ -35,7 +35,7 @@ def opened(
 
 
 @pytest.fixture(scope="module")
-def fs(opened: Open) -> Iterator[Filesystem]:
+def fs(opened: Open) -> Iterator[Volume]:
     with opened() as filesystem:
         yield filesystem
 
@@ -47,7 +47,7 @@ ANYTHING: st.SearchStrategy[Any] = NUMBERS | ODD | st.integers(0, 100).map(np.ui
 
 
 @given(ANYTHING, ANYTHING)
-def test_any_range_is_answered_or_refused(fs: Filesystem, start: Any, length: Any) -> None:  # noqa: ANN401
+def test_any_range_is_answered_or_refused(fs: Volume, start: Any, length: Any) -> None:  # noqa: ANN401
     right = True
     for value in (start, length):
         right = right and isinstance(value, int | np.integer) and not isinstance(value, bool)
@@ -69,7 +69,7 @@ def test_any_range_is_answered_or_refused(fs: Filesystem, start: Any, length: An
 
 
 @given(NUMBERS | ODD)
-def test_any_inode_is_answered_or_refused(fs: Filesystem, inode: Any) -> None:  # noqa: ANN401
+def test_any_inode_is_answered_or_refused(fs: Volume, inode: Any) -> None:  # noqa: ANN401
     right = isinstance(inode, int) and not isinstance(inode, bool) and 0 <= inode < 1 << 64
     for ask in (
         lambda: fs.paths(inode),
@@ -96,7 +96,7 @@ def test_any_inode_is_answered_or_refused(fs: Filesystem, inode: Any) -> None:  
     ],
 )
 def test_the_sentence_is_clear(
-    fs: Filesystem,
+    fs: Volume,
     start: Any,  # noqa: ANN401
     length: Any,  # noqa: ANN401
     error: type[Exception],
@@ -107,7 +107,7 @@ def test_the_sentence_is_clear(
 
 
 @pytest.mark.parametrize("ranges", [None, 5, [5], [(1, 2, 3)], ["ab"], [None], "ab", [(1,)]])
-def test_what_is_no_list_of_ranges_is_refused(fs: Filesystem, ranges: Any) -> None:  # noqa: ANN401
+def test_what_is_no_list_of_ranges_is_refused(fs: Volume, ranges: Any) -> None:  # noqa: ANN401
     with pytest.raises(ArgumentError):
         list(fs.owners_many(ranges))
 
@@ -124,18 +124,18 @@ def test_what_is_no_list_of_ranges_is_refused(fs: Filesystem, ranges: Any) -> No
         ([[1], [2, 3]], [1]),
     ],
 )
-def test_what_is_no_column_is_refused(fs: Filesystem, starts: Any, lengths: Any) -> None:  # noqa: ANN401
+def test_what_is_no_column_is_refused(fs: Volume, starts: Any, lengths: Any) -> None:  # noqa: ANN401
     with pytest.raises(ArgumentError):
         fs.owners_of(starts, lengths)
 
 
 @pytest.mark.parametrize("inodes", [None, 5, "ab", [None]])
-def test_what_is_no_list_of_inodes_is_refused(fs: Filesystem, inodes: Any) -> None:  # noqa: ANN401
+def test_what_is_no_list_of_inodes_is_refused(fs: Volume, inodes: Any) -> None:  # noqa: ANN401
     with pytest.raises(ArgumentError):
         fs.paths_many(inodes)
 
 
-def test_integers_of_numpy_are_whole_numbers(fs: Filesystem) -> None:
+def test_integers_of_numpy_are_whole_numbers(fs: Volume) -> None:
     wanted = fs.owners(1257472, 4096)
     kinds: tuple[Any, ...] = (np.int64, np.uint64, np.int32)
     for kind in kinds:

@@ -9,23 +9,24 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.support import calls
-from tests.support.images import Geometry, make_image
+from tests.support import system_calls
+from tests.support.filled_images import Zoo
 from tests.support.mounts import mounted
 from tests.support.tools import need_loop_mounts
 from tests.support.truth import Truth
-from tests.support.zoo import Zoo
+from tests.support.xfs_images import Geometry, make_image
 
 import whoseblock
 from whoseblock import lookup
 from whoseblock.cli.json_lines import json_chunks
 from whoseblock.cli.table import table_lines
-from whoseblock.fs.base import Answer, FileOwner, Filesystem
+from whoseblock.fs.base import Answer, FileOwner
+from whoseblock.fs.driver import Volume
 from whoseblock.fs.live import LiveFilesystem
 from whoseblock.fs.stream import LeadingRows, join_rows
 from whoseblock.fs.xfs import XfsFilesystem
 from whoseblock.lookup import Asked, Lookup
-from whoseblock.stack.base import Layer, Linear
+from whoseblock.stack.base import Layer, LinearSegment
 from whoseblock.summary import Summary
 
 _EXAMPLES = settings(max_examples=40, suppress_health_check=list(HealthCheck))
@@ -113,7 +114,9 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, tuple[int, i
             for number in range(SHARERS - 1):
                 begin = number % 7 * BLOCK
                 with (root / str(number)).open("wb") as target:
-                    calls.clone_range(source.fileno(), begin, size - begin, target.fileno(), 0)
+                    system_calls.clone_range(
+                        source.fileno(), begin, size - begin, target.fileno(), 0
+                    )
     with opened(image) as fs:
         row = next(row for row in fs.owners(0, fs.size) if getattr(row, "paths", ()) == ("/first",))
         return image, (row.start, row.length)
@@ -168,7 +171,7 @@ def layered(image: Path, leaves: int) -> tuple[Layer, Layer]:
     """Make a disk on which the filesystem is after 512 bytes, in so many ways."""
     leaf = Layer("leaf", image.stat().st_size, "partition")
     disk = Layer("disk", leaf.size + 1024, "disk")
-    disk.segments = [Linear(512, leaf.size, leaf) for _ in range(leaves)]
+    disk.segments = [LinearSegment(512, leaf.size, leaf) for _ in range(leaves)]
     return disk, leaf
 
 
@@ -180,7 +183,7 @@ def test_pieces_through_layers(
     image, (start, length) = shared
     disk, leaf = layered(image, ways)
 
-    def open_leaf(_: Layer) -> Filesystem:
+    def open_leaf(_: Layer) -> Volume:
         return whoseblock.open(image)
 
     asked = [Asked(start + 512 + 5, length, disk), Asked(0, leaf.size + 1024, disk)]

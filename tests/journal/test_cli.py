@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from tests.cli.test_cli import run
 from tests.support.journals import PAGE, answer, file_row, metadata_row, opened, report
-from tests.test_cli import run
 
 from whoseblock.cli import cli
 from whoseblock.cli.journal import _moment
@@ -47,9 +47,9 @@ def url(journal_url: str) -> str:
     return journal_url
 
 
-def journal(*words: str) -> str:
+def journal(*words: str, error: str = "") -> str:
     done = CliRunner().invoke(cli, ["journal", *words], catch_exceptions=False)
-    assert (done.exit_code, done.stderr) == (0, "")
+    assert (done.exit_code, done.stderr) == (0, error)
     return done.stdout_bytes.decode()
 
 
@@ -85,9 +85,20 @@ def test_list(url: str) -> None:
 def test_filters(tmp_path: Path, words: list[str], devices: list[str]) -> None:
     file = str(tmp_path / "journal.sqlite")
     fill(file)
+    error = "" if devices else f"whoseblock: no failures match {' '.join(words)}\n"
     for verb in (["list", "--json"], ["export"]):
-        lines = journal(*verb, *words, "--journal", file).splitlines()
+        lines = journal(*verb, *words, "--journal", file, error=error).splitlines()
         assert [json.loads(line)["failure"]["device"] for line in lines] == devices
+
+
+def test_a_search_without_result_is_reported(tmp_path: Path) -> None:
+    file = str(tmp_path / "journal.sqlite")
+    fill(file)
+    words = ["--file", "/\x1b", "--until", "2026-11-25T00:00:00Z", "--host", "x", "--open"]
+    shown = r"--file /\x1b --until 2026-11-25T00:00:00Z --host x --open"
+    for verb in ("list", "export"):
+        error = f"whoseblock: no failures match {shown}\n"
+        assert journal(verb, *words, "--journal", file, error=error) == ""
 
 
 def test_show(url: str) -> None:
@@ -157,8 +168,10 @@ def test_what_is_not_there(tmp_path: Path) -> None:
     file = tmp_path / "journal.sqlite"
     with opened(str(file)):
         pass
-    assert journal("list", "--journal", str(file)) == ""
-    assert journal("export", "--format", "csv", "--journal", str(file)).startswith("id,")
+    error = "whoseblock: the journal has no failures\n"
+    assert journal("list", "--journal", str(file), error=error) == ""
+    headings = journal("export", "--format", "csv", "--journal", str(file), error=error)
+    assert headings.startswith("id,")
     done = run("journal", "show", "1", "--journal", file)
     assert (done.returncode, done.stdout) == (JournalError.exit_code, "")
     assert "has no failure 1" in done.stderr

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from tests.support.journals import PAGE, opened, report
-from tests.support.postgres import Postgres
+from tests.support.postgresql_server import Postgres
 from tests.support.tools import CHECKOUT
 
 from whoseblock.journal import Filter, PlannedStep, State, open_journal

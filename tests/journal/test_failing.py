@@ -18,7 +18,7 @@ from types import ModuleType
 import pytest
 from tests.support.journals import PAGE, answer, file_row, opened, report
 from tests.support.mounts import small_filesystem
-from tests.support.postgres import Postgres, server
+from tests.support.postgresql_server import Postgres, server
 from tests.support.tools import need_root
 from tests.support.tools import run as run_program
 

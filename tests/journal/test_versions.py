@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import Connection, event, func, select, text
 from sqlalchemy import table as sqltable
 from tests.support.journals import PAGE, answer, file_row, opened, report
-from tests.support.postgres import Postgres
+from tests.support.postgresql_server import Postgres
 from tests.support.tools import CHECKOUT
 
 from whoseblock.errors import JournalError

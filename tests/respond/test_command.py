@@ -5,10 +5,10 @@ import json
 import os
 from pathlib import Path
 
-from tests.support.bench import BLOCK, Bench, Facts, bench, pattern, write_file
-from tests.support.children import running
+from tests.support.failing_filesystem import BLOCK, Bench, Facts, bench, pattern, write_file
+from tests.support.mapping_processes import running
 from tests.support.mounts import small_filesystem
-from tests.support.sharing import share_five
+from tests.support.shared_blocks import share_five
 
 from whoseblock.errors import JournalError
 from whoseblock.ranges import ByteRange

@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.support.emulated import Emulated, emulated
-from tests.support.images import MIB, Geometry, make_image
-from tests.support.kernel import getfsmap
+from tests.support.emulated_device import Emulated, emulated
+from tests.support.kernel_oracle import getfsmap
 from tests.support.mounts import mounted
 from tests.support.tools import need_loop_mounts, run
+from tests.support.xfs_images import MIB, Geometry, make_image
 
 from whoseblock.media.direct import DirectMedia
 from whoseblock.ranges import ByteRange

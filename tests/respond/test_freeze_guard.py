@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from tests.support.freezers import Freezer, Waiter, freezing, state_of
-from tests.support.killing import (
+from tests.support.freezing_processes import Freezer, Waiter, freezing, state_of
+from tests.support.killed_repairs import (
     Ground,
     check_not_frozen,
     ground,

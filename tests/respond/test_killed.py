@@ -10,12 +10,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from tests.support.emulated import emulated
-from tests.support.failures import FAILURES, Failure
-from tests.support.images import MIB, Geometry, make_image
-from tests.support.kernel import getfsmap
-from tests.support.killed import ACTING
-from tests.support.killing import (
+from tests.support.emulated_device import emulated
+from tests.support.kernel_oracle import getfsmap
+from tests.support.killable_program import ACTING
+from tests.support.killed_repairs import (
     BLOCK,
     SECTOR,
     Ground,
@@ -26,7 +24,9 @@ from tests.support.killing import (
     victim,
 )
 from tests.support.mounts import mounted
+from tests.support.repair_cases import FAILURES, Failure
 from tests.support.tools import need_loop_mounts
+from tests.support.xfs_images import MIB, Geometry, make_image
 
 from whoseblock.journal import Plan, State, open_journal
 from whoseblock.ranges import ByteRange

@@ -7,9 +7,18 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from tests.support.bench import BLOCK, EXCHANGE, KINDS, Bench, bench, forget, pattern, write_file
-from tests.support.images import Geometry
-from tests.support.sharing import Five, share_five
+from tests.support.failing_filesystem import (
+    BLOCK,
+    EXCHANGE,
+    KINDS,
+    Bench,
+    bench,
+    forget,
+    pattern,
+    write_file,
+)
+from tests.support.shared_blocks import Five, share_five
+from tests.support.xfs_images import Geometry
 
 from whoseblock.ranges import ByteRange
 

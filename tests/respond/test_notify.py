@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
-from tests.support.children import running
+from tests.support.mapping_processes import running
 
 from whoseblock.fs.base import Answer, FileOwner, Mapping, Process
 from whoseblock.processes import Wanted, find_processes

@@ -4,10 +4,10 @@ import os
 from pathlib import Path
 
 import pytest
-from tests.support.bench import BLOCK, KINDS, Bench, Facts, bench, pattern, write_file
-from tests.support.calls import clone_range
-from tests.support.images import Geometry
-from tests.support.sharing import share_five
+from tests.support.failing_filesystem import BLOCK, KINDS, Bench, Facts, bench, pattern, write_file
+from tests.support.shared_blocks import share_five
+from tests.support.system_calls import clone_range
+from tests.support.xfs_images import Geometry
 
 from whoseblock.ranges import ByteRange
 

@@ -13,10 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.support.bench import BLOCK, KINDS, Bench, bench, forget, pattern, write_file
-from tests.support.images import Geometry
-from tests.support.sharing import Five, share_five
+from tests.support.failing_filesystem import BLOCK, KINDS, Bench, bench, forget, pattern, write_file
+from tests.support.shared_blocks import Five, share_five
 from tests.support.tools import CHECKOUT
+from tests.support.xfs_images import Geometry
 
 from whoseblock.ranges import ByteRange
 from whoseblock.respond import syscalls

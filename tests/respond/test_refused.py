@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from tests.support.bench import BLOCK, KINDS, Bench, bench, pattern, write_file
-from tests.support.children import running
-from tests.support.images import Geometry
-from tests.support.sharing import Five, share_five
+from tests.support.failing_filesystem import BLOCK, KINDS, Bench, bench, pattern, write_file
+from tests.support.mapping_processes import running
+from tests.support.shared_blocks import Five, share_five
 from tests.support.tools import run
+from tests.support.xfs_images import Geometry
 
 from whoseblock.ranges import ByteRange
 

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.support.bench import BLOCK, KINDS, Bench, bench, pattern, write_file
-from tests.support.calls import clone_range
-from tests.support.images import Geometry
-from tests.support.sharing import Five, share_five
+from tests.support.failing_filesystem import BLOCK, KINDS, Bench, bench, pattern, write_file
+from tests.support.shared_blocks import Five, share_five
+from tests.support.system_calls import clone_range
+from tests.support.xfs_images import Geometry
 
 from whoseblock.ranges import ByteRange
 

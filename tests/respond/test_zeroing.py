@@ -9,7 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tests.support.bench import (
+from tests.support.emulated_device import emulated
+from tests.support.failing_filesystem import (
     BLOCK,
     EXCHANGE,
     KINDS,
@@ -21,11 +22,10 @@ from tests.support.bench import (
     serving,
     write_file,
 )
-from tests.support.calls import fallocate
-from tests.support.creating import creating
-from tests.support.emulated import emulated
-from tests.support.images import MIB, Geometry
+from tests.support.file_creation import creating
 from tests.support.mounts import frozen, loop_device, mounted
+from tests.support.system_calls import fallocate
+from tests.support.xfs_images import MIB, Geometry
 
 from whoseblock.ranges import ByteRange
 

@@ -52,7 +52,7 @@ def test_an_empty_log_has_no_lines() -> None:
         "blk_print_req_error: 17 callbacks suppressed",
     ],
 )
-def test_an_error_in_another_form_is_counted_and_shown(line: str) -> None:
+def test_an_error_of_unknown_form_is_counted_and_shown(line: str) -> None:
     reading = read(f"[    1.000000] usb 1-1: new device\n[    2.000000] {line}\n")
     assert (reading.failures, reading.unrecognised) == (0, 1)
     assert reading.first.startswith(f"line 2: {line[:40]}")
@@ -70,11 +70,11 @@ def test_an_error_in_another_form_is_counted_and_shown(line: str) -> None:
         "Memory: 2012340K/2096628K available",
     ],
 )
-def test_lines_about_something_else_do_not_count(line: str) -> None:
+def test_unrelated_lines_are_not_counted(line: str) -> None:
     assert read(f"[    1.000000] {line}\n").summary() == "0 failures in 1 line"
 
 
-def test_lines_about_a_failure_that_was_read_do_not_count() -> None:
+def test_further_lines_about_a_parsed_failure_are_not_counted() -> None:
     reading = read(
         "[1.0] ata3.00: error: { UNC }\n"
         "[1.0] sd 2:0:0:0: [sdb] tag#12 Sense Key : Medium Error [current]\n"
@@ -85,7 +85,7 @@ def test_lines_about_a_failure_that_was_read_do_not_count() -> None:
     assert reading.failures == 1
 
 
-def test_lines_about_another_disk_count_beside_it() -> None:
+def test_errors_of_other_disks_are_counted() -> None:
     reading = read(
         "[1.0] critical medium error, dev sdb, sector 8 op 0x0:(READ) flags 0x0\n"
         "[1.0] sd 3:0:0:0: [sdbc] tag#1 Sense Key : Medium Error [current]\n"
@@ -97,7 +97,7 @@ def test_lines_about_another_disk_count_beside_it() -> None:
     assert "the first is line 2: sd 3:0:0:0: [sdbc]" in reading.summary()
 
 
-def test_errors_of_the_path_are_said_if_there_is_nothing_else() -> None:
+def test_transport_errors_are_reported_if_nothing_else_is_found() -> None:
     path = "[1.0] timeout error, dev sda, sector 8 op 0x0:(READ) flags 0x0\n"
     assert "1 line reports an error of the path" in read(path).summary()
     assert read(f"{path}[1.0] I/O error, dev sda, sector 8\n").is_silent
@@ -115,7 +115,7 @@ def test_random_bytes_are_not_a_kernel_log(seed: int) -> None:
     ("begin", "word"),
     [(b"\x1f\x8b\x08", "zcat"), (b"\xfd7zXZ\x00", "xzcat"), (b"LPKSHHRH\x00", "journalctl")],
 )
-def test_a_packed_log_gets_the_command_that_unpacks_it(begin: bytes, word: str) -> None:
+def test_the_hint_for_a_compressed_log_names_the_command(begin: bytes, word: str) -> None:
     with pytest.raises(MalformedError) as caught:
         read((begin + bytes(range(200))).decode("utf-8", "surrogateescape"))
     assert word in caught.value.hint
@@ -127,7 +127,7 @@ def test_a_log_with_the_zeros_that_a_crash_leaves_is_read() -> None:
     assert read("\0\0\0\n[    1.000000] usb 1-1: new device\n").failures == 0
 
 
-def test_text_without_any_line_of_a_kernel_is_said() -> None:
+def test_text_without_any_kernel_line_is_reported() -> None:
     assert "no line has the time or the prefix" in read("dear diary\n").summary()
 
 
@@ -136,14 +136,14 @@ def test_a_long_line_is_cut_and_no_more_is_kept() -> None:
     assert len(reading.first) < 100
 
 
-def test_the_answer_says_that_the_request_may_be_longer() -> None:
+def test_a_remark_warns_that_the_request_may_be_longer() -> None:
     (sector,) = read_dmesg(["I/O error, dev sda, sector 8"], "log")
     (page,) = read_dmesg(["Memory failure: 0x2: recovery action for x: y"], "log")
     assert (sector.remark, page.remark) == (REQUEST_REMARK, "")
 
 
 @pytest.mark.parametrize("name", ["loop", "loop-decoded", "loop-raw", "loop-time"])
-def test_a_real_log_whose_failures_were_read_is_silent(name: str) -> None:
+def test_a_parsed_real_log_is_silent(name: str) -> None:
     assert read((FIXTURES / f"sources/{name}.dmesg.txt").read_text()).is_silent
 
 

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.support.emulated import Emulated, emulated
+from tests.support.emulated_device import Emulated, emulated
 from tests.support.mounts import mounted, own_mount_namespace
 from tests.support.tools import Missing, run
 

@@ -89,7 +89,7 @@ def test_status_in_words(machine: Path, tmp_path: Path) -> None:
 
 def test_status_of_a_daemon_that_has_ended(machine: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "whoseblock", "status", "--state", str(tmp_path / "state")]
-    words = {"stopped": "this was its state in the end", "killed": "and it was killed"}
+    words = {"stopped": "this was its state at the end", "killed": "it was killed"}
     for state, text in words.items():
         with watching(tmp_path, "--root", machine) as daemon:
             assert daemon.status()["state"] == "running"
@@ -107,7 +107,7 @@ def test_status_of_a_daemon_that_nobody_may_ask(tmp_path: Path) -> None:
         other.bind(str(tmp_path / "socket"))
         done = subprocess.run(command, capture_output=True, cwd=CHECKOUT, check=False, text=True)
     assert done.returncode == TargetError.exit_code
-    assert "cannot be asked: Protocol wrong type" in done.stderr
+    assert "cannot be queried: Protocol wrong type" in done.stderr
 
 
 def test_two_daemons_do_not_share_a_state(machine: Path, tmp_path: Path) -> None:

@@ -183,7 +183,7 @@ def test_a_device_that_is_not_there_is_said(house: House) -> None:
     (history,) = house.histories()
     answer = history.findings[0].answer
     assert answer["complete"] is False
-    assert answer["notes"] == ["there is no block device 'sdzz'"]
+    assert answer["notes"] == ["no block device 'sdzz'"]
     assert [owner["kind"] for owner in answer["owners"]] == ["unknown"]
 
 

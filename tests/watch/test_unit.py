@@ -9,12 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.support.bench import BLOCK, KINDS, PLAIN, Facts, bench, pattern, write_file
-from tests.support.calls import clone_range
-from tests.support.images import MIB, Geometry, make_image
+from tests.support.failing_filesystem import BLOCK, KINDS, PLAIN, Facts, bench, pattern, write_file
 from tests.support.mounts import loop_device
+from tests.support.system_calls import clone_range
 from tests.support.systemd_unit import UNIT, as_the_unit, capabilities
 from tests.support.tools import CHECKOUT, need_loop_mounts
+from tests.support.xfs_images import MIB, Geometry, make_image
 
 from whoseblock.ranges import ByteRange
 

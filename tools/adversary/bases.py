@@ -15,12 +15,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.support.filler import Filler
-from tests.support.images import MIB, Geometry, make_image, sparse_copy, sparse_file
+from tests.support.filled_images import by_kernel
 from tests.support.mounts import mounted
+from tests.support.random_files import Filler
 from tests.support.tools import run, xfsprogs
 from tests.support.truth import Row, Truth
-from tests.support.zoo import by_kernel
+from tests.support.xfs_images import MIB, Geometry, make_image, sparse_copy, sparse_file
 from tools.adversary.units import Unit, find_units
 
 __all__ = ["BASES", "Base", "Recipe", "make_base", "moved"]

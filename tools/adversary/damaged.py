@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.support.damage import Overlay, limited
-from tests.support.expect import Expectation
+from tests.support.expected_rows import Expectation
+from tests.support.image_damage import Overlay, limited
 from tools.adversary.bases import BASES, Base, make_base
 from tools.adversary.described import Described, Question
 from tools.adversary.policy import inherent_reason
@@ -22,7 +22,8 @@ from tools.adversary.wounds import Wounds, draw_wounds
 
 import whoseblock
 from whoseblock.errors import WhoseblockError
-from whoseblock.fs.base import Answer, FileOwner, Filesystem
+from whoseblock.fs.base import Answer, FileOwner
+from whoseblock.fs.driver import Volume
 from whoseblock.media import EmulatedPmem, FileMedia, Media
 from whoseblock.ranges import ByteRange
 
@@ -210,7 +211,7 @@ def _check(case: _Case, question: Question, answer: Answer) -> None:
     case.add(f"{question}", case.patient.judge.judge(question, answer, strict=case.strict))
 
 
-def _bulk(case: _Case, fs: Filesystem, questions: list[Question], rng: random.Random) -> None:
+def _bulk(case: _Case, fs: Volume, questions: list[Question], rng: random.Random) -> None:
     """Ask many together, with paths every other time, and compare with single answers."""
     paths = case.number % 4 == 0
     questions = [*questions, *rng.sample(case.patient.described.pool, _BULK)]

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from tests.support import questions
-from tests.support.expect import Expectation
+from tests.support.expected_rows import Expectation
 from tests.support.mounts import mounted
 from tests.support.tools import Missing
 from tests.support.truth import Truth
@@ -26,7 +26,7 @@ from tools.adversary.plans import draw_plan
 from tools.adversary.verdicts import Judge, Verdict
 
 import whoseblock
-from whoseblock.fs.base import Filesystem
+from whoseblock.fs.driver import Volume
 
 __all__ = ["Outcome", "Round"]
 
@@ -149,7 +149,7 @@ class _Asking:
     #: Whether the filesystem has a reverse map: without one, no answer is complete.
     mapped: bool
 
-    def all(self, fs: Filesystem) -> None:
+    def all(self, fs: Volume) -> None:
         """Ask everything in bulk, half of it with paths; a tenth singly."""
         half = len(self.questions) // 2
         for part, paths in ((self.questions[:half], False), (self.questions[half:], True)):
@@ -160,12 +160,12 @@ class _Asking:
         for question in self.rng.sample(self.questions, len(self.questions) // 20):
             self._check("single with paths", question, fs.owners(*question))
 
-    def groups(self, fs: Filesystem, truth: Truth) -> None:
+    def groups(self, fs: Volume, truth: Truth) -> None:
         """Ask for whole groups and everything."""
         for question in questions.large(truth)[:30]:
             self._check("large", question, fs.owners(*question, paths=False))
 
-    def some(self, fs: Filesystem) -> None:
+    def some(self, fs: Volume) -> None:
         """Ask a mounted filesystem some of it."""
         # A loop device has whole sectors only.
         there = [one for one in self.questions if sum(one) <= fs.device_size]

@@ -9,14 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.support import calls
-from tests.support.filler import Filler
-from tests.support.images import sparse_file
+from tests.support import system_calls
+from tests.support.filled_images import by_kernel
 from tests.support.mounts import loop_device, mounted
+from tests.support.random_files import Filler
 from tests.support.tools import Missing, run, xfsprogs
 from tests.support.truth import Truth
+from tests.support.xfs_images import sparse_file
 from tests.support.xfsdb import ask
-from tests.support.zoo import by_kernel
 from tools.adversary.bases import moved
 from tools.adversary.plans import Plan
 
@@ -126,14 +126,14 @@ def _fill_up(filler: Filler) -> None:
         length, end = 64 << 20, 0
         while length >= filler.block:
             try:
-                calls.fallocate(file, end, length)
+                system_calls.fallocate(file, end, length)
                 end += length
             except OSError as error:
                 if error.errno != errno.ENOSPC:
                     raise
                 length //= 2
         for at in range(0, min(end, 400 * filler.block), 16 * filler.block):
-            calls.punch_hole(file, at, filler.block)
+            system_calls.punch_hole(file, at, filler.block)
     finally:
         os.close(file)
     for number in range(300):
@@ -180,10 +180,10 @@ def make_deep(folder: Path, extents: int) -> Made:
         # In any order: blocks of trees that grow at their end only are full, and the trees lower.
         random.Random(extents).shuffle(places)
         for at in places:
-            calls.punch_hole(file, 2 * at * 1024, 1024)
+            system_calls.punch_hole(file, 2 * at * 1024, 1024)
         for at in places:
             if at % 3:
-                calls.clone_range(file, (2 * at + 1) * 1024, 1024, other, at * 2048)
+                system_calls.clone_range(file, (2 * at + 1) * 1024, 1024, other, at * 2048)
         os.close(file)
         os.close(other)
         for number in range(200):

@@ -4,7 +4,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from tests.support.expect import Expectation
+from tests.support.expected_rows import Expectation
 
 from whoseblock.fs.base import (
     Answer,

@@ -1,4 +1,4 @@
-"""What the journal holds, for people and for spreadsheets."""
+"""The content of the journal as text for people and as CSV."""
 
 import csv
 import io
@@ -35,7 +35,7 @@ _Row = FileOwner | MetadataOwner | Free | Staging | Outside | Unknown
 
 
 def overview_lines(found: Iterable[Overview]) -> Iterator[str]:
-    """Give the lines of a table, one for each failure, as they come."""
+    """Yield the lines of a table, one for each failure, as they arrive."""
     waiting = iter(found)
     widths = [len(heading) for heading in _HEADINGS]
     headings = [_HEADINGS]
@@ -74,7 +74,7 @@ def _overview(one: Overview) -> tuple[str, ...]:
 
 
 def history_lines(history: History) -> Iterator[str]:
-    """Give everything about one failure, for people."""
+    """Yield the lines that describe everything about one failure."""
     failure = history.failure
     yield f"failure {failure.id}: {failure.range} of {printable(failure.device)}"
     yield f"  host        {printable(failure.host)}"
@@ -120,7 +120,7 @@ def _event_lines(step: Step) -> Iterator[str]:
 
 
 def _run_line(run: RunRecord) -> str:
-    ended = "it did not say that it ended" if run.ended is None else f"to {_time(run.ended)}"
+    ended = "its end was not journaled" if run.ended is None else f"to {_time(run.ended)}"
     who = printable(run.user) + (f" by sudo of {printable(run.sudo_user)}" if run.sudo_user else "")
     where = f"process {run.pid} on {printable(run.host)}, whoseblock {printable(run.version)}"
     command = printable(shlex.join(run.command))
@@ -128,20 +128,20 @@ def _run_line(run: RunRecord) -> str:
 
 
 def _answer(finding: Finding) -> Answer:
-    """Make an answer of what was journaled as JSON."""
-    told = finding.answer
+    """Convert the answer that was journaled as JSON."""
+    stored = finding.answer
     rows: list[Owner] = []
-    for row in told["owners"]:
+    for row in stored["owners"]:
         try:
             # A later version may know kinds of owners that this one does not.
             rows.append(msgspec.convert(row, type=_Row))
         except msgspec.ValidationError:
             rows.append(Unknown(start=row["start"], length=row["length"]))
-    return Answer(told["start"], told["length"], finding.complete, finding.notes, tuple(rows))
+    return Answer(stored["start"], stored["length"], finding.complete, finding.notes, tuple(rows))
 
 
 def _detail(detail: Mapping[str, Any]) -> str:
-    """Write what else there is to say, behind what was said; it is ASCII on one line."""
+    """Return further details as JSON on one line of ASCII, with a separator in front."""
     return f"  {json.dumps(detail)}" if detail else ""
 
 
@@ -158,7 +158,10 @@ _COLUMNS: Final = (
 
 
 def csv_lines(histories: Iterable[History]) -> Iterator[str]:
-    """Give a line of CSV for each owner in the last finding of each failure, or one without."""
+    """Yield a line of CSV for each owner in the last finding of each failure.
+
+    A failure without owners has one line.
+    """
     yield _csv_line(_COLUMNS)
     for history in histories:
         common = _common(history)

@@ -1,13 +1,14 @@
-"""``whoseblock journal``: what failed, who owned it, and what was done about it."""
+"""``whoseblock journal``: show the failures, owners, plans and outcomes in the journal."""
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, TypeVar
 
 import click
 
-from whoseblock.cli.command import Command
+from whoseblock.cli.command import Command, is_given
+from whoseblock.cli.notices import report
 from whoseblock.cli.output import write_lines
 from whoseblock.encode import encode_json
 from whoseblock.journal import Filter, State, open_journal
@@ -15,27 +16,28 @@ from whoseblock.journal import Filter, State, open_journal
 __all__ = ["journal"]
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
+_Record = TypeVar("_Record")
 
 _UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
 def _moment(text: str) -> datetime:
-    """Read a moment: ISO 8601, in local time unless it says more, or how long ago that was."""
+    """Parse a time: ISO 8601, local time unless it has a zone, or an age such as ``2h``."""
     try:
         if ago := re.fullmatch(r"([0-9]{1,9})([smhdw])", text):
             return datetime.now(UTC) - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
         return datetime.fromisoformat(text).astimezone(UTC)
     except (ValueError, OverflowError):
-        form = "write 2026-11-25, 2026-11-25T18:00, or how long ago: 2h, 3d"
-        raise click.BadParameter(f"{text!r} is no time: {form}.") from None
+        form = "write 2026-11-25, 2026-11-25T18:00, or an age: 2h, 3d"
+        raise click.BadParameter(f"{text!r} is not a time: {form}.") from None
 
 
 _JOURNAL: Final = click.option(
     "--journal",
     "url",
     metavar="URL",
-    help="The journal: a file, or postgresql://USER@HOST/DATABASE.  By default $WHOSEBLOCK_JOURNAL,"
-    " or else the file in the state folder.",
+    help="Journal to use: a file, or postgresql://USER@HOST/DATABASE.  [default:"
+    " $WHOSEBLOCK_JOURNAL, or the file in the state folder]",
 )
 
 _FILTERS: Final = (
@@ -46,8 +48,8 @@ _FILTERS: Final = (
     click.option(
         "--file",
         metavar="PATH",
-        help="Only failures of which this file was an owner: its path from the root of the"
-        " filesystem, or where it was mounted.",
+        help="Only failures that this file owned: its path from the root of the filesystem, or"
+        " as it was mounted.",
     ),
     click.option(
         "--since",
@@ -66,6 +68,8 @@ _FILTERS: Final = (
     click.option("--host", metavar="NAME", help="Only failures of this host."),
     click.option("--open", "still_open", is_flag=True, help="Only failures that are not closed."),
 )
+
+_SELECTING: Final = frozenset({"device", "file", "since", "until", "state", "host", "still_open"})
 
 
 def _filtered(command: _Command) -> _Command:
@@ -88,32 +92,63 @@ def _filter_of(options: Mapping[str, Any]) -> Filter:
 
 @click.group()
 def journal() -> None:
-    """Show what failed, who owned it at that time, and what was done about it.
+    """Show failures, their owners at that time, and the steps of repairs.
 
-    Nothing here writes: the journal is opened for reading, and never made.
+    These commands open the journal for reading only, and never create it.
     """
+
+
+def _reported(found: Iterable[_Record]) -> Iterator[_Record]:
+    """Yield the failures found; report on standard error if there are none."""
+    empty = True
+    for failure in found:
+        empty = False
+        yield failure
+    if empty:
+        words = _filter_words()
+        report([f"no failures match {words}" if words else "the journal has no failures"])
+
+
+def _filter_words() -> str:
+    """Return the options of the command line that select failures."""
+    context = click.get_current_context()
+    words = []
+    for option in context.command.params:
+        name = option.name or ""
+        if name not in _SELECTING or not is_given(context, name):
+            continue
+        value = context.params[name]
+        words.append(option.opts[0] if value is True else f"{option.opts[0]} {_shown(value)}")
+    return " ".join(words)
+
+
+def _shown(value: object) -> str:
+    return value.strftime("%Y-%m-%dT%H:%M:%SZ") if isinstance(value, datetime) else str(value)
 
 
 @journal.command(
     name="list",
     cls=Command,
     epilog="""\b
-TIME is ISO 8601, in local time unless it says otherwise, or how long ago: 30m, 2h, 3d, 1w.
+TIME is ISO 8601, local time unless it has a zone, or an age:
+30m, 2h, 3d, 1w.
 
 \b
 Examples:
-  whoseblock journal list                      every failure, the oldest first
-  whoseblock journal list --since 3d --open    of the last three days, not dealt with
-  whoseblock journal list --file /srv/db/wal   those that had a part of this file
-  whoseblock journal list --state failed       those with a step that failed
-  whoseblock journal list --journal postgresql://reader@db/fleet --host node7 --json""",
+  whoseblock journal list                     all failures, oldest first
+  whoseblock journal list --since 3d --open   open failures of three days
+  whoseblock journal list --file /srv/db/wal  failures of this file
+  whoseblock journal list --state failed      failures with a failed step
+  whoseblock journal list --journal postgresql://reader@db/fleet --host node7""",
 )
 @_filtered
-@click.option("--json", "as_json", is_flag=True, help="Write JSON Lines, one object a failure.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Write JSON Lines, one object for each failure."
+)
 def list_failures(url: str | None, as_json: bool, **options: Any) -> None:  # noqa: ANN401 - click's
-    """List failures: where, in what state, and who owned them."""
+    """List failures with their steps and owners."""
     with open_journal(url, write=False) as opened:
-        found = opened.failures(_filter_of(options))
+        found = _reported(opened.failures(_filter_of(options)))
         if as_json:
             write_lines(map(encode_json, found))
             return
@@ -133,7 +168,10 @@ Examples:
 @_JOURNAL
 @click.option("--json", "as_json", is_flag=True, help="Write one JSON object.")
 def show(failure: int, url: str | None, as_json: bool) -> None:
-    """Show everything about failure ID: reports, owners, plans, and the history of each step."""
+    """Show the whole history of failure ID.
+
+    It has the reports, the owners, the plans, and the states of each step.
+    """
     with open_journal(url, write=False) as opened:
         found = opened.history(failure)
     if as_json:
@@ -147,8 +185,9 @@ def show(failure: int, url: str | None, as_json: bool) -> None:
 @journal.command(
     cls=Command,
     epilog="""\b
-JSON is one object a line for each failure, as show --json writes it.  CSV has a line for each
-owner in the last answer, and no cell that a spreadsheet takes for a formula.
+JSON has one line for each failure, an object as in show --json.
+CSV has a line for each owner in the last answer.  No cell of it is a formula
+in a spreadsheet.
 
 \b
 Examples:
@@ -157,18 +196,26 @@ Examples:
 )
 @_filtered
 @click.option(
-    "--format", "form", type=click.Choice(["json", "csv"]), default="json", show_default=True
+    "--format",
+    "form",
+    type=click.Choice(["json", "csv"]),
+    default="json",
+    show_default=True,
+    help="Format of the output.",
 )
 def export(url: str | None, form: str, **options: Any) -> None:  # noqa: ANN401 - click's
-    """Write failures with all that is known of them, for other programs."""
+    """Export failures for other programs.
+
+    Each has its reports, owners, plans, and the states of each step.
+    """
     with open_journal(url, write=False) as opened:
-        wanted = _filter_of(options)
+        found = _reported(opened.histories(_filter_of(options)))
         if form == "json":
-            write_lines(map(encode_json, opened.histories(wanted)))
+            write_lines(map(encode_json, found))
             return
         from whoseblock.cli.history import csv_lines
 
-        _write_text(csv_lines(opened.histories(wanted)))
+        _write_text(csv_lines(found))
 
 
 def _write_text(lines: Iterable[str]) -> None:

@@ -40,7 +40,7 @@ def _resolved(resolver: "Resolver", target: "Target") -> Iterator[str]:
     if (device := resolver.device) and device not in resolver.named:
         if resolver.named:
             yield f"--device {device} had no effect: the failures are of other devices"
-        elif target.host.device_folder(device) is None:
+        elif target.host.find_device_folder(device) is None:
             yield f"--device {device} had no effect: no failure names a device"
 
 

@@ -32,21 +32,23 @@ __all__ = ["respond"]
 @click.command(
     cls=Command,
     epilog="""\b
-Without --apply only the journal is written. With --apply:
-  free space, and space never written: exactly the failed sectors are zeroed
-  file data, with --restore-from, --restore-file or --restore-command: the good copy is written
-    to other blocks once and mapped into all files that share it; the failed sectors are zeroed
-  file data, with --punch: zeros replace what cannot be read
-  metadata: nothing is written; the plan names the tool that repairs it
+Without --apply only the journal is written.  With --apply:
+  free space     and space never written: the failed sectors are zeroed,
+                 and no others
+  file data      with --restore-from, --restore-file or --restore-command:
+                 the good copy is written to other blocks once and mapped
+                 into all files that share it; the failed sectors are zeroed
+                 with --punch: zeros replace what cannot be read
+  metadata       nothing is written; the plan names the tool that repairs it
 
 \b
 Examples:
-  whoseblock respond /srv 307p                   show the plan
+  whoseblock respond /srv 307p                show the plan
   whoseblock respond /srv 307p --restore-from /backup/srv --apply
   whoseblock respond /dev/sdb1 --mapfile disk.map --apply --yes
   whoseblock respond /srv 307p --punch --quarantine --apply
-  whoseblock respond /srv 307p --exec 'mail -s lost admin' --signal TERM --apply
-  whoseblock respond --resume                    resume interrupted steps""",
+  whoseblock respond /srv 307p --exec 'mail -s lost admin' --apply
+  whoseblock respond --resume                 resume interrupted steps""",
 )
 @click.argument("target", required=False, type=click.Path(readable=False))
 @click.argument("ranges", nargs=-1, metavar="[RANGE]...")

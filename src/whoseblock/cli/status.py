@@ -1,4 +1,4 @@
-"""``whoseblock status``: how the daemon is."""
+"""``whoseblock status``: the state of the daemon."""
 
 import json
 import socket
@@ -26,25 +26,25 @@ _PATIENCE_S = 10
     "--state",
     type=click.Path(file_okay=False, path_type=Path),
     metavar="FOLDER",
-    help="The state folder of the daemon.  [default: /var/lib/whoseblock/watch, for others than"
-    " root in their own state folder]",
+    help="State folder of the daemon.  [default: /var/lib/whoseblock/watch; without root, a folder"
+    " in the user's state folder]",
 )
 def status(as_json: bool, state: Path | None) -> None:
-    """Say how the daemon is: its sources, what waits, what it has found.
+    """Show the state of the daemon: its sources, its backlog, and its counts.
 
-    Asks the daemon; if none runs, says how the last one ended, and the exit code is 3.
+    If no daemon runs, the last saved state is shown, and the exit code is 3.
     """
     from whoseblock.watch.store.state import usual_state_folder
 
     folder = state or usual_state_folder()
     data = _ask(folder)
-    told = json.loads(data)
+    status = json.loads(data)
     if as_json:
         sys.stdout.buffer.write(data.strip() + b"\n")
     else:
-        for line in _lines(told):
+        for line in _lines(status):
             click.echo(line)
-    if told["state"] != "running":
+    if status["state"] != "running":
         raise _none(folder)
 
 
@@ -56,7 +56,7 @@ def _none(folder: Path) -> TargetError:
 
 
 def _ask(folder: Path) -> bytes:
-    """Get the status from the daemon, or what the last one left."""
+    """Query the daemon for its status, or read the status that the last daemon saved."""
     try:
         with socket.socket(socket.AF_UNIX) as peer:
             peer.settimeout(_PATIENCE_S)
@@ -68,7 +68,7 @@ def _ask(folder: Path) -> bytes:
         pass
     except OSError as error:
         why = error.strerror or str(error)
-        message = f"the daemon of {str(folder)!r} cannot be asked: {why}"
+        message = f"the daemon of {str(folder)!r} cannot be queried: {why}"
         if isinstance(error, PermissionError):
             raise PrivilegeError(message) from error
         raise TargetError(message) from error
@@ -78,31 +78,31 @@ def _ask(folder: Path) -> bytes:
         raise _none(folder) from error
 
 
-def _lines(told: dict[str, Any]) -> Iterator[str]:
-    counts = told["counts"]
+def _lines(status: dict[str, Any]) -> Iterator[str]:
+    counts = status["counts"]
     state = {
-        "running": f"running, process {told['pid']}",
-        "stopped": "not running; this was its state in the end",
-        "killed": "not running, and it was killed; this was its state in the beginning",
-    }[told["state"]]
-    yield f"daemon     {state}, since {_time(told['started'])}"
-    policy = told["policy"]
-    rules = f"{printable(policy)}, {told['rules']} rules" if policy else "none: journal and log"
+        "running": f"running, process {status['pid']}",
+        "stopped": "not running; this was its state at the end",
+        "killed": "not running; it was killed, and this was its state at the start",
+    }[status["state"]]
+    yield f"daemon     {state}, since {_time(status['started'])}"
+    policy = status["policy"]
+    rules = f"{printable(policy)}, {status['rules']} rules" if policy else "none: journal and log"
     yield f"policy     {rules}"
-    if told["policy_fault"]:
-        yield f"           the file as it is now is wrong: {printable(told['policy_fault'])}"
-    for name, source in sorted(told["sources"].items()):
+    if status["policy_fault"]:
+        yield f"           the file is invalid now: {printable(status['policy_fault'])}"
+    for name, source in sorted(status["sources"].items()):
         word = "watched" if source["watched"] else "not watched"
         yield f"source     {name}: {word}; {printable(source['health'])}"
-    waiting = f"{told['backlog']} batches wait"
-    if told["backlog"]:
-        waiting += f", the oldest for {told['backlog_seconds']:.0f} s"
-    if told["worker_failures"]:
-        waiting += f"; the worker failed {told['worker_failures']} times in a row: see the log"
+    waiting = f"{status['backlog']} batches wait"
+    if status["backlog"]:
+        waiting += f", the oldest for {status['backlog_seconds']:.0f} s"
+    if status["worker_failures"]:
+        waiting += f"; the worker failed {status['worker_failures']} times in a row: see the log"
     yield f"backlog    {waiting}"
-    if (actor := told["actor"]) is not None:
+    if (actor := status["actor"]) is not None:
         since = _time(actor["since"])
-        yield f"acts       process {actor['pid']} does what is planned, since {since}"
+        yield f"acts       process {actor['pid']} carries out plans, since {since}"
     new, reports = sum(counts["failures"].values()), sum(counts["reports"].values())
     yield f"failures   {new} new, of {reports} reports; {counts['healed']} healed"
     if counts["unhealed"]:

@@ -1,4 +1,4 @@
-"""``whoseblock watch``: the daemon, or one sweep of what the kernel has seen."""
+"""``whoseblock watch``: the daemon, or one sweep of the kernel's log and lists."""
 
 import sys
 from pathlib import Path
@@ -16,36 +16,42 @@ __all__ = ["watch"]
 @click.command(
     cls=Command,
     epilog="""\b
-Sources, each used if it is there: the kernel's log; the tracepoints of memory failures and of
-failed requests; the bad-blocks lists in sysfs; the health monitor of each mounted XFS; fanotify.
+Sources, each used where available:
+  the kernel's log
+  tracepoints of memory failures and of failed requests
+  lists of bad blocks in sysfs
+  the health monitor of each mounted XFS
+  fanotify
 
 \b
-SIGHUP reads the policy again; a policy that is wrong leaves the old one as it is.
-SIGTERM ends it, once what is in hand is journaled.
+Signals:
+  SIGHUP     reload the policy; an invalid policy does not replace the old one
+  SIGTERM    stop after the present batch is journaled
 
 \b
 Examples:
-  whoseblock watch                                     journal and log every failure
+  whoseblock watch                            journal and log every failure
   whoseblock watch --policy /etc/whoseblock/policy.toml --metrics-port 9719
-  whoseblock watch --once || mail -s "bad blocks" root < /dev/null    for cron""",
+  whoseblock watch --once || mail -s "bad blocks" root < /dev/null""",
 )
 @click.option(
     "--policy",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="FILE",
-    help="What may be done about failures, in TOML.  Without, they are journaled and logged.",
+    help="Policy in TOML: the actions that failures may cause.  Without a policy, failures are only"
+    " journaled and logged.",
 )
 @click.option(
     "--journal",
     metavar="URL",
-    help="The journal: a file, or postgresql://USER@HOST/DATABASE.  By default $WHOSEBLOCK_JOURNAL,"
-    " or else the file in the state folder.",
+    help="Journal to use: a file, or postgresql://USER@HOST/DATABASE.  [default:"
+    " $WHOSEBLOCK_JOURNAL, or the file in the state folder]",
 )
 @click.option(
     "--once",
     is_flag=True,
-    help="Make one sweep of the kernel's log and lists, and end; the exit code is 20 if there was"
-    " something new.",
+    help="Read the kernel's log and lists once, and exit; the exit code is 20 if there were new"
+    " failures.",
 )
 @click.option(
     "--interval",
@@ -53,32 +59,32 @@ Examples:
     default=60,
     show_default=True,
     metavar="SECONDS",
-    help="How often lists are read again that do not tell when they change.",
+    help="Polling interval for lists of bad blocks without change notification.",
 )
 @click.option(
     "--metrics-port",
     metavar="[ADDRESS:]PORT",
-    help="Give metrics to Prometheus on a port, of this machine only unless ADDRESS is given.",
+    help="Serve metrics to Prometheus; only to this machine, unless ADDRESS is given.",
 )
 @click.option(
     "--metrics-file",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="FILE",
-    help="Write metrics to FILE, for the textfile collector of Prometheus's node exporter.",
+    help="Write metrics to FILE, for the textfile collector of the node exporter.",
 )
 @click.option(
     "--state",
     type=click.Path(file_okay=False, path_type=Path),
     metavar="FOLDER",
-    help="Where the daemon keeps what it has not dealt with yet.  [default:"
-    " /var/lib/whoseblock/watch, for others than root in their own state folder]",
+    help="Folder for unprocessed reports and the state.  [default: /var/lib/whoseblock/watch;"
+    " without root, a folder in the user's state folder]",
 )
 @click.option(
     "--root",
     default="/",
     type=click.Path(exists=True, file_okay=False),
     metavar="FOLDER",
-    help="Read /sys, /proc and /dev/kmsg below FOLDER, where a snapshot of a machine is unpacked.",
+    help="Read /sys, /proc and /dev/kmsg below FOLDER, an unpacked snapshot of a machine.",
 )
 def watch(  # noqa: PLR0913 - as many as there are options
     policy: Path | None,
@@ -90,9 +96,9 @@ def watch(  # noqa: PLR0913 - as many as there are options
     state: Path | None,
     root: str,
 ) -> None:
-    """Watch for failures of memory and disks, and journal whose they were.
+    """Watch for failures of memory and disks, and journal their owners.
 
-    As long as all is well it waits for the kernel, and does nothing.
+    While there are no failures, the daemon waits for the kernel and does nothing.
     """
     check_extra("journal")
     if metrics_port is not None or metrics_file is not None:

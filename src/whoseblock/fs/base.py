@@ -1,32 +1,24 @@
-"""What every filesystem answers, and in which words.
+"""The rows of every answer, and what identifies a file.
 
 The rows are those of the ``lookup --json`` contract: their attributes are its fields, and
 `msgspec` encodes them to it as they are.
 """
 
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
-from types import TracebackType
-from typing import TYPE_CHECKING, Final, Protocol, Self, overload, runtime_checkable
+from typing import Final, NamedTuple, overload
 
 from msgspec import UNSET, Struct, UnsetType
 
-if TYPE_CHECKING:
-    from numpy.typing import ArrayLike
-
-    from whoseblock.fs.arrays import OwnerArrays
-    from whoseblock.fs.stream import LeadingRows
-
 __all__ = [
     "MAX_NOTES",
-    "AddressSpace",
     "Answer",
+    "Copy",
+    "FileId",
     "FileOwner",
-    "Filesystem",
     "Free",
+    "InlineFile",
     "Mapping",
     "MetadataOwner",
-    "Mounted",
     "OpenFile",
     "Outside",
     "Owner",
@@ -35,6 +27,7 @@ __all__ = [
     "Progress",
     "Staging",
     "Unknown",
+    "Unreferenced",
     "Via",
     "distinct",
     "no_progress",
@@ -53,6 +46,13 @@ def no_progress(_what: str, _done: int, _total: int | None) -> None:
 MAX_NOTES: Final = 20
 
 
+class FileId(NamedTuple):
+    """The identity of a file in one filesystem; ``subvolume`` is 0 where there are none."""
+
+    subvolume: int
+    inode: int
+
+
 class Via(Struct, frozen=True):
     """A place in one layer of the stack: byte ``start`` of ``layer``."""
 
@@ -66,11 +66,23 @@ class _Placed(Struct, frozen=True, kw_only=True):
     via: tuple[Via, ...] | UnsetType = UNSET
 
 
-class Owner(_Placed, frozen=True, tag_field="kind", tag="owner"):
+class Copy(Struct, frozen=True):
+    """Another place of the same bytes: byte ``start`` of ``layer``."""
+
+    layer: str
+    start: int
+
+
+class _Copied(_Placed, frozen=True, kw_only=True):
+    copies: tuple[Copy, ...] | UnsetType = UNSET
+
+
+class Owner(_Copied, frozen=True, tag_field="kind", tag="owner"):
     """One row of an answer: ``length`` bytes from ``start`` that one owner has.
 
     ``via`` is where the row begins in each layer, from the one that was asked about down to the
-    filesystem's; it is left out if the filesystem itself was asked.
+    filesystem's; it is left out if the filesystem itself was asked.  ``copies`` are the other
+    places of the same bytes on a filesystem with redundancy.
     """
 
     start: int
@@ -129,13 +141,17 @@ class Process(Struct, frozen=True):
 
 
 class FileOwner(Owner, frozen=True, tag="file"):
-    """A file has the bytes: its data, or its attributes, or the map of either.
+    """A file owns the bytes: its data, its attributes, or the map of either.
 
     ``file_offset`` is in bytes within the fork, None for a block of the extent map.  ``paths`` is
-    left out if nobody asked for it.  ``detail`` names a file that belongs to the filesystem itself.
-    Of a mounted filesystem, ``generation`` tells the inode from others that had its number,
-    ``mounted_at`` are the places where one can open the file now, and ``processes`` those who have
-    this part of it mapped, or the file open.
+    absent if the caller did not ask for it.  ``detail`` names a file of the filesystem itself.
+    On a mounted filesystem, ``generation`` tells the inode from others that had its number,
+    ``mounted_at`` are the places where the file can be opened now, and ``processes`` those that
+    have this part of it mapped, or the file open.
+
+    ``subvolume`` and ``subvolume_path`` are present only on filesystems with subvolumes.
+    ``encoding`` names the algorithm of compressed data: any lost byte then loses ``file_length``
+    bytes from ``file_offset``.  Without it, ``length`` bytes from ``file_offset`` are lost.
     """
 
     inode: int
@@ -150,17 +166,45 @@ class FileOwner(Owner, frozen=True, tag="file"):
     generation: int | UnsetType = UNSET
     mounted_at: tuple[str, ...] | UnsetType = UNSET
     processes: tuple[Process, ...] | UnsetType = UNSET
+    subvolume: int | UnsetType = UNSET
+    subvolume_path: str | UnsetType = UNSET
+    file_length: int | UnsetType = UNSET
+    encoding: str | UnsetType = UNSET
+
+    @property
+    def file(self) -> FileId:
+        """The identity of the file in its filesystem."""
+        return FileId(self.subvolume if isinstance(self.subvolume, int) else 0, self.inode)
+
+    @property
+    def lost(self) -> tuple[int, int] | None:
+        """The bytes of the fork that are lost with this row: offset and length; None for a map."""
+        if self.file_offset is None:
+            return None
+        length = self.file_length if isinstance(self.file_length, int) else self.length
+        return self.file_offset, length
+
+
+class InlineFile(Struct, frozen=True):
+    """A file whose data is inside a metadata block."""
+
+    subvolume: int
+    inode: int
+    paths: tuple[str, ...] | UnsetType = UNSET
 
 
 class MetadataOwner(Owner, frozen=True, tag="metadata"):
-    """The filesystem has the bytes; ``what`` is the kernel's GETFSMAP class.
+    """The filesystem itself owns the bytes; ``what`` is the kernel's GETFSMAP class.
 
-    ``inodes`` are the first and the last inode that lie there, if inodes do.
+    ``inodes`` are the first and the last inode in the block, if it holds inodes.  ``trees`` are
+    the ids of all trees that share the block, and ``inline_files`` the files whose data is in it.
     """
 
     what: str
     inodes: tuple[int, int] | UnsetType = UNSET
     detail: str | UnsetType = UNSET
+    trees: tuple[int, ...] | UnsetType = UNSET
+    inline_files: tuple[InlineFile, ...] | UnsetType = UNSET
 
 
 class Free(Owner, frozen=True, tag="free"):
@@ -169,6 +213,16 @@ class Free(Owner, frozen=True, tag="free"):
 
 class Staging(Owner, frozen=True, tag="staging"):
     """The bytes are reserved for a copy-on-write that has not happened."""
+
+
+class Unreferenced(Owner, frozen=True, tag="unreferenced"):
+    """The bytes are allocated as part of an extent, but no file refers to them.
+
+    No data is lost with them, and nothing may be written there.  ``holders`` are the files that
+    refer to other bytes of the extent.
+    """
+
+    holders: tuple[FileId, ...] = ()
 
 
 class Outside(Owner, frozen=True, tag="outside"):
@@ -184,7 +238,7 @@ class Unknown(Owner, frozen=True, tag="unknown"):
 class Answer(_Placed, frozen=True):
     """Everything known about one range; a sequence of its rows.
 
-    The rows are ordered by start, inode and file offset, and together cover the range.
+    The rows are ordered by start, subvolume, inode and file offset, and together cover the range.
     ``complete`` is false if an owner, a path or a certainty may be missing, and ``notes`` say
     what.  ``via`` is the way of the first byte, as far down as it goes; every row has its own.
     ``origin`` says where the failure was read, if it was read from somewhere.  ``verified`` is
@@ -238,78 +292,6 @@ class Paths(Struct, frozen=True):
     def __getitem__(self, index: slice) -> tuple[str, ...]: ...
     def __getitem__(self, index: int | slice) -> str | tuple[str, ...]:
         return self.paths[index]
-
-
-class AddressSpace(Protocol):
-    """A device of a filesystem, and who owns its bytes: the data, the log, the realtime device."""
-
-    name: str
-    device_size: int
-    block_size: int
-    progress: Progress
-
-    def owners_many(
-        self, ranges: Iterable[tuple[int, int]], *, paths: bool = True
-    ) -> Iterator[Answer]:
-        """Answer many ``(start, length)`` together, in the order asked."""
-
-    def owners_stream(
-        self, ranges: Iterable[tuple[int, int]], *, paths: bool = True
-    ) -> "Iterator[LeadingRows | Answer]":
-        """Answer like `owners_many`, an answer with many rows in pieces; see `fs.stream`."""
-
-    def close(self) -> None:
-        """Let go of the device."""
-
-
-@runtime_checkable
-class Filesystem(AddressSpace, Protocol):
-    """A filesystem that knows who owns its blocks.
-
-    Ranges are bytes of the device that the filesystem is on.
-    """
-
-    size: int
-
-    @property
-    def identity(self) -> str:
-        """What tells the filesystem from others, whatever its device is called; "" if nothing."""
-
-    @property
-    def reads(self) -> Counter[str]:
-        """How many blocks of metadata were read from the medium, by kind."""
-
-    def owners(self, start: int, length: int, *, paths: bool = True) -> Answer:
-        """Say who owns ``length`` bytes from ``start``; raises `OutOfDeviceError`."""
-
-    def owners_of(self, starts: "ArrayLike", lengths: "ArrayLike") -> "OwnerArrays":
-        """Answer many ranges as NumPy columns, without paths."""
-
-    def file_size(self, inode: int) -> int | None:
-        """Give the size of a file in bytes, None if its inode cannot be read."""
-
-    def paths(self, inode: int) -> Paths:
-        """Give every path of ``inode``."""
-
-    def paths_many(self, inodes: Iterable[int]) -> dict[int, Paths]:
-        """Give every path of each of ``inodes``, searching once for all."""
-
-    def __enter__(self) -> Self: ...
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None: ...
-
-
-@runtime_checkable
-class Mounted(Filesystem, Protocol):
-    """A mounted filesystem, for which the kernel answers: others may use what it is asked about."""
-
-    @property
-    def device(self) -> int:
-        """The number of its device, as `os.makedev` gives it."""
 
 
 def distinct(notes: Iterable[str]) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from whoseblock.errors import TargetError
-from whoseblock.fs.base import Filesystem
+from whoseblock.fs.driver import Volume
 from whoseblock.media.base import Media
 from whoseblock.media.mounts import is_folder, mount_point_device, mounted_readers
 
@@ -28,7 +28,7 @@ def begins_with_filesystem(media: Media) -> bool:
 
 def open_filesystem(
     media: Media, log_media: Media | None = None, doubts: Iterable[str] = ()
-) -> Filesystem:
+) -> Volume:
     """Open the filesystem on ``media``, which is closed with it; so is ``log_media``.
 
     Every answer is incomplete if there are ``doubts``.  Raises `NotAFilesystemError` or
@@ -56,7 +56,7 @@ def mounted_device(path: str | os.PathLike[str]) -> int | None:
     return next((reader.device for reader in mounted_readers(path) if reader.whole), None)
 
 
-def open_mounted(device: int, size: int | None = None) -> Filesystem | None:
+def open_mounted(device: int, size: int | None = None) -> Volume | None:
     """Open what is mounted of the device of a number, for the kernel to answer; None if nothing is.
 
     ``size`` is that of the image which the device reads, if it reads one.  Raises

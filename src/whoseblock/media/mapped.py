@@ -7,7 +7,7 @@ from whoseblock.errors import MediaError
 from whoseblock.media.base import Media
 from whoseblock.ranges import ByteRange, merge
 
-__all__ = ["Copy", "MappedMedia", "Part"]
+__all__ = ["Copy", "MappedMedia", "MappedRun"]
 
 
 class Copy(NamedTuple):
@@ -19,7 +19,7 @@ class Copy(NamedTuple):
     name: str = ""
 
 
-class Part(NamedTuple):
+class MappedRun(NamedTuple):
     """The next ``length`` bytes of a range, and every copy of them; none: there is nothing."""
 
     length: int
@@ -37,7 +37,7 @@ class MappedMedia:
         self,
         name: str,
         size: int,
-        locate: Callable[[int, int], Iterable[Part]],
+        locate: Callable[[int, int], Iterable[MappedRun]],
         *,
         close_below: Callable[[], None] = lambda: None,
     ) -> None:
@@ -70,7 +70,7 @@ class MappedMedia:
         self._close_below()
 
 
-def _read(part: Part, place: int) -> bytes:
+def _read(part: MappedRun, place: int) -> bytes:
     """Read the part that is at ``place`` of the whole; its errors are in the whole's terms."""
     bad = [ByteRange(place, part.length)]
     reason = "nothing is there"

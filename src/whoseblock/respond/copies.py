@@ -57,7 +57,7 @@ class CopyError(Exception):
 
 
 class Copies(NamedTuple):
-    """Where to look for copies, and how much of one is compared.
+    """The places to look for copies, and how much of a copy is compared.
 
     ``folder`` has files at the same paths as the filesystem.  ``file`` is the copy itself.
     ``command`` is a shell command that reads the finding as JSON and prints the path of a copy.

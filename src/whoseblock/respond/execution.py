@@ -38,7 +38,7 @@ class StepOutcome(NamedTuple):
 
 
 class Context(NamedTuple):
-    """What steps need besides the journal.
+    """The context that steps need besides the journal.
 
     ``find_site`` returns the site on a layer by its name, None if there is none.  ``query`` returns
     the present owners of a failure by its number.  ``journal_device`` is the ``st_dev`` of the
@@ -77,7 +77,7 @@ def execute(run: Run, plan: Plan, context: Context) -> Iterator[StepOutcome]:
 
 
 def _take(run: Run, step: Step, context: Context, *, ends: bool) -> StepOutcome:
-    """Take a step; ``ends`` closes its failure once it is verified."""
+    """Carry out a step; ``ends`` closes its failure once it is verified."""
     if step.state is State.DONE:
         # Interrupted before it was verified: a step is safe to repeat.
         run.failed(step.id, "it was not verified")

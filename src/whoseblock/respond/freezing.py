@@ -75,7 +75,7 @@ class _Guard:
         self._hard_s = max(HARD_LIMIT_S, limit_s)
         # Whether the guard froze it, or may have, and is not known to have thawed it.
         self._to_thaw = False
-        # Whether the guard was told to thaw; and whether it did not answer.
+        # Whether a request to thaw was sent to the guard; and whether it did not answer.
         self._thawing = False
         self._silent = False
         self._ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

@@ -11,9 +11,9 @@ from whoseblock.closing import Closing
 from whoseblock.errors import WhoseblockError
 from whoseblock.fs.base import FileOwner, Free, Owner
 from whoseblock.fs.live import LiveFilesystem, kernel
+from whoseblock.fs.mounted.fiemap import extents_of
 from whoseblock.ranges import ByteRange, merge
 from whoseblock.respond.exceptions import ChangedError, RefusedError
-from whoseblock.stack.fiemap import extents_of
 
 __all__ = [
     "QUARANTINE",
@@ -42,7 +42,7 @@ _WHY: Final = {
 
 
 class FilePosition(NamedTuple):
-    """Where a file has a run of blocks: inode, generation, and offset in bytes."""
+    """The place of a run of blocks in a file: inode, generation, and offset in bytes."""
 
     inode: int
     generation: int

@@ -35,7 +35,7 @@ __all__ = [
 
 
 class Act(StrEnum):
-    """What a step does."""
+    """The action of a step."""
 
     #: Zero failed sectors of free or unwritten blocks.
     ZERO = "zero"
@@ -55,7 +55,7 @@ CHANGES: Final = frozenset({Act.ZERO, Act.RESTORE, Act.PUNCH})
 
 @dataclass(frozen=True)
 class PlanOptions:
-    """What the user allows, and who is notified.
+    """The acts that the user allows, and the programs and processes to notify.
 
     ``copies`` says where good copies are, None if the user named none.  ``punch`` allows zeros in
     the place of data without a copy.  ``quarantine`` keeps the failed blocks in a file.

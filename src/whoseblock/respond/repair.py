@@ -13,7 +13,8 @@ import msgspec
 
 from whoseblock.encode import encode_json
 from whoseblock.errors import MediaError, WhoseblockError
-from whoseblock.fs.base import FileOwner, Filesystem
+from whoseblock.fs.base import FileOwner
+from whoseblock.fs.driver import Volume
 from whoseblock.fs.live import LiveFilesystem
 from whoseblock.fs.recognise import open_filesystem
 from whoseblock.media.direct import DirectMedia
@@ -99,7 +100,7 @@ def parameters_of(proposal: Proposal, copies: Copies | None, *, quarantine: bool
 
 
 class ActResult(NamedTuple):
-    """What an act did, in words and in sectors.
+    """The result of an act, in words and in sectors.
 
     ``zeroed`` are the sectors that were zeroed.  ``kept`` are those that a quarantine keeps out of
     use, and that may still fail.
@@ -185,7 +186,7 @@ def _zero_unmounted(kind: Act, step: StepParameters, site: Site) -> ActResult:
     if kind is not Act.ZERO:
         raise NotNowError("file data is changed only while the filesystem is mounted: mount it")
 
-    def afresh() -> Filesystem:
+    def afresh() -> Volume:
         return open_filesystem(site.layer.open())
 
     with contextlib.closing(site.device(writable=True, exclusive=True)) as device:

@@ -1,4 +1,4 @@
-"""Where acts take place: a filesystem with failed bytes, and the device that it is on."""
+"""Sites of acts: a filesystem with failed bytes, and the device that it is on."""
 
 import contextlib
 from collections import defaultdict
@@ -9,7 +9,8 @@ from msgspec import UNSET
 from msgspec.structs import replace
 
 from whoseblock.errors import WhoseblockError
-from whoseblock.fs.base import AddressSpace, Answer, Filesystem, Owner
+from whoseblock.fs.base import Answer, Owner
+from whoseblock.fs.driver import AddressSpace, Volume
 from whoseblock.fs.live import LiveFilesystem
 from whoseblock.lookup import Asked, Lookup
 from whoseblock.ranges import ByteRange, merge
@@ -39,9 +40,9 @@ class Site(NamedTuple):
         return self.space if isinstance(self.space, LiveFilesystem) else None
 
     @property
-    def filesystem(self) -> Filesystem | None:
+    def filesystem(self) -> Volume | None:
         """The filesystem, mounted or not."""
-        return self.space if isinstance(self.space, Filesystem) else None
+        return self.space if isinstance(self.space, Volume) else None
 
     @property
     def identity(self) -> str:

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from whoseblock.errors import WhoseblockError
-from whoseblock.fs.base import Answer, Filesystem
+from whoseblock.fs.base import Answer
+from whoseblock.fs.driver import Volume
 from whoseblock.fs.live import LiveFilesystem
 from whoseblock.ranges import ByteRange
 from whoseblock.respond import syscalls
@@ -71,7 +72,7 @@ def _check_unowned(fs: LiveFilesystem, blocks: Sequence[ByteRange]) -> None:
 
 
 def zero_unmounted(
-    open_filesystem: Callable[[], Filesystem], device: Device, run: ByteRange
+    open_filesystem: Callable[[], Volume], device: Device, run: ByteRange
 ) -> list[ByteRange]:
     """Zero the failed sectors of an unowned run, and return them.
 

@@ -91,5 +91,5 @@ class Resolver:
         return any(
             step.layer == root.name
             for landing in descend(layer, start, length)
-            for step in landing.way
+            for step in landing.via
         )

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Final, Literal
 
 from whoseblock.media.mounts import read_mounts
-from whoseblock.stack.host import Host
+from whoseblock.stack.kernel.host import Host
 
 __all__ = ["other_devices"]
 
@@ -16,10 +16,10 @@ def other_devices(host: Host) -> Iterator[tuple[str, Literal["log", "realtime"],
 
     Devices by the kernel's names.
     """
-    for mount in read_mounts(host.text(host.root / "proc/self/mountinfo") or ""):
+    for mount in read_mounts(host.read_text(host.root / "proc/self/mountinfo") or ""):
         if mount.kind != "xfs":
             continue
-        data = host.device_numbered(mount.device)
+        data = host.find_device_by_number(mount.device)
         for option in mount.options:
             key, _, path = option.partition("=")
             if data and key in _ROLES and path:

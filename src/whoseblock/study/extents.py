@@ -11,7 +11,7 @@ from whoseblock.fs.arrays import FORKS, KINDS, WHATS
 from whoseblock.study.sizes import ENTRY_PAGES, PAGE
 
 if TYPE_CHECKING:
-    from whoseblock.fs.base import Filesystem
+    from whoseblock.fs.driver import Volume
 
 __all__ = ["Extent", "Extents", "extents_of", "in_pieces", "made_up"]
 
@@ -41,7 +41,7 @@ class Extents(NamedTuple):
     others: list[tuple[int, int]]
 
 
-def extents_of(filesystem: "Filesystem") -> Extents:
+def extents_of(filesystem: "Volume") -> Extents:
     """Take the extents of a filesystem.
 
     Left out is what cannot be faulted in: metadata, attributes, and space that was never written,

@@ -11,7 +11,7 @@ from whoseblock.study.counts import Counts
 from whoseblock.study.sizes import PAGE
 
 if TYPE_CHECKING:
-    from whoseblock.fs.base import Filesystem
+    from whoseblock.fs.driver import Volume
     from whoseblock.study.space import Space
 
 __all__ = ["DiskAnswers", "DiskLookup", "OnDemand", "SpaceLookup", "ask_all"]
@@ -87,7 +87,7 @@ class DiskLookup:
     blocks are those of a real question.
     """
 
-    def __init__(self, filesystem: "Filesystem", space: "Space") -> None:
+    def __init__(self, filesystem: "Volume", space: "Space") -> None:
         self._filesystem = filesystem
         self._space = space
 
@@ -127,7 +127,7 @@ class DiskAnswers:
         return self._of.get(page, [])
 
 
-def ask_all(filesystem: "Filesystem", space: "Space") -> dict[int, list[int]]:
+def ask_all(filesystem: "Volume", space: "Space") -> dict[int, list[int]]:
     """Ask a filesystem about every page that files have; gives the keys of the owners of each."""
     import numpy as np
 

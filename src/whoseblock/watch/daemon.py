@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from whoseblock.encode import encode_json
 from whoseblock.errors import PolicyError, TargetError
-from whoseblock.stack.host import Host
+from whoseblock.stack.kernel.host import Host
 from whoseblock.watch.log import log_event
 from whoseblock.watch.policy.rules import DEFAULT, Policy, read_policy
 from whoseblock.watch.sources.base import Source
@@ -369,7 +369,7 @@ class Daemon:
             self._wake_actor()
 
     def _end(self) -> None:
-        """Let worker and actor finish for a while, and save the position."""
+        """Wait a while for worker and actor to finish, and save the position."""
         notify("STOPPING=1")
         self._ending = True
         self._drain()

@@ -150,7 +150,7 @@ class HelperProcess:
             os.write(self._wake, b".")
 
     def dismiss(self) -> None:
-        """Let it end after its present work."""
+        """Ask it to end after its present work."""
         if self._wake >= 0:
             os.close(self._wake)
             self._wake = -1

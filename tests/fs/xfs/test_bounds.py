@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.support.crafted import (
+from tests.support.crafted_images import (
     GIB,
     LINKS,
     MODE,
@@ -18,9 +18,9 @@ from tests.support.crafted import (
     make_large,
     make_links,
 )
-from tests.support.damage import Overlay
-from tests.support.images import MIB, Geometry, make_image
+from tests.support.image_damage import Overlay
 from tests.support.tools import need_loop_mounts
+from tests.support.xfs_images import MIB, Geometry, make_image
 
 import whoseblock
 from whoseblock.errors import CorruptError

@@ -4,9 +4,9 @@ import random
 
 import pytest
 from tests.support import questions
-from tests.support.asking import same, told
-from tests.support.deep import ATTRIBUTES, heights, make_deep
-from tests.support.expect import Expectation
+from tests.support.answers import same, told
+from tests.support.deep_trees import ATTRIBUTES, heights, make_deep
+from tests.support.expected_rows import Expectation
 from tests.support.tools import need_loop_mounts
 from tests.support.truth import Truth
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from tests.support.damage import Block, Overlay, find_metadata, overwrite, seal
+from tests.support.image_damage import Block, Overlay, find_metadata, overwrite, seal
 
 import whoseblock
 from whoseblock.media import EmulatedPmem, FileMedia

@@ -13,10 +13,10 @@ from typing import NamedTuple
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.support.damage import Overlay
-from tests.support.images import MIB, Geometry, make_image, sparse_copy, sparse_file
+from tests.support.image_damage import Overlay
 from tests.support.mounts import loop_device, mounted
 from tests.support.tools import need_loop_mounts, run, sees, xfsprogs
+from tests.support.xfs_images import MIB, Geometry, make_image, sparse_copy, sparse_file
 
 from whoseblock.fs.xfs.format.log import BBSIZE
 from whoseblock.fs.xfs.log import log_note
@@ -226,6 +226,22 @@ def interesting(where: Place) -> list[int]:
             found.append(block)
         before = cycle
     return found
+
+
+def test_a_record_whose_blocks_are_of_different_passes(states: dict[str, Logged]) -> None:
+    volume, log = states["fresh"].volume()
+    where = place(volume, log)
+    header = where.read(0)
+    later = int.from_bytes(header[4:8], "big") + 1
+    patched = Overlay(
+        where.media, {where.start: header[:4] + later.to_bytes(4, "big") + header[8:]}
+    )
+    assert not log_note(volume, log)
+    note = log_note(Volume(patched, volume.sb)) if log is None else log_note(volume, patched)
+    assert "the log is dirty" in note
+    volume.media.close()
+    if log is not None:
+        log.close()
 
 
 _CHANGES = ("zero", "older cycle", "newer cycle", "from elsewhere", "no header", "garbage")

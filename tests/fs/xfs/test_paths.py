@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.support.damage import Block, Overlay, find_metadata, overwrite, seal
-from tests.support.images import MIB, Geometry, make_image, sparse_copy
+from tests.support.filled_images import by_kernel
+from tests.support.image_damage import Block, Overlay, find_metadata, overwrite, seal
 from tests.support.mounts import mounted
 from tests.support.tools import Missing, need_loop_mounts, sees
 from tests.support.truth import Truth
-from tests.support.zoo import by_kernel
+from tests.support.xfs_images import MIB, Geometry, make_image, sparse_copy
 
 import whoseblock
 from whoseblock.fs.base import FileOwner, Paths

@@ -9,14 +9,14 @@ from collections.abc import Iterator
 from contextlib import closing
 
 import pytest
-from tests.support.asking import told
-from tests.support.damage import Block, Overlay
-from tests.support.expect import Expectation, normal
-from tests.support.stale import Aged, make_aged, without_reflink
+from tests.support.answers import told
+from tests.support.expected_rows import Expectation, normal
+from tests.support.image_damage import Block, Overlay
+from tests.support.stale_blocks import Aged, make_aged, without_reflink
 from tests.support.tools import need_loop_mounts
 
 import whoseblock
-from whoseblock.fs.base import Filesystem
+from whoseblock.fs.driver import Volume
 from whoseblock.media import FileMedia
 
 #: Kinds that answers without paths rest on; the first names must have been changed.
@@ -48,7 +48,7 @@ class Case:
         questions = [(row.start, row.length) for row in rows]
         self.right = {one: expectation.rows(*one, paths=False) for one in questions}
 
-    def with_stale(self, *blocks: Block) -> Iterator[Filesystem]:
+    def with_stale(self, *blocks: Block) -> Iterator[Volume]:
         with closing(FileMedia(self.image)) as media:
             overlay = Overlay(media, {block.start: block.data for block in blocks})
             with whoseblock.open(overlay) as fs:

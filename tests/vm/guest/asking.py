@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tests.support.kernel import getfsmap, walk
+from tests.support.kernel_oracle import getfsmap, walk
 from tests.support.tools import CHECKOUT
 from tests.support.truth import Row
 

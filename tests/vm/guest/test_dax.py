@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.support.kernel import getfsmap
+from tests.support.kernel_oracle import getfsmap
 from tests.support.tools import CHECKOUT
 from tests.vm.guest.asking import (
     blocks_of,

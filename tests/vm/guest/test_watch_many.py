@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from tests.support.failures import subtract_all
-from tests.support.kernel import getfsmap
+from tests.support.kernel_oracle import getfsmap
+from tests.support.repair_cases import subtract_all
 from tests.support.watch_daemon import peak_memory
 from tests.vm.guest.asking import Json, files_at, largest_free, rows
 from tests.vm.guest.files import Shared, make_shared

@@ -11,17 +11,17 @@ from pathlib import Path
 
 import pytest
 from tests.support import questions
-from tests.support.asking import same, told
-from tests.support.expect import Expectation
-from tests.support.filler import Filler
-from tests.support.images import sparse_file
+from tests.support.answers import same, told
+from tests.support.expected_rows import Expectation
+from tests.support.filled_images import by_kernel
 from tests.support.mounts import loop_device, mounted
+from tests.support.random_files import Filler
 from tests.support.truth import Truth
-from tests.support.zoo import by_kernel
+from tests.support.xfs_images import sparse_file
 from tests.vm.guest.machine import Undo, modprobe, run, xfsprogs
 
 import whoseblock
-from whoseblock.fs.base import Filesystem
+from whoseblock.fs.driver import Volume
 
 _MIB = 1 << 20
 _FOLDER = Path("/run/options")
@@ -58,7 +58,7 @@ def fill(root: bytes, *, block: int = 1024) -> None:
             filler.random_step()
 
 
-def compare(fs: Filesystem, truth: Truth, hidden: frozenset[int] = frozenset()) -> None:
+def compare(fs: Volume, truth: Truth, hidden: frozenset[int] = frozenset()) -> None:
     """Ask about every sort of row, its edges, whole groups and anywhere, with paths.
 
     The kernel opens no *hidden* inode for anybody: what a mounted filesystem says of those is only
@@ -79,7 +79,7 @@ def compare(fs: Filesystem, truth: Truth, hidden: frozenset[int] = frozenset()) 
 
 
 def compare_rows(
-    fs: Filesystem, question: tuple[int, int], expectation: Expectation, hidden: frozenset[int]
+    fs: Volume, question: tuple[int, int], expectation: Expectation, hidden: frozenset[int]
 ) -> None:
     """Ask for the rows only; the mode of a hidden inode may be unknown."""
     answer = told(fs.owners(*question, paths=False))

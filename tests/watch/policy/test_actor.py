@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.children import running
 from tests.support.journals import opened, report
+from tests.support.mapping_processes import running
 
 from whoseblock.errors import JournalError, LeftUndoneError
 from whoseblock.fs.base import FileOwner, Free, Mapping, OpenFile, Owner, Process, Via
@@ -21,7 +21,7 @@ from whoseblock.journal import Entry, Filter, History, PlannedStep, State, Step,
 from whoseblock.journal.run import Run
 from whoseblock.processes import Wanted, find_processes
 from whoseblock.ranges import ByteRange
-from whoseblock.stack.host import Host
+from whoseblock.stack.kernel.host import Host
 from whoseblock.watch.policy import signals
 from whoseblock.watch.policy.actor import Actor
 from whoseblock.watch.policy.limits import Limits, Moment

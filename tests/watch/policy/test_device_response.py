@@ -5,12 +5,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.support.calls import clone_range
-from tests.support.emulated import Emulated
+from tests.scenarios.test_emulated_device import BLOCK, FILE_BLOCKS, fill, place_of
+from tests.support.emulated_device import Emulated
 from tests.support.failing_disk import failing_disk
-from tests.support.images import MIB, Geometry, make_image
+from tests.support.system_calls import clone_range
 from tests.support.tools import need_loop_mounts
-from tests.test_emulate_kernel import BLOCK, FILE_BLOCKS, fill, place_of
+from tests.support.xfs_images import MIB, Geometry, make_image
 
 from whoseblock.journal import Filter, State, open_journal
 from whoseblock.ranges import ByteRange

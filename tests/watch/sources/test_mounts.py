@@ -16,7 +16,7 @@ from tests.support.mounts import small_filesystem
 from tests.support.tools import Missing, need_loop_mounts, need_root, run
 from tests.support.watch_daemon import until
 
-from whoseblock.stack.host import Host
+from whoseblock.stack.kernel.host import Host
 from whoseblock.watch.sources.base import device_name
 from whoseblock.watch.sources.fanotify import FilesystemErrorSource
 from whoseblock.watch.sources.health import HealthSource

@@ -19,7 +19,7 @@ from tests.support.watch_daemon import until
 from whoseblock.errors import UnsupportedError
 from whoseblock.ranges import ByteRange
 from whoseblock.sources.base import Failure
-from whoseblock.stack.host import Host
+from whoseblock.stack.kernel.host import Host
 from whoseblock.watch.clock import boot_id
 from whoseblock.watch.sources.badblock_lists import BadBlockListSource
 from whoseblock.watch.sources.kmsg import KmsgSource

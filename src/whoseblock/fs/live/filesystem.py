@@ -5,6 +5,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
+from functools import cached_property
 from itertools import islice
 from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
@@ -16,6 +17,7 @@ from whoseblock.fs.arguments import check_columns, check_inodes, check_open, che
 from whoseblock.fs.arrays import OwnerArrays, as_columns, row_dtype
 from whoseblock.fs.base import (
     Answer,
+    FileId,
     Owner,
     Paths,
     Progress,
@@ -23,8 +25,16 @@ from whoseblock.fs.base import (
     no_progress,
     remarks_in,
 )
+from whoseblock.fs.driver import (
+    ReverseMap,
+)
 from whoseblock.fs.live import kernel
-from whoseblock.fs.live.format import XFS_FSOP_GEOM_FLAGS_RMAPBT, InodeFacts
+from whoseblock.fs.live.acts import ActsOnMounted
+from whoseblock.fs.live.format import (
+    XFS_FSOP_GEOM_FLAGS_RMAPBT,
+    InodeFacts,
+)
+from whoseblock.fs.live.identity import find_identity
 from whoseblock.fs.live.paths import PathFinder, gone_note
 from whoseblock.fs.live.records import detail_of, piece_of
 from whoseblock.fs.live.view import View, open_view
@@ -70,7 +80,7 @@ class _Found(NamedTuple):
     more: bool
 
 
-class LiveFilesystem(Closing):
+class LiveFilesystem(Closing, ActsOnMounted):
     """The filesystem that a `View` shows, which is closed with it.
 
     ``device_size`` is the size of its device in bytes.  Raises `PrivilegeError`,
@@ -118,12 +128,19 @@ class LiveFilesystem(Closing):
         """The number of its device, as `os.makedev` gives it."""
         return self.view.device
 
-    @property
+    @cached_property
     def identity(self) -> str:
-        """What tells the filesystem from others, whatever its device is called."""
+        """The identity of the filesystem, whatever its device is called."""
         from uuid import UUID
 
-        return f"xfs {UUID(bytes=self.geometry.uuid)}" if self.geometry else ""
+        if self.geometry:
+            return f"xfs {UUID(bytes=self.geometry.uuid)}"
+        return find_identity(self.view.fd, self.view.kind, self.view.device)
+
+    @property
+    def reverse_map(self) -> ReverseMap:
+        """How owners are found: the kernel reports them from its reverse mapping, or not at all."""
+        return "index" if self.geometry and not self.doubts else "none"
 
     @property
     def reads(self) -> Counter[str]:
@@ -450,20 +467,10 @@ class LiveFilesystem(Closing):
         self.asked["inode"] += 1
         return kernel.inode_facts(self.view.fd, number)
 
-    def file_size(self, inode: int) -> int | None:
-        """Give the size of a file in bytes, None if there is no such file."""
-        self._check_open()
-        (inode,) = check_inodes((inode,))
-        facts = self.inode(inode)
-        return None if facts is None else facts.size
-
-    def paths(self, inode: int) -> Paths:
-        """Give every path of ``inode``, and what may be missing.
-
-        Raises `ArgumentError` and `ClosedError`.
-        """
-        (inode,) = check_inodes((inode,))
-        return self.paths_many((inode,))[inode]
+    def paths_of(self, files: Iterable[FileId]) -> dict[FileId, Paths]:
+        """Return every path of each file, in one search for all."""
+        known = self.paths_many([file.inode for file in files])
+        return {FileId(0, inode): paths for inode, paths in known.items()}
 
     def paths_many(self, inodes: Iterable[int]) -> dict[int, Paths]:
         """Give every path of each of ``inodes``, in one search for all.

@@ -37,6 +37,8 @@ FMR_OF_ATTR_FORK: Final = 0x2
 FMR_OF_EXTENT_MAP: Final = 0x4
 FMR_OF_SPECIAL_OWNER: Final = 0x10
 FMR_OF_LAST: Final = 0x20
+#: The owner of free space, with `FMR_OF_SPECIAL_OWNER`.
+FMR_OWN_FREE: Final = 1
 #: Devices are told by their dev_t, and not by what they are to the filesystem.
 FMH_OF_DEV_T: Final = 0x1
 #: The data device where they are told by what they are (``XFS_DEV_DATA``).
@@ -60,6 +62,11 @@ class Fsmap(NamedTuple):
     owner: int
     offset: int
     length: int
+
+    @property
+    def is_free(self) -> bool:
+        """Whether the kernel would allocate it."""
+        return bool(self.flags & FMR_OF_SPECIAL_OWNER) and self.owner == FMR_OWN_FREE
 
 
 def fsmap_request(room: int, device: int, start: int, end: int, after: Fsmap | None) -> bytearray:
@@ -85,6 +92,8 @@ def read_fsmap(answer: bytearray) -> tuple[int, list[Fsmap]]:
 
 XFS_IOC_FSGEOMETRY: Final = 0x8100587E
 XFS_FSOP_GEOM_FLAGS_RMAPBT: Final = 1 << 19
+XFS_FSOP_GEOM_FLAGS_REFLINK: Final = 1 << 20
+XFS_FSOP_GEOM_FLAGS_EXCHANGE_RANGE: Final = 1 << 24
 _GEOMETRY: Final = Struct("=8I4Q16s2IiI")
 GEOMETRY_BYTES: Final = 256
 
@@ -145,6 +154,7 @@ _BULK_IREQ: Final = Struct("=Q4I40x")
 #: ino, size, xflags; gen; nlink; mode
 _BULKSTAT: Final = Struct("=2Q8xQ32xI44xI16xH58x")
 BULKSTAT_BYTES: Final = _BULKSTAT.size
+FS_XFLAG_IMMUTABLE, FS_XFLAG_APPEND = 0x8, 0x10  # linux/fs.h
 
 
 class InodeFacts(NamedTuple):

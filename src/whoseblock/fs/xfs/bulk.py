@@ -364,6 +364,8 @@ def _find_free(
     odd = _intersect(*_merge(*_bounds(space[~_sized(finder, agno, space)])), low, high)[0]
     confirmed = np.bincount(which, end - begin, both.size)
     confirmed[odd] = -1
+    if free.size and finder.free_doubt():
+        confirmed[: gaps.size] = -1
     expected = np.where(np.arange(both.size) < gaps.size, both["length"], 0)
     return free, both["question"][confirmed != expected]
 

@@ -18,6 +18,7 @@ from whoseblock.fs.base import (
     Unknown,
     no_progress,
 )
+from whoseblock.fs.driver import AddressSpace
 from whoseblock.fs.xfs.format.log import BBSIZE, LOG_RECORD, XLOG_HEADER_MAGIC_NUM
 from whoseblock.fs.xfs.volume import Volume
 from whoseblock.media.base import Media
@@ -47,7 +48,7 @@ def log_owner(media: Media) -> str:
     return str(UUID(bytes=record.fs_uuid)) if record.magicno == XLOG_HEADER_MAGIC_NUM else ""
 
 
-class OtherDevice:
+class OtherDevice(AddressSpace):
     """The device with the external log, or the realtime section, of the filesystem of ``volume``.
 
     Closing it closes ``media``, not the filesystem.

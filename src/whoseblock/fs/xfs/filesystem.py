@@ -16,12 +16,16 @@ from whoseblock.fs.arguments import (
     checked_ranges,
 )
 from whoseblock.fs.arrays import OwnerArrays
-from whoseblock.fs.base import Answer, Paths, Progress, no_progress
+from whoseblock.fs.base import Answer, FileId, Paths, Progress, no_progress
+from whoseblock.fs.driver import Capability, FileFacts, ReverseMap
+from whoseblock.fs.driver import Volume as VolumeProtocol
 from whoseblock.fs.pieces import FILE, Piece
 from whoseblock.fs.stream import ROW_BUDGET, LeadingRows, join_rows
 from whoseblock.fs.xfs.answers import AnswerMaker
 from whoseblock.fs.xfs.attributes import Attributes
+from whoseblock.fs.xfs.counters import ALWAYS_COMPARED, SummaryCounters
 from whoseblock.fs.xfs.cuts import Cut, find_cuts
+from whoseblock.fs.xfs.format.inode import XFS_DIFLAG_APPEND, XFS_DIFLAG_IMMUTABLE
 from whoseblock.fs.xfs.format.superblock import XFS_SB_VERSION_5
 from whoseblock.fs.xfs.inodes import InodeTable
 from whoseblock.fs.xfs.log import log_note
@@ -49,7 +53,7 @@ _REALTIME_REMARK: Final = (
 )
 
 
-class XfsFilesystem(Closing):
+class XfsFilesystem(Closing, VolumeProtocol):
     """An XFS filesystem on ``media``, which is closed with it.
 
     ``log_media`` is the device of an external log, to tell whether it is clean.  ``doubts`` are
@@ -75,7 +79,7 @@ class XfsFilesystem(Closing):
         self._media = media
         self._log_media = log_media
         self._closed = False
-        self._finder = OwnerFinder(self.volume, self.inodes)
+        self._finder = OwnerFinder(self.volume, self.inodes, self._free_doubt)
 
     @property
     def identity(self) -> str:
@@ -85,6 +89,26 @@ class XfsFilesystem(Closing):
         return f"xfs {UUID(bytes=self.volume.sb.uuid)}"
 
     @property
+    def reverse_map(self) -> ReverseMap:
+        """How owners are found: in the reverse-mapping btree, if there is one."""
+        return "index" if self.volume.sb.has_rmapbt else "none"
+
+    @property
+    def capabilities(self) -> frozenset[Capability]:
+        """What repairs may rely on; doubts make every answer incomplete, and so forbid them."""
+        return frozenset({Capability.ZERO_FREE})
+
+    @property
+    def unused_companions(self) -> dict[str, str]:
+        """The companions that this filesystem does not have, each with the reason."""
+        unused = {}
+        if self.volume.sb.logstart:
+            unused["log"] = "the log of the filesystem is internal"
+        if not self.volume.sb.rblocks:
+            unused["realtime"] = "the filesystem has no realtime section"
+        return unused
+
+    @property
     def reads(self) -> Counter[str]:
         """How many blocks of metadata were read from the medium, by kind."""
         return self.volume.reads
@@ -92,6 +116,25 @@ class XfsFilesystem(Closing):
     @cached_property
     def doubts(self) -> tuple[str, ...]:
         """What makes every answer incomplete, whatever is asked."""
+        if self.volume.sb.agcount > ALWAYS_COMPARED or not (note := self._free_doubt()):
+            return self._known_doubts
+        return (note,)
+
+    @cached_property
+    def _counters(self) -> SummaryCounters:
+        return SummaryCounters(self.volume)
+
+    def _free_doubt(self) -> str:
+        """Return why no space can be called free; "" if nothing is known against it.
+
+        The counters are only comparable if nothing else makes answers incomplete: a dirty log
+        holds changes of some of them.
+        """
+        return "" if self._known_doubts else self._counters.note
+
+    @cached_property
+    def _known_doubts(self) -> tuple[str, ...]:
+        """What makes every answer incomplete, as far as the headers of groups do not matter."""
         sb = self.volume.sb
         notes = [*self._told, *self._superblock_notes]
         if sb.version != XFS_SB_VERSION_5:
@@ -201,22 +244,29 @@ class XfsFilesystem(Closing):
             arrays.complete[:] = False
         return arrays
 
-    def file_size(self, inode: int) -> int | None:
-        """Give the size of a file in bytes, None if its inode cannot be read."""
+    def files(self, files: Iterable[FileId]) -> dict[FileId, FileFacts]:
+        """Return the facts of files; one whose inode cannot be read is left out."""
         self._check_open()
-        (inode,) = check_inodes((inode,))
-        try:
-            return self.inodes.get(inode).core.size
-        except BlockError:
-            return None
+        found = {}
+        for file in files:
+            try:
+                core = self.inodes.get(file.inode).core
+            except BlockError:
+                continue
+            found[file] = FileFacts(
+                core.mode,
+                core.size,
+                core.nlink,
+                core.gen,
+                immutable=bool(core.flags & XFS_DIFLAG_IMMUTABLE),
+                append_only=bool(core.flags & XFS_DIFLAG_APPEND),
+            )
+        return found
 
-    def paths(self, inode: int) -> Paths:
-        """Give every path of ``inode``, and what may be missing.
-
-        Raises `ArgumentError` and `ClosedError`.
-        """
-        (inode,) = check_inodes((inode,))
-        return self.paths_many((inode,))[inode]
+    def paths_of(self, files: Iterable[FileId]) -> dict[FileId, Paths]:
+        """Return every path of each file, in one search for all."""
+        known = self.paths_many([file.inode for file in files])
+        return {FileId(0, inode): paths for inode, paths in known.items()}
 
     def paths_many(self, inodes: Iterable[int]) -> dict[int, Paths]:
         """Give every path of each of ``inodes``, in one search for all.

@@ -173,5 +173,13 @@ class _Log:
     def _is_unmount(self, record: LogRecord, begin: int, uuid: bytes) -> bool:
         if record.num_logops != 1 or record.len < LOG_OP_HEADER.size or record.fs_uuid != uuid:
             return False
-        operation = LOG_OP_HEADER.unpack_from(self.read(begin + record.header_blocks))
+        count = record.header_blocks + -(-record.len // BBSIZE)
+        if count > _LOOK_BACK:
+            return False
+        blocks = self.read(begin, count)
+        # A block of another pass was not written with the rest of the record.
+        cycle = _cycle_of(blocks)
+        if any(_cycle_of(blocks[at : at + 8]) != cycle for at in range(0, len(blocks), BBSIZE)):
+            return False
+        operation = LOG_OP_HEADER.unpack_from(blocks, record.header_blocks * BBSIZE)
         return bool(operation.flags & XLOG_UNMOUNT_TRANS)

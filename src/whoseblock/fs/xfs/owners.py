@@ -4,7 +4,7 @@ Plain Python without NumPy: one question reads a handful of blocks, and importin
 longer than all of it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from whoseblock.errors import BlockError, CorruptError
@@ -35,11 +35,17 @@ _MOST_TREES: Final = 2048
 
 
 class OwnerFinder:
-    """Answers single questions; keeps the trees, and with them the blocks that were read."""
+    """Answers single questions; keeps the trees, and with them the blocks that were read.
 
-    def __init__(self, volume: Volume, inodes: InodeTable) -> None:
+    ``free_doubt`` returns why no space of the filesystem can be called free, or "".
+    """
+
+    def __init__(
+        self, volume: Volume, inodes: InodeTable, free_doubt: Callable[[], str] = str
+    ) -> None:
         self.volume = volume
         self.inodes = inodes
+        self.free_doubt = free_doubt
         self._trees: dict[tuple[int, str], AgTree] = {}
         self._lost: dict[int, str] = {}
         self.maps = ExtentMaps(volume, inodes)
@@ -242,6 +248,8 @@ class OwnerFinder:
         free = list(self.tree(agno, BNOBT).find(low, high, lost))
         lost = [fault for fault in lost if fault.low < high and low < fault.high]
         notes += [fault.note for fault in lost]
+        doubt = self.free_doubt() if free else ""
+        notes += [doubt] if doubt else []
         at = low
         for whole, count in sorted(free):
             first, after = max(whole, at), min(whole + count, high)
@@ -252,6 +260,7 @@ class OwnerFinder:
                 used = (
                     any(fault.low < after and first < fault.high for fault in lost)
                     or most_counted(counts, first, after)
+                    or doubt
                     or not self.check.is_free(agno, whole, count, notes)
                 )
                 yield first, after, UNKNOWN if used else FREE

@@ -7,9 +7,10 @@ counts in bytes.
 """
 
 from collections import Counter
+from contextlib import suppress
 from typing import Final, NamedTuple, Protocol
 
-from whoseblock.errors import CorruptError, MediaError
+from whoseblock.errors import BlockError, CorruptError, MediaError
 from whoseblock.fs.xfs.format.ag import (
     AGF,
     AGI,
@@ -162,24 +163,50 @@ class Volume:
         return f"{KINDS[kind]} {offset // self.block_size} of AG {agno}"
 
     def agf(self, agno: int) -> Agf:
-        """Give the AGF of a group, verified; raises `BlockError`."""
+        """Return the AGF of a group, verified; raises `BlockError`."""
         if agno not in self._agfs:
-            start, raw = self._read_header("agf", agno, 1)
-            agf = AGF.unpack_from(raw)
-            faults = {"checksum mismatch": not crc_matches(raw, XFS_AGF_CRC_OFF)}
-            self._verify_header("agf", start, agf, XFS_AGF_MAGIC, faults)
-            self._agfs[agno] = agf
+            self._keep_agf(agno, *self._read_header("agf", agno, 1))
         return self._agfs[agno]
 
     def agi(self, agno: int) -> Agi:
-        """Give the AGI of a group, verified; raises `BlockError`."""
+        """Return the AGI of a group, verified; raises `BlockError`."""
         if agno not in self._agis:
-            start, raw = self._read_header("agi", agno, 2)
-            agi = AGI.unpack_from(raw)
-            faults = {"checksum mismatch": not crc_matches(raw, XFS_AGI_CRC_OFF)}
-            self._verify_header("agi", start, agi, XFS_AGI_MAGIC, faults)
-            self._agis[agno] = agi
+            self._keep_agi(agno, *self._read_header("agi", agno, 2))
         return self._agis[agno]
+
+    def headers(self, agno: int) -> tuple[Agf | None, Agi | None]:
+        """Return AGF and AGI of a group, None for one that does not verify.
+
+        Both are read together if neither is known.
+        """
+        if agno not in self._agfs and agno not in self._agis:
+            size = self.sb.sectsize
+            start = agno * self.ag_bytes + size
+            with suppress(BlockError):
+                both = self.read("agf", start, 2 * size)
+                with suppress(CorruptError):
+                    self._keep_agf(agno, start, both[:size])
+                with suppress(CorruptError):
+                    self._keep_agi(agno, start + size, both[size:])
+                return self._agfs.get(agno), self._agis.get(agno)
+        for header in (self.agf, self.agi):
+            with suppress(BlockError):
+                header(agno)
+        return self._agfs.get(agno), self._agis.get(agno)
+
+    def _keep_agf(self, agno: int, start: int, raw: bytes) -> None:
+        """Verify an AGF, and keep it; raises `CorruptError`."""
+        agf = AGF.unpack_from(raw)
+        faults = {"checksum mismatch": not crc_matches(raw, XFS_AGF_CRC_OFF)}
+        self._verify_header("agf", start, agf, XFS_AGF_MAGIC, faults)
+        self._agfs[agno] = agf
+
+    def _keep_agi(self, agno: int, start: int, raw: bytes) -> None:
+        """Verify an AGI, and keep it; raises `CorruptError`."""
+        agi = AGI.unpack_from(raw)
+        faults = {"checksum mismatch": not crc_matches(raw, XFS_AGI_CRC_OFF)}
+        self._verify_header("agi", start, agi, XFS_AGI_MAGIC, faults)
+        self._agis[agno] = agi
 
     def _read_header(self, kind: str, agno: int, sector: int) -> tuple[int, bytes]:
         """Read a header; the group's superblock is in sector 0, AGF and AGI in the two after."""

@@ -18,11 +18,12 @@ from msgspec import Struct, field
 
 from whoseblock.closing import Closing
 from whoseblock.errors import WhoseblockError
-from whoseblock.fs.base import Answer, Filesystem, Unknown
+from whoseblock.fs.base import Answer, Unknown
+from whoseblock.fs.driver import Volume
+from whoseblock.fs.mounted.fiemap import file_extents
 from whoseblock.lookup import Asked, Lookup, Wish
 from whoseblock.process_stat import started_at
 from whoseblock.stack.base import Layer
-from whoseblock.stack.fiemap import file_extents
 from whoseblock.target import Target, TargetOptions
 from whoseblock.watch.attribution.locations import FailureLocation, locate
 from whoseblock.watch.children import STANDARD, end_child, fork, signs_of_life
@@ -281,7 +282,7 @@ def _find_extents(
 ) -> Iterable[tuple[int, int]]:
     """Yield the (start, length) ranges of the device that part of a file has."""
     filesystem = finder.leaf(target.layer_of(report.device))
-    if not isinstance(filesystem, Filesystem):
+    if not isinstance(filesystem, Volume):
         return
     paths = filesystem.paths(report.inode)
     places = paths.mounted_at if isinstance(paths.mounted_at, tuple) else ()

@@ -100,7 +100,7 @@ class RetryQueue:
 
     @property
     def next_due(self) -> float:
-        """When the next retry is due, in seconds since 1970; 0 if the queue is empty."""
+        """The time of the next retry, in seconds since 1970; 0 if the queue is empty."""
         return min((waiting.due for waiting in self._waiting.values()), default=0.0)
 
     def save(self) -> None:

@@ -32,7 +32,7 @@ class Moment(NamedTuple):
 
     @property
     def detail(self) -> dict[str, Any]:
-        """What the journal keeps of it, besides the time of day that it records itself."""
+        """The fields that the journal keeps, besides the time of day that it records itself."""
         return {"boot": self.boot, "uptime": self.uptime}
 
     @classmethod

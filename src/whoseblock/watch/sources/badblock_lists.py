@@ -13,7 +13,7 @@ from typing import BinaryIO, Final
 from whoseblock.errors import MalformedError
 from whoseblock.ranges import ByteRange, merge, subtract
 from whoseblock.sources.sysfs import CUT_OFF, read_sysfs_badblocks, whole_lines
-from whoseblock.stack.host import Host
+from whoseblock.stack.kernel.host import Host
 from whoseblock.watch.store.reports import BadBlockList, FilesystemError, Report
 
 __all__ = ["BadBlockListSource"]
@@ -80,7 +80,7 @@ class BadBlockListSource:
                 seen.add(device)
                 if device.startswith(_NOTIFYING) and device not in self._open and self._host.live:
                     self._watch(device, str(path))
-                text = self._host.text(path)
+                text = self._host.read_text(path)
                 if text is not None:
                     yield from self._report_change(device, text)
         self._lists = len(seen)

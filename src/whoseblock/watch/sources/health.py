@@ -1,7 +1,7 @@
 """Watch XFS through its health monitor: one descriptor for each mounted filesystem.
 
-The kernel allows one monitor for a mount. If another program has it, the state of the source says
-so.
+The kernel allows one monitor for a mount.  If another program holds it, the state of the source
+reports that.
 """
 
 import errno
@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import Final
 
-from whoseblock.stack.host import Host
+from whoseblock.stack.kernel.host import Host
 from whoseblock.watch.formats.health import (
     EVENT_BYTES,
     XFS_IOC_HEALTH_MONITOR,

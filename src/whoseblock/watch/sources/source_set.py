@@ -7,7 +7,7 @@ from typing import Final, Protocol, runtime_checkable
 from zlib import crc32
 
 from whoseblock.errors import WhoseblockError
-from whoseblock.stack.host import Host
+from whoseblock.stack.kernel.host import Host
 from whoseblock.watch.clock import boot_id
 from whoseblock.watch.log import log_event
 from whoseblock.watch.sources.badblock_lists import BadBlockListSource
@@ -39,7 +39,7 @@ class _DrainedSource(Protocol):
     """A source whose events can be read once, and which tracks what is not spooled yet."""
 
     def mark_spooled(self) -> None:
-        """Note that everything it reported is in the spool."""
+        """Record that everything it reported is in the spool."""
 
 
 class SourceSet:
@@ -131,7 +131,7 @@ class SourceSet:
             log_event("warning", "source", source=name, watched="false", why=why, hint=hint)
 
     def mark_spooled(self, source: Source, reports: int) -> None:
-        """Note that everything a source reported is in the spool, ``reports`` of them just now."""
+        """Record that everything a source reported is in the spool; ``reports`` are new."""
         if isinstance(source, _DrainedSource):
             source.mark_spooled()
         elif isinstance(source, KmsgSource):

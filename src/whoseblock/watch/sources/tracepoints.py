@@ -17,7 +17,7 @@ from msgspec.structs import astuple
 
 from whoseblock.errors import UnsupportedError
 from whoseblock.stack.base import PHYSICAL_MEMORY
-from whoseblock.stack.host import SECTOR, Host
+from whoseblock.stack.kernel.host import SECTOR, Host
 from whoseblock.watch.clock import Clock
 from whoseblock.watch.formats.trace import (
     BlockError,
@@ -157,7 +157,7 @@ class TraceSource:
                 yield from self._parse_line(line, clock)
 
     def mark_spooled(self) -> None:
-        """Note that everything it reported is in the spool."""
+        """Record that everything it reported is in the spool."""
         self._checkpoint.commit(TraceCounts(self._boot, self._read, self._overrun, self._by_lines))
         if self._rest:
             # The first part of an unfinished line is still needed.
@@ -224,7 +224,7 @@ class TraceSource:
         """Return how many events were read and how many were dropped, as the kernel counts them."""
         read = overrun = 0
         for stats in self._folder.glob("per_cpu/cpu*/stats"):
-            for line in (self._host.text(stats) or "").splitlines():
+            for line in (self._host.read_text(stats) or "").splitlines():
                 name, _, number = line.partition(": ")
                 if number.isdecimal():
                     read += int(number) * (name == "read events")

@@ -103,7 +103,7 @@ class Spool:
 
     @property
     def backlog(self) -> Backlog:
-        """What waits to be processed."""
+        """The batches that wait to be processed."""
         waiting = self._waiting()
         if not waiting:
             return Backlog(0, 0.0)

@@ -20,7 +20,7 @@ _MODE: Final = 0o700
 
 
 class LogPosition(Struct, frozen=True):
-    """How far the kernel log was read: the number of a message, and its boot.
+    """The position up to which the kernel log was read: the number of a message, and its boot.
 
     ``skew`` is how many seconds the log's clock was behind the monotonic one.
     """

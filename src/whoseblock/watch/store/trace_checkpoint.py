@@ -24,7 +24,7 @@ _MOST: Final = 4 << 20
 
 
 class TraceCounts(Struct, frozen=True):
-    """How many events of an instance were spooled, in a boot, and how many reported as lost.
+    """Counts of the events of an instance in a boot: spooled, and reported as lost.
 
     ``by_lines`` is how many dropped events the lines of the trace have counted.
     """

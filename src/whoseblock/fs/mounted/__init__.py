@@ -1,0 +1,1 @@
+"""What the kernel reports of any mounted filesystem: GETFSMAP, FIEMAP, handles, names."""

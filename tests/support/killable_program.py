@@ -1,0 +1,180 @@
+"""Runs whoseblock again and again, and kills it where it is told to.
+
+``python -m tests.support.killable_program`` reads one JSON object a line: the ``arguments``
+of a command line; ``trace``, a file to which each boundary is appended as it is passed; ``output``,
+a file for all that is printed; and when to die by SIGKILL: ``at`` boundary of this number,
+``after`` it or before, or ``delay`` seconds after the beginning; with ``guard``, the guard of the
+frozen filesystem dies in its place.  For each it prints one line, what became of the run.  Each
+runs in a process of its own, forked from one that has imported everything: hundreds of them take
+no longer than they must.
+
+A boundary is a call that makes something durable, or acts on a device or a file.
+"""
+
+import functools
+import importlib
+import json
+import os
+import pkgutil
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import whoseblock
+from whoseblock import cli
+from whoseblock.journal.run import Run
+from whoseblock.media.direct import DirectMedia
+from whoseblock.respond import freezing, relocate, syscalls
+from whoseblock.respond.device import Device
+from whoseblock.respond.quarantine import QuarantineKeeper
+from whoseblock.respond.relocate import Keeper
+
+#: The boundaries that change a device or a file; all come after a step is durably started.
+ACTING = frozenset(
+    "freeze Device.zero pwritev clone_range commit_range punch_hole set_immutable pwrite ftruncate"
+    " mkdir utime fchmod setxattr temporary QuarantineKeeper".split()
+)
+
+_CALLS = "clone_range commit_range punch_hole sample set_immutable sync_filesystem".split()
+_SYSTEM = "fsync fdatasync pwrite pwritev ftruncate unlink mkdir utime fchmod setxattr".split()
+_METHODS: list[tuple[type, list[str]]] = [
+    (
+        Run,
+        (
+            "__init__ record_failure record_finding plan started done verified failed skipped"
+            " close_failure close"
+        ).split(),
+    ),
+    (Device, ["zero"]),
+    (DirectMedia, ["pwrite", "sync"]),
+    (Keeper, "share heal close".split()),
+    (QuarantineKeeper, "__init__ keep release close".split()),
+]
+
+
+class Boundaries:
+    """Counts the boundaries of this process, and ends it at one of them."""
+
+    def __init__(self) -> None:
+        self.trace: int | None = None
+        self._guard: int | None = None
+        self._instead = False
+        self._at: int | None = None
+        self._after = False
+        self._count = 0
+
+    def watch(self, order: dict[str, Any]) -> None:
+        self.trace = os.open(order["trace"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        self._at, self._after, self._instead = order["at"], order["after"], order["guard"]
+
+    def wrap(self, owner: object, attribute: str, name: str = "") -> None:
+        """Make a boundary of a function of a module, or of a method."""
+        function = getattr(owner, attribute)
+        told = name or attribute
+
+        @functools.wraps(function)
+        def bounded(*arguments: object, **more: object) -> object:
+            return self.passing(told, functools.partial(function, *arguments, **more))
+
+        setattr(owner, attribute, bounded)
+
+    def passing(self, name: str, act: Callable[[], object]) -> object:
+        if self.trace is None:
+            return act()
+        self._count += 1
+        number = self._count
+        self._pass(f"< {number} {name}", number, after=False)
+        try:
+            result = act()
+        except BaseException as error:
+            name += f": {error!r}"
+            raise
+        else:
+            if isinstance(result, subprocess.Popen):
+                self._guard = result.pid
+            return result
+        finally:
+            self._pass(f"> {number} {name}", number, after=True)
+
+    def _pass(self, told: str, number: int, *, after: bool) -> None:
+        assert self.trace is not None
+        os.write(self.trace, f"{told}\n".encode())
+        if number == self._at and after is self._after:
+            if not self._instead:
+                os.kill(os.getpid(), signal.SIGKILL)
+            assert self._guard is not None
+            os.kill(self._guard, signal.SIGKILL)
+
+
+def _bound() -> Boundaries:
+    boundaries = Boundaries()
+    for name in _CALLS:
+        boundaries.wrap(syscalls, name)
+    for name in _SYSTEM:
+        boundaries.wrap(os, name)
+    for owner, names in _METHODS:
+        for name in names:
+            told = owner.__name__ if name == "__init__" else f"{owner.__name__}.{name}"
+            boundaries.wrap(owner, name, told)
+    boundaries.wrap(relocate, "_temporary", "temporary")
+    boundaries.wrap(relocate, "_free_and_close", "free_and_close")
+    boundaries.wrap(freezing, "_start_guard", "start_guard")
+    for name in ("freeze", "thaw", "close"):
+        boundaries.wrap(freezing._Guard, name, {"close": "Guard.close"}.get(name, name))
+    return boundaries
+
+
+def _import_everything() -> None:
+    for module in pkgutil.walk_packages(whoseblock.__path__, "whoseblock."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+    importlib.import_module("sqlalchemy.dialects.sqlite")
+
+
+def _child(boundaries: Boundaries, order: dict[str, Any]) -> None:
+    """Be one run of whoseblock."""
+    output = os.open(order["output"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    for fd, to in ((nothing, 0), (output, 1), (output, 2)):
+        os.dup2(fd, to)
+    os.closerange(3, 64)
+    boundaries.watch(order)
+    sys.argv = ["whoseblock", *order["arguments"]]
+    try:
+        cli.main()
+    except SystemExit as end:
+        sys.stdout.flush()
+        os._exit(end.code if isinstance(end.code, int) else 1)
+    except BaseException:  # noqa: BLE001 - a child of a fork ends here, whatever it is
+        sys.excepthook(*sys.exc_info())
+        sys.stderr.flush()
+        os._exit(99)
+
+
+def main() -> None:
+    _import_everything()
+    boundaries = _bound()
+    for line in sys.stdin:
+        order = json.loads(line)
+        begun = time.monotonic()
+        child = os.fork()
+        if child == 0:
+            _child(boundaries, order)
+        handle = os.pidfd_open(child)
+        # Not reaped yet, its number is nobody else's.
+        if not select.select([handle], [], [], order["delay"])[0]:
+            signal.pidfd_send_signal(handle, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
+        os.close(handle)
+        code = os.waitstatus_to_exitcode(status)
+        told = {"pid": child, "code": code, "seconds": time.monotonic() - begun}
+        sys.stdout.write(json.dumps(told) + "\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The prose checker: the rules for docstrings, documents and words that a machine can check."""
