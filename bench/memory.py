@@ -49,9 +49,9 @@ _FORMS: Final = {
 
 
 class _Case(NamedTuple):
-    """What is asked about an image; ``forms`` are the names of the outputs.
+    """A case for an image; ``forms`` are the names of the outputs.
 
-    ``forms_mounted`` are those that are asked of the kernel too.
+    ``forms_mounted`` are those of the case on the mounted image.
     """
 
     what: str

@@ -9,7 +9,7 @@ from tests.support.filled_images import Zoo
 
 from whoseblock.errors import NotAFilesystemError, OutOfDeviceError
 from whoseblock.fs.base import FileOwner, Outside, Unknown, Via
-from whoseblock.fs.recognise import open_filesystem
+from whoseblock.fs.registry import open_volume
 from whoseblock.lookup import Asked, Lookup
 from whoseblock.media.device import FileMedia
 from whoseblock.stack.base import Layer, LinearSegment, UnmappedSegment, descend
@@ -21,7 +21,7 @@ def image_layer(name: str, image: Path) -> Layer:
 
 @pytest.fixture
 def lookup() -> Lookup:
-    return Lookup(lambda layer: open_filesystem(layer.open()))
+    return Lookup(lambda layer: open_volume([layer.open()]))
 
 
 def test_one_failure_that_reaches_two_filesystems_gives_all_owners(

@@ -506,7 +506,7 @@ def test_a_pid_namespace_lists_only_its_own(file: Path) -> None:
 
 @contextlib.contextmanager
 def silent_file(tmp_path: Path) -> Iterator[tuple[int, int, Path]]:
-    """Give who has which inode open of a filesystem that does not answer, and where that is."""
+    """Provide a process and the inode that it has open on a filesystem that does not answer."""
     image = tmp_path / "image"
     image.write_bytes(bytes(PAGE))
     folder = tmp_path / "silent"

@@ -79,7 +79,7 @@ def room_of(module: str) -> Room:
 
 
 def imports(source: bytes, package: str) -> Iterator[str]:
-    """Give the full name of all that is imported, in functions and under TYPE_CHECKING too."""
+    """Yield the full names of all imports, in functions and under TYPE_CHECKING too."""
     above = package.split(".")
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -93,14 +93,14 @@ def imports(source: bytes, package: str) -> Iterator[str]:
 
 
 def imports_of(module: str) -> list[str]:
-    """Give what a module of the package imports."""
+    """Return what a module of the package imports."""
     path = MODULES[module]
     package = ".".join(("whoseblock", *path.parent.relative_to(PACKAGE).parts))
     return list(imports(path.read_bytes(), package))
 
 
 def upward(module: str, imported: list[str]) -> list[str]:
-    """Give those imports that a module's floor does not allow."""
+    """Return those imports that a module's floor does not allow."""
     own = room_of(module)
     inside = [name for name in imported if name.split(".")[0] == "whoseblock"]
     rooms = {name: room_of(name.removeprefix("whoseblock").removeprefix(".")) for name in inside}
@@ -108,7 +108,7 @@ def upward(module: str, imported: list[str]) -> list[str]:
 
 
 def committed_files() -> dict[str, bytes]:
-    """Give the files that are committed, or would be by ``git add``."""
+    """Return the files that are committed, or would be by ``git add``."""
     git = ["git", "-c", f"safe.directory={TOP}", "-C", str(TOP)]
     listing = [*git, "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
     try:

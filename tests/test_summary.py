@@ -41,7 +41,7 @@ def whoseblock(*arguments: str | Path) -> str:
 def asked(
     zoo: Zoo, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Expectation, Path, list[Any]]:
-    """Give an image's oracle, and a list of ranges that overlap and repeat each other."""
+    """Provide an image's oracle, and a list of ranges that overlap and repeat each other."""
     truth = zoo.filled("4k")
     rng = random.Random("summary")
     rows = rng.choices([row for row in truth.rows if row.kind != "free"], k=150)

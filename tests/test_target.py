@@ -17,10 +17,11 @@ from tests.support.tools import need_loop_mounts, program, run, xfsprogs
 from tests.support.xfs_images import MIB, sparse_file
 
 from whoseblock.fs.mounted.fiemap import file_extents
+from whoseblock.fs.registry import companion_mount_options
 from whoseblock.stack.base import descend
 from whoseblock.stack.kernel.devices import BlockDevices
 from whoseblock.stack.kernel.host import Host
-from whoseblock.stack.mounted import other_devices
+from whoseblock.stack.mounted import companion_devices
 
 SECTOR = 512
 
@@ -72,8 +73,10 @@ def test_swap_is_named(session_folder: Path) -> None:
 def test_mounts_tell_of_external_logs_and_realtime_sections(session_folder: Path) -> None:
     known = facts("disk")
     found = {
-        (data, role, device)
-        for data, role, device, _ in other_devices(Host(unpacked("disk", session_folder)))
+        (one.data, one.role, one.device)
+        for one in companion_devices(
+            Host(unpacked("disk", session_folder)), companion_mount_options()
+        )
     }
     assert found == {
         (known["data"], "log", known["log"]),
@@ -272,7 +275,7 @@ def test_through_a_loop_device_into_the_filesystem_that_holds_its_file(
 
 @pytest.fixture
 def three_devices(tmp_path: Path) -> dict[str, Path]:
-    """Give an XFS with its log and its realtime section elsewhere."""
+    """Provide an XFS with its log and its realtime section on other devices."""
     devices = {
         "data": sparse_file(tmp_path / "data.img", 400 * MIB),
         "log": sparse_file(tmp_path / "log.img", 128 * MIB),

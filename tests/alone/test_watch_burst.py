@@ -55,7 +55,7 @@ class Burst(NamedTuple):
         return count
 
     def journaled(self, source: str = "%") -> set[int]:
-        """Give the sectors that are in the journal, or those that one source reported.
+        """Return the sectors in the journal, or those that one source reported.
 
         Each must be one failure with one finding, which names the place in the file, and one report
         of each source that saw it.

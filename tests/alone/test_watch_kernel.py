@@ -50,7 +50,7 @@ def read_bad(path: Path, block: int) -> None:
 
 
 def of(histories: list[History], loop: Path) -> list[History]:
-    """Give the failures of a loop device whose owners are known."""
+    """Return the failures of a loop device whose owners are known."""
     return [one for one in histories if one.failure.device == loop.name and one.findings]
 
 

@@ -41,7 +41,7 @@ class Direct:
         self._fd = os.open(path, os.O_RDWR | os.O_DIRECT)
 
     def read(self, start: int, length: int) -> bytes | int:
-        """Give the bytes, or the number of the error."""
+        """Return the bytes, or the number of the error."""
         with mmap.mmap(-1, length) as buffer:
             try:
                 count = os.preadv(self._fd, [buffer], start)
@@ -69,7 +69,7 @@ class Direct:
 
 @contextlib.contextmanager
 def reached(served: Emulated, way: str) -> Iterator[Direct]:
-    """Give the device as FUSE serves it, or through a loop device."""
+    """Provide the device as FUSE serves it, or through a loop device."""
     with contextlib.ExitStack() as stack:
         path = served.device
         if way != "fuse":

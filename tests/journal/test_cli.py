@@ -42,7 +42,7 @@ def fill(url: str) -> None:
 
 @pytest.fixture
 def url(journal_url: str) -> str:
-    """Give a journal with the three failures."""
+    """Provide a journal with the three failures."""
     fill(journal_url)
     return journal_url
 

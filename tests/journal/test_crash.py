@@ -102,7 +102,7 @@ def _say(racer: "subprocess.Popen[str]") -> None:
 
 
 def _lines_of(racers: "list[subprocess.Popen[str]]") -> list[str]:
-    """Give what each says until it says an empty line."""
+    """Return the output of each up to an empty line."""
     lines = []
     for racer in racers:
         assert racer.stdout is not None

@@ -38,7 +38,7 @@ def step_of(run: Run) -> int:
 
 
 def state_of(journal: Journal) -> State:
-    """Give what has become of that step."""
+    """Return the state of that step."""
     return journal.history(1).plans[0].steps[0].state
 
 
@@ -210,7 +210,7 @@ def test_what_ends_a_run_is_not_hidden_by_the_journal(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def own_server() -> Iterator[Postgres]:
-    """Give a server that tests may stop."""
+    """Provide a server that tests may stop."""
     with server() as started:
         yield started
 

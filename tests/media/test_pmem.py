@@ -60,7 +60,7 @@ class SectorMachine(RuleBasedStateMachine):
         return range(start // self.sector, -(-(start + length) // self.sector))
 
     def bytes_of(self, wanted: list[bool], start: int, length: int) -> list[ByteRange]:
-        """Give the asked bytes of those sectors, one by one: slow, and plainly right."""
+        """Return the requested bytes of those sectors, one by one: slow and simple."""
         found = (at for at in range(start, start + length) if wanted[at // self.sector])
         return merge(ByteRange(at, 1) for at in found)
 

@@ -69,7 +69,7 @@ def refused(path: Path, candidate: Candidate | str | Path, why: str) -> None:
 
 @pytest.fixture
 def pair(tmp_path: Path) -> tuple[Path, Path]:
-    """Give a damaged file, and a good copy of what it was."""
+    """Provide a damaged file, and a good copy of it."""
     good = random.Random(0).randbytes(SIZE)
     damaged, copy = tmp_path / "damaged", tmp_path / "copy"
     damaged.write_bytes(good[: LOST.start] + b"?" * LOST.length + good[LOST.end :])
@@ -117,7 +117,7 @@ def test_outside_of_the_window_only_the_whole_tells(pair: tuple[Path, Path], at:
 
 
 def around(lost: Sequence[ByteRange], window: int) -> set[int]:
-    """Give the bytes of a file around what is lost, one by one."""
+    """Return the bytes of a file around the loss, one by one."""
     compared: set[int] = set()
     for start, length in lost:
         # Of what is lost past the end there is nothing on this side of it either.

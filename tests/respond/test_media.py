@@ -26,7 +26,7 @@ kinds = pytest.mark.parametrize("kind", KINDS[:2], ids=lambda kind: kind.name)
 
 
 def failing_on_the_way(served: Bench, what: str, copy: Path | None = None) -> str:
-    """Give a command that has something fail, and then prints a copy."""
+    """Return a command that causes a failure, and then prints a copy."""
     control = shlex.quote(str(served.served.control))
     return f"echo {shlex.quote(what)} > {control}; echo {'' if copy is None else copy}"
 

@@ -19,7 +19,7 @@ def zeroed(content: bytes, start: int, length: int) -> bytes:
 
 
 def holes(path: Path) -> list[int]:
-    """Give the numbers of the blocks that are holes, as SEEK_HOLE and SEEK_DATA tell."""
+    """Return the numbers of the blocks that are holes by SEEK_HOLE and SEEK_DATA."""
     found: list[int] = []
     at = 0
     with path.open("rb") as file:

@@ -41,7 +41,7 @@ DEEDS = {
 
 
 def deed(name: str, path: Path, number: int, after: str = "") -> str:
-    """Give a command that does it."""
+    """Return a command that does it."""
     program = (
         f"import os; from tests.support import calls; path = {str(path)!r}; number = {number};"
         f" NEW = b'new data' * 512; {DEEDS[name]}; {after}"

@@ -177,7 +177,7 @@ def test_other_sizes(tmp_path: Path, block: int, sector: int) -> None:
 
 @contextlib.contextmanager
 def unmounted(tmp_path: Path, kind: Geometry) -> Iterator[tuple[Bench, ByteRange]]:
-    """Give a failing image that is clean, and a range of it that is free and holds a pattern."""
+    """Provide a clean failing image, and a free range of it that is filled with a pattern."""
     with serving(tmp_path, kind) as (served, image):
         with served.loop() as loop, mounted(loop, loop=False) as folder:
             root = Path(os.fsdecode(folder))

@@ -54,7 +54,7 @@ class Disk:
     def expected(
         self, start: int, length: int, oracles: dict[Path, Expectation]
     ) -> list[dict[str, Any]]:
-        """Give the rows of the bare images, moved to where these lie; other parts are outside."""
+        """Return the rows of the bare images, moved to their places; other parts are outside."""
         rows: list[dict[str, Any]] = []
         end = covered = start
         end += length

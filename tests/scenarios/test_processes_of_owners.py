@@ -35,7 +35,7 @@ def lookup(target: Path | bytes, *arguments: str) -> dict[str, Any]:
 
 
 def users(owner: dict[str, Any]) -> dict[int, tuple[list[tuple[int, int, str]], int]]:
-    """Give by process the mappings with their rights, and how many descriptors are open."""
+    """Return for each process its mappings with their rights, and its number of descriptors."""
     return {
         process["pid"]: (
             [

@@ -77,7 +77,7 @@ class House:
             return list(journal.histories(Filter()))
 
     def told(self) -> list[tuple[int, int, list[tuple[str, int]], int, bool]]:
-        """Give start, length, who reported it from where, findings, and whether it is open."""
+        """Return start, length, who reported it from where, findings, and whether it is open."""
         return [
             (
                 one.failure.start,
@@ -257,7 +257,7 @@ def killing(monkeypatch: pytest.MonkeyPatch, after: int, *, early: bool) -> None
 
 
 def in_words(house: House) -> list[Any]:
-    """Give all that matters of a journal."""
+    """Return all that matters of a journal."""
     return [
         (
             one.failure.range,

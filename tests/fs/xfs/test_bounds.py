@@ -53,7 +53,7 @@ def measured(image: Path, question: str) -> tuple[float, int, list[str]]:
 
 @pytest.fixture
 def large(tmp_path: Path) -> tuple[Path, dict[str, int]]:
-    """Give a large and empty filesystem with few files, and their inode numbers."""
+    """Provide a large and empty filesystem with few files, and their inode numbers."""
     need_loop_mounts()
     image = tmp_path / "large.img"
     return image, make_large(image)

@@ -46,7 +46,7 @@ def fill_a_little(root: bytes) -> None:
 
 @pytest.fixture
 def frozen_copy(tmp_path: Path) -> Path:
-    """Give an image taken while the filesystem was frozen and in use.
+    """Provide an image taken while the filesystem was frozen and in use.
 
     Files without a name are open, and blocks are reserved for copy-on-write.
     """

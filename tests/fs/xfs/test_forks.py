@@ -31,7 +31,7 @@ def fs(truth: Truth) -> Iterator[XfsFilesystem]:
 
 
 def _files(root: bytes) -> Iterator[tuple[int, bytes]]:
-    """Give each inode below a folder once, with a path of it."""
+    """Yield each inode below a folder once, with a path of it."""
     seen = set()
     for folder, folders, files in os.walk(root):
         for path in (folder, *(folder + b"/" + name for name in folders + files)):

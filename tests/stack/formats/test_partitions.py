@@ -33,7 +33,7 @@ class Layout(NamedTuple):
 
 @st.composite
 def layouts(draw: st.DrawFn) -> Layout:
-    """Give tables with partitions at any sector, of any size, in ascending order."""
+    """Return tables with partitions at any sector, of any size, in ascending order."""
     label = draw(st.sampled_from(["gpt", "dos"]))
     most = draw(st.integers(1, 20)) if label == "gpt" else draw(st.integers(1, 3))
     edges = sorted(draw(st.sets(st.integers(2048, 40_000), min_size=2 * most, max_size=2 * most)))
@@ -61,7 +61,7 @@ def made(layout: Layout, folder: Path) -> Path:
 
 
 def by_sfdisk(image: Path) -> list[tuple[int, int, int]]:
-    """Give number, start and length of every partition, extended ones excepted."""
+    """Return number, start and length of every partition, extended ones excepted."""
     done = subprocess.run([program("sfdisk"), "--json", image], capture_output=True, check=False)
     if done.returncode:
         return []

@@ -116,7 +116,7 @@ def test_other_layouts_are_refused(layout: int, parities: int) -> None:
 
 @st.composite
 def arrays(draw: st.DrawFn) -> tuple[Striping, int, int]:
-    """Give a striping, how many chunks it has, and how many rows its members have."""
+    """Return a striping, the number of its chunks, and the number of rows of its members."""
     members, rows = draw(st.integers(3, 5)), draw(st.integers(2, 8))
     kind = draw(st.sampled_from(["raid0", "raid1", "raid5", "raid6", "near", "far", "offset"]))
     if kind == "raid0":

@@ -53,7 +53,7 @@ def make_tree(root: Path, attributes: dict[str, str]) -> Path:
 
 @pytest.fixture
 def seen_in_2020(tmp_path: Path) -> Path:
-    """Give the machine of the worked example: its numbers were seen on a real kernel."""
+    """Provide the machine of the worked example, with numbers of a real kernel."""
     return make_tree(
         tmp_path / "root",
         {

@@ -347,7 +347,7 @@ def test_no_record_waits_for_a_program(tmp_path: Path, machine: Machine) -> None
 
 
 def states(daemon: Daemon) -> list[State]:
-    """Give what has become of all steps."""
+    """Return the states of all steps."""
     plans = [plan for history in daemon.histories() for plan in history.plans]
     return [step.state for plan in plans for step in plan.steps]
 

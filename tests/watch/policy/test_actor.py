@@ -81,7 +81,7 @@ class Desk:
         return [step for plan in self.history().plans for step in plan.steps]
 
     def ends(self) -> list[tuple[str, State, Any]]:
-        """Give the kind of each step, its state, and why."""
+        """Return the kind of each step, its state, and why."""
         return [
             (step.kind, step.state, step.events[-1].detail.get("because")) for step in self.steps()
         ]
@@ -437,7 +437,7 @@ def device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def row(file: Path) -> FileOwner:
-    """Give the owner of the first block of a file, with those that use it now."""
+    """Return the owner of the first block of a file, with those that use it now."""
     status = file.stat()
     found = find_processes([Wanted(status.st_dev, status.st_ino, 0, 4096)])
     return owner(status.st_ino, *found.processes[0])

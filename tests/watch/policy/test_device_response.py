@@ -81,7 +81,7 @@ class Patient:
             return processor.perform().actions
 
     def ends(self) -> list[tuple[str, State, str]]:
-        """Give kind, state and last words of what was done on the device."""
+        """Return kind, state and last words of what was done on the device."""
         with open_journal(str(self.folder / "journal.sqlite"), write=False) as journal:
             (history,) = journal.histories(Filter())
         return [

@@ -65,7 +65,7 @@ class Monitors:
         self._listener.settimeout(20)
 
     def taken(self) -> socket.socket:
-        """Give the end at which the events come in of a monitor that somebody has."""
+        """Return the descriptor from which another monitor's events are read."""
         assert self._listener is not None
         return self._listener.accept()[0]
 
@@ -329,7 +329,7 @@ def fanotify() -> FilesystemErrorSource:
 
 
 def marks(source: FilesystemErrorSource) -> set[int]:
-    """Give the devices whose filesystems the kernel says are marked."""
+    """Return the devices whose filesystems the kernel says are marked."""
     text = Path(f"/proc/self/fdinfo/{source.fileno()}").read_text()
     numbers = (
         int(number, 16) for number in re.findall(r"^fanotify sdev:(\w+)", text, re.MULTILINE)

@@ -320,7 +320,7 @@ def test_a_list_is_read_when_the_kernel_tells_of_a_change(
 
 @pytest.fixture
 def tracefs(tmp_path: Path) -> Path:
-    """Give a folder like tracefs, with an instance that a killed daemon left."""
+    """Provide a folder like tracefs, with an instance that a killed daemon left."""
     folder = tmp_path / "tracing/instances/test"
     event = folder / "events/memory_failure/memory_failure_event"
     event.mkdir(parents=True)

@@ -1,6 +1,6 @@
-"""Asking the kernel: one function for each question, errors as `OSError`.
+"""Questions to the kernel about any mounted filesystem: one function each, errors as `OSError`.
 
-What only some kernels can, or some filesystems, is found out by trying.  `PrivilegeError` names the
+What only some kernels or filesystems support is found out by trying.  `PrivilegeError` names the
 capability that is missing; nothing here writes anything.
 """
 
@@ -15,67 +15,44 @@ from functools import cache
 from typing import Final
 
 from whoseblock.errors import PrivilegeError
-from whoseblock.fs.live.format import (
+from whoseblock.fs.mounted.format import (
     FMR_OF_ATTR_FORK,
     FMR_OF_EXTENT_MAP,
     FMR_OF_LAST,
     FMR_OF_SPECIAL_OWNER,
     FS_IOC_GETFSMAP,
-    FSID_BYTES,
-    GEOMETRY_BYTES,
-    XFS_BULK_IREQ_SPECIAL,
-    XFS_BULK_IREQ_SPECIAL_ROOT,
-    XFS_DEV_DATA,
-    XFS_HANDLE_BYTES,
-    XFS_IOC_BULKSTAT,
-    XFS_IOC_FD_TO_HANDLE,
-    XFS_IOC_FSGEOMETRY,
-    XFS_IOC_GETPARENTS_BY_HANDLE,
     Entry,
     Fsmap,
-    Geometry,
-    InodeFacts,
-    Parent,
-    bulkstat_request,
-    file_handle,
     fsmap_request,
-    handle_request,
     open_how,
-    parents_request,
-    read_bulkstat,
     read_entries,
     read_fsmap,
-    read_geometry,
-    read_parents,
 )
 
 __all__ = [
-    "bulkstat",
+    "READ_DIRECTORY",
     "clone_mount",
     "data_device",
     "entries",
-    "filesystem_id",
     "fsmap",
-    "geometry",
-    "inode_facts",
+    "needing",
     "open_beneath",
-    "open_inode",
-    "parents",
-    "root_facts",
+    "open_handle",
 ]
 
 #: Records asked for at once: few of a failed page, many of all that a disk has lost.
 #: Not more than 2048: XFS goes on by itself after so many, less carefully than `fsmap`.
 _FIRST_ROOM, _MORE_ROOM = 64, 2048
-#: Whose blocks are of nobody else.
+#: Records whose blocks no other file shares.
 _NEVER_SHARED: Final = FMR_OF_SPECIAL_OWNER | FMR_OF_ATTR_FORK | FMR_OF_EXTENT_MAP
 _DIRECTORY_BYTES: Final = 1 << 16
-_PARENTS_BYTES: Final = 1 << 16
 _FEW: Final = 16
 #: These have the same number on every architecture but Alpha.
 _SYS_OPEN_TREE, _SYS_OPENAT2 = 428, 437
 _OPEN_TREE_CLONE, _AT_EMPTY_PATH = 0x1, 0x1000
 _RESOLVE_NO_XDEV, _RESOLVE_NO_SYMLINKS, _RESOLVE_BENEATH = 0x01, 0x04, 0x08
+#: Read a directory without changing its access time.
+READ_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOATIME
 
 
 @cache
@@ -91,7 +68,8 @@ def _checked(result: int) -> int:
 
 
 @contextlib.contextmanager
-def _needing(capability: str) -> Iterator[None]:
+def needing(capability: str) -> Iterator[None]:
+    """Raise `PrivilegeError` that names a capability in the place of PermissionError."""
     try:
         yield
     except PermissionError as error:
@@ -101,26 +79,26 @@ def _needing(capability: str) -> Iterator[None]:
         ) from error
 
 
-# ---------------------------------------------------------------------- who owns what
+def data_device(fd: int, unnumbered: int | None = None) -> int:
+    """Return the number of a filesystem's data device in GETFSMAP.
 
-
-def data_device(fd: int) -> int:
-    """Give the name of a filesystem's data device in GETFSMAP; raises OSError without GETFSMAP."""
+    ``unnumbered`` is its number where devices are not numbered by their dev_t.  Raises OSError
+    without GETFSMAP.
+    """
     number = os.fstat(fd).st_dev
     major, minor = os.major(number), os.minor(number)
     encoded = minor & 0xFF | major << 8 | (minor & ~0xFF) << 12  # new_encode_dev() in kdev_t.h
     try:
         fcntl.ioctl(fd, FS_IOC_GETFSMAP, fsmap_request(0, encoded, 0, 1, None))
     except OSError as error:
-        if error.errno != errno.EINVAL:
+        if error.errno != errno.EINVAL or unnumbered is None:
             raise
-        # A filesystem with an internal realtime section has no number for it.
-        return XFS_DEV_DATA
+        return unnumbered
     return encoded
 
 
 def fsmap(fd: int, device: int, start: int, end: int) -> Iterator[Fsmap]:
-    """Give the records of a device that touch the bytes from ``start`` to before ``end``.
+    """Yield the records of a device that touch the bytes from ``start`` to before ``end``.
 
     They are whole, in the kernel's order.  Raises OSError, perhaps after some.
     """
@@ -153,100 +131,24 @@ def fsmap(fd: int, device: int, start: int, end: int) -> Iterator[Fsmap]:
         raise OSError(errno.EOVERFLOW, f"a block is too often in one file, inode {files}")
 
 
-# ---------------------------------------------------------------------- XFS
+def open_handle(mount: int, handle: bytes, flags: int) -> int:
+    """Open a file by its ``struct file_handle``; ``mount`` is a descriptor on its filesystem.
 
-
-def geometry(fd: int) -> Geometry | None:
-    """Give the geometry of an XFS filesystem; None if it is another kind."""
-    answer = bytearray(GEOMETRY_BYTES)
-    try:
-        fcntl.ioctl(fd, XFS_IOC_FSGEOMETRY, answer)
-    except OSError as error:
-        if error.errno in (errno.ENOTTY, errno.EOPNOTSUPP):
-            return None
-        raise
-    return read_geometry(answer)
-
-
-def bulkstat(fd: int, first: int, room: int, flags: int = 0) -> list[InodeFacts]:
-    """Give up to ``room`` inodes of an XFS that are in use, from number ``first`` on.
-
-    Also those that were unlinked and are still open.
+    ``flags`` are those of open(2).  Raises FileNotFoundError if the file is gone.
     """
-    request = bulkstat_request(first, room, flags)
-    with _needing("CAP_SYS_ADMIN"):
-        fcntl.ioctl(fd, XFS_IOC_BULKSTAT, request)
-    return list(read_bulkstat(request))
-
-
-def inode_facts(fd: int, number: int) -> InodeFacts | None:
-    """Give what is known of one inode of an XFS; None if there is none, or none for us to see."""
-    try:
-        found = bulkstat(fd, number, 1)
-    except OSError as error:
-        if error.errno in (errno.EINVAL, errno.ENOENT):
-            return None
-        raise
-    return found[0] if found and found[0].number == number else None
-
-
-def root_facts(fd: int) -> InodeFacts:
-    """Give what is known of the root directory of an XFS."""
-    (root,) = bulkstat(fd, XFS_BULK_IREQ_SPECIAL_ROOT, 1, XFS_BULK_IREQ_SPECIAL)
-    return root
-
-
-def filesystem_id(fd: int) -> bytes:
-    """Give the part that the handles of all inodes of an XFS have in common."""
-    handle = ctypes.create_string_buffer(XFS_HANDLE_BYTES)
-    length = ctypes.c_uint32(0)
-    request = handle_request(fd, ctypes.addressof(handle), ctypes.addressof(length))
-    with _needing("CAP_SYS_ADMIN"):
-        fcntl.ioctl(fd, XFS_IOC_FD_TO_HANDLE, request)
-    return handle.raw[:FSID_BYTES]
-
-
-def parents(fd: int, fsid: bytes, inode: int, generation: int) -> list[Parent]:
-    """Give the parent pointers of an inode; raises OSError where there are none to be had."""
-    buffer = ctypes.create_string_buffer(_PARENTS_BYTES)
-    address = ctypes.addressof(buffer)
-    found: list[Parent] = []
-    cursor, last = bytes(16), False
-    while not last:
-        request = parents_request(fsid, inode, generation, cursor, address, _PARENTS_BYTES)
-        fcntl.ioctl(fd, XFS_IOC_GETPARENTS_BY_HANDLE, request)
-        some, cursor, last = read_parents(request, buffer.raw)
-        found += some
-        if not some:
-            break
-    return found
-
-
-#: To read a directory without a trace.
-_READ_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOATIME
-
-
-def open_inode(mount: int, inode: int, generation: int, flags: int = _READ_DIRECTORY) -> int:
-    """Open an inode of an XFS by its number, wherever it is; ``mount`` is a mount of it.
-
-    ``flags`` are those of open(2).  Raises FileNotFoundError if it is gone.
-    """
-    handle = ctypes.create_string_buffer(file_handle(inode, generation))
+    buffer = ctypes.create_string_buffer(handle)
     flags |= os.O_CLOEXEC | os.O_NONBLOCK
-    with _needing("CAP_DAC_READ_SEARCH"):
+    with needing("CAP_DAC_READ_SEARCH"):
         try:
-            return _checked(_libc().open_by_handle_at(mount, handle, flags))
+            return _checked(_libc().open_by_handle_at(mount, buffer, flags))
         except OSError as error:
             if error.errno == errno.ESTALE:
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)) from error
             raise
 
 
-# ---------------------------------------------------------------------- names
-
-
 def entries(directory: int, wanted: Collection[int] | None = None) -> Iterator[Entry]:
-    """Give what a directory holds, with the numbers that it has itself: mounts do not show.
+    """Yield the entries of a directory, with its own inode numbers: mounts do not show.
 
     ``wanted`` leaves out all inodes but these.
     """
@@ -262,17 +164,17 @@ def entries(directory: int, wanted: Collection[int] | None = None) -> Iterator[E
 
 
 def clone_mount(directory: int) -> int:
-    """Give a mount of our own of a directory, on which nothing is mounted.
+    """Return a private mount of a directory, on which nothing is mounted.
 
-    It is in no mount namespace, and ends with its descriptor, which is good for naming only.
+    It is in no mount namespace, and ends with its descriptor, which can only name files.
     """
     flags = _OPEN_TREE_CLONE | _AT_EMPTY_PATH | os.O_CLOEXEC
-    with _needing("CAP_SYS_ADMIN"):
+    with needing("CAP_SYS_ADMIN"):
         return _checked(_libc().syscall(_SYS_OPEN_TREE, directory, b"", flags))
 
 
 def open_beneath(directory: int, path: bytes, flags: int) -> int:
-    """Open what a relative path leads to, through no symbolic link and into no other mount."""
+    """Open a relative path, through no symbolic link and into no other mount."""
     resolve = _RESOLVE_NO_XDEV | _RESOLVE_NO_SYMLINKS | _RESOLVE_BENEATH
     how = open_how(flags | os.O_CLOEXEC, resolve)
     return _checked(_libc().syscall(_SYS_OPENAT2, directory, path, how, ctypes.c_size_t(len(how))))

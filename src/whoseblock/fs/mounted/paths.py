@@ -1,29 +1,29 @@
-"""From inodes of a mounted XFS to every path, while others go on changing the tree.
+"""From inodes of a mounted filesystem to every path, while other processes change the tree.
 
-With parent pointers the kernel is asked for an inode's names.  Without, the directories that are
-likeliest to have them are read first: the kernel puts a file's inode near its directory's.  Then
-the whole tree is, from its root.  What was found is believed only if the path then leads to the
-inode; if it does not, somebody has moved something, and it is looked for again.
+Where the filesystem has parent pointers, the kernel returns the names of an inode.  Without, the
+directories that are likeliest to have them are read first, then the whole tree from its root.  A
+path counts only if it then leads to the inode; if not, another process has moved something, and
+the search is repeated.
 """
 
 import os
 import stat
 from collections import deque
 from collections.abc import Iterator, Mapping
-from typing import Final
+from typing import Final, Protocol
 
 from whoseblock.errors import PrivilegeError
 from whoseblock.fs.base import Paths, Progress, distinct
-from whoseblock.fs.live import kernel
-from whoseblock.fs.live.format import DT_DIR, DT_UNKNOWN, Geometry, InodeFacts, Parent
-from whoseblock.fs.live.view import View, inode_at, open_far
+from whoseblock.fs.mounted import kernel
+from whoseblock.fs.mounted.format import DT_DIR, DT_UNKNOWN, InodeFacts, Parent
+from whoseblock.fs.mounted.view import View, inode_at, open_far
 
-__all__ = ["PathFinder", "gone_note"]
+__all__ = ["InodeAccess", "PathFinder", "gone_note"]
 
 #: How often names are looked for that change meanwhile.
 _ATTEMPTS: Final = 4
-#: How far from its file a directory is searched for first, in inodes, and how many of them are.
-_RINGS, _NEAREST = (128, 1024, 4096), 256
+#: How many directories near a file are read before the whole tree is.
+_NEAREST: Final = 256
 #: From so many files on, reading the whole tree once is quicker than looking near each.
 _MANY: Final = 8
 #: No path has more names: each takes two bytes, and no directory is deeper in any sane tree.
@@ -38,25 +38,48 @@ class _LostError(Exception):
 
 
 def gone_note(ino: int) -> str:
-    """Say that an inode cannot be had."""
+    """Return the note about an inode that does not exist for us."""
     return f"inode {ino} is gone, or one that the kernel keeps to itself"
+
+
+class InodeAccess(Protocol):
+    """How a driver reaches the inodes of a mounted filesystem by their numbers."""
+
+    def facts(self, inode: int) -> InodeFacts | None:
+        """Return the state of an inode; None if there is none."""
+        ...
+
+    def root_facts(self) -> InodeFacts:
+        """Return the state of the root directory."""
+        ...
+
+    def open_directory(self, inode: int, generation: int) -> int:
+        """Open a directory for reading; raises OSError."""
+        ...
+
+    def parents(self, inode: int, generation: int) -> list[Parent]:
+        """Return the parent pointers of an inode; raises OSError if there are none."""
+        ...
+
+    def directories_near(self, inode: int) -> Iterator[InodeFacts]:
+        """Yield directories that may name an inode, the likeliest first."""
+        ...
 
 
 class PathFinder:
     """Finds the paths of a mounted filesystem's inodes; ``root`` names its root directory."""
 
-    def __init__(self, view: View, root: int, geometry: Geometry, progress: Progress) -> None:
+    def __init__(self, view: View, root: int, inodes: InodeAccess, progress: Progress) -> None:
         self.view = view
-        self.geometry = geometry
+        self.inodes = inodes
         self.progress = progress
         self._root = root
-        self._fsid = kernel.filesystem_id(view.fd)
         self._root_inode = os.fstat(root).st_ino
-        #: Whether there are parent pointers; nobody knows before the first were asked for.
+        #: Whether there are parent pointers; unknown before the first are read.
         self._pointers = True
 
     def find(self, inodes: Mapping[int, int | None]) -> dict[int, Paths]:
-        """Give every path of each inode of a certain generation, or the reason why not.
+        """Return every path of each inode of a certain generation, or the reason why not.
 
         None instead of a generation says that the inode was gone before.
         """
@@ -79,8 +102,8 @@ class PathFinder:
         return found
 
     def _begin(self, ino: int, generation: int | None, search: "_Search") -> Paths | None:
-        """Say what an inode itself tells, or enter it into the search."""
-        facts = kernel.inode_facts(self.view.fd, ino)
+        """Return what the inode itself shows, or enter it into the search."""
+        facts = self.inodes.facts(ino)
         if facts is None or facts.generation != generation:
             return Paths(complete=False, notes=(gone_note(ino),))
         if not facts.links:
@@ -94,7 +117,7 @@ class PathFinder:
             return None
         links.clear()
         if self._pointers and not search.thorough:
-            # They change just now: asking again is quicker than reading directories.
+            # They are changing: reading them again is quicker than reading directories.
             search.lost[ino] = f"the names of inode {ino} change while they are looked for"
         elif not stat.S_ISDIR(facts.mode):
             search.missing[ino] = names
@@ -106,11 +129,11 @@ class PathFinder:
         return None
 
     def _parents(self, ino: int, generation: int) -> list[Parent]:
-        """Give the parent pointers of an inode, none if there are none."""
+        """Return the parent pointers of an inode, none if there are none."""
         if not self._pointers:
             return []
         try:
-            return kernel.parents(self.view.fd, self._fsid, ino, generation)
+            return self.inodes.parents(ino, generation)
         except PrivilegeError:
             raise
         except OSError:
@@ -119,9 +142,9 @@ class PathFinder:
             return []
 
     def _root_has_pointers(self) -> bool:
-        root = kernel.root_facts(self.view.fd)
+        root = self.inodes.root_facts()
         try:
-            kernel.parents(self.view.fd, self._fsid, root.number, root.generation)
+            self.inodes.parents(root.number, root.generation)
         except OSError:
             return False
         return True
@@ -129,7 +152,7 @@ class PathFinder:
     # ------------------------------------------------------------------ upwards
 
     def _path_of(self, directory: Parent, search: "_Search") -> bytes:
-        """Give the path of a directory, ``/`` being empty; raises `_LostError` or OSError."""
+        """Return the path of a directory, ``/`` being empty; raises `_LostError` or OSError."""
         ino, generation = directory.inode, directory.generation
         way: list[tuple[int, bytes]] = []
         while ino != self._root_inode and ino not in search.directories:
@@ -145,16 +168,16 @@ class PathFinder:
         return path
 
     def _name_above(self, ino: int, generation: int) -> Parent:
-        """Give the name of a directory by reading it and its parent; raises as `_path_of`."""
-        fd = kernel.open_inode(self.view.fd, ino, generation)
+        """Return the name of a directory by reading it and its parent; raises as `_path_of`."""
+        fd = self.inodes.open_directory(ino, generation)
         try:
             above = next((e.inode for e in kernel.entries(fd) if e.name == b".."), ino)
         finally:
             os.close(fd)
-        facts = kernel.inode_facts(self.view.fd, above)
+        facts = self.inodes.facts(above)
         if facts is None or above == ino:
             raise _LostError(f"directory inode {ino} is not below the root")
-        fd = kernel.open_inode(self.view.fd, above, facts.generation)
+        fd = self.inodes.open_directory(above, facts.generation)
         try:
             for entry in kernel.entries(fd):
                 if entry.inode == ino and entry.name not in (b".", b".."):
@@ -174,21 +197,12 @@ class PathFinder:
             self._search_everywhere(search)
 
     def _search_near(self, ino: int, search: "_Search") -> None:
-        """Read the directories near an inode in its group, in rings, the nearest first."""
-        group = ino >> self.geometry.agino_bits << self.geometry.agino_bits
+        """Read the directories near an inode, the likeliest first."""
         count = 0
-        for radius in _RINGS:
-            first = max(ino - radius, group, 1)
-            ring = [
-                facts
-                for facts in kernel.bulkstat(self.view.fd, first, 2 * radius)
-                if stat.S_ISDIR(facts.mode) and facts.links and abs(facts.number - ino) <= radius
-            ]
-            ring.sort(key=lambda facts: abs(facts.number - ino))
-            for directory in ring:
-                if ino not in search.missing or count == _NEAREST:
-                    return
-                count += self._take_names(directory, search)
+        for directory in self.inodes.directories_near(ino):
+            if ino not in search.missing or count == _NEAREST:
+                return
+            count += self._take_names(directory, search)
 
     def _search_everywhere(self, search: "_Search") -> None:
         """Read every directory from the root down, and remember its path while at it."""
@@ -214,13 +228,13 @@ class PathFinder:
     def _read(
         self, fd: int, status: os.stat_result, search: "_Search", *, leaf: bool
     ) -> Iterator[bytes]:
-        """Take a directory's names that are wanted, and give those of the directories in it."""
+        """Take the wanted names of a directory, and yield those of the directories in it."""
         known = status.st_ino in search.read
         for entry in kernel.entries(fd, search.missing.keys() if leaf else None):
             if entry.name in (b".", b".."):
                 continue
             if entry.inode in search.missing and not known:
-                # Its path is known, so that nobody will ask for its generation.
+                # Its path is known, so its generation is not needed.
                 search.take(entry.inode, Parent(status.st_ino, 0, entry.name))
             if entry.kind == DT_DIR or (
                 entry.kind == DT_UNKNOWN and self._is_directory(entry.inode)
@@ -229,7 +243,7 @@ class PathFinder:
         search.read.add(status.st_ino)
 
     def _is_directory(self, ino: int) -> bool:
-        facts = kernel.inode_facts(self.view.fd, ino)
+        facts = self.inodes.facts(ino)
         return facts is not None and stat.S_ISDIR(facts.mode)
 
     def _take_names(self, directory: InodeFacts, search: "_Search") -> bool:
@@ -239,7 +253,7 @@ class PathFinder:
             return False
         search.read.add(ino)
         try:
-            fd = kernel.open_inode(self.view.fd, ino, generation)
+            fd = self.inodes.open_directory(ino, generation)
         except OSError:
             return False
         try:
@@ -253,7 +267,7 @@ class PathFinder:
     # ------------------------------------------------------------------ answers
 
     def _finish(self, facts: InodeFacts, search: "_Search") -> Paths:
-        """Put the paths of one inode together, and see where they lead."""
+        """Join the paths of one inode, and verify where they lead."""
         ino = facts.number
         if ino == self._root_inode:
             return Paths(("/",), mounted_at=tuple(self.view.places(b"/", ino)))
@@ -272,7 +286,7 @@ class PathFinder:
         names = len(search.links[ino]) + search.missing.get(ino, 0)
         if ino in search.missing:
             notes.append(f"inode {ino} has {names} names, {len(paths)} were found")
-        now = kernel.inode_facts(self.view.fd, ino)
+        now = self.inodes.facts(ino)
         if now is None or now.generation != facts.generation:
             # What the paths lead to may be another file that was given its number.
             return Paths(complete=False, notes=(gone_note(ino),))
@@ -300,7 +314,7 @@ class _Search:
         self.read: set[int] = set()
 
     def take(self, ino: int, link: Parent) -> None:
-        """Note a name of an inode down, if it is one that is missing."""
+        """Record a name of an inode, if it is one that is missing."""
         left = self.missing.get(ino)
         if left is None:
             return

@@ -1,10 +1,19 @@
-"""What repairs the metadata of XFS."""
+"""Sentences about XFS that the mounted and the unmounted reader share."""
 
 from typing import Final
 
 from whoseblock.fs.base import MetadataOwner, Owner
 
-__all__ = ["repair_advice"]
+__all__ = ["NO_RMAP_NOTE", "REALTIME_REMARK", "repair_advice"]
+
+NO_RMAP_NOTE: Final = (
+    "the filesystem was made without a reverse mapping (rmapbt=0): nobody can say who owns a block"
+    " without reading every inode"
+)
+REALTIME_REMARK: Final = (
+    "the filesystem has a realtime section, an address space of its own; this answer is about the"
+    " data section"
+)
 
 #: What repairs metadata, by what it is.
 _REPAIRS: Final = {

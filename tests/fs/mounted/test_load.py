@@ -93,7 +93,7 @@ def check(row: FileOwner, history: History, begun: float, ended: float) -> bool:
 
 
 def covers(answer: Answer) -> bool:
-    """Whether the rows cover the range, whatever happened meanwhile."""
+    """Return whether the rows cover the range, whatever happened meanwhile."""
     place = answer.start
     for row in answer:
         if row.start > place:

@@ -6,15 +6,12 @@ Owners that are no inodes: ``linux/fsmap.h`` for those of every filesystem, ``xf
 
 from typing import Final
 
-from msgspec import UNSET, UnsetType
-
-from whoseblock.fs.live.format import (
+from whoseblock.fs.mounted.format import (
     FMR_OF_ATTR_FORK,
     FMR_OF_EXTENT_MAP,
     FMR_OF_PREALLOC,
     FMR_OF_SPECIAL_OWNER,
     Fsmap,
-    Geometry,
 )
 from whoseblock.fs.pieces import (
     AG,
@@ -37,7 +34,7 @@ from whoseblock.fs.pieces import (
     Piece,
 )
 
-__all__ = ["detail_of", "piece_of"]
+__all__ = ["piece_of"]
 
 _XFS: Final = ord("X") << 32
 _EXT4: Final = ord("f") << 32
@@ -60,12 +57,9 @@ _SPECIAL: Final = {
     _EXT4 | 4: (METADATA, INODE_BTREE),
 }
 
-#: What the first sectors of an allocation group hold, in order (xfs_format.h).
-_AG_HEADERS: Final = ("superblock", "AGF", "AGI", "AGFL")
-
 
 def piece_of(record: Fsmap, low: int, high: int) -> Piece:
-    """Make the piece of a record that was clipped to the bytes from ``low`` to before ``high``."""
+    """Return the piece of a record, clipped to the bytes from ``low`` to before ``high``."""
     if record.flags & FMR_OF_SPECIAL_OWNER:
         return Piece(low, high - low, *_SPECIAL.get(record.owner, (UNKNOWN, NOTHING)))
     fork = ATTR if record.flags & FMR_OF_ATTR_FORK else DATA
@@ -75,13 +69,3 @@ def piece_of(record: Fsmap, low: int, high: int) -> Piece:
     place = record.offset + low - record.physical
     unwritten = bool(record.flags & FMR_OF_PREALLOC)
     return Piece(low, high - low, FILE, what, fork, record.owner, place, unwritten)
-
-
-def detail_of(piece: Piece, geometry: Geometry | None) -> str | UnsetType:
-    """Name the headers of an allocation group of XFS that a piece of static metadata touches."""
-    if geometry is None or piece.what != STATIC:
-        return UNSET
-    agno, offset = divmod(piece.start, geometry.ag_bytes)
-    first, last = offset // geometry.sectsize, (offset + piece.length - 1) // geometry.sectsize
-    names = _AG_HEADERS[first : last + 1] or ("header block",)
-    return f"{', '.join(names)} of AG {agno}"

@@ -1,92 +1,32 @@
-"""What the kernel takes and gives: structures of ioctl(2) and of some system calls.
+"""Structures of the ioctls of XFS.
 
-Unlike what lies on disks they are in the byte order of the machine.  Sources: ``linux/fsmap.h``;
-``xfs_fs.h`` of the kernel's libxfs, also installed by xfsprogs; open_by_handle_at(2), openat2(2).
+Unlike structures on disks they are in the byte order of the machine.  Source: ``xfs_fs.h`` of the
+kernel's libxfs, also installed by xfsprogs.
 """
 
 from collections.abc import Iterator
 from struct import Struct
 from typing import Final, NamedTuple
 
+from whoseblock.fs.mounted.format import InodeFacts, Parent, file_handle
+
 __all__ = [
     "BULKSTAT_BYTES",
     "FSID_BYTES",
     "GEOMETRY_BYTES",
     "XFS_HANDLE_BYTES",
-    "Entry",
-    "Fsmap",
     "Geometry",
-    "InodeFacts",
-    "Parent",
     "bulkstat_request",
-    "file_handle",
-    "fsmap_request",
     "handle_request",
-    "open_how",
+    "inode_handle",
     "parents_request",
     "read_bulkstat",
-    "read_entries",
-    "read_fsmap",
     "read_geometry",
     "read_parents",
 ]
 
-FS_IOC_GETFSMAP: Final = 0xC0C0583B
-FMR_OF_PREALLOC: Final = 0x1
-FMR_OF_ATTR_FORK: Final = 0x2
-FMR_OF_EXTENT_MAP: Final = 0x4
-FMR_OF_SPECIAL_OWNER: Final = 0x10
-FMR_OF_LAST: Final = 0x20
-#: The owner of free space, with `FMR_OF_SPECIAL_OWNER`.
-FMR_OWN_FREE: Final = 1
-#: Devices are told by their dev_t, and not by what they are to the filesystem.
-FMH_OF_DEV_T: Final = 0x1
-#: The data device where they are told by what they are (``XFS_DEV_DATA``).
+#: The data device in GETFSMAP where devices are not numbered by their dev_t.
 XFS_DEV_DATA: Final = 1
-
-_FSMAP_HEAD: Final = Struct("=4I48x")
-_FSMAP: Final = Struct("=2I4Q24x")
-_FSMAP_KEYS: Final = 2 * _FSMAP.size
-_MOST32, _MOST64 = 2**32 - 1, 2**64 - 1
-
-
-class Fsmap(NamedTuple):
-    """``struct fsmap``: who has ``length`` bytes from ``physical`` of a device.
-
-    ``offset`` is the place in the owner, in bytes.
-    """
-
-    device: int
-    flags: int
-    physical: int
-    owner: int
-    offset: int
-    length: int
-
-    @property
-    def is_free(self) -> bool:
-        """Whether the kernel would allocate it."""
-        return bool(self.flags & FMR_OF_SPECIAL_OWNER) and self.owner == FMR_OWN_FREE
-
-
-def fsmap_request(room: int, device: int, start: int, end: int, after: Fsmap | None) -> bytearray:
-    """Make the ``struct fsmap_head`` that asks for the records from ``start`` to before ``end``.
-
-    ``after`` is the last record that one has already; ``room`` is for so many more.
-    """
-    low = after or Fsmap(device, 0, start, 0, 0, 0)
-    high = Fsmap(device, _MOST32, end - 1, _MOST64, _MOST64, 0)
-    head = _FSMAP_HEAD.pack(0, 0, room, 0) + _FSMAP.pack(*low) + _FSMAP.pack(*high)
-    return bytearray(head + bytes(room * _FSMAP.size))
-
-
-def read_fsmap(answer: bytearray) -> tuple[int, list[Fsmap]]:
-    """Give the flags and the records of an answer."""
-    _, flags, _, entries = _FSMAP_HEAD.unpack_from(answer)
-    begin = _FSMAP_HEAD.size + _FSMAP_KEYS
-    records = memoryview(answer)[begin : begin + entries * _FSMAP.size]
-    return flags, list(map(Fsmap._make, _FSMAP.iter_unpack(records)))
-
 
 # ---------------------------------------------------------------------- XFS: geometry
 
@@ -154,21 +94,6 @@ _BULK_IREQ: Final = Struct("=Q4I40x")
 #: ino, size, xflags; gen; nlink; mode
 _BULKSTAT: Final = Struct("=2Q8xQ32xI44xI16xH58x")
 BULKSTAT_BYTES: Final = _BULKSTAT.size
-FS_XFLAG_IMMUTABLE, FS_XFLAG_APPEND = 0x8, 0x10  # linux/fs.h
-
-
-class InodeFacts(NamedTuple):
-    """What ``struct xfs_bulkstat`` says of an inode; ``size`` is in bytes.
-
-    ``xflags`` are the FS_XFLAG_… of linux/fs.h.
-    """
-
-    number: int
-    size: int
-    xflags: int
-    generation: int
-    links: int
-    mode: int
 
 
 def bulkstat_request(first: int, room: int, flags: int = 0) -> bytearray:
@@ -199,14 +124,6 @@ _HANDLEREQ: Final = Struct("=I4xQI4xQI4xQQ")
 _GETPARENTS: Final = Struct("=16s2HI2Q")
 #: ``struct xfs_getparents_rec`` after its handle: reclen
 _PARENT_REC: Final = Struct("=I4x")
-
-
-class Parent(NamedTuple):
-    """One name of an inode: the directory that has it, and the name there."""
-
-    inode: int
-    generation: int
-    name: bytes
 
 
 def handle_request(fd: int, handle: int, length: int) -> bytearray:
@@ -254,44 +171,9 @@ def read_parents(answer: bytearray, buffer: bytes) -> tuple[list[Parent], bytes,
 
 #: FILEID_INO32_GEN with XFS_FILEID_TYPE_64FLAG (``xfs_fid64`` in xfs_export.h).
 _FILEID_INO64_GEN: Final = 0x81
-_FILE_HANDLE: Final = Struct("=IiQI")
-_FID64_BYTES: Final = 12
+_FID64: Final = Struct("=QI")
 
 
-def file_handle(inode: int, generation: int) -> bytes:
-    """Make the ``struct file_handle`` of open_by_handle_at(2) for an inode of XFS."""
-    return _FILE_HANDLE.pack(_FID64_BYTES, _FILEID_INO64_GEN, inode, generation)
-
-
-# ---------------------------------------------------------------------- directories
-
-#: ``struct linux_dirent64`` before the name: d_ino, d_off, d_reclen, d_type
-_DIRENT64: Final = Struct("=QqHB")
-DT_UNKNOWN, DT_DIR = 0, 4
-
-
-class Entry(NamedTuple):
-    """A name in a directory; ``kind`` is a DT_… of readdir(3)."""
-
-    inode: int
-    kind: int
-    name: bytes
-
-
-def read_entries(buffer: bytes) -> Iterator[Entry]:
-    """Give the entries that getdents64(2) wrote."""
-    at, end = 0, len(buffer)
-    header = _DIRENT64.size
-    unpack = _DIRENT64.unpack_from
-    while at < end:
-        inode, _, size, kind = unpack(buffer, at)
-        yield Entry(inode, kind, buffer[at + header : buffer.index(0, at + header)])
-        at += size
-
-
-_OPEN_HOW: Final = Struct("=3Q")
-
-
-def open_how(flags: int, resolve: int) -> bytes:
-    """Make the ``struct open_how`` of openat2(2)."""
-    return _OPEN_HOW.pack(flags, 0, resolve)
+def inode_handle(inode: int, generation: int) -> bytes:
+    """Pack the ``struct file_handle`` of open_by_handle_at(2) for an inode of XFS."""
+    return file_handle(_FILEID_INO64_GEN, _FID64.pack(inode, generation))

@@ -10,16 +10,19 @@ import ctypes
 import errno
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from typing import Final
 
 from whoseblock.closing import Closing
 from whoseblock.errors import BlockError, PrivilegeError, TargetError
-from whoseblock.fs.live import kernel
-from whoseblock.media.mounts import SHUT_DOWN, Mount, find_mounts, read_mounts
+from whoseblock.fs.mounted import kernel
+from whoseblock.media.mounts import SHUT_DOWN, Mount, read_mounts
 
-__all__ = ["View", "open_view"]
+__all__ = ["OpenRoot", "View", "open_view"]
+
+#: Opens the root directory of a filesystem, given a descriptor on it; raises OSError.
+OpenRoot = Callable[[int], int]
 
 _CLONE_FS, _CLONE_NEWNS = 0x200, 0x20000  # linux/sched.h
 _MS_REC, _MS_PRIVATE, _MNT_DETACH = 0x4000, 1 << 18, 2  # linux/mount.h
@@ -99,17 +102,15 @@ def open_far(directory: int, path: bytes, flags: int) -> int:
         os.close(step)
 
 
-def open_view(device: int) -> View | None:
-    """Open the filesystem on the device of a number wherever it is mounted; None if it is not.
+def open_view(mounts: Sequence[Mount], process: int | None, open_root: OpenRoot | None) -> View:
+    """Open the filesystem of some mounts, in the mount namespace of ``process`` if not in ours.
 
-    Raises `PrivilegeError`, `BlockError` if it has shut down, and `TargetError` if it cannot be
-    reached for another reason.
+    ``open_root`` opens its root directory, given a descriptor on it; without, only the kernel's
+    own answers can be had.  Raises `PrivilegeError`, `BlockError` if it has shut down, and
+    `TargetError` if it cannot be reached for another reason.
     """
-    process, mounts = find_mounts(device)
-    if not mounts:
-        return None
     # A mount of the whole tree can show more places than one of a part.
-    mounts.sort(key=lambda mount: mount.root != "/")
+    mounts = sorted(mounts, key=lambda mount: mount.root != "/")
     view = View(mounts[0], process)
     with ExitStack() as undo:
         undo.callback(view.close)
@@ -117,9 +118,9 @@ def open_view(device: int) -> View | None:
             if process is None:
                 _take_visible(view, mounts)
             if view.mounts:
-                _open_at(view, f"/proc/self/fd/{view.mounts[0][1]}")
+                _open_at(view, f"/proc/self/fd/{view.mounts[0][1]}", open_root)
             else:
-                _privately(view, mounts[0])
+                _privately(view, mounts[0], open_root)
         except OSError as error:
             raise _unreachable(view, error) from error
         undo.pop_all()
@@ -139,7 +140,7 @@ def _unreachable(view: View, error: OSError) -> Exception:
     return TargetError(f"cannot reach what is mounted at {view.point!r}: {error.strerror}")
 
 
-def _take_visible(view: View, mounts: list[Mount]) -> None:
+def _take_visible(view: View, mounts: Sequence[Mount]) -> None:
     """Keep the mounts that their mount points lead to, and not to what covers them."""
     for mount in mounts:
         with contextlib.suppress(OSError):
@@ -154,15 +155,14 @@ def _mount_id(fdinfo: str) -> int:
         return next(int(line.split()[1]) for line in lines if line.startswith(b"mnt_id:"))
 
 
-def _open_at(view: View, place: str) -> None:
+def _open_at(view: View, place: str, open_root: OpenRoot | None) -> None:
     """Open a mount for questions, and the root of its filesystem."""
     view.fd = view.own(os.open(place, _ASK))
     if os.fstat(view.fd).st_dev != view.device:
         raise FileNotFoundError(errno.ENOENT, "something else is mounted there")
-    if kernel.geometry(view.fd) is None:
+    if open_root is None:
         return
-    root = kernel.root_facts(view.fd)
-    directory = view.own(kernel.open_inode(view.fd, root.number, root.generation))
+    directory = view.own(open_root(view.fd))
     view.top = directory
     try:
         view.root = view.own(kernel.clone_mount(directory))
@@ -173,7 +173,7 @@ def _open_at(view: View, place: str) -> None:
         view.root = directory
 
 
-def _privately(view: View, mount: Mount) -> None:
+def _privately(view: View, mount: Mount, open_root: OpenRoot | None) -> None:
     """Open a mount that is covered, or in another namespace, from a namespace of our own.
 
     A thread has it: it begins as a copy, from which can be unmounted what is in the way, and ends
@@ -190,7 +190,7 @@ def _privately(view: View, mount: Mount) -> None:
                 _uncover(mount, proc)
             finally:
                 os.close(proc)
-            _open_at(view, mount.point)
+            _open_at(view, mount.point, open_root)
         except BaseException as error:  # noqa: BLE001 - raised again where it is waited for
             failed.append(error)
 

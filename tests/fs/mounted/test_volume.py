@@ -21,16 +21,17 @@ from tests.support.xfs_images import sparse_copy, sparse_file
 
 import whoseblock
 from whoseblock.errors import OutOfDeviceError, TargetError, UnsupportedError
+from whoseblock.fs import registry
 from whoseblock.fs.base import Answer, FileOwner
-from whoseblock.fs.live import LiveFilesystem
+from whoseblock.fs.mounted.volume import FsmapVolume
 from whoseblock.target import Target, TargetOptions
 
 IMAGES = ["4k", "4k-noparent", "1k", "1k-dir16k-noparent", "3ag-noparent", "64k"]
 
 
-def live(place: str | bytes | Path) -> LiveFilesystem:
+def live(place: str | bytes | Path) -> FsmapVolume:
     opened = whoseblock.open(os.fsdecode(place))
-    assert isinstance(opened, LiveFilesystem)
+    assert isinstance(opened, FsmapVolume)
     return opened
 
 
@@ -182,7 +183,7 @@ def test_what_other_mounts_hide_is_found(zoo: Zoo, name: str) -> None:
         device = os.stat(folder).st_dev
         run(["mount", "-t", "tmpfs", "none", os.fsdecode(folder)])
         try:
-            fs_or_none = LiveFilesystem.on(device, truth.image.stat().st_size)
+            fs_or_none = registry.open_mounted(device, truth.image.stat().st_size)
             assert fs_or_none is not None
             with fs_or_none as fs:
                 for question, answer in zip(rows[:500], fs.owners_many(rows[:500]), strict=True):

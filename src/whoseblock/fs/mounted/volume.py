@@ -1,9 +1,9 @@
-"""A mounted filesystem, behind the `Filesystem` protocol: the kernel answers."""
+"""A mounted filesystem of any kind, for which the kernel answers through GETFSMAP."""
 
 import errno
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import cached_property
 from itertools import islice
@@ -25,23 +25,17 @@ from whoseblock.fs.base import (
     no_progress,
     remarks_in,
 )
-from whoseblock.fs.driver import (
-    ReverseMap,
-)
-from whoseblock.fs.live import kernel
-from whoseblock.fs.live.acts import ActsOnMounted
-from whoseblock.fs.live.format import (
-    XFS_FSOP_GEOM_FLAGS_RMAPBT,
-    InodeFacts,
-)
-from whoseblock.fs.live.identity import find_identity
-from whoseblock.fs.live.paths import PathFinder, gone_note
-from whoseblock.fs.live.records import detail_of, piece_of
-from whoseblock.fs.live.view import View, open_view
+from whoseblock.fs.driver import Allocation, FileFacts, MountedVolume, ReverseMap
+from whoseblock.fs.mounted import kernel
+from whoseblock.fs.mounted.fiemap import maps_run
+from whoseblock.fs.mounted.format import InodeFacts
+from whoseblock.fs.mounted.identity import find_identity
+from whoseblock.fs.mounted.paths import InodeAccess, PathFinder, gone_note
+from whoseblock.fs.mounted.records import piece_of
+from whoseblock.fs.mounted.view import OpenRoot, View, open_view
 from whoseblock.fs.pieces import (
     FILE,
     FILE_DATA,
-    INODES,
     METADATA,
     OUTSIDE,
     PAST_END,
@@ -52,22 +46,19 @@ from whoseblock.fs.pieces import (
     mark_shared,
     row_of,
 )
-from whoseblock.fs.stream import ROW_BUDGET, LeadingRows, join_rows
+from whoseblock.fs.stream import ROW_BUDGET, LeadingRows
+from whoseblock.media.mounts import Mount
+from whoseblock.ranges import ByteRange
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
-__all__ = ["LiveFilesystem"]
+__all__ = ["FsmapVolume", "no_answers"]
 
-#: So many questions are answered together, and their paths found in one search.
+#: This many questions are answered together, and their paths found in one search.
 _BATCH: Final = 1 << 12
-#: How often is asked who owns a range while its owners come and go.
+#: How often the owners of a range are read again while they change.
 _ATTEMPTS: Final = 4
-
-_NO_RMAP: Final = (
-    "the filesystem was made without a reverse mapping (rmapbt=0): nobody can say who owns a block"
-    " without reading every inode"
-)
 
 
 class _Found(NamedTuple):
@@ -80,67 +71,81 @@ class _Found(NamedTuple):
     more: bool
 
 
-class LiveFilesystem(Closing, ActsOnMounted):
+class FsmapVolume(Closing, MountedVolume):
     """The filesystem that a `View` shows, which is closed with it.
 
-    ``device_size`` is the size of its device in bytes.  Raises `PrivilegeError`,
-    `UnsupportedError` if the kernel does not tell of this kind who owns what, and `BlockError`
-    if it has shut the filesystem down.
+    ``device_size`` is the size of its device in bytes.  ``unnumbered`` is as in
+    `whoseblock.fs.mounted.kernel.data_device`.  Raises `PrivilegeError`, `UnsupportedError` if the
+    kernel does not report the owners of blocks of this kind of filesystem, and `BlockError` if it
+    has shut the filesystem down.
     """
 
     #: The most rows of one piece of an answer, and about the most that are held as objects.
     row_budget = ROW_BUDGET
+    #: Opens the root directory; None where only the kernel's own answers can be had.
+    open_root: OpenRoot | None = None
+    #: How inodes are reached by their numbers, None where they are not.
+    inodes: InodeAccess | None = None
+    #: The size of the filesystem if the kernel reports it.
+    known_size: int | None = None
 
-    def __init__(self, view: View, device_size: int) -> None:
+    def __init__(self, view: View, device_size: int, unnumbered: int | None = None) -> None:
         self.view = view
         self._closed = False
         self.name = view.kind
         self.device_size = device_size
         self.progress: Progress = no_progress
-        #: What the kernel was asked, and how often.
+        #: The questions to the kernel, and how often each was asked.
         self.asked: Counter[str] = Counter()
         try:
-            self.geometry = kernel.geometry(view.fd)
-            self._device = kernel.data_device(view.fd)
+            self._device = kernel.data_device(view.fd, unnumbered)
         except OSError as error:
-            raise _no_answers(view, error) from error
-        self.size = self.geometry.size if self.geometry else device_size
-        self.block_size = self.geometry.blocksize if self.geometry else _block_size(view)
+            raise no_answers(view, error) from error
+        self.size = device_size
+        self.block_size = os.fstatvfs(view.fd).f_bsize
         self._facts: dict[int, InodeFacts | None] = {}
 
     @classmethod
-    def on(cls, device: int, device_size: int) -> Self | None:
-        """Open what is mounted of the device of a number; None if nothing is."""
+    def open(cls, mounts: Sequence[Mount], process: int | None, device_size: int) -> Self:
+        """Open the filesystem of some mounts; see `Driver.open_mounted`."""
         try:
-            view = open_view(device)
+            view = open_view(mounts, process, cls.open_root)
         except OSError as error:
             raise BlockError(f"the kernel does not answer: {error.strerror}") from error
-        if view is None:
-            return None
         with ExitStack() as undo:
             undo.callback(view.close)
-            filesystem = cls(view, device_size)
+            volume = cls(view, device_size)
             undo.pop_all()
-        return filesystem
+        return volume
 
     @property
-    def device(self) -> int:
-        """The number of its device, as `os.makedev` gives it."""
-        return self.view.device
+    def devices(self) -> frozenset[int]:
+        """Every ``st_dev`` under which its files appear."""
+        return frozenset({self.view.device})
+
+    @property
+    def mount_point(self) -> str:
+        """The mount point at which it was opened."""
+        return self.view.point
+
+    @property
+    def root_fd(self) -> int | None:
+        """A descriptor of its root directory, None if unreachable."""
+        return self.view.top
+
+    def fileno(self) -> int:
+        """Return a descriptor on it, for syncfs(2) and FIFREEZE."""
+        return self.view.fd
 
     @cached_property
     def identity(self) -> str:
         """The identity of the filesystem, whatever its device is called."""
-        from uuid import UUID
-
-        if self.geometry:
-            return f"xfs {UUID(bytes=self.geometry.uuid)}"
         return find_identity(self.view.fd, self.view.kind, self.view.device)
 
     @property
     def reverse_map(self) -> ReverseMap:
-        """How owners are found: the kernel reports them from its reverse mapping, or not at all."""
-        return "index" if self.geometry and not self.doubts else "none"
+        """How owners are found: not at all, unless a driver knows better."""
+        return "none"
 
     @property
     def reads(self) -> Counter[str]:
@@ -149,46 +154,18 @@ class LiveFilesystem(Closing, ActsOnMounted):
 
     @property
     def doubts(self) -> tuple[str, ...]:
-        """What makes every answer incomplete, whatever is asked."""
-        if self.geometry and not self.geometry.flags & XFS_FSOP_GEOM_FLAGS_RMAPBT:
-            return (_NO_RMAP,)
+        """What makes every answer incomplete."""
         return ()
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """What is said with every answer, though nothing is missing."""
-        remarks = []
-        if self.geometry and self.geometry.rtblocks:
-            remarks.append(
-                "the filesystem has a realtime section, an address space of its own; this answer is"
-                " about the data section"
-            )
-        if self.view.process is not None:
-            remarks.append(
-                f"it is mounted only in the mount namespace of process {self.view.process}, at"
-                f" {self.view.point}"
-            )
-        return tuple(remarks)
+        """The notes of every answer that do not make it incomplete."""
+        if self.view.process is None:
+            return ()
+        where = f"the mount namespace of process {self.view.process}, at {self.view.point}"
+        return (f"it is mounted only in {where}",)
 
     # ------------------------------------------------------------------ owners
-
-    def owners(self, start: int, length: int, *, paths: bool = True) -> Answer:
-        """Say who owns ``length`` bytes from ``start`` of the device.
-
-        Raises `ArgumentError`, `OutOfDeviceError` and `ClosedError`.
-        """
-        (answer,) = self.owners_many([(start, length)], paths=paths)
-        return answer
-
-    def owners_many(
-        self, ranges: Iterable[tuple[int, int]], *, paths: bool = True
-    ) -> Iterator[Answer]:
-        """Answer many ``(start, length)``, in the order asked.
-
-        Each answer is held whole; `owners_stream` holds a part of it.  Raises `ArgumentError`,
-        `OutOfDeviceError` or `ClosedError` before the batch that has such a range is answered.
-        """
-        return join_rows(self.owners_stream(ranges, paths=paths))
 
     def owners_stream(
         self, ranges: Iterable[tuple[int, int]], *, paths: bool = True
@@ -317,9 +294,9 @@ class LiveFilesystem(Closing, ActsOnMounted):
         return as_columns(rows, complete, said)
 
     def _find(self, start: int, length: int) -> tuple[list[Piece], list[str]]:
-        """Give the pieces of a range in the order of the contract, and what may be missing.
+        """Return the pieces of a range in the order of the contract, and what may be missing.
 
-        The number of an inode may be given to another while we ask.  An owner is known for sure if
+        The number of an inode may be reused meanwhile.  An owner is certain if
         its generation was the same before the question and after it.
         """
         before: set[int] = set()
@@ -347,19 +324,19 @@ class LiveFilesystem(Closing, ActsOnMounted):
         return pieces, notes
 
     def _has_changed(self, number: int) -> bool:
-        """Look at an inode again: whether it is another one than it was, which is kept in mind."""
+        """Read an inode again, keep its facts, and return whether it is another one than before."""
         old, new = self._facts[number], self.inode(number)
         self._facts[number] = new
         return old is None or new is None or old.generation != new.generation
 
     def _ask(self, start: int, length: int, notes: list[str]) -> list[Piece]:
-        """Ask the kernel once; what the data of an inode is, is not known yet."""
+        """Ask the kernel once; whether data is a directory's or a file's is not known yet."""
         end = start + length
         pieces: list[Piece] = []
         failed = False
         self.asked["fsmap"] += 1
         try:
-            # Past the end it takes the question itself amiss.
+            # It refuses questions that begin past the end.
             last = min(end, self.size)
             records = kernel.fsmap(self.view.fd, self._device, start, last) if start < last else ()
             for record in records:
@@ -380,7 +357,7 @@ class LiveFilesystem(Closing, ActsOnMounted):
     def _gaps(
         self, pieces: list[Piece], start: int, end: int, notes: list[str], *, failed: bool
     ) -> Iterator[Piece]:
-        """Give what no record covers: past the end of the filesystem, or unknown."""
+        """Yield what no record covers: past the end of the filesystem, or unknown."""
         covered = start
         for piece in (*pieces, Piece(end, 0, UNKNOWN)):
             if covered < piece.start:
@@ -388,7 +365,7 @@ class LiveFilesystem(Closing, ActsOnMounted):
             covered = max(covered, piece.end)
 
     def _gap(self, low: int, high: int, notes: list[str], *, failed: bool) -> Iterator[Piece]:
-        past = max(low, self.size) if self.geometry else low
+        past = low if self.known_size is None else max(low, self.known_size)
         if past < high and not failed and self._is_past_end(past):
             yield Piece(past, high - past, OUTSIDE, PAST_END)
             high = past
@@ -398,13 +375,13 @@ class LiveFilesystem(Closing, ActsOnMounted):
                 notes.append(f"the kernel does not account for {low}+{high - low}")
 
     def _is_past_end(self, place: int) -> bool:
-        if self.geometry:
-            return place >= self.size
+        if self.known_size is not None:
+            return place >= self.known_size
         # Only where nothing at all follows does the filesystem end before its device.
         return not any(kernel.fsmap(self.view.fd, self._device, place, self.device_size))
 
     def _with_what(self, piece: Piece, notes: list[str]) -> Piece:
-        """Let the inode tell whether the blocks are a directory's, a symlink's or plain data."""
+        """Look up in the inode whether blocks are those of a directory, a symlink or a file."""
         if piece.kind != FILE:
             return piece
         facts = self._inode(piece.inode)
@@ -437,7 +414,7 @@ class LiveFilesystem(Closing, ActsOnMounted):
     def _rows(
         self, pieces: list[Piece], known: dict[int, Paths], missing: list[str]
     ) -> tuple[Owner, ...]:
-        """Make rows of pieces; adds to ``missing`` why a path may be missing."""
+        """Return the rows of pieces; adds to ``missing`` why a path may be missing."""
         rows = []
         for piece in pieces:
             paths = known.get(piece.inode) if piece.kind == FILE else None
@@ -447,25 +424,59 @@ class LiveFilesystem(Closing, ActsOnMounted):
         return tuple(rows)
 
     def _row(self, piece: Piece, paths: Paths | None) -> Owner:
-        start, length, geometry = piece.start, piece.length, self.geometry
         if piece.kind == METADATA:
-            inodes = (
-                geometry.inodes_within(start, length)
-                if geometry and piece.what == INODES
-                else UNSET
-            )
-            return row_of(piece, None, inodes=inodes, detail=detail_of(piece, geometry))
+            return self._metadata_row(piece)
         facts = self._facts.get(piece.inode) if piece.kind == FILE else None
         return row_of(piece, paths, generation=UNSET if facts is None else facts.generation)
+
+    def _metadata_row(self, piece: Piece) -> Owner:
+        return row_of(piece, None)
 
     # ------------------------------------------------------------------ files
 
     def inode(self, number: int) -> InodeFacts | None:
-        """Give type, links, flags, size and generation of an inode; None if there is none."""
-        if self.geometry is None:
+        """Return type, links, flags, size and generation of an inode; None if there is none."""
+        if self.inodes is None:
             return None
         self.asked["inode"] += 1
-        return kernel.inode_facts(self.view.fd, number)
+        return self.inodes.facts(number)
+
+    def files(self, files: Iterable[FileId]) -> dict[FileId, FileFacts]:
+        """Return the facts of files; one that is gone is left out."""
+        self._check_open()
+        found = {}
+        for file in files:
+            if (facts := self.inode(file.inode)) is not None:
+                found[file] = FileFacts(
+                    facts.mode,
+                    facts.size,
+                    facts.links,
+                    facts.generation,
+                    immutable=facts.immutable,
+                    append_only=facts.append_only,
+                )
+        return found
+
+    def still_maps(self, fd: int, file_offset: int, run: ByteRange) -> bool:
+        """Return whether an open file still has all of ``run`` as written data at an offset."""
+        return maps_run(fd, file_offset, run)
+
+    def allocation(self, ranges: Iterable[tuple[int, int]]) -> Iterator[Allocation]:
+        """Yield which parts of the ranges the kernel reports as free; raises OSError."""
+        for start, length in checked_ranges(ranges, self.view.point, self.device_size):
+            at, end = start, start + length
+            last = min(end, self.size)
+            records = kernel.fsmap(self.view.fd, self._device, start, last) if start < last else ()
+            for record in records:
+                low = max(at, record.physical)
+                high = min(end, record.physical + record.length)
+                if low < high and record.is_free:
+                    if at < low:
+                        yield Allocation(at, low - at, is_free=False)
+                    yield Allocation(low, high - low, is_free=True)
+                    at = high
+            if at < end:
+                yield Allocation(at, end - at, is_free=False)
 
     def paths_of(self, files: Iterable[FileId]) -> dict[FileId, Paths]:
         """Return every path of each file, in one search for all."""
@@ -473,7 +484,7 @@ class LiveFilesystem(Closing, ActsOnMounted):
         return {FileId(0, inode): paths for inode, paths in known.items()}
 
     def paths_many(self, inodes: Iterable[int]) -> dict[int, Paths]:
-        """Give every path of each of ``inodes``, in one search for all.
+        """Return every path of each of ``inodes``, in one search for all.
 
         Raises `ArgumentError` and `ClosedError`.
         """
@@ -484,11 +495,11 @@ class LiveFilesystem(Closing, ActsOnMounted):
         return self._paths_of(asked)
 
     def _paths_of(self, inodes: Iterable[int]) -> dict[int, Paths]:
-        """Give the paths of inodes that were looked at, and are still the same."""
-        if self.geometry is None or self.view.root is None:
+        """Return the paths of inodes that were read, and are still the same."""
+        if self.inodes is None or self.view.root is None:
             note = f"the kernel does not name the files of {self.name}"
             return {inode: Paths(complete=False, notes=(note,)) for inode in inodes}
-        finder = PathFinder(self.view, self.view.root, self.geometry, self.progress)
+        finder = PathFinder(self.view, self.view.root, self.inodes, self.progress)
         facts = {inode: self._facts.get(inode) for inode in inodes}
         return finder.find(
             {inode: None if one is None else one.generation for inode, one in facts.items()}
@@ -507,11 +518,8 @@ def _order(piece: Piece) -> tuple[int, int, int]:
     return piece.start, piece.inode, piece.file_offset
 
 
-def _block_size(view: View) -> int:
-    return os.fstatvfs(view.fd).f_bsize
-
-
-def _no_answers(view: View, error: OSError) -> Exception:
+def no_answers(view: View, error: OSError) -> Exception:
+    """Return the error for a filesystem about which the kernel does not answer."""
     if error.errno in (errno.ENOTTY, errno.EOPNOTSUPP, errno.ENOSYS):
         return UnsupportedError(
             f"the kernel does not tell who owns what on {view.kind}, mounted at {view.point!r}",
