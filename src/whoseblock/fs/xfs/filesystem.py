@@ -16,7 +16,7 @@ from whoseblock.fs.arguments import (
     checked_ranges,
 )
 from whoseblock.fs.arrays import OwnerArrays
-from whoseblock.fs.base import Answer, FileId, Paths, Progress, no_progress
+from whoseblock.fs.base import Answer, FileId, Owner, Paths, Progress, no_progress
 from whoseblock.fs.driver import Capability, FileFacts, ReverseMap
 from whoseblock.fs.driver import Volume as VolumeProtocol
 from whoseblock.fs.pieces import FILE, Piece
