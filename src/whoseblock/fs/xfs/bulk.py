@@ -41,7 +41,7 @@ from whoseblock.fs.xfs.format.btree import (
     XFS_RMAP_OFF_UNWRITTEN,
 )
 from whoseblock.fs.xfs.owners import OwnerFinder
-from whoseblock.fs.xfs.promises import unpromised
+from whoseblock.fs.xfs.promises import sound_records
 from whoseblock.fs.xfs.rows import MAX_FILE_SIZE, SPECIAL_OWNERS
 from whoseblock.fs.xfs.seams import split
 from whoseblock.fs.xfs.volume import MOST_LOST_GROUPS
@@ -444,7 +444,7 @@ def _rows(question: "Ints", low: "Ints", high: "Ints") -> "NDArray[np.void]":
 
 
 def _load(tree: AgTree, lows: "Ints", highs: "Ints", faults: list[Fault]) -> "NDArray[np.void]":
-    """Read every leaf that a question touches, and give its records in order, verified."""
+    """Read every leaf that a question touches; return their records in order, verified."""
     layout = tree.shape.record
     if not lows.size:
         return np.empty(0, layout.dtype())
@@ -455,34 +455,8 @@ def _load(tree: AgTree, lows: "Ints", highs: "Ints", faults: list[Fault]) -> "ND
         question = np.searchsorted(highs, node.starts, "right")
         return np.flatnonzero(begins[question] < np.array(node.ends)).tolist()
 
-    leaves = [leaf for leaf in tree.leaves(touched, faults) if leaf.numrecs]
-    raw = b"".join(
-        leaf.block[leaf.offset : leaf.offset + leaf.numrecs * layout.size] for leaf in leaves
-    )
-    records = np.frombuffer(raw, layout.dtype())
-    if not leaves:
-        return records
-    counts = np.array([leaf.numrecs for leaf in leaves])
-    firsts = np.cumsum(counts) - counts
-    if tree.shape.by_size:
-        start = size_keys(records)
-        end = start + 1
-    else:
-        start = records[next(iter(layout.fields))].astype(np.int64)
-        end = start + (tree.shape.fixed_count or records["blockcount"])
-    broken = unpromised(tree.shape, leaves, records, firsts, start, end)
-    if broken.any():
-        faults += [
-            Fault(
-                leaf.low,
-                leaf.high,
-                str(tree.corrupt(leaf.agbno, "not the records that belong there")),
-            )
-            for leaf in map(leaves.__getitem__, np.flatnonzero(broken).tolist())
-        ]
-        whole = ~np.repeat(broken, counts)
-        records, start = records[whole], start[whole]
-    # Only leaves that two parents promise differently can be out of order now.
+    records, start, _ = sound_records(tree, list(tree.leaves(touched, faults)), faults)
+    # Only leaves that two parents promise differently can be out of order.
     if (start[1:] < start[:-1]).any():
         records = records[np.argsort(start, kind="stable")]
     return records
