@@ -1,4 +1,4 @@
-"""What the cross-checks of an answer read, in blocks per question, for each class of owner."""
+"""The blocks that the cross-checks of an answer read, for each class of owner."""
 
 import os
 from collections import Counter

@@ -74,7 +74,7 @@ def _owned_blocks(filesystem: XfsFilesystem, wanted: int) -> list[int]:
 
 
 def _bulk(image: Path, folder: Path) -> Iterator[Result]:
-    """Ask for the owners of many blocks, none of them twice."""
+    """Look up the owners of many blocks, each once while there are enough."""
     with _open(image) as filesystem:
         blocks = _owned_blocks(filesystem, QUESTIONS)
         ranges, commands = folder / "ranges.txt", folder / "commands.txt"
@@ -123,7 +123,7 @@ def _bulk(image: Path, folder: Path) -> Iterator[Result]:
 
 
 def _check_same(filesystem: XfsFilesystem, blocks: list[int], theirs: Run) -> None:
-    """Make sure that both name the same inodes: a faster wrong answer is worth nothing."""
+    """Raise `RuntimeError` unless both report the same inodes."""
     owners = list(map(int, _OWNER.findall(theirs.output)))
     rows = filesystem.owners_of(blocks, [BLOCK] * len(blocks))
     if rows.inode.tolist() != owners:
@@ -131,7 +131,7 @@ def _check_same(filesystem: XfsFilesystem, blocks: list[int], theirs: Run) -> No
 
 
 def _one_path(image: Path) -> Iterator[Result]:
-    """Ask for the path of one block, with nothing that names it but the directories."""
+    """Look up the path of one block on an image without parent pointers."""
     with _open(image) as filesystem:
         rows = filesystem.owners_of([0], [filesystem.size])
         data = rows.start[(rows.kind == 0) & (rows.what == 1)].tolist()

@@ -1,4 +1,4 @@
-"""Whether the trees of a group agree on many blocks at once; `crosscheck` in NumPy."""
+"""Comparison of the trees of a group for many blocks at once: `crosscheck` in NumPy."""
 
 from typing import TYPE_CHECKING, Final
 

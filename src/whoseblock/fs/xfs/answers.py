@@ -1,4 +1,4 @@
-"""From the pieces of a cut to answers.
+"""Conversion of the pieces of a cut to answers.
 
 The rows of a large cut are made a column at a time: one row at a time takes several times as long.
 """
@@ -130,7 +130,7 @@ class AnswerMaker:
 
     @staticmethod
     def _notes(arrays: OwnerArrays, known: Mapping[int, Paths]) -> dict[int, Sequence[str]]:
-        """Return the notes of the questions that have any, about missing paths too."""
+        """Return the notes of the questions that have any, those about missing paths included."""
         notes: dict[int, Sequence[str]] = dict(arrays.notes)
         lacking = [inode for inode, paths in known.items() if not paths.complete]
         if lacking:
@@ -192,7 +192,7 @@ class AnswerMaker:
 
 
 def _facts(paths: Paths | None) -> tuple[Any, ...]:
-    """Return what a row has of the paths of its file, in the order of its fields."""
+    """Return the fields of a row that depend on the paths of its file, in the order of the row."""
     if paths is None:
         return _NO_PATHS
     return (

@@ -89,7 +89,7 @@ OTHER_KEYS: Final = "not the keys that its parent names"
 
 
 class Shape(NamedTuple):
-    """What tells one tree from another.
+    """The properties of a kind of tree.
 
     ``key_code`` and ``extent_code`` are `struct` codes of one key (pair) of a node, and of one
     record's start and length; a tree whose records all cover ``fixed_count`` has no length there.
@@ -138,7 +138,7 @@ def _fault(low: int, high: int, error: BlockError) -> Fault:
 
 
 class Promise(NamedTuple):
-    """What a parent says of a child.
+    """The keys and neighbours of a child, according to its parent.
 
     Its keys lie from ``low`` up to, not including, ``high``.  ``low_key`` is the key of its first
     record, ``high_key`` the highest of its records, and ``next_key`` that of the record behind its
@@ -236,7 +236,7 @@ class AgTree:
         }[self.shape.kind]
 
     def find(self, low: int, high: int, faults: list[Fault]) -> Iterator[tuple[int, ...]]:
-        """Give every record that touches keys from ``low`` up to ``high``, in order."""
+        """Return every record that touches keys from ``low`` up to ``high``, in order."""
         record = self.shape.record
 
         def touched(node: Node) -> list[int]:
@@ -257,7 +257,7 @@ class AgTree:
                 yield record.struct.unpack_from(leaf.block, at)
 
     def leaves(self, touched: Callable[[Node], list[int]], faults: list[Fault]) -> Iterator[Leaf]:
-        """Give every leaf, in order, below the children that ``touched`` picks of each node."""
+        """Return every leaf, in order, below the children that ``touched`` picks of each node."""
         for agbno, promise in self._descend(touched, faults):
             try:
                 block, count = self._read(agbno, 0, promise)
@@ -435,7 +435,7 @@ class AgTree:
         raise self.corrupt(agbno, self._header_fault(block, level, start))
 
     def _doubt(self, block: bytes, promise: Promise) -> str:
-        """Say how a header is not that of the newest version of the block."""
+        """Return why a header is not that of the newest version of the block, "" if it may be."""
         for at, expected in ((_LEFT_AT, promise.left), (_RIGHT_AT, promise.right)):
             beside = int.from_bytes(block[at : at + 4], "big")
             if beside != expected and (expected != _SOME_BLOCK or beside == NULLAGBLOCK):
@@ -445,7 +445,7 @@ class AgTree:
         return ""
 
     def _header_fault(self, block: bytes, level: int, start: int) -> str:
-        """Say which part of a header is not as it should be."""
+        """Return which part of a header is wrong."""
         header = SHORT_HEADER.unpack_from(block)
         faults = {
             "wrong magic number": header.magic != self.shape.magic,

@@ -1,7 +1,7 @@
-"""Who owns many ranges: each leaf that a question touches is read once, and matched with NumPy.
+"""Owners of many ranges: each leaf that a question touches is read once and matched with NumPy.
 
 What is sound is answered here; a question that touches anything odd (a damaged block, a gap that
-the free-space btree does not confirm, an owner that nobody knows, the end of the filesystem) goes
+the free-space btree does not confirm, an unknown owner, the end of the filesystem) goes
 to `OwnerFinder`, so that there is one place that knows what to say about it.
 """
 
@@ -210,7 +210,7 @@ class _Questions(NamedTuple):
 
 
 def _by_group(volume: "Volume", low: "Ints", high: "Ints", number: "Ints") -> Iterator[_Questions]:
-    """Deal the questions, which ascend, out to the groups that they touch."""
+    """Assign the questions, which ascend, to the groups that they touch."""
     first, last = low // volume.ag_bytes, (high - 1) // volume.ag_bytes
     long = np.flatnonzero(first < last)
     groups = set(first[_run_starts(first)].tolist())
@@ -224,7 +224,7 @@ def _by_group(volume: "Volume", low: "Ints", high: "Ints", number: "Ints") -> It
 
 
 def _answer_order(rows: "NDArray[np.void]", questions: int) -> "Ints":
-    """Give the order of rows by question, and of those of one question as an answer has them."""
+    """Return the order of rows by question, then as in an answer."""
     question = rows["question"]
     counts = np.bincount(question, minlength=questions)
     # Nearly every question has one row, whose place is known without sorting.
@@ -245,7 +245,7 @@ def _find_singly(
     odd: "NDArray[np.bool_]",
     notes: dict[int, tuple[str, ...]],
 ) -> "NDArray[np.void]":
-    """Let `OwnerFinder` answer the odd questions."""
+    """Answer the odd questions with `OwnerFinder`."""
     rows: list[tuple[int | bool, ...]] = []
     for question in np.flatnonzero(odd).tolist():
         said: list[str] = []
@@ -415,7 +415,7 @@ def _unplaced(
 
 
 def _join(parts: "list[NDArray[np.void]]") -> "NDArray[np.void]":
-    """Put rows behind one another; as bytes, because NumPy copies structures one by one."""
+    """Concatenate rows; as bytes, because NumPy copies structures one by one."""
     filled = [part for part in parts if part.size]
     if len(filled) == 1:
         return filled[0]
@@ -425,13 +425,13 @@ def _join(parts: "list[NDArray[np.void]]") -> "NDArray[np.void]":
 
 
 def _pick(rows: "NDArray[np.void]", index: "Ints") -> "NDArray[np.void]":
-    """Give the rows at ``index``, in its order; as bytes, like `_join`."""
+    """Return the rows at ``index``, in its order; as bytes, like `_join`."""
     table = rows.view(np.uint8).reshape(-1, _ROW.itemsize)
     return np.take(table, index, axis=0).reshape(-1).view(_ROW)
 
 
 def _run_starts(values: "NDArray[np.generic]") -> "NDArray[np.intp]":
-    """Give the index of each value that differs from the one before it."""
+    """Return the index of each value that differs from the one before it."""
     return np.flatnonzero(np.concatenate(([True], values[1:] != values[:-1]))[: values.size])
 
 
@@ -473,7 +473,7 @@ def _merge(low: "Ints", high: "Ints") -> "tuple[Ints, Ints]":
 
 
 def _touching(ends: "Ints", first: "Ints", stop: "Ints", low: "Ints") -> "tuple[Ints, Ints]":
-    """Give every pair of a question and a record of its window that ends past its ``low``.
+    """Return every pair of a question and a record of its window that ends past its ``low``.
 
     The window of question i is the records from ``first[i]`` up to ``stop[i]``.  One early record
     that ends late makes the windows of all after it begin there; so if the windows are large, the
@@ -494,7 +494,7 @@ def _touching(ends: "Ints", first: "Ints", stop: "Ints", low: "Ints") -> "tuple[
 
 
 def _expand(first: "Ints", counts: "Ints") -> "tuple[Ints, Ints]":
-    """Give (i, first[i]), (i, first[i] + 1), … ``counts[i]`` times for every i."""
+    """Return (i, first[i]), (i, first[i] + 1), … ``counts[i]`` times for every i."""
     if (counts == 1).all():
         return np.arange(counts.size), first
     owner = np.repeat(np.arange(counts.size), counts)
@@ -519,7 +519,7 @@ def _intersect(
 def _classify(
     rows: "NDArray[np.void]", records: "NDArray[np.void]", index: "Ints", block_size: int
 ) -> None:
-    """Set what `rows.classify` and `rows.piece_of` say of record ``index[i]`` in row i."""
+    """Set the fields of row i from record ``index[i]``, as `rows.piece_of` does."""
     owner = records["owner"].astype(np.uint64)[index]
     offset = records["offset"].astype(np.uint64)[index]
     attr = (offset & np.uint64(XFS_RMAP_OFF_ATTR_FORK)) != 0

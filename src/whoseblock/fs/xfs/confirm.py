@@ -1,4 +1,4 @@
-"""Whether the inodes say of many blocks what the rmap btree says; `maps` in NumPy.
+"""Comparison of the rmap btree with many inodes: `maps` in NumPy.
 
 Inodes are read in runs, and what they hold is compared before the next are read, so that memory
 does not grow with the number of files.

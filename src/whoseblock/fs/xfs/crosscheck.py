@@ -1,14 +1,14 @@
-"""Whether the other structures of a filesystem agree with its reverse mapping.
+"""Comparison of the reverse map with the other structures of a filesystem.
 
-Every block of the rmap btree may be a valid one that is not the newest: a write that the medium
-lost.  What it says is kept a second time elsewhere, and compared here for the blocks asked about:
+A block of the rmap btree may be valid and outdated, because the medium lost a later write.  Other
+structures hold the same facts.  For the blocks of a question they are compared here:
 
 - who the owner is: the extent map of the inode, the inode btree, the superblock;
 - how many owners there are: the refcount btree, which counts two and more;
 - that there is an owner: the free-space btree, where nothing of the above says so.
 
-A contradiction does not tell which side is right.  It becomes a note that names both, which makes
-the answer incomplete.
+A contradiction does not show which side is right.  It becomes a note that names both, and the
+answer is incomplete.
 """
 
 from bisect import bisect_right
@@ -54,14 +54,14 @@ _MOST_NOTES: Final = 20
 
 
 class Trees(Protocol):
-    """Where trees come from."""
+    """A provider of trees."""
 
     def tree(self, agno: int, shape: Shape) -> AgTree:
         """Return a tree of an allocation group."""
 
 
 class Claim(NamedTuple):
-    """What an rmap record says of the blocks from ``low`` up to ``high`` of its group."""
+    """An rmap record: owner and place of the blocks from ``low`` up to ``high`` of its group."""
 
     low: int
     high: int
@@ -189,7 +189,7 @@ class CrossCheck:
             notes.append(why.format(self._place(part.agno, low, high)))
 
     def _disagreement(self, sharers: int, others: int, counted: int | None) -> str:
-        """Say how the owners that the rmap btree names are not those that are counted."""
+        """Return how the owners in the rmap btree and the counted ones differ, "" if they agree."""
         if others > 1 or (others and sharers):
             return (
                 f"the rmap btree names {sharers + others} owners of {{}}, and not all of them can"

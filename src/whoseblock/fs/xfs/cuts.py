@@ -136,7 +136,7 @@ def _together(finder: OwnerFinder, questions: list[tuple[int, int]], budget: int
 
 
 def _has_many_leaves(volume: Volume, questions: Sequence[tuple[int, int]]) -> bool:
-    """Tell whether the questions might touch more leaves than may be held."""
+    """Return whether the questions might touch more leaves than may be held."""
     if len(questions) <= _MOST_LEAVES:
         return False
     groups = {start // volume.ag_bytes for start, _ in questions}

@@ -1,4 +1,4 @@
-"""Who owns one range: the rmap btree asked for exactly that range.
+"""Owners of one range: one descent of the rmap btree.
 
 Plain Python without NumPy: one question reads a handful of blocks, and importing NumPy would take
 longer than all of it.
@@ -52,7 +52,7 @@ class OwnerFinder:
         self.check = CrossCheck(volume, self, self.maps)
 
     def tree(self, agno: int, shape: Shape) -> AgTree:
-        """Give a tree of an allocation group, the same one each time."""
+        """Return a tree of an allocation group, the same one each time."""
         key = agno, shape.kind
         if key not in self._trees:
             if len(self._trees) >= _MOST_TREES:
@@ -70,9 +70,9 @@ class OwnerFinder:
         return self._trees[key]
 
     def find(self, start: int, length: int, notes: list[str]) -> list[Piece]:
-        """Give the pieces of a range of the device, in the order of the contract.
+        """Return the pieces of a range of the device, in the order of the contract.
 
-        Whatever may be missing or uncertain is told in ``notes``.
+        ``notes`` receives what may be missing or uncertain.
         """
         volume = self.volume
         end = start + length
@@ -210,7 +210,7 @@ class OwnerFinder:
         return pieces, claims, gaps
 
     def _with_what(self, piece: Piece, notes: list[str]) -> Piece:
-        """Let the inode tell whether the blocks are a directory's, a symlink's or plain data."""
+        """Set from the inode whether the blocks are of a directory, a symlink or plain data."""
         try:
             return piece._replace(what=data_what(self.inodes.get(piece.inode).core.mode))
         except BlockError as error:
@@ -225,7 +225,7 @@ class OwnerFinder:
         counts: list[tuple[int, int, int]],
         notes: list[str],
     ) -> Iterator[tuple[int, int, int]]:
-        """Say what blocks are that no record of the rmap btree covers: free, or unknown.
+        """Return the blocks that no record of the rmap btree covers, as free or unknown.
 
         They are free if both free-space btrees say so too, nothing of the rmap btree is lost that
         might have covered them, and no owners are counted.

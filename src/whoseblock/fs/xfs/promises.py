@@ -1,6 +1,6 @@
-"""Whether many leaves hold what their parents promise, all at once with NumPy.
+"""Verification of many leaves against their parents at once, with NumPy.
 
-What `btree.AgTree` verifies of a single leaf that it decodes, in the same words of the format.
+`btree.AgTree` verifies the same of a single leaf that it decodes.
 """
 
 from typing import TYPE_CHECKING, Final

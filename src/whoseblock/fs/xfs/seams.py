@@ -1,7 +1,7 @@
-"""Where a large question can be cut without cutting a row.
+"""Seams: places where a large question is cut without cutting a row.
 
-No record of the reverse mapping crosses a seam, and one begins there or at the start of an
-allocation group.  The rows of both sides, asked for apart, are those of the whole.
+No record of the reverse map crosses a seam, and one begins there or at the start of an allocation
+group.  The rows of both sides together are those of the whole.
 """
 
 from bisect import bisect_left, bisect_right
