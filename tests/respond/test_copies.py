@@ -155,7 +155,7 @@ def test_a_copy_is_believed_if_and_only_if_all_around_is_equal(  # noqa: PLR0913
     whole: bool,  # noqa: FBT001 - drawn
     same_time: bool,  # noqa: FBT001 - drawn
 ) -> None:
-    """What is compared, byte by byte; sectors of the damaged file that give EIO are a mock."""
+    # What is compared, byte by byte; sectors of the damaged file that give EIO are a mock.
     good = random.Random(1).randbytes(SIZE)
     damaged, copy = tmp_path / "damaged", tmp_path / "copy"
     damaged.write_bytes(good)
@@ -355,7 +355,7 @@ def test_a_copy_that_changes_is_not_believed(
 
 
 def test_a_copy_that_is_written_all_the_time_is_refused(tmp_path: Path) -> None:
-    """A writer in a thread of its own changes what is lost, at any moment of the reading."""
+    # A writer in a thread of its own changes what is lost, at any moment of the reading.
     damaged, copy = tmp_path / "damaged", tmp_path / "copy"
     damaged.write_bytes(bytes(32 * MIB))
     copy.write_bytes(bytes(32 * MIB))

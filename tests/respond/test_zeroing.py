@@ -106,7 +106,7 @@ def test_stubborn_free_space_is_reported(tmp_path: Path) -> None:
 
 
 def test_a_large_range(tmp_path: Path) -> None:
-    """It is zeroed in pieces, and others have their turn in between."""
+    # It is zeroed in pieces, and others have their turn in between.
     with bench(tmp_path) as served:
         fill_free(served)
         rows = [row for row in served.rows() if row.kind == "free"]

@@ -274,7 +274,7 @@ def test_a_table_over_an_old_physical_volume_counts(
 def test_a_member_of_the_oldest_kind_in_the_last_partition(
     session_folder: Path, tmp_path: Path
 ) -> None:
-    """A superblock of version 0.90 does not say whether it is the partition's or the disk's."""
+    # A superblock of version 0.90 does not say whether it is the partition's or the disk's.
     member = unpacked("md-images", session_folder) / "raid5old-0.img"
     size = member.stat().st_size
     start = 2048 * SECTOR

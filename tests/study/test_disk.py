@@ -22,7 +22,7 @@ PAGE = 4096
 GIB = 1 << 30
 
 
-def test_upkeep_is_what_xfs_db_prints(demo_image: Path) -> None:
+def test_upkeep_agrees_with_xfs_db(demo_image: Path) -> None:
     with ImageSource(str(demo_image)) as source:
         found = upkeep(source.filesystem)
         groups = source.filesystem.volume.sb.agcount
@@ -47,7 +47,7 @@ def test_lost_leaves_make_no_wrong_answers(demo_image: Path) -> None:
 
 
 def test_a_lost_leaf_makes_exactly_its_own_pages_incomplete(tmp_path: Path) -> None:
-    """What `lost_leaves` takes the keys' word for, read for every leaf and every page."""
+    # What `lost_leaves` takes the keys' word for, read for every leaf and every page.
     need_loop_mounts()
     image = make_image(tmp_path / "disk", Geometry("leaves", size=64 * MIB, groups=2, parent=False))
     with mounted(image) as folder:

@@ -18,7 +18,7 @@ from msgspec.structs import replace
 from tests.support.tools import Missing
 
 from whoseblock.errors import JournalError
-from whoseblock.fs.base import Answer, FileOwner, Free, Process, Via
+from whoseblock.fs.base import Answer, FileOwner, Free, LayerLocation, Process
 from whoseblock.journal import Filter, History, Overview, State, open_journal
 from whoseblock.journal.journal import Journal
 from whoseblock.journal.run import Run
@@ -119,7 +119,7 @@ def test_the_same_event_is_journaled_once(house: House) -> None:
 
 
 def test_an_old_failure_was_dealt_with_a_moment_ago(house: House) -> None:
-    """Whoever heals it reads it, and that is reported, once it is healed."""
+    # Whoever heals it reads it, and that is reported, once it is healed.
     house.process([failed(512)])
     seen = time.time()
     close(house)
@@ -328,7 +328,7 @@ def owner(pid: int, start_time: int) -> FileOwner:
         paths=("/a",),
         mounted_at=("/srv/a",),
         processes=(process,),
-        via=(Via("sdzz", 0), Via("vg-lv", 0)),
+        via=(LayerLocation("sdzz", 0), LayerLocation("vg-lv", 0)),
     )
 
 

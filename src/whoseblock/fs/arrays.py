@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 __all__ = ["FORKS", "KINDS", "WHATS", "OwnerArrays", "as_columns", "row_dtype"]
 
 #: What the numbers in `OwnerArrays.kind` mean, in the words of the contract.
-KINDS: Final = ("file", "metadata", "free", "staging", "outside", "unknown")
+KINDS: Final = ("file", "metadata", "free", "staging", "outside", "unknown", "unreferenced")
 #: What the numbers in `OwnerArrays.fork` mean.
 FORKS: Final = ("", "data", "attr")
 #: What the numbers in `OwnerArrays.what` mean.
@@ -35,8 +35,8 @@ class OwnerArrays(NamedTuple):
     """One element for each row of every answer, but for `complete` and `notes`.
 
     Rows are ordered by question, then as in an answer.  ``start``, ``length`` and ``file_offset``
-    are bytes; ``file_offset`` is -1 where there is none, ``inode`` 0.  ``complete`` has one element
-    a question, and ``notes`` the notes of the questions that have any.
+    are bytes; ``file_offset`` is -1 where there is none, ``inode`` and ``subvolume`` are 0.
+    ``complete`` has one element a question, and ``notes`` the notes of the questions that have any.
     """
 
     question: "NDArray[np.int64]"
@@ -49,6 +49,7 @@ class OwnerArrays(NamedTuple):
     file_offset: "NDArray[np.int64]"
     unwritten: "NDArray[np.bool_]"
     shared: "NDArray[np.bool_]"
+    subvolume: "NDArray[np.uint64]"
     complete: "NDArray[np.bool_]"
     notes: dict[int, tuple[str, ...]]
 
@@ -64,22 +65,23 @@ def row_dtype() -> "np.dtype[np.void]":
         "question": (np.int64, 0),
         "start": (np.int64, 8),
         "length": (np.int64, 16),
-        "kind": (np.uint8, 40),
-        "what": (np.uint8, 41),
-        "fork": (np.uint8, 42),
+        "kind": (np.uint8, 48),
+        "what": (np.uint8, 49),
+        "fork": (np.uint8, 50),
         "inode": (np.uint64, 24),
         "file_offset": (np.int64, 32),
-        "unwritten": (np.bool_, 43),
-        "shared": (np.bool_, 44),
+        "unwritten": (np.bool_, 51),
+        "shared": (np.bool_, 52),
+        "subvolume": (np.uint64, 40),
     }
     formats, offsets = zip(*fields.values(), strict=True)
-    return np.dtype({"names": list(fields), "formats": formats, "offsets": offsets, "itemsize": 48})
+    return np.dtype({"names": list(fields), "formats": formats, "offsets": offsets, "itemsize": 56})
 
 
 def as_columns(
     rows: "NDArray[np.void]", complete: "NDArray[np.bool_]", notes: dict[int, tuple[str, ...]]
 ) -> OwnerArrays:
-    """Take rows of `row_dtype` apart."""
+    """Split rows of `row_dtype` into columns."""
     return OwnerArrays(
         question=rows["question"],
         start=rows["start"],
@@ -91,6 +93,7 @@ def as_columns(
         file_offset=rows["file_offset"],
         unwritten=rows["unwritten"],
         shared=rows["shared"],
+        subvolume=rows["subvolume"],
         complete=complete,
         notes=notes,
     )

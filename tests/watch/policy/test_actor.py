@@ -16,7 +16,7 @@ from tests.support.journals import opened, report
 from tests.support.mapping_processes import running
 
 from whoseblock.errors import JournalError, LeftUndoneError
-from whoseblock.fs.base import FileOwner, Free, Mapping, OpenFile, Owner, Process, Via
+from whoseblock.fs.base import FileOwner, Free, LayerLocation, Mapping, OpenFile, Owner, Process
 from whoseblock.journal import Entry, Filter, History, PlannedStep, State, Step, open_journal
 from whoseblock.journal.run import Run
 from whoseblock.processes import Wanted, find_processes
@@ -317,7 +317,7 @@ def test_neither_a_clock_set_back_nor_a_lost_folder_allows_more(
 
 
 def test_the_journal_tells_what_was_begun(journal_url: str) -> None:
-    """More than are read at a time, of one kind, the latest first."""
+    # More than are read at a time, of one kind, the latest first.
     with opened(journal_url) as (journal, run):
         failure = run.record_failure("sdzz", ByteRange(0, 512), report()).failure
         steps = [
@@ -392,7 +392,7 @@ def test_of_what_a_program_says_the_end_is_kept() -> None:
 
 
 def test_a_program_that_says_more_than_any_memory_holds() -> None:
-    """In a process of its own: it is about the most memory that it ever had."""
+    # In a process of its own: it is about the most memory that it ever had.
     script = (
         "import resource, sys; sys.path.insert(0, '.')\n"
         "from tests.watch.policy.test_actor import ran\n"
@@ -454,7 +454,7 @@ def owner(inode: int, *processes: Process, what: str = "data") -> FileOwner:
         unwritten=False,
         shared=False,
         processes=processes,
-        via=(Via("sdyy", 512), Via("sdzz", 0)),
+        via=(LayerLocation("sdyy", 512), LayerLocation("sdzz", 0)),
     )
 
 
@@ -515,7 +515,7 @@ def test_who_uses_it_no_longer_in_that_way_gets_no_signal(file: Path, tmp_path: 
 
 
 def test_no_process_of_the_daemon_gets_a_signal(file: Path, tmp_path: Path) -> None:
-    """We ourselves, who started us, and whoever has the lock; all of them use the file."""
+    # We ourselves, who started us, and whoever has the lock; all of them use the file.
     lock = tmp_path / "lock"
     lock.touch()
     program = "kept = open(path); lock = open(more[0]); ready()"
@@ -536,7 +536,7 @@ def test_no_process_of_the_daemon_gets_a_signal(file: Path, tmp_path: Path) -> N
 
 
 def test_the_worker_does_not_end_of_its_own_signal(file: Path, desk: Desk) -> None:
-    """In a child, which is its own victim: its parent has the lock of the daemon."""
+    # In a child, which is its own victim: its parent has the lock of the daemon.
     rule = Rule("tell", 1, signal="SIGTERM", signal_to="open")
     with StateFolder(desk.state) as state, file.open("rb"):
         child = os.fork()

@@ -205,7 +205,7 @@ def test_a_read_only_mount(tmp_path: Path, kind: Geometry) -> None:
 
 
 def test_without_the_feature_a_mapped_file_is_left(tmp_path: Path) -> None:
-    """It would be written under the eyes of whoever has it mapped."""
+    # It would be written under the eyes of whoever has it mapped.
     with bench(tmp_path, KINDS[1]) as served:
         five = share_five(served, tmp_path / "copies")
         lost = ByteRange(five.place.start + 512, 512)

@@ -356,7 +356,7 @@ def _farewell_as_network_error(of_driver: ModuleType) -> None:
 
 @pytest.mark.parametrize("refuse", [_farewell, _farewell_as_network_error])
 def test_a_server_that_is_gone_before_the_farewell(refuse: Callable[[ModuleType], None]) -> None:
-    """The reason comes with the refusal; what the driver raises in the end is a broken pipe."""
+    # The reason comes with the refusal; what the driver raises in the end is a broken pipe.
     url = "postgresql://u:secret@db.example/d"
     of_driver = import_module("pg8000.exceptions")
     with pytest.raises((OSError, of_driver.InterfaceError)) as caught:

@@ -80,7 +80,7 @@ def test_the_rest_of_the_block_fails_while_it_is_restored(
 
 @kinds
 def test_the_copy_fails(tmp_path: Path, kind: Geometry) -> None:
-    """It is on the very device, beside the file."""
+    # It is on the very device, beside the file.
     with bench(tmp_path, kind) as served:
         content = pattern("file", 9 * BLOCK)
         path = write_file(served.root / "file", content)
@@ -101,7 +101,7 @@ def test_the_copy_fails(tmp_path: Path, kind: Geometry) -> None:
 @kinds
 @pytest.mark.parametrize("words", [[], ["--quarantine"]], ids=["plain", "quarantine"])
 def test_nowhere_can_be_written(tmp_path: Path, kind: Geometry, words: list[str]) -> None:
-    """All free space is stubborn: there is no place for the replacement."""
+    # All free space is stubborn: there is no place for the replacement.
     with bench(tmp_path, kind) as served:
         five = share_five(served, tmp_path / "copies")
         lost = ByteRange(five.place.start + 512, 512)
@@ -130,7 +130,7 @@ def test_nowhere_can_be_written(tmp_path: Path, kind: Geometry, words: list[str]
 
 @kinds
 def test_the_device_begins_to_refuse_writes(tmp_path: Path, kind: Geometry) -> None:
-    """What was bad becomes stubborn when its owners have the copy already."""
+    # What was bad becomes stubborn when its owners have the copy already.
     with bench(tmp_path, kind) as served:
         five = share_five(served, tmp_path / "copies")
         lost = ByteRange(five.place.start + 512, 512)
@@ -157,7 +157,7 @@ def test_free_space_fails_while_it_is_zeroed(tmp_path: Path) -> None:
 
 @kinds
 def test_what_others_could_not_write_is_no_matter(tmp_path: Path, kind: Geometry) -> None:
-    """On a device that fails nobody is the first whose data is not written."""
+    # On a device that fails nobody is the first whose data is not written.
     with bench(tmp_path, kind) as served:
         five = share_five(served, tmp_path / "copies")
         path = write_file(served.root / "elsewhere", pattern("elsewhere", 4 * BLOCK))

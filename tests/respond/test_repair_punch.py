@@ -114,7 +114,7 @@ def test_stubborn_blocks_are_punched(tmp_path: Path, kind: Geometry, quarantine:
 @kinds
 @pytest.mark.parametrize("words", [["--punch"], ["copy"]], ids=["punch", "restore"])
 def test_the_last_block_is_not_full(tmp_path: Path, kind: Geometry, words: list[str]) -> None:
-    """A file and its clone end at byte 700 of the block; its sectors 1 and 5 fail."""
+    # A file and its clone end at byte 700 of the block; its sectors 1 and 5 fail.
     with bench(tmp_path, kind) as served:
         content = pattern("file", 5 * BLOCK + 700)
         path = write_file(served.root / "file", content)
@@ -140,7 +140,7 @@ def test_only_bytes_past_the_end_are_lost(
     kind: Geometry,
     shared: bool,  # noqa: FBT001 - of the test
 ) -> None:
-    """No copy is needed for them: the very one that was named is no good."""
+    # No copy is needed for them: the very one that was named is no good.
     with bench(tmp_path, kind) as served:
         content = pattern("file", 5 * BLOCK + 700)
         path = write_file(served.root / "file", content)
@@ -212,7 +212,7 @@ def test_data_of_one_file_that_heals_only_in_part_moves(tmp_path: Path, kind: Ge
 
 @kinds
 def test_a_file_that_somebody_has_open_is_moved(tmp_path: Path, kind: Geometry) -> None:
-    """Without the exchange of ranges that is not possible, and is said."""
+    # Without the exchange of ranges that is not possible, and is said.
     with bench(tmp_path, kind) as served:
         path, copy, place = plain_file(served, tmp_path)
         served.fail(ByteRange(place.start + 512, 512))

@@ -60,7 +60,7 @@ def test_all_five_are_restored_and_share_it_still(
 
 @kinds
 def test_more_files_than_may_be_open(tmp_path: Path, kind: Geometry) -> None:
-    """The limit that a shell has is lower than the one that it could have."""
+    # The limit that a shell has is lower than the one that it could have.
     # So many are open here already, and stay so in what starts the command.
     limit = len(list(Path("/proc/self/fd").iterdir())) + 50
     count = limit + 100
