@@ -24,7 +24,7 @@ from whoseblock.fs.xfs.format.btree import (
 )
 from whoseblock.fs.xfs.format.inode import XFS_DIFLAG2_REFLINK
 
-DEMO = Path(__file__).resolve().parents[3] / "demo" / "image.xfs.xz"
+DEMO = Path(__file__).resolve().parents[2] / "demo" / "image.xfs.xz"
 BLOCK = 4096
 #: Trees that a lookup without cross-checks descends: for the owner, and for free space.
 UNCHECKED = {"file": {"rmapbt"}, "metadata": {"rmapbt"}, "free": {"rmapbt", "bnobt"}}
