@@ -1,4 +1,4 @@
-"""What is read of LVM's and md's metadata, against their own tools, and when it is damaged."""
+"""Metadata of LVM and md, compared with their own tools, and damaged."""
 
 import json
 import re
@@ -230,7 +230,7 @@ def test_a_partition_that_holds_a_member_is_told_from_its_disk(session_folder: P
 
 
 def test_linear_arrays_follow_one_another(tmp_path: Path) -> None:
-    # By hand: the kernels at hand are built without md's linear personality.
+    # By hand: the available kernels are built without md's linear personality.
     sizes = [3 * MIB, MIB, 2 * MIB]
     members = []
     for number, size in enumerate(sizes):

@@ -56,7 +56,7 @@ class Image:
         return found
 
     def data(self) -> Found:
-        """Return a record of file data that is shared with nobody else."""
+        """Return a record of file data that no other file shares."""
         records = self.records("rmapbt", ">IIQQ")
         for record in records:
             start, count, owner, offset = record.fields

@@ -1,4 +1,4 @@
-"""What the kernel says, as bytes: records that it wrote, and others that nobody would."""
+"""Data of the kernel as bytes: records that it wrote, and malformed ones."""
 
 import struct
 from pathlib import Path
