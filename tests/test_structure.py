@@ -29,9 +29,10 @@ ROOMS = (
     Room(("fs.layout", "fs.*.format"), 2, 0),
     Room(("fs",), 3, 2),
     Room(("stack",), 3, 1),
-    Room(("asking", "lookup", "processes", "summary", "target"), 4, 3),
+    Room(("sources",), 1, 0),
+    Room(("asking", "lookup", "processes", "resolve", "summary", "target"), 4, 3),
     Room(("journal", "respond"), 5, 4),
-    Room(("sources", "watch"), 6, 5),
+    Room(("watch",), 6, 5),
     Room(("study",), 6, 4),
     Room(("cli", "__main__"), 7, 7),
     # The package itself, which is the Python API: it shows anything but the command line.

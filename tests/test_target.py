@@ -203,7 +203,7 @@ def test_a_failure_of_another_device_is_passed_over_and_told(zoo: Zoo, tmp_path:
         done = whoseblock("lookup", loop, "--dmesg", log, "--json")
     assert done.returncode == 0
     assert done.stdout == ""
-    assert "1 failure of nosuchdisk passed over" in done.stderr
+    assert "1 failure of nosuchdisk skipped" in done.stderr
     assert whoseblock("lookup", "--dmesg", log).returncode == 3
 
 

@@ -23,7 +23,8 @@ from whoseblock.media.mounts import (
     mounted_device,
     mounted_readers,
 )
-from whoseblock.stack.base import PHYSICAL_MEMORY, Layer, LinearSegment, Segment
+from whoseblock.ranges import PHYSICAL_MEMORY
+from whoseblock.stack.base import Layer, LinearSegment, Segment
 from whoseblock.stack.formats.partitions import read_partition_table
 from whoseblock.stack.images.assembly import Assembly, add_table_structures
 from whoseblock.stack.kernel.devices import BlockDevices

@@ -15,7 +15,6 @@ from typing import Final, NamedTuple, Protocol
 from whoseblock.media.base import Media
 
 __all__ = [
-    "PHYSICAL_MEMORY",
     "Layer",
     "LayerMapping",
     "LayerOffset",
@@ -25,9 +24,6 @@ __all__ = [
     "UnmappedSegment",
     "descend",
 ]
-
-#: The name of the layer that a page frame number addresses.
-PHYSICAL_MEMORY: Final = "physical-memory"
 
 #: Limit on the depth of a stack; a table that maps to itself would exceed any limit.
 _MAX_DEPTH: Final = 32

@@ -270,7 +270,7 @@ def test_a_list_that_is_longer_than_a_page(tmp_path: Path, sys_block: Path) -> N
     with closing(BadBlockListSource(Host(tmp_path), {"pmem0": ranges(range(300, 512))})) as source:
         ill, listed = source.sweep()
         assert isinstance(ill, FilesystemError)
-        assert "that is longer" in ill.what
+        assert "is longer than the page" in ill.what
         assert isinstance(listed, BadBlockList)
         assert listed.ranges == ranges(range(512))
         # The first were healed, and the page shows more of the others.
@@ -288,12 +288,12 @@ def test_a_list_is_read_when_the_kernel_tells_of_a_change(
     (sys_block / "badblocks").symlink_to("/proc/self/mountinfo")
     reads = itertools.count(1)
 
-    def read(lines: list[str], device: str, name: str) -> list[Failure]:
-        """Make a list of the mounts that is another one each time."""
-        assert lines
-        return [Failure(next(reads) * 512, 512, device, name)]
+    def parse(text: str, _page_size: int, device: str, name: str) -> tuple[list[Failure], bool]:
+        """Return another list each time that the mounts are read."""
+        assert text
+        return [Failure(next(reads) * 512, 512, device, name)], False
 
-    monkeypatch.setattr("whoseblock.watch.sources.badblock_lists.read_sysfs_badblocks", read)
+    monkeypatch.setattr("whoseblock.watch.sources.badblock_lists.parse_bad_block_list", parse)
     host = Host(tmp_path)
     host.live = True
     with closing(BadBlockListSource(host, {})) as source:

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Final
 
 from whoseblock.errors import TargetError
-from whoseblock.stack.base import PHYSICAL_MEMORY, Layer, LinearSegment, Segment, UnmappedSegment
+from whoseblock.ranges import PHYSICAL_MEMORY
+from whoseblock.stack.base import Layer, LinearSegment, Segment, UnmappedSegment
 from whoseblock.stack.kernel.devices import BlockDevices
 from whoseblock.stack.kernel.host import Host
 

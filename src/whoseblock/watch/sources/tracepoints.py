@@ -16,7 +16,7 @@ from typing import Final
 from msgspec.structs import astuple
 
 from whoseblock.errors import UnsupportedError
-from whoseblock.stack.base import PHYSICAL_MEMORY
+from whoseblock.ranges import PHYSICAL_MEMORY
 from whoseblock.stack.kernel.host import SECTOR, Host
 from whoseblock.watch.clock import Clock
 from whoseblock.watch.formats.trace import (
