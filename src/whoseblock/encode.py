@@ -18,5 +18,5 @@ def encode_json(record: object) -> bytes:
     try:
         return _encoder().encode(record)
     except UnicodeEncodeError:
-        # Lone surrogates stand for bytes that are not UTF-8; only this way are they escaped.
+        # Lone surrogates stand for bytes that are not UTF-8; msgspec does not escape them.
         return json.dumps(msgspec.to_builtins(record)).encode()

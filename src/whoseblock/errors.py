@@ -1,29 +1,29 @@
-"""Every error that whoseblock raises on purpose, each class with its exit code.
+"""The errors that whoseblock raises, with their exit codes.
 
 ::
 
     WhoseblockError
     ├── TargetError            the target cannot be opened
-    │   └── PrivilegeError     permission is denied, or the kernel wants a capability
-    │       └── JournalPrivilegeError  the same of the journal; a JournalError, too
+    │   └── PrivilegeError     permission is denied, or a capability is missing
+    │       └── JournalPrivilegeError  the same for the journal; also a JournalError
     ├── RangeSyntaxError       a range is not written as START[+LENGTH]
-    ├── MalformedError         a file of failures is not in its format
+    ├── MalformedError         an input with failures is not in its format
     ├── OutOfDeviceError       a range ends past the device
-    ├── NotAFilesystemError    nothing that we know is on the target
-    ├── UnsupportedError       a filesystem that we know, with a feature that we do not
+    ├── NotAFilesystemError    no known filesystem is on the target
+    ├── UnsupportedError       a known filesystem with an unknown feature
     ├── JournalError           the journal cannot be opened, read or written
-    ├── PolicyError            the policy of the daemon is not as it must be
+    ├── PolicyError            the policy of the daemon is invalid
     ├── OutputError            standard output, or the file of --output, cannot be written
     ├── ArgumentError          an argument of the Python API is of a wrong type or value
     ├── ClosedError            a filesystem was used after it was closed
     ├── LeftUndoneError        a repair step was skipped or failed
     ├── MissingExtraError      a library that this part needs is not installed
-    └── BlockError             a block that we need cannot be had
-        ├── MediaError         the medium does not give it back
+    └── BlockError             required metadata is unreadable
+        ├── MediaError         the medium cannot be read
         └── CorruptError       it does not verify
 
-A message is one sentence; ``hint`` says what to do about it.  The table of exit codes in the
-documentation and in the man page is made from `exit_codes`.
+A message is one sentence; ``hint`` is the next step.  The tables of exit codes in the documentation
+and in the man page come from `exit_codes`.
 """
 
 from typing import TYPE_CHECKING, ClassVar, Final
@@ -58,9 +58,9 @@ __all__ = [
     "exit_codes",
 ]
 
-#: The exit code of a sweep that found something new; all went well.
+#: The exit code of a successful sweep that found new failures.
 NEWS: Final = 20
-#: The exit code when the machine, or a limit on the process, allows no more memory.
+#: The exit code if the machine, or a limit of the process, allows no more memory.
 OUT_OF_MEMORY: Final = 21
 
 
@@ -96,7 +96,7 @@ class RangeSyntaxError(WhoseblockError):
 
 
 class MalformedError(WhoseblockError):
-    """A file that tells of failures is not in its format."""
+    """An input with failures is not in its format."""
 
     exit_code = 11
 
@@ -146,7 +146,7 @@ class ClosedError(WhoseblockError):
 class JournalError(WhoseblockError):
     """The journal cannot be opened, read or written.
 
-    Whoever gets it before an act on a device does not act: what is not journaled did not happen.
+    A caller that gets it before an act on a device must not act.
     """
 
     exit_code = 13
@@ -157,7 +157,7 @@ class JournalPrivilegeError(PrivilegeError, JournalError):
 
 
 class PolicyError(WhoseblockError):
-    """The policy of the daemon is not as it must be."""
+    """The policy of the daemon is invalid."""
 
     exit_code = 16
 
@@ -181,16 +181,16 @@ class MissingExtraError(WhoseblockError):
 
 
 class BlockError(WhoseblockError):
-    """Metadata that the whole answer rests on cannot be had."""
+    """Required metadata is unreadable."""
 
     exit_code = 8
 
 
 class MediaError(BlockError):
-    """The medium does not give back a range that is needed.
+    """A required range of the medium is unreadable.
 
-    ``ranges`` are the bytes that failed, exactly: disjoint, ascending, in the address space of the
-    medium.  ``what`` names the structure that lies there, if whoever read it knows.
+    ``ranges`` are exactly the bytes that failed: disjoint, ascending, in the address space of the
+    medium.  ``what`` names the structure at that place, if the reader knows it.
     """
 
     exit_code = 9
@@ -216,7 +216,7 @@ class CorruptError(BlockError):
 
 
 def exit_codes() -> dict[int, str]:
-    """Give every exit code with its meaning, in order."""
+    """Return every exit code with its meaning, in order."""
     codes = {0: "Every question was answered; see `complete` and `notes` for what is missing."}
     todo: list[type[WhoseblockError]] = [WhoseblockError]
     while todo:
@@ -225,8 +225,8 @@ def exit_codes() -> dict[int, str]:
             codes[error.exit_code] = (error.__doc__ or "").partition("\n")[0]
         todo += error.__subclasses__()
     codes[2] = "The command line is wrong."
-    codes[NEWS] = "`watch --once` found failures that it had not known."
+    codes[NEWS] = "`watch --once` found new failures."
     codes[OUT_OF_MEMORY] = "Out of memory."
     codes[130] = "Interrupted."
-    codes[141] = "Whoever read the output has gone."
+    codes[141] = "Broken pipe."
     return dict(sorted(codes.items()))

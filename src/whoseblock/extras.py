@@ -11,7 +11,7 @@ __all__ = ["EXTRAS", "check_extra", "import_extra"]
 
 
 class Extra(NamedTuple):
-    """An extra: what needs it, the package that it installs, and the module of that package."""
+    """An extra: the part that needs it, the package that it installs, and its module."""
 
     needed_by: str
     package: str

@@ -1,10 +1,11 @@
-"""The command line: one module for each verb, nothing but arguments and presentation."""
+"""The command line: one module for each verb, with arguments and presentation only."""
 
 import gc
 import io
 import os
 import sys
 from importlib import import_module
+from textwrap import fill
 from typing import TYPE_CHECKING
 
 import click
@@ -18,20 +19,26 @@ if TYPE_CHECKING:
 
 __all__ = ["cli", "main"]
 
-#: What a shell reports of a program that SIGPIPE ended; and of one that Ctrl-C did.
+#: The exit codes that a shell reports for a program that SIGPIPE or Ctrl-C ended.
 _BROKEN_PIPE, _INTERRUPTED = 141, 130
-#: What messages call it.
+#: The name in messages.
 _STDOUT = "standard output"
+#: The width of paragraphs that click does not wrap; it indents them by two columns.
+_WIDTH = 76
 
 
 def _exit_status() -> str:
-    """Write the registry of exit codes as a paragraph that click leaves as it is."""
-    lines = "".join(f"\n  {code:>3}  {meaning}" for code, meaning in exit_codes().items())
-    return f"\b\nExit status:{lines}"
+    """Return the registry of exit codes as a paragraph that click does not wrap."""
+    codes = exit_codes().items()
+    lines = "\n".join(
+        fill(meaning, _WIDTH, initial_indent=f"  {code:>3}  ", subsequent_indent=" " * 7)
+        for code, meaning in codes
+    )
+    return f"\b\nExit status:\n{lines}"
 
 
 class _ReaderGoneError(Exception):
-    """Whoever read our output has gone."""
+    """The reader of standard output has exited."""
 
 
 #: Every verb; each is a command of the same name in a module of the same name.
@@ -49,9 +56,9 @@ _VERBS = (
 
 
 class _Group(click.Group):
-    """A group that loads a verb when it is asked for, so that none waits for the others.
+    """A group that loads only the verb in use.
 
-    It tells us of a broken pipe, where click would end the program by itself.
+    It raises an error for a broken pipe, where click would exit.
     """
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -81,15 +88,15 @@ class _Group(click.Group):
 )
 @click.version_option(__version__, message="%(prog)s %(version)s")
 def cli() -> None:
-    """Whose block is this?
+    """Report who owns a failed range of a storage device, and repair what can be repaired.
 
-    From a page of persistent memory that is poisoned, or a sector that has gone bad, to everything
-    that owned it: every file that shares it with every path, or which metadata, or nobody.
+    The owners of a poisoned page of persistent memory, or of a bad sector, are all files that share
+    it, with every path, or metadata of the filesystem.  Free space has no owner.
     """
 
 
 class _StandardOutput(io.FileIO):
-    """Standard output, of which an error says what could not be written."""
+    """Standard output; its errors name it."""
 
     def write(self, data: "Buffer") -> int | None:  # type: ignore[override]
         try:
@@ -100,9 +107,10 @@ class _StandardOutput(io.FileIO):
 
 
 def _name_standard_output() -> None:
-    """Have errors of standard output carry its name.
+    """Replace standard output by one whose errors carry its name.
 
-    Without one, the next file or device that is opened would get its number, and the output.
+    If it is closed, exit: the next file or device that is opened would get its number, and the
+    output.
     """
     old: object = sys.stdout
     if old is None:
@@ -120,7 +128,7 @@ def _name_standard_output() -> None:
 
 
 def _report_os_error(error: OSError) -> int:
-    """Report an error of the system that nothing has put into words; return the exit code."""
+    """Report an error of the system that has no message of its own; return the exit code."""
     what = error.strerror or str(error)
     code = WhoseblockError.exit_code
     if error.filename == _STDOUT:
@@ -132,7 +140,7 @@ def _report_os_error(error: OSError) -> int:
 
 
 def _give_up_output() -> None:
-    """Keep the interpreter from flushing an output at its end that cannot be written."""
+    """Prevent the interpreter from flushing an unwritable output at its end."""
     try:
         sys.stdout.flush()
     except OSError:
@@ -141,8 +149,8 @@ def _give_up_output() -> None:
 
 def main() -> None:
     """Run the command line; errors become one sentence, a hint, and an exit code."""
-    # Answers are many small objects without cycles: at its usual pace the collector would look at
-    # all of them again and again, and take a quarter of the time of a long list.
+    # Answers are many small objects without cycles.  With its default thresholds, the collector
+    # would scan them repeatedly, a quarter of the time of a long list.
     gc.set_threshold(100_000, 50, 100)
     _name_standard_output()
     try:
@@ -156,12 +164,12 @@ def main() -> None:
             click.echo(f"hint: {error.hint}", err=True)
         code = error.exit_code
     except _ReaderGoneError:
-        # The reader has gone; the interpreter must not find that out again when it closes stdout.
+        # The interpreter must not fail again when it closes standard output.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = _BROKEN_PIPE
     except MemoryError:
         click.echo("whoseblock: out of memory", err=True)
-        click.echo("hint: ask about fewer ranges at once, or about shorter ones", err=True)
+        click.echo("hint: look up fewer or shorter ranges at once", err=True)
         code = OUT_OF_MEMORY
     except OSError as error:
         code = _report_os_error(error)

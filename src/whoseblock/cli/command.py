@@ -1,4 +1,4 @@
-"""A verb of the command line: an option that takes one value is refused a second one."""
+"""The class of all verbs: a second value of an option with one value is refused."""
 
 from collections import Counter
 
@@ -9,7 +9,7 @@ __all__ = ["Command", "is_given"]
 
 
 class Command(click.Command):
-    """A command that refuses a repeated option, of which click would take the last silently."""
+    """A command that refuses a repeated option; click would silently use the last value."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse the arguments; raises `click.UsageError` for an option with two values."""
@@ -29,5 +29,5 @@ class Command(click.Command):
 
 
 def is_given(context: click.Context, name: str) -> bool:
-    """Tell whether a parameter was on the command line."""
+    """Return whether a parameter was on the command line."""
     return context.get_parameter_source(name) is ParameterSource.COMMANDLINE

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from whoseblock.cli.command import Command
-from whoseblock.cli.failures import Given, image_failure_options
+from whoseblock.cli.failures import FailureOptions, image_failure_options
 from whoseblock.cli.notices import report_readings
 from whoseblock.cli.terminal import printable
 from whoseblock.errors import TargetError, WhoseblockError
@@ -30,27 +30,27 @@ __all__ = ["emulate"]
 @click.command(
     cls=Command,
     epilog="""\b
-DIRECTORY is an empty folder; one that is not there is made, and removed at the end. In it:
-  device      the image: reading a bad sector gives EIO, writing it whole heals it
-  control     the bad ranges, a line each; takes lines, too: bad RANGE, stubborn RANGE,
-              good RANGE, clear
-  badblocks   the same as SECTOR COUNT, like /sys/block/pmemN/badblocks
-  statistics  how many reads and writes failed, how many sectors were healed
+DIRECTORY is an empty folder; if it does not exist, it is created, and removed
+at the end.  Its files:
+  device      the image: reading a bad sector fails with EIO, writing the
+              whole sector heals it
+  control     the bad ranges, one per line; to change them, write lines:
+              bad RANGE, stubborn RANGE, good RANGE, clear
+  badblocks   the bad ranges as SECTOR COUNT, like /sys/block/pmemN/badblocks
+  statistics  counts of failed reads and writes, and of healed sectors
 
-\b
-Ranges are START[+LENGTH] as for lookup: 307p, 2456s+8s, 1257472+4096. They are widened to
+Ranges are START[+LENGTH] as for lookup: 307p, 2456s+8s, 1257472+4096.  They are widened to
 whole sectors.
 
-\b
-What is written is kept in a file in the folder for temporary files (TMPDIR), as large as what
-is written, and is forgotten at the end; IMAGE stays as it is, unless --in-place.
+IMAGE is not changed: written data is kept in a temporary file (in TMPDIR), and discarded at the
+end.  With --in-place it is written to IMAGE.
 
-\b
-Ctrl-C, SIGTERM or umount DIRECTORY ends it.
+To stop it, press Ctrl-C, send SIGTERM, or run umount DIRECTORY.
 
 \b
 Examples:
-  whoseblock emulate disk.img failing --bad 307p     then, in another terminal:
+  whoseblock emulate disk.img failing --bad 307p
+  then, in another terminal:
     losetup --find --show --direct-io=on failing/device
     echo 'stubborn 2456s' > failing/control
   whoseblock emulate rescued.img failing --mapfile rescued.map --background
@@ -63,13 +63,13 @@ Examples:
     "texts",
     multiple=True,
     metavar="RANGE",
-    help="A range that fails until it is written; may be repeated.",
+    help="Range that fails until it is written; may be repeated.",
 )
 @click.option(
     "--stubborn",
     multiple=True,
     metavar="RANGE",
-    help="A range that fails whatever is written; may be repeated.",
+    help="Range that fails even after writes; may be repeated.",
 )
 @image_failure_options
 @click.option(
@@ -77,12 +77,14 @@ Examples:
     type=click.Choice(["512", "4096"]),
     default="512",
     show_default=True,
-    help="Bytes that fail and heal together; a disk with physical sectors of 4096 fails by those.",
+    help="Bytes that fail and heal together; 4096 for a disk with physical sectors of that size.",
 )
+@click.option("--in-place", is_flag=True, help="Write to IMAGE itself instead of a temporary file.")
 @click.option(
-    "--in-place", is_flag=True, help="Write into IMAGE, which is then no longer as it was."
+    "--background",
+    is_flag=True,
+    help="Return when the device is ready, and serve it in the background.",
 )
-@click.option("--background", is_flag=True, help="Return once it serves, and go on serving.")
 def emulate(
     image: str,
     directory: Path,
@@ -90,15 +92,15 @@ def emulate(
     sector: str,
     **options: Any,  # noqa: ANN401 - click's
 ) -> None:
-    """Serve IMAGE as the failing device DIRECTORY/device, to rehearse a recovery.
+    """Serve IMAGE as a failing device, to rehearse a recovery.
 
-    With a loop device on it, a real kernel mounts a filesystem on failing media.
+    The device is DIRECTORY/device.  The kernel can mount its filesystem on a loop device over it.
     """
     from whoseblock.media.fuse import serve
     from whoseblock.media.pmem import EmulatedPmem
 
     in_place = options["in_place"]
-    bad = _ranges(Given.of(options["texts"], options))
+    bad = _ranges(FailureOptions.of(options["texts"], options))
     never = [parse_range(text) for text in stubborn]
     with closing(_opened(image, in_place=in_place)) as base:
         medium = EmulatedPmem(base, bad, stubborn=never, sector=int(sector))
@@ -107,18 +109,18 @@ def emulate(
         served = _detached() if options["background"] else _nothing
         with _mount_point(directory) as folder:
 
-            def tell() -> None:
-                # Whoever started it may have gone; it serves all the same.
+            def announce() -> None:
+                # The terminal may be closed; the device is served anyway.
                 with suppress(OSError):
-                    for line in _told(medium, folder, in_place=in_place):
+                    for line in _description(medium, folder, in_place=in_place):
                         click.echo(line)
                 with suppress(OSError):
                     served()
 
-            serve(medium, folder, tell)
+            serve(medium, folder, announce)
 
 
-def _ranges(given: Given) -> list[ByteRange]:
+def _ranges(given: FailureOptions) -> list[ByteRange]:
     given.check(target=True, needed=False)
     readings: list[Reading] = []
     page_size = os.sysconf("SC_PAGE_SIZE")
@@ -128,7 +130,7 @@ def _ranges(given: Given) -> list[ByteRange]:
 
 
 def _opened(image: str, *, in_place: bool) -> "WritableMedia":
-    """Open what is served; raises `TargetError` if it cannot be, or must not be written."""
+    """Open the image; raises `TargetError` if that fails, or if it must not be written."""
     from whoseblock.media.device import FileMedia
     from whoseblock.media.mounts import mount_note
     from whoseblock.media.overlay import OverlayMedia
@@ -139,17 +141,19 @@ def _opened(image: str, *, in_place: bool) -> "WritableMedia":
         if note:
             click.echo(f"whoseblock: {printable(image)}: {printable(note)}", err=True)
         return OverlayMedia(base)
-    hint = "leave --in-place out: what is written is then kept apart"
+    hint = "omit --in-place: written data is then kept in a temporary file"
     if note:
         raise TargetError(f"{image!r} is mounted, and must not be written", hint=hint)
     if not Path(image).is_file():
-        raise TargetError(f"{image!r} is no image file, which alone is written in place", hint=hint)
+        raise TargetError(
+            f"{image!r} is not an image file; only those are written in place", hint=hint
+        )
     return FileMedia(image, writable=True)
 
 
 @contextmanager
 def _mount_point(directory: Path) -> Iterator[Path]:
-    """Give the empty folder, made if it was not there; such a one is removed afterwards."""
+    """Provide the empty folder; one that had to be created is removed afterwards."""
     # libfuse changes to the root folder.
     directory = directory.absolute()
     made = False
@@ -160,12 +164,12 @@ def _mount_point(directory: Path) -> Iterator[Path]:
         except FileExistsError:
             if any(directory.iterdir()):
                 raise TargetError(
-                    f"{str(directory)!r} is not empty", hint="name a folder that is, or a new one"
+                    f"{str(directory)!r} is not empty", hint="name an empty folder, or a new one"
                 ) from None
     except OSError as error:
         gone = error.errno == errno.ENOTCONN
-        hint = "whoever served it has gone: umount it first" if gone else ""
-        words = f"{str(directory)!r} cannot be mounted on: {error.strerror}"
+        hint = "its server has ended: umount it first" if gone else ""
+        words = f"{str(directory)!r} cannot be used as a mount point: {error.strerror}"
         raise TargetError(words, hint=hint) from error
     try:
         yield directory
@@ -175,32 +179,32 @@ def _mount_point(directory: Path) -> Iterator[Path]:
                 directory.rmdir()
 
 
-def _told(medium: "EmulatedPmem", folder: Path, *, in_place: bool) -> Iterator[str]:
+def _description(medium: "EmulatedPmem", folder: Path, *, in_place: bool) -> Iterator[str]:
     failing = sum(run.length for run in merge(chain.from_iterable(medium.lists())))
     sectors = f"{failing // medium.sector} of {medium.size // medium.sector} sectors bad"
-    kept = "written in place" if in_place else "kept as it is"
+    kept = "written in place" if in_place else "which is not changed"
     yield f"{printable(str(folder / 'device'))} serves {printable(medium.name)}, {kept}: {sectors}"
     device, place = (printable(shlex.quote(str(path))) for path in (folder / "device", folder))
     if os.geteuid() == 0:
         yield f"  a loop device on it: losetup --find --show --direct-io=on {device}"
         yield f"  to stop: umount {place}"
     else:
-        yield "  a loop device on it needs root, as whom to run this, too"
+        yield "  a loop device on it needs root: run this as root, too"
         yield f"  to stop: fusermount3 -u {place}"
 
 
 def _nothing() -> None:
-    """Do what there is to do in the foreground once it serves."""
+    """Return at once: the foreground needs no further step."""
 
 
 def _detached() -> Callable[[], None]:
-    """Go on in a process of its own; what this gives, called there, ends the one that waits."""
+    """Continue in a child; the function returned, called there, ends the waiting parent."""
     reader, writer = os.pipe()
     child = os.fork()
     if child:
         os.close(writer)
         code = 0 if os.read(reader, 1) else os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        # The child has said on our standard error what went wrong, unless a signal ended it.
+        # The child has reported its error on standard error, unless a signal ended it.
         click.get_current_context().exit(code if code >= 0 else WhoseblockError.exit_code)
     os.close(reader)
     os.setsid()

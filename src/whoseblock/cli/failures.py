@@ -1,4 +1,4 @@
-"""The options with which failures are given, in whatever form one has them."""
+"""The options for failures, in every form that whoseblock reads."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, TextIO, TypeVar
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from whoseblock.lookup import Lookup
     from whoseblock.target import Target
 
-__all__ = ["Given", "failure_options", "failures_of", "image_failure_options"]
+__all__ = ["FailureOptions", "failure_options", "failures_of", "image_failure_options"]
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -25,7 +25,7 @@ _LONGEST_DOCUMENT: Final = 1 << 28
 
 
 class _InputFile(click.File):
-    """A file to read; without permission the error is that of all other files and devices."""
+    """An input file; denied permission has the same error as for devices."""
 
     def convert(  # click's names and types
         self,
@@ -52,14 +52,14 @@ def _check_statuses(_context: click.Context, _option: click.Parameter, value: st
     return value
 
 
-#: The forms whose addresses are those of the device or image that is named.
+#: The forms whose addresses are in TARGET.
 _OF_THE_IMAGE: Final = (
     click.option(
         "--ranges",
         "ranges_file",
         type=_file(),
         metavar="FILE",
-        help="Read more ranges from FILE, one a line; - is standard input, # starts a comment.",
+        help="Read more ranges from FILE, one per line; - is standard input, # starts a comment.",
     ),
     click.option(
         "--mapfile",
@@ -67,7 +67,7 @@ _OF_THE_IMAGE: Final = (
         type=_file(),
         multiple=True,
         metavar="FILE",
-        help="Take what GNU ddrescue did not rescue from its map FILE.",
+        help="Read the unrescued blocks from a map of GNU ddrescue.",
     ),
     click.option(
         "--mapfile-status",
@@ -76,80 +76,80 @@ _OF_THE_IMAGE: Final = (
         callback=_check_statuses,
         show_default=True,
         metavar="CHARS",
-        help="Which of the map's statuses count: ? not tried, * not trimmed, / not scraped, - bad.",
+        help="Statuses of the map that count: ? not tried, * not trimmed, / not scraped, - bad.",
     ),
     click.option(
         "--badblocks",
         type=_file(),
         multiple=True,
         metavar="FILE",
-        help="Take the block numbers that badblocks or dumpe2fs -b printed; needs --block-size.",
+        help="Read block numbers printed by badblocks or dumpe2fs -b; needs --block-size.",
     ),
     click.option(
         "--block-size",
         type=click.IntRange(512, 1 << 20),
         metavar="BYTES",
-        help="What the numbers in --badblocks FILE count; badblocks counts 1024 unless told.",
+        help="Size of a block in the --badblocks FILE; badblocks uses 1024 by default.",
     ),
 )
 
-#: The forms that say themselves which device failed, or that ask the kernel.
+#: The forms that name the failed device, or that query the kernel.
 _OF_ANY: Final = (
     click.option(
         "--ndctl",
         type=_file(),
         multiple=True,
         metavar="FILE",
-        help="Take the bad blocks in the output of ndctl list --media-errors.",
+        help="Read bad blocks from the output of ndctl list --media-errors.",
     ),
     click.option(
         "--smart",
         type=_file(),
         multiple=True,
         metavar="FILE",
-        help="Take the addresses of failed self-tests and logged errors from smartctl --json -x.",
+        help="Read failed self-tests and logged errors from smartctl --json -x.",
     ),
     click.option(
         "--dmesg",
         type=_file(),
         multiple=True,
         metavar="FILE",
-        help="Take memory failures and I/O errors from a kernel log.",
+        help="Read memory failures and I/O errors from a kernel log.",
     ),
     click.option(
         "--sysfs-badblocks",
         is_flag=True,
-        help="Take the kernel's present bad-blocks lists of TARGET, its disk, its region.",
+        help="Read the kernel's lists of bad blocks for TARGET, its disk and its region.",
     ),
     click.option(
-        "--pfn", "pfns", multiple=True, metavar="N", help="Take a page frame number of memory."
+        "--pfn", "pfns", multiple=True, metavar="N", help="Look up a page frame number of memory."
     ),
     click.option(
         "--phys",
         "addresses",
         multiple=True,
         metavar="ADDRESS",
-        help="Take the page of memory at a physical address.",
+        help="Look up the page of memory at a physical address.",
     ),
 )
 
 
 def failure_options(command: _Command) -> _Command:
-    """Add the options to a command, which passes what it was given to `Given`."""
+    """Add the options to a command, which passes its values to `FailureOptions`."""
     for option in reversed((*_OF_THE_IMAGE, *_OF_ANY)):
         command = option(command)
     return command
 
 
 def image_failure_options(command: _Command) -> _Command:
-    """Add those options that tell of failures of the image that a command is given."""
+    """Add the options whose addresses are in the image of a command."""
     for option in reversed(_OF_THE_IMAGE):
         command = option(command)
     return command
 
 
-class Given(NamedTuple):
-    """What was given on the command line; the fields are the names of the options."""
+class FailureOptions(NamedTuple):
+    """The options on the command line; the fields have the names of the options."""
 
     texts: tuple[str, ...]
     ranges_file: TextIO | None
@@ -166,43 +166,43 @@ class Given(NamedTuple):
 
     @classmethod
     def of(cls, texts: tuple[str, ...], options: Mapping[str, Any]) -> Self:
-        """Take what belongs here from all options of a command."""
+        """Select these options from all options of a command."""
         return cls(texts, **{name: options[name] for name in cls._fields[1:] if name in options})
 
     @property
     def few(self) -> bool:
-        """Whether there are only ranges, which people and programs write by hand."""
+        """Whether there are only ranges written as ranges."""
         return not (self.names_devices or self.mapfiles or self.badblocks or self.sysfs_badblocks)
 
     @property
     def names_devices(self) -> bool:
-        """Whether some form is given that says itself which device failed."""
+        """Whether there is a form that names the failed device."""
         return bool(self.ndctl or self.smart or self.dmesg or self.pfns or self.addresses)
 
     @property
     def of_the_target(self) -> bool:
-        """Whether some form is given whose addresses are those of TARGET."""
+        """Whether there is a form whose addresses are in TARGET."""
         return bool(self.texts or self.ranges_file or self.mapfiles or self.badblocks)
 
     def check(self, *, target: bool, needed: bool = True) -> None:
-        """Refuse what makes no question, and options without effect, with a usage error."""
+        """Refuse a command without failures, and options without effect, with a usage error."""
         if self.statuses != _STATUSES and not self.mapfiles:
             raise click.UsageError("--mapfile-status has no effect without --mapfile.")
         if self.block_size is not None and not self.badblocks:
             raise click.UsageError("--block-size has no effect without --badblocks.")
         if needed and not (self.of_the_target or self.names_devices or self.sysfs_badblocks):
-            raise click.UsageError("Give a RANGE, or a FILE with failures: see --help.")
+            raise click.UsageError("Pass a RANGE, or a FILE with failures: see --help.")
         if not target and (self.of_the_target or self.sysfs_badblocks):
-            raise click.UsageError("Name the TARGET that the ranges are of.")
+            raise click.UsageError("Pass the TARGET of the ranges.")
         if self.badblocks and self.block_size is None:
             raise click.UsageError(
-                "--badblocks needs --block-size: badblocks counts 1024 bytes unless it got -b."
+                "--badblocks needs --block-size: badblocks uses 1024 bytes without -b."
             )
 
     def ranges_asked(self, block_size: int | None, readings: list[Reading]) -> Iterator[Failure]:
-        """Yield the ranges that were written as ranges; ``block_size`` is what ``b`` means.
+        """Yield the ranges that were written as ranges; ``block_size`` is the unit ``b``.
 
-        ``readings`` gets the record of what was read of a file.
+        A `Reading` of each file is appended to ``readings``.
         """
         for text in self.texts:
             yield Failure(*parse_range(text, block_size))
@@ -216,9 +216,9 @@ class Given(NamedTuple):
     def failures(self, page_size: int, readings: list[Reading]) -> Iterator[Failure]:
         """Yield every failure from the files that report some; raises `MalformedError`.
 
-        ``readings`` gets a record for each file of what was read of it.
+        A `Reading` of each file is appended to ``readings``.
         """
-        # Each module is loaded only for what was given.
+        # Each module is loaded only if it is needed.
         if self.mapfiles:
             from whoseblock.sources.mapfile import read_mapfile
 
@@ -301,15 +301,15 @@ def _counted(lines: Iterator[str], reading: Reading) -> Iterator[str]:
 
 
 def failures_of(
-    given: Given, target: "Target", finder: "Lookup", readings: list[Reading]
+    given: FailureOptions, target: "Target", finder: "Lookup", readings: list[Reading]
 ) -> Iterator[Failure]:
-    """Yield every failure, in the order of the help: what is written out, files, the kernel's.
+    """Yield every failure, in the order of the help: ranges, files, the kernel's lists.
 
-    ``readings`` gets a record for each input of what was read of it.
+    A `Reading` of each input is appended to ``readings``.
     """
     block_size = None
     if given.of_the_target and target.layer is not None and not target.layer.segments:
-        # What cannot be opened at all is said before anything else is.
+        # Report a target that cannot be opened before all other errors.
         block_size = finder.leaf(target.layer).block_size
     yield from given.ranges_asked(block_size, readings)
     yield from given.failures(target.host.page_size, readings)
@@ -327,6 +327,6 @@ def failures_of(
 
 
 def name_of(file: TextIO) -> str:
-    """Say what to call a file in a message."""
+    """Return the name of a file for messages."""
     name = getattr(file, "name", "-")
     return "standard input" if name in ("-", "<stdin>") else str(name)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from whoseblock.cli.command import Command
-from whoseblock.cli.failures import Given, failure_options, failures_of
+from whoseblock.cli.failures import FailureOptions, failure_options, failures_of
 from whoseblock.cli.notices import report_options, report_readings, report_resolver
 from whoseblock.cli.output import OutputFile, write_chunks
 from whoseblock.cli.progress import ProgressBar
@@ -27,48 +27,52 @@ __all__ = ["lookup"]
     cls=Command,
     epilog="""\b
 Ranges are START[+LENGTH]: decimal or 0x…, with an optional suffix:
-  none bytes    K M G T powers of 1024    s 512-byte sectors
-  p 4096-byte pages    b filesystem blocks, from the start of TARGET
+  (none)   bytes                 s  512-byte sectors
+  K M G T  powers of 1024        p  4096-byte pages
+  b        filesystem blocks, from the start of TARGET
 LENGTH defaults to one unit of START's suffix; for K M G T to one byte.
 
 \b
-TARGET is a filesystem's device or image, a whole disk or its image with partitions, LVM or
-md on it, a mount point, or nothing when the failure names its own device.  Where it is
-mounted, the kernel is asked, which takes root.
+TARGET is the device or image of a filesystem, a whole disk or its image with
+partitions, LVM or md, or a mount point.  It is omitted if the failure names
+its device.  If it is mounted, the kernel is queried, which needs root.
 
 \b
 Examples:
-  whoseblock lookup disk.img 307p              the 307th page
-  whoseblock lookup /dev/sda 2456s+8s          eight sectors of a disk with partitions
-  whoseblock lookup /srv 307p --processes      a page of what is mounted there, and who uses it
+  whoseblock lookup disk.img 307p              one page
+  whoseblock lookup /dev/sda 2456s+8s          eight sectors of a disk
+  whoseblock lookup /srv 307p --processes      with the processes that use it
   whoseblock lookup disk.img 0x133000+4K 1G    two ranges
   whoseblock lookup disk.img --ranges bad.txt --json
   whoseblock lookup rescued.img --mapfile rescued.map --summary
   whoseblock lookup rescued.img --mapfile rescued.map --output damaged.csv
   whoseblock lookup --pfn 0x10140a             a page of persistent memory
-  dmesg | whoseblock lookup --dmesg -          all that the kernel has complained of
+  dmesg | whoseblock lookup --dmesg -          all failures in the kernel log
   smartctl --json -x /dev/sda | whoseblock lookup /dev/sda --smart -""",
 )
 @click.argument("target", required=False, type=click.Path(readable=False))
 @click.argument("ranges", nargs=-1, metavar="[RANGE]...")
 @failure_options
 @target_options
-@click.option("--json", "as_json", is_flag=True, help="Write JSON Lines, one object a range.")
-@click.option("--no-paths", is_flag=True, help="Name files by inode only, which is faster.")
+@click.option("--json", "as_json", is_flag=True, help="Write JSON Lines, one object per range.")
+@click.option(
+    "--no-paths", is_flag=True, help="Report inode numbers without paths, which is faster."
+)
 @click.option(
     "--processes",
     is_flag=True,
-    help="Say who has the part of a file mapped, or the file open; root's table does.",
+    help="Report processes that map this part of a file, or have the file open.  In the table, this"
+    " is the default for root.",
 )
 @click.option(
     "--verify",
     is_flag=True,
-    help="Ask for the owners again in the end, and say if they changed meanwhile.",
+    help="Query the owners again at the end, and report changes.",
 )
 @click.option(
     "--summary",
     is_flag=True,
-    help="Write what each file lost, and totals, instead of every range.",
+    help="Write the loss of each file, and totals, instead of every range.",
 )
 @click.option(
     "--output",
@@ -77,17 +81,17 @@ Examples:
     help="Write the list of --summary to FILE, as CSV or JSON by its suffix.",
 )
 def lookup(target: str | None, ranges: tuple[str, ...], **options: Any) -> None:  # noqa: ANN401
-    """Say who owns each RANGE of TARGET, a device or an image.
+    """Report the owners of each RANGE of TARGET.
 
-    Every file that shares the range with every path, or which metadata, or nobody; and the way
-    from the device that was asked about down to the filesystem.
+    The owners are all files that share the range, with every path, or metadata of the filesystem.
+    Free space has no owner.  For a disk, the layers down to the filesystem are shown.
     """
     from whoseblock.cli.json_lines import json_chunks
     from whoseblock.lookup import Lookup
     from whoseblock.resolve import Resolver
     from whoseblock.target import Target
 
-    given = Given.of(ranges, options)
+    given = FailureOptions.of(ranges, options)
     given.check(target=target is not None)
     _check_options(options)
     output = None if options["output"] is None else OutputFile(options["output"])

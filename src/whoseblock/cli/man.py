@@ -1,4 +1,4 @@
-"""``python -m whoseblock.cli.man``: the man page, from what --help is made from."""
+"""``python -m whoseblock.cli.man``: the man page, from the same source as --help."""
 
 import inspect
 import sys
@@ -21,7 +21,7 @@ def man_page() -> str:
     lines = [
         f'.TH WHOSEBLOCK 1 "" "whoseblock {__version__}" "User Commands"',
         ".SH NAME",
-        r"whoseblock \- whose block is this?",
+        r"whoseblock \- report the owners of failed ranges of storage devices",
         ".SH SYNOPSIS",
     ]
     commands = list(_commands(cli, ""))
@@ -44,7 +44,7 @@ def man_page() -> str:
 
 
 def _commands(group: click.Group, above: str) -> Iterator[tuple[str, click.Command]]:
-    """Give every command with its name below ``whoseblock``, a group before what is in it."""
+    """Yield every command with its name below ``whoseblock``, a group before its commands."""
     context = click.Context(group, help_option_names=_HELP)
     for name in group.list_commands(context):
         command = group.get_command(context, name)
@@ -65,7 +65,7 @@ def _options(command: click.Command) -> Iterator[str]:
 
 
 def _paragraphs(text: str) -> Iterator[str]:
-    """Write paragraphs; one that begins with click's mark for it keeps its lines."""
+    """Yield the lines of paragraphs; one that begins with click's mark keeps its line breaks."""
     for paragraph in inspect.cleandoc(text).split("\n\n"):
         if paragraph.startswith("\b\n"):
             lines = paragraph.removeprefix("\b\n").split("\n")
@@ -75,7 +75,7 @@ def _paragraphs(text: str) -> Iterator[str]:
 
 
 def _text(text: str) -> str:
-    """Escape what roff would take for a request or an escape, line by line."""
+    """Escape characters that roff would interpret, line by line."""
     escaped = text.replace("\\", r"\e").replace("-", r"\-")
     return "\n".join(
         rf"\&{line}" if line[:1] in {".", "'"} else line for line in escaped.split("\n")

@@ -1,4 +1,4 @@
-"""What standard error reports beside the answers: what was read, and what had no effect."""
+"""Notices on standard error: inputs without failures, and options without effect."""
 
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
@@ -16,13 +16,13 @@ __all__ = ["report", "report_options", "report_readings", "report_resolver"]
 
 
 def report(lines: Iterable[str]) -> None:
-    """Write lines to standard error; a terminal takes none of them for more than text."""
+    """Write lines to standard error, without control characters."""
     for line in lines:
         click.echo(f"whoseblock: {printable(line)}", err=True)
 
 
 def report_readings(readings: "Iterable[Reading]") -> None:
-    """Report every input that held no failure, or errors that were not recognised."""
+    """Report every input without failures, or with unrecognised errors."""
     report(f"{one.name}: {one.summary()}" for one in readings if not one.is_silent)
 
 
@@ -45,7 +45,7 @@ def _resolved(resolver: "Resolver", target: "Target") -> Iterator[str]:
 
 
 def report_options(target: "Target") -> None:
-    """Report the options about the target that had no effect; its leaves are open by then."""
+    """Report the options of the target that had no effect; its leaves must be open."""
     report(_without_effect(target))
 
 

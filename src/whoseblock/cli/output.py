@@ -1,4 +1,4 @@
-"""Writing results: to standard output, and to a file that is there whole or not at all."""
+"""Output of results: to standard output, and to a file that is written completely or not."""
 
 import os
 import stat
@@ -13,9 +13,9 @@ from whoseblock.errors import OutputError
 
 __all__ = ["OutputFile", "write_chunks", "write_lines"]
 
-#: The bytes that are written at once, about.
+#: The approximate number of bytes in one write.
 _BYTES_A_WRITE: Final = 1 << 18
-#: What a new file may be read and written by, before the umask.
+#: The mode of a new file, before the umask.
 _MODE: Final = 0o666
 
 
@@ -40,10 +40,10 @@ def write_lines(lines: Iterable[bytes]) -> None:
 
 
 class OutputFile:
-    """The file of ``--output``: its content appears under its name once it is whole.
+    """The file of ``--output``, which appears under its name when it is complete.
 
-    It is written beside its place and then renamed.  What is no regular file, such as a pipe, is
-    written as it is.  A symbolic link stays one.
+    It is written to a temporary file in the same folder, and renamed.  If the name is not a regular
+    file, such as a pipe, it is written directly.  A symbolic link stays one.
     """
 
     def __init__(self, path: str) -> None:
@@ -88,7 +88,7 @@ class OutputFile:
         return tempfile.mkstemp(dir=self._place.parent, prefix=f".{self._place.name[:64]}.")
 
     def _settle(self, file: BinaryIO) -> None:
-        """Give the file the mode of the one that it replaces, or of a new one, and store it."""
+        """Set the mode of the file that it replaces, or of a new one, and sync it."""
         try:
             mode = stat.S_IMODE(self._place.stat().st_mode)
         except FileNotFoundError:

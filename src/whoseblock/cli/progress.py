@@ -1,4 +1,4 @@
-"""A progress bar on standard error, for work that takes long enough to wonder."""
+"""A progress bar on standard error, for long work."""
 
 import sys
 import time
@@ -10,12 +10,12 @@ if TYPE_CHECKING:
 
 __all__ = ["ProgressBar"]
 
-#: Work that is done within so many seconds shows nothing, and does not load what would show it.
+#: Seconds before the bar is shown; shorter work does not load rich.
 _PATIENCE_S: Final = 1.0
 
 
 class ProgressBar:
-    """A `whoseblock.fs.base.Progress` that shows itself on a terminal."""
+    """A `whoseblock.fs.base.Progress` that is shown on a terminal."""
 
     def __init__(self) -> None:
         self._begun = time.monotonic()
@@ -24,7 +24,7 @@ class ProgressBar:
         self._tasks: dict[str, TaskID] = {}
 
     def __call__(self, what: str, done: int, total: int | None) -> None:
-        """Show that ``done`` of ``total`` (None if nobody knows) is done of ``what``."""
+        """Show that ``done`` of ``total`` (None if unknown) is done of ``what``."""
         if not self.shown or time.monotonic() - self._begun < _PATIENCE_S:
             return
         if self._bar is None:

@@ -9,7 +9,7 @@ import click
 
 from whoseblock import __version__
 from whoseblock.cli.command import Command, is_given
-from whoseblock.cli.failures import Given, failure_options, failures_of
+from whoseblock.cli.failures import FailureOptions, failure_options, failures_of
 from whoseblock.cli.notices import report_options, report_readings, report_resolver
 from whoseblock.cli.progress import ProgressBar
 from whoseblock.cli.targets import options_of, target_options
@@ -99,7 +99,8 @@ Examples:
     "--journal",
     "journal_url",
     metavar="URL",
-    help="Journal to use, a file or postgresql://…; see whoseblock journal --help.",
+    help="Journal to use: a file, or postgresql://USER@HOST/DATABASE.  [default:"
+    " $WHOSEBLOCK_JOURNAL, or the file in the state folder]",
 )
 @failure_options
 @target_options
@@ -107,13 +108,15 @@ Examples:
     "--json", "as_json", is_flag=True, help="Write JSON Lines: the plan, then the outcomes."
 )
 def respond(target: str | None, ranges: tuple[str, ...], **options: Any) -> None:  # noqa: ANN401 - click's
-    """Plan repairs of failed RANGEs of TARGET, and carry them out with --apply.
+    """Plan repairs of failed RANGEs; carry them out with --apply.
+
+    TARGET is a device, an image or a mount point, as for lookup.
 
     Every step is journaled before, verified after, and can be resumed after an interruption.
     """
     from whoseblock.journal import open_journal
 
-    given = Given.of(ranges, options)
+    given = FailureOptions.of(ranges, options)
     _check_options(options)
     if not options["resume"]:
         given.check(target=target is not None)
@@ -181,7 +184,7 @@ class _Work:
         self._declined = False
         self._out_of_reach = False
 
-    def respond(self, path: str | None, given: Given) -> None:
+    def respond(self, path: str | None, given: FailureOptions) -> None:
         """Plan, and apply the plan if that is wanted."""
         from whoseblock.lookup import Lookup
         from whoseblock.respond import service
@@ -220,7 +223,7 @@ class _Work:
         self,
         target: "Target",
         finder: "Lookup",
-        given: Given,
+        given: FailureOptions,
         where: "TargetOptions",
         options: "PlanOptions",
     ) -> "list[PlannedFailure]":

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["stack"]
 
-#: A striped volume of many extents would fill pages; nobody reads more than this of one layer.
+#: The most segments that are shown of one layer: a striped volume may have thousands.
 _MOST_SEGMENTS = 64
 
 
@@ -25,19 +25,19 @@ _MOST_SEGMENTS = 64
     cls=Command,
     epilog="""\b
 Examples:
-  whoseblock stack disk.img                  partitions, volumes, and what is on them
+  whoseblock stack disk.img                  partitions, volumes, filesystems
   whoseblock stack /dev/nvme0n1              a disk of this machine
-  whoseblock stack physical-memory           regions and namespaces of persistent memory
+  whoseblock stack physical-memory           persistent memory by address
   whoseblock stack disk1.img --member disk2.img
-  whoseblock stack pmem0 --root snapshot/    another machine's, from a snapshot of it""",
+  whoseblock stack pmem0 --root snapshot/    a device of another machine""",
 )
 @click.argument("target", type=click.Path(readable=False))
 @target_options
 @click.option("--json", "as_json", is_flag=True, help="Write one JSON object.")
 def stack(target: str, as_json: bool, **options: Any) -> None:  # noqa: ANN401
-    """Show what is made of TARGET: a device, an image, or a layer by the kernel's name.
+    """Show the layers of TARGET, down to its filesystems.
 
-    Every layer with what it is made into, down to the filesystems; START+LENGTH are bytes of the
+    TARGET is a device, an image, or a layer by the kernel's name.  START+LENGTH are bytes of the
     layer above.
     """
     from whoseblock.lookup import Lookup
@@ -85,14 +85,14 @@ def _below(
     for number, segment in enumerate(shown):
         last = number == len(shown) - 1 and not left
         branch, deeper = ("└─ ", "   ") if last else ("├─ ", "│  ")
-        yield f"{indent}{branch}{segment.start}+{segment.length}  {_says(segment, finder)}"
+        yield f"{indent}{branch}{segment.start}+{segment.length}  {_describe(segment, finder)}"
         if segment.to is not None and segment.to not in above:
             yield from _below(segment.to, finder, indent + deeper, (*above, segment.to))
     if left:
         yield f"{indent}└─ and {left} more"
 
 
-def _says(segment: "Segment", finder: "Lookup") -> str:
+def _describe(segment: "Segment", finder: "Lookup") -> str:
     if segment.to is None:
         return f"({printable(segment.what)})"
     label = f" {printable(segment.what)!r}" if segment.what else ""
@@ -107,7 +107,7 @@ def _about(layer: "Layer", finder: "Lookup") -> str:
 
 
 def _content(layer: "Layer", finder: "Lookup") -> str:
-    """Say what is on a layer that nothing is made of."""
+    """Return the name of the filesystem on a leaf, or why there is none."""
     try:
         return finder.leaf(layer).name
     except WhoseblockError as error:
@@ -124,10 +124,10 @@ def _tree(layer: "Layer", finder: "Lookup", above: "tuple[Layer, ...]") -> dict[
         return tree
     tree["segments"] = []
     for segment in layer.segments:
-        told: dict[str, Any] = {"start": segment.start, "length": segment.length}
+        entry: dict[str, Any] = {"start": segment.start, "length": segment.length}
         if segment.what:
-            told["what"] = segment.what
+            entry["what"] = segment.what
         if segment.to is not None and segment.to not in above:
-            told["to"] = _tree(segment.to, finder, (*above, layer))
-        tree["segments"].append(told)
+            entry["to"] = _tree(segment.to, finder, (*above, layer))
+        tree["segments"].append(entry)
     return tree

@@ -16,15 +16,17 @@ __all__ = ["study"]
 @click.command(
     cls=Command,
     epilog="""\b
-The designs: per page (a tree on every shared page), per extent (an address space for every
-shared extent), on demand (nothing until a page fails, then a look into the reverse mapping).
-docs/study.md explains what is measured, and what it means.
+The designs:
+  per page      a tree on every shared page
+  per extent    an address space for every shared extent
+  on demand     nothing until a page fails, then a lookup in the reverse map
+docs/study.md explains the measurements and their meaning.
 
 \b
 Examples:
   whoseblock study disk.img                       tables
   whoseblock study disk.img --json                all numbers
-  whoseblock study disk.img --figures pictures    pictures, too""",
+  whoseblock study disk.img --figures pictures    figures, too""",
 )
 @click.argument("image", type=click.Path(readable=False))
 @click.option(
@@ -33,9 +35,9 @@ Examples:
     multiple=True,
     type=click.Path(readable=False),
     metavar="IMAGE",
-    help="Another image, for the sweep of sharing; may be repeated. Else extents are made up.",
+    help="Another image for the sweep of sharing; may be repeated.  The default is random extents.",
 )
-@click.option("--seed", default=2020, show_default=True, help="What all that is random follows.")
+@click.option("--seed", default=2020, show_default=True, help="Random seed.")
 @click.option(
     "--steps",
     default=20_000,
@@ -46,19 +48,17 @@ Examples:
 @click.option(
     "--jobs",
     default=min(os.cpu_count() or 1, 4),
-    show_default="one a processor, at most 4",
+    show_default="one per processor, at most 4",
     type=click.IntRange(min=1),
-    help="Workloads that run side by side.",
+    help="Workloads that run in parallel.",
 )
-@click.option(
-    "--no-times", is_flag=True, help="Leave out what is timed, and differs from run to run."
-)
+@click.option("--no-times", is_flag=True, help="Omit timings, which differ between runs.")
 @click.option("--json", "as_json", is_flag=True, help="Write one JSON object.")
 @click.option(
     "--figures",
     type=click.Path(file_okay=False, path_type=Path),
     metavar="FOLDER",
-    help="Draw pictures into FOLDER, as SVG and PNG; needs matplotlib.",
+    help="Draw figures into FOLDER, as SVG and PNG; needs matplotlib.",
 )
 def study(  # noqa: PLR0913 - as many as there are options
     image: str,
@@ -70,10 +70,10 @@ def study(  # noqa: PLR0913 - as many as there are options
     as_json: bool,
     figures: Path | None,
 ) -> None:
-    """Measure three ways to know who owns a failed page, on the extents of IMAGE.
+    """Compare three designs to find the owners of a failed page.
 
-    IMAGE is an XFS image with a reverse mapping, and is not written. Its files are faulted in, in
-    several orders, and change; pages fail; the designs are compared with each other all the while.
+    IMAGE is an XFS image with a reverse map, and is not changed.  A simulation faults its files in,
+    changes them and makes pages fail.  It compares the answers and the costs of the designs.
     """
     if figures is not None:
         import_extra("study")

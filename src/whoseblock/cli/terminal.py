@@ -1,4 +1,4 @@
-"""Writing text from an adversary to a terminal."""
+"""Safe output of untrusted text to a terminal."""
 
 __all__ = ["printable"]
 
@@ -6,7 +6,7 @@ _SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t", "\\": "\\\\"}
 
 
 def printable(text: str) -> str:
-    r"""Escape whatever a terminal could take for more than text.
+    r"""Escape everything that a terminal could interpret.
 
     Control characters, invisible and direction-changing ones, and bytes that are not UTF-8 become
     ``\n``, ``\x1b``, ``\u202e``; a backslash becomes two, so that no two names look alike.
