@@ -10,6 +10,7 @@ import pytest
 
 TOP = Path(__file__).resolve().parent.parent
 PACKAGE = TOP / "src" / "whoseblock"
+TESTS = TOP / "tests"
 MAX_LINES = 600
 
 
@@ -30,7 +31,7 @@ ROOMS = (
     Room(("fs",), 3, 2),
     Room(("stack",), 3, 1),
     Room(("sources",), 1, 0),
-    Room(("asking", "lookup", "processes", "resolve", "summary", "target"), 4, 3),
+    Room(("lookup", "processes", "querying", "resolve", "summary", "target"), 4, 3),
     Room(("journal", "respond"), 5, 4),
     Room(("watch",), 6, 5),
     Room(("study",), 6, 4),
@@ -143,16 +144,60 @@ def test_an_import_that_goes_up_is_seen(module: str, source: bytes) -> None:
     assert upward(module, list(imports(source, package))) != []
 
 
+FILESYSTEMS = {path.parent.name for path in (PACKAGE / "fs").glob("*/driver.py")}
+# What the study measures is the reverse mapping of XFS itself.
+MEASURES_A_FILESYSTEM = {"study.disk", "study.sources"}
+
+
+def filesystems_known(imported: list[str]) -> set[str]:
+    """Return the filesystems whose modules are imported."""
+    names = {name.split(".")[2] for name in imported if name.startswith("whoseblock.fs.")}
+    return names & FILESYSTEMS
+
+
+def own_filesystem(module: str) -> set[str]:
+    """Return the filesystem to whose package a module belongs, if it does."""
+    return set(module.split(".")[1:2]) & FILESYSTEMS if module.startswith("fs.") else set()
+
+
 @every_module
-def test_filesystems_do_not_know_each_other(module: str) -> None:
-    folders = {path.name for path in (PACKAGE / "fs").iterdir() if path.is_dir()}
-    # What any mounted filesystem can be asked belongs to none.
-    filesystems = folders - {"mounted"}
-    own = module.split(".")[1:2] if module.startswith("fs.") else []
-    if not filesystems & set(own):
-        return
-    known = {name.split(".")[2] for name in imports_of(module) if name.startswith("whoseblock.fs.")}
-    assert known & filesystems <= set(own)
+def test_only_a_filesystem_imports_its_modules(module: str) -> None:
+    if module not in MEASURES_A_FILESYSTEM:
+        assert filesystems_known(imports_of(module)) <= own_filesystem(module)
+
+
+def test_an_import_of_a_filesystem_is_seen() -> None:
+    for source in (
+        b"from whoseblock.fs.xfs import XfsFilesystem",
+        b"def late():\n    import whoseblock.fs.xfs.driver",
+    ):
+        assert filesystems_known(list(imports(source, "whoseblock"))) == {"xfs"}
+    assert own_filesystem("lookup") == own_filesystem("fs.mounted.kernel") == set()
+
+
+def test_one_line_names_the_module_of_each_filesystem() -> None:
+    naming: dict[str, list[str]] = {name: [] for name in FILESYSTEMS}
+    for module, path in MODULES.items():
+        for line in path.read_text().splitlines():
+            for name in FILESYSTEMS - own_filesystem(module):
+                if f'"whoseblock.fs.{name}' in line:
+                    naming[name].append(module)
+    assert naming == {name: ["fs.registry"] for name in FILESYSTEMS}
+
+
+# These name no filesystem, not even in a message or a comment.
+NEUTRAL = (
+    "lookup", "querying", "target", "summary", "processes", "fs.base", "fs.driver", "fs.pieces",
+    "fs.arrays", "fs.stream", "fs.arguments", "stack", "journal", "cli.targets", "cli.lookup",
+    "cli.summary", "cli.table",
+)  # fmt: skip
+
+
+@every_module
+def test_the_core_names_no_filesystem(module: str) -> None:
+    if any(module == name or module.startswith(f"{name}.") for name in NEUTRAL):
+        text = MODULES[module].read_text().lower()
+        assert [name for name in (*FILESYSTEMS, "ext4", "btrfs") if name in text] == []
 
 
 @every_module
@@ -162,7 +207,7 @@ def test_format_modules_do_no_input_or_output(module: str) -> None:
 
 
 @every_module
-def test_modules_say_what_they_are(module: str) -> None:
+def test_every_module_has_a_docstring(module: str) -> None:
     assert ast.get_docstring(ast.parse(MODULES[module].read_bytes()))
 
 
@@ -230,6 +275,65 @@ def test_an_arrow_that_the_table_of_a_package_lacks_is_seen() -> None:
     source = b"from whoseblock.watch.policy.rules import Rule"
     found = arrows("watch.store.spool", list(imports(source, "whoseblock.watch.store")))
     assert not found <= PACKAGES["watch"]["store"]
+
+
+#: Folders of tests that mirror no folder of the package, and why.
+OTHER_TESTS = {
+    "scenarios": "tests that cross the packages",
+    "alone": "tests that need the kernel's log to themselves",
+    "vm": "tests that run in virtual machines",
+    "fixtures": "files that tests read",
+}
+#: Folders of tests that mirror other folders than the package's.
+OTHER_SOURCES = {"support": TESTS / "support", "tools": TOP / "tools"}
+#: Test files without a module of their name, and what they test.
+WITHOUT_MODULE = {
+    "test_docs.py": "the README, docs/ and the other documents",
+    "test_structure.py": "the rules of the house",
+    "watch/test_share.py": "share/, which the wheel installs",
+    "watch/test_unit.py": "the systemd unit in share/",
+    "watch/test_soak.py": "the daemon as a process, for a long time",
+}
+
+
+def module_of(test: Path) -> Path | None:
+    """Return the module or package that a test file tests by its name.
+
+    ``a/test_b.py`` tests ``a/b.py`` or the package ``a/b/``; ``a/test_a.py`` tests the package
+    ``a/`` as a whole; ``a/test_b_aspect.py`` and ``a/test_a_aspect.py`` test an aspect of these.
+    """
+    folder = test.parent
+    top = OTHER_SOURCES.get(folder.parts[0]) if folder.parts else None
+    source = top.joinpath(*folder.parts[1:]) if top else PACKAGE / folder
+    name = test.stem.removeprefix("test_")
+    words = name.split("_")
+    modules = ["_".join(words[:count]) for count in range(len(words), 0, -1)]
+    found = [source / f"{module}{ending}" for module in modules for ending in (".py", "")]
+    if folder.name in modules:
+        found.append(source)
+    return next((path for path in found if path.exists()), None)
+
+
+def test_every_test_file_is_where_its_module_is() -> None:
+    files = [path.relative_to(TESTS) for path in sorted(TESTS.rglob("test_*.py"))]
+    mirrored = [path for path in files if path.parts[0] not in OTHER_TESTS]
+    assert {str(path) for path in mirrored if module_of(path) is None} == set(WITHOUT_MODULE)
+
+
+@pytest.mark.parametrize(
+    ("test", "tested"),
+    [
+        ("test_ranges.py", "ranges.py"),
+        ("fs/xfs/test_btree.py", "fs/xfs/btree.py"),
+        ("sources/test_sources.py", "sources"),
+        ("test_processes_races.py", "processes.py"),
+        ("cli/test_cli_interrupt.py", "cli"),
+        ("test_btree.py", None),
+        ("stack/test_ranges.py", None),
+    ],
+)
+def test_the_path_of_a_test_file_names_its_module(test: str, tested: str | None) -> None:
+    assert module_of(Path(test)) == (PACKAGE / tested if tested else None)
 
 
 def test_no_program_is_long() -> None:

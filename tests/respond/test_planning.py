@@ -10,12 +10,12 @@ from whoseblock.fs.base import (
     Answer,
     FileOwner,
     Free,
+    LayerLocation,
     MetadataOwner,
     Outside,
     Owner,
     Staging,
     Unknown,
-    Via,
 )
 from whoseblock.lookup import Lookup
 from whoseblock.respond.copies import Copies
@@ -222,7 +222,7 @@ def test_without_a_failed_sector_or_a_site_there_is_no_step(image: Path, option:
 
 
 def row(start: int, length: int, layer: str) -> Owner:
-    return Free(start, length, via=(Via("disk", start), Via(layer, start)))
+    return Free(start, length, via=(LayerLocation("disk", start), LayerLocation(layer, start)))
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from whoseblock.errors import TargetError
 from whoseblock.journal import Plan, State, open_journal
 from whoseblock.journal.journal import Journal
 from whoseblock.journal.run import Run
-from whoseblock.lookup import Asked, Lookup
+from whoseblock.lookup import Lookup, Query
 from whoseblock.respond import service
 from whoseblock.respond.planning import Act
 from whoseblock.respond.service import PlanInUseError, PlanOptions, StepOutcome
@@ -43,7 +43,7 @@ def planned(
     where = TargetOptions()
     with Target(str(image), where) as target, Lookup(target.open_leaf) as finder:
         assert target.layer is not None
-        asked = [Asked(1257472, 4096, target.layer), Asked(0, 512, target.layer)]
+        asked = [Query(1257472, 4096, target.layer), Query(0, 512, target.layer)]
         found = list(service.plan(target, finder, asked, options))
         assert [one.asked for one in found] == asked
         assert {proposal.act for one in found for proposal in one.proposals} == {Act.NOTHING}
@@ -79,7 +79,7 @@ def test_a_failure_that_is_journaled_is_not_recorded_again(image: Path, tmp_path
         Lookup(target.open_leaf) as finder,
     ):
         assert target.layer is not None
-        (found,) = service.plan(target, finder, [Asked(0, 512, target.layer)], options)
+        (found,) = service.plan(target, finder, [Query(0, 512, target.layer)], options)
         saved = [
             service.save(run, [one], options, target=None, where=where, applied=True)
             for one in (found, found._replace(failure=1))

@@ -18,7 +18,7 @@ from msgspec.structs import replace
 from tests.support.tools import Missing
 
 from whoseblock.errors import JournalError
-from whoseblock.fs.base import Answer, FileOwner, Free, Process, Via
+from whoseblock.fs.base import Answer, FileOwner, Free, LayerLocation, Process
 from whoseblock.journal import Filter, History, Overview, State, open_journal
 from whoseblock.journal.journal import Journal
 from whoseblock.journal.run import Run
@@ -328,7 +328,7 @@ def owner(pid: int, start_time: int) -> FileOwner:
         paths=("/a",),
         mounted_at=("/srv/a",),
         processes=(process,),
-        via=(Via("sdzz", 0), Via("vg-lv", 0)),
+        via=(LayerLocation("sdzz", 0), LayerLocation("vg-lv", 0)),
     )
 
 

@@ -15,8 +15,8 @@ from whoseblock.cli.targets import options_of, target_options
 from whoseblock.fs.base import Answer
 
 if TYPE_CHECKING:
-    from whoseblock.asking import Wish
     from whoseblock.fs.stream import LeadingRows
+    from whoseblock.querying import QueryOptions
     from whoseblock.sources.base import Reading
     from whoseblock.target import Target
 
@@ -115,7 +115,7 @@ def lookup(target: str | None, ranges: tuple[str, ...], **options: Any) -> None:
             else:
                 # A wrong range is said before the first is answered, if there are but ranges.
                 wanted = list(asked) if given.few else asked
-                answers = finder.stream(wanted, _wish(options))
+                answers = finder.stream(wanted, _query_options(options))
                 if progress.shown:
                     answers = _counted(answers, progress)
                 lines = json_chunks(answers) if options["as_json"] else _table_chunks(answers)
@@ -153,12 +153,17 @@ def _check_mounted(target: "Target", options: dict[str, Any]) -> None:
                 )
 
 
-def _wish(options: dict[str, Any]) -> "Wish":
-    """Say what the answers are to have; the table has all that one may see."""
-    from whoseblock.asking import Wish
+def _query_options(options: dict[str, Any]) -> "QueryOptions":
+    """Return what the answers contain; the table has all that the user may see."""
+    from whoseblock.querying import QueryOptions
 
     processes = options["processes"] or (not options["as_json"] and os.geteuid() == 0)
-    return Wish(paths=not options["no_paths"], processes=processes, verified=options["verify"])
+    return QueryOptions(
+        paths=not options["no_paths"],
+        processes=processes,
+        verified=options["verify"],
+        bare=True,
+    )
 
 
 def _counted(

@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 from msgspec.structs import replace
 
 from whoseblock.fs.base import Answer, FileOwner, Free, MetadataOwner, Outside, Owner, Staging
-from whoseblock.lookup import Asked, Lookup
+from whoseblock.lookup import Lookup, Query
 from whoseblock.ranges import ByteRange
 from whoseblock.respond.copies import Copies
 from whoseblock.respond.owners import QUARANTINE, is_unowned, whole_blocks
@@ -103,7 +103,7 @@ _REPAIR: Final = (
 
 
 def proposals_for(
-    asked: Asked, answer: Answer, target: Target, finder: Lookup, options: PlanOptions
+    asked: Query, answer: Answer, target: Target, finder: Lookup, options: PlanOptions
 ) -> Iterator[Proposal]:
     """Propose an act for each run of blocks of an answer, in whatever layer its rows are."""
     contested = is_contested(answer)

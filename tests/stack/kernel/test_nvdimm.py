@@ -4,9 +4,9 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
+from tests.support.commands import lookup
 from tests.support.machine_snapshots import FIXTURES, facts, unpacked
 
 from whoseblock.ranges import PHYSICAL_MEMORY, parse_range
@@ -22,16 +22,6 @@ PAGE = 4096
 def memory_of(root: Path) -> Layer:
     host = Host(root)
     return PersistentMemory(host, BlockDevices(host)).make_memory_layer()
-
-
-def lookup(*arguments: str) -> list[dict[str, Any]]:
-    done = subprocess.run(
-        [sys.executable, "-m", "whoseblock", "lookup", *arguments, "--json"],
-        capture_output=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr.decode()
-    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 def make_tree(root: Path, attributes: dict[str, str]) -> Path:
@@ -90,7 +80,7 @@ def test_the_worked_example_of_the_discussion(seen_in_2020: Path) -> None:
     )
 
 
-def test_what_no_file_can_have_is_named(seen_in_2020: Path) -> None:
+def test_memory_outside_of_files_is_named(seen_in_2020: Path) -> None:
     memory = memory_of(seen_in_2020)
     told = {
         place: [(one.what, one.certain) for one in descend(memory, place, 1)]
@@ -105,7 +95,7 @@ def test_what_no_file_can_have_is_named(seen_in_2020: Path) -> None:
     }
 
 
-def test_memory_that_the_kernel_does_not_tell_of_is_unknown(seen_in_2020: Path) -> None:
+def test_memory_that_the_kernel_does_not_list_is_unknown(seen_in_2020: Path) -> None:
     (landing,) = descend(memory_of(seen_in_2020), 1 << 40, PAGE)
     assert not landing.certain
 

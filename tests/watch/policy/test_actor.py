@@ -16,7 +16,7 @@ from tests.support.journals import opened, report
 from tests.support.mapping_processes import running
 
 from whoseblock.errors import JournalError, LeftUndoneError
-from whoseblock.fs.base import FileOwner, Free, Mapping, OpenFile, Owner, Process, Via
+from whoseblock.fs.base import FileOwner, Free, LayerLocation, Mapping, OpenFile, Owner, Process
 from whoseblock.journal import Entry, Filter, History, PlannedStep, State, Step, open_journal
 from whoseblock.journal.run import Run
 from whoseblock.processes import Wanted, find_processes
@@ -454,7 +454,7 @@ def owner(inode: int, *processes: Process, what: str = "data") -> FileOwner:
         unwritten=False,
         shared=False,
         processes=processes,
-        via=(Via("sdyy", 512), Via("sdzz", 0)),
+        via=(LayerLocation("sdyy", 512), LayerLocation("sdzz", 0)),
     )
 
 

@@ -21,7 +21,7 @@ from whoseblock.errors import WhoseblockError
 from whoseblock.fs.base import Answer, Unknown
 from whoseblock.fs.driver import Volume
 from whoseblock.fs.mounted.fiemap import file_extents
-from whoseblock.lookup import Asked, Lookup, Wish
+from whoseblock.lookup import Lookup, Query, QueryOptions
 from whoseblock.process_stat import started_at
 from whoseblock.stack.base import Layer
 from whoseblock.target import Target, TargetOptions
@@ -32,7 +32,7 @@ from whoseblock.watch.store.state import StateFolder
 
 __all__ = ["DeviceProbe", "OwnerQuery", "unknown_answer"]
 
-_QUERY: Final = Wish(paths=True, processes=True, verified=True)
+_QUERY: Final = QueryOptions(paths=True, processes=True, verified=True)
 #: A child that neither computes nor reads for this many seconds is abandoned; after the second
 #: limit it is abandoned in any case.
 STALL_TIMEOUT_S: Final = 15.0
@@ -244,7 +244,7 @@ class _DeviceSession:
     def find_owners(self, questions: Sequence[OwnerQuery]) -> list[Answer]:
         """Answer all queries together; if that fails, each by itself."""
         asked = [
-            Asked(one.start, one.length, self._layers[one.layer], one.origin, named=True)
+            Query(one.start, one.length, self._layers[one.layer], one.origin, named=True)
             for one in questions
         ]
         try:
@@ -252,7 +252,7 @@ class _DeviceSession:
         except (WhoseblockError, OSError):
             return [self._find_owners_of_one(one) for one in asked]
 
-    def _find_owners_of_one(self, asked: Asked) -> Answer:
+    def _find_owners_of_one(self, asked: Query) -> Answer:
         try:
             (answer,) = self._finder.answers([asked], _QUERY)
         except (WhoseblockError, OSError) as error:

@@ -11,7 +11,7 @@ from whoseblock.fs.base import Answer
 from whoseblock.journal import Entry, State
 from whoseblock.journal.journal import Journal
 from whoseblock.journal.run import Run
-from whoseblock.lookup import Asked, Lookup
+from whoseblock.lookup import Lookup, Query
 from whoseblock.respond import service
 from whoseblock.respond.copies import Copies
 from whoseblock.respond.planning import CHANGES, Act, PlanOptions, Proposal
@@ -44,7 +44,7 @@ class DeviceResponder:
         options = TargetOptions()
         with Target(None, options) as target, Lookup(target.open_leaf) as finder:
             layer = find_layer(target, failure.device)
-            asked = Asked(failure.start, failure.length, layer, "the journal", named=True)
+            asked = Query(failure.start, failure.length, layer, "the journal", named=True)
             allowing = PlanOptions(copies=copies)
             (planned,) = service.plan(target, finder, [asked], allowing)
             scope = _Scope(policy, number, failure.device, planned.answer, target.host)

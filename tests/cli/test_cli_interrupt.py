@@ -3,14 +3,12 @@
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 from demo.demo import unpack
-
-COMMAND = [sys.executable, "-m", "whoseblock"]
+from tests.support.commands import COMMAND
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +29,9 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ["respond", "{}", "--dmesg", "-", "--journal", "{}.journal"],
     ],
 )
-def test_it_ends_at_once(image: Path, words: list[str], delay: float, *, whole_group: bool) -> None:
+def test_ctrl_c_ends_every_command_at_once(
+    image: Path, words: list[str], delay: float, *, whole_group: bool
+) -> None:
     # A terminal interrupts the processes of a group; ``kill -INT`` only one.
     if delay > 1 and words[0] != "study":
         return

@@ -1,4 +1,4 @@
-"""Telling the good sectors of a failed read from the bad ones, by halves."""
+"""Bisect a failed read down to single sectors."""
 
 import errno
 import os
@@ -7,17 +7,20 @@ from typing import Final, NamedTuple
 
 from whoseblock.ranges import ByteRange, merge
 
-__all__ = ["MEDIA_ERRNOS", "Reading", "read_by_halves"]
+__all__ = ["MEDIA_ERRNOS", "PartialRead", "read_bisected"]
 
-#: What read(2) says when the medium, not the caller, is at fault: EIO from nearly every device,
-#: the others where the block layer is more exact (``blk_errors`` in the kernel's blk-core.c).
+#: Error numbers of read(2) for errors of the medium: EIO from nearly every device, the others where
+#: the block layer is more specific (``blk_errors`` in the kernel's blk-core.c).
 MEDIA_ERRNOS: Final = frozenset(
     {errno.EIO, errno.ENODATA, errno.EILSEQ, errno.EREMOTEIO, errno.ETIMEDOUT}
 )
 
 
-class Reading(NamedTuple):
-    """What could be read, and where, and what not, with the reason: both disjoint, ascending."""
+class PartialRead(NamedTuple):
+    """The result of a read: readable pieces by offset, and unreadable ranges with the reason.
+
+    Both are disjoint and ascending.
+    """
 
     pieces: list[tuple[int, bytes]]
     lost: list[ByteRange]
@@ -25,18 +28,18 @@ class Reading(NamedTuple):
 
     @property
     def data(self) -> bytes:
-        """What could be read, joined."""
+        """The readable bytes, joined."""
         return b"".join(data for _, data in self.pieces)
 
 
-def read_by_halves(
+def read_bisected(
     read: Callable[[int, int], bytes], start: int, length: int, *, size: int, sector: int
-) -> Reading:
-    """Read ``length`` bytes from ``start`` in as large pieces as the medium gives.
+) -> PartialRead:
+    """Read ``length`` bytes from ``start`` in pieces as large as possible.
 
-    ``read`` takes an offset and a length, and gives less or raises `OSError` where it fails; an
-    error that is not the medium's fault is passed on.  Pieces are halved down to single sectors of
-    ``sector`` bytes; past ``size``, the end of the medium, all counts as failed.
+    ``read`` takes an offset and a length. It returns fewer bytes or raises `OSError` where it
+    fails; errors other than those of the medium are passed on. Failing pieces are halved down to
+    sectors of ``sector`` bytes. Everything past ``size``, the end of the medium, counts as failed.
     """
     pieces: list[tuple[int, bytes]] = []
     lost: list[ByteRange] = []
@@ -45,9 +48,9 @@ def read_by_halves(
     if inside < length:
         past = max(start, size)
         lost.append(ByteRange(past, start + length - past))
-    todo = [(start, inside)] if inside > 0 else []
-    while todo:
-        at, count = todo.pop()
+    pending = [(start, inside)] if inside > 0 else []
+    while pending:
+        at, count = pending.pop()
         try:
             data = read(at, count)
         except OSError as error:
@@ -64,7 +67,7 @@ def read_by_halves(
         if middle >= at + count:
             lost.append(ByteRange(at, count))
         else:
-            todo += [(middle, at + count - middle), (at, middle - at)]
+            pending += [(middle, at + count - middle), (at, middle - at)]
     if not reason:
         reason = "past the end of the device" if inside < length else "short read"
-    return Reading(pieces, merge(lost), reason)
+    return PartialRead(pieces, merge(lost), reason)
