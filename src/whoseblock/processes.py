@@ -91,7 +91,7 @@ class Found(NamedTuple):
     ``processes`` are those of each wanted part, in its order, sorted by pid.  ``hidden`` is the
     number of processes that could not be inspected completely: those of other users, without root.
     ``unlisted`` is true if /proc may not list all processes, because it belongs to a pid namespace
-    or is mounted with hidepid.  ``omitted`` is the number of mappings and descriptors past the first
+    or is mounted with hidepid.  ``omitted`` counts the mappings and descriptors past the first
     thousand that a process has of one part.
     """
 
