@@ -11,7 +11,13 @@ WIDTH = 80
 def contexts(
     command: click.Command, name: str, above: click.Context | None
 ) -> Iterator[click.Context]:
-    context = click.Context(command, info_name=name, parent=above, terminal_width=WIDTH)
+    context = click.Context(
+        command,
+        info_name=name,
+        parent=above,
+        terminal_width=WIDTH,
+        help_option_names=["-h", "--help"],
+    )
     yield context
     if isinstance(command, click.Group):
         for word in command.list_commands(context):
