@@ -23,7 +23,7 @@ from tests.support.tools import need_root
 from tests.support.tools import run as run_program
 
 from whoseblock.errors import JournalError, MissingExtraError
-from whoseblock.journal import PlannedStep, State, open_journal
+from whoseblock.journal import Limits, PlannedStep, State, open_journal
 from whoseblock.journal.faults import as_journal_error
 from whoseblock.journal.journal import Journal
 from whoseblock.journal.location import locate
@@ -176,10 +176,9 @@ def test_nobody_else_may_read_it(tmp_path: Path) -> None:
         assert {one.stat().st_mode & 0o777 for one in file.parent.iterdir()} == {0o600}
 
 
-def test_another_writer_for_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("whoseblock.journal.database._PATIENCE_S", 0.2)
+def test_another_writer_for_too_long(tmp_path: Path) -> None:
     file = str(tmp_path / "journal.sqlite")
-    with opened(file) as (journal, run):
+    with opened(file, limits=Limits(writer_wait_s=0.2)) as (journal, run):
         step = step_of(run)
         other = sqlite3.connect(file, isolation_level=None)
         other.execute("BEGIN IMMEDIATE")
@@ -248,28 +247,23 @@ def test_a_connection_that_is_cut(own_server: Postgres, caplog: pytest.LogCaptur
     assert caplog.records == []
 
 
-def test_a_server_that_does_not_answer(
-    own_server: Postgres, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_server_that_does_not_answer(own_server: Postgres) -> None:
     need_root()
-    monkeypatch.setattr("whoseblock.journal.location._TIMEOUT_S", 1)
+    limits = Limits(server_wait_s=1)
     url = own_server.new_database()
-    with opened(url) as (journal, run):
+    with opened(url, limits=limits) as (journal, run):
         step = step_of(run)
         with own_server.paused():
             refusal(lambda: run.started(step))
-            refusal(lambda: open_journal(url))
+            refusal(lambda: open_journal(url, limits=limits))
         assert state_of(journal) is State.PLANNED
         run.started(step)
 
 
-def test_another_session_for_too_long(
-    own_server: Postgres, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("whoseblock.journal.database._PATIENCE_S", 1)
+def test_another_session_for_too_long(own_server: Postgres) -> None:
     url = own_server.new_database()
     database = url.split("/")[3].partition("?")[0]
-    with opened(url) as (_, run):
+    with opened(url, limits=Limits(writer_wait_s=1)) as (_, run):
         step = step_of(run)
         hold = "BEGIN; SELECT id FROM steps FOR UPDATE; SELECT pg_sleep(8)"
         holder = threading.Thread(target=own_server.sql, args=(hold, database))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sqlalchemy import event
+from sqlalchemy import event, select
 from sqlalchemy.dialects import sqlite
 from tests.support.journals import PAGE, answer, file_row, metadata_row, opened, report
 from tests.support.tools import CHECKOUT
@@ -24,12 +24,14 @@ from whoseblock.journal import (
     Event,
     Filter,
     Host,
+    Limits,
     NewReport,
     PlannedStep,
     State,
     open_journal,
 )
 from whoseblock.journal.run import _OPEN
+from whoseblock.journal.schema import owners
 from whoseblock.ranges import ByteRange
 
 if TYPE_CHECKING:
@@ -263,10 +265,8 @@ def test_filters(journal_url: str) -> None:
         assert other.states == {"planned": 1}
 
 
-def test_many_failures_come_in_order(journal_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("whoseblock.journal.journal._BATCH", 10)
-    monkeypatch.setattr("whoseblock.journal.journal._HISTORIES", 10)
-    with opened(journal_url) as (journal, run):
+def test_many_failures_come_in_order(journal_url: str) -> None:
+    with opened(journal_url, limits=Limits(batch=10, histories=10)) as (journal, run):
         made = [run.record_failure("sda", ByteRange(n, 1), report()).failure for n in range(30)]
         for number in made[::3]:
             run.plan([PlannedStep("zero", {}, number)], [number, made[0]])
@@ -444,3 +444,16 @@ def test_a_failure_is_looked_for_by_its_place(tmp_path: Path) -> None:
     with closing(sqlite3.connect(tmp_path / "journal")) as connection:
         rows = connection.execute(f"EXPLAIN QUERY PLAN {query}", (1, 0, 512)).fetchall()
     assert "ix_failures_open (host=? AND start=? AND length=?)" in rows[0][-1]
+
+
+def test_a_file_is_stored_with_its_subvolume(journal_url: str) -> None:
+    with opened(journal_url) as (journal, run):
+        noted = run.record_failure("sda", PAGE, report())
+        rows = (file_row("/a"), file_row("/b", inode=257, subvolume=256), metadata_row())
+        run.record_finding(noted.failure, answer(*rows))
+        columns = select(owners.c.subvolume, owners.c.inode).order_by(owners.c.number)
+        with journal._database.reading() as connection:
+            stored = [tuple(row) for row in connection.execute(columns)]
+        assert stored == [(0, 131), (256, 257), (None, None)]
+        kept = journal.history(noted.failure).findings[0].answer["owners"]
+        assert [row.get("subvolume") for row in kept] == [None, 256, None]

@@ -443,9 +443,8 @@ def test_a_command_that_fails_is_said(command: str, why: str) -> None:
         list(find(Copies(command=command), ["/a"], b"{}" * (1 << 20)))
 
 
-def test_a_command_that_takes_too_long_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(copies, "_PATIENCE", 0.5)
-    copied = Copies(command="sleep 100 & sleep 100")
+def test_a_command_that_takes_too_long_is_ended() -> None:
+    copied = Copies(command="sleep 100 & sleep 100", command_s=0.5)
     with pytest.raises(CopyError, match=r"took longer than 0\.5 seconds"):
         list(find(copied, ["/a"], b"{}" * (1 << 20)))
 

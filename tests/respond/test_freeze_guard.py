@@ -23,9 +23,8 @@ from tests.support.mounts import frozen as frozen_by_others
 
 from whoseblock.journal import State
 from whoseblock.ranges import ByteRange
-from whoseblock.respond import freezing as freezing_module
 from whoseblock.respond.exceptions import NotNowError, UnguardedError
-from whoseblock.respond.freezing import frozen
+from whoseblock.respond.freezing import FreezeLimits, frozen
 
 
 @pytest.fixture(scope="module")
@@ -119,11 +118,11 @@ def test_the_guard_is_killed(root: Path) -> None:
         check_over(root, freezer)
 
 
-def test_the_guard_is_stopped(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(freezing_module, "PATIENCE_S", 3)
+def test_the_guard_is_stopped(root: Path) -> None:
+    limits = FreezeLimits(guard_s=3)
     folder = os.open(root, os.O_RDONLY)
     begun = time.monotonic()
-    with pytest.raises(UnguardedError, match="or stopped"), frozen(folder):
+    with pytest.raises(UnguardedError, match="or stopped"), frozen(folder, limits):
         os.kill(guards_of(os.getpid())[0], signal.SIGSTOP)
     assert time.monotonic() - begun < 10
     os.close(folder)

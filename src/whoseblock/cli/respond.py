@@ -384,7 +384,9 @@ def _owner_lines(owner: "Owner") -> Iterator[str]:
         return
     paths = owner.paths if isinstance(owner.paths, tuple) else ()
     flags = [name for name in ("shared", "unwritten") if getattr(owner, name)]
-    about = f"inode {owner.inode}, {owner.what}"
+    about = f"inode {owner.inode}"
+    about += f" of subvolume {owner.subvolume}" if isinstance(owner.subvolume, int) else ""
+    about += f", {owner.what}"
     about += "" if owner.file_offset is None else f" at {owner.file_offset}"
     about += "".join(f", {flag}" for flag in flags)
     yield f"{printable(paths[0]) if paths else '(no path)'}: {about}"

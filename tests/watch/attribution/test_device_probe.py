@@ -25,8 +25,9 @@ from whoseblock.journal import History, State, open_journal
 from whoseblock.process_stat import started_at
 from whoseblock.ranges import ByteRange
 from whoseblock.stack.kernel.host import Host
-from whoseblock.watch.attribution import device_probe, retry_queue
-from whoseblock.watch.attribution.device_probe import DeviceProbe
+from whoseblock.watch.attribution import device_probe
+from whoseblock.watch.attribution.device_probe import DeviceProbe, ProbeLimits
+from whoseblock.watch.attribution.retry_queue import RETRY_DELAYS_S
 from whoseblock.watch.children import STANDARD, fork, signs_of_life
 from whoseblock.watch.policy.rules import Policy
 from whoseblock.watch.processor import Processor, Setup
@@ -51,11 +52,21 @@ class Machine:
 
     def __init__(self, folder: Path, root: Path | None = None) -> None:
         self.folder = folder
+        self.probe_limits = ProbeLimits()
+        self.retry_delays_s = RETRY_DELAYS_S
         self.root = root or Path("/")
         self.journal = folder / "journal.sqlite"
 
     def setup(self, state: StateFolder) -> Setup:
-        return Setup(state, Policy(), str(self.journal), root=str(self.root), since=time.time())
+        return Setup(
+            state,
+            Policy(),
+            str(self.journal),
+            root=str(self.root),
+            since=time.time(),
+            probe_limits=self.probe_limits,
+            retry_delays_s=self.retry_delays_s,
+        )
 
     def do(self, work: Callable[[Processor], Statistics]) -> Statistics:
         with (
@@ -97,14 +108,13 @@ def kinds(history: History) -> list[list[str]]:
     return [[row["kind"] for row in one.answer["owners"]] for one in history.findings]
 
 
-def test_a_disk_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_does_not_answer(tmp_path: Path) -> None:
     need_root()
     need_fuse()
-    monkeypatch.setattr(device_probe, "STALL_TIMEOUT_S", 4.0)
-    monkeypatch.setattr(device_probe, "COOLDOWN_S", 60.0)
-    monkeypatch.setattr(retry_queue, "RETRY_DELAYS_S", (0.0,))
     image = make_image(tmp_path / "disk", Geometry("silent", size=64 * MIB, parent=True))
     machine = Machine(tmp_path)
+    machine.probe_limits = ProbeLimits(stall_s=4.0, cooldown_s=60.0)
+    machine.retry_delays_s = (0.0,)
     with emulated(image, tmp_path / "at") as served, served.loop() as loop:
         with served.standing_still():
             began = time.monotonic()
@@ -122,7 +132,7 @@ def test_a_disk_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyP
             machine.ask_again()
             assert [kinds(one) for one in machine.histories()] == [[["unknown"]]] * 3
         until(lambda: not_stuck(machine))
-        monkeypatch.setattr(device_probe, "COOLDOWN_S", 0.0)
+        machine.probe_limits = ProbeLimits(stall_s=4.0, cooldown_s=0.0)
         machine.ask_again()
     first, second, other = machine.histories()[:3]
     by_number = {one.failure.id: one for one in machine.histories()}
@@ -150,11 +160,11 @@ def not_stuck(machine: Machine) -> bool:
 # ------------------------------------------------------------------ unknown, and asked again
 
 
-def test_a_device_that_comes_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_device_that_comes_later(tmp_path: Path) -> None:
     need_root()
-    monkeypatch.setattr(retry_queue, "RETRY_DELAYS_S", (0.0,))
     image = make_image(tmp_path / "disk", Geometry("late", size=64 * MIB, parent=True))
     machine = Machine(tmp_path)
+    machine.retry_delays_s = (0.0,)
     with own_loop(image) as attach:
         machine.process(failed(attach.name, MIB))
         assert [kinds(one) for one in machine.histories()] == [[["unknown"]]]

@@ -17,7 +17,15 @@ from tests.support.mapping_processes import running
 
 from whoseblock.errors import JournalError, LeftUndoneError
 from whoseblock.fs.base import FileOwner, Free, LayerLocation, Mapping, OpenFile, Owner, Process
-from whoseblock.journal import Entry, Filter, History, PlannedStep, State, Step, open_journal
+from whoseblock.journal import (
+    Filter,
+    History,
+    PlannedStep,
+    RecordedFailure,
+    State,
+    Step,
+    open_journal,
+)
 from whoseblock.journal.run import Run
 from whoseblock.processes import Wanted, find_processes
 from whoseblock.ranges import ByteRange
@@ -41,7 +49,7 @@ class Told:
     def __init__(self) -> None:
         self.rules: list[str] = []
 
-    def respond(self, _failure: Entry, policy: Policy, number: int) -> str:
+    def respond(self, _failure: RecordedFailure, policy: Policy, number: int) -> str:
         self.rules.append(policy.rules[number].name)
         return "done"
 
@@ -339,7 +347,7 @@ def test_the_journal_tells_what_was_begun(journal_url: str) -> None:
 
 
 def ran(script: str, timeout: int = 20, **answer: Any) -> str:  # noqa: ANN401 - of an answer
-    failure = Entry(
+    failure = RecordedFailure(
         id=7,
         host="",
         machine_id="",
@@ -470,9 +478,9 @@ def test_who_has_it_mapped_and_who_has_it_open(users: Users, pids: list[int]) ->
     rows = [owner(131, mapped, opened_it), owner(131, mapped, opened_it), owner(132), ROW]
     told = signal_recipients(rule_to(users), rows)
     assert [one[0] for one in told["processes"]] == pids
-    assert told["files"] == [["sdzz", 131, 0, 4096]]
+    assert told["files"] == [["sdzz", 0, 131, 0, 4096]]
     assert (
-        signal_recipients(rule_to(users), [owner(1, mapped, opened_it, what="map")])["files"][0][2]
+        signal_recipients(rule_to(users), [owner(1, mapped, opened_it, what="map")])["files"][0][3]
         is None
     )
 

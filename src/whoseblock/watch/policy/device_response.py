@@ -8,7 +8,7 @@ from typing import Final
 
 from whoseblock.errors import LeftUndoneError
 from whoseblock.fs.base import Answer
-from whoseblock.journal import Entry, State
+from whoseblock.journal import RecordedFailure, State
 from whoseblock.journal.journal import Journal
 from whoseblock.journal.run import Run
 from whoseblock.lookup import Lookup, Query
@@ -33,7 +33,7 @@ class DeviceResponder:
         self._journal = journal
         self._run = run
 
-    def respond(self, failure: Entry, policy: Policy, number: int, /) -> str:
+    def respond(self, failure: RecordedFailure, policy: Policy, number: int, /) -> str:
         """Query the owners again, plan the one allowed action, perform it, and verify it.
 
         Raises `WhoseblockError` if the action is not allowed or did not help.
