@@ -1,4 +1,6 @@
-"""The Python API of whoseblock, which reports the owners of failed ranges of a device::
+"""The Python API: the owners of failed ranges of a device or an image.
+
+::
 
     import whoseblock
 
@@ -6,7 +8,7 @@
         for owner in fs.owners(1257472, 4096):
             print(owner)
 
-`open` returns a `whoseblock.fs.driver.Volume`.  docs/api.md describes the API.
+`open` returns a `whoseblock.fs.driver.Volume`; docs/api.md describes it.
 """
 
 from typing import TYPE_CHECKING
@@ -32,13 +34,13 @@ def open(  # noqa: A001 - like gzip.open: it is only ever used with the module's
 ) -> "Volume":
     """Open the filesystem of a mount point, on a device, an image, or any `whoseblock.media.Media`.
 
-    If the filesystem is mounted, the kernel is queried, unless ``offline`` is true or the kernel
-    has shut it down.  Otherwise the device is read.  ``companions`` are further devices of the
-    filesystem by their role, such as ``{"log": "/dev/sdb1"}`` for an external log; ``log_device``
-    is short for that.  The result is a context manager, which closes the devices.  Raises
-    `WhoseblockError` and its subclasses.
+    The kernel is asked about what is mounted, and the disk about all else, also about what the
+    kernel has shut down; ``offline`` asks the disk in any case.  ``companions`` are the other
+    devices of the filesystem by their role, such as ``{"log": "/dev/sdb1"}`` for an external log;
+    ``log_device`` is short for that.  The result closes what it was made of, and is a context
+    manager.  Raises `WhoseblockError` and its kin.
     """
-    # Importing whoseblock must be cheap.
+    # Importing whoseblock must cost nothing; opening something may.
     from whoseblock.lookup import open_filesystem
 
     others = dict(companions or {})

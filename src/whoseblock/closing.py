@@ -1,4 +1,4 @@
-"""Objects that are closed at the end of a ``with`` block."""
+"""A base class for objects that a ``with`` block closes."""
 
 from types import TracebackType
 from typing import Self
@@ -7,10 +7,10 @@ __all__ = ["Closing"]
 
 
 class Closing:
-    """A base class that makes a class with ``close`` a context manager."""
+    """Makes a class with ``close`` a context manager."""
 
     def close(self) -> None:
-        """Close everything that was opened."""
+        """Close what was opened."""
         raise NotImplementedError
 
     def __enter__(self) -> Self:

@@ -1,4 +1,4 @@
-"""The errors that whoseblock raises, with their exit codes.
+"""The errors that whoseblock raises, each class with its exit code.
 
 ::
 
@@ -6,32 +6,30 @@
     ├── TargetError            the target cannot be opened
     │   └── PrivilegeError     permission is denied, or a capability is missing
     │       └── JournalPrivilegeError  the same for the journal; also a JournalError
-    ├── RangeSyntaxError       a range is not written as START[+LENGTH]
-    ├── MalformedError         an input with failures is not in its format
+    ├── RangeSyntaxError       a range is not in the form START[+LENGTH]
+    ├── MalformedError         a failure report is not in its format
     ├── OutOfDeviceError       a range ends past the device
-    ├── NotAFilesystemError    no known filesystem is on the target
-    ├── UnsupportedError       a known filesystem with an unknown feature
+    ├── NotAFilesystemError    no supported filesystem is on the target
+    ├── UnsupportedError       a supported filesystem with an unsupported feature
     ├── JournalError           the journal cannot be opened, read or written
-    ├── PolicyError            the policy of the daemon is invalid
+    ├── PolicyError            the policy file of the daemon is invalid
     ├── OutputError            standard output, or the file of --output, cannot be written
-    ├── ArgumentError          an argument of the Python API is of a wrong type or value
+    ├── ArgumentError          an argument of the Python API has a wrong type or value
     ├── ClosedError            a filesystem was used after it was closed
     ├── LeftUndoneError        a repair step was skipped or failed
-    ├── MissingExtraError      a library that this part needs is not installed
+    ├── MissingExtraError      a library of an extra is not installed
     └── BlockError             required metadata is unreadable
-        ├── MediaError         the medium cannot be read
-        └── CorruptError       it does not verify
+        ├── MediaError         a required range of the medium is unreadable
+        └── CorruptError       a metadata block is invalid
 
-A message is one sentence; ``hint`` is the next step.  The tables of exit codes in the documentation
-and in the man page come from `exit_codes`.
+A message is one sentence; ``hint`` names what to do next. The documentation and the man page list
+the exit codes of `exit_codes`.
 """
 
-from typing import TYPE_CHECKING, ClassVar, Final
+from collections.abc import Iterable
+from typing import ClassVar, Final
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from whoseblock.ranges import ByteRange
+from whoseblock.byte_range import ByteRange
 
 __all__ = [
     "NEWS",
@@ -58,14 +56,14 @@ __all__ = [
     "exit_codes",
 ]
 
-#: The exit code of a successful sweep that found new failures.
+#: The exit code of ``watch --once`` if it succeeded and found new failures.
 NEWS: Final = 20
-#: The exit code if the machine, or a limit of the process, allows no more memory.
+#: The exit code if memory is exhausted, of the machine or by a limit on the process.
 OUT_OF_MEMORY: Final = 21
 
 
 class WhoseblockError(Exception):
-    """Any other failure of whoseblock."""
+    """Another error."""
 
     exit_code: ClassVar[int] = 1
 
@@ -90,13 +88,13 @@ class PrivilegeError(TargetError):
 
 
 class RangeSyntaxError(WhoseblockError):
-    """A range is not written as START[+LENGTH]."""
+    """A range is not in the form START[+LENGTH]."""
 
     exit_code = 4
 
 
 class MalformedError(WhoseblockError):
-    """An input with failures is not in its format."""
+    """A failure report is not in its format."""
 
     exit_code = 11
 
@@ -114,13 +112,13 @@ class OutOfDeviceError(WhoseblockError):
 
 
 class NotAFilesystemError(WhoseblockError):
-    """No filesystem that whoseblock knows is on the target."""
+    """No supported filesystem is on the target."""
 
     exit_code = 6
 
 
 class UnsupportedError(WhoseblockError):
-    """The filesystem has a feature that whoseblock does not know."""
+    """The filesystem has an unsupported feature."""
 
     exit_code = 7
 
@@ -132,7 +130,7 @@ class OutputError(WhoseblockError):
 
 
 class ArgumentError(WhoseblockError):
-    """An argument of the Python API is of a wrong type or value."""
+    """An argument of the Python API has a wrong type or value."""
 
     exit_code = 17
 
@@ -146,7 +144,7 @@ class ClosedError(WhoseblockError):
 class JournalError(WhoseblockError):
     """The journal cannot be opened, read or written.
 
-    A caller that gets it before an act on a device must not act.
+    Callers that get this error before a change of a device must not make the change.
     """
 
     exit_code = 13
@@ -157,7 +155,7 @@ class JournalPrivilegeError(PrivilegeError, JournalError):
 
 
 class PolicyError(WhoseblockError):
-    """The policy of the daemon is invalid."""
+    """The policy file of the daemon is invalid."""
 
     exit_code = 16
 
@@ -175,7 +173,7 @@ class LeftUndoneError(WhoseblockError):
 
 
 class MissingExtraError(WhoseblockError):
-    """A library that only this part of whoseblock needs is not installed."""
+    """A library of an extra is not installed."""
 
     exit_code = 15
 
@@ -189,14 +187,14 @@ class BlockError(WhoseblockError):
 class MediaError(BlockError):
     """A required range of the medium is unreadable.
 
-    ``ranges`` are exactly the bytes that failed: disjoint, ascending, in the address space of the
-    medium.  ``what`` names the structure at that place, if the reader knows it.
+    ``ranges`` are exactly the unreadable bytes: disjoint, ascending, in the address space of the
+    medium. ``what`` is the name of the structure there, "" if it is unknown.
     """
 
     exit_code = 9
 
     def __init__(
-        self, ranges: "Iterable[ByteRange]", reason: str = "input/output error", what: str = ""
+        self, ranges: Iterable[ByteRange], reason: str = "input/output error", what: str = ""
     ) -> None:
         self.ranges = tuple(ranges)
         self.reason = reason
@@ -205,7 +203,7 @@ class MediaError(BlockError):
 
 
 class CorruptError(BlockError):
-    """A metadata block does not verify."""
+    """A metadata block is invalid."""
 
     exit_code = 10
 
@@ -217,14 +215,14 @@ class CorruptError(BlockError):
 
 def exit_codes() -> dict[int, str]:
     """Return every exit code with its meaning, in order."""
-    codes = {0: "Every question was answered; see `complete` and `notes` for what is missing."}
-    todo: list[type[WhoseblockError]] = [WhoseblockError]
-    while todo:
-        error = todo.pop()
+    codes = {0: "Success; see `complete` and `notes` for what may be missing."}
+    pending: list[type[WhoseblockError]] = [WhoseblockError]
+    while pending:
+        error = pending.pop()
         if "exit_code" in vars(error):
             codes[error.exit_code] = (error.__doc__ or "").partition("\n")[0]
-        todo += error.__subclasses__()
-    codes[2] = "The command line is wrong."
+        pending += error.__subclasses__()
+    codes[2] = "Wrong usage of the command line."
     codes[NEWS] = "`watch --once` found new failures."
     codes[OUT_OF_MEMORY] = "Out of memory."
     codes[130] = "Interrupted."

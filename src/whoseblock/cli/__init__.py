@@ -5,7 +5,6 @@ import io
 import os
 import sys
 from importlib import import_module
-from textwrap import fill
 from typing import TYPE_CHECKING
 
 import click
@@ -19,26 +18,20 @@ if TYPE_CHECKING:
 
 __all__ = ["cli", "main"]
 
-#: The exit codes that a shell reports for a program that SIGPIPE or Ctrl-C ended.
+#: The exit codes that a shell reports for a program ended by SIGPIPE, and by Ctrl-C.
 _BROKEN_PIPE, _INTERRUPTED = 141, 130
 #: The name in messages.
 _STDOUT = "standard output"
-#: The width of paragraphs that click does not wrap; it indents them by two columns.
-_WIDTH = 76
 
 
 def _exit_status() -> str:
-    """Return the registry of exit codes as a paragraph that click does not wrap."""
-    codes = exit_codes().items()
-    lines = "\n".join(
-        fill(meaning, _WIDTH, initial_indent=f"  {code:>3}  ", subsequent_indent=" " * 7)
-        for code, meaning in codes
-    )
-    return f"\b\nExit status:\n{lines}"
+    """Return the table of exit codes as a paragraph that click does not reflow."""
+    lines = "".join(f"\n  {code:>3}  {meaning}" for code, meaning in exit_codes().items())
+    return f"\b\nExit status:{lines}"
 
 
-class _ReaderGoneError(Exception):
-    """The reader of standard output has exited."""
+class _BrokenPipeError(Exception):
+    """The reader of standard output has closed the pipe."""
 
 
 #: Every verb; each is a command of the same name in a module of the same name.
@@ -56,9 +49,9 @@ _VERBS = (
 
 
 class _Group(click.Group):
-    """A group that loads only the verb in use.
+    """A group that imports a verb on first use.
 
-    It raises an error for a broken pipe, where click would exit.
+    It raises `_BrokenPipeError` for a broken pipe, where click would exit.
     """
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -77,7 +70,7 @@ class _Group(click.Group):
             result = super().invoke(ctx)
             sys.stdout.flush()
         except BrokenPipeError:
-            raise _ReaderGoneError from None
+            raise _BrokenPipeError from None
         return result
 
 
@@ -88,15 +81,15 @@ class _Group(click.Group):
 )
 @click.version_option(__version__, message="%(prog)s %(version)s")
 def cli() -> None:
-    """Report who owns a failed range of a storage device, and repair what can be repaired.
+    """Find out whose block this is.
 
-    The owners of a poisoned page of persistent memory, or of a bad sector, are all files that share
-    it, with every path, or metadata of the filesystem.  Free space has no owner.
+    For a poisoned page of persistent memory or a bad sector, report all owners: every file that
+    shares it, with every path, or the metadata, or free space. Repair what can be repaired.
     """
 
 
 class _StandardOutput(io.FileIO):
-    """Standard output; its errors name it."""
+    """Standard output whose errors carry its name."""
 
     def write(self, data: "Buffer") -> int | None:  # type: ignore[override]
         try:
@@ -107,10 +100,9 @@ class _StandardOutput(io.FileIO):
 
 
 def _name_standard_output() -> None:
-    """Replace standard output by one whose errors carry its name.
+    """Replace standard output by one whose errors carry its name, and refuse a closed one.
 
-    If it is closed, exit: the next file or device that is opened would get its number, and the
-    output.
+    If it is closed, the next file or device that is opened would get its number, and the output.
     """
     old: object = sys.stdout
     if old is None:
@@ -128,7 +120,7 @@ def _name_standard_output() -> None:
 
 
 def _report_os_error(error: OSError) -> int:
-    """Report an error of the system that has no message of its own; return the exit code."""
+    """Report an error of a system call that no module has handled; return the exit code."""
     what = error.strerror or str(error)
     code = WhoseblockError.exit_code
     if error.filename == _STDOUT:
@@ -139,8 +131,8 @@ def _report_os_error(error: OSError) -> int:
     return code
 
 
-def _give_up_output() -> None:
-    """Prevent the interpreter from flushing an unwritable output at its end."""
+def _discard_output() -> None:
+    """Stop the interpreter from flushing unwritable output when it ends."""
     try:
         sys.stdout.flush()
     except OSError:
@@ -148,9 +140,9 @@ def _give_up_output() -> None:
 
 
 def main() -> None:
-    """Run the command line; errors become one sentence, a hint, and an exit code."""
-    # Answers are many small objects without cycles.  With its default thresholds, the collector
-    # would scan them repeatedly, a quarter of the time of a long list.
+    """Run the command line; print an error as one sentence with a hint, and exit with its code."""
+    # Answers are many small objects without cycles. With the default thresholds, the collector
+    # would traverse all of them repeatedly, and take a quarter of the time of a long list.
     gc.set_threshold(100_000, 50, 100)
     _name_standard_output()
     try:
@@ -163,17 +155,17 @@ def main() -> None:
         if error.hint:
             click.echo(f"hint: {error.hint}", err=True)
         code = error.exit_code
-    except _ReaderGoneError:
-        # The interpreter must not fail again when it closes standard output.
+    except _BrokenPipeError:
+        # The interpreter must not fail on the broken pipe again when it closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = _BROKEN_PIPE
     except MemoryError:
         click.echo("whoseblock: out of memory", err=True)
-        click.echo("hint: look up fewer or shorter ranges at once", err=True)
+        click.echo("hint: pass fewer or shorter ranges", err=True)
         code = OUT_OF_MEMORY
     except OSError as error:
         code = _report_os_error(error)
     except (click.Abort, KeyboardInterrupt):
         code = _INTERRUPTED
-    _give_up_output()
+    _discard_output()
     sys.exit(code)

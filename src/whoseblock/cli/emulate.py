@@ -1,4 +1,4 @@
-"""``whoseblock emulate``: an image as a device that fails, to rehearse a recovery on."""
+"""``whoseblock emulate``: serve an image as a failing device, to rehearse a recovery."""
 
 import errno
 import os
@@ -69,7 +69,7 @@ Examples:
     "--stubborn",
     multiple=True,
     metavar="RANGE",
-    help="Range that fails even after writes; may be repeated.",
+    help="Range that fails permanently, whatever is written; may be repeated.",
 )
 @image_failure_options
 @click.option(
@@ -77,13 +77,13 @@ Examples:
     type=click.Choice(["512", "4096"]),
     default="512",
     show_default=True,
-    help="Bytes that fail and heal together; 4096 for a disk with physical sectors of that size.",
+    help="Unit in bytes in which the device fails and heals: the physical sector of a disk.",
 )
-@click.option("--in-place", is_flag=True, help="Write to IMAGE itself instead of a temporary file.")
+@click.option("--in-place", is_flag=True, help="Write into IMAGE, which changes it.")
 @click.option(
     "--background",
     is_flag=True,
-    help="Return when the device is ready, and serve it in the background.",
+    help="Serve in the background, and return when the device is ready.",
 )
 def emulate(
     image: str,
@@ -100,36 +100,39 @@ def emulate(
     from whoseblock.media.pmem import EmulatedPmem
 
     in_place = options["in_place"]
-    bad = _ranges(FailureOptions.of(options["texts"], options))
+    bad = _bad_ranges(FailureOptions.of(options["texts"], options))
     never = [parse_range(text) for text in stubborn]
-    with closing(_opened(image, in_place=in_place)) as base:
+    with closing(_open_base(image, in_place=in_place)) as base:
         medium = EmulatedPmem(base, bad, stubborn=never, sector=int(sector))
         if not medium.size:
-            raise TargetError(f"{image!r} does not hold one whole sector")
-        served = _detached() if options["background"] else _nothing
+            raise TargetError(f"{image!r} is smaller than one sector")
+        served = _start_detached() if options["background"] else _do_nothing
         with _mount_point(directory) as folder:
 
-            def announce() -> None:
-                # The terminal may be closed; the device is served anyway.
+            def report_ready() -> None:
+                # The parent may have ended; the folder is served nevertheless.
                 with suppress(OSError):
-                    for line in _description(medium, folder, in_place=in_place):
+                    for line in _ready_lines(medium, folder, in_place=in_place):
                         click.echo(line)
                 with suppress(OSError):
                     served()
 
-            serve(medium, folder, announce)
+            serve(medium, folder, report_ready)
 
 
-def _ranges(given: FailureOptions) -> list[ByteRange]:
+def _bad_ranges(given: FailureOptions) -> list[ByteRange]:
     given.check(target=True, needed=False)
     readings: list[Reading] = []
     page_size = os.sysconf("SC_PAGE_SIZE")
-    failures = [*given.ranges_asked(None, readings), *given.failures(page_size, readings)]
+    failures = [
+        *given.parse_given_ranges(None, readings),
+        *given.read_reports(page_size, readings),
+    ]
     report_readings(readings)
     return merge(ByteRange(one.start, one.length) for one in failures)
 
 
-def _opened(image: str, *, in_place: bool) -> "WritableMedia":
+def _open_base(image: str, *, in_place: bool) -> "WritableMedia":
     """Open the image; raises `TargetError` if that fails, or if it must not be written."""
     from whoseblock.media.device import FileMedia
     from whoseblock.media.mounts import mount_note
@@ -141,20 +144,20 @@ def _opened(image: str, *, in_place: bool) -> "WritableMedia":
         if note:
             click.echo(f"whoseblock: {printable(image)}: {printable(note)}", err=True)
         return OverlayMedia(base)
-    hint = "omit --in-place: written data is then kept in a temporary file"
+    hint = "omit --in-place: written data are then kept in a temporary file"
     if note:
-        raise TargetError(f"{image!r} is mounted, and must not be written", hint=hint)
+        raise TargetError(f"{image!r} is mounted and must not be written", hint=hint)
     if not Path(image).is_file():
         raise TargetError(
-            f"{image!r} is not an image file; only those are written in place", hint=hint
+            f"{image!r} is not an image file; only these are written in place", hint=hint
         )
     return FileMedia(image, writable=True)
 
 
 @contextmanager
 def _mount_point(directory: Path) -> Iterator[Path]:
-    """Provide the empty folder; one that had to be created is removed afterwards."""
-    # libfuse changes to the root folder.
+    """Yield the empty folder; a missing one is created, and removed afterwards."""
+    # libfuse changes the current folder to the root.
     directory = directory.absolute()
     made = False
     try:
@@ -168,8 +171,8 @@ def _mount_point(directory: Path) -> Iterator[Path]:
                 ) from None
     except OSError as error:
         gone = error.errno == errno.ENOTCONN
-        hint = "its server has ended: umount it first" if gone else ""
-        words = f"{str(directory)!r} cannot be used as a mount point: {error.strerror}"
+        hint = "its server has ended; umount it first" if gone else ""
+        words = f"cannot mount on {str(directory)!r}: {error.strerror}"
         raise TargetError(words, hint=hint) from error
     try:
         yield directory
@@ -179,32 +182,32 @@ def _mount_point(directory: Path) -> Iterator[Path]:
                 directory.rmdir()
 
 
-def _description(medium: "EmulatedPmem", folder: Path, *, in_place: bool) -> Iterator[str]:
+def _ready_lines(medium: "EmulatedPmem", folder: Path, *, in_place: bool) -> Iterator[str]:
     failing = sum(run.length for run in merge(chain.from_iterable(medium.lists())))
     sectors = f"{failing // medium.sector} of {medium.size // medium.sector} sectors bad"
-    kept = "written in place" if in_place else "which is not changed"
+    kept = "written in place" if in_place else "kept as it is"
     yield f"{printable(str(folder / 'device'))} serves {printable(medium.name)}, {kept}: {sectors}"
     device, place = (printable(shlex.quote(str(path))) for path in (folder / "device", folder))
     if os.geteuid() == 0:
         yield f"  a loop device on it: losetup --find --show --direct-io=on {device}"
         yield f"  to stop: umount {place}"
     else:
-        yield "  a loop device on it needs root: run this as root, too"
+        yield "  a loop device on it needs root; run this command as root too"
         yield f"  to stop: fusermount3 -u {place}"
 
 
-def _nothing() -> None:
-    """Return at once: the foreground needs no further step."""
+def _do_nothing() -> None:
+    """Return without effect: in the foreground, no process waits for readiness."""
 
 
-def _detached() -> Callable[[], None]:
-    """Continue in a child; the function returned, called there, ends the waiting parent."""
+def _start_detached() -> Callable[[], None]:
+    """Fork, and continue in the child; the result, called there, lets the parent exit."""
     reader, writer = os.pipe()
     child = os.fork()
     if child:
         os.close(writer)
         code = 0 if os.read(reader, 1) else os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        # The child has reported its error on standard error, unless a signal ended it.
+        # The child has reported its error on the same standard error, unless a signal ended it.
         click.get_current_context().exit(code if code >= 0 else WhoseblockError.exit_code)
     os.close(reader)
     os.setsid()

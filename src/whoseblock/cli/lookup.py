@@ -1,4 +1,4 @@
-"""``whoseblock lookup``: who owns these ranges?"""
+"""``whoseblock lookup``: report the owners of ranges."""
 
 import os
 from collections.abc import Iterable, Iterator
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from whoseblock.cli.command import Command
-from whoseblock.cli.failures import FailureOptions, failure_options, failures_of
+from whoseblock.cli.failures import FailureOptions, failure_options, read_failures
 from whoseblock.cli.notices import report_options, report_readings, report_resolver
 from whoseblock.cli.output import OutputFile, write_chunks
 from whoseblock.cli.progress import ProgressBar
@@ -55,24 +55,21 @@ Examples:
 @failure_options
 @target_options
 @click.option("--json", "as_json", is_flag=True, help="Write JSON Lines, one object per range.")
-@click.option(
-    "--no-paths", is_flag=True, help="Report inode numbers without paths, which is faster."
-)
+@click.option("--no-paths", is_flag=True, help="Report files by inode only, which is faster.")
 @click.option(
     "--processes",
     is_flag=True,
-    help="Report processes that map this part of a file, or have the file open.  In the table, this"
-    " is the default for root.",
+    help="Report processes that map the range or have the file open; default in root's table.",
 )
 @click.option(
     "--verify",
     is_flag=True,
-    help="Query the owners again at the end, and report changes.",
+    help="Query the owners again at the end and report changes.",
 )
 @click.option(
     "--summary",
     is_flag=True,
-    help="Write the loss of each file, and totals, instead of every range.",
+    help="Report the loss of each file, and totals, instead of every range.",
 )
 @click.option(
     "--output",
@@ -104,7 +101,7 @@ def lookup(target: str | None, ranges: tuple[str, ...], **options: Any) -> None:
         with ProgressBar() as progress:
             finder.progress = progress
             resolver = Resolver(opened, device=where.device)
-            asked = resolver.resolve(failures_of(given, opened, finder, readings))
+            asked = resolver.resolve(read_failures(given, opened, finder, readings))
             if options["summary"] or output is not None:
                 from whoseblock.cli.summary import summarise
 
@@ -113,11 +110,11 @@ def lookup(target: str | None, ranges: tuple[str, ...], **options: Any) -> None:
                 )
                 lines = (line + b"\n" for line in lines)
             else:
-                # A wrong range is said before the first is answered, if there are but ranges.
+                # If there are only ranges, report an invalid one before the first answer.
                 wanted = list(asked) if given.few else asked
                 answers = finder.stream(wanted, _query_options(options))
                 if progress.shown:
-                    answers = _counted(answers, progress)
+                    answers = _count_answers(answers, progress)
                 lines = json_chunks(answers) if options["as_json"] else _table_chunks(answers)
             write_chunks(lines)
         report_readings(readings)
@@ -126,35 +123,35 @@ def lookup(target: str | None, ranges: tuple[str, ...], **options: Any) -> None:
 
 
 def _check_options(options: dict[str, Any]) -> None:
-    """Refuse options that have no effect together, with a usage error."""
+    """Raise a usage error for options that have no effect together."""
     output = options["output"]
     if output is not None and not output.endswith((".csv", ".json")):
-        raise click.UsageError("the FILE of --output must end in .csv or .json.")
+        raise click.UsageError("the FILE of --output must end in .csv or .json")
     for name in ("processes", "verify"):
         if not options[name]:
             continue
         if options["summary"] or output is not None:
             other = "--output" if output is not None else "--summary"
-            raise click.UsageError(f"--{name} has no effect with {other}.")
+            raise click.UsageError(f"--{name} has no effect with {other}")
         if options["offline"]:
-            raise click.UsageError(f"--{name} asks the kernel, and --offline does not: drop one.")
+            raise click.UsageError(f"--{name} queries the kernel, but --offline does not; drop one")
 
 
 def _check_mounted(target: "Target", options: dict[str, Any]) -> None:
-    """Refuse what only the kernel can answer about a target that is not mounted.
+    """Raise a usage error for options that need the kernel if the target is not mounted.
 
-    What was read of a filesystem that is not mounted is kept, and is the same when asked again.
+    An unmounted filesystem is cached, so that a second query returns the same.
     """
     if target.is_mounted is False:
         for name in ("processes", "verify"):
             if options[name]:
                 raise click.UsageError(
-                    f"--{name} needs a mounted filesystem, and nothing of {target.path} is mounted."
+                    f"--{name} needs a mounted filesystem; nothing of {target.path} is mounted"
                 )
 
 
 def _query_options(options: dict[str, Any]) -> "QueryOptions":
-    """Return what the answers contain; the table has all that the user may see."""
+    """Return the contents of the answers; the table of root includes processes."""
     from whoseblock.querying import QueryOptions
 
     processes = options["processes"] or (not options["as_json"] and os.geteuid() == 0)
@@ -166,7 +163,7 @@ def _query_options(options: dict[str, Any]) -> "QueryOptions":
     )
 
 
-def _counted(
+def _count_answers(
     answers: "Iterable[LeadingRows | Answer]", progress: ProgressBar
 ) -> "Iterator[LeadingRows | Answer]":
     number = 0

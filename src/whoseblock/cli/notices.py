@@ -1,4 +1,4 @@
-"""Notices on standard error: inputs without failures, and options without effect."""
+"""Messages on standard error beside the answers: inputs read, and options without effect."""
 
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
@@ -16,22 +16,22 @@ __all__ = ["report", "report_options", "report_readings", "report_resolver"]
 
 
 def report(lines: Iterable[str]) -> None:
-    """Write lines to standard error, without control characters."""
+    """Write lines to standard error, escaped for a terminal."""
     for line in lines:
         click.echo(f"whoseblock: {printable(line)}", err=True)
 
 
 def report_readings(readings: "Iterable[Reading]") -> None:
-    """Report every input without failures, or with unrecognised errors."""
+    """Report every input without failures or with unrecognised errors."""
     report(f"{one.name}: {one.summary()}" for one in readings if not one.is_silent)
 
 
 def report_resolver(resolver: "Resolver", target: "Target") -> None:
     """Report the device that failures were assumed to be of, and the number of skipped failures."""
-    report(_resolved(resolver, target))
+    report(_resolver_lines(resolver, target))
 
 
-def _resolved(resolver: "Resolver", target: "Target") -> Iterator[str]:
+def _resolver_lines(resolver: "Resolver", target: "Target") -> Iterator[str]:
     if resolver.assumed_device:
         yield f"failures of {resolver.assumed_device} are assumed to be of {target.path}"
     for device, count in resolver.skipped.most_common():
@@ -45,11 +45,11 @@ def _resolved(resolver: "Resolver", target: "Target") -> Iterator[str]:
 
 
 def report_options(target: "Target") -> None:
-    """Report the options of the target that had no effect; its leaves must be open."""
-    report(_without_effect(target))
+    """Report options of the target without effect; call this after its leaves were opened."""
+    report(_option_lines(target))
 
 
-def _without_effect(target: "Target") -> Iterator[str]:
+def _option_lines(target: "Target") -> Iterator[str]:
     for path in target.unused_members():
         yield f"--member {path} had no effect: it shares no volume group or array with the target"
     for role, why in target.unused_devices():

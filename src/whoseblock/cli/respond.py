@@ -9,7 +9,7 @@ import click
 
 from whoseblock import __version__
 from whoseblock.cli.command import Command, is_given
-from whoseblock.cli.failures import FailureOptions, failure_options, failures_of
+from whoseblock.cli.failures import FailureOptions, failure_options, read_failures
 from whoseblock.cli.notices import report_options, report_readings, report_resolver
 from whoseblock.cli.progress import ProgressBar
 from whoseblock.cli.targets import options_of, target_options
@@ -235,7 +235,7 @@ class _Work:
             finder.progress = progress
             readings: list[Reading] = []
             resolver = Resolver(target, device=where.device)
-            asked = list(resolver.resolve(failures_of(given, target, finder, readings)))
+            asked = list(resolver.resolve(read_failures(given, target, finder, readings)))
             for one in service.plan(target, finder, asked, options, processes=True):
                 planned.append(one)
                 progress("failures planned", len(planned), len(asked))

@@ -1,4 +1,4 @@
-"""``whoseblock stack``: the layers of a target as a tree."""
+"""``whoseblock stack``: show the layers of a target as a tree."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 __all__ = ["stack"]
 
-#: The most segments that are shown of one layer: a striped volume may have thousands.
-_MOST_SEGMENTS = 64
+#: Limit on the segments shown of a layer; a striped volume may have very many.
+_MAX_SEGMENTS = 64
 
 
 @click.command(
@@ -50,8 +50,8 @@ def stack(target: str, as_json: bool, **options: Any) -> None:  # noqa: ANN401
         Lookup(opened.open_leaf) as finder,
     ):
         layer = opened.layer_of(target) if by_name else opened.layer
-        if layer is None:  # pragma: no cover - a target that is named has a layer
-            raise click.UsageError("Name a TARGET.")
+        if layer is None:  # pragma: no cover - a named target has a layer
+            raise click.UsageError("missing TARGET")
         if as_json:
             click.echo(encode_json(_tree(layer, finder, ())))
         else:
@@ -73,40 +73,41 @@ def _is_layer_name(target: str, root: str) -> bool:
 
 
 def _lines(layer: "Layer", finder: "Lookup") -> Iterator[str]:
-    yield f"{printable(layer.name)}  {_about(layer, finder)}"
-    yield from _below(layer, finder, "", (layer,))
+    yield f"{printable(layer.name)}  {_describe_layer(layer, finder)}"
+    yield from _segment_lines(layer, finder, "", (layer,))
 
 
-def _below(
+def _segment_lines(
     layer: "Layer", finder: "Lookup", indent: str, above: "tuple[Layer, ...]"
 ) -> Iterator[str]:
-    shown = layer.segments[:_MOST_SEGMENTS]
+    shown = layer.segments[:_MAX_SEGMENTS]
     left = len(layer.segments) - len(shown)
     for number, segment in enumerate(shown):
         last = number == len(shown) - 1 and not left
         branch, deeper = ("└─ ", "   ") if last else ("├─ ", "│  ")
-        yield f"{indent}{branch}{segment.start}+{segment.length}  {_describe(segment, finder)}"
+        described = _describe_segment(segment, finder)
+        yield f"{indent}{branch}{segment.start}+{segment.length}  {described}"
         if segment.to is not None and segment.to not in above:
-            yield from _below(segment.to, finder, indent + deeper, (*above, segment.to))
+            yield from _segment_lines(segment.to, finder, indent + deeper, (*above, segment.to))
     if left:
         yield f"{indent}└─ and {left} more"
 
 
-def _describe(segment: "Segment", finder: "Lookup") -> str:
+def _describe_segment(segment: "Segment", finder: "Lookup") -> str:
     if segment.to is None:
         return f"({printable(segment.what)})"
     label = f" {printable(segment.what)!r}" if segment.what else ""
     at = getattr(segment, "to_start", 0)
     offset = f" from its byte {at}" if at else ""
-    return f"{printable(segment.to.name)}{offset}  {_about(segment.to, finder)}{label}"
+    return f"{printable(segment.to.name)}{offset}  {_describe_layer(segment.to, finder)}{label}"
 
 
-def _about(layer: "Layer", finder: "Lookup") -> str:
+def _describe_layer(layer: "Layer", finder: "Lookup") -> str:
     kind = printable(layer.kind)
-    return kind if layer.segments else f"{kind}: {_content(layer, finder)}"
+    return kind if layer.segments else f"{kind}: {_describe_content(layer, finder)}"
 
 
-def _content(layer: "Layer", finder: "Lookup") -> str:
+def _describe_content(layer: "Layer", finder: "Lookup") -> str:
     """Return the name of the filesystem on a leaf, or why there is none."""
     try:
         return finder.leaf(layer).name

@@ -1,4 +1,4 @@
-"""``whoseblock study``: the three designs of the fsdax discussion, measured."""
+"""``whoseblock study``: measure the three designs of the fsdax discussion."""
 
 import os
 from pathlib import Path
@@ -35,7 +35,7 @@ Examples:
     multiple=True,
     type=click.Path(readable=False),
     metavar="IMAGE",
-    help="Another image for the sweep of sharing; may be repeated.  The default is random extents.",
+    help="Image for the sweep of sharing; may be repeated. Default: generated extents.",
 )
 @click.option("--seed", default=2020, show_default=True, help="Random seed.")
 @click.option(
@@ -43,16 +43,16 @@ Examples:
     default=20_000,
     show_default=True,
     type=click.IntRange(min=0),
-    help="Writes, cuts, clones and failures in the last workload.",
+    help="Number of writes, cuts, clones and failures in the last workload.",
 )
 @click.option(
     "--jobs",
     default=min(os.cpu_count() or 1, 4),
     show_default="one per processor, at most 4",
     type=click.IntRange(min=1),
-    help="Workloads that run in parallel.",
+    help="Number of workloads that run in parallel.",
 )
-@click.option("--no-times", is_flag=True, help="Omit timings, which differ between runs.")
+@click.option("--no-times", is_flag=True, help="Omit timings, which differ from run to run.")
 @click.option("--json", "as_json", is_flag=True, help="Write one JSON object.")
 @click.option(
     "--figures",
@@ -60,7 +60,7 @@ Examples:
     metavar="FOLDER",
     help="Draw figures into FOLDER, as SVG and PNG; needs matplotlib.",
 )
-def study(  # noqa: PLR0913 - as many as there are options
+def study(  # noqa: PLR0913 - one per option
     image: str,
     sweep: tuple[str, ...],
     seed: int,
@@ -78,13 +78,13 @@ def study(  # noqa: PLR0913 - as many as there are options
     if figures is not None:
         import_extra("study")
     from whoseblock.study.study import Plan
-    from whoseblock.study.study import study as carry_out
+    from whoseblock.study.study import study as run_study
 
     plan = Plan(
         image, sweep_images=sweep, seed=seed, life_steps=steps, jobs=jobs, timed=not no_times
     )
     with ProgressBar() as progress:
-        report = carry_out(plan, progress)
+        report = run_study(plan, progress)
     if as_json:
         click.echo(encode_json(report))
     else:
