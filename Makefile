@@ -10,7 +10,7 @@ READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test vm-test adversary check lint types bench study man lock clean
+.PHONY: help demo test vm-test adversary check lint types bench study man lock release clean
 
 help: ## say what there is
 	@awk -F '## ' '/^[a-z-]+:.*## / { sub(/:.*/, "", $$1); printf "make %-9s %s\n", $$1, $$2 }' Makefile
@@ -60,6 +60,9 @@ lock: | build/uv ## resolve the dependencies anew into requirements/
 build/uv:
 	$(PYTHON) -m venv $@
 	$@/bin/pip install --quiet uv
+
+release: $(READY) ## build wheel and sdist into dist/ reproducibly, check and try both
+	@$(BIN)/python -m tools.release
 
 clean: ## remove all that make made
 	rm -rf $(VENV) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -29,9 +29,9 @@ def _number(value: float, unit: str) -> str:
 
 def _show(results: list[Result], tables: list[Table]) -> None:
     console = Console(width=130)
-    for told in tables:
-        shown = rich.table.Table(*told.heads)
-        for row in told.rows:
+    for numbers in tables:
+        shown = rich.table.Table(*numbers.heads)
+        for row in numbers.rows:
             shown.add_row(*(one if isinstance(one, str) else f"{one:,.4g}" for one in row))
         console.print(shown)
     table = rich.table.Table("measured", "whoseblock", "against", "ratio", "target", "")
@@ -48,7 +48,7 @@ def _show(results: list[Result], tables: list[Table]) -> None:
 
 
 def _parts() -> list[Callable[[Path], Iterator[Result | Table]]]:
-    """Give the parts that are named on the command line, or all."""
+    """Return the parts that are named on the command line, or all."""
     parser = argparse.ArgumentParser(prog="bench")
     parser.add_argument("part", nargs="*", help="what to measure; without, everything")
     parser.add_argument("--idle", type=float, default=watch.IDLE_S, help="seconds (%(default)g)")

@@ -1,4 +1,4 @@
-"""What questions to mounted filesystems cost, against xfs_io, find, and reading /proc."""
+"""The cost of lookups on mounted filesystems, against xfs_io, find, and reading /proc."""
 
 import ctypes
 import os
@@ -127,7 +127,7 @@ def _processes(folder: Path) -> Iterator[Result]:
 
 def _child(path: Path) -> int:
     """Start a process that has every second page of a file mapped, each by itself."""
-    ready, told = os.pipe()
+    ready, written = os.pipe()
     child = os.fork()
     if child == 0:
         descriptor = os.open(path, os.O_RDONLY)
@@ -135,10 +135,10 @@ def _child(path: Path) -> int:
         for number in range(MAPPINGS):
             _libc.mmap(None, BLOCK, 1, 1, descriptor, 2 * number * BLOCK)
         os.close(descriptor)
-        os.write(told, b"!")
+        os.write(written, b"!")
         while True:
             signal.pause()
-    os.close(told)
+    os.close(written)
     os.read(ready, 1)
     os.close(ready)
     return child

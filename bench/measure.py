@@ -43,7 +43,7 @@ class Result(NamedTuple):
 
 
 class Table(NamedTuple):
-    """Numbers that are told and have no target: the heads of the columns, and the rows."""
+    """Numbers without a target: the heads of the columns, and the rows."""
 
     name: str
     heads: tuple[str, ...]
@@ -84,7 +84,7 @@ class Comparison(NamedTuple):
 def compare(
     ours: Callable[[], float], theirs: Callable[[], float], *, rounds: int = 5
 ) -> Comparison:
-    """Take both in turn, one round uncounted; the ratio is theirs by ours.
+    """Measure both in turn, one round uncounted; the ratio is theirs by ours.
 
     A machine that others use too is slow at times: runs side by side are slowed alike.
     """

@@ -48,7 +48,7 @@ _FORMS: Final = {
 
 
 class _Case(NamedTuple):
-    """What is asked about an image; ``forms`` are the names of the outputs."""
+    """A case for an image; ``forms`` are the names of the outputs."""
 
     what: str
     image: Path

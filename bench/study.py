@@ -50,7 +50,7 @@ def render(document: str, results: dict[str, Any]) -> str:
 
 
 def _more(results: dict[str, Any]) -> Iterator[Table]:
-    """Give the tables about the machine and about the kernel's own upkeep."""
+    """Yield the tables about the machine and about the kernel's own upkeep."""
     report = results["report"]
     faulted = report["workloads"][0]["associations"]
     yield Table(

@@ -1,7 +1,7 @@
 """The images that the study is made on: files and their clones, by the real mkfs.xfs and kernel.
 
-Made anew with the same kernel and mkfs.xfs they have the same files in the same places: space is
-reserved before it is written, and synced, so that nothing depends on when the kernel writes back.
+With the same kernel and mkfs.xfs, every run makes the same files in the same places.  Space is
+reserved before it is written, and synced, so that the time of writeback does not matter.
 """
 
 import os

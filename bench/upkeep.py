@@ -1,6 +1,6 @@
-"""What the kernel pays to keep a reverse mapping: the same work with it and without it.
+"""The cost of a reverse map for the kernel: the same work with and without it.
 
-``python -m bench.upkeep`` measures it by itself; ``make study`` does it, too.
+``python -m bench.upkeep`` measures it alone; ``make study`` includes it.
 """
 
 import os
@@ -99,7 +99,7 @@ def price(folder: Path) -> Price:
 
 
 def table(paid: Price) -> Table:
-    """Give a price as a table."""
+    """Return a price as a table."""
     kept = paid.space_without - paid.space_with
     return Table(
         "kernel",
@@ -165,13 +165,13 @@ def _clones(root: bytes) -> list[int]:
 
 
 def _written(device: str) -> int:
-    """Give the bytes that were ever written to a block device."""
+    """Return the bytes that were ever written to a block device."""
     fields = Path("/sys/block", Path(device).name, "stat").read_text().split()
     return int(fields[6]) * 512
 
 
 def _counted(device: str) -> dict[str, int]:
-    """Give what the filesystem on a device has counted of itself so far."""
+    """Return the statistics of the filesystem on a device."""
     lines = Path("/sys/fs/xfs", Path(device).name, "stats/stats").read_text().splitlines()
     counts = {name: numbers for name, *numbers in map(str.split, lines)}
     return {name: sum(int(counts[group][at]) for at in of) for name, (group, of) in _WORK.items()}

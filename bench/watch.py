@@ -1,4 +1,4 @@
-"""What the daemon costs while all is well, and how long after a failure its owners are journaled.
+"""The cost of the idle daemon, and the time from a failure to its owners in the journal.
 
 A real daemon, before which sectors of a loop device fail one after the other.  The bench sees on
 the daemon's standard error when the owners of one are in the journal, and there when the kernel had
@@ -65,8 +65,8 @@ class _Daemon:
         assert process.stderr is not None  # noqa: S101 - for the type checker: it is a pipe
         self._stderr = process.stderr
 
-    def said(self, pattern: "re.Pattern[bytes]") -> tuple[float, re.Match[bytes]]:
-        """Wait for a line of the log; give the time of day at which it came."""
+    def wait_for(self, pattern: "re.Pattern[bytes]") -> tuple[float, re.Match[bytes]]:
+        """Wait for a line of the log; return the time of day at which it arrived."""
         while line := self._stderr.readline():
             at = time.time()
             if match := pattern.search(line):
@@ -74,19 +74,19 @@ class _Daemon:
         raise RuntimeError("the daemon has ended")
 
     def children(self) -> list[int]:
-        """Give its processes besides itself: the worker, if there is one."""
+        """Return its processes besides itself: the worker, if there is one."""
         text = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text()
         return list(map(int, text.split()))
 
-    def told(self) -> tuple[int, int]:
-        """Say how many messages of the kernel's log it has read, and how many reports it had."""
-        said = measured([*_WHOSEBLOCK, "status", "--json", "--state", self.state]).output
-        status = json.loads(said)
+    def counts(self) -> tuple[int, int]:
+        """Return the numbers of messages of the kernel's log and of reports that it has read."""
+        output = measured([*_WHOSEBLOCK, "status", "--json", "--state", self.state]).output
+        status = json.loads(output)
         messages = status["sources"]["kmsg"]["health"].rpartition(" ")[2]
         return int(messages), sum(status["counts"]["reports"].values())
 
     def dismiss_worker(self) -> None:
-        """Have the worker end, as it does when nothing has happened for a while."""
+        """End the worker, as the daemon does after an idle time."""
         os.kill(self.pid, signal.SIGHUP)
         while self.children():
             time.sleep(0.01)
@@ -102,7 +102,7 @@ def _daemon() -> Iterator[_Daemon]:
         with subprocess.Popen(words, stderr=subprocess.PIPE) as process:
             try:
                 daemon = _Daemon(folder, process)
-                daemon.said(re.compile(rb"event=watching"))
+                daemon.wait_for(re.compile(rb"event=watching"))
                 yield daemon
             finally:
                 process.terminate()
@@ -112,7 +112,7 @@ def _daemon() -> Iterator[_Daemon]:
 
 
 class _Disk(NamedTuple):
-    """Where sectors can be made to fail, and how: each place once."""
+    """Places whose sectors can be made to fail, each once."""
 
     name: str
     loop: Path
@@ -122,7 +122,7 @@ class _Disk(NamedTuple):
 
 @contextmanager
 def _disk(name: str, path: Path, wanted: int) -> Iterator[_Disk]:
-    """Give a disk with an image; ``wanted`` places on it are of files."""
+    """Provide a disk with an image; ``wanted`` places on it belong to files."""
     with (
         tempfile.TemporaryDirectory(prefix="whoseblock-bench-") as folder,
         failing_disk(path, Path(folder) / "at", in_place=False) as (served, loop, root),
@@ -189,24 +189,24 @@ def _reactions(folder: Path) -> Iterator[Result | Table]:
 
 
 def _react(disk: _Disk, daemon: _Daemon, places: list[int], *, cold: bool) -> Iterator[float]:
-    """Have places fail one by one; give the seconds from each event to its owners."""
+    """Make places fail one by one; return the seconds from each event to its owners."""
     if not cold:
         # The worker is there from now on.
         first, *places = places
         disk.fail(first)
-        daemon.said(_FAILURE)
+        daemon.wait_for(_FAILURE)
     for at in places:
         if cold:
             daemon.dismiss_worker()
         # What is still written of the one before is not counted to this one.
         time.sleep(0.1)
         disk.fail(at)
-        until, match = daemon.said(_FAILURE)
+        until, match = daemon.wait_for(_FAILURE)
         yield until - _failed_at(daemon.journal, int(match[1]), disk.loop.name, at)
 
 
 def _failed_at(journal: Path, failure: int, device: str, start: int) -> float:
-    """Give when the kernel had the event of a failure, whose owners are in the journal."""
+    """Return the time of the kernel's event for a failure whose owners are in the journal."""
     with open_journal(str(journal), write=False) as opened:
         history = opened.history(failure)
     (finding,) = history.findings
@@ -235,7 +235,7 @@ def _distribution(times: Sequence[float]) -> tuple[float, ...]:
 
 
 class _Cost(NamedTuple):
-    """What a process and its children have had since they began, and what memory it has now."""
+    """Processor time and wake-ups of a process and its children, and its present memory."""
 
     processor: float
     wakes: int
@@ -253,12 +253,12 @@ def _idle(seconds: float) -> Iterator[Result | Table]:
             # The first minute is that of its start: what it reads once is read.
             time.sleep(min(seconds, INTERVAL_S))
             print(f"the daemon is idle for {seconds:g} s …", file=sys.stderr)
-            messages, reports = daemon.told()
+            messages, reports = daemon.counts()
             before, peer_before = _cost(daemon.pid), _cost(bare.pid)
             time.sleep(seconds)
             after, peer = _cost(daemon.pid), _cost(bare.pid)
-            # Whoever asks wakes it.
-            messages_now, reports_now = daemon.told()
+            # A status request wakes the daemon.
+            messages_now, reports_now = daemon.counts()
         finally:
             bare.terminate()
     rows = [
@@ -274,7 +274,7 @@ def _idle(seconds: float) -> Iterator[Result | Table]:
     heads = (f"idle for {seconds:g} s", "ms of processor", "wake-ups", "RSS in MB", "PSS in MB")
     yield Table("idle", heads, rows)
     if reports_now > reports:
-        print("a disk of somebody else failed meanwhile: the daemon was not idle", file=sys.stderr)
+        print("another disk failed meanwhile: the daemon was not idle", file=sys.stderr)
     wakes = after.wakes - before.wakes
     due = round(seconds / INTERVAL_S) + messages_now - messages
     yield Result(

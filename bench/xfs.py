@@ -1,4 +1,4 @@
-"""What issue-sized questions to XFS images cost, against xfs_db."""
+"""The cost of lookups on XFS images, against xfs_db."""
 
 import random
 import re
@@ -57,14 +57,14 @@ def _open(path: Path) -> XfsFilesystem:
 
 
 def _fsbno(filesystem: XfsFilesystem, start: int) -> int:
-    """Give a byte's filesystem block number, which is what xfs_db takes."""
+    """Return the filesystem block number of a byte, as xfs_db expects it."""
     sb = filesystem.volume.sb
     agno, agbno = divmod(start // BLOCK, sb.agblocks)
     return agno << sb.agblklog | agbno
 
 
 def _owned_blocks(filesystem: XfsFilesystem, wanted: int) -> list[int]:
-    """Give so many blocks of files, each of another extent while there are enough, at random."""
+    """Return ``wanted`` random blocks of files, each of another extent while there are enough."""
     size = filesystem.volume.ag_bytes
     whole = range(0, filesystem.size, size)
     lengths = [min(size, filesystem.size - start) for start in whole]

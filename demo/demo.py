@@ -41,22 +41,22 @@ class Failure(NamedTuple):
 
 
 def is_shared_data(row: Owner) -> bool:
-    """Whether it is file data with more than one owner."""
+    """Return whether it is file data with more than one owner."""
     return isinstance(row, FileOwner) and row.what == "data" and row.shared
 
 
 def is_private_data(row: Owner) -> bool:
-    """Whether it is written data of one file with one name."""
+    """Return whether it is written data of one file with one name."""
     return is_data(row, names=1) and not is_shared_data(row)
 
 
 def is_data_of_many_names(row: Owner) -> bool:
-    """Whether it is data of a file with hard links."""
+    """Return whether it is data of a file with hard links."""
     return is_data(row, names=3)
 
 
 def is_data(row: Owner, names: int) -> bool:
-    """Whether it is written data of a file with so many names."""
+    """Return whether it is written data of a file with so many names."""
     return (
         isinstance(row, FileOwner)
         and row.what == "data"
@@ -67,22 +67,22 @@ def is_data(row: Owner, names: int) -> bool:
 
 
 def is_unwritten(row: Owner) -> bool:
-    """Whether it is preallocated space of a file, never written."""
+    """Return whether it is preallocated space of a file, never written."""
     return isinstance(row, FileOwner) and row.unwritten
 
 
 def is_free(row: Owner) -> bool:
-    """Whether it is free space."""
+    """Return whether it is free space."""
     return isinstance(row, Free)
 
 
 def is_space_btree(row: Owner) -> bool:
-    """Whether it is a block of an allocation group's space btrees."""
+    """Return whether it is a block of an allocation group's space btrees."""
     return isinstance(row, MetadataOwner) and row.what == "ag"
 
 
 def is_inodes(row: Owner) -> bool:
-    """Whether it is a block of inodes."""
+    """Return whether it is a block of inodes."""
     return isinstance(row, MetadataOwner) and row.what == "inodes"
 
 
@@ -148,7 +148,7 @@ def read(medium: EmulatedPmem, page: ByteRange) -> str:
 
 
 def is_right(failure: Failure, answer: Answer, lost: bytes) -> bool:
-    """Whether an answer is as expected, and agrees with what the page had said."""
+    """Return whether an answer is as expected, and agrees with the page before."""
     enough = 2 if failure.expected is is_shared_data else 1
     if not answer.complete or len(answer) < enough or not all(map(failure.expected, answer)):
         return False
@@ -158,7 +158,7 @@ def is_right(failure: Failure, answer: Answer, lost: bytes) -> bool:
 
 
 class Outcome(NamedTuple):
-    """How many answers were wrong, and the pages that can be repaired."""
+    """The number of wrong answers, and the pages that can be repaired."""
 
     wrong: int
     shared: ByteRange

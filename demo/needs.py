@@ -1,4 +1,4 @@
-"""What the last part of the demo needs, and which of it this machine has."""
+"""The requirements of the last part of the demo, and those that this machine meets."""
 
 import os
 import shutil

@@ -1,8 +1,8 @@
 """Repair what failed: the last part of the demo.
 
-As root, with FUSE and XFS in the kernel, it emulates a failing disk, mounts it, and recovers it
-with ``whoseblock respond``: a free page is zeroed, a page that two files share is restored once for
-both.  With FUSE alone the emulated disk stays unmounted, and only the free page is repaired.
+As root, with FUSE and XFS in the kernel, it emulates a failing disk and mounts it.  ``whoseblock
+respond`` then zeroes a free page, and restores a page that two files share once for both.  With
+FUSE alone the emulated disk stays unmounted, and only the free page is repaired.
 Without FUSE the free page is repaired in the image, through the Python API.
 """
 
@@ -36,7 +36,7 @@ class _CannotError(Exception):
 
 
 def recover(image: Path, shared: ByteRange, free: ByteRange, found: list[Need]) -> int:
-    """Let both pages fail, and recover as much as this machine can.
+    """Make both pages fail, and recover as much as this machine can.
 
     ``image`` is a scratch copy, and changed.  ``found`` is what `needs` returned.  Returns how many
     results were wrong.

@@ -55,7 +55,7 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
 
 @pytest.fixture(scope="session")
 def session_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Give one folder that all processes of this session share."""
+    """Provide one folder that all processes of this session share."""
     base = tmp_path_factory.getbasetemp()
     # Each process of pytest-xdist has a folder of its own within the session's.
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "zoo"
@@ -65,7 +65,7 @@ def session_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def zoo(session_folder: Path) -> Zoo:
-    """Give the filled images, each made when first asked for."""
+    """Provide the filled images, each made at its first use."""
     return Zoo(session_folder)
 
 
@@ -84,7 +84,7 @@ def demo_image(session_folder: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Postgres]:
-    """Give a PostgreSQL server that runs until this process ends."""
+    """Provide a PostgreSQL server that runs until this process ends."""
     with server() as started:
         yield started
 
@@ -113,7 +113,7 @@ def ending_signals() -> Iterator[None]:
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def journal_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """Give the place of a journal that is not there yet, in either kind of database."""
+    """Provide the URL of a journal that does not exist yet, in either kind of database."""
     if request.param == "sqlite":
         return str(tmp_path / "journal.sqlite")
     started: Postgres = request.getfixturevalue("postgres")

@@ -67,7 +67,7 @@ class Block(NamedTuple):
 
 
 def blocks(document: Path) -> Iterator[Block]:
-    """Give the fenced blocks of a document."""
+    """Yield the fenced blocks of a document."""
     lines = iter(enumerate(document.read_text("utf-8").splitlines(), 1))
     before = ""
     for number, line in lines:
@@ -85,7 +85,7 @@ def blocks(document: Path) -> Iterator[Block]:
 
 
 def commands(block: Block) -> Iterator[tuple[str, str]]:
-    """Give each command of a console block with what it has to print."""
+    """Yield each command of a console block with its expected output."""
     first, *shown = re.split(r"^\$ ", block.text, flags=re.MULTILINE)
     assert not first, f"line {block.line}: a console block begins with '$ '"
     for one in shown:
@@ -95,7 +95,7 @@ def commands(block: Block) -> Iterator[tuple[str, str]]:
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Give an environment in which whoseblock and python3 are this project's and this Python."""
+    """Provide an environment in which whoseblock and python3 are this project's and this Python."""
     folder = tmp_path_factory.mktemp("bin")
     for name, arguments in {"whoseblock": " -m whoseblock", "python3": ""}.items():
         program = folder / name
@@ -169,7 +169,7 @@ def test_what_is_shown_is_so(
 
 
 def anchors(document: Path) -> set[str]:
-    """Give what the headings of a document can be linked to as."""
+    """Return the anchors of the headings of a document."""
     text = re.sub(r"^```.*?^```$", "", document.read_text("utf-8"), flags=re.DOTALL | re.MULTILINE)
     titles = re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
@@ -209,7 +209,7 @@ def test_the_contract_has_every_field_and_word() -> None:
 
 
 def sentences() -> list[str]:
-    """Give every text in the code, those with gaps in pieces."""
+    """Return every string in the code, with ``…`` for the fields of f-strings."""
     found = []
     for source in SOURCES:
         for node in ast.walk(ast.parse(source.read_bytes())):

@@ -9,10 +9,10 @@ from tests.support.filled_images import Zoo
 
 from whoseblock.errors import NotAFilesystemError, OutOfDeviceError
 from whoseblock.fs.base import FileOwner, Outside, Unknown, Via
-from whoseblock.fs.recognise import open_filesystem
+from whoseblock.fs.registry import open_volume
 from whoseblock.lookup import Asked, Lookup
 from whoseblock.media.device import FileMedia
-from whoseblock.stack.base import Ending, Layer, Linear, descend
+from whoseblock.stack.base import Layer, LinearSegment, UnmappedSegment, descend
 
 
 def image_layer(name: str, image: Path) -> Layer:
@@ -21,18 +21,18 @@ def image_layer(name: str, image: Path) -> Layer:
 
 @pytest.fixture
 def lookup() -> Lookup:
-    return Lookup(lambda layer: open_filesystem(layer.open()))
+    return Lookup(lambda layer: open_volume([layer.open()]))
 
 
 def test_one_failure_that_reaches_two_filesystems_gives_all_owners(
     zoo: Zoo, lookup: Lookup
 ) -> None:
-    """Two volumes over the same part of a disk, as device-mapper lets one make them."""
+    # Two volumes over the same part of a disk, as device-mapper lets one make them.
     first, second = zoo.filled("4k"), zoo.filled("1k")
     disk = Layer("disk", 1 << 40, "disk")
     disk.segments = [
-        Linear(4096, first.image.stat().st_size, image_layer("one", first.image)),
-        Linear(12288, second.image.stat().st_size, image_layer("two", second.image)),
+        LinearSegment(4096, first.image.stat().st_size, image_layer("one", first.image)),
+        LinearSegment(12288, second.image.stat().st_size, image_layer("two", second.image)),
     ]
     # Where both have files.
     row = next(
@@ -64,9 +64,9 @@ def test_what_nobody_can_follow_is_unknown_and_the_rest_is_answered(
     truth = zoo.filled("4k")
     disk = Layer("disk", 1 << 40, "disk")
     disk.segments = [
-        Ending(0, 512, "MBR"),
-        Ending(512, 512, "a thin pool", certain=False, remark="a remark"),
-        Linear(1024, 4096, image_layer("part", truth.image)),
+        UnmappedSegment(0, 512, "MBR"),
+        UnmappedSegment(512, 512, "a thin pool", certain=False, remark="a remark"),
+        LinearSegment(1024, 4096, image_layer("part", truth.image)),
     ]
     with lookup:
         (answer,) = lookup.answers([Asked(256, 1000, disk)])
@@ -82,11 +82,11 @@ def test_what_nobody_can_follow_is_unknown_and_the_rest_is_answered(
 
 def test_layers_that_are_made_of_each_other_come_to_an_end() -> None:
     one, two = Layer("one", 1000, "disk"), Layer("two", 1000, "disk")
-    one.segments, two.segments = [Linear(0, 1000, two)], [Linear(0, 1000, one)]
+    one.segments, two.segments = [LinearSegment(0, 1000, two)], [LinearSegment(0, 1000, one)]
     (landing,) = descend(one, 10, 20)
     assert landing.layer is None
     assert not landing.certain
-    assert len(landing.way) < 100
+    assert len(landing.via) < 100
 
 
 def test_a_range_that_a_person_asked_for_must_be_on_the_device(zoo: Zoo, lookup: Lookup) -> None:
@@ -113,7 +113,7 @@ def test_a_layer_without_a_filesystem_is_asked_for_only_once() -> None:
 
     layer = Layer("empty", 4096, "disk")
     disk = Layer("disk", 8192, "disk")
-    disk.segments = [Linear(0, 4096, layer)]
+    disk.segments = [LinearSegment(0, 4096, layer)]
     with Lookup(nothing) as lookup:  # type: ignore[arg-type]
         answers = list(lookup.answers([Asked(0, 512, disk), Asked(512, 512, disk)]))
     assert asked == [layer]

@@ -323,7 +323,7 @@ def test_threads_can_have_descriptors_of_their_own(
 
 
 def test_processes_that_end_during_the_scan_are_no_error(file: Path) -> None:
-    """Each child gives itself its name before it maps the file, and is another program after."""
+    # Each child gives itself its name before it maps the file, and is another program after.
     program = """if True:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     threading.Thread(target=lambda: (sys.stdin.read(), os._exit(0)), daemon=True).start()
@@ -401,7 +401,7 @@ def test_nothing_wanted() -> None:
 
 
 def test_a_path_of_any_length(tmp_path: Path) -> None:
-    """Of a descriptor whose path is longer than a page the kernel does not tell the path."""
+    # Of a descriptor whose path is longer than a page the kernel does not tell the path.
     top = tmp_path / "deep"
     top.mkdir()
     program = """if True:
@@ -506,7 +506,7 @@ def test_a_pid_namespace_lists_only_its_own(file: Path) -> None:
 
 @contextlib.contextmanager
 def silent_file(tmp_path: Path) -> Iterator[tuple[int, int, Path]]:
-    """Give who has which inode open of a filesystem that does not answer, and where that is."""
+    """Provide a process and the inode that it has open on a filesystem that does not answer."""
     image = tmp_path / "image"
     image.write_bytes(bytes(PAGE))
     folder = tmp_path / "silent"

@@ -141,7 +141,7 @@ def test_descriptors(  # noqa: PLR0913 - hypothesis gives each by its name
     wrong: str,
     more: str,
 ) -> None:
-    """Older kernels do not tell the inode, and some mounts are not in a process's list."""
+    # Older kernels do not tell the inode, and some mounts are not in a process's list.
     with tempfile.TemporaryDirectory() as top:
         file = Path(top, "a file\n 1 1")
         file.write_bytes(b"")

@@ -10,6 +10,7 @@ import pytest
 
 TOP = Path(__file__).resolve().parent.parent
 PACKAGE = TOP / "src" / "whoseblock"
+TESTS = TOP / "tests"
 MAX_LINES = 600
 
 
@@ -29,9 +30,10 @@ ROOMS = (
     Room(("fs.layout", "fs.*.format"), 2, 0),
     Room(("fs",), 3, 2),
     Room(("stack",), 3, 1),
-    Room(("asking", "lookup", "processes", "summary", "target"), 4, 3),
+    Room(("sources",), 1, 0),
+    Room(("asking", "lookup", "processes", "resolve", "summary", "target"), 4, 3),
     Room(("journal", "respond"), 5, 4),
-    Room(("sources", "watch"), 6, 5),
+    Room(("watch",), 6, 5),
     Room(("study",), 6, 4),
     Room(("cli", "__main__"), 7, 7),
     # The package itself, which is the Python API: it shows anything but the command line.
@@ -79,7 +81,7 @@ def room_of(module: str) -> Room:
 
 
 def imports(source: bytes, package: str) -> Iterator[str]:
-    """Give the full name of all that is imported, in functions and under TYPE_CHECKING too."""
+    """Yield the full names of all imports, in functions and under TYPE_CHECKING too."""
     above = package.split(".")
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -93,14 +95,14 @@ def imports(source: bytes, package: str) -> Iterator[str]:
 
 
 def imports_of(module: str) -> list[str]:
-    """Give what a module of the package imports."""
+    """Return what a module of the package imports."""
     path = MODULES[module]
     package = ".".join(("whoseblock", *path.parent.relative_to(PACKAGE).parts))
     return list(imports(path.read_bytes(), package))
 
 
 def upward(module: str, imported: list[str]) -> list[str]:
-    """Give those imports that a module's floor does not allow."""
+    """Return those imports that a module's floor does not allow."""
     own = room_of(module)
     inside = [name for name in imported if name.split(".")[0] == "whoseblock"]
     rooms = {name: room_of(name.removeprefix("whoseblock").removeprefix(".")) for name in inside}
@@ -108,7 +110,7 @@ def upward(module: str, imported: list[str]) -> list[str]:
 
 
 def committed_files() -> dict[str, bytes]:
-    """Give the files that are committed, or would be by ``git add``."""
+    """Return the files that are committed, or would be by ``git add``."""
     git = ["git", "-c", f"safe.directory={TOP}", "-C", str(TOP)]
     listing = [*git, "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
     try:
@@ -165,53 +167,129 @@ def test_modules_say_what_they_are(module: str) -> None:
     assert ast.get_docstring(ast.parse(MODULES[module].read_bytes()))
 
 
-# The rooms of watch/, from the bottom up, and those that each may import. A module outside of the
-# packages is a room of its own.
-WATCH_ROOMS: dict[str, set[str]] = {
-    "log": set(),
-    "clock": set(),
-    "children": set(),
-    "statistics": set(),
-    "formats": set(),
-    "store": set(),
-    "sources": {"formats", "store", "log", "clock", "children"},
-    "attribution": {"store", "log", "children"},
-    "policy": {"attribution", "store", "statistics", "log", "clock"},
-    "status": {"store", "statistics"},
-    "processor": {"policy", "attribution", "store", "statistics", "log"},
-    "worker": {"processor", "store", "statistics", "log", "children"},
-    "daemon": {"worker", "processor", "status", "policy", "sources", "store", "statistics", "log"},
+# The rooms of a package, from the bottom up, and those that each may import. A module outside of
+# the package's folders is a room of its own.
+PACKAGES: dict[str, dict[str, set[str]]] = {
+    "stack": {
+        "base": set(),
+        "formats": set(),
+        "members": {"base", "formats"},
+        "kernel": {"base", "formats", "members"},
+        "images": {"base", "formats", "members"},
+        "mounted": {"kernel"},
+    },
+    "watch": {
+        "log": set(),
+        "clock": set(),
+        "children": set(),
+        "statistics": set(),
+        "formats": set(),
+        "store": set(),
+        "sources": {"formats", "store", "log", "clock", "children"},
+        "attribution": {"store", "log", "children"},
+        "policy": {"attribution", "store", "statistics", "log", "clock"},
+        "status": {"store", "statistics"},
+        "processor": {"policy", "attribution", "store", "statistics", "log"},
+        "worker": {"processor", "store", "statistics", "log", "children"},
+        "daemon": {
+            *("worker", "processor", "status", "policy", "sources", "store"),
+            *("statistics", "log"),
+        },
+    },
 }
 
 
-def watch_arrows(module: str, imported: list[str]) -> set[str]:
-    """Return the other rooms of watch/ that a module of it imports."""
-    own = module.split(".")[1]
-    rooms = {name.split(".")[2] for name in imported if name.startswith("whoseblock.watch.")}
-    return rooms - {own}
+def arrows(module: str, imported: list[str]) -> set[str]:
+    """Return the other rooms of its package that a module imports."""
+    package, own = module.split(".")[:2]
+    inside = f"whoseblock.{package}."
+    return {name.split(".")[2] for name in imported if name.startswith(inside)} - {own}
 
 
-@pytest.mark.parametrize("module", [name for name in MODULES if name.startswith("watch.")])
-def test_rooms_of_watch_import_as_their_table_says(module: str) -> None:
-    assert watch_arrows(module, imports_of(module)) <= WATCH_ROOMS[module.split(".")[1]]
+@pytest.mark.parametrize(
+    "module", [name for name in MODULES if "." in name and name.split(".")[0] in PACKAGES]
+)
+def test_rooms_import_as_the_table_of_their_package_says(module: str) -> None:
+    package, room = module.split(".")[:2]
+    assert arrows(module, imports_of(module)) <= PACKAGES[package][room]
 
 
-def test_the_table_of_watch_has_no_upward_and_no_unused_arrow() -> None:
+@pytest.mark.parametrize("package", PACKAGES)
+def test_the_table_of_a_package_has_no_upward_and_no_unused_arrow(package: str) -> None:
     below: set[str] = set()
-    for room, known in WATCH_ROOMS.items():
+    for room, known in PACKAGES[package].items():
         assert known <= below
         below.add(room)
-    used = {room: set[str]() for room in WATCH_ROOMS}
+    used = {room: set[str]() for room in PACKAGES[package]}
     for module in MODULES:
-        if module.startswith("watch."):
-            used[module.split(".")[1]] |= watch_arrows(module, imports_of(module))
-    assert used == WATCH_ROOMS
+        if module.startswith(f"{package}."):
+            used[module.split(".")[1]] |= arrows(module, imports_of(module))
+    assert used == PACKAGES[package]
 
 
-def test_an_arrow_that_the_table_of_watch_lacks_is_seen() -> None:
+def test_an_arrow_that_the_table_of_a_package_lacks_is_seen() -> None:
     source = b"from whoseblock.watch.policy.rules import Rule"
-    arrows = watch_arrows("watch.store.spool", list(imports(source, "whoseblock.watch.store")))
-    assert not arrows <= WATCH_ROOMS["store"]
+    found = arrows("watch.store.spool", list(imports(source, "whoseblock.watch.store")))
+    assert not found <= PACKAGES["watch"]["store"]
+
+
+#: Folders of tests that mirror no folder of the package, and why.
+OTHER_TESTS = {
+    "scenarios": "tests that cross the packages",
+    "alone": "tests that need the kernel's log to themselves",
+    "vm": "tests that run in virtual machines",
+    "fixtures": "files that tests read",
+}
+#: Folders of tests that mirror other folders than the package's.
+OTHER_SOURCES = {"support": TESTS / "support", "tools": TOP / "tools"}
+#: Test files without a module of their name, and what they test.
+WITHOUT_MODULE = {
+    "test_docs.py": "the README, docs/ and the other documents",
+    "test_structure.py": "the rules of the house",
+    "watch/test_share.py": "share/, which the wheel installs",
+    "watch/test_unit.py": "the systemd unit in share/",
+    "watch/test_soak.py": "the daemon as a process, for a long time",
+}
+
+
+def module_of(test: Path) -> Path | None:
+    """Return the module or package that a test file tests by its name.
+
+    ``a/test_b.py`` tests ``a/b.py`` or the package ``a/b/``; ``a/test_a.py`` tests the package
+    ``a/`` as a whole; ``a/test_b_aspect.py`` and ``a/test_a_aspect.py`` test an aspect of these.
+    """
+    folder = test.parent
+    top = OTHER_SOURCES.get(folder.parts[0]) if folder.parts else None
+    source = top.joinpath(*folder.parts[1:]) if top else PACKAGE / folder
+    name = test.stem.removeprefix("test_")
+    words = name.split("_")
+    modules = ["_".join(words[:count]) for count in range(len(words), 0, -1)]
+    found = [source / f"{module}{ending}" for module in modules for ending in (".py", "")]
+    if folder.name in modules:
+        found.append(source)
+    return next((path for path in found if path.exists()), None)
+
+
+def test_every_test_file_is_where_its_module_is() -> None:
+    files = [path.relative_to(TESTS) for path in sorted(TESTS.rglob("test_*.py"))]
+    mirrored = [path for path in files if path.parts[0] not in OTHER_TESTS]
+    assert {str(path) for path in mirrored if module_of(path) is None} == set(WITHOUT_MODULE)
+
+
+@pytest.mark.parametrize(
+    ("test", "tested"),
+    [
+        ("test_ranges.py", "ranges.py"),
+        ("fs/xfs/test_btree.py", "fs/xfs/btree.py"),
+        ("sources/test_sources.py", "sources"),
+        ("test_processes_races.py", "processes.py"),
+        ("cli/test_cli_interrupt.py", "cli"),
+        ("test_btree.py", None),
+        ("stack/test_ranges.py", None),
+    ],
+)
+def test_the_path_of_a_test_file_names_its_module(test: str, tested: str | None) -> None:
+    assert module_of(Path(test)) == (PACKAGE / tested if tested else None)
 
 
 def test_no_program_is_long() -> None:

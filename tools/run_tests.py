@@ -31,7 +31,7 @@ def _is_alone(word: str) -> bool:
 
 
 def _runs(workers: str, words: list[str]) -> list[list[str]]:
-    """Give the arguments of each run."""
+    """Return the arguments of each run."""
     paths = [word for word in words if _is_path(word)]
     options = [word for word in words if not _is_path(word)]
     alone = [word for word in paths if _is_alone(word)]

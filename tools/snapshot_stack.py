@@ -3,9 +3,12 @@
 
     tools/snapshot_stack.py machine.tar.xz
 
-The archive holds small text files and symbolic links of /sys and /proc as they are: block devices
-with their partitions, holders, device-mapper names, md and loop attributes and bad blocks; the
-regions and namespaces of persistent memory; /proc/iomem, mountinfo, mdstat, partitions and swaps.
+The archive has small text files and symbolic links of /sys and /proc:
+
+- block devices with their partitions, holders, device-mapper names, md and loop attributes, and
+  bad blocks;
+- the regions and namespaces of persistent memory;
+- /proc/iomem, mountinfo, mdstat, partitions and swaps.
 Device-mapper's tables, which are no files, are added as dm-tables/dm-N, without keys.  Unpacked, it
 stands in for / in ``whoseblock stack --root DIR``.
 
@@ -44,7 +47,7 @@ MOST = 64 * 1024
 
 
 def attributes(folder: Path) -> Iterator[Path]:
-    """Give the files and links that are saved of one device."""
+    """Yield the files and links that are saved of one device."""
     names = {"dm": "name uuid suspended".split(), "loop": LOOP, "queue": QUEUE, "md": MD}
     yield from (folder / name for name in BLOCK + ND)
     for group, members in names.items():

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Mapping
 
     from whoseblock.fs.driver import Volume
     from whoseblock.media.base import Media
@@ -27,17 +28,22 @@ __version__ = "0.1.0"
 def open(  # noqa: A001 - like gzip.open: it is only ever used with the module's name
     target: "str | os.PathLike[str] | Media",
     *,
+    companions: "Mapping[str, str | os.PathLike[str] | Media] | None" = None,
     log_device: "str | os.PathLike[str] | Media | None" = None,
     offline: bool = False,
 ) -> "Volume":
     """Open the filesystem of a mount point, on a device, an image, or any `whoseblock.media.Media`.
 
     The kernel is asked about what is mounted, and the disk about all else, also about what the
-    kernel has shut down; ``offline`` asks the disk in any case.  ``log_device`` is where an XFS
-    filesystem keeps an external log.  The result closes what it was made of, and is a context
+    kernel has shut down; ``offline`` asks the disk in any case.  ``companions`` are the other
+    devices of the filesystem by their role, such as ``{"log": "/dev/sdb1"}`` for an external log;
+    ``log_device`` is short for that.  The result closes what it was made of, and is a context
     manager.  Raises `WhoseblockError` and its kin.
     """
     # Importing whoseblock must cost nothing; opening something may.
     from whoseblock.lookup import open_filesystem
 
-    return open_filesystem(target, log_device=log_device, offline=offline)
+    others = dict(companions or {})
+    if log_device is not None:
+        others["log"] = log_device
+    return open_filesystem(target, companions=others, offline=offline)

@@ -6,7 +6,7 @@ words of the question: every ``start`` is a byte of the device that was asked ab
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from heapq import merge
 from itertools import islice, pairwise
@@ -24,7 +24,7 @@ from whoseblock.errors import (
     PrivilegeError,
     WhoseblockError,
 )
-from whoseblock.fs import recognise
+from whoseblock.fs import registry
 from whoseblock.fs.arguments import check_within
 from whoseblock.fs.base import (
     Answer,
@@ -43,8 +43,8 @@ from whoseblock.fs.driver import AddressSpace, Volume
 from whoseblock.fs.stream import ROW_BUDGET, LeadingRows, join_rows
 from whoseblock.media.base import Media
 from whoseblock.media.device import FileMedia
-from whoseblock.media.mounts import is_folder
-from whoseblock.stack.base import Landing, Layer, Step, descend
+from whoseblock.media.mounts import is_folder, mounted_device
+from whoseblock.stack.base import Layer, LayerOffset, RangeMapping, descend
 
 __all__ = ["Asked", "Lookup", "Wish", "open_filesystem"]
 
@@ -59,50 +59,49 @@ _LONG: Final = 256 << 20
 def open_filesystem(
     target: str | os.PathLike[str] | Media,
     *,
-    log_device: str | os.PathLike[str] | Media | None = None,
+    companions: Mapping[str, str | os.PathLike[str] | Media] | None = None,
     offline: bool = False,
 ) -> Volume:
-    """Recognise and open the filesystem on ``target``.
+    """Open the filesystem on ``target``; see `whoseblock.open`.
 
-    The kernel answers for what is mounted, unless ``offline``; the disk does for what the kernel
-    has shut down, perhaps over the very failure that is asked about, and every answer says so.
-    Raises `TargetError`, `NotAFilesystemError`, `UnsupportedError` or `PrivilegeError`; what was
-    opened here is then closed again.
+    The kernel answers for what is mounted, unless ``offline``; the disk is read where the kernel
+    does not answer, and every answer then says so.  ``companions`` are the other devices of the
+    filesystem, by their role.  Raises `TargetError`, `NotAFilesystemError`, `UnsupportedError` or
+    `PrivilegeError`; what was opened here is then closed again.
     """
-    doubts: list[str] = []
-    if isinstance(target, str | os.PathLike) and not offline:
-        device = recognise.mounted_device(target)
-        if device is not None:
-            folder = is_folder(target)
-            # A device has none of its own.
-            size = None if folder else Path(target).stat().st_size or None
-            try:
-                if mounted := recognise.open_mounted(device, size):
-                    return mounted
-            except BlockError as error:
-                doubts.append(f"{error}; the disk was read instead")
-                if folder:
-                    target = _device_below(device, error)
-    with ExitStack() as undo:
-        media = _open_media(target, undo)
-        log_media = None if log_device is None else _open_media(log_device, undo)
-        filesystem = recognise.open_filesystem(media, log_media, doubts)
-        undo.pop_all()
-    return filesystem
+    path = target if isinstance(target, str | os.PathLike) else None
+    device = None if path is None or offline else mounted_device(path)
+    size = None
+    if path is not None and device is not None and not is_folder(path):
+        # A device has no size of its own.
+        size = Path(path).stat().st_size or None
+
+    def open_disk(failed: BlockError | None, doubts: Sequence[str]) -> Volume:
+        source = target
+        if failed is not None and device is not None and path is not None and is_folder(path):
+            source = _device_below(device, failed)
+        with ExitStack() as undo:
+            media = _open_media(source, undo)
+            others = {role: _open_media(one, undo) for role, one in (companions or {}).items()}
+            filesystem = registry.open_volume([media], others, doubts)
+            undo.pop_all()
+        return filesystem
+
+    return registry.open_mounted_or_disk(device, size, open_disk)
 
 
 def _device_below(device: int, error: BlockError) -> str:
-    """Give the path of the device of a number; raises ``error`` if it is no block device."""
-    from whoseblock.stack.host import Host
+    """Return the path of the device of a number; raises ``error`` if it is no block device."""
+    from whoseblock.stack.kernel.host import Host
 
-    name = Host().device_numbered(device)
+    name = Host().find_device_by_number(device)
     if name is None:
         raise error
     return f"/dev/{name}"
 
 
 def _open_media(given: str | os.PathLike[str] | Media, undo: ExitStack) -> Media:
-    """Open what is named by its path; ``undo`` closes it, but nothing that was given open."""
+    """Open a path as a medium that ``undo`` closes; a medium that is open already is returned."""
     if isinstance(given, str | os.PathLike):
         return undo.enter_context(closing(FileMedia(given)))
     return given
@@ -135,7 +134,7 @@ class _Leaf:
 class _Part(NamedTuple):
     """A part of a question: where it led, and what is there; None if there is nothing to ask."""
 
-    landing: Landing
+    landing: RangeMapping
     leaf: _Leaf | None
 
 
@@ -220,7 +219,7 @@ class Lookup(Closing):
     def _are_plain(batch: Sequence[Asked]) -> bool:
         """Tell whether a filesystem itself is asked, so that its answers are ours as they are."""
         layer = batch[0].layer
-        if layer.segments or layer.beneath or layer.remarks or layer.doubts:
+        if layer.segments or layer.backing_segments or layer.remarks or layer.doubts:
             return False
         size = layer.size
         return all(
@@ -262,7 +261,7 @@ class Lookup(Closing):
                 yield from self._parts_on(landing, self._find_leaf(landing.layer))
 
     @staticmethod
-    def _parts_on(landing: Landing, leaf: _Leaf) -> Iterator[_Part]:
+    def _parts_on(landing: RangeMapping, leaf: _Leaf) -> Iterator[_Part]:
         """Ask a leaf for what it has; an image may be shorter than the device it is a copy of."""
         length = landing.length
         if leaf.space is not None:
@@ -270,11 +269,11 @@ class Lookup(Closing):
         if length:
             yield _Part(landing._replace(length=length), leaf)
         if length < landing.length:
-            way = tuple(Step(step.layer, step.start + length) for step in landing.way)
+            way = tuple(LayerOffset(step.layer, step.start + length) for step in landing.via)
             rest = landing._replace(
                 start=landing.start + length,
                 length=landing.length - length,
-                way=way,
+                via=way,
                 layer=None,
                 what="past the end of what can be read of it",
                 certain=False,
@@ -372,7 +371,7 @@ class _Assembled:
         self._verified: set[bool | UnsetType] = set()
         self._way: tuple[Via, ...] | UnsetType | None = None
         #: Whether the filesystem itself was asked, though not only for what it has.
-        self._plain = not (asked.named or asked.layer.segments or asked.layer.beneath)
+        self._plain = not (asked.named or asked.layer.segments or asked.layer.backing_segments)
 
     def add(self, parts: Sequence[_Part], streams: _Streams, wish: Wish) -> Iterator[LeadingRows]:
         """Add the rows of ``parts``, and return those that need not be held."""
@@ -425,7 +424,7 @@ class _Assembled:
         landing, leaf = part
         self._missing.update(dict.fromkeys(landing.doubts))
         self._remarks.update(dict.fromkeys(landing.remarks))
-        name = landing.way[-1].layer
+        name = landing.via[-1].layer
         if stream is not None:
             for item in stream:
                 for row in item.owners:
@@ -445,8 +444,8 @@ class _Assembled:
             yield Unknown(landing.start, landing.length, via=_way(landing, 0))
 
 
-def _way(landing: Landing, distance: int) -> tuple[Via, ...]:
-    return tuple(Via(layer, start + distance) for layer, start in landing.way)
+def _way(landing: RangeMapping, distance: int) -> tuple[Via, ...]:
+    return tuple(Via(layer, start + distance) for layer, start in landing.via)
 
 
 def _order(row: Owner) -> tuple[int, int, int]:

@@ -1,37 +1,40 @@
-"""Byte ranges, and the one syntax in which people and programs write them.
+"""Byte ranges, and the syntax in which users and programs write them.
 
-``START[+LENGTH]``: each number decimal or ``0x…`` with an optional suffix; see `parse_range`.
-Inside whoseblock everything is bytes, half-open, from the start of the device named.
+``START[+LENGTH]``: each number is decimal or ``0x…`` with an optional suffix; see `parse_range`.
+Inside whoseblock, offsets and lengths are bytes, half-open, from the start of the device named.
 """
 
 import re
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from whoseblock.errors import RangeSyntaxError
 
-__all__ = ["ByteRange", "merge", "parse_range", "parse_ranges", "subtract"]
+__all__ = ["PHYSICAL_MEMORY", "ByteRange", "merge", "parse_range", "parse_ranges", "subtract"]
 
-#: Beyond what a ``loff_t`` holds nothing can be addressed.
+#: The name of the address space that page frame numbers and physical addresses count in.
+PHYSICAL_MEMORY: Final = "physical-memory"
+
+#: The end of the largest offset that a ``loff_t`` holds.
 _MAX_OFFSET = 1 << 63
 
-#: Bytes in one unit of each suffix; ``b`` is known only once the filesystem is open.
+#: Bytes in a unit of each suffix, except ``b``, which depends on the filesystem.
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "s": 512, "p": 4096}
 
-#: What LENGTH defaults to: one unit, but for the powers of 1024 one byte.
+#: The default LENGTH: one unit, or one byte for the powers of 1024.
 _DEFAULT_LENGTHS = _UNITS | dict.fromkeys("KMGT", 1)
 
-#: How much of a text that is no range is shown, in characters.
+#: Limit on the quoted part of an invalid range, in characters.
 _SHOWN = 72
 
-# ASCII only: \d would also take digits of other scripts.  No offset has more digits than these, and
-# int() of a long text takes quadratic time.
+# ASCII only: \d would also match digits of other scripts. The length is limited because int() takes
+# quadratic time.
 _NUMBER = r"(0[xX][0-9a-fA-F]{1,32}|[0-9]{1,32})([KMGTspb]?)"
 _RANGE = re.compile(rf"{_NUMBER}(?:\+{_NUMBER})?")
 
 
 class ByteRange(NamedTuple):
-    """``length`` bytes from byte ``start`` of some device."""
+    """``length`` bytes from byte ``start`` of a device."""
 
     start: int
     length: int
@@ -42,7 +45,7 @@ class ByteRange(NamedTuple):
         return self.start + self.length
 
     def __str__(self) -> str:
-        """Write the range as it is parsed."""
+        """Format the range as `parse_range` reads it."""
         return f"{self.start}+{self.length}"
 
 
@@ -51,24 +54,24 @@ def _value(digits: str, unit: int) -> int:
 
 
 def parse_range(text: str, block_size: int | None = None) -> ByteRange:
-    """Read ``START[+LENGTH]``.
+    """Parse ``START[+LENGTH]``.
 
     Suffixes: none for bytes, ``K M G T`` for powers of 1024, ``s`` for 512-byte sectors, ``p`` for
-    4096-byte pages, ``b`` for filesystem blocks of ``block_size`` bytes (counted straight from the
-    start of the device; after ``0x`` a ``b`` is a digit).  LENGTH defaults to one unit of START's
+    4096-byte pages, ``b`` for filesystem blocks of ``block_size`` bytes. Blocks count from the
+    start of the device; after ``0x``, a ``b`` is a digit. LENGTH defaults to one unit of START's
     suffix, and to one byte for ``K M G T``.
 
     >>> parse_range("307p")
     ByteRange(start=1257472, length=4096)
 
-    Raises `RangeSyntaxError` for anything else, for an empty range, and for one past 2**63.
+    Raises `RangeSyntaxError` for other text, for an empty range, and for one past 2**63.
     """
     text = text.strip()
     match = _RANGE.fullmatch(text)
     if match is None:
-        shown = text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+        quoted = text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
         raise RangeSyntaxError(
-            f"{shown!r} is not a range",
+            f"{quoted!r} is not a range",
             hint="write START[+LENGTH], with K M G T s p b as units: 1257472+4096, 307p, 2456s+8s",
         )
     start_digits, start_suffix, length_digits, length_suffix = match.groups()
@@ -76,7 +79,7 @@ def parse_range(text: str, block_size: int | None = None) -> ByteRange:
     if start_suffix == "b" or length_suffix == "b":
         if block_size is None:
             raise RangeSyntaxError(
-                f"{text!r} counts in filesystem blocks, and no filesystem says how large they are",
+                f"{text!r} counts in filesystem blocks, whose size is unknown here",
                 hint="give the range in bytes, sectors (s) or 4096-byte pages (p)",
             )
         units, defaults = units | {"b": block_size}, defaults | {"b": block_size}
@@ -85,7 +88,9 @@ def parse_range(text: str, block_size: int | None = None) -> ByteRange:
         _value(length_digits, units[length_suffix]) if length_digits else defaults[start_suffix]
     )
     if length == 0:
-        raise RangeSyntaxError(f"{text!r} is an empty range", hint="ask for one byte or more")
+        raise RangeSyntaxError(
+            f"{text!r} is an empty range", hint="give a length of one byte or more"
+        )
     if start + length > _MAX_OFFSET:
         raise RangeSyntaxError(f"{text!r} ends past the largest offset, 2**63 bytes")
     return ByteRange(start, length)
@@ -94,9 +99,9 @@ def parse_range(text: str, block_size: int | None = None) -> ByteRange:
 def parse_ranges(
     lines: Iterable[str], name: str, block_size: int | None = None
 ) -> Iterator[ByteRange]:
-    """Read one range a line; ``#`` starts a comment, empty lines are passed over.
+    """Parse one range per line; ``#`` starts a comment, empty lines are skipped.
 
-    Raises `RangeSyntaxError` that names ``name`` and the line.
+    Raises `RangeSyntaxError` with ``name`` and the line.
     """
     for number, line in enumerate(lines, 1):
         text = line.partition("#")[0].strip()
@@ -109,7 +114,7 @@ def parse_ranges(
 
 
 def merge(ranges: Iterable[ByteRange]) -> list[ByteRange]:
-    """Give the same bytes as disjoint ranges, ascending, adjacent ones joined."""
+    """Return the same bytes as disjoint ranges, ascending, with adjacent ones joined."""
     merged: list[ByteRange] = []
     for start, length in sorted(ranges):
         if merged and start <= merged[-1].end:
@@ -121,7 +126,7 @@ def merge(ranges: Iterable[ByteRange]) -> list[ByteRange]:
 
 
 def subtract(ranges: Iterable[ByteRange], cut: ByteRange) -> list[ByteRange]:
-    """Give what is left of each of ``ranges`` without the bytes of ``cut``."""
+    """Return each of ``ranges`` without the bytes of ``cut``."""
     left = []
     for part in ranges:
         before = ByteRange(part.start, min(part.end, cut.start) - part.start)

@@ -2,32 +2,36 @@
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from whoseblock.closing import Closing
-from whoseblock.errors import BlockError, NotAFilesystemError, TargetError, UnsupportedError
-from whoseblock.fs import recognise
-from whoseblock.fs.driver import AddressSpace, Volume
+from whoseblock.errors import BlockError, NotAFilesystemError, TargetError
+from whoseblock.fs import registry
+from whoseblock.fs.driver import AddressSpace, MountedVolume, Volume
 from whoseblock.fs.mounted.fiemap import file_extents
 from whoseblock.fs.signatures import find_content
 from whoseblock.media.base import Media
 from whoseblock.media.device import FileMedia
-from whoseblock.media.mounts import find_mounts, is_folder, mount_note, mounted_readers
-from whoseblock.stack.assembly import Assembly, with_structures
-from whoseblock.stack.base import PHYSICAL_MEMORY, Layer, Linear, Segment
-from whoseblock.stack.devices import Devices
-from whoseblock.stack.host import Host
-from whoseblock.stack.loops import below_loop
-from whoseblock.stack.mounted import other_devices
-from whoseblock.stack.nvdimm import Nvdimm
-from whoseblock.stack.partitions import read_partitions
-
-if TYPE_CHECKING:
-    from whoseblock.fs.xfs.external import Role
+from whoseblock.media.mounts import (
+    find_mounts,
+    is_folder,
+    mount_note,
+    mounted_device,
+    mounted_readers,
+)
+from whoseblock.ranges import PHYSICAL_MEMORY
+from whoseblock.stack.base import Layer, LinearSegment, Segment
+from whoseblock.stack.formats.partitions import read_partition_table
+from whoseblock.stack.images.assembly import Assembly, add_table_structures
+from whoseblock.stack.kernel.devices import BlockDevices
+from whoseblock.stack.kernel.host import Host
+from whoseblock.stack.kernel.loops import find_backing_segments
+from whoseblock.stack.kernel.nvdimm import PersistentMemory
+from whoseblock.stack.mounted import companion_devices
 
 __all__ = ["Target", "TargetOptions"]
 
@@ -43,8 +47,9 @@ class TargetOptions:
     ``members`` are further disks or images of its volume groups and arrays.  ``at_filesystem``
     takes the target for a filesystem's device as it is.  ``through_loop`` goes from a loop device
     into the filesystem that holds its file, too.  ``device`` is the kernel's name of the
-    device that the target is a copy of.  ``others`` are the log and the realtime device of its
-    filesystem, and ``address_space`` says of which of them the ranges are, if not of the target.
+    device that the target is a copy of.  ``companions`` are the other devices of its filesystem by
+    their role, and ``address_space`` is the role of the one that the ranges are of, if not the
+    target.
     ``root`` is where /sys and /proc are read.  ``offline`` asks no kernel about what is mounted.
     """
 
@@ -52,8 +57,8 @@ class TargetOptions:
     at_filesystem: bool = False
     device: str = ""
     through_loop: bool = False
-    others: "dict[Role, str]" = field(default_factory=dict)
-    address_space: "Role | None" = None
+    companions: dict[str, str] = field(default_factory=dict)
+    address_space: str | None = None
     root: str = "/"
     offline: bool = False
 
@@ -69,17 +74,17 @@ class Target(Closing):
         self.host = Host(options.root)
         self.path = path
         self._options = options
-        self._devices = Devices(self.host)
-        self._memory = Nvdimm(self.host, self._devices)
+        self._devices = BlockDevices(self.host)
+        self._memory = PersistentMemory(self.host, self._devices)
         self._undo = ExitStack()
-        self._assembly = Assembly(recognise.begins_with_filesystem)
+        self._assembly = Assembly(registry.begins_with_filesystem)
         self._named: dict[str, Layer] = {}
         self._looked_into: set[Layer] = set()
         self._images: dict[Layer, str] = {}
-        #: The layers of filesystems' other devices, and those of their data.
-        self._roles: dict[Layer, tuple[Role, Layer]] = {}
-        #: The other devices that the filesystem of the target did not need, and why.
-        self._unused: dict[Role, str] = {}
+        #: The layers of companions: their role, and the layer of the filesystem.
+        self._roles: dict[Layer, tuple[str, Layer]] = {}
+        #: The named companions that the filesystem of the target does not have, and why.
+        self._unused: dict[str, str] = {}
         with ExitStack() as undo:
             undo.callback(self._undo.close)
             self.members = [self._named_by_user(name) for name in options.members]
@@ -102,18 +107,18 @@ class Target(Closing):
 
     def _mount_point(self, path: str) -> Layer:
         """Give the layer of the device that is mounted at a folder."""
-        device = recognise.mounted_device(path) or 0
-        name = self.host.device_numbered(device)
+        device = mounted_device(path) or 0
+        name = self.host.find_device_by_number(device)
         if name is None:
             # Not on one block device: whether the kernel tells anything, it will say.
             return Layer(path, _NO_END, "mounted filesystem", device=device)
-        layer = self._devices.layer(name)
+        layer = self._devices.find_layer(name)
         return self._looked(layer) if self._options.through_loop else layer
 
     def _bound(self, device: str, path: str, media: Media) -> Layer:
         """Have a device of the host read from a copy of it."""
-        if self.host.device_folder(device) is not None:
-            layer = self._devices.layer(device)
+        if self.host.find_device_folder(device) is not None:
+            layer = self._devices.find_layer(device)
             layer.read_from(partial(FileMedia, path))
         else:
             layer = Layer(device, media.size, "image", open_media=partial(FileMedia, path))
@@ -123,9 +128,9 @@ class Target(Closing):
 
     def _named_by_user(self, path: str, *, alone: bool = False) -> Layer:
         """Give the layer of a device or an image; ``alone`` looks no further."""
-        device = self.host.device_at(path) if self.host.live else None
+        device = self.host.find_device_at(path) if self.host.live else None
         if device is not None and not alone:
-            return self._looked(self._devices.layer(device))
+            return self._looked(self._devices.find_layer(device))
         media = self._undo.enter_context(closing(FileMedia(path)))
         name = device or self._unused_name(path)
         layer = Layer(
@@ -170,10 +175,13 @@ class Target(Closing):
             if one in self._looked_into:
                 continue
             self._looked_into.add(one)
-            if self._options.through_loop and not one.beneath:
-                below = below_loop(self.host, one.name, self._devices.layer, file_extents)
-                one.beneath = tuple(below)
-                todo += [found for file in one.beneath for found in _layers_below(file)]
+            if self._options.through_loop and not one.backing_segments:
+                one.backing_segments = tuple(
+                    find_backing_segments(
+                        self.host, one.name, self._devices.find_layer, file_extents
+                    )
+                )
+                todo += [below for file in one.backing_segments for below in _layers_below(file)]
             if one.readable:
                 try:
                     media = self._undo.enter_context(closing(one.open()))
@@ -190,34 +198,35 @@ class Target(Closing):
         if not layer.segments:
             self._assembly.add(layer, media)
         elif not all(
-            isinstance(one, Linear) and one.to.kind == "partition" for one in layer.segments
+            isinstance(one, LinearSegment) and one.to.kind == "partition" for one in layer.segments
         ):
             return
-        elif recognise.begins_with_filesystem(media):
+        elif registry.begins_with_filesystem(media):
             # Made over the table: the kernel has not looked since, and no table can be there.
             layer.segments = []
-        elif table := read_partitions(media):
-            layer.segments = with_structures(layer.segments, table)
+        elif table := read_partition_table(media):
+            layer.segments = add_table_structures(layer.segments, table)
 
     def _asked(self) -> Layer | None:
         """Give the layer that ranges without a device are of."""
-        for role, path in self._options.others.items():
+        for role, path in self._options.companions.items():
             layer = self._named_by_user(path, alone=True)
             if self.root is not None:
                 self._roles[layer] = (role, self.root)
             if role == self._options.address_space:
                 return layer
         if self._options.address_space:
+            role = self._options.address_space
             raise TargetError(
-                f"which device is the {self._options.address_space} of the filesystem?",
-                hint="name it with --log-device or --realtime-device",
+                f"which device is the {role} of the filesystem?",
+                hint=f"name it with --{role}-device",
             )
         return self.root
 
     @property
     def is_device(self) -> bool:
         """Whether the kernel knows the target itself, and therefore what it is made of."""
-        return self.path is not None and self.host.device_at(self.path) is not None
+        return self.path is not None and self.host.find_device_at(self.path) is not None
 
     # ------------------------------------------------------------------ devices that failures name
 
@@ -225,11 +234,11 @@ class Target(Closing):
         """Give the layer that the kernel calls ``device``; raises `TargetError`."""
         if device not in self._named:
             if device == PHYSICAL_MEMORY:
-                layer = self._memory.memory()
+                layer = self._memory.make_memory_layer()
             elif _REGION.fullmatch(device):
-                layer = self._memory.region(device)
+                layer = self._memory.make_region_layer(device)
             else:
-                layer = self._devices.layer(device)
+                layer = self._devices.find_layer(device)
             if self.host.live:
                 self._looked(layer)
                 self._assembly.finish()
@@ -242,8 +251,8 @@ class Target(Closing):
         Each with the device that it counts from, its name, and its text.  Raises `TargetError` if
         the kernel keeps none.
         """
-        name = self._options.device or (self.host.device_at(self.path) if self.path else None)
-        folder = self.host.device_folder(name) if name else None
+        name = self._options.device or (self.host.find_device_at(self.path) if self.path else None)
+        folder = self.host.find_device_folder(name) if name else None
         if name is None or folder is None:
             raise TargetError(
                 f"the kernel has no list of bad blocks of {self.path!r}, which is no device",
@@ -252,9 +261,9 @@ class Target(Closing):
         places = [(name, folder)]
         if (folder / "partition").exists():
             places.append((folder.parent.name, folder.parent))
-        if region := self._memory.region_of(name):
+        if region := self._memory.find_region_of(name):
             places.append((region, self.host.root / "sys/bus/nd/devices" / region))
-        lists = [(device, self.host.text(place / "badblocks")) for device, place in places]
+        lists = [(device, self.host.read_text(place / "badblocks")) for device, place in places]
         if all(text is None for _, text in lists):
             raise TargetError(
                 f"the kernel keeps no list of bad blocks of {name!r}",
@@ -269,7 +278,7 @@ class Target(Closing):
 
         None if there is none: the layer is in pieces, or has copies.
         """
-        if layer.device is not None and (name := self.host.device_numbered(layer.device)):
+        if layer.device is not None and (name := self.host.find_device_by_number(layer.device)):
             return f"/dev/{name}", 0
         for image, path in self._images.items():
             if (shift := _shift_of(layer, image)) is not None:
@@ -294,9 +303,9 @@ class Target(Closing):
             if not any(below & set(one) and reached & set(one) for one in self._assembly.sets):
                 yield path
 
-    def unused_devices(self) -> "Iterator[tuple[Role, str]]":
-        """Yield the role of each named log and realtime device that has no effect, and why."""
-        for role in self._options.others:
+    def unused_devices(self) -> Iterator[tuple[str, str]]:
+        """Yield the role of each named companion that has no effect, and why."""
+        for role in self._options.companions:
             if role == self._options.address_space:
                 continue
             if self.root is None:
@@ -324,29 +333,27 @@ class Target(Closing):
         Raises `NotAFilesystemError`, `UnsupportedError` or `TargetError` that says why not.
         """
         if layer in self._roles:
-            return self._open_other(layer, *self._roles[layer])
-        for data, role, device, _ in other_devices(self.host):
-            if self._is_device(layer, device):
-                return self._open_other(layer, role, self.layer_of(data))
-        doubts: list[str] = []
-        if layer.device is not None and not self._options.offline:
-            try:
-                if mounted := recognise.open_mounted(layer.device, layer.size):
-                    self._check_devices(layer, mounted)
-                    return mounted
-            except BlockError as error:
-                if not layer.readable:
-                    raise
-                # The kernel has shut it down, perhaps over the very failure that is asked about.
-                doubts.append(f"{error}; the disk was read instead")
+            return self._open_companion(layer, *self._roles[layer])
+        for one in companion_devices(self.host, registry.companion_mount_options()):
+            if self._is_device(layer, one.device):
+                return self._open_companion(layer, one.role, self.layer_of(one.data))
+        device = None if self._options.offline else layer.device
+        filesystem = registry.open_mounted_or_disk(
+            device, layer.size, partial(self._open_disk, layer)
+        )
+        self._check_companions(layer, filesystem)
+        return filesystem
+
+    def _open_disk(self, layer: Layer, failed: BlockError | None, doubts: Sequence[str]) -> Volume:
+        """Open the filesystem on a layer by reading it; ``failed`` if the kernel did not answer."""
         if not layer.readable:
+            if failed is not None:
+                raise failed
             raise NotAFilesystemError("it cannot be read here, so that nobody knows what is on it")
         with ExitStack() as undo:
             media = undo.enter_context(closing(layer.open()))
             try:
-                log = self._log_of(layer, undo)
-                filesystem = recognise.open_filesystem(media, log, doubts)
-                self._check_devices(layer, filesystem)
+                filesystem = registry.open_volume([media], self._companions_of(layer, undo), doubts)
             except NotAFilesystemError as error:
                 raise self._no_filesystem(layer, media, error) from error
             undo.pop_all()
@@ -355,59 +362,45 @@ class Target(Closing):
     def _is_device(self, layer: Layer, device: str) -> bool:
         return layer is self._named.get(device) or layer.name == device
 
-    def _log_of(self, layer: Layer, undo: ExitStack) -> Media | None:
-        """Open the external log of the filesystem on a layer, if it is known."""
-        path = self._options.others.get("log")
-        if path is None or layer is not self.root:
-            return None
-        return undo.enter_context(closing(FileMedia(path)))
+    def _companions_of(self, layer: Layer, undo: ExitStack) -> dict[str, Media]:
+        """Open the companions that the user named of the filesystem of the target."""
+        if layer is not self.root:
+            return {}
+        return {
+            role: undo.enter_context(closing(FileMedia(path)))
+            for role, path in self._options.companions.items()
+        }
 
-    def _check_devices(self, layer: Layer, filesystem: Volume) -> None:
-        """Keep in mind which of the named devices the filesystem of the target does not have."""
-        from whoseblock.fs.xfs import XfsFilesystem
-
+    def _check_companions(self, layer: Layer, filesystem: Volume) -> None:
+        """Record which of the named companions the filesystem of the target does not have."""
         if layer is not self.root:
             return
-        if not isinstance(filesystem, XfsFilesystem):
+        if isinstance(filesystem, MountedVolume):
             why = "the filesystem is mounted, and the kernel knows its devices"
-            self._unused = dict.fromkeys(self._options.others, why)
-            return
-        if filesystem.volume.sb.logstart:
-            self._unused["log"] = "the log of the filesystem is internal"
-        if not filesystem.volume.sb.rblocks:
-            self._unused["realtime"] = "the filesystem has no realtime section"
+            self._unused = dict.fromkeys(self._options.companions, why)
+        else:
+            self._unused = dict(filesystem.unused_companions)
 
-    def _open_other(self, layer: Layer, role: "Role", data: Layer) -> AddressSpace:
-        """Open the log or the realtime device of the filesystem on ``data``."""
-        from whoseblock.fs.xfs import XfsFilesystem
-        from whoseblock.fs.xfs.external import OtherDevice
-
+    def _open_companion(self, layer: Layer, role: str, data: Layer) -> AddressSpace:
+        """Open a companion of the filesystem on ``data``."""
         if not data.readable or not layer.readable:
             raise NotAFilesystemError(
                 f"it is the {role} device of the filesystem on {data.name}, which is not at hand"
             )
-        with ExitStack() as undo:
-            below = undo.enter_context(closing(data.open()))
-            filesystem = recognise.open_filesystem(below)
-            if not isinstance(filesystem, XfsFilesystem):
-                raise UnsupportedError(f"{data.name} has no {role} device")
-            sb = filesystem.volume.sb
-            if sb.logstart if role == "log" else not sb.rblocks:
-                why = "its log is internal" if role == "log" else "it has no realtime section"
-                raise UnsupportedError(f"the filesystem on {data.name} has no {role} device: {why}")
-            media = layer.open()
-            return OtherDevice(filesystem.volume, media, role)
+        with closing(data.open()) as below, ExitStack() as undo:
+            media = undo.enter_context(closing(layer.open()))
+            space = registry.open_companion(role, media, below)
+            undo.pop_all()
+        return space
 
     def _no_filesystem(self, layer: Layer, media: Media, error: NotAFilesystemError) -> Exception:
         """Say what is there instead of a filesystem, as far as one can see."""
-        from whoseblock.fs.xfs.external import log_owner
-
         if layer is self.root:
             return error
-        if owner := log_owner(media):
+        if companion := registry.identify_companion(media):
             return NotAFilesystemError(
-                f"it looks like the external log of the XFS filesystem {owner}; look at that with"
-                " --log-device, and --address-space log"
+                f"it looks like {companion.what}; look at that with --{companion.role}-device, and"
+                f" --address-space {companion.role}"
             )
         begins = f": {found.what}" if (found := find_content(media)) else ""
         return NotAFilesystemError(f"no filesystem that whoseblock knows{begins}")
@@ -422,7 +415,11 @@ def _shift_of(layer: Layer, image: Layer) -> int | None:
     if layer is image:
         return 0
     for segment in image.segments:
-        if not isinstance(segment, Linear) or segment.to_start or segment.length < segment.to.size:
+        if (
+            not isinstance(segment, LinearSegment)
+            or segment.to_start
+            or segment.length < segment.to.size
+        ):
             continue
         inside = _shift_of(layer, segment.to)
         if inside is not None:
@@ -438,7 +435,7 @@ def _reach(layer: Layer) -> set[Layer]:
         if (one := todo.pop()) not in found:
             found.add(one)
             todo += [segment.to for segment in one.segments if segment.to is not None]
-            todo += [below for segment in one.beneath for below in _layers_below(segment)]
+            todo += [below for segment in one.backing_segments for below in _layers_below(segment)]
     return found
 
 

@@ -55,7 +55,7 @@ class Burst(NamedTuple):
         return count
 
     def journaled(self, source: str = "%") -> set[int]:
-        """Give the sectors that are in the journal, or those that one source reported.
+        """Return the sectors in the journal, or those that one source reported.
 
         Each must be one failure with one finding, which names the place in the file, and one report
         of each source that saw it.
@@ -139,7 +139,7 @@ def test_ten_thousand_failures_at_once(burst: Burst) -> None:
 
 
 def test_what_found_no_room_is_told_and_found_when_it_is_read_again(burst: Burst) -> None:
-    """The daemon does not get to run, as on a machine that has more urgent things to do."""
+    # The daemon does not get to run, as on a machine that has more urgent things to do.
     with watching(burst.folder) as daemon:
         daemon.process.send_signal(signal.SIGSTOP)
         burst.read()

@@ -50,7 +50,7 @@ def read_bad(path: Path, block: int) -> None:
 
 
 def of(histories: list[History], loop: Path) -> list[History]:
-    """Give the failures of a loop device whose owners are known."""
+    """Return the failures of a loop device whose owners are known."""
     return [one for one in histories if one.failure.device == loop.name and one.findings]
 
 
@@ -95,7 +95,7 @@ def test_a_failed_read_is_attributed_to_the_file(image: Path, tmp_path: Path) ->
 
 @pytest.mark.usefixtures("tracing")
 def test_free_space_and_metadata(image: Path, tmp_path: Path) -> None:
-    """What nobody owns, and what the filesystem itself does: read from the raw device."""
+    # What nobody owns, and what the filesystem itself does: read from the raw device.
     from_now_on(tmp_path)
     with failing_disk(image, tmp_path / "at") as (served, loop, root), watching(tmp_path) as daemon:
         # The superblock; and the last block, which is free.
@@ -213,7 +213,7 @@ def test_a_policy_for_a_mount_point(image: Path, tmp_path: Path) -> None:
 def test_looking_at_a_failing_device_goes_on_for_no_longer_than_it_must(
     image: Path, tmp_path: Path
 ) -> None:
-    """Whoever asks what is on the device meets the same bad sector, and is heard of again."""
+    # Whoever asks what is on the device meets the same bad sector, and is heard of again.
     from_now_on(tmp_path)
     with (
         emulated(image, tmp_path / "at") as served,
@@ -272,7 +272,7 @@ def test_free_space_is_healed_if_the_policy_says_so(image: Path, tmp_path: Path)
 
 @pytest.mark.usefixtures("tracing")
 def test_a_burst_of_failed_requests(image: Path, tmp_path: Path) -> None:
-    """A thousand failed reads at once, of which the log tells of few, and says so."""
+    # A thousand failed reads at once, of which the log tells of few, and says so.
     from_now_on(tmp_path)
     sectors = 1000
     with (

@@ -41,7 +41,7 @@ class Direct:
         self._fd = os.open(path, os.O_RDWR | os.O_DIRECT)
 
     def read(self, start: int, length: int) -> bytes | int:
-        """Give the bytes, or the number of the error."""
+        """Return the bytes, or the number of the error."""
         with mmap.mmap(-1, length) as buffer:
             try:
                 count = os.preadv(self._fd, [buffer], start)
@@ -69,7 +69,7 @@ class Direct:
 
 @contextlib.contextmanager
 def reached(served: Emulated, way: str) -> Iterator[Direct]:
-    """Give the device as FUSE serves it, or through a loop device."""
+    """Provide the device as FUSE serves it, or through a loop device."""
     with contextlib.ExitStack() as stack:
         path = served.device
         if way != "fuse":
@@ -279,7 +279,7 @@ def test_what_is_given_in_files_is_bad(image: Path, tmp_path: Path) -> None:
 
 
 def test_readers_and_writers_at_once(image: Path, tmp_path: Path) -> None:
-    """Each writer has pages of its own; readers and a breaker go over all of them."""
+    # Each writer has pages of its own; readers and a breaker go over all of them.
     count, pages = 4, SIZE // PAGE
 
     def write(device: Path, own: int) -> dict[int, bytes]:
@@ -435,7 +435,7 @@ def test_without_libfuse_it_says_what_to_install(image: Path, tmp_path: Path) ->
     )
     assert done.returncode == TargetError.exit_code
     sentence, hint = done.stderr.splitlines()
-    assert sentence.startswith("whoseblock: FUSE cannot be used: ")
+    assert sentence.startswith("whoseblock: cannot use FUSE: ")
     assert hint == "hint: install the package libfuse3-3"
     assert not (tmp_path / "at").exists()
 

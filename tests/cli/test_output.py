@@ -3,13 +3,12 @@
 import os
 import stat
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from demo.demo import unpack
+from tests.support.commands import COMMAND
 
-COMMAND = [sys.executable, "-m", "whoseblock"]
 FULL = Path("/dev/full")
 
 

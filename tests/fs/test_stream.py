@@ -22,11 +22,11 @@ from whoseblock.cli.json_lines import json_chunks
 from whoseblock.cli.table import table_lines
 from whoseblock.fs.base import Answer, FileOwner
 from whoseblock.fs.driver import Volume
-from whoseblock.fs.live import LiveFilesystem
+from whoseblock.fs.mounted.volume import FsmapVolume
 from whoseblock.fs.stream import LeadingRows, join_rows
 from whoseblock.fs.xfs import XfsFilesystem
 from whoseblock.lookup import Asked, Lookup
-from whoseblock.stack.base import Layer, Linear
+from whoseblock.stack.base import Layer, LinearSegment
 from whoseblock.summary import Summary
 
 _EXAMPLES = settings(max_examples=40, suppress_health_check=list(HealthCheck))
@@ -34,9 +34,9 @@ SHARERS = 300
 BLOCK = 4096
 
 
-def opened(image: Path | str) -> XfsFilesystem | LiveFilesystem:
+def opened(image: Path | str) -> XfsFilesystem | FsmapVolume:
     filesystem = whoseblock.open(image)
-    assert isinstance(filesystem, XfsFilesystem | LiveFilesystem)
+    assert isinstance(filesystem, XfsFilesystem | FsmapVolume)
     return filesystem
 
 
@@ -51,7 +51,7 @@ def ranges_of(truth: Truth, random_: random.Random, most: int = 300) -> tuple[in
 
 
 def same_in_pieces(
-    fs: XfsFilesystem | LiveFilesystem, ranges: list[tuple[int, int]], budget: int
+    fs: XfsFilesystem | FsmapVolume, ranges: list[tuple[int, int]], budget: int
 ) -> None:
     """Assert that pieces of no more than ``budget`` rows are what is answered at once."""
     paths = budget > 20
@@ -97,7 +97,7 @@ def test_pieces_are_the_answer_mounted(zoo: Zoo) -> None:
         same_in_pieces(fs, [ranges_of(truth, random_, 30)], budget)
 
     with mounted(truth.image, "ro", "norecovery") as folder, opened(os.fsdecode(folder)) as fs:
-        assert isinstance(fs, LiveFilesystem)
+        assert isinstance(fs, FsmapVolume)
         check()
 
 
@@ -138,7 +138,7 @@ def test_memory_does_not_grow_with_the_rows(
 ) -> None:
     image, (start, _) = shared
 
-    def peak(fs: XfsFilesystem | LiveFilesystem, questions: int) -> int:
+    def peak(fs: XfsFilesystem | FsmapVolume, questions: int) -> int:
         ranges = [(start + 8 * BLOCK, BLOCK)] * questions
         size = 0
         tracemalloc.start()
@@ -150,7 +150,7 @@ def test_memory_does_not_grow_with_the_rows(
             tracemalloc.stop()
             assert size > questions * SHARERS * 50
 
-    def check(fs: XfsFilesystem | LiveFilesystem) -> None:
+    def check(fs: XfsFilesystem | FsmapVolume) -> None:
         few, many = (20, 60) if live else (60, 300)
         fs.row_budget = few * SHARERS // 6
         peak(fs, few)  # what is read is kept
@@ -171,7 +171,7 @@ def layered(image: Path, leaves: int) -> tuple[Layer, Layer]:
     """Make a disk on which the filesystem is after 512 bytes, in so many ways."""
     leaf = Layer("leaf", image.stat().st_size, "partition")
     disk = Layer("disk", leaf.size + 1024, "disk")
-    disk.segments = [Linear(512, leaf.size, leaf) for _ in range(leaves)]
+    disk.segments = [LinearSegment(512, leaf.size, leaf) for _ in range(leaves)]
     return disk, leaf
 
 

@@ -437,7 +437,7 @@ def test_of_another_host_nobody_knows_whether_a_run_lives(journal_url: str) -> N
 
 
 def test_a_failure_is_looked_for_by_its_place(tmp_path: Path) -> None:
-    """Else each of a burst would read all those before it."""
+    # Else each of a burst would read all those before it.
     with opened(str(tmp_path / "journal")):
         pass
     query = str(_OPEN.compile(dialect=sqlite.dialect()))

@@ -43,7 +43,7 @@ def count_of(database: Database, table: str) -> int:
 
 
 def test_the_tables_are_those_of_their_version(journal_url: str) -> None:
-    """Fails when the schema changes: it needs another VERSION then, and another file of tables."""
+    # Fails when the schema changes: it needs another VERSION then, and another file of tables.
     with open_journal(journal_url):
         pass
     with Database(locate(journal_url), write=False) as database:

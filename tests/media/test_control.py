@@ -36,7 +36,7 @@ def test_lines_are_parsed_in_order() -> None:
     text = "# mine\nbad 2p  # a page\n\nstubborn 10s+4s\n good 2p\nclear"
     assert parse_control(text, SIZE) == [
         ("bad", (8192, 4096)),
-        ("stubborn", (5120, 2048)),
+        ("permanent", (5120, 2048)),
         ("good", (8192, 4096)),
         ("good", (0, SIZE)),
     ]

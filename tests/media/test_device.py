@@ -55,7 +55,7 @@ def test_a_path_that_is_no_file_or_device_is_refused(tmp_path: Path, kind: str) 
 
 @pytest.fixture
 def failing(image: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[FileMedia, set[int]]]:
-    """Give a medium whose bad sectors give EIO, and the set of them.
+    """Provide a medium whose bad sectors give EIO, and the set of them.
 
     A mock: this machine's kernel has no device-mapper whose error target would be the real thing.
     As on a device, a read that touches one bad sector fails as a whole.
@@ -75,7 +75,7 @@ def failing(image: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[File
 
 
 def expected_ranges(bad: set[int], offset: int, length: int) -> list[ByteRange]:
-    """Give the part of the bad sectors that was asked for."""
+    """Return the bad sectors within the requested range."""
     parts = []
     for sector in bad:
         start = max(sector * SECTOR, offset)

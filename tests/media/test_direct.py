@@ -220,7 +220,7 @@ def test_holes_are_zeros(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if not told:
-        monkeypatch.setattr(direct, "_told_alignment", lambda _descriptor: None)
+        monkeypatch.setattr(direct, "_query_alignment", lambda _descriptor: None)
     path = tmp_path / "file"
     with path.open("wb") as file:
         file.seek(MIB)

@@ -17,11 +17,11 @@ from tests.media.test_device import SECTOR, SECTORS, expected_ranges
 
 from whoseblock.errors import MediaError, OutOfDeviceError
 from whoseblock.media import EmulatedPmem, FileMedia, OverlayMedia
-from whoseblock.media.control import control_lines, parse_control
+from whoseblock.media.control import format_control, parse_control
 from whoseblock.media.sectors import Change, Mark
 from whoseblock.ranges import ByteRange, merge
 
-MARKS = st.sampled_from(["good", "bad", "stubborn"])
+MARKS = st.sampled_from(["good", "bad", "permanent"])
 SIZE = 12 * 4096
 
 # Often on edges of sectors, where the rules differ.
@@ -60,7 +60,7 @@ class SectorMachine(RuleBasedStateMachine):
         return range(start // self.sector, -(-(start + length) // self.sector))
 
     def bytes_of(self, wanted: list[bool], start: int, length: int) -> list[ByteRange]:
-        """Give the asked bytes of those sectors, one by one: slow, and plainly right."""
+        """Return the requested bytes of those sectors, one by one: slow and simple."""
         found = (at for at in range(start, start + length) if wanted[at // self.sector])
         return merge(ByteRange(at, 1) for at in found)
 
@@ -69,7 +69,7 @@ class SectorMachine(RuleBasedStateMachine):
         length = min(length, SIZE - start)
         self.medium.change([Change(mark, ByteRange(start, length))])
         for sector in self.touched(start, length):
-            if mark != "bad" or self.marks[sector] != "stubborn":
+            if mark != "bad" or self.marks[sector] != "permanent":
                 self.marks[sector] = mark
 
     @rule(marks=st.lists(st.tuples(MARKS, offsets), max_size=4), beyond=st.integers(0, 5000))
@@ -99,7 +99,7 @@ class SectorMachine(RuleBasedStateMachine):
             for number in range(len(self.marks))
         ]
         refusing = [
-            mark == "stubborn" or (mark == "bad" and not covered)
+            mark == "permanent" or (mark == "bad" and not covered)
             for mark, covered in zip(self.marks, whole, strict=True)
         ]
         if refused := self.bytes_of(refusing, start, length):
@@ -117,18 +117,18 @@ class SectorMachine(RuleBasedStateMachine):
     def lists_agree(self) -> None:
         if not hasattr(self, "medium"):
             return
-        sectors: dict[Mark, list[ByteRange]] = {"good": [], "bad": [], "stubborn": []}
+        sectors: dict[Mark, list[ByteRange]] = {"good": [], "bad": [], "permanent": []}
         for number, mark in enumerate(self.marks):
             sectors[mark].append(ByteRange(number * self.sector, self.sector))
-        assert self.medium.lists() == (merge(sectors["bad"]), merge(sectors["stubborn"]))
-        failing = merge([*sectors["bad"], *sectors["stubborn"]])
+        assert self.medium.lists() == (merge(sectors["bad"]), merge(sectors["permanent"]))
+        failing = merge([*sectors["bad"], *sectors["permanent"]])
         rows = [tuple(map(int, row.split())) for row in self.medium.badblocks.splitlines()]
         assert rows == [(bad.start // 512, bad.length // 512) for bad in failing]
 
     @invariant()
     def a_listing_can_be_written_back(self) -> None:
         if hasattr(self, "medium"):
-            text = control_lines(*self.medium.lists())
+            text = format_control(*self.medium.lists())
             again = EmulatedPmem(FileMedia(self.path), sector=self.sector)
             again.change(parse_control(text, SIZE))
             assert again.lists() == self.medium.lists()
@@ -146,7 +146,7 @@ TestMarkedSectors.settings = settings(max_examples=60, stateful_step_count=25)
 
 
 def test_threads_see_whole_writes_and_consistent_lists(tmp_path: Path) -> None:
-    """Each writes its letter over a range that others poison: what is good holds one letter."""
+    # Each writes its letter over a range that others poison: what is good holds one letter.
     image = tmp_path / "image"
     image.write_bytes(b"A" * SIZE)
     medium = EmulatedPmem(OverlayMedia(FileMedia(image)))

@@ -69,7 +69,7 @@ def refused(path: Path, candidate: Candidate | str | Path, why: str) -> None:
 
 @pytest.fixture
 def pair(tmp_path: Path) -> tuple[Path, Path]:
-    """Give a damaged file, and a good copy of what it was."""
+    """Provide a damaged file, and a good copy of it."""
     good = random.Random(0).randbytes(SIZE)
     damaged, copy = tmp_path / "damaged", tmp_path / "copy"
     damaged.write_bytes(good[: LOST.start] + b"?" * LOST.length + good[LOST.end :])
@@ -117,7 +117,7 @@ def test_outside_of_the_window_only_the_whole_tells(pair: tuple[Path, Path], at:
 
 
 def around(lost: Sequence[ByteRange], window: int) -> set[int]:
-    """Give the bytes of a file around what is lost, one by one."""
+    """Return the bytes of a file around the loss, one by one."""
     compared: set[int] = set()
     for start, length in lost:
         # Of what is lost past the end there is nothing on this side of it either.
@@ -155,7 +155,7 @@ def test_a_copy_is_believed_if_and_only_if_all_around_is_equal(  # noqa: PLR0913
     whole: bool,  # noqa: FBT001 - drawn
     same_time: bool,  # noqa: FBT001 - drawn
 ) -> None:
-    """What is compared, byte by byte; sectors of the damaged file that give EIO are a mock."""
+    # What is compared, byte by byte; sectors of the damaged file that give EIO are a mock.
     good = random.Random(1).randbytes(SIZE)
     damaged, copy = tmp_path / "damaged", tmp_path / "copy"
     damaged.write_bytes(good)
@@ -355,7 +355,7 @@ def test_a_copy_that_changes_is_not_believed(
 
 
 def test_a_copy_that_is_written_all_the_time_is_refused(tmp_path: Path) -> None:
-    """A writer in a thread of its own changes what is lost, at any moment of the reading."""
+    # A writer in a thread of its own changes what is lost, at any moment of the reading.
     damaged, copy = tmp_path / "damaged", tmp_path / "copy"
     damaged.write_bytes(bytes(32 * MIB))
     copy.write_bytes(bytes(32 * MIB))

@@ -36,7 +36,7 @@ def shared() -> Iterator[Ground]:
 
 @pytest.fixture
 def root(shared: Ground) -> Iterator[Path]:
-    """Give a filesystem; what a failing test leaves frozen is thawed."""
+    """Provide a filesystem, and thaw it if a failing test leaves it frozen."""
     yield shared.root
     thaw(shared.root)
 
@@ -278,7 +278,7 @@ def wait_for_state(pid: int, wanted: str) -> None:
 
 
 def zeroing(made: Ground, place: int) -> list[str | Path]:
-    """Give the command line that zeroes a free block."""
+    """Return the command line that zeroes a free block."""
     yes = ("--apply", "--yes", "--journal")
     return ["respond", made.root, f"{place}+4096", *yes, made.journal]
 

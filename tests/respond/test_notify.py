@@ -111,7 +111,7 @@ def test_a_name_with_parentheses_and_spaces_hides_nothing(file: Path, heard: Pat
 
 @pytest.fixture
 def ended() -> Iterator[Process]:
-    """Give a process that has ended, and that nobody has waited for yet."""
+    """Provide a zombie process."""
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     stat = Path(f"/proc/{child.pid}/stat").read_text()
     start_time = int(stat.rpartition(")")[2].split()[19])

@@ -106,7 +106,7 @@ def test_stubborn_free_space_is_reported(tmp_path: Path) -> None:
 
 
 def test_a_large_range(tmp_path: Path) -> None:
-    """It is zeroed in pieces, and others have their turn in between."""
+    # It is zeroed in pieces, and others have their turn in between.
     with bench(tmp_path) as served:
         fill_free(served)
         rows = [row for row in served.rows() if row.kind == "free"]
@@ -177,7 +177,7 @@ def test_other_sizes(tmp_path: Path, block: int, sector: int) -> None:
 
 @contextlib.contextmanager
 def unmounted(tmp_path: Path, kind: Geometry) -> Iterator[tuple[Bench, ByteRange]]:
-    """Give a failing image that is clean, and a range of it that is free and holds a pattern."""
+    """Provide a clean failing image, and a free range of it that is filled with a pattern."""
     with serving(tmp_path, kind) as (served, image):
         with served.loop() as loop, mounted(loop, loop=False) as folder:
             root = Path(os.fsdecode(folder))

@@ -56,14 +56,14 @@ class Forger:
         self.media.close()
 
     def folders(self) -> Iterator[Block]:
-        """Give the folders whose entries are in the inode, but for the root."""
+        """Yield the folders whose entries are in the inode, but for the root."""
         for block in self.inodes.values():
             small = block.data[_MODE] >> 4 == 4 and block.data[_FORMAT] == _LOCAL
             if small and number(block) != self._named("rootino"):
                 yield block
 
     def files(self) -> Iterator[Block]:
-        """Give regular files with one name, but for those that belong to the filesystem."""
+        """Yield regular files with one name, but for those that belong to the filesystem."""
         internal = {self._named("rbmino"), self._named("rsumino")}
         for block in self.inodes.values():
             regular = block.data[_MODE] >> 4 == 8
@@ -72,13 +72,13 @@ class Forger:
                 yield block
 
     def _named(self, field: str) -> int:
-        """Give the inode that the superblock names."""
+        """Return the inode that the superblock names."""
         at = {"rootino": 56, "rbmino": 64, "rsumino": 72}[field]
         return int.from_bytes(self.metadata["superblock"][0].data[at : at + 8], "big")
 
 
 def number(block: Block) -> int:
-    """Give the number of an inode."""
+    """Return the number of an inode."""
     return int.from_bytes(block.data[_INO : _INO + 8], "big")
 
 
@@ -94,7 +94,7 @@ class Entry:
 
 
 def entries(folder: Block) -> list[Entry]:
-    """Give the entries of a folder whose entries are in the inode."""
+    """Return the entries of a folder whose entries are in the inode."""
     count, wide = folder.data[_CORE], folder.data[_CORE + 1]
     width = 8 if wide else 4
     found: list[Entry] = []
@@ -131,14 +131,14 @@ def demo_image(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def demo(demo_image: Path) -> Iterator[Forger]:
-    """Give an image with parent pointers."""
+    """Provide an image with parent pointers."""
     with closing(Forger(demo_image)) as forger:
         yield forger
 
 
 @pytest.fixture
 def nameless(zoo: Zoo) -> Iterator[Forger]:
-    """Give an image without parent pointers."""
+    """Provide an image without parent pointers."""
     with closing(Forger(zoo.any("populated-1k-noparent").image)) as forger:
         yield forger
 

@@ -69,7 +69,7 @@ def patient(request: pytest.FixtureRequest, zoo: Zoo, session_folder: Path) -> P
 
 
 def several(examples: int) -> settings:
-    """Give the settings of one property; every image has so many cases of it."""
+    """Return the settings of one property, with the number of cases for each image."""
     return settings(
         max_examples=examples,
         # An example that failed is shrunk by few steps: each of them asks hundreds of questions.

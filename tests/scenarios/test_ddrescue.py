@@ -21,7 +21,7 @@ SECTOR = 512
 
 
 def contents(image: Path) -> dict[int, str]:
-    """Give a digest of every file's content, as the kernel reads it, by inode."""
+    """Return a digest of every file's content, as the kernel reads it, by inode."""
     digests = {}
     with mounted(image, "ro", "norecovery") as root:
         for path in Path(root.decode()).rglob("*"):
@@ -51,7 +51,7 @@ def digest(path: Path) -> str:
 
 
 def is_plain_data(row: Row, modes: dict[int, int]) -> bool:
-    """Whether a row is written data of a regular file: what a rescue leaves a hole in."""
+    """Return whether a row is written data of a regular file, where a rescue leaves a hole."""
     return (
         row.kind == "file"
         and stat.S_ISREG(modes[row.inode])

@@ -54,7 +54,7 @@ class Disk:
     def expected(
         self, start: int, length: int, oracles: dict[Path, Expectation]
     ) -> list[dict[str, Any]]:
-        """Give the rows of the bare images, moved to where these lie; other parts are outside."""
+        """Return the rows of the bare images, moved to their places; other parts are outside."""
         rows: list[dict[str, Any]] = []
         end = covered = start
         end += length
@@ -274,7 +274,7 @@ def test_a_table_over_an_old_physical_volume_counts(
 def test_a_member_of_the_oldest_kind_in_the_last_partition(
     session_folder: Path, tmp_path: Path
 ) -> None:
-    """A superblock of version 0.90 does not say whether it is the partition's or the disk's."""
+    # A superblock of version 0.90 does not say whether it is the partition's or the disk's.
     member = unpacked("md-images", session_folder) / "raid5old-0.img"
     size = member.stat().st_size
     start = 2048 * SECTOR
@@ -285,5 +285,5 @@ def test_a_member_of_the_oldest_kind_in_the_last_partition(
     with Target(str(disk), TargetOptions()) as target:
         assert target.root is not None
         (landing,) = descend(target.root, start + at, 1)
-    assert [step.layer for step in landing.way] == ["old.img", "old.img1", "md/12"]
+    assert [step.layer for step in landing.via] == ["old.img", "old.img1", "md/12"]
     assert landing.offset == offset

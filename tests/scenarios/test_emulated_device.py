@@ -83,7 +83,7 @@ def forget(path: Path) -> None:
 
 
 def at_rest(image: Path, root: Path) -> tuple[bytes, list[Row]]:
-    """Give the image's bytes with everything in place, and the kernel's word on whose they are."""
+    """Return the image's bytes before the failure, and their owners by the kernel."""
     rows = getfsmap(os.fsencode(root))
     with frozen(os.fsencode(root)):
         return image.read_bytes(), rows

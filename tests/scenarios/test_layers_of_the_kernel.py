@@ -13,8 +13,8 @@ from tests.support.machine_snapshots import facts, tags, unpacked
 from whoseblock.errors import MediaError
 from whoseblock.media.mapped import MappedMedia
 from whoseblock.stack.base import Layer, descend
-from whoseblock.stack.devices import Devices
-from whoseblock.stack.host import Host
+from whoseblock.stack.kernel.devices import BlockDevices
+from whoseblock.stack.kernel.host import Host
 from whoseblock.target import Target, TargetOptions
 
 ARRAYS = sorted({name.rpartition("-")[0] for name in facts("md")["members"].values()})
@@ -62,7 +62,7 @@ def test_an_array_is_read_through_its_members(array: str, session_folder: Path) 
         media = below.open()
         assert isinstance(media, MappedMedia)
         for start in range(0, media.size - BLOCK + 1, BLOCK):
-            copies = [copy for part in media.parts(start, BLOCK) for copy in part.copies]
+            copies = [copy for run in media.locate(start, BLOCK) for copy in run.copies]
             if all(copy.media is None for copy in copies):
                 # One member was thrown out of its array: what it holds is not believed.
                 assert array == facts("md")["degraded"]
@@ -78,7 +78,7 @@ def test_the_running_kernel_says_the_same_of_every_member(
 ) -> None:
     known = facts("md")
     image = unpacked("md-images", session_folder) / known["members"][member]
-    layer = Devices(Host(unpacked("md", session_folder))).layer(member)
+    layer = BlockDevices(Host(unpacked("md", session_folder))).find_layer(member)
     array = next(
         md for md, name in known["arrays"].items() if name == image.name.rpartition("-")[0]
     )
@@ -125,10 +125,10 @@ def test_every_block_of_logical_volumes_is_found_in_images_of_disks(session_fold
 
 def test_device_mapper_leads_from_every_disk_to_every_volume(session_folder: Path) -> None:
     folder = unpacked("lvm-images", session_folder)
-    devices = Devices(Host(unpacked("lvm", session_folder)))
+    devices = BlockDevices(Host(unpacked("lvm", session_folder)))
     names = set()
     for disk, image in facts("lvm")["disks"].items():
-        layer = devices.layer(disk)
+        layer = devices.find_layer(disk)
         for start, name, offset in tags(folder / image):
             assert landed(layer, start) == [(name, offset)]
             names.add(name)
@@ -138,7 +138,7 @@ def test_device_mapper_leads_from_every_disk_to_every_volume(session_folder: Pat
 def test_what_device_mapper_does_with_more_than_offsets_is_not_followed(
     session_folder: Path,
 ) -> None:
-    layer = Devices(Host(unpacked("lvm", session_folder))).layer("loop0")
+    layer = BlockDevices(Host(unpacked("lvm", session_folder))).find_layer("loop0")
     found = [
         (landing.what, landing.certain)
         for landing in descend(layer, 0, layer.size)
@@ -151,7 +151,7 @@ def test_what_device_mapper_does_with_more_than_offsets_is_not_followed(
 
 
 def test_an_encrypted_volume_is_followed_by_its_offset(session_folder: Path) -> None:
-    devices = Devices(Host(unpacked("lvm", session_folder)))
-    (landing,) = descend(devices.layer("loop0p2"), 1048576 + 19 * 1048576 + 12345, 1)
-    assert [step.layer for step in landing.way] == ["loop0p2", "vg0-under", "secret"]
+    devices = BlockDevices(Host(unpacked("lvm", session_folder)))
+    (landing,) = descend(devices.find_layer("loop0p2"), 1048576 + 19 * 1048576 + 12345, 1)
+    assert [step.layer for step in landing.via] == ["loop0p2", "vg0-under", "secret"]
     assert landing.offset == 12345

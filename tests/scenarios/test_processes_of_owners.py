@@ -35,7 +35,7 @@ def lookup(target: Path | bytes, *arguments: str) -> dict[str, Any]:
 
 
 def users(owner: dict[str, Any]) -> dict[int, tuple[list[tuple[int, int, str]], int]]:
-    """Give by process the mappings with their rights, and how many descriptors are open."""
+    """Return for each process its mappings with their rights, and its number of descriptors."""
     return {
         process["pid"]: (
             [
@@ -53,7 +53,7 @@ def users(owner: dict[str, Any]) -> dict[int, tuple[list[tuple[int, int, str]], 
 
 
 def test_exactly_those_are_named_who_use_the_part(tmp_path: Path) -> None:
-    """One block that two files share, mapped and open in every way there is."""
+    # One block that two files share, mapped and open in every way there is.
     need_loop_mounts()
     image = make_image(tmp_path / "image", Geometry("users", size=400 << 20))
     with mounted(image) as folder, ExitStack() as stack:
@@ -112,7 +112,7 @@ def test_exactly_those_are_named_who_use_the_part(tmp_path: Path) -> None:
 
 
 def test_a_change_in_between_is_told(tmp_path: Path) -> None:
-    """The file is deleted after the first answer, and before the owners are asked again."""
+    # The file is deleted after the first answer, and before the owners are asked again.
     need_loop_mounts()
     image = make_image(tmp_path / "image", Geometry("change", size=400 << 20))
     with mounted(image) as folder, whoseblock.open(os.fsdecode(folder)) as fs:

@@ -8,8 +8,8 @@ from tests.support.machine_snapshots import facts
 from tests.support.tools import CHECKOUT
 
 from whoseblock.errors import MalformedError
+from whoseblock.ranges import PHYSICAL_MEMORY
 from whoseblock.sources.dmesg import read_dmesg, read_message
-from whoseblock.stack.base import PHYSICAL_MEMORY
 
 FIXTURES = CHECKOUT / "tests" / "fixtures" / "sources"
 Place = tuple[str, int, int]

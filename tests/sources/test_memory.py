@@ -3,15 +3,15 @@
 import pytest
 
 from whoseblock.errors import MalformedError
-from whoseblock.sources.memory import failure_of_address, failure_of_pfn
-from whoseblock.stack.base import PHYSICAL_MEMORY
+from whoseblock.ranges import PHYSICAL_MEMORY
+from whoseblock.sources.memory import parse_pfn, parse_physical_address
 
 
 def test_a_pfn_or_an_address_names_its_page() -> None:
-    assert failure_of_pfn("0x100e0d", 4096)[:3] == (0x100E0D000, 4096, PHYSICAL_MEMORY)
-    assert failure_of_pfn("307", 4096)[:3] == (1257472, 4096, PHYSICAL_MEMORY)
-    assert failure_of_address("0x100e0dfff", 4096)[:3] == (0x100E0D000, 4096, PHYSICAL_MEMORY)
-    assert failure_of_address("65537", 65536)[:3] == (65536, 65536, PHYSICAL_MEMORY)
+    assert parse_pfn("0x100e0d", 4096)[:3] == (0x100E0D000, 4096, PHYSICAL_MEMORY)
+    assert parse_pfn("307", 4096)[:3] == (1257472, 4096, PHYSICAL_MEMORY)
+    assert parse_physical_address("0x100e0dfff", 4096)[:3] == (0x100E0D000, 4096, PHYSICAL_MEMORY)
+    assert parse_physical_address("65537", 65536)[:3] == (65536, 65536, PHYSICAL_MEMORY)
 
 
 @pytest.mark.parametrize(
@@ -19,7 +19,7 @@ def test_a_pfn_or_an_address_names_its_page() -> None:
 )
 def test_a_malformed_pfn_or_address_is_refused(text: str) -> None:
     with pytest.raises(MalformedError):
-        failure_of_pfn(text, 4096)
+        parse_pfn(text, 4096)
     if text != "0xffffffffffffffff":
         with pytest.raises(MalformedError):
-            failure_of_address(text, 4096)
+            parse_physical_address(text, 4096)

@@ -4,10 +4,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from whoseblock.errors import MalformedError
-from whoseblock.sources.badblocks import read_badblocks
+from whoseblock.sources.block_numbers import read_block_numbers
 from whoseblock.sources.mapfile import read_mapfile
-from whoseblock.sources.memory import failure_of_address, failure_of_pfn
-from whoseblock.sources.sysfs import read_sysfs_badblocks
+from whoseblock.sources.memory import parse_pfn, parse_physical_address
+from whoseblock.sources.sysfs import parse_bad_block_list
 
 STATE = "0x00000000     +               1\n"
 # Almost what is right, so that more than the first character is looked at.
@@ -25,9 +25,9 @@ def test_arbitrary_text_is_parsed_or_refused(text: str) -> None:
     for read in (
         lambda: read_mapfile(lines, "x"),
         lambda: read_mapfile([STATE, *lines], "x"),
-        lambda: read_badblocks(lines, "x", 4096),
-        lambda: read_sysfs_badblocks(lines, "d", "x"),
-        lambda: [failure_of_pfn(text, 4096), failure_of_address(text, 4096)],
+        lambda: read_block_numbers(lines, "x", 4096),
+        lambda: parse_bad_block_list(text, 4096, "d", "x")[0],
+        lambda: [parse_pfn(text, 4096), parse_physical_address(text, 4096)],
     ):
         try:
             failures = list(read())

@@ -10,7 +10,7 @@ from tests.support.mounts import mounted
 from tests.support.tools import need_loop_mounts, run, xfsprogs
 from tests.support.xfs_images import MIB, Geometry, make_image
 
-from whoseblock.fs.recognise import open_filesystem
+from whoseblock.fs.registry import open_volume
 from whoseblock.fs.xfs import XfsFilesystem
 from whoseblock.media.device import FileMedia
 from whoseblock.media.pmem import EmulatedPmem
@@ -47,7 +47,7 @@ def test_lost_leaves_make_no_wrong_answers(demo_image: Path) -> None:
 
 
 def test_a_lost_leaf_makes_exactly_its_own_pages_incomplete(tmp_path: Path) -> None:
-    """What `lost_leaves` takes the keys' word for, read for every leaf and every page."""
+    # What `lost_leaves` takes the keys' word for, read for every leaf and every page.
     need_loop_mounts()
     image = make_image(tmp_path / "disk", Geometry("leaves", size=64 * MIB, groups=2, parent=False))
     with mounted(image) as folder:
@@ -72,7 +72,7 @@ def test_a_lost_leaf_makes_exactly_its_own_pages_incomplete(tmp_path: Path) -> N
     starts = [block * PAGE for block in range(blocks)]
     for block, start, end in spans:
         media = EmulatedPmem(FileMedia(image), poison=[ByteRange(block * PAGE, PAGE)])
-        with open_filesystem(media) as wounded:
+        with open_volume([media]) as wounded:
             complete = wounded.owners_of(starts, [PAGE] * blocks).complete
         incomplete = [page for page in range(blocks) if not complete[page]]
         # The poisoned block itself is somebody's, which nobody doubts.

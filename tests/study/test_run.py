@@ -84,7 +84,7 @@ def test_large_entries_are_used_where_they_fit() -> None:
 
 
 def test_a_life_performs_every_kind_of_step(demo_image: Path) -> None:
-    """Only who is mapped is written to, only who is not leaves memory, and the storm breaks."""
+    # Only who is mapped is written to, only who is not leaves memory, and the storm breaks.
     with ImageSource(str(demo_image)) as source:
         run = Run(source)
         seen: Counter[str] = Counter()

@@ -30,7 +30,7 @@ def test_every_time_is_measured(demo_image: Path) -> None:
 
 
 def test_every_page_is_equally_likely_to_be_timed() -> None:
-    """Of a large extent and many small ones, as many pages as they have of all."""
+    # Of a large extent and many small ones, as many pages as they have of all.
     files = [Extent(1, 0, 0, 1000)]
     files += [Extent(2, number, 1001 + 2 * number, 1) for number in range(1000)]
     space = Space(Extents(files, [], 4000, []))

@@ -44,7 +44,7 @@ class Blank:
 
 
 def runs(disk: dict[Owner, int]) -> set[tuple[int, int, int, int]]:
-    """Give the records that a reverse mapping would have: file, index, page, how many."""
+    """Return the records that a reverse map would have: file, index, page, count."""
     found: list[tuple[int, int, int, int]] = []
     for owner, page in sorted(disk.items()):
         if found:
@@ -162,7 +162,7 @@ class Life(RuleBasedStateMachine):
         return [one for one in self.disk if one.mapping == mapping and first <= one.index < end]
 
     def by(self, mapping: int) -> int:
-        """Give a process that has a file mapped: one more if there is none."""
+        """Return a process that has a file mapped: one more if there is none."""
         for process, (mapped, _) in self.tables.items():
             if mapped == mapping:
                 return process
@@ -172,7 +172,7 @@ class Life(RuleBasedStateMachine):
     # ------------------------------------------------------------------ what happens
 
     def picked(self, pick: int) -> tuple[int, int, int]:
-        """Give one of the pages that files have: file, index, page of the device."""
+        """Return one of the pages of the files: file, index, page of the device."""
         owner = sorted(self.disk)[pick % len(self.disk)]
         return owner.mapping, owner.index, self.disk[owner]
 
@@ -183,7 +183,7 @@ class Life(RuleBasedStateMachine):
         self.tables[process][1].update(owners)
 
     def run(self, mapping: int, index: int, count: int) -> int:
-        """Give how many pages from one of a file follow one another on the device, too."""
+        """Return the number of consecutive pages of a file that are consecutive on the device."""
         page, length = self.disk[Owner(mapping, index)], 0
         while length < count and self.disk.get(Owner(mapping, index + length)) == page + length:
             length += 1

@@ -17,7 +17,7 @@ __all__ = ["lookup_json", "same", "told"]
 
 
 def told(answer: Answer) -> dict[str, Any]:
-    """Give an answer as `lookup --json` writes it."""
+    """Return an answer as `lookup --json` writes it."""
     plain: dict[str, Any] = msgspec.to_builtins(answer)
     return plain
 

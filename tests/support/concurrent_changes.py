@@ -76,7 +76,7 @@ class History(NamedTuple):
         return cls(places, names, writes)
 
     def had(self, key: Key, wanted: Place) -> bool:
-        """Whether a file had all of these bytes there, perhaps as several extents."""
+        """Return whether a file had all of these bytes there, perhaps as several extents."""
         left = {wanted.offset}
         end = wanted.offset + wanted.length
         shift = wanted.start - wanted.offset
@@ -92,7 +92,7 @@ class History(NamedTuple):
         return at >= end
 
     def may_have_had(self, key: Key, wanted: Place, begun: float, ended: float) -> bool:
-        """Whether a file had each of these blocks there, or was just being written in that block.
+        """Return whether a file had each of these blocks there, or was being written in that block.
 
         ``begun`` and ``ended`` are when somebody looked.
         """

@@ -64,7 +64,7 @@ class Patient:
         return sorted((path, ino) for ino, found in self.paths.items() for path in found.paths)
 
     def below(self, ino: int, count: int, rng: random.Random) -> list[int]:
-        """Give an inode and some of those whose paths lead through it."""
+        """Return an inode and some of those whose paths lead through it."""
         if ino not in self.paths:
             return []
         prefix = self.paths[ino].paths[0].rstrip("/") + "/"
@@ -73,7 +73,7 @@ class Patient:
 
 
 def inode_number(block: Block) -> int:
-    """Give the inode that a unit of metadata belongs to, 0 if to none."""
+    """Return the inode that a unit of metadata belongs to, 0 if to none."""
     places = {"inode": 152, "directory": 40, "bmbt": 56, "attr leaf": 48, "attr node": 48}
     at = places.get(block.kind)
     return int.from_bytes(block.data[at : at + 8], "big") if at else 0

@@ -117,7 +117,7 @@ def _text(volume: Volume) -> str:
 def places_of(
     volume: Volume, first_extent: int, image: Path, disks: Sequence[tuple[int, int]]
 ) -> Iterator[tuple[int, Place]]:
-    """Give every run of an image's bytes, with the number of the disk that it lies on.
+    """Yield every run of an image's bytes, with the number of its disk.
 
     ``disks`` are, for each physical volume, the number of its disk and where it begins there.
     """

@@ -46,11 +46,11 @@ class Emulated:
         return self.folder / "control"
 
     def bad(self) -> list[ByteRange]:
-        """Give all bad ranges of this moment, stubborn ones too, ascending."""
+        """Return all bad ranges of this moment, stubborn ones too, ascending."""
         return [bad for _, bad in self._lines()]
 
     def stubborn(self) -> list[ByteRange]:
-        """Give those that nothing heals."""
+        """Return those that nothing heals."""
         return [bad for mark, bad in self._lines() if mark == "stubborn"]
 
     def _lines(self) -> Iterator[tuple[str, ByteRange]]:
@@ -68,7 +68,7 @@ class Emulated:
         self.control.write_text(" ".join(map(str, words)))
 
     def statistics(self) -> dict[str, int]:
-        """Give the numbers in the file ``statistics``."""
+        """Return the numbers in the file ``statistics``."""
         lines = (self.folder / "statistics").read_text().splitlines()
         return {name: int(number) for name, number in map(str.split, lines)}
 
@@ -83,7 +83,7 @@ class Emulated:
 
     @contextlib.contextmanager
     def loop(self, *, direct_io: bool = True) -> Iterator[Path]:
-        """Give a loop device over it; it is let go of in any case."""
+        """Provide a loop device over it, and detach it in any case."""
         option = f"--direct-io={'on' if direct_io else 'off'}"
         with loop_device(self.device, option) as device:
             yield Path(device)

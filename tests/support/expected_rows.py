@@ -55,7 +55,7 @@ class Expectation:
         }
 
     def rows(self, start: int, length: int, *, paths: bool = True) -> list[dict[str, Any]]:
-        """Give the rows of the answer to one question, in order."""
+        """Return the rows of the answer to one question, in order."""
         end = start + length
         touched = {
             row
@@ -72,11 +72,11 @@ class Expectation:
         return [normal(row, paths=paths) for row in found]
 
     def paths(self, inode: int) -> list[str]:
-        """Give every path of an inode, in byte order."""
+        """Return every path of an inode, in byte order."""
         return self._paths[inode]
 
     def is_shared(self, start: int, end: int) -> bool:
-        """Whether more than one mapping holds some byte of a range."""
+        """Return whether more than one mapping holds some byte of a range."""
         at = bisect_right(self._shared_starts, end - 1)
         return at > 0 and self._shared_ends[at - 1] > start
 
@@ -117,7 +117,7 @@ class Expectation:
 
 
 def _overlaps(rows: list[Row]) -> tuple[list[int], list[int]]:
-    """Give where mappings of file data overlap: starts and ends, disjoint and ascending."""
+    """Return the overlaps of mappings of file data: starts and ends, disjoint and ascending."""
     edges: dict[int, int] = defaultdict(int)
     for row in rows:
         if row.kind == "file" and not row.attr and not row.extent_map:

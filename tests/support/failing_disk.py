@@ -40,7 +40,7 @@ def traced() -> Iterator[None]:
 def failing_disk(
     image: Path, folder: Path, *, in_place: bool = True
 ) -> Iterator[tuple[Emulated, Path, Path]]:
-    """Give what serves an image, the loop device on it, and where it is mounted."""
+    """Provide the server of an image, the loop device on it, and its mount point."""
     with (
         emulated(image, folder, in_place=in_place) as served,
         served.loop() as loop,

@@ -147,18 +147,18 @@ class Bench:
         return done.stdout + done.stderr
 
     def journaled(self) -> list[History]:
-        """Give all failures with their history."""
+        """Return all failures with their history."""
         with open_journal(str(self.journal), write=False) as journal:
             return list(journal.histories())
 
     def steps(self) -> list[Step]:
-        """Give all steps in the journal, in order."""
+        """Return all steps in the journal, in order."""
         plans = (plan for failure in self.journaled() for plan in failure.plans)
         steps = {step.id: step for plan in plans for step in plan.steps}
         return [steps[number] for number in sorted(steps)]
 
     def states(self) -> list[list[str]]:
-        """Give the states that each step went through; what is noted in one counts once."""
+        """Return the states of each step, in order; details within a state count once."""
         return [[state for state, _ in groupby(states)] for states in self._all_states()]
 
     def _all_states(self) -> list[list[str]]:
@@ -180,7 +180,7 @@ class Bench:
         return getfsmap(os.fsencode(self.root))
 
     def rows_of(self, path: Path) -> list[Row]:
-        """Give the rows of the data of a file, by their places in it."""
+        """Return the rows of the data of a file, by their places in it."""
         inode = path.stat().st_ino
         rows = (row for row in self.rows() if row.inode == inode and row.kind == "file")
         return sorted((r for r in rows if not r.attr and not r.extent_map), key=lambda r: r.offset)
@@ -193,7 +193,7 @@ class Bench:
         return ByteRange(row.start + offset - row.offset, count * self.block)
 
     def owners(self, where: ByteRange) -> list[Row]:
-        """Give the rows that have a byte of a range, free space too."""
+        """Return the rows that share a byte with a range, free space included."""
         return [row for row in self.rows() if row.start < where.end and where.start < row.end]
 
     def free(self, blocks: int, *, last: bool = True, away_from: Sequence[Path] = ()) -> ByteRange:
@@ -212,7 +212,7 @@ class Bench:
         return ByteRange(middle, blocks * self.block)
 
     def everything(self, but: Iterable[Path] = ()) -> dict[str, tuple[Facts, list[Row]]]:
-        """Give what every file holds and where it lies, but for some."""
+        """Return the content and the place of every file, except for some."""
         left_out = {path.stat().st_ino for path in but}
         paths = (p for p in sorted(self.root.rglob("*")) if p.is_file() and not p.is_symlink())
         self.sync()
@@ -229,7 +229,7 @@ class Bench:
         return found
 
     def bytes_at(self, where: ByteRange) -> bytes:
-        """Give what is on the medium, also where it fails."""
+        """Return the content of the medium, including its failing parts."""
         with self.image.open("rb") as file:
             file.seek(where.start)
             return file.read(where.length)
@@ -268,7 +268,7 @@ def forget(path: Path) -> None:
 
 
 def pattern(seed: str, length: int) -> bytes:
-    """Give bytes that are the same for the same seed, and zero nowhere."""
+    """Return bytes that are the same for the same seed, and zero nowhere."""
     return random.Random(seed).randbytes(length).replace(b"\0", b"\1")
 
 

@@ -22,7 +22,7 @@ __all__ = ["FILLED", "POPULATED", "Zoo", "by_kernel", "with_nameless"]
 
 
 def _both(geometry: Geometry) -> list[Geometry]:
-    """Give the geometry with and without parent pointers."""
+    """Return the geometry with and without parent pointers."""
     return [geometry, replace(geometry, name=f"{geometry.name}-noparent", parent=False)]
 
 
@@ -69,16 +69,16 @@ class Zoo:
         self._known: dict[str, Truth] = {}
 
     def any(self, name: str) -> Truth:
-        """Give an image of either sort."""
+        """Return an image of either sort."""
         return self.filled(name) if name in FILLED else self.populated(name)
 
     def filled(self, name: str) -> Truth:
-        """Give an image filled through the kernel, with GETFSMAP and a walk as its truth."""
+        """Return an image filled through the kernel, with GETFSMAP and a walk as its truth."""
         need_loop_mounts()
         return self._once(name, lambda image: _fill(image, FILLED[name]))
 
     def populated(self, name: str) -> Truth:
-        """Give an image filled by mkfs.xfs, with xfs_db as its only truth."""
+        """Return an image filled by mkfs.xfs, with xfs_db as its only truth."""
         return self._once(name, lambda image: _populate(image, POPULATED[name]))
 
     def _once(self, name: str, build: Callable[[Path], Truth]) -> Truth:

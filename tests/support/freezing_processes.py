@@ -49,7 +49,7 @@ class Freezer:
         return self.process.pid
 
     def line(self) -> str:
-        """Give the next line that it says, "" if it says no more."""
+        """Return the next line of its output, "" at the end."""
         assert self.process.stdout is not None
         return self.process.stdout.readline().strip()
 
@@ -93,7 +93,7 @@ def freezing(root: Path, limit_s: float = 20, block: str = "go()") -> Iterator[F
 
 
 def state_of(pid: int) -> str:
-    """Give the letter for what a process does, "" if there is none."""
+    """Return the letter of the state of a process, "" if there is none."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except (FileNotFoundError, ProcessLookupError):
@@ -120,7 +120,7 @@ class Waiter(threading.Thread):
         os.close(file)
 
     def waits(self) -> bool:
-        """Whether it still has to wait, a moment from now."""
+        """Return whether it still waits after a moment."""
         self.join(0.2)
         return self.is_alive()
 

@@ -82,7 +82,7 @@ def find_metadata(image: Path) -> dict[str, list[Block]]:
 def _candidates(
     block: bytes, sector_size: int, inode_size: int, directory_size: int
 ) -> Iterator[tuple[int, int, str]]:
-    """Give offset, size and kind of what may be metadata in a block, by its magic numbers."""
+    """Yield offset, size and kind of what may be metadata in a block, by its magic numbers."""
     for at in range(0, len(block), sector_size):
         if block[at : at + 4] in _SECTORS:
             yield at, sector_size, _SECTORS[block[at : at + 4]][0]

@@ -88,7 +88,7 @@ def _row(flags: int, physical: int, owner: int, offset: int, length: int) -> Row
 
 
 def walk(folder: bytes) -> dict[int, Inode]:
-    """Give every inode that has a name, with its mode, link count and all its paths."""
+    """Return every inode that has a name, with its mode, link count and all its paths."""
     top = os.lstat(folder)
     found = {top.st_ino: Inode(top.st_mode, top.st_nlink, ["/"])}
     todo = [(folder, b"")]

@@ -54,11 +54,11 @@ class Ran(NamedTuple):
         return self.code == -9
 
     def begun(self) -> list[str]:
-        """Give the names of the boundaries that were reached."""
+        """Return the names of the boundaries that were reached."""
         return [line.split()[2].rstrip(":") for line in self.trace if line[0] == "<"]
 
     def moments(self) -> list[tuple[int, bool]]:
-        """Give the moments between boundaries, each as one to die at, and whether after it.
+        """Return the moments between boundaries: the boundary to die at, and whether after it.
 
         Where one ends and the next begins, they are seen from either side in turn; at the borders
         of one within another nothing happens.
@@ -303,14 +303,14 @@ class Ground:
         os.close(folder)
 
     def plans(self, after: int = 0) -> list[Plan]:
-        """Give the plans of the journal with greater numbers; none if there is no journal yet."""
+        """Return the plans of the journal with greater numbers; none if there is no journal yet."""
         if not self.last_plan() > after:
             return []
         with open_journal(str(self.journal), write=False) as journal:
             return [journal.plan(number) for number in range(after + 1, self.last_plan() + 1)]
 
     def is_closed(self, plan: Plan) -> bool:
-        """Whether all failures that a plan concerns are closed; they are so together here."""
+        """Return whether all failures of a plan are closed; here they are closed together."""
         with open_journal(str(self.journal), write=False) as journal:
             closed = {journal.history(one).failure.closed is not None for one in plan.failures}
         (answer,) = closed

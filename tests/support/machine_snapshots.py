@@ -44,12 +44,12 @@ def _extract(archive: tarfile.TarFile, folder: Path) -> None:
 
 
 def facts(name: str) -> Any:  # noqa: ANN401 - JSON
-    """Give what is known of a fixture from outside."""
+    """Return the facts about a fixture that were recorded beside it."""
     return json.loads((FIXTURES / f"{name}.facts.json").read_text())
 
 
 def tags(image: Path) -> Iterator[tuple[int, str, int]]:
-    """Give every tag: where it lies, the volume it was written through, and its offset there."""
+    """Yield every tag: where it lies, the volume it was written through, and its offset there."""
     data = image.read_bytes()
     at = data.find(_TAG)
     while at >= 0:

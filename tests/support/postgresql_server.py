@@ -90,7 +90,7 @@ class Postgres:
         return self.url(name)
 
     def url(self, database: str) -> str:
-        """Give the URL of a database, as root may use it."""
+        """Return the URL of a database, as root may use it."""
         return f"postgresql://{_USER}@/{database}?host={self.folder}"
 
 
@@ -130,7 +130,7 @@ def server() -> Iterator[Postgres]:
 
 
 def _fast_folder() -> str | None:
-    """Give a folder in memory, where fsync costs nothing, if there is one with room."""
+    """Return a folder in memory, where fsync costs nothing, if there is one with room."""
     memory = "/dev/shm"  # noqa: S108 - a folder of our own is made in it
     roomy = os.path.isdir(memory) and shutil.disk_usage(memory).free > _ROOM
     return memory if roomy else None

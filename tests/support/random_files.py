@@ -29,7 +29,7 @@ _EXPECTED = {
 
 
 def odd_names(rng: random.Random) -> list[bytes]:
-    """Give names that nobody would type: every byte but "/" and NUL may stand in one."""
+    """Return unusual names: every byte but "/" and NUL may be in one."""
     every = bytes(byte for byte in range(1, 256) if byte != ord("/"))
     return [
         b"new\nline",
@@ -111,7 +111,7 @@ class Filler:
             self.files += self.rng.sample(left, min(10, len(left)))
 
     def strange_names(self) -> None:
-        """Give files and folders names that no program expects."""
+        """Rename files and folders to names that no program expects."""
         for name in odd_names(self.rng):
             folder = self.new_folder(self.rng.choice(self.folders))
             path = self._create(folder + b"/" + name, self.block)
@@ -399,7 +399,7 @@ class Filler:
         return self._made
 
     def _some(self, blocks: int) -> int:
-        """Give a length of some blocks, seldom whole ones."""
+        """Return a length of some blocks, seldom whole ones."""
         return self.rng.randint(1, blocks * self.block)
 
     def _somewhere(self, blocks: int) -> int:

@@ -34,7 +34,7 @@ class Failure:
     unwritten: str = ""
 
     def finally_(self, name: str) -> bytes:
-        """Give what a file must hold in the end."""
+        """Return the content that a file must have at the end."""
         data = bytearray(self.contents[name])
         for start, length in self.lost.get(name, []) if self.zeros else ():
             data[start : start + length] = bytes(length)
@@ -62,7 +62,7 @@ class Failure:
                     assert now[part] in allowed, (name, at)
 
     def untouched(self, ground: Ground) -> bool:
-        """Whether all is still as when it failed."""
+        """Return whether everything is as it was after the failure."""
         if subtract_all(self.bad, ground.served.bad()):
             return False
         return all(read_direct(ground.root / name)[1] == lost for name, lost in self.lost.items())
@@ -98,7 +98,7 @@ class Failure:
 
 
 def subtract_all(ranges: list[ByteRange], cuts: list[ByteRange]) -> list[ByteRange]:
-    """Give what of ``ranges`` none of ``cuts`` has."""
+    """Return the parts of ``ranges`` that are in none of ``cuts``."""
     left = merge(ranges)
     for cut in cuts:
         left = subtract(left, cut)

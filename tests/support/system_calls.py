@@ -45,7 +45,7 @@ def fallocate(file: int, offset: int, length: int, mode: int = 0) -> None:
 
 
 def punch_hole(file: int, offset: int, length: int) -> None:
-    """Give the blocks of a range back."""
+    """Free the blocks of a range."""
     fallocate(file, offset, length, _PUNCH_HOLE | KEEP_SIZE)
 
 

@@ -10,13 +10,13 @@ UNIT = CHECKOUT / "share/whoseblock-watch.service"
 
 
 def capabilities() -> list[str]:
-    """Give the capabilities that the unit leaves, as it names them."""
+    """Return the capabilities that the unit leaves, as it names them."""
     lines = re.findall(r"^CapabilityBoundingSet=(.*)$", UNIT.read_text("utf-8"), re.MULTILINE)
     return [word for line in lines for word in line.split()]
 
 
 def as_the_unit(without: str = "") -> list[str]:
-    """Give a command that leaves the next one only the capabilities that systemd would."""
+    """Return a command that leaves the next one only the capabilities that systemd would."""
     kept = (name for name in capabilities() if name != without)
     names = [f"+{name.removeprefix('CAP_').lower()}" for name in kept]
     return ["setpriv", "--bounding-set", ",".join(["-all", *names])]

@@ -105,7 +105,7 @@ def xfsprogs(name: str, *, newest: bool = True) -> Path:
 
 @functools.cache
 def sees(option: str, *more: str, newest: bool = True) -> bool:
-    """Whether mkfs.xfs knows an option; asked with -N, which writes nothing."""
+    """Return whether mkfs.xfs knows an option; -N writes nothing."""
     mkfs = xfsprogs("mkfs.xfs", newest=newest)
     with tempfile.NamedTemporaryFile() as file:
         file.truncate(1 << 30)

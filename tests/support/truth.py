@@ -62,12 +62,12 @@ class Superblock:
         return self.group_blocks * self.block
 
     def inode_at(self, byte: int) -> int:
-        """Give the number of the inode that holds a byte of the device."""
+        """Return the number of the inode that holds a byte of the device."""
         group, within = divmod(byte, self.group_size)
         return (group << (self.block_log + self.inodes_log)) + within // self.inode
 
     def group_of(self, inode: int) -> int:
-        """Give the allocation group of an inode."""
+        """Return the allocation group of an inode."""
         return inode >> (self.block_log + self.inodes_log)
 
 

@@ -35,7 +35,7 @@ def until(condition: Callable[[], Any], patience: float = _PATIENCE_S) -> Any:  
 
 
 def histories(journal: Path, wanted: Filter | None = None) -> list[History]:
-    """Give all failures of a journal that may not be there yet."""
+    """Return all failures of a journal that may not be there yet."""
     try:
         with open_journal(str(journal), write=False) as opened:
             return list(opened.histories(wanted or Filter()))
@@ -62,7 +62,7 @@ def from_now_on(folder: Path) -> None:
 
 
 def peak_memory(pid: int) -> int:
-    """Give the most memory that a process has had resident, in bytes.
+    """Return the most memory that a process has had resident, in bytes.
 
     Raises `ProcessLookupError` if it has ended, though nobody has waited for it yet.
     """
@@ -107,7 +107,7 @@ class Daemon:
         return told
 
     def idle(self) -> bool:
-        """Whether everything that it was told is dealt with."""
+        """Return whether all of its reports are processed."""
         spool = self.state / "spool"
         return spool.is_dir() and not any(spool.glob("*.reports"))
 

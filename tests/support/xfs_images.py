@@ -34,7 +34,7 @@ class Geometry:
     more: tuple[str, ...] = ()
 
     def options(self) -> list[str]:
-        """Give the command line of mkfs.xfs, without the device."""
+        """Return the command line of mkfs.xfs, without the device."""
         data = [f"size={self.size}"]
         data += [f"agsize={self.group_blocks * self.block}"] if self.group_blocks else []
         data += [f"agcount={self.groups}"] if self.groups else []

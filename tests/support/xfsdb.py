@@ -30,7 +30,7 @@ _ENTRY = re.compile(rb"(\d+)\s+(\d+)\s+(\w+)\s+0x[0-9a-f]{8}\s+(\d+) ")
 
 
 def ask(image: Path, commands: Iterable[str], *options: str) -> bytes:
-    """Give xfs_db commands on its standard input, as many as one likes."""
+    """Run xfs_db with any number of commands on its standard input."""
     text = "".join(f"{command}\n" for command in commands).encode()
     return run([xfsprogs("xfs_db"), "-r", *options, image], stdin=text)
 
@@ -44,7 +44,7 @@ def superblock(image: Path) -> Superblock:
 
 
 def raw_rows(image: Path, block: Superblock, *questions: str) -> list[Row]:
-    """Give the rows of one or more `fsmap` commands, in the order printed, whole."""
+    """Return the rows of one or more `fsmap` commands, in the order printed, whole."""
     found = []
     for match in _FSMAP.finditer(ask(image, questions or ["fsmap"])):
         group, within, length, owner, offset, bmbt, attr, extflag = map(int, match.groups())
@@ -68,7 +68,7 @@ def raw_rows(image: Path, block: Superblock, *questions: str) -> list[Row]:
 
 
 def rows(image: Path, block: Superblock) -> list[Row]:
-    """Give every row, with the gaps between them as free space, as the kernel gives them."""
+    """Return every row, with the gaps between them as free space, in the form of the kernel."""
     given = sorted(raw_rows(image, block))
     covered = 0
     gaps = []
@@ -80,7 +80,7 @@ def rows(image: Path, block: Superblock) -> list[Row]:
 
 
 def _free(start: int, end: int, block: Superblock) -> Iterator[Row]:
-    """Give the free rows of a gap; none crosses into another allocation group."""
+    """Yield the free rows of a gap; none crosses into another allocation group."""
     while start < end:
         stop = min(end, (start // block.group_size + 1) * block.group_size)
         yield Row(start, stop - start, "free")
@@ -121,7 +121,7 @@ def _entries(printed: bytes) -> Iterator[tuple[int, bytes, bytes]]:
 
 
 def walk(image: Path) -> dict[int, Inode]:
-    """Give every inode that has a name, with its mode, link count and all its paths."""
+    """Return every inode that has a name, with its mode, link count and all its paths."""
     printed = ask(image, ["sb 0", "print rootino"])
     root = int(printed.split()[-1])
     paths: dict[int, list[str]] = {root: ["/"]}

@@ -84,6 +84,10 @@ def test_sentences_of_markdown() -> None:
     ]
 
 
+def test_a_sentence_may_begin_with_the_name_of_the_program() -> None:
+    assert len(list(sentences("It failed. whoseblock reports it."))) == 2
+
+
 def test_code_and_links_count_as_they_are_read() -> None:
     (sentence,) = sentences("See [the guide](docs/a b c.md) of `pip install x`, or ``a b`` - now.")
     assert sentence.words == 8

@@ -16,7 +16,7 @@ _groups: dict[str, Future[Group]] = {}
 
 @pytest.fixture
 def run_group(request: pytest.FixtureRequest) -> Callable[[str], Group]:
-    """Give the results of a file's scenarios, for which the first to ask has to wait."""
+    """Provide the results of a file's scenarios; the first request waits for them."""
     if not _groups:
         wanted = defaultdict(list)
         for item in request.session.items:

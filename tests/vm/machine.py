@@ -30,7 +30,7 @@ class Result(NamedTuple):
 
 
 def scenarios(file: Path) -> list[str]:
-    """Give the names of the scenarios in a file of the guest's, without importing it."""
+    """Return the names of the scenarios in a file of the guest's, without importing it."""
     return re.findall(r"^def (test_\w+)", file.read_text(), re.MULTILINE)
 
 

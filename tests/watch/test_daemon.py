@@ -29,7 +29,7 @@ from whoseblock.watch.store.spool import Backlog
 
 @pytest.fixture
 def machine(tmp_path: Path) -> Path:
-    """Give a folder that looks like a machine with one disk, whose list of bad blocks is empty."""
+    """Provide a folder like a machine with one disk, whose list of bad blocks is empty."""
     disk = tmp_path / "machine/sys/block/pmem0"
     disk.mkdir(parents=True)
     (disk / "badblocks").write_text("\n")
@@ -369,7 +369,7 @@ def test_the_collector_loads_nothing_heavy() -> None:
 
 
 def switches(daemon: Daemon) -> int:
-    """Give how often the daemon has gone to sleep."""
+    """Return the number of times that the daemon has gone to sleep."""
     text = Path(f"/proc/{daemon.process.pid}/status").read_text()
     return int(re.findall(r"^voluntary_ctxt_switches:\s+(\d+)$", text, re.MULTILINE)[0])
 

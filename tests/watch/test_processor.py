@@ -77,7 +77,7 @@ class House:
             return list(journal.histories(Filter()))
 
     def told(self) -> list[tuple[int, int, list[tuple[str, int]], int, bool]]:
-        """Give start, length, who reported it from where, findings, and whether it is open."""
+        """Return start, length, who reported it from where, findings, and whether it is open."""
         return [
             (
                 one.failure.start,
@@ -119,7 +119,7 @@ def test_the_same_event_is_journaled_once(house: House) -> None:
 
 
 def test_an_old_failure_was_dealt_with_a_moment_ago(house: House) -> None:
-    """Whoever heals it reads it, and that is reported, once it is healed."""
+    # Whoever heals it reads it, and that is reported, once it is healed.
     house.process([failed(512)])
     seen = time.time()
     close(house)
@@ -183,7 +183,7 @@ def test_a_device_that_is_not_there_is_said(house: House) -> None:
     (history,) = house.histories()
     answer = history.findings[0].answer
     assert answer["complete"] is False
-    assert answer["notes"] == ["there is no block device 'sdzz'"]
+    assert answer["notes"] == ["no block device 'sdzz'"]
     assert [owner["kind"] for owner in answer["owners"]] == ["unknown"]
 
 
@@ -257,7 +257,7 @@ def killing(monkeypatch: pytest.MonkeyPatch, after: int, *, early: bool) -> None
 
 
 def in_words(house: House) -> list[Any]:
-    """Give all that matters of a journal."""
+    """Return all that matters of a journal."""
     return [
         (
             one.failure.range,

@@ -20,7 +20,7 @@ TIMES = 4
 
 
 def events() -> Iterator[FailedRange]:
-    """Give events of so many places, each again and again."""
+    """Yield events of so many places, each again and again."""
     for number in range(EVENTS):
         place = number // TIMES * 7919 % PLACES
         yield FailedRange(
@@ -33,7 +33,7 @@ def events() -> Iterator[FailedRange]:
 
 
 def resident() -> int:
-    """Give the memory of this process, in bytes."""
+    """Return the memory of this process, in bytes."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
 

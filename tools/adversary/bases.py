@@ -28,7 +28,7 @@ __all__ = ["BASES", "Base", "Recipe", "make_base", "moved"]
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a base image is made of, and what happens to it between generations."""
+    """The geometry of a base image, and its changes between generations."""
 
     geometry: Geometry
     names: int = 500
@@ -179,7 +179,7 @@ def _make_over(image: Path, geometry: Geometry) -> None:
 
 
 def moved(filler: Filler, root: bytes) -> None:
-    """Tell a filler that its filesystem is mounted elsewhere now."""
+    """Update the paths of a filler after its filesystem was mounted elsewhere."""
     length = len(filler.root)
     filler.folders = [root + path[length:] for path in filler.folders]
     filler.files = [root + path[length:] for path in filler.files]

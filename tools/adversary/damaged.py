@@ -65,7 +65,7 @@ class Patient:
 
 @dataclass
 class Tally:
-    """What a run of many cases found."""
+    """The results of a run of many cases."""
 
     cases: Counter[str] = field(default_factory=Counter)
     answers: Counter[str] = field(default_factory=Counter)

@@ -1,4 +1,4 @@
-"""Which bytes and inodes a unit of metadata describes: what is worth asking about once it lies."""
+"""The bytes and inodes that a unit of metadata describes: the lookups to try once it lies."""
 
 import random
 import struct

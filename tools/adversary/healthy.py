@@ -37,7 +37,7 @@ _METADIR = ("-m", "metadir=1")
 
 @dataclass
 class Outcome:
-    """What came of one image."""
+    """The outcome of one image."""
 
     name: str
     rows: int = 0
@@ -61,7 +61,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Round:
-    """How to make and check healthy images."""
+    """A round of healthy images: how they are made and checked."""
 
     folder: Path
     seed: int

@@ -41,7 +41,7 @@ def heights(truth: Truth) -> str:
 
 
 def can_mount(folder: Path, *options: str) -> bool:
-    """Whether this kernel mounts what mkfs.xfs makes with some options."""
+    """Return whether this kernel mounts a filesystem that mkfs.xfs makes with some options."""
     image = sparse_file(folder / "probe.img", 320 * _MIB)
     try:
         run([xfsprogs("mkfs.xfs"), "-q", "-f", *options, image])
@@ -119,7 +119,7 @@ def _shrink(root: bytes, plan: Plan) -> None:
 
 
 def _fill_up(filler: Filler) -> None:
-    """Take every block that there is, then free a few single ones."""
+    """Allocate every free block, then free a few single ones."""
     path = filler.root + b"/takes everything"
     file = os.open(path, os.O_CREAT | os.O_RDWR)
     try:

@@ -14,7 +14,7 @@ _BLOCKS = [1, 1, 2, 4, 4, 4, 8, 16, 32, 64]
 
 @dataclass(frozen=True)
 class Plan:
-    """What one image is made of; the options are words for mkfs.xfs."""
+    """The plan of one image; the options are words for mkfs.xfs."""
 
     number: int
     block: int

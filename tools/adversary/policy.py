@@ -1,6 +1,6 @@
-"""Which wrong answers nothing on the disk could have prevented, and why.
+"""The wrong answers that nothing on the disk could have prevented, with the reasons.
 
-What the lookup compares, and why it cannot notice these, is in docs/internals/xfs.md.
+docs/internals/xfs.md describes what a lookup compares, and why it cannot detect these.
 """
 
 from collections import defaultdict
@@ -43,7 +43,7 @@ def _of_lies(wounds: Wounds, verdict: Verdict) -> str:
         return "a sealed superblock is the only word about the geometry"
     if verdict.fault.startswith("free"):
         return ""
-    return "a sealed lie cannot be told from an honest record"
+    return "a forged record with a right checksum is indistinguishable from a true one"
 
 
 def _of_old_names(base: Base, wounds: Wounds, verdict: Verdict) -> str:

@@ -61,7 +61,7 @@ class Unit(NamedTuple):
 
 
 def verifies(kind: str, data: bytes) -> bool:
-    """Whether the checksum is right."""
+    """Return whether the checksum is right."""
     at = CRC_AT[kind]
     return iscsi(data[:at] + bytes(4) + data[at + 4 :]).to_bytes(4, "little") == data[at : at + 4]
 

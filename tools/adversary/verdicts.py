@@ -25,7 +25,7 @@ _UNIMPORTANT = (None,)
 
 
 class Verdict(NamedTuple):
-    """What is wrong with an answer: a class for the table, and the details."""
+    """A fault of an answer: a class for the table, and the details."""
 
     fault: str
     expected: str

@@ -34,7 +34,7 @@ _TOGETHER += ["inode", "inode cluster"]
 
 @dataclass
 class Wounds:
-    """What is wrong: replaced bytes by their first byte, and ranges that cannot be read."""
+    """The damage: replaced bytes by their first byte, and unreadable ranges."""
 
     kind: str
     replaced: list[tuple[Unit, bytes, str]] = field(default_factory=list)

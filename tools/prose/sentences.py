@@ -10,7 +10,7 @@ MAX_WORDS = 35
 _STARTS = re.compile(r"\s*(?:#+ |[-*+] |\d+[.)] |> |\|)")
 _ITEM = re.compile(r"^\s*(?:#+ |[-*+] |\d+[.)] |> )")
 _FENCE = re.compile(r"\s*(```|~~~)")
-_END = re.compile(r"(?<=[.?!])[)\"'*_`]*\s+(?=[(\"'*_`]*[A-Z0-9À-Þ`/-])")
+_END = re.compile(r"(?<=[.?!])[)\"'*_`]*\s+(?=[(\"'*_`]*(?:[A-Z0-9À-Þ`/-]|whoseblock))")
 _CODE = re.compile(r"``[^`]+``|`[^`]+`")
 _LINK = re.compile(r"\[([^\]]*)\](?:\([^)]*\)|\[[^\]]*\])")
 _WORD = re.compile(r"\w")

@@ -226,11 +226,11 @@ class Given(NamedTuple):
                 reading = _begin(file, readings)
                 yield from read_mapfile(_lines(file), reading.name, self.statuses, reading)
         if self.badblocks and self.block_size:
-            from whoseblock.sources.badblocks import read_badblocks
+            from whoseblock.sources.block_numbers import read_block_numbers
 
             for file in self.badblocks:
                 reading = _begin(file, readings)
-                yield from read_badblocks(_lines(file), reading.name, self.block_size, reading)
+                yield from read_block_numbers(_lines(file), reading.name, self.block_size, reading)
         yield from self._documents(readings)
         if self.dmesg:
             from whoseblock.sources.dmesg import read_dmesg
@@ -239,12 +239,12 @@ class Given(NamedTuple):
                 reading = _begin(file, readings)
                 yield from read_dmesg(_lines(file), reading.name, page_size, reading)
         if self.pfns or self.addresses:
-            from whoseblock.sources.memory import failure_of_address, failure_of_pfn
+            from whoseblock.sources.memory import parse_pfn, parse_physical_address
 
             for number in self.pfns:
-                yield failure_of_pfn(number, page_size)
+                yield parse_pfn(number, page_size)
             for address in self.addresses:
-                yield failure_of_address(address, page_size)
+                yield parse_physical_address(address, page_size)
 
     def _documents(self, readings: list[Reading]) -> Iterator[Failure]:
         if self.ndctl:
@@ -314,15 +314,16 @@ def failures_of(
     yield from given.ranges_asked(block_size, readings)
     yield from given.failures(target.host.page_size, readings)
     if given.sysfs_badblocks:
-        from whoseblock.sources.sysfs import CUT_OFF, read_sysfs_badblocks, whole_lines
+        from whoseblock.sources.sysfs import TRUNCATED, parse_bad_block_list
 
         for device, name, text in target.bad_block_lists():
-            lines, cut = whole_lines(text, target.host.page_size)
-            if cut:
-                click.echo(f"whoseblock: {name}: {CUT_OFF}", err=True)
             reading = Reading(name)
             readings.append(reading)
-            yield from read_sysfs_badblocks(lines, device, name, reading)
+            page_size = target.host.page_size
+            failures, truncated = parse_bad_block_list(text, page_size, device, name, reading)
+            if truncated:
+                click.echo(f"whoseblock: {name}: {TRUNCATED}", err=True)
+            yield from failures
 
 
 def name_of(file: TextIO) -> str:

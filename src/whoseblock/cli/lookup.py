@@ -84,7 +84,7 @@ def lookup(target: str | None, ranges: tuple[str, ...], **options: Any) -> None:
     """
     from whoseblock.cli.json_lines import json_chunks
     from whoseblock.lookup import Lookup
-    from whoseblock.sources.resolve import Resolver
+    from whoseblock.resolve import Resolver
     from whoseblock.target import Target
 
     given = Given.of(ranges, options)
@@ -100,7 +100,7 @@ def lookup(target: str | None, ranges: tuple[str, ...], **options: Any) -> None:
         with ProgressBar() as progress:
             finder.progress = progress
             resolver = Resolver(opened, device=where.device)
-            asked = resolver.asked(failures_of(given, opened, finder, readings))
+            asked = resolver.resolve(failures_of(given, opened, finder, readings))
             if options["summary"] or output is not None:
                 from whoseblock.cli.summary import summarise
 

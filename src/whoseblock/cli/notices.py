@@ -8,8 +8,8 @@ import click
 from whoseblock.cli.terminal import printable
 
 if TYPE_CHECKING:
+    from whoseblock.resolve import Resolver
     from whoseblock.sources.base import Reading
-    from whoseblock.sources.resolve import Resolver
     from whoseblock.target import Target
 
 __all__ = ["report", "report_options", "report_readings", "report_resolver"]
@@ -27,20 +27,20 @@ def report_readings(readings: "Iterable[Reading]") -> None:
 
 
 def report_resolver(resolver: "Resolver", target: "Target") -> None:
-    """Report which device the failures were taken to be of, and which were passed over."""
+    """Report the device that failures were assumed to be of, and the number of skipped failures."""
     report(_resolved(resolver, target))
 
 
 def _resolved(resolver: "Resolver", target: "Target") -> Iterator[str]:
-    if resolver.taken_for:
-        yield f"failures of {resolver.taken_for} were taken to be of {target.path}"
-    for device, count in resolver.passed_over.most_common():
+    if resolver.assumed_device:
+        yield f"failures of {resolver.assumed_device} are assumed to be of {target.path}"
+    for device, count in resolver.skipped.most_common():
         what = "failure" if count == 1 else "failures"
-        yield f"{count} {what} of {device} passed over: not on {target.path}"
+        yield f"{count} {what} of {device} skipped: not on {target.path}"
     if (device := resolver.device) and device not in resolver.named:
         if resolver.named:
             yield f"--device {device} had no effect: the failures are of other devices"
-        elif target.host.device_folder(device) is None:
+        elif target.host.find_device_folder(device) is None:
             yield f"--device {device} had no effect: no failure names a device"
 
 

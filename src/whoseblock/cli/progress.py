@@ -3,29 +3,29 @@
 import sys
 import time
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 __all__ = ["ProgressBar"]
 
-#: Work that is done within so many seconds shows nothing, and does not load what would show it.
-_PATIENCE_S: Final = 1.0
-
 
 class ProgressBar:
-    """A `whoseblock.fs.base.Progress` that shows itself on a terminal."""
+    """A `whoseblock.fs.base.Progress` that shows itself on a terminal.
 
-    def __init__(self) -> None:
-        self._begun = time.monotonic()
+    Work that ends within `delay_s` seconds shows nothing, and does not import rich.
+    """
+
+    def __init__(self, *, delay_s: float = 1.0) -> None:
+        self._shown_from = time.monotonic() + delay_s
         self.shown = sys.stderr.isatty()
         self._bar: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
 
     def __call__(self, what: str, done: int, total: int | None) -> None:
         """Show that ``done`` of ``total`` (None if nobody knows) is done of ``what``."""
-        if not self.shown or time.monotonic() - self._begun < _PATIENCE_S:
+        if not self.shown or time.monotonic() < self._shown_from:
             return
         if self._bar is None:
             self._bar = _start_bar()

@@ -224,15 +224,15 @@ class _Work:
         where: "TargetOptions",
         options: "PlanOptions",
     ) -> "list[PlannedFailure]":
+        from whoseblock.resolve import Resolver
         from whoseblock.respond import service
-        from whoseblock.sources.resolve import Resolver
 
         planned = []
         with ProgressBar() as progress:
             finder.progress = progress
             readings: list[Reading] = []
             resolver = Resolver(target, device=where.device)
-            asked = list(resolver.asked(failures_of(given, target, finder, readings)))
+            asked = list(resolver.resolve(failures_of(given, target, finder, readings)))
             for one in service.plan(target, finder, asked, options, processes=True):
                 planned.append(one)
                 progress("failures planned", len(planned), len(asked))

@@ -64,11 +64,11 @@ def stack(target: str, as_json: bool, **options: Any) -> None:  # noqa: ANN401
 def _is_layer_name(target: str, root: str) -> bool:
     from pathlib import Path
 
-    from whoseblock.stack.host import Host
+    from whoseblock.stack.kernel.host import Host
 
     if Path(target).exists():
         return False
-    known = Host(root).device_folder(target) is not None
+    known = Host(root).find_device_folder(target) is not None
     return known or target == "physical-memory" or target.startswith("region")
 
 

@@ -5,12 +5,23 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
+from whoseblock.fs.registry import companions
+
 if TYPE_CHECKING:
     from whoseblock.target import TargetOptions
 
 __all__ = ["options_of", "target_options"]
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
+
+#: The role of each companion that a filesystem may need, with the help for its option.
+_ROLES: Final = {companion.role: companion.help for companion in companions()}
+_COMPANION_OPTIONS: Final = tuple(
+    click.option(
+        f"--{role}-device", type=click.Path(readable=False), metavar="DEVICE", help=explanation
+    )
+    for role, explanation in _ROLES.items()
+)
 
 _OPTIONS: Final = (
     click.option(
@@ -42,21 +53,10 @@ _OPTIONS: Final = (
         metavar="NAME",
         help="Which of the kernel's devices TARGET is, or is a copy of: sda, pmem0.",
     ),
-    click.option(
-        "--log-device",
-        type=click.Path(readable=False),
-        metavar="DEVICE",
-        help="Where an XFS filesystem keeps an external log.",
-    ),
-    click.option(
-        "--realtime-device",
-        type=click.Path(readable=False),
-        metavar="DEVICE",
-        help="Where an XFS filesystem keeps its realtime section.",
-    ),
+    *_COMPANION_OPTIONS,
     click.option(
         "--address-space",
-        type=click.Choice(["data", "log", "realtime"]),
+        type=click.Choice(["data", *_ROLES]),
         default="data",
         show_default=True,
         help="Which of the filesystem's devices the RANGEs are of.",
@@ -82,7 +82,7 @@ def options_of(options: Mapping[str, Any]) -> "TargetOptions":
     """Put the options together."""
     from whoseblock.target import TargetOptions
 
-    others = {"log": options["log_device"], "realtime": options["realtime_device"]}
+    given = {role: options[f"{role}_device"] for role in _ROLES}
     space = options["address_space"]
     return TargetOptions(
         members=options["members"],
@@ -90,7 +90,7 @@ def options_of(options: Mapping[str, Any]) -> "TargetOptions":
         offline=options["offline"],
         through_loop=options["through_loop"],
         device=options["device"],
-        others={role: path for role, path in others.items() if path is not None},  # type: ignore[misc]
+        companions={role: path for role, path in given.items() if path is not None},
         address_space=None if space == "data" else space,
         root=options["root"],
     )

@@ -30,6 +30,7 @@ __all__ = [
     "Allocation",
     "Capability",
     "Companion",
+    "CompanionContent",
     "Driver",
     "ExchangeSample",
     "FileFacts",
@@ -90,6 +91,13 @@ class Companion(NamedTuple):
     role: str
     help: str
     mount_option: str = ""
+
+
+class CompanionContent(NamedTuple):
+    """What a companion begins with: its role, and a noun phrase that names it."""
+
+    role: str
+    what: str
 
 
 class Probe(NamedTuple):
@@ -252,9 +260,10 @@ class MountedVolume(Volume, Protocol):
     def open_file(self, file: FileId, generation: int, flags: int) -> int:
         """Open a file by its identity; raises OSError, FileNotFoundError if it is gone.
 
-        Raises `PrivilegeError` without the right to open files by handle.
+        Raises `PrivilegeError` without the right to open files by handle, and `UnsupportedError`
+        unless the driver can open files so.
         """
-        ...
+        raise UnsupportedError(f"files of {self.name} cannot be opened by their inode number")
 
     def still_maps(self, fd: int, file_offset: int, run: "ByteRange") -> bool:
         """Return whether an open file still has all of ``run`` as written data at an offset.
@@ -279,11 +288,13 @@ class MountedVolume(Volume, Protocol):
 
 
 class Driver(Protocol):
-    """All that the program knows of one kind of filesystem."""
+    """All that the program knows of one kind of filesystem.
 
-    #: As in mount(8).
+    What has to be known before its module is imported stands in its
+    `whoseblock.fs.registry.Registration`.
+    """
+
     name: str
-    companions: tuple[Companion, ...]
 
     def probe(self, media: Media) -> Probe | None:
         """Identify the filesystem that begins where the medium does; None if there is none.
@@ -318,15 +329,16 @@ class Driver(Protocol):
         return None
 
     def open_companion(self, role: str, media: Media, data: Media) -> AddressSpace:
-        """Open a companion of the filesystem on ``data``; closing it closes both.
+        """Open the companion on ``media``, which is closed with it.
 
-        Raises `UnsupportedError` if the filesystem has none of that role; nothing is closed then.
+        ``data`` has the filesystem, and is read only meanwhile.  Raises `UnsupportedError` if the
+        filesystem has no companion of that role; nothing is closed then.
         """
         raise UnsupportedError(f"{self.name} has no {role} device")
 
-    def describe_companion(self, media: Media) -> str:
-        """Return what a medium without a filesystem is if it is a companion, "" if it is none."""
-        return ""
+    def identify_companion(self, media: Media) -> CompanionContent | None:
+        """Return which companion a medium without a filesystem is, None if it is none."""
+        return None
 
 
 def _allocation_of(answer: Answer) -> Iterator[Allocation]:

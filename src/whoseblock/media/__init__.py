@@ -1,7 +1,7 @@
-"""Reading devices and images that may be failing.
+"""Media: devices and images that may be failing.
 
-All reading of a target goes through `Media.pread`: never through a mapping, because touching a
-poisoned page of a mapping kills the process, while `pread` merely says EIO.
+All reading of a target goes through `Media.pread`, never through a mapping: touching a poisoned
+page of a mapping kills the process, while `pread` merely fails.
 """
 
 from typing import TYPE_CHECKING
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["EmulatedPmem", "FileMedia", "Media", "OverlayMedia", "WritableMedia"]
 
-_HOMES = {
+_MODULES = {
     "EmulatedPmem": "pmem",
     "FileMedia": "device",
     "Media": "base",
@@ -24,9 +24,9 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> object:
-    """Load a medium when it is asked for: every lookup comes by here, and few need them all."""
-    if name not in _HOMES:
+    """Import a class on first use: every lookup imports this package, but few need all classes."""
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -1,4 +1,4 @@
-"""What every medium can do."""
+"""The protocols of media."""
 
 from typing import Protocol, runtime_checkable
 
@@ -6,21 +6,21 @@ __all__ = ["Media", "WritableMedia"]
 
 
 class Media(Protocol):
-    """Anything with bytes at offsets, some of which may have been lost."""
+    """A byte-addressed medium, parts of which may be unreadable."""
 
     @property
     def name(self) -> str:
-        """What to call it in a message."""
+        """The name in messages."""
 
     @property
     def size(self) -> int:
-        """Its size in bytes."""
+        """The size in bytes."""
 
     def pread(self, offset: int, length: int) -> bytes:
-        """Give exactly ``length`` bytes from ``offset``, or raise `MediaError`."""
+        """Return exactly ``length`` bytes from ``offset``, or raise `MediaError`."""
 
     def close(self) -> None:
-        """Let go of it."""
+        """Close the medium."""
 
 
 @runtime_checkable
@@ -31,4 +31,4 @@ class WritableMedia(Media, Protocol):
         """Write all of ``data`` at ``offset``."""
 
     def sync(self) -> None:
-        """Have what was written outlast a failure of the machine."""
+        """Flush written data to stable storage."""

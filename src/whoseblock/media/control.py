@@ -1,7 +1,7 @@
-"""The lines with which the bad sectors of an emulated medium are listed and changed.
+"""The language of the file ``control``, which lists and changes the bad sectors of a medium.
 
-``bad RANGE``, ``stubborn RANGE``, ``good RANGE`` and ``clear``.  A listing is in the same form, so
-that writing one back brings the same sectors back.
+Lines are ``bad RANGE``, ``stubborn RANGE`` (permanent), ``good RANGE`` and ``clear``. A listing has
+the same form, so that writing it back restores the same sectors.
 """
 
 from collections.abc import Iterable
@@ -12,29 +12,29 @@ from whoseblock.errors import RangeSyntaxError
 from whoseblock.media.sectors import Change, Mark
 from whoseblock.ranges import ByteRange, parse_range
 
-__all__ = ["control_lines", "parse_control"]
+__all__ = ["format_control", "parse_control"]
 
-#: No program's buffer is smaller.
+#: The smallest buffer size of programs, in bytes.
 _BUFFER: Final = 4096
 
-_MARKS: Final[dict[str, Mark]] = {"good": "good", "bad": "bad", "stubborn": "stubborn"}
+_MARKS: Final[dict[str, Mark]] = {"good": "good", "bad": "bad", "stubborn": "permanent"}
 
 
-def control_lines(poison: Iterable[ByteRange], stubborn: Iterable[ByteRange]) -> str:
+def format_control(poison: Iterable[ByteRange], permanent: Iterable[ByteRange]) -> str:
     """List bad sectors, a line for each range, ascending."""
-    marked = in_order(((bad, "bad") for bad in poison), ((bad, "stubborn") for bad in stubborn))
+    marked = in_order(((bad, "bad") for bad in poison), ((bad, "stubborn") for bad in permanent))
     return "".join(f"{mark} {bad}\n" for bad, mark in marked)
 
 
 def parse_control(text: str, size: int) -> list[Change]:
-    """Read what was written to change the sectors of a device of ``size`` bytes.
+    """Parse lines written to change the sectors of a device of ``size`` bytes.
 
-    The last newline may be missing, but not from a long text: a program that writes much may cut it
-    anywhere, and half a number is a number, too.  Empty lines and comments from ``#`` on are passed
-    over.  Raises `RangeSyntaxError`.
+    The last line feed may be missing, but not in a long text: a program may split a long text
+    anywhere, and half of a number is a number too. Empty lines and comments from ``#`` on are
+    skipped. Raises `RangeSyntaxError`.
     """
     if len(text) >= _BUFFER and not text.endswith("\n"):
-        raise RangeSyntaxError("the last line is cut", hint="write whole lines at once")
+        raise RangeSyntaxError("the last line is truncated", hint="write complete lines")
     changes = []
     for line in text.splitlines():
         word, _, rest = line.partition("#")[0].strip().partition(" ")
@@ -44,6 +44,7 @@ def parse_control(text: str, size: int) -> list[Change]:
             changes.append(Change(_MARKS[word], parse_range(rest)))
         elif word:
             raise RangeSyntaxError(
-                f"{line!r} is none of bad RANGE, stubborn RANGE, good RANGE, and clear"
+                f"{line!r} is not a command",
+                hint="use bad, stubborn or good with a RANGE, or clear",
             )
     return changes

@@ -5,24 +5,24 @@ import stat
 from typing import Final
 
 from whoseblock.errors import ClosedError, MediaError, PrivilegeError, TargetError
-from whoseblock.media.halves import MEDIA_ERRNOS, read_by_halves
+from whoseblock.media.bisection import MEDIA_ERRNOS, read_bisected
 
 __all__ = ["SECTOR", "FileMedia"]
 
-#: Linux counts media errors in sectors of this many bytes, whatever the device's own are.
+#: The unit of Linux's media errors in bytes, whatever the sector size of the device.
 SECTOR: Final = 512
 
 
 class FileMedia:
-    """A block device or an image file.
+    """A block device or an image file, opened read-only unless ``writable``.
 
-    Opened read-only unless ``writable``.  Raises `TargetError` if it cannot be opened, or is
-    neither of the two, and `PrivilegeError` without permission.
+    Raises `TargetError` if it cannot be opened or is neither of the two, and `PrivilegeError`
+    without permission.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, writable: bool = False) -> None:
         self.name = os.fspath(path)
-        # O_NONBLOCK: opening a FIFO by mistake must not wait for its writer.
+        # O_NONBLOCK: do not wait for the writer of a FIFO that was named by mistake.
         flags = (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC | os.O_NONBLOCK
         try:
             self._fd = os.open(self.name, flags)
@@ -36,16 +36,15 @@ class FileMedia:
             os.close(self._fd)
             raise TargetError(
                 f"{self.name!r} is neither an image file nor a block device",
-                hint="name the device or the image that the filesystem is on",
+                hint="name the device or the image of the filesystem",
             )
         self.size = os.lseek(self._fd, 0, os.SEEK_END)
         if stat.S_ISBLK(mode):
-            # XFS writes behind the back of the device's page cache: what is there may be older than
-            # the disk.
+            # XFS bypasses the page cache of the device, which may be older than the disk.
             os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
     def pread(self, offset: int, length: int) -> bytes:
-        """Give exactly ``length`` bytes from ``offset``.
+        """Return exactly ``length`` bytes from ``offset``.
 
         Raises `MediaError` with exactly the sectors that failed; past the end counts as failed.
         """
@@ -59,7 +58,7 @@ class FileMedia:
         else:
             if len(data) == length:
                 return data
-        found = read_by_halves(
+        found = read_bisected(
             lambda start, count: os.pread(self._fd, count, start),
             offset,
             length,
@@ -71,7 +70,7 @@ class FileMedia:
         return found.data
 
     def pwrite(self, offset: int, data: bytes) -> None:
-        """Write all of ``data`` at ``offset``; the caller has opened it ``writable``."""
+        """Write all of ``data`` at ``offset``; the medium must be ``writable``."""
         view = memoryview(data)
         while view:
             written = os.pwrite(self._fd, view, offset)
@@ -79,7 +78,7 @@ class FileMedia:
             offset += written
 
     def sync(self) -> None:
-        """Have what was written outlast a failure of the machine."""
+        """Flush written data to stable storage."""
         os.fsync(self._fd)
 
     def close(self) -> None:

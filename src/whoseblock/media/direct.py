@@ -1,7 +1,7 @@
-"""A device, or a file on a filesystem, read and written past the page cache (O_DIRECT).
+"""A device or a file, read and written past the page cache (O_DIRECT).
 
-What is read is what the medium gives at this moment, not what the kernel remembers; and a read
-fails for the logical sectors that are bad, not for the whole page around them.
+A read returns the present content of the medium, not that of the page cache. It fails for the bad
+logical sectors only, not for the whole page around them.
 """
 
 import ctypes
@@ -18,12 +18,12 @@ from typing import Final, NamedTuple
 
 from whoseblock.closing import Closing
 from whoseblock.errors import MediaError, TargetError
-from whoseblock.media.halves import MEDIA_ERRNOS, Reading, read_by_halves
+from whoseblock.media.bisection import MEDIA_ERRNOS, PartialRead, read_bisected
 from whoseblock.ranges import ByteRange, merge
 
 __all__ = ["DirectMedia"]
 
-#: Read and written at once.
+#: The size of a single read or write in bytes.
 _PIECE: Final = 1 << 20
 
 _BLKSSZGET: Final = 0x1268  # linux/fs.h
@@ -35,27 +35,27 @@ _STATX_DIO_READ_ALIGN: Final = 0x20000
 #: Of ``struct statx`` the mask, ``dio_offset_align``, and ``dio_read_offset_align`` (since 6.16).
 _STATX: Final = struct.Struct("=I152xI20xI72x")
 
-#: What is tried where the kernel (before 6.1) or the filesystem does not say.
+#: Alignments to try if the kernel (before 6.1) or the filesystem reports none.
 _SECTORS: Final = (512, 4096)
 
 
 class _Alignment(NamedTuple):
-    # What offsets and lengths must be multiples of.
+    # Offsets and lengths must be multiples of these.
     read: int
     write: int
 
 
 class DirectMedia(Closing):
-    """A block device or a regular file, opened with O_DIRECT.
+    """A block device or a regular file, opened with O_DIRECT, read-only unless ``writable``.
 
-    It is given by its path, or by a descriptor, through which it is opened once more: flags and
-    offset of the descriptor stay as they are, and whoever opened it closes it.  Not to open it
-    again, as whoever holds a lease on a file must not, ``reopen`` is False: then the descriptor
-    itself has O_DIRECT until this is closed.  Opened read-only unless ``writable``.  Reading leaves
-    the time of the last access alone where we may say so.
+    ``given`` is a path or a descriptor. A descriptor is opened once more: its flags and offset do
+    not change, and its owner closes it. If ``reopen`` is False, the descriptor itself has O_DIRECT
+    until this medium is closed; a holder of a lease on a file must not open the file again. Reading
+    does not change the time of the last access, if that is permitted.
 
-    ``align`` is the logical sector, by which reads succeed or fail.  Raises `TargetError` if it
-    cannot be opened, is neither of the two, or is on a filesystem without O_DIRECT.
+    ``align`` is the logical sector size, the unit in which reads succeed or fail. Raises
+    `TargetError` if it cannot be opened, is neither of the two, or is on a filesystem without
+    O_DIRECT.
     """
 
     def __init__(
@@ -82,28 +82,28 @@ class DirectMedia(Closing):
 
     @property
     def size(self) -> int:
-        """Its size in bytes at this moment."""
+        """The present size in bytes."""
         return os.lseek(self._fd, 0, os.SEEK_END)
 
     @property
     def write_align(self) -> int:
-        """What is written must begin and end at multiples of this.
+        """Offsets and lengths of writes must be multiples of this.
 
-        It is ``align``, but for a file that shares blocks: of those a filesystem writes none in
-        part without reading the rest.  Files become such at any moment.
+        It is ``align``, except for a file with shared blocks: a filesystem writes no part of a
+        shared block without reading the rest. A file may get shared blocks at any time.
         """
         return self._alignment().write
 
     def pread(self, offset: int, length: int) -> bytes:
-        """Give exactly ``length`` bytes from ``offset``, aligned or not.
+        """Return exactly ``length`` bytes from ``offset``, aligned or not.
 
-        Raises `MediaError` with exactly the bytes asked for that are in sectors that failed; past
-        the end counts as failed.
+        Raises `MediaError` with exactly the requested bytes that are in failed sectors; bytes past
+        the end count as failed.
         """
         pieces: list[bytes] = []
         lost: list[ByteRange] = []
         reason = ""
-        for found in self._readings(offset, length):
+        for found in self._read_pieces(offset, length):
             if found.lost:
                 lost += found.lost
                 reason = reason or found.reason
@@ -113,26 +113,26 @@ class DirectMedia(Closing):
         return b"".join(pieces)
 
     def failing(self, start: int, length: int) -> list[ByteRange]:
-        """Give the sectors that cannot be read, of those that any byte of the range is in.
+        """Return the unreadable sectors that overlap a range.
 
-        They are whole, but for the last one of a file, merged and ascending.  Past the end, what
-        was asked for counts as failed.
+        They are whole sectors, except the last one of a file, merged and ascending. Bytes past the
+        end count as failed.
         """
         first = start // self.align * self.align
         end = start + length
         end = max(end, min(-(-end // self.align) * self.align, self.size))
-        return merge(lost for found in self._readings(first, end - first) for lost in found.lost)
+        return merge(lost for found in self._read_pieces(first, end - first) for lost in found.lost)
 
     def readable(self, start: int, length: int) -> Iterator[tuple[int, bytes]]:
-        """Give what can be read of a range, in pieces of at most 1 MiB, each with its offset."""
-        for found in self._readings(start, length):
+        """Yield the readable pieces of a range, at most 1 MiB each, with their offsets."""
+        for found in self._read_pieces(start, length):
             yield from found.pieces
 
     def pwrite(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         """Write all of ``data`` at ``offset``.
 
-        Raises `ValueError` unless both are multiples of ``write_align``, and `OSError` if the
-        medium does not take it.
+        Raises `ValueError` unless both are multiples of ``write_align``, and `OSError` if the write
+        fails.
         """
         align = self.write_align
         if offset % align or len(data) % align:
@@ -150,37 +150,37 @@ class DirectMedia(Closing):
                 offset += written
 
     def sync(self) -> None:
-        """Have what was written outlast a failure of the machine."""
+        """Flush written data to stable storage."""
         os.fdatasync(self._fd)
 
     def close(self) -> None:
-        """Close it."""
+        """Close the medium."""
         if self._borrowed:
             flags = fcntl.fcntl(self._fd, fcntl.F_GETFL)
             fcntl.fcntl(self._fd, fcntl.F_SETFL, flags & ~os.O_DIRECT)
         os.close(self._fd)
 
     def _check_kind(self) -> bool:
-        """Say whether it is a device; raises `TargetError` if it is no file either."""
+        """Return whether it is a device; raises `TargetError` if it is no regular file either."""
         mode = os.fstat(self._fd).st_mode
         if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
             raise TargetError(f"{self.name!r} is neither a regular file nor a block device")
         return stat.S_ISBLK(mode)
 
-    def _readings(self, start: int, length: int) -> Iterator[Reading]:
-        """Read piece by piece, each by halves if it fails."""
+    def _read_pieces(self, start: int, length: int) -> Iterator[PartialRead]:
+        """Read a range in pieces, and bisect those that fail."""
         size, end = self.size, start + length
         room = max(min(end, size) - start, 0) // self.align * self.align + 2 * self.align
         with _buffer(min(room, _PIECE)) as buffer:
             while start < min(end, size):
-                # All pieces but the first begin with a sector, and fill the buffer.
+                # All pieces except the first begin at a sector and fill the buffer.
                 stop = min(start // self.align * self.align + len(buffer), end, size)
-                yield self._by_halves(buffer, start, stop - start, size)
+                yield self._read_bisected(buffer, start, stop - start, size)
                 start = stop
             if start < end:
-                yield self._by_halves(buffer, start, end - start, size)
+                yield self._read_bisected(buffer, start, end - start, size)
 
-    def _by_halves(self, buffer: mmap.mmap, start: int, length: int, size: int) -> Reading:
+    def _read_bisected(self, buffer: mmap.mmap, start: int, length: int, size: int) -> PartialRead:
         def read(at: int, count: int) -> bytes:
             first = at // self.align * self.align
             end = -(-(at + count) // self.align) * self.align
@@ -188,7 +188,7 @@ class DirectMedia(Closing):
                 done = os.preadv(self._fd, [part], first)
             return buffer[at - first : min(at - first + count, done)]
 
-        return read_by_halves(read, start, length, size=size, sector=self.align)
+        return read_bisected(read, start, length, size=size, sector=self.align)
 
     def _alignment(self) -> _Alignment:
         if self._is_device:
@@ -196,32 +196,30 @@ class DirectMedia(Closing):
             fcntl.ioctl(self._fd, _BLKSSZGET, answer)
             (sector,) = struct.unpack("=I", answer)
             return _Alignment(sector, sector)
-        told = _told_alignment(self._fd)
-        if told is None:
-            found = _found_alignment(self._fd)
+        reported = _query_alignment(self._fd)
+        if reported is None:
+            found = _try_alignments(self._fd)
             return _Alignment(found, found)
-        if not told.write:
-            raise TargetError(
-                f"{self.name!r} is on a filesystem that cannot go past the page cache"
-            )
-        return told
+        if not reported.write:
+            raise TargetError(f"{self.name!r} is on a filesystem without O_DIRECT")
+        return reported
 
 
 def _open_direct(given: int | str | os.PathLike[str], *, writable: bool) -> int:
     path = f"/proc/self/fd/{given}" if isinstance(given, int) else given
-    # O_NONBLOCK: opening a FIFO by mistake must not wait for its writer.
+    # O_NONBLOCK: do not wait for the writer of a FIFO that was named by mistake.
     flags = (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC | os.O_NONBLOCK | os.O_DIRECT
     try:
         return os.open(path, flags | os.O_NOATIME)
     except PermissionError:
-        # Only the owner of a file may leave its time alone.
+        # Only the owner of a file may use O_NOATIME.
         return os.open(path, flags)
 
 
 def _set_direct(fd: int) -> bool:
-    """Have a descriptor of our own go past the page cache; closes it if it cannot.
+    """Set O_DIRECT on a descriptor, and close it if that fails.
 
-    So do then all descriptors that were made from the same one.  Says whether they did not before.
+    The flag applies to all descriptors duplicated from the same one. Returns whether it was unset.
     """
     try:
         flags = fcntl.fcntl(fd, fcntl.F_GETFL)
@@ -234,7 +232,7 @@ def _set_direct(fd: int) -> bool:
 
 @contextmanager
 def _buffer(size: int) -> Iterator[mmap.mmap]:
-    """Give memory that is aligned to pages, as no device asks for more."""
+    """Yield memory aligned to pages, the largest alignment that devices need."""
     pages = -(-max(size, 1) // mmap.PAGESIZE)
     with mmap.mmap(-1, pages * mmap.PAGESIZE) as buffer:
         yield buffer
@@ -242,7 +240,7 @@ def _buffer(size: int) -> Iterator[mmap.mmap]:
 
 @contextmanager
 def _part(buffer: mmap.mmap, count: int) -> Iterator[memoryview]:
-    """Give the beginning of a buffer; a view that an error keeps would keep it from closing."""
+    """Yield the beginning of a buffer, and release the view, which would keep the buffer open."""
     with memoryview(buffer) as whole, whole[:count] as part:
         yield part
 
@@ -253,8 +251,8 @@ def _statx() -> "Callable[..., int] | None":
     return getattr(libc, "statx", None)
 
 
-def _told_alignment(fd: int) -> _Alignment | None:
-    """Ask for the alignment of a regular file; 0 is a file without O_DIRECT, None no answer."""
+def _query_alignment(fd: int) -> _Alignment | None:
+    """Return the alignment of a regular file; 0 without O_DIRECT, None if it is unknown."""
     statx = _statx()
     answer = ctypes.create_string_buffer(_STATX.size)
     wanted = _STATX_DIOALIGN | _STATX_DIO_READ_ALIGN
@@ -266,8 +264,8 @@ def _told_alignment(fd: int) -> _Alignment | None:
     return _Alignment(read if mask & _STATX_DIO_READ_ALIGN and read else write, write)
 
 
-def _found_alignment(fd: int) -> int:
-    """Try with which alignment a regular file can be read; holes would take any."""
+def _try_alignments(fd: int) -> int:
+    """Return the smallest alignment with which a regular file can be read, outside of holes."""
     try:
         at = os.lseek(fd, 0, os.SEEK_DATA) // max(_SECTORS) * max(_SECTORS)
     except OSError:

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from whoseblock.errors import TargetError
+
 __all__ = [
     "SHUT_DOWN",
     "Mount",
@@ -19,6 +21,7 @@ __all__ = [
     "is_folder",
     "mount_note",
     "mount_point_device",
+    "mounted_device",
     "mounted_readers",
     "namespaces",
     "read_mounts",
@@ -170,6 +173,23 @@ def is_folder(path: str | os.PathLike[str]) -> bool:
         return stat.S_ISDIR(os.stat(path).st_mode)  # noqa: PTH116 - Path("") is a folder, "" none
     except (OSError, ValueError) as error:
         return _says_nothing(error) and mount_point_device(path) is not None
+
+
+def mounted_device(path: str | os.PathLike[str]) -> int | None:
+    """Return the number of the mounted device that a path stands for; None if it is none.
+
+    The path is a mount point, a device, or an image that as a whole is mounted by a loop device.
+    Raises `TargetError` for a folder that is no mount point.
+    """
+    if is_folder(path):
+        device = mount_point_device(path)
+        if device is None:
+            raise TargetError(
+                f"{os.fspath(path)!r} is a folder, and nothing is mounted there",
+                hint="name the mount point of its filesystem, which findmnt --target shows",
+            )
+        return device
+    return next((reader.device for reader in mounted_readers(path) if reader.whole), None)
 
 
 def mount_point_device(folder: str | os.PathLike[str]) -> int | None:

@@ -1,7 +1,7 @@
-"""Writing to a copy of what is written, so that a medium itself stays as it is.
+"""Redirect writes to a temporary file, so that the medium itself does not change.
 
-What is written goes to a sparse temporary file, at the offsets where it belongs; a mark for every
-sector says where to read it.  The file has no name: however the process ends, it is gone with it.
+Written data go to a sparse temporary file, at the same offsets; a mark for every sector tells which
+of the two to read. The file has no name, so it disappears with the process.
 """
 
 import os
@@ -16,16 +16,16 @@ from whoseblock.ranges import ByteRange, merge
 
 __all__ = ["OverlayMedia"]
 
-#: Sectors whose marks are kept together, a byte each: 2 KiB of memory for 1 MiB of the device.
+#: Sectors per array of marks, a byte each: 2 KiB of memory for 1 MiB of the device.
 _SECTORS: Final = 2048
 _CHUNK: Final = _SECTORS * SECTOR
 
 
 class OverlayMedia:
-    """The bytes of ``base`` with what was written over them.
+    """The content of ``base`` with all later writes applied.
 
-    It costs as much space in the folder for temporary files (``TMPDIR``) as is written to different
-    places, and none to begin with.  ``base`` is closed with it.
+    The space needed in the folder for temporary files (``TMPDIR``) grows with the number of sectors
+    written. ``base`` is closed with it.
     """
 
     def __init__(self, base: Media) -> None:
@@ -36,11 +36,11 @@ class OverlayMedia:
         self._marks: dict[int, bytearray] = {}
 
     def pread(self, offset: int, length: int) -> bytes:
-        """Give exactly ``length`` bytes; raises `MediaError` for those that the base has lost."""
+        """Return exactly ``length`` bytes; raises `MediaError` for those unreadable in the base."""
         pieces: list[bytes] = []
         lost: list[ByteRange] = []
         reason = ""
-        for piece, written in self._pieces(ByteRange(offset, length)):
+        for piece, written in self._split(ByteRange(offset, length)):
             try:
                 pieces.append(self._read_written(piece) if written else self._base.pread(*piece))
             except MediaError as error:
@@ -53,11 +53,11 @@ class OverlayMedia:
     def _read_written(self, piece: ByteRange) -> bytes:
         data = os.pread(self._file.fileno(), piece.length, piece.start)
         if len(data) != piece.length:
-            raise OSError(f"the temporary file over {self.name!r} has been cut")
+            raise OSError(f"the temporary file over {self.name!r} was truncated")
         return data
 
-    def _pieces(self, asked: ByteRange) -> Iterator[tuple[ByteRange, bool]]:
-        """Cut a range where what was written begins and ends; say of each piece which it is."""
+    def _split(self, asked: ByteRange) -> Iterator[tuple[ByteRange, bool]]:
+        """Yield the pieces of a range, each with whether it was written."""
         at = asked.start
         while at < asked.end:
             chunk, within = divmod(at, _CHUNK)
@@ -72,7 +72,7 @@ class OverlayMedia:
             at = end
 
     def pwrite(self, offset: int, data: bytes) -> None:
-        """Write all of ``data``; where it covers a sector in part, the rest is read first."""
+        """Write all of ``data``; the rest of partly covered sectors is read first."""
         start = offset // SECTOR * SECTOR
         end = min(-(-(offset + len(data)) // SECTOR) * SECTOR, self.size)
         after = offset + len(data)
@@ -81,7 +81,7 @@ class OverlayMedia:
         view = memoryview(whole)
         while view:
             view = view[os.pwrite(self._file.fileno(), view, end - len(view)) :]
-        # Only now: a write that failed halfway, as on a full disk, must not be read.
+        # After the write: a partial one, as on a full disk, must not be read.
         self._mark(start // SECTOR, -(-end // SECTOR))
 
     def _mark(self, first: int, end: int) -> None:
@@ -93,9 +93,9 @@ class OverlayMedia:
             first += count
 
     def sync(self) -> None:
-        """Do nothing: what was written is not meant to outlast the process."""
+        """Return without effect: written data do not outlast the process."""
 
     def close(self) -> None:
-        """Forget what was written, and close the base."""
+        """Discard written data and close the base."""
         self._file.close()
         self._base.close()

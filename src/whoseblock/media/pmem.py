@@ -1,9 +1,9 @@
-"""Persistent memory with poison, emulated.
+"""Emulated persistent memory with poison.
 
 The rules are those of the kernel's pmem driver (``pmem_do_read`` and ``pmem_do_write`` in
-drivers/nvdimm/pmem.c): a read that touches a bad sector fails as a whole, and a write of whole
-sectors clears the poison of exactly these sectors.  A disk that still has spare sectors does the
-same.  One that has none left keeps sectors which fail whatever is written: the stubborn ones.
+drivers/nvdimm/pmem.c). A read that touches a bad sector fails as a whole. A write of whole sectors
+clears the poison of exactly these sectors. A disk with spare sectors behaves alike. Permanent bad
+sectors, as on a disk without spares, fail whatever is written.
 """
 
 from collections import Counter
@@ -23,9 +23,9 @@ __all__ = ["EmulatedPmem"]
 class EmulatedPmem:
     """An image in which some ranges are poisoned.
 
-    ``poison`` and ``stubborn`` are widened to whole sectors of ``sector`` bytes; what is in both is
-    stubborn.  Its size is that of ``base`` in whole sectors.  Writing needs a ``base`` that is
-    writable.  Threads may share it: each call sees and leaves lists that fit the data.
+    ``poison`` and ``stubborn`` (permanent) ranges are widened to sectors of ``sector`` bytes; a
+    sector in both is permanent. The size is that of ``base`` in whole sectors. Writing needs a
+    writable ``base``. Threads may share it: every call uses lists that match the data.
 
     Raises `OutOfDeviceError` for a range that ends past the end.
     """
@@ -47,43 +47,43 @@ class EmulatedPmem:
         self.sector = sector
         self.size = base.size // sector * sector
         self.change(Change("bad", bad) for bad in poison)
-        self.change(Change("stubborn", bad) for bad in stubborn)
+        self.change(Change("permanent", bad) for bad in stubborn)
 
     def inject(self, bad: ByteRange) -> None:
         """Poison every sector that ``bad`` touches."""
         self.change([Change("bad", bad)])
 
     def change(self, changes: Iterable[Change]) -> None:
-        """Mark sectors in the order given: all that is asked for, or nothing if it raises."""
+        """Mark sectors in the given order; if it raises, no mark has changed."""
         with self._lock:
             changed = self._sectors.copy()
             for change in changes:
                 if not 0 <= change.where.start < change.where.end <= self.size:
                     raise OutOfDeviceError(
-                        f"the range {change.where} is not within {self.name!r}, of which"
-                        f" {self.size} bytes are whole sectors",
+                        f"the range {change.where} is not within {self.name!r}, which has"
+                        f" {self.size} bytes in whole sectors",
                         hint="offsets count from the start of the device or image that is named",
                     )
                 changed.apply(change)
             self._sectors = changed
 
     def pread(self, offset: int, length: int) -> bytes:
-        """Give exactly ``length`` bytes; raises `MediaError` with the poisoned part of them."""
+        """Return exactly ``length`` bytes; raises `MediaError` with the bad ones of them."""
         asked = ByteRange(offset, length)
         with self._lock, self._counted("reads", "reads_failed"):
-            self._raise_if(self._sectors.failing(asked), asked, "input/output error")
+            self._raise_if(self._sectors.find_unreadable(asked), asked, "input/output error")
             return self._base.pread(offset, length)
 
     def pwrite(self, offset: int, data: bytes) -> None:
-        """Write ``data``, healing the sectors that it covers whole.
+        """Write ``data``, which heals the sectors that it covers completely.
 
-        Raises `MediaError`, with nothing written, if a stubborn sector is touched, or if a poisoned
-        one is covered in part: a processor would have to read it to merge the rest.
+        Raises `MediaError`, with nothing written, if it touches a permanent bad sector, or covers a
+        poisoned one in part: a processor would have to read it to merge the rest.
         """
         written = ByteRange(offset, len(data))
         with self._lock, self._counted("writes", "writes_refused"):
-            reason = "write to a stubborn sector, or to part of a poisoned one"
-            self._raise_if(self._sectors.refusing(written), written, reason)
+            reason = "write to a permanent bad sector, or to part of a poisoned one"
+            self._raise_if(self._sectors.find_unwritable(written), written, reason)
             if self._writable is None:
                 raise TypeError(f"{self.name} cannot be written")
             self._writable.pwrite(offset, data)
@@ -105,36 +105,37 @@ class EmulatedPmem:
             raise
 
     def sync(self) -> None:
-        """Have what was written outlast a failure of the machine, where the base is to."""
+        """Flush written data of a writable base to stable storage."""
         if self._writable is not None:
             self._writable.sync()
 
     @property
     def poison(self) -> list[ByteRange]:
-        """What a write heals: disjoint, ascending."""
+        """The bad ranges that a write heals: disjoint, ascending."""
         return self.lists()[0]
 
     @property
     def stubborn(self) -> list[ByteRange]:
-        """What nothing heals: disjoint, ascending."""
+        """The permanent bad ranges: disjoint, ascending."""
         return self.lists()[1]
 
     def lists(self) -> tuple[list[ByteRange], list[ByteRange]]:
-        """Give `poison` and `stubborn` of one moment."""
+        """Return `poison` and `stubborn` of the same moment."""
         with self._lock:
-            return self._sectors.bad, self._sectors.stubborn
+            return self._sectors.bad, self._sectors.permanent
 
     @property
     def badblocks(self) -> str:
-        """All bad sectors as /sys/block/pmemN/badblocks shows them: lines ``SECTOR COUNT``."""
-        poison, stubborn = self.lists()
+        """All bad sectors in the form of /sys/block/pmemN/badblocks: lines ``SECTOR COUNT``."""
+        poison, permanent = self.lists()
         return "".join(
-            f"{bad.start // SECTOR} {bad.length // SECTOR}\n" for bad in merge([*poison, *stubborn])
+            f"{bad.start // SECTOR} {bad.length // SECTOR}\n"
+            for bad in merge([*poison, *permanent])
         )
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many ``reads`` and ``writes`` there were, how many failed, what was healed."""
+        """The number of reads, writes, failures of each, and healed sectors."""
         names = ("reads", "reads_failed", "writes", "writes_refused", "sectors_healed")
         with self._lock:
             return {name: self._counts[name] for name in names}

@@ -1,4 +1,4 @@
-"""Which sectors of a device are bad, and which of those stay so whatever is written."""
+"""The bad sectors of a device, and the permanent ones among them."""
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
@@ -9,22 +9,23 @@ from whoseblock.ranges import ByteRange, merge, subtract
 
 __all__ = ["BadSectors", "Change", "Mark"]
 
-#: ``good``: readable. ``bad``: fails until the whole sector is written. ``stubborn``: always fails.
-Mark = Literal["good", "bad", "stubborn"]
+#: ``good``: readable. ``bad``: fails until the whole sector is written. ``permanent``: fails
+#: whatever is written.
+Mark = Literal["good", "bad", "permanent"]
 
 _start: Final = attrgetter("start")
 _end: Final = attrgetter("end")
 
 
 class Change(NamedTuple):
-    """Give every sector that ``where`` touches the mark ``mark``."""
+    """A new mark for every sector that overlaps ``where``."""
 
     mark: Mark
     where: ByteRange
 
 
 class _Runs:
-    """Disjoint ranges, ascending, none of them adjacent: a map of a rescue may have a million."""
+    """Disjoint, ascending ranges, none adjacent; the map of a rescue may have a million."""
 
     def __init__(self, runs: Iterable[ByteRange] = ()) -> None:
         self.runs = list(runs)
@@ -38,7 +39,7 @@ class _Runs:
         touched = self._touched(cut)
         self.runs[touched] = subtract(self.runs[touched], cut)
 
-    def within(self, asked: ByteRange) -> Iterator[ByteRange]:
+    def clip(self, asked: ByteRange) -> Iterator[ByteRange]:
         for run in self.runs[self._touched(asked)]:
             start, end = max(run.start, asked.start), min(run.end, asked.end)
             yield ByteRange(start, end - start)
@@ -51,67 +52,67 @@ class _Runs:
 class BadSectors:
     """The bad sectors of a device; ``sector`` is their size in bytes.
 
-    It begins with ``bad`` and ``stubborn``, which are as the properties give them.  Not safe for
-    threads by itself: whoever shares it has the lock.
+    ``bad`` and ``permanent`` are in the form of the properties. Not safe for threads: callers that
+    share it must lock it.
     """
 
     def __init__(
-        self, sector: int, bad: Iterable[ByteRange] = (), stubborn: Iterable[ByteRange] = ()
+        self, sector: int, bad: Iterable[ByteRange] = (), permanent: Iterable[ByteRange] = ()
     ) -> None:
         self.sector = sector
         self._bad = _Runs(bad)
-        self._stubborn = _Runs(stubborn)
+        self._permanent = _Runs(permanent)
 
     @property
     def bad(self) -> list[ByteRange]:
-        """What writing heals, as disjoint ranges, ascending."""
+        """The ranges that a write heals, disjoint and ascending."""
         return list(self._bad.runs)
 
     @property
-    def stubborn(self) -> list[ByteRange]:
-        """What nothing heals, as disjoint ranges, ascending; no sector is in both lists."""
-        return list(self._stubborn.runs)
+    def permanent(self) -> list[ByteRange]:
+        """The permanent bad ranges, disjoint and ascending; no sector is in both lists."""
+        return list(self._permanent.runs)
 
     def copy(self) -> Self:
-        """Give another one with the same sectors."""
-        return type(self)(self.sector, self._bad.runs, self._stubborn.runs)
+        """Return a copy."""
+        return type(self)(self.sector, self._bad.runs, self._permanent.runs)
 
     def apply(self, change: Change) -> None:
-        """Mark sectors; what is stubborn stays so if it is called bad, but not if called good."""
+        """Mark sectors; a permanent bad sector becomes good by the mark good only, not by bad."""
         start = change.where.start // self.sector * self.sector
         where = ByteRange(start, -(-change.where.end // self.sector) * self.sector - start)
         if change.mark == "good":
             self._bad.remove(where)
-            self._stubborn.remove(where)
-        elif change.mark == "stubborn":
+            self._permanent.remove(where)
+        elif change.mark == "permanent":
             self._bad.remove(where)
-            self._stubborn.add(where)
+            self._permanent.add(where)
         else:
             self._bad.add(where)
-            for run in list(self._stubborn.within(where)):
+            for run in list(self._permanent.clip(where)):
                 self._bad.remove(run)
 
-    def failing(self, asked: ByteRange) -> list[ByteRange]:
-        """Give the bytes of ``asked`` that cannot be read."""
-        return merge([*self._bad.within(asked), *self._stubborn.within(asked)])
+    def find_unreadable(self, asked: ByteRange) -> list[ByteRange]:
+        """Return the unreadable bytes of a range."""
+        return merge([*self._bad.clip(asked), *self._permanent.clip(asked)])
 
-    def refusing(self, asked: ByteRange) -> list[ByteRange]:
-        """Give the bytes for which a write to ``asked`` fails.
+    def find_unwritable(self, asked: ByteRange) -> list[ByteRange]:
+        """Return the bytes for which a write to a range fails.
 
-        These are the stubborn ones, and those of bad sectors that it covers in part.
+        These are the permanent ones, and those of bad sectors that it covers in part.
         """
-        covered = subtract(self._bad.within(asked), self._covered(asked))
-        return merge([*covered, *self._stubborn.within(asked)])
+        covered = subtract(self._bad.clip(asked), self._covered(asked))
+        return merge([*covered, *self._permanent.clip(asked)])
 
     def heal(self, written: ByteRange) -> int:
-        """Take note that ``written`` was written; give how many sectors that healed."""
+        """Mark the sectors that a write covers as good; return how many of them were bad."""
         covered = self._covered(written)
-        healed = sum(run.length for run in self._bad.within(covered))
+        healed = sum(run.length for run in self._bad.clip(covered))
         self._bad.remove(covered)
         return healed // self.sector
 
     def _covered(self, written: ByteRange) -> ByteRange:
-        """Give the sectors that are written whole."""
+        """Return the sectors that a write covers completely."""
         first = -(-written.start // self.sector) * self.sector
         last = written.end // self.sector * self.sector
         return ByteRange(first, max(last - first, 0))

@@ -9,9 +9,9 @@ from typing import Final, NamedTuple
 
 from whoseblock.closing import Closing
 from whoseblock.errors import WhoseblockError
-from whoseblock.fs.base import FileOwner, Free, Owner
-from whoseblock.fs.live import LiveFilesystem, kernel
-from whoseblock.fs.mounted.fiemap import extents_of
+from whoseblock.fs.base import FileId, FileOwner, Free, Owner
+from whoseblock.fs.driver import MountedVolume
+from whoseblock.fs.mounted.fiemap import maps_run
 from whoseblock.ranges import ByteRange, merge
 from whoseblock.respond.exceptions import ChangedError, RefusedError
 
@@ -31,7 +31,6 @@ __all__ = [
 #: The folder below the root of a filesystem whose files keep failed blocks out of use.
 QUARANTINE: Final = ".whoseblock-quarantine"
 
-_FS_XFLAG_IMMUTABLE, _FS_XFLAG_APPEND = 0x8, 0x10  # linux/fs.h
 _WHY: Final = {
     errno.ETXTBSY: "it is being executed, or is swap space",
     errno.EPERM: "it is immutable, or sealed",
@@ -55,7 +54,7 @@ def whole_blocks(ranges: Iterable[ByteRange], block: int) -> list[ByteRange]:
     return merge(ByteRange(low, high - low) for low, high in edges)
 
 
-def owners_now(fs: LiveFilesystem, run: ByteRange) -> Sequence[Owner]:
+def owners_now(fs: MountedVolume, run: ByteRange) -> Sequence[Owner]:
     """Return the present owners of a range; raise `ChangedError` if they are not certain."""
     answer = fs.owners(*run, paths=False)
     if not answer.complete:
@@ -93,16 +92,17 @@ def is_unowned(rows: Iterable[Owner]) -> bool:
 class _OwnerFile(Closing):
     """A file that is open for a change; raises `RefusedError` if it must not be changed."""
 
-    def __init__(self, fs: LiveFilesystem, inode: int, generation: int) -> None:
-        facts = fs.inode(inode)
+    def __init__(self, fs: MountedVolume, inode: int, generation: int) -> None:
+        file = FileId(0, inode)
+        facts = fs.files((file,)).get(file)
         if facts is None or facts.generation != generation:
             raise ChangedError(f"inode {inode} no longer exists")
-        if facts.xflags & (_FS_XFLAG_IMMUTABLE | _FS_XFLAG_APPEND):
+        if facts.immutable or facts.append_only:
             raise RefusedError(f"inode {inode}: it is immutable or append-only")
         self.size = facts.size
         try:
             flags = os.O_RDWR | os.O_NOATIME | os.O_NOFOLLOW
-            self.fd = kernel.open_inode(fs.view.fd, inode, generation, flags)
+            self.fd = fs.open_file(file, generation, flags)
         except (OSError, WhoseblockError) as error:
             why = _WHY.get(getattr(error, "errno", None) or 0) or str(error)
             raise RefusedError(f"inode {inode}: {why}") from error
@@ -125,19 +125,7 @@ def still_maps(owner: OpenOwner, run: ByteRange) -> bool:
 
     Only this file's mapping is read: a run may have thousands of owners, and each is checked.
     """
-    at, end = owner.position.offset, owner.position.offset + run.length
-    distance = run.start - at
-    for extent in extents_of(owner.fd, at, run.length):
-        if (
-            extent.logical > at
-            or not extent.is_written
-            or extent.physical - extent.logical != distance
-        ):
-            return False
-        at = extent.logical + extent.length
-        if at >= end:
-            return True
-    return False
+    return maps_run(owner.fd, owner.position.offset, run)
 
 
 @contextlib.contextmanager
@@ -154,7 +142,7 @@ def raised_file_limit() -> Iterator[None]:
 class OpenOwners(Closing):
     """Open owners; each file is opened once, since a lease needs the only open descriptor."""
 
-    def __init__(self, fs: LiveFilesystem) -> None:
+    def __init__(self, fs: MountedVolume) -> None:
         self._fs = fs
         self._files: dict[int, _OwnerFile] = {}
 

@@ -5,7 +5,7 @@ import os
 import stat
 from typing import Final
 
-from whoseblock.fs.live import LiveFilesystem
+from whoseblock.fs.driver import MountedVolume
 from whoseblock.ranges import ByteRange
 from whoseblock.respond import syscalls
 from whoseblock.respond.exceptions import NotNowError, RefusedError
@@ -24,7 +24,7 @@ class QuarantineKeeper(Keeper):
     Raises `RefusedError` if it cannot be used, and `NotNowError` if no file can be created.
     """
 
-    def __init__(self, fs: LiveFilesystem, run: ByteRange) -> None:
+    def __init__(self, fs: MountedVolume, run: ByteRange) -> None:
         self.name = f"{run.start}+{run.length}"
         with contextlib.ExitStack() as undo:
             self._folder = _open_folder(fs)
@@ -71,14 +71,15 @@ class QuarantineKeeper(Keeper):
             os.close(self._folder)
 
 
-def _open_folder(fs: LiveFilesystem) -> int:
-    if fs.view.top is None:
+def _open_folder(fs: MountedVolume) -> int:
+    root = fs.root_fd
+    if root is None:
         raise RefusedError("the root of the filesystem cannot be reached")
     try:
         with contextlib.suppress(FileExistsError):
-            os.mkdir(QUARANTINE, 0o700, dir_fd=fs.view.top)
+            os.mkdir(QUARANTINE, 0o700, dir_fd=root)
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-        fd = os.open(QUARANTINE, flags, dir_fd=fs.view.top)
+        fd = os.open(QUARANTINE, flags, dir_fd=root)
     except OSError as error:
         raise NotNowError(f"cannot create /{QUARANTINE}: {error.strerror}") from error
     status = os.fstat(fd)

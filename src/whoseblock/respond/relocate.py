@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
 from whoseblock.errors import MediaError
-from whoseblock.fs.live import LiveFilesystem
+from whoseblock.fs.driver import MountedVolume
 from whoseblock.media.direct import DirectMedia
 from whoseblock.ranges import ByteRange
 from whoseblock.respond import syscalls
@@ -38,7 +38,7 @@ class Keeper:
     It is temporary, unless it has a name (`whoseblock.respond.quarantine`).
     """
 
-    def __init__(self, fs: LiveFilesystem, run: ByteRange, fd: int) -> None:
+    def __init__(self, fs: MountedVolume, run: ByteRange, fd: int) -> None:
         self._fs = fs
         self.run = run
         self.fd = fd
@@ -46,7 +46,7 @@ class Keeper:
         self.inode = status.st_ino
 
     @classmethod
-    def temporary(cls, fs: LiveFilesystem, run: ByteRange) -> "Keeper":
+    def temporary(cls, fs: MountedVolume, run: ByteRange) -> "Keeper":
         """Create a keeper without a name."""
         return cls(fs, run, _temporary(fs))
 
@@ -117,7 +117,7 @@ class ContentChange(NamedTuple):
 
 
 def relocate(  # noqa: PLR0913 - what, where, whose, for what
-    fs: LiveFilesystem,
+    fs: MountedVolume,
     device: Device,
     keeper: Keeper,
     owners: Sequence[OpenOwner],
@@ -138,7 +138,7 @@ def relocate(  # noqa: PLR0913 - what, where, whose, for what
                 good.put_into(spare, length)
                 os.fsync(spare)
                 _Exchange(device, owner, change).run(spare, length)
-        syscalls.sync_filesystem(fs.view.fd)
+        syscalls.sync_filesystem(fs.fileno())
 
 
 class _SharedReplacement:
@@ -146,7 +146,7 @@ class _SharedReplacement:
 
     def __init__(
         self,
-        fs: LiveFilesystem,
+        fs: MountedVolume,
         stack: contextlib.ExitStack,
         data: bytes | None,
         source: ReplacementSource | None,
@@ -244,7 +244,7 @@ def _flush(file: int) -> None:
             raise
 
 
-def overwrite(fs: LiveFilesystem, device: Device, owner: OpenOwner, change: ContentChange) -> bool:
+def overwrite(fs: MountedVolume, device: Device, owner: OpenOwner, change: ContentChange) -> bool:
     """Rewrite the failed sectors of a run in place; return False if that does not heal them.
 
     Raises `NotNowError` if another process has the file open, and `ChangedError` if the file maps
@@ -299,13 +299,14 @@ def _reads_as(device: Device, run: ByteRange, sectors: Sequence[ByteRange], data
 # ---------------------------------------------------------------------- spare files
 
 
-def _temporary(fs: LiveFilesystem) -> int:
+def _temporary(fs: MountedVolume) -> int:
     """Create a file without a name; it is removed when its descriptor is closed."""
-    if fs.view.top is None:
+    root = fs.root_fd
+    if root is None:
         raise RefusedError("the root of the filesystem cannot be reached")
     try:
         # Ranges are exchanged only within one mount: that on which the owners are opened.
-        return os.open(".", _TEMPORARY, 0o600, dir_fd=fs.view.top)
+        return os.open(".", _TEMPORARY, 0o600, dir_fd=root)
     except OSError as error:
         raise NotNowError(f"cannot create a temporary file there: {error.strerror}") from error
 
@@ -323,7 +324,7 @@ def _write(file: int, data: bytes) -> None:
 
 
 @contextlib.contextmanager
-def _spare(fs: LiveFilesystem, length: int) -> Iterator[int]:
+def _spare(fs: MountedVolume, length: int) -> Iterator[int]:
     """Open a temporary file of up to ``length`` bytes; free its blocks when the block ends."""
     file = _temporary(fs)
     try:

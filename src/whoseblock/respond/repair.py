@@ -14,9 +14,8 @@ import msgspec
 from whoseblock.encode import encode_json
 from whoseblock.errors import MediaError, WhoseblockError
 from whoseblock.fs.base import FileOwner
-from whoseblock.fs.driver import Volume
-from whoseblock.fs.live import LiveFilesystem
-from whoseblock.fs.recognise import open_filesystem
+from whoseblock.fs.driver import MountedVolume, Volume
+from whoseblock.fs.registry import open_volume
 from whoseblock.media.direct import DirectMedia
 from whoseblock.ranges import ByteRange
 from whoseblock.respond.copies import Copies, CopyError, VerifiedCopy, find, verify_copy
@@ -173,7 +172,7 @@ def _inode(keeper: Keeper | None) -> int:
 
 
 @contextlib.contextmanager
-def _quarantined(fs: LiveFilesystem, step: StepParameters) -> Iterator[QuarantineKeeper | None]:
+def _quarantined(fs: MountedVolume, step: StepParameters) -> Iterator[QuarantineKeeper | None]:
     """Open the file that keeps the blocks in quarantine, if the step asks for one."""
     if not step.quarantine:
         yield None
@@ -187,16 +186,16 @@ def _zero_unmounted(kind: Act, step: StepParameters, site: Site) -> ActResult:
         raise NotNowError("file data is changed only while the filesystem is mounted: mount it")
 
     def afresh() -> Volume:
-        return open_filesystem(site.layer.open())
+        return open_volume([site.layer.open()])
 
     with contextlib.closing(site.device(writable=True, exclusive=True)) as device:
         return _zeroed(zero_unmounted(afresh, device, step.run))
 
 
 def _zero(
-    fs: LiveFilesystem, step: StepParameters, site: Site, journal_device: int | None
+    fs: MountedVolume, step: StepParameters, site: Site, journal_device: int | None
 ) -> ActResult:
-    if journal_device == fs.device:
+    if journal_device in fs.devices:
         raise NotNowError(
             "the journal is on the filesystem that has to be frozen: name another journal with"
             " --journal"
@@ -235,7 +234,7 @@ class _Attempt:
 
     def __init__(  # noqa: PLR0913 - all that a step is about
         self,
-        fs: LiveFilesystem,
+        fs: MountedVolume,
         site: Site,
         step: StepParameters,
         kind: Act,
@@ -426,7 +425,7 @@ def verify(kind: Act, step: StepParameters, site: Site, result: ActResult) -> st
     return "no file but the one in quarantine has it"
 
 
-def _check_owners(fs: LiveFilesystem, step: StepParameters) -> None:
+def _check_owners(fs: MountedVolume, step: StepParameters) -> None:
     """Raise `NotHealedError` if a planned owner is still not readable there.
 
     A file that is gone by now is passed over.

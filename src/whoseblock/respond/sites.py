@@ -10,8 +10,7 @@ from msgspec.structs import replace
 
 from whoseblock.errors import WhoseblockError
 from whoseblock.fs.base import Answer, Owner
-from whoseblock.fs.driver import AddressSpace, Volume
-from whoseblock.fs.live import LiveFilesystem
+from whoseblock.fs.driver import AddressSpace, MountedVolume, Volume
 from whoseblock.lookup import Asked, Lookup
 from whoseblock.ranges import ByteRange, merge
 from whoseblock.respond.device import Device
@@ -35,9 +34,9 @@ class Site(NamedTuple):
     shift: int
 
     @property
-    def mounted(self) -> LiveFilesystem | None:
+    def mounted(self) -> MountedVolume | None:
         """The filesystem, if it is mounted."""
-        return self.space if isinstance(self.space, LiveFilesystem) else None
+        return self.space if isinstance(self.space, MountedVolume) else None
 
     @property
     def filesystem(self) -> Volume | None:

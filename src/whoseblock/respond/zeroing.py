@@ -11,8 +11,7 @@ from typing import Final
 
 from whoseblock.errors import WhoseblockError
 from whoseblock.fs.base import Answer
-from whoseblock.fs.driver import Volume
-from whoseblock.fs.live import LiveFilesystem
+from whoseblock.fs.driver import MountedVolume, Volume
 from whoseblock.ranges import ByteRange
 from whoseblock.respond import syscalls
 from whoseblock.respond.device import Device
@@ -28,14 +27,14 @@ _PIECE: Final = 1 << 20
 _WHILE_S: Final = 1.0
 
 
-def zero_mounted(fs: LiveFilesystem, device: Device, run: ByteRange) -> list[ByteRange]:
+def zero_mounted(fs: MountedVolume, device: Device, run: ByteRange) -> list[ByteRange]:
     """Zero the failed sectors of an unowned run, and return them.
 
     While the filesystem is frozen, only the device is written, and no module is imported: its file
     may be on that filesystem.  Raises `ChangedError` if the run has an owner by now, `NotNowError`
     if the filesystem cannot be frozen or the device cannot be written, and `NotHealedError`.
     """
-    syscalls.sync_filesystem(fs.view.fd)
+    syscalls.sync_filesystem(fs.fileno())
     failing = device.failing([run])
     blocks = whole_blocks(failing, fs.block_size)
     # This loads everything that the check needs before the filesystem freezes.
@@ -43,7 +42,7 @@ def zero_mounted(fs: LiveFilesystem, device: Device, run: ByteRange) -> list[Byt
     todo = list(_pieces(failing))
     unhealed: list[str] = []
     while todo:
-        with frozen(fs.view.fd) as hold:
+        with frozen(fs.fileno()) as hold:
             _check_unowned(fs, whole_blocks(todo, fs.block_size))
             until = time.monotonic() + _WHILE_S
             hold.check()
@@ -65,7 +64,7 @@ def _pieces(ranges: Sequence[ByteRange]) -> Iterator[ByteRange]:
             yield ByteRange(at, min(_PIECE, start + length - at))
 
 
-def _check_unowned(fs: LiveFilesystem, blocks: Sequence[ByteRange]) -> None:
+def _check_unowned(fs: MountedVolume, blocks: Sequence[ByteRange]) -> None:
     for one in blocks:
         if not is_unowned(owners_now(fs, one)):
             raise ChangedError(f"{one} now has an owner")

@@ -1,1 +1,1 @@
-"""Who reports failures: one module for each form in which people have them."""
+"""Parsers of failure reports: one module for each form of report."""

@@ -1,20 +1,26 @@
-"""What every source of failures yields, and the record of what it read."""
+"""The failures that parsers yield, and the record of what a parser read."""
 
+import re
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-__all__ = ["Failure", "Reading"]
+__all__ = ["MAX_OFFSET", "Failure", "Reading", "parse_number"]
 
-#: How much of a line that is not recognised is kept, in characters.
-_SHOWN: Final = 72
+#: The end of the largest offset that a ``loff_t`` holds.
+MAX_OFFSET: Final = 1 << 63
+#: int() alone would also accept spaces, underscores and digits of other scripts.
+_NUMBER: Final = re.compile(r"0[xX][0-9a-fA-F]{1,16}|[0-9]{1,20}", re.ASCII)
+
+#: Limit on the kept part of an unrecognised line, in characters.
+_MAX_QUOTE: Final = 72
 
 
 class Failure(NamedTuple):
-    """``length`` bytes from ``start`` of a device that failed.
+    """``length`` failed bytes from ``start`` of a device.
 
-    ``device`` is the kernel's name of it (``sda``, ``pmem0``, ``region0``, ``physical-memory``), or
-    "" for the one that the user named.  ``origin`` is where that was read: file and line.
-    ``remark`` limits what the report says about the place; it becomes a note of the answer.
+    ``device`` is the kernel's name (``sda``, ``pmem0``, ``region0``, ``physical-memory``), or ""
+    for the device that the user named. ``origin`` is the file and line of the report. ``remark``
+    limits what the report says about the location; it becomes a note of the answer.
     """
 
     start: int
@@ -26,11 +32,11 @@ class Failure(NamedTuple):
 
 @dataclass
 class Reading:
-    """What was read of one input; a parser fills it while its failures are consumed.
+    """The record of reading one input, updated while the failures are consumed.
 
-    ``units`` is what ``read`` counts, in the plural; ``unit`` is the singular.  ``unrecognised``
-    counts the units that report an error in a form that the parser does not read, and ``first`` is
-    the first of them.  ``remarks`` explain an input without failures.
+    ``read`` counts units, called ``unit`` and ``units`` in messages. ``unrecognised`` counts the
+    units that report an error in an unsupported form, and ``first`` is the first of them.
+    ``remarks`` explain an input without failures.
     """
 
     name: str
@@ -44,34 +50,41 @@ class Reading:
 
     @property
     def is_silent(self) -> bool:
-        """Whether the failures that were found speak for themselves."""
+        """Whether the failures were complete, so that the input needs no message."""
         return bool(self.failures) and not self.unrecognised and not self.remarks
 
     def count_unrecognised(self, where: str, text: str, count: int = 1) -> None:
-        """Count units that report an error and are not recognised; keep the first."""
+        """Count units that report an error in an unsupported form; keep the first."""
         if not self.unrecognised:
-            self.first = f"{where}: {_shortened(text)}" if where else _shortened(text)
+            self.first = f"{where}: {_shorten(text)}" if where else _shorten(text)
         self.unrecognised += count
 
     def summary(self) -> str:
-        """Return what was read and found, as one line; names and text are not yet printable."""
-        parts = [f"{_counted(self.failures, 'failure', 'failures')} in {self._read}"]
+        """Return what was read and found, as one line; names and text are not escaped."""
+        parts = [f"{_format_count(self.failures, 'failure', 'failures')} in {self._read}"]
         if self.unrecognised:
             reports = "reports an error" if self.unrecognised == 1 else "report errors"
-            what = _counted(self.unrecognised, self.unit, self.units)
+            what = _format_count(self.unrecognised, self.unit, self.units)
             first = "" if self.unrecognised == 1 else "the first is "
             parts.append(f"{what} {reports} in a form that is not recognised: {first}{self.first}")
         return "; ".join([*parts, *self.remarks])
 
     @property
     def _read(self) -> str:
-        return _counted(self.read, self.unit, self.units)
+        return _format_count(self.read, self.unit, self.units)
 
 
-def _counted(number: int, one: str, many: str) -> str:
+def _format_count(number: int, one: str, many: str) -> str:
     return f"{number} {one if number == 1 else many}"
 
 
-def _shortened(text: str) -> str:
+def _shorten(text: str) -> str:
     text = text.strip()
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+    return text if len(text) <= _MAX_QUOTE else f"{text[:_MAX_QUOTE]}…"
+
+
+def parse_number(text: str) -> int | None:
+    """Parse a decimal or ``0x…`` number; return None if the text is none."""
+    if not _NUMBER.fullmatch(text):
+        return None
+    return int(text, 16 if text[:2] in ("0x", "0X") else 10)

@@ -1,15 +1,15 @@
-"""Failures in a kernel log, however it was saved: dmesg, journalctl -k, a syslog file.
+"""Parse failures from a kernel log, as saved by dmesg, journalctl -k or syslog.
 
 The messages are those of mm/memory-failure.c (``Memory failure: 0x10140a: …``) and of
-block/blk-core.c (``I/O error, dev sda, sector 2048 …`` and the media errors beside it).  All other
-lines are passed over; those of them that report an error of storage or memory are counted.
-``Buffer I/O error`` is one of them: it counts in blocks of a size that it does not tell.  So are
-the machine check and what firmware says of it: whatever of that is about a page that is lost, the
-kernel hands on to memory-failure.c.  Such a line does not count beside one about the same device,
-or the memory, that was read.
+block/blk-core.c (``I/O error, dev sda, sector 2048 …`` and the other errors of the medium). Other
+lines that report an error of storage or memory are counted, and all others are skipped.
 
-A message has to begin with these words.  The kernel quotes names that anybody may choose, as in
-``x[1]: segfault … in NAME[…]``, and NAME may be ``Memory failure: 0x10140a: ``.
+``Buffer I/O error`` is counted only: its unit is a block of unknown size. So are machine checks and
+the firmware's reports of them: for each lost page, the kernel also logs a memory failure. A counted
+line is ignored if a failure of the same device, or of memory, was read beside it.
+
+A message must begin with the words above. The kernel also logs names that any user may choose, as
+in ``x[1]: segfault … in NAME[…]``, and NAME may be ``Memory failure: 0x10140a: ``.
 """
 
 import re
@@ -17,14 +17,14 @@ from collections.abc import Iterable, Iterator
 from typing import Final
 
 from whoseblock.errors import MalformedError
+from whoseblock.ranges import PHYSICAL_MEMORY
 from whoseblock.sources.base import Failure, Reading
 from whoseblock.sources.log_lines import HINTS, PREFIX, LogForm, OtherErrors
-from whoseblock.stack.base import PHYSICAL_MEMORY
 
 __all__ = ["REQUEST_REMARK", "read_dmesg", "read_message"]
 
-#: What is not known of a line of the block layer: blk_print_req_error() prints where the request,
-#: or what is left of it, begins, and a driver without the address of the fault fails all of it.
+#: The uncertainty of a line of the block layer: blk_print_req_error() prints where the rest of the
+#: request begins, and a driver that does not know the failed sector fails all of it.
 REQUEST_REMARK: Final = (
     "the failed request, or the rest of it, begins at this sector; the bad sector may lie further"
     " on, and the log does not say how far"
@@ -33,17 +33,17 @@ REQUEST_REMARK: Final = (
 _SECTOR: Final = 512
 _MEMORY_WORDS: Final = "Memory failure: 0x"
 _MEMORY: Final = re.compile(rf"{_MEMORY_WORDS}([0-9a-f]{{1,16}}):", re.ASCII)
-#: The words of blk_errors that blame the medium, in all versions since 4.13; the oldest only had
-#: "I/O error".  Errors of the path, the target or the time say nothing of the sector.
+#: The words of blk_errors for errors of the medium, in all versions since 4.13; older kernels only
+#: have "I/O error". Errors of the path or the target and timeouts name no failed sector.
 _BLOCK_WORDS: Final = re.compile(
     r"(?:(?:end_request|blk_update_request|print_req_error): )?"
     r"(?:I/O|critical medium|protection) error, dev ",
 )
-#: Kernels before 5.2 do not tell the operation.
+#: Kernels before 5.2 do not print the operation.
 _BLOCK: Final = re.compile(
     r"([^\s,]{1,64}), sector (\d{1,20})\b(?: op 0x[0-9a-f]{1,8}:\((\w{1,32})\))?", re.ASCII
 )
-#: The other operations of blk_op_name, such as FLUSH and DISCARD, carry no data that could be lost.
+#: Operations with data; the others of blk_op_name, such as FLUSH and DISCARD, lose none.
 _OPERATIONS: Final = frozenset({None, "READ", "WRITE", "WRITE_SAME", "WRITE_ZEROES", "ZONE_APPEND"})
 
 
@@ -52,9 +52,9 @@ def read_dmesg(
 ) -> Iterator[Failure]:
     """Yield every page and every sector that the log reports as failed, each once.
 
-    ``name`` is the file's, for messages; ``reading`` counts the lines, and those that report an
-    error in another form.  Raises `MalformedError` for a line that begins to report a failure and
-    does not end, and for binary data in which no line is the kernel's.
+    ``name`` is the file in messages. ``reading`` counts the lines, and the lines that report an
+    error in another form. Raises `MalformedError` for a truncated message of a failure, and for
+    binary data without any line of the kernel.
     """
     reading = reading or Reading(name)
     seen: set[tuple[str, int]] = set()
@@ -64,16 +64,16 @@ def read_dmesg(
     for number, line in enumerate(lines, 1):
         reading.read = number
         if not form.is_log:
-            form.look_at(number, line)
-        # A few searches in C for nearly every line.
+            form.examine(number, line)
+        # Nearly every line is rejected by these fast searches.
         if _MEMORY_WORDS not in line and " error, dev " not in line:
             if any(word in line.lower() for word in HINTS):
-                others.look_at(number, line)
+                others.examine(number, line)
             continue
         text = PREFIX.sub("", line, count=1)
         found = read_message(text, name, number, page_size)
         if found is None:
-            others.look_at(number, line)
+            others.examine(number, line)
         else:
             form.is_log = True
             others.known.add(found.device)
@@ -82,7 +82,7 @@ def read_dmesg(
                 reading.failures += 1
                 yield found
     form.check(name)
-    others.count_in(reading)
+    others.report_to(reading)
     if number and not form.is_log:
         reading.remarks.append("no line has the time or the prefix of a kernel log")
 
@@ -90,9 +90,9 @@ def read_dmesg(
 def read_message(text: str, name: str, number: int = 1, page_size: int = 4096) -> Failure | None:
     """Return the page or sector that a message reports as failed, None if it reports none.
 
-    A message names where the request that failed begins, and not how far into it the fault was:
-    hence one sector, and `REQUEST_REMARK`.  ``name`` and ``number`` are those of its file and
-    line.  Raises `MalformedError` for one that begins to report a failure and does not end.
+    A message names the start of the failed request, not the failed sector in it: so the result is
+    one sector, with `REQUEST_REMARK`. ``name`` and ``number`` are its file and line. Raises
+    `MalformedError` for a truncated message.
     """
     if text.startswith(_MEMORY_WORDS):
         match = _MEMORY.match(text)
@@ -104,14 +104,14 @@ def read_message(text: str, name: str, number: int = 1, page_size: int = 4096) -
         match = _BLOCK.match(text, words.end())
         if match is None:
             raise MalformedError(name, number, "DEVICE, sector NUMBER after 'error, dev'")
-        # The kernel writes ? for a request without a disk.
+        # The kernel prints ? for a request without a disk.
         if match[3] not in _OPERATIONS or match[1] == "?":
             return None
         device, start, length = match[1], int(match[2]) * _SECTOR, _SECTOR
         remark = REQUEST_REMARK
     else:
         return None
-    # The kernel says (sector_t) -1 where there is none.
+    # The kernel prints (sector_t) -1 for an unknown sector.
     if start + length > 1 << 63:
         return None
     return Failure(start, length, device, f"{name}, line {number}", remark)

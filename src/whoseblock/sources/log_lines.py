@@ -1,7 +1,7 @@
-"""Lines of a kernel log beside those that are read as failures: prefixes, other errors, the form.
+"""Recognise kernel logs, the prefixes of their lines, and errors in unsupported forms.
 
-An error in a form that is not read must not pass for a clean log, and neither must a file that is
-no log at all.
+An error in an unsupported form must not pass for a clean log, and neither must a file that is not a
+log.
 """
 
 import re
@@ -9,12 +9,12 @@ from collections import Counter
 from typing import Final
 
 from whoseblock.errors import MalformedError
+from whoseblock.ranges import PHYSICAL_MEMORY
 from whoseblock.sources.base import Reading
-from whoseblock.stack.base import PHYSICAL_MEMORY
 
 __all__ = ["HINTS", "PREFIX", "LogForm", "OtherErrors"]
 
-#: What stands before a message in a log that was saved.
+#: The prefixes of a message in a saved log.
 PREFIX: Final = re.compile(
     r"""\A
     (?:<\d{1,3}>)?                                      # dmesg --raw, /proc/kmsg
@@ -30,7 +30,7 @@ PREFIX: Final = re.compile(
         \ \S{1,255}\ kernel(?::|\ -\ -\ -)[ ]
       | \d{4}-\d\d-\d\dT\d\d:\d\d:[-+\d.,:Z]{2,25}[ ]   # dmesg --time-format=iso
     )?
-    (?:\[[^]]{1,60}\]\ ?){0,3}                          # the time; who spoke
+    (?:\[[^]]{1,60}\]\ ?){0,3}                          # the time, the caller
     """,
     re.ASCII | re.VERBOSE,
 )
@@ -38,36 +38,36 @@ PREFIX: Final = re.compile(
 #: One of these is in every line that `OtherErrors` counts, in lower case.
 HINTS: Final = ("error", "fail", "corrupt", "sense", "bad ", "lost", "unable to fixup", "mismatch")
 #: Words that report lost data by themselves.
-_GRAVE: Final = re.compile(
+_LOSS_WORDS: Final = re.compile(
     r"i/o error|medium error|hardware error|critical medium|unrecovered|uncorrect|corrupt"
     r"|medium or hardware|sense key|memory failure|checksum error|csum failed|unable to fixup"
     r"|failed command|lost .{0,16}write|not correctable|mismatch sector"
 )
-#: Words that do so in a line of something that stores.
-_LIGHT: Final = re.compile(r"error(?!s=)|fail|bad (?:block|sector|page|area)|lost")
-_STORES: Final = re.compile(
+#: Words that report lost data in a line device storage.
+_ERROR_WORDS: Final = re.compile(r"error(?!s=)|fail|bad (?:block|sector|page|area)|lost")
+_STORAGE_WORDS: Final = re.compile(
     r"\b(?:(?:sd|vd|xvd|hd)[a-z]{1,3}|(?:nvme|dm-|md|pmem|loop|mmcblk|sr|nbd|zd|ram)\d\w{0,8}"
     r"|ata\d{1,3}(?:\.\d\d)?|s[dr] \d+:\d+:\d+:\d+|scsi|xfs|ext[234](?:-fs)?|btrfs"
     r"|f2fs|jbd2|bcachefs|zfs|gfs2|ocfs2|raid\w{0,4}|device-mapper|bcache|nd_\w{1,12}|nfit"
     r"|cxl\w{0,8}|edac|mce|dax|blk\w{0,20})"
     r"(?!\w)"
 )
-#: The device that a line is about, where another line of the same fault may name the sector.
-_ABOUT: Final = re.compile(
+#: The device of a line; another line of the same fault may name the sector.
+_DEVICE: Final = re.compile(
     r"\[(?P<scsi>[a-z]{2,4})\]|\bon dev (?P<buffer>[\w-]{1,64})|\b(?P<ata>ata)\d"
     r"|(?P<memory>\[hardware error\]|\bedac\b|\bmce\b|memory failure)"
 )
-#: What the kernel calls an error of the path, the target or the time; or has no data to lose.
+#: Errors of the path or the target, timeouts, and requests without data.
 _NO_LOSS: Final = re.compile(r"[\w /:]{1,60} error, dev ", re.ASCII)
 _PARTITION: Final = re.compile(r"p?\d{1,4}", re.ASCII)
-#: So many devices are told apart.
-_MOST_DEVICES: Final = 256
+#: Limit on the number of devices that are counted separately.
+_MAX_DEVICES: Final = 256
 
 
 class OtherErrors:
-    """Lines that report errors in a form that is not read, by the device that they name.
+    """Counts the lines that report errors in an unsupported form, by device.
 
-    ``known`` are the devices of which a failure was read.
+    ``known`` are the devices of the failures that were read.
     """
 
     def __init__(self) -> None:
@@ -76,36 +76,38 @@ class OtherErrors:
         self._counts: Counter[str] = Counter()
         self._harmless = 0
 
-    def look_at(self, number: int, line: str) -> None:
+    def examine(self, number: int, line: str) -> None:
         """Count a line if it reports an error of storage or memory."""
         text = PREFIX.sub("", line, count=1)
         if _NO_LOSS.match(text):
             self._harmless += 1
             return
         lower = text.lower()
-        if not _GRAVE.search(lower) and not (_LIGHT.search(lower) and _STORES.search(lower)):
+        if not _LOSS_WORDS.search(lower) and not (
+            _ERROR_WORDS.search(lower) and _STORAGE_WORDS.search(lower)
+        ):
             return
-        about = self._about(lower)
-        if about not in self._first and len(self._first) >= _MOST_DEVICES:
-            about = ""
-        self._first.setdefault(about, (number, text))
-        self._counts[about] += 1
+        device = self._find_device(lower)
+        if device not in self._first and len(self._first) >= _MAX_DEVICES:
+            device = ""
+        self._first.setdefault(device, (number, text))
+        self._counts[device] += 1
 
     @staticmethod
-    def _about(lower: str) -> str:
-        match = _ABOUT.search(lower)
+    def _find_device(lower: str) -> str:
+        match = _DEVICE.search(lower)
         if match is None:
             return ""
         if match["memory"]:
             return PHYSICAL_MEMORY
         return match["scsi"] or match["buffer"] or match["ata"] or ""
 
-    def count_in(self, reading: Reading) -> None:
+    def report_to(self, reading: Reading) -> None:
         """Add the lines that no failure explains to a reading."""
-        left = [about for about in self._first if not self._is_explained(about)]
-        for about in sorted(left, key=lambda about: self._first[about][0]):
-            number, text = self._first[about]
-            reading.count_unrecognised(f"line {number}", text, self._counts[about])
+        left = [device for device in self._first if not self._is_explained(device)]
+        for device in sorted(left, key=lambda device: self._first[device][0]):
+            number, text = self._first[device]
+            reading.count_unrecognised(f"line {number}", text, self._counts[device])
         if self._harmless and not reading.failures:
             reports = "line reports" if self._harmless == 1 else "lines report"
             reading.remarks.append(
@@ -113,27 +115,29 @@ class OtherErrors:
                 " data, which names no lost sector"
             )
 
-    def _is_explained(self, about: str) -> bool:
-        """Tell whether a failure of the device, or of its disk, was read beside these lines."""
-        if about == "ata":
+    def _is_explained(self, device: str) -> bool:
+        """Return whether a failure of the device, or of its disk, was read."""
+        if device == "ata":
             return bool(self.known - {PHYSICAL_MEMORY})
-        return about in self.known or any(
-            about.startswith(disk) and _PARTITION.fullmatch(about, len(disk)) for disk in self.known
+        return device in self.known or any(
+            device.startswith(disk) and _PARTITION.fullmatch(device, len(disk))
+            for disk in self.known
         )
 
 
 class LogForm:
-    """Whether what is read is a kernel log: binary data is refused unless a line is the kernel's.
+    """Checks whether the input is a kernel log.
 
-    A log that a crash has damaged may have NULs in it, and is still one.
+    Binary data are refused unless at least one line is the kernel's. A log damaged by a crash may
+    contain NULs and is still a log.
     """
 
     def __init__(self) -> None:
         self.is_log = False
         self._binary: tuple[int, str] | None = None
 
-    def look_at(self, number: int, line: str) -> None:
-        """Look for the prefix of a kernel message, and for what is no text."""
+    def examine(self, number: int, line: str) -> None:
+        """Check a line for the prefix of a kernel message, and for binary data."""
         text = line.rstrip("\r\n").replace("\t", " ")
         if text.isprintable():
             end = PREFIX.match(text)
@@ -142,11 +146,11 @@ class LogForm:
             self._binary = number, line[:8]
 
     def check(self, name: str) -> None:
-        """Raise `MalformedError` for binary data of which no line is the kernel's."""
+        """Raise `MalformedError` for binary data without a line of the kernel."""
         if self.is_log or self._binary is None:
             return
         number, begin = self._binary
-        hint = next((hint for magic, hint in _PACKED.items() if begin.startswith(magic)), "")
+        hint = next((hint for magic, hint in _MAGIC_HINTS.items() if begin.startswith(magic)), "")
         raise MalformedError(
             name,
             number,
@@ -155,8 +159,8 @@ class LogForm:
         )
 
 
-#: How files begin in which logs are kept, as UTF-8 with lone surrogates, and how to read them.
-_PACKED: Final = {
+#: How to read other forms of logs, by their first bytes as UTF-8 with lone surrogates.
+_MAGIC_HINTS: Final = {
     "\x1b[": "it has colours: dmesg --color=never",
     "\x1f\udc8b": "it is compressed with gzip: zcat FILE | whoseblock … --dmesg -",
     "\udcfd7zXZ": "it is compressed with xz: xzcat FILE | whoseblock … --dmesg -",

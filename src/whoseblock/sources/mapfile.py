@@ -1,9 +1,9 @@
-"""GNU ddrescue's map of what it rescued, and what not.
+"""Parse the map (mapfile) of GNU ddrescue.
 
-The form is that of "Mapfile structure" in the manual of GNU ddrescue: comments from a ``#`` at the
-begin of a line or after whitespace; one line with the state of the program; then lines ``POSITION
-SIZE STATUS``, ascending and without gaps.  Before version 1.20 the same was called a logfile, and
-before 1.22 the state had no third field.
+The form is that of "Mapfile structure" in the manual of GNU ddrescue. A comment begins with ``#``
+at the start of a line or after whitespace. One line has the state of the program. Then come lines
+``POSITION SIZE STATUS``, ascending and without gaps. Before version 1.20 the file was called a
+logfile; before 1.22 the state had no third field.
 """
 
 import re
@@ -11,30 +11,29 @@ from collections.abc import Iterable, Iterator
 from typing import Final
 
 from whoseblock.errors import MalformedError
-from whoseblock.sources.base import Failure, Reading
+from whoseblock.sources.base import MAX_OFFSET, Failure, Reading
 
 __all__ = ["LOST", "check_statuses", "read_mapfile"]
 
-#: Every status but ``+``, finished: not tried, not trimmed, not scraped, bad.
+#: All statuses except ``+`` (finished): not tried, not trimmed, not scraped, bad.
 LOST: Final = "?*/-"
 _STATUSES: Final = frozenset("?*/-+")
-#: The second field of the line that says what ddrescue was doing.
+#: The second field of the state: the phase of the rescue.
 _PHASES: Final = frozenset("?*/-FG+")
-_MOST: Final = 1 << 63
-#: int() of a long text takes quadratic time, and no offset has more digits.
-_LONGEST: Final = 24
+#: Limit on the characters of a number; int() takes quadratic time.
+_MAX_LENGTH: Final = 24
 
-#: What ``current_pass`` may be: decimal, and positive.
+#: The third field of the state, ``current_pass``: decimal and positive.
 _PASS: Final = re.compile(r"0*[1-9][0-9]{0,8}", re.ASCII)
 
-#: A line as ddrescue itself writes it.
+#: A line in the form that ddrescue writes.
 _WRITTEN: Final = re.compile(r"0x([0-9A-F]{8,16})  0x([0-9A-F]{8,16})  ([?*/+-])\s*", re.ASCII)
 
 _LINE: Final = "POSITION SIZE STATUS, as ddrescue writes them"
 
 
 def check_statuses(text: str) -> str:
-    """Give the statuses asked for as they are; raises `MalformedError` unless each is one."""
+    """Return *text* unchanged; raises `MalformedError` unless each character is a status."""
     if not text or not set(text) <= _STATUSES:
         raise MalformedError(
             "the statuses of a map", None, f"one or more of ? * / - and +, and not {text!r}"
@@ -47,9 +46,8 @@ def read_mapfile(
 ) -> Iterator[Failure]:
     """Yield every block of a map whose status is one of ``statuses``.
 
-    ``name`` is the file's, for messages; ``reading`` counts the blocks.  Raises `MalformedError`
-    for a line of another form, and where the blocks leave a gap or overlap, as ddrescue itself
-    does.
+    ``name`` is the file in messages; ``reading`` counts the blocks. Raises `MalformedError` for a
+    line of another form, and for gaps and overlaps between blocks, as ddrescue itself does.
     """
     reading = reading or Reading(name)
     reading.unit, reading.units = "block", "blocks"
@@ -58,24 +56,24 @@ def read_mapfile(
     _read_state(numbered, name)
     expected = -1
     for number, line in numbered:
-        # Maps have millions of lines, nearly all of this one form.
+        # A map may have millions of lines, nearly all in this form.
         match = _WRITTEN.fullmatch(line)
         if match is not None:
             position, length, status = match.groups()
             start, size = int(position, 16), int(length, 16)
         else:
-            fields = _without_comment(line.split())
+            fields = _strip_comment(line.split())
             if not fields:
                 continue
             try:
                 position, length, status = fields
-                start, size = _number(position), _number(length)
+                start, size = _parse_number(position), _parse_number(length)
             except ValueError:
                 raise MalformedError(name, number, _LINE) from None
             if status not in _STATUSES:
                 raise MalformedError(name, number, _LINE)
-        # Of a file without bytes ddrescue writes one block without bytes.
-        if start + size > _MOST or (not size and start):
+        # For an empty file, ddrescue writes one empty block.
+        if start + size > MAX_OFFSET or (not size and start):
             raise MalformedError(name, number, _LINE)
         if expected not in (-1, start):
             raise MalformedError(
@@ -86,11 +84,11 @@ def read_mapfile(
         if status in wanted and size:
             reading.failures += 1
             yield Failure(start, size, "", f"{name}, line {number}")
-    _finish(reading, statuses)
+    _check_end(reading, statuses)
 
 
-def _finish(reading: Reading, statuses: str) -> None:
-    """Check that there was a block, and remark it if none was lost."""
+def _check_end(reading: Reading, statuses: str) -> None:
+    """Raise `MalformedError` if there was no block; add a remark if none was lost."""
     if not reading.read:
         expected = "at least one block, in a line POSITION SIZE STATUS"
         raise MalformedError(reading.name, None, expected)
@@ -99,16 +97,16 @@ def _finish(reading: Reading, statuses: str) -> None:
 
 
 def _read_state(numbered: Iterator[tuple[int, str]], name: str) -> None:
-    """Take the lines up to the one with the state: position, phase and, since 1.22, pass."""
+    """Read the lines up to the state: position, phase and, since 1.22, pass."""
     expected = "a line POSITION PHASE [PASS], with which ddrescue begins its map"
     for number, line in numbered:
-        fields = _without_comment(line.split())
+        fields = _strip_comment(line.split())
         if not fields:
             continue
         if len(fields) not in (2, 3) or fields[1] not in _PHASES:
             raise MalformedError(name, number, expected)
         try:
-            _number(fields[0])
+            _parse_number(fields[0])
         except ValueError:
             raise MalformedError(name, number, expected) from None
         if not _PASS.fullmatch(*fields[2:] or ("1",)):
@@ -117,18 +115,18 @@ def _read_state(numbered: Iterator[tuple[int, str]], name: str) -> None:
     raise MalformedError(name, None, expected)
 
 
-def _without_comment(fields: list[str]) -> list[str]:
-    """Give the fields of a line before a comment."""
+def _strip_comment(fields: list[str]) -> list[str]:
+    """Return the fields of a line before a comment."""
     for number, field in enumerate(fields):
         if field[0] == "#":
             return fields[:number]
     return fields
 
 
-def _number(text: str) -> int:
-    """Read a number as C does: ``0x`` for hexadecimal, a leading 0 for octal."""
-    # int() would also take underscores and digits of other scripts.
-    if len(text) > _LONGEST or not text.isascii() or not text.isalnum():
+def _parse_number(text: str) -> int:
+    """Parse a number as C does: ``0x`` for hexadecimal, a leading 0 for octal."""
+    # int() would also accept underscores and digits of other scripts.
+    if len(text) > _MAX_LENGTH or not text.isascii() or not text.isalnum():
         raise ValueError(text)
     if text[:2] in ("0x", "0X"):
         return int(text, 16)

@@ -1,7 +1,7 @@
-"""The addresses that a disk itself says it cannot read, from ``smartctl --json -x``.
+"""Parse the unreadable addresses that a disk logs, from ``smartctl --json -x``.
 
-Names of fields as in smartmontools' ataprint.cpp, nvmeprint.cpp and scsiprint.cpp.  Addresses are
-logical blocks of ``logical_block_size`` bytes, which must be there.
+Names of fields as in smartmontools' ataprint.cpp, nvmeprint.cpp and scsiprint.cpp. Addresses are
+logical blocks of ``logical_block_size`` bytes, which is a required field.
 """
 
 import re
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from whoseblock.errors import MalformedError
-from whoseblock.sources.base import Failure, Reading
+from whoseblock.sources.base import MAX_OFFSET, Failure, Reading
 from whoseblock.sources.documents import as_list, as_number, as_text, find, read_documents
 
 __all__ = ["read_smart"]
@@ -17,12 +17,11 @@ __all__ = ["read_smart"]
 _EXPECTED: Final = "the JSON that smartctl --json -x prints"
 _LBA: Final = "a logical block address in every entry"
 _BLOCK_SIZES: Final = range(512, 1 << 17)
-#: Data that cannot be corrected, an address that is not found.  The bits of the error register mean
-#: that for some commands only, and smartctl knows which; only those that read or write have an
-#: address.
+#: Uncorrectable data, or an address that was not found. The meaning of the bits of the error
+#: register depends on the command; smartctl prints it. Only reads and writes have an address.
 _LOST: Final = re.compile(r"Error: .*\b(?:UNC|IDNF)\b.* at LBA = ", re.ASCII)
 _LOST_WORDS: Final = re.compile(r"Error: .*\b(?:UNC|IDNF)\b", re.ASCII)
-#: The logs of which entries may name an address.
+#: The logs whose entries may name an address.
 _LOGS: Final = (
     "ata_smart_self_test_log",
     "ata_pending_defects_log",
@@ -33,38 +32,39 @@ _LOGS: Final = (
     "scsi_pending_defects",
     "scsi_background_scan",
 )
-#: What stands where there is no address: all ones, in 48 bits or 64.
+#: The values of an unknown address: all ones, in 48 or 64 bits.
 _NO_LBA: Final = frozenset({(1 << 48) - 1, (1 << 64) - 1})
-#: What a 28-bit address reaches; the low bits of a longer one say nothing.
+#: The number of blocks of 28-bit addresses; longer addresses are truncated.
 _LBA28_BLOCKS: Final = 1 << 28
-#: What the 32 bits of the standard self-test log reach.
+#: The number of blocks of the 32-bit addresses of the standard self-test log.
 _LBA32_BLOCKS: Final = 1 << 32
-#: The status code type of NVMe's media and data integrity errors, and of them those that say that
-#: data were not written, not read, or fail their check.
+#: The status code type of NVMe's media and data integrity errors, and its codes for data that were
+#: not written, not read, or failed a check.
 _NVME_MEDIA_ERRORS: Final = 2
 _NVME_LOST: Final = range(0x80, 0x85)
-#: Results of NVMe and SCSI self-tests that ended with a failure, and were not broken off.
+#: Results of NVMe and SCSI self-tests that ended with a failure and were not aborted.
 _NVME_FAILED: Final = range(0x5, 0x8)
 _SCSI_FAILED: Final = range(0x3, 0x8)
 #: Results of self-tests that failed, in the upper half of the ATA status.
 _ATA_FAILED: Final = range(0x3, 0x9)
 
-#: The SCSI sense key of an error of the medium; a background scan also reports what it corrected.
+#: The SCSI sense key of a medium error; a background scan also reports corrected errors.
 _MEDIUM_ERROR: Final = 0x3
 
-#: The types of smartctl(8) for disks that the kernel does not see.
-_BEHIND: Final = re.compile(
+#: The device types of smartctl(8) for disks behind a controller.
+_CONTROLLER_TYPES: Final = re.compile(
     r"3ware|aacraid|areca|cciss|hpt|intelliprop|jmb39x|jms56x|megaraid|sssraid", re.ASCII
 )
 
-_Place = tuple[int, str]
+#: A logical block address and the log that names it.
+_LoggedAddress = tuple[int, str]
 
 
 def read_smart(text: str, name: str, reading: Reading | None = None) -> Iterator[Failure]:
-    """Yield one logical block for every address in the logs; ``name`` is the file's.
+    """Yield one logical block for every address in the logs; ``name`` is the file in messages.
 
-    An address that stands in several logs is yielded once.  ``reading`` counts the entries of all
-    logs.  Raises `MalformedError`.
+    An address in several logs is yielded once. ``reading`` counts the entries of all logs. Raises
+    `MalformedError`.
     """
     reading = reading or Reading(name)
     reading.unit, reading.units = "log entry", "log entries"
@@ -72,39 +72,39 @@ def read_smart(text: str, name: str, reading: Reading | None = None) -> Iterator
         if find(document, "smartctl") is None:
             raise MalformedError(name, None, _EXPECTED)
         _count_entries(document, reading)
-        places: dict[int, str] = {}
-        for lba, log in _places(document, name):
+        logs_by_address: dict[int, str] = {}
+        for lba, log in _find_addresses(document, name):
             if lba not in _NO_LBA:
-                places.setdefault(lba, log)
-        if not places:
+                logs_by_address.setdefault(lba, log)
+        if not logs_by_address:
             continue
         size = as_number(
             find(document, "logical_block_size"), name, "logical_block_size: run smartctl with -x"
         )
         if size not in _BLOCK_SIZES or size & (size - 1):
             raise MalformedError(name, None, "a logical_block_size that is a power of two")
-        device = _device(document)
-        for lba, log in sorted(places.items()):
-            if (lba + 1) * size > 1 << 63:
+        device = _find_device(document)
+        for lba, log in sorted(logs_by_address.items()):
+            if (lba + 1) * size > MAX_OFFSET:
                 raise MalformedError(name, None, _LBA)
             reading.failures += 1
             yield Failure(lba * size, size, device, f"{name}, {log}")
 
 
 def _count_entries(document: Any, reading: Reading) -> None:  # noqa: ANN401
-    """Count the entries of the logs, and those that report an error without a usable address."""
+    """Count the entries of the logs, and the errors among them without a usable address."""
     logs = [key for key in document if key.startswith(_LOGS)]
     if not logs:
         reading.remarks.append("it holds no error, self-test or defect log: run smartctl with -x")
     for key in logs:
-        for log in _tables(document[key]):
+        for log in _iterate_tables(document[key]):
             for entry in log:
                 reading.read += 1
-                if (text := _without_address(key, entry)) is not None:
+                if (text := _describe_without_address(key, entry)) is not None:
                     reading.count_unrecognised(key, text)
 
 
-def _tables(log: Any) -> Iterator[list[Any]]:  # noqa: ANN401
+def _iterate_tables(log: Any) -> Iterator[list[Any]]:  # noqa: ANN401
     """Yield every list of entries in a log: ATA's are grouped, SCSI's may stand alone."""
     if not isinstance(log, dict):
         return
@@ -118,8 +118,8 @@ def _tables(log: Any) -> Iterator[list[Any]]:  # noqa: ANN401
     yield [value for key, value in log.items() if key.startswith("result_")]
 
 
-def _without_address(key: str, entry: Any) -> str | None:  # noqa: ANN401
-    """Return the text of an entry that reports lost data and names no address, None for others."""
+def _describe_without_address(key: str, entry: Any) -> str | None:  # noqa: ANN401
+    """Return the text of an entry with lost data but no address, None for others."""
     described = as_text(find(entry, "error_description"))
     if _LOST_WORDS.match(described) and not _LOST.match(described):
         return described
@@ -139,102 +139,102 @@ def _without_address(key: str, entry: Any) -> str | None:  # noqa: ANN401
     return None
 
 
-def _device(document: Any) -> str:  # noqa: ANN401
-    """Give the kernel's name of the disk, or a name that no disk has if it is behind a controller.
+def _find_device(document: Any) -> str:  # noqa: ANN401
+    """Return the kernel's name of the disk, or a name that no disk has for one behind a controller.
 
-    Then smartctl was given the name of the controller, or of a volume that it made.
+    In the latter case, smartctl was run on the controller, or on one of its volumes.
     """
-    if _BEHIND.search(as_text(find(document, "device", "type"))):
+    if _CONTROLLER_TYPES.search(as_text(find(document, "device", "type"))):
         return as_text(find(document, "device", "info_name")).removeprefix("/dev/")
     return as_text(find(document, "device", "name")).rpartition("/")[2]
 
 
-def _places(document: Any, name: str) -> Iterator[_Place]:  # noqa: ANN401
-    yield from _ata(document, name)
-    yield from _nvme(document, name)
-    yield from _scsi(document, name)
+def _find_addresses(document: Any, name: str) -> Iterator[_LoggedAddress]:  # noqa: ANN401
+    yield from _find_ata_addresses(document, name)
+    yield from _find_nvme_addresses(document, name)
+    yield from _find_scsi_addresses(document, name)
 
 
-def _ata(document: Any, name: str) -> Iterator[_Place]:  # noqa: ANN401
+def _find_ata_addresses(document: Any, name: str) -> Iterator[_LoggedAddress]:  # noqa: ANN401
     blocks = find(document, "user_capacity", "blocks")
     for log in ("extended", "standard"):
         if log == "standard" and isinstance(blocks, int) and blocks > _LBA32_BLOCKS:
             continue
         for entry in as_list(find(document, "ata_smart_self_test_log", log, "table")):
             status, lba = find(entry, "status", "value"), find(entry, "lba")
-            # Where a test that failed has no address, smartctl leaves it out.
+            # smartctl omits the address of a failed test if it is unknown.
             if isinstance(status, int) and status >> 4 in _ATA_FAILED and lba is not None:
-                yield _value(lba, name), f"{log} self-test log"
+                yield _parse_address(lba, name), f"{log} self-test log"
     for entry in as_list(find(document, "ata_pending_defects_log", "table")):
-        yield _value(find(entry, "lba"), name), "pending defects log"
-    yield from _ata_errors(document, name)
+        yield _parse_address(find(entry, "lba"), name), "pending defects log"
+    yield from _find_ata_error_addresses(document, name)
 
 
-def _ata_errors(document: Any, name: str) -> Iterator[_Place]:  # noqa: ANN401
+def _find_ata_error_addresses(document: Any, name: str) -> Iterator[_LoggedAddress]:  # noqa: ANN401
     extended = find(document, "ata_smart_error_log", "extended", "table")
     log = "extended" if extended is not None else "summary"
     blocks = find(document, "user_capacity", "blocks")
     if log == "summary" and not (isinstance(blocks, int) and blocks <= _LBA28_BLOCKS):
-        # The summary has 28 bits of the address, even where the command had more.
+        # The summary has 28 bits of the address, even for longer addresses.
         return
     for entry in as_list(find(document, "ata_smart_error_log", log, "table")):
         if not _LOST.match(as_text(find(entry, "error_description"))):
             continue
         registers = find(entry, "completion_registers")
         lba = as_number(find(registers, "lba"), name, _LBA)
-        # Commands with 28 bits have the upper four in the device register, others have none there.
+        # 28-bit commands have the upper four bits in the device register, others have zeros there.
         device = as_number(find(registers, "device"), name, "a device register")
         yield lba | (device & 0xF) << 24, f"{log} error log"
 
 
-def _nvme(document: Any, name: str) -> Iterator[_Place]:  # noqa: ANN401
-    # The logs are the controller's, of all its namespaces, but the block size is of one.
+def _find_nvme_addresses(document: Any, name: str) -> Iterator[_LoggedAddress]:  # noqa: ANN401
+    # The logs are those of the controller for all namespaces, but the block size is of one.
     namespaces = [find(one, "id") for one in as_list(find(document, "nvme_namespaces"))]
     for entry in as_list(find(document, "nvme_self_test_log", "table")):
         result, lba = find(entry, "self_test_result", "value"), find(entry, "lba")
-        if _is_in(result, _NVME_FAILED) and lba is not None and _is_of(entry, namespaces):
-            yield _value(lba, name), "self-test log"
+        if _is_in(result, _NVME_FAILED) and lba is not None and _is_in_namespace(entry, namespaces):
+            yield _parse_address(lba, name), "self-test log"
     for entry in as_list(find(document, "nvme_error_information_log", "table")):
         status, lba = find(entry, "status_field"), find(entry, "lba")
         if (
             find(status, "status_code_type") == _NVME_MEDIA_ERRORS
             and _is_in(find(status, "status_code"), _NVME_LOST)
             and lba is not None
-            and _is_of(entry, namespaces)
+            and _is_in_namespace(entry, namespaces)
         ):
-            yield _value(lba, name), "error information log"
+            yield _parse_address(lba, name), "error information log"
 
 
 def _is_in(value: Any, numbers: range) -> bool:  # noqa: ANN401
     return isinstance(value, int) and value in numbers
 
 
-def _is_of(entry: Any, namespaces: list[Any]) -> bool:  # noqa: ANN401
-    """Tell whether an entry is of the one namespace that smartctl tells of."""
+def _is_in_namespace(entry: Any, namespaces: list[Any]) -> bool:  # noqa: ANN401
+    """Return whether an entry is of the only namespace in the document."""
     return len(namespaces) == 1 and find(entry, "nsid") == namespaces[0]
 
 
-def _scsi(document: Any, name: str) -> Iterator[_Place]:  # noqa: ANN401
+def _find_scsi_addresses(document: Any, name: str) -> Iterator[_LoggedAddress]:  # noqa: ANN401
     for key, log in document.items():
         if key.startswith("scsi_self_test_"):
             lba = find(log, "lba_first_failure")
             if _is_in(find(log, "result", "value"), _SCSI_FAILED) and lba is not None:
-                yield _value(lba, name), "self-test log"
+                yield _parse_address(lba, name), "self-test log"
         elif key == "scsi_pending_defects":
-            # The parameter code, from 1 on, is the index: the first element is null.
+            # The index is the parameter code, which starts at 1: the first element is null.
             for entry in as_list(find(log, "table")):
                 if entry is not None:
-                    yield _value(find(entry, "lba"), name), "pending defects log"
+                    yield _parse_address(find(entry, "lba"), name), "pending defects log"
         elif key == "scsi_background_scan" and isinstance(log, dict):
             for result, entry in log.items():
                 lba = find(entry, "lba")
                 sense = find(entry, "sense_key", "value")
                 if result.startswith("result_") and lba is not None and sense == _MEDIUM_ERROR:
-                    yield _value(lba, name), "background scan log"
+                    yield _parse_address(lba, name), "background scan log"
 
 
-def _value(lba: Any, name: str) -> int:  # noqa: ANN401
-    """Take an address as a number, or as the value of an object."""
+def _parse_address(lba: Any, name: str) -> int:  # noqa: ANN401
+    """Parse an address that is a number, or an object with a value."""
     value = lba.get("value") if isinstance(lba, dict) else lba
     if isinstance(value, int) and value in _NO_LBA:
         return value

@@ -1,4 +1,5 @@
-"""From a failed address to an offset in a filesystem's device.
+"""Map a failed address to an offset in a filesystem's device.
 
-`base` has the words; the other modules know one part of the stack each.
+`base` defines layers and segments; `formats` parses on-disk formats; `kernel` reads what the
+running kernel reports; `images` assembles arrays and volume groups from their members' images.
 """

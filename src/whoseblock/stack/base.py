@@ -1,10 +1,10 @@
-"""The words of the stack: layers, the segments that they are cut into, and the way down.
+"""Layers, the segments that they are cut into, and the mapping of a range through them.
 
 A *layer* is anything with an address space: physical memory, a region, a disk, a partition, a
-volume, an array.  What is made of it, or lies on it, are its *segments*: a partition of a disk, a
-logical volume's extents on a physical volume, an array's chunks on a member.  A failure goes from
-the layer where it was seen into the layers that are made of the failed bytes, until one is reached
-that nothing is made of: there a filesystem may be.
+volume, an array. Its *segments* are the parts that other layers are made of: a partition of a disk,
+the extents of a logical volume on a physical volume, the chunks of an array on a member. `descend`
+maps a failed range from the layer that reported it to the layers made of the failed bytes, down to
+the leaves: layers that nothing is made of. Only a leaf can hold a filesystem.
 """
 
 from bisect import bisect_right
@@ -15,30 +15,26 @@ from typing import Final, NamedTuple, Protocol
 from whoseblock.media.base import Media
 
 __all__ = [
-    "PHYSICAL_MEMORY",
-    "Ending",
-    "Landing",
     "Layer",
-    "Linear",
-    "Piece",
+    "LayerMapping",
+    "LayerOffset",
+    "LinearSegment",
+    "RangeMapping",
     "Segment",
-    "Step",
+    "UnmappedSegment",
     "descend",
 ]
 
-#: The name of the layer that a page frame number addresses.
-PHYSICAL_MEMORY: Final = "physical-memory"
-
-#: No sane stack is deeper; a table that leads back to itself would be.
+#: Limit on the depth of a stack; a table that maps to itself would exceed any limit.
 _MAX_DEPTH: Final = 32
 
 
-class Piece(NamedTuple):
-    """``length`` bytes from ``start`` of a layer, and where they lead.
+class LayerMapping(NamedTuple):
+    """A mapping of ``length`` bytes from ``start`` of a layer.
 
-    Either to byte ``to_start`` of the layer ``to``; or nowhere, then ``what`` says what lies there,
-    and ``certain`` whether that is known to hold no filesystem.  ``remark`` is worth telling in any
-    case, such as that there is another copy.
+    They map to ``to_start`` of the layer ``to``. Without such a layer, ``what`` is their use, and
+    ``certain`` is true if no filesystem can be there. ``remark`` becomes a note of the answer, for
+    example that there is another copy.
     """
 
     start: int
@@ -51,30 +47,30 @@ class Piece(NamedTuple):
 
 
 class Segment(Protocol):
-    """``length`` bytes from ``start`` of a layer that belong to one thing."""
+    """``length`` bytes from ``start`` of a layer with one use."""
 
     @property
     def start(self) -> int:
-        """Where it begins in the layer."""
+        """The offset in the layer, in bytes."""
 
     @property
     def length(self) -> int:
-        """How many bytes it has."""
+        """The length in bytes."""
 
     @property
     def to(self) -> "Layer | None":
-        """The layer that is made of it, if one is; for drawing the stack."""
+        """The layer that is made of the segment, or None; used to draw the stack."""
 
     @property
     def what(self) -> str:
-        """What it is for."""
+        """The use of the segment, in a few words."""
 
-    def pieces(self, start: int, length: int) -> Iterable[Piece]:
-        """Say where a part of the segment leads; it is within the segment."""
+    def map_range(self, start: int, length: int) -> Iterable[LayerMapping]:
+        """Map a range of the layer, which must be within the segment."""
 
 
-class Linear(NamedTuple):
-    """A segment that another layer has as it is, from ``to_start`` on."""
+class LinearSegment(NamedTuple):
+    """A segment that another layer contains unchanged from its offset ``to_start``."""
 
     start: int
     length: int
@@ -83,16 +79,16 @@ class Linear(NamedTuple):
     what: str = ""
     remark: str = ""
 
-    def pieces(self, start: int, length: int) -> Iterable[Piece]:
-        """Say where a part of the segment leads."""
+    def map_range(self, start: int, length: int) -> Iterable[LayerMapping]:
+        """Map a range of the layer, which must be within the segment."""
         to_start = self.to_start + start - self.start
-        return (Piece(start, length, self.to, to_start, remark=self.remark),)
+        return (LayerMapping(start, length, self.to, to_start, remark=self.remark),)
 
 
-class Ending(NamedTuple):
-    """A segment that nothing further is made of; ``what`` says what it is.
+class UnmappedSegment(NamedTuple):
+    """A segment that maps to no layer; ``what`` is its use.
 
-    Not ``certain``: nobody can follow it further, although a filesystem may lie there.
+    If ``certain`` is false, a filesystem may be there, in a form that is not followed.
     """
 
     start: int
@@ -103,24 +99,24 @@ class Ending(NamedTuple):
 
     @property
     def to(self) -> "Layer | None":
-        """Nothing is made of it."""
+        """None: no layer is made of the segment."""
         return None
 
-    def pieces(self, start: int, length: int) -> Iterable[Piece]:
-        """Say that a part of the segment leads nowhere."""
-        return (Piece(start, length, None, 0, self.what, self.certain, self.remark),)
+    def map_range(self, start: int, length: int) -> Iterable[LayerMapping]:
+        """Map a range of the layer to no layer."""
+        return (LayerMapping(start, length, None, 0, self.what, self.certain, self.remark),)
 
 
 class Layer:
     """An address space of ``size`` bytes, cut into segments, which may overlap.
 
-    A layer without segments is one that nothing is made of.  What no segment of one with segments
-    covers is ``gap``; unless ``gap_certain``, nobody can say what else it may be.  ``kind`` is a
-    word for people: disk, partition, volume.  ``open`` reads the layer; the caller closes what it
-    gives.
+    A layer without segments is a leaf. In a layer with segments, ``gap`` is the use of bytes
+    outside of all segments; if ``gap_certain`` is false, a filesystem may be there. ``kind`` is a
+    word for users: disk, partition, volume. ``open_media`` opens the layer for reading; the caller
+    closes the result.
     """
 
-    def __init__(  # noqa: PLR0913 - what there is to say of a layer
+    def __init__(  # noqa: PLR0913 - the properties of a layer
         self,
         name: str,
         size: int,
@@ -138,23 +134,23 @@ class Layer:
         self.kind = kind
         self.gap = gap
         self.gap_certain = gap_certain
-        #: Worth telling of every answer that comes through here.
+        #: Notes of every answer that involves this layer.
         self.remarks = tuple(remarks)
-        #: What makes every such answer incomplete.
+        #: Notes that make every such answer incomplete.
         self.doubts = tuple(doubts)
-        #: The number of the block device of this machine that reads it, as `os.makedev` gives it.
+        #: The number (`os.makedev`) of this machine's block device that reads the layer.
         self.device = device
         self._open_media = open_media
-        #: What the layer itself is made of, where a question is to go there as well.
-        self.beneath: tuple[Segment, ...] = ()
+        #: Segments of the storage behind the layer (a loop device's file) to continue in.
+        self.backing_segments: tuple[Segment, ...] = ()
         self._segments: list[Segment] = []
         self._starts: list[int] = []
-        #: The furthest end of all segments so far: one that begins early may end late.
+        #: The running maximum of the ends: a segment that begins early may end late.
         self._ends: list[int] = []
 
     @property
     def segments(self) -> list[Segment]:
-        """The segments, by their start."""
+        """The segments, in the order of their starts."""
         return self._segments
 
     @segments.setter
@@ -167,11 +163,11 @@ class Layer:
 
     @property
     def readable(self) -> bool:
-        """Whether `open` can give anything."""
+        """Whether the layer can be opened."""
         return self._open_media is not None
 
     def read_from(self, open_media: Callable[[], Media]) -> None:
-        """Have the layer read from a copy of it."""
+        """Read the layer from a copy of it from now on."""
         self._open_media = open_media
 
     def open(self) -> Media:
@@ -180,17 +176,17 @@ class Layer:
             raise LookupError(f"{self.name} is an address space only")
         return self._open_media()
 
-    def pieces(self, start: int, length: int) -> Iterator[Piece]:
-        """Say where each part of a range leads; overlapping segments each have their say."""
-        for segment in self.beneath:
+    def map_range(self, start: int, length: int) -> Iterator[LayerMapping]:
+        """Map each part of a range; where segments overlap, yield a mapping for each of them."""
+        for segment in self.backing_segments:
             high = min(start + length, segment.start + segment.length)
             if start < high:
-                yield from segment.pieces(start, high - start)
+                yield from segment.map_range(start, high - start)
         if not self._segments:
             return
         end = start + length
         last = bisect_right(self._starts, end - 1)
-        # The first whose end, or the end of any before it, lies past the start.
+        # The first segment with a running maximum of ends past the start.
         first = bisect_right(self._ends, start, hi=last)
         covered = start
         for segment in self._segments[first:last]:
@@ -199,37 +195,37 @@ class Layer:
             if low >= high:
                 continue
             if covered < low:
-                yield self._gap(covered, low)
-            yield from segment.pieces(low, high - low)
+                yield self._map_gap(covered, low)
+            yield from segment.map_range(low, high - low)
             covered = max(covered, high)
         if covered < end:
-            yield self._gap(covered, end)
+            yield self._map_gap(covered, end)
 
-    def _gap(self, start: int, end: int) -> Piece:
-        return Piece(start, end - start, what=self.gap, certain=self.gap_certain)
+    def _map_gap(self, start: int, end: int) -> LayerMapping:
+        return LayerMapping(start, end - start, what=self.gap, certain=self.gap_certain)
 
     def __repr__(self) -> str:
         return f"<{self.kind} {self.name}, {self.size} bytes>"
 
 
-class Step(NamedTuple):
-    """One step of a way: a place in a layer."""
+class LayerOffset(NamedTuple):
+    """A byte offset in a layer."""
 
     layer: str
     start: int
 
 
-class Landing(NamedTuple):
-    """Where a part of a failed range ends up.
+class RangeMapping(NamedTuple):
+    """A mapping of a part of a failed range through all layers.
 
-    ``start`` is in the layer that was asked, ``way`` the same place in it and in each layer below.
-    Either ``layer`` is the last of them, and ``offset`` the place in it; or ``layer`` is None, and
-    ``what`` and ``certain`` are as in a `Piece`.
+    ``start`` is an offset in the layer of the question. ``via`` holds the same byte in that layer
+    and in each layer below. Either ``layer`` is the leaf, the last of them, and ``offset`` the byte
+    in it; or ``layer`` is None, and ``what`` and ``certain`` are as in a `LayerMapping`.
     """
 
     start: int
     length: int
-    way: tuple[Step, ...]
+    via: tuple[LayerOffset, ...]
     layer: Layer | None
     offset: int
     what: str = ""
@@ -238,49 +234,53 @@ class Landing(NamedTuple):
     doubts: tuple[str, ...] = ()
 
 
-def descend(layer: Layer, start: int, length: int) -> Iterator[Landing]:
-    """Follow a range down from ``layer`` to where nothing more is made of it.
+def descend(layer: Layer, start: int, length: int) -> Iterator[RangeMapping]:
+    """Map a range of ``layer`` to the leaves.
 
-    The landings come in the order of the range, but where several layers are made of the same
-    bytes there are several for them.
+    The mappings come in the order of the range. Where several layers are made of the same bytes,
+    there is a mapping for each of them.
     """
-    return _descend(layer, start, length, _Above(start, (), (), ()))
+    return _descend(layer, start, length, _Descent(start, (), (), ()))
 
 
-class _Above(NamedTuple):
-    """What the layers above know: the place in the question, the way, and what is to be told."""
+class _Descent(NamedTuple):
+    """The state collected in the layers above: ``asked`` is the offset in the question."""
 
     asked: int
-    way: tuple[Step, ...]
+    via: tuple[LayerOffset, ...]
     remarks: tuple[str, ...]
     doubts: tuple[str, ...]
 
 
-def _descend(layer: Layer, start: int, length: int, above: _Above) -> Iterator[Landing]:
+def _descend(layer: Layer, start: int, length: int, above: _Descent) -> Iterator[RangeMapping]:
     asked = above.asked
-    way = (*above.way, Step(layer.name, start))
+    via = (*above.via, LayerOffset(layer.name, start))
     remarks, doubts = above.remarks + layer.remarks, above.doubts + layer.doubts
-    # A table may promise more than there is.
+    # A table may map more bytes than its device has.
     inside = max(min(length, layer.size - start), 0)
     if inside and not layer.segments:
-        yield Landing(asked, inside, way, layer, start, remarks=remarks, doubts=doubts)
-    for piece in layer.pieces(start, inside) if inside else ():
-        place = asked + piece.start - start
-        here = _moved(way, piece.start - start)
-        told = (*remarks, piece.remark) if piece.remark else remarks
-        if piece.to is not None and len(way) < _MAX_DEPTH:
-            through = _Above(place, here, told, doubts)
-            yield from _descend(piece.to, piece.to_start, piece.length, through)
+        yield RangeMapping(asked, inside, via, layer, start, remarks=remarks, doubts=doubts)
+    for mapping in layer.map_range(start, inside) if inside else ():
+        distance = mapping.start - start
+        here = _advance(via, distance)
+        notes = (*remarks, mapping.remark) if mapping.remark else remarks
+        if mapping.to is not None and len(via) < _MAX_DEPTH:
+            descent = _Descent(asked + distance, here, notes, doubts)
+            yield from _descend(mapping.to, mapping.to_start, mapping.length, descent)
             continue
-        what = "layers without end" if piece.to else piece.what
-        certain = piece.certain and piece.to is None
-        yield Landing(place, piece.length, here, None, 0, what, certain, told, doubts)
+        what = "layers without end" if mapping.to else mapping.what
+        certain = mapping.certain and mapping.to is None
+        yield RangeMapping(
+            asked + distance, mapping.length, here, None, 0, what, certain, notes, doubts
+        )
     if inside < length:
-        what, beyond = f"past the end of {layer.name}", _moved(way, inside)
-        last = Landing(asked + inside, length - inside, beyond, None, 0, what)
+        what, beyond = f"past the end of {layer.name}", _advance(via, inside)
+        last = RangeMapping(asked + inside, length - inside, beyond, None, 0, what)
         yield last._replace(remarks=remarks, doubts=doubts)
 
 
-def _moved(way: tuple[Step, ...], distance: int) -> tuple[Step, ...]:
-    """Give the same way, ``distance`` bytes further."""
-    return tuple(Step(step.layer, step.start + distance) for step in way) if distance else way
+def _advance(via: tuple[LayerOffset, ...], distance: int) -> tuple[LayerOffset, ...]:
+    """Return the offsets ``distance`` bytes further in every layer."""
+    if not distance:
+        return via
+    return tuple(LayerOffset(offset.layer, offset.start + distance) for offset in via)

@@ -6,7 +6,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from whoseblock.fs.arrays import FORKS, KINDS, WHATS, OwnerArrays
-from whoseblock.fs.recognise import open_filesystem
+from whoseblock.fs.registry import open_volume
 from whoseblock.fs.xfs import XfsFilesystem
 from whoseblock.fs.xfs.btree import RMAPBT, AgTree, Fault, Leaf
 from whoseblock.media.device import FileMedia
@@ -101,7 +101,7 @@ def _lose(path: str, place: _Place) -> LostLeaf:
         lengths = np.full(asked.size, whole.block_size)
         right = whole.owners_of(starts, lengths)
     media = EmulatedPmem(FileMedia(path), poison=[ByteRange(block, PAGE)])
-    with open_filesystem(media) as wounded:
+    with open_volume([media]) as wounded:
         rows = wounded.owners_of(starts, lengths)
     expected, told = _claims(right), _claims(rows)
     complete = set(np.flatnonzero(rows.complete).tolist())

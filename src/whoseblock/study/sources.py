@@ -7,7 +7,7 @@ from typing import Protocol, Self
 
 from whoseblock.closing import Closing
 from whoseblock.errors import UnsupportedError
-from whoseblock.fs.recognise import open_filesystem
+from whoseblock.fs.registry import open_volume
 from whoseblock.fs.xfs import XfsFilesystem
 from whoseblock.media.device import FileMedia
 from whoseblock.media.overlay import OverlayMedia
@@ -45,7 +45,7 @@ class Source(Protocol):
 
 def open_image(path: str) -> XfsFilesystem:
     """Open an image for questions only; raises `UnsupportedError` if it has no reverse mapping."""
-    filesystem = open_filesystem(FileMedia(path))
+    filesystem = open_volume([FileMedia(path)])
     if isinstance(filesystem, XfsFilesystem) and filesystem.volume.sb.has_rmapbt:
         return filesystem
     filesystem.close()

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from whoseblock.encode import encode_json
 from whoseblock.errors import PolicyError, TargetError
-from whoseblock.stack.host import Host
+from whoseblock.stack.kernel.host import Host
 from whoseblock.watch.log import log_event
 from whoseblock.watch.policy.rules import DEFAULT, Policy, read_policy
 from whoseblock.watch.sources.base import Source

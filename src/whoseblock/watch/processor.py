@@ -14,7 +14,7 @@ from whoseblock.closing import Closing
 from whoseblock.fs.base import Answer, FileOwner
 from whoseblock.journal import Filter, open_journal
 from whoseblock.ranges import ByteRange, subtract
-from whoseblock.stack.host import Host
+from whoseblock.stack.kernel.host import Host
 from whoseblock.watch.attribution.device_probe import DeviceProbe, OwnerQuery, unknown_answer
 from whoseblock.watch.attribution.failure_records import (
     FailureRecord,

@@ -46,7 +46,7 @@ def fill_a_little(root: bytes) -> None:
 
 @pytest.fixture
 def frozen_copy(tmp_path: Path) -> Path:
-    """Give an image taken while the filesystem was frozen and in use.
+    """Provide an image taken while the filesystem was frozen and in use.
 
     Files without a name are open, and blocks are reserved for copy-on-write.
     """
@@ -133,7 +133,7 @@ def realtime_image(folder: Path, geometry: Geometry) -> Path:
 
 
 def test_realtime_groups(tmp_path: Path) -> None:
-    """What is on the data device is answered; that there is another device is said."""
+    # What is on the data device is answered; that there is another device is said.
     if not sees("-m", "metadir=1"):
         raise Missing("this mkfs.xfs makes no realtime groups: run tools/xfsprogs")
     geometry = Geometry("realtime", size=300 * MIB, more=("-m", "metadir=1"))
@@ -149,7 +149,7 @@ def test_realtime_groups(tmp_path: Path) -> None:
 
 
 def test_realtime_device_without_rmapbt(tmp_path: Path) -> None:
-    """Before realtime groups there was no rmapbt beside a realtime device."""
+    # Before realtime groups there was no rmapbt beside a realtime device.
     geometry = Geometry("realtime", size=300 * MIB, rmapbt=False, reflink=False)
     image = realtime_image(tmp_path, geometry)
     assert_nothing_claimed(image, [], xfsdb.superblock(image).size)
@@ -200,7 +200,7 @@ def test_without_rmapbt_nothing_is_claimed(tmp_path: Path) -> None:
 
 
 def test_version_4_nothing_is_claimed(tmp_path: Path) -> None:
-    """No kernel of ours mounts these any more, so nothing at all is to be called free."""
+    # No kernel of ours mounts these any more, so nothing at all is to be called free.
     geometry = Geometry(
         "version4", size=300 * MIB, block=512, inode=256, version4=True, parent=False
     )

@@ -48,7 +48,7 @@ class Logged(NamedTuple):
         return Logged(image, self.log and sparse_copy(self.log, image.with_suffix(".log")))
 
     def options(self) -> list[str | Path]:
-        """Give the option that names the log's device to the programs of xfsprogs."""
+        """Return the option that names the log's device to the programs of xfsprogs."""
         return [] if self.log is None else ["-l", self.log]
 
     def volume(self) -> tuple[Volume, Media | None]:
@@ -119,7 +119,7 @@ class Mount:
 def states(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Logged]:
-    """Give images with logs that were written to by the kernel."""
+    """Provide images with logs that the kernel has written."""
     need_loop_mounts()
     folder = tmp_path_factory.mktemp("logs")
     mount = Mount(folder, request.param)
@@ -143,7 +143,7 @@ def test_logs_that_the_kernel_wrote(states: dict[str, Logged]) -> None:
 
 
 def cleared(states: dict[str, Logged], *, newest: bool) -> Iterator[tuple[str, Logged]]:
-    """Give images whose log was cleared, in every way that there is."""
+    """Yield images whose log was cleared, in every possible way."""
 
     def program(name: str) -> Path:
         return xfsprogs(name, newest=newest)
@@ -188,7 +188,7 @@ def test_logs_that_were_cleared(states: dict[str, Logged], *, newest: bool) -> N
 
 @pytest.fixture(scope="module")
 def damaged(states: dict[str, Logged]) -> dict[str, Logged]:
-    """Give images to be damaged: as they are, and with the log cleared."""
+    """Provide images to be damaged: as they are, and with the log cleared."""
     copy = states["went round"].copy("to-be-damaged")
     more = [] if copy.log is None else [copy.log]
     run([xfsprogs("xfs_admin"), "-U", "generate", copy.image, *more])

@@ -93,7 +93,7 @@ def test_the_command_line_says_the_same(truth: Truth, rng: random.Random) -> Non
 
 
 def test_the_oracles_agree(truth: Truth) -> None:
-    """Neither the kernel nor xfs_db is believed alone, nor our own reckoning of what is shared."""
+    # Neither the kernel nor xfs_db is believed alone, nor our own reckoning of what is shared.
     by_xfs_db = xfsdb.rows(truth.image, truth.superblock)
     assert sorted(row._replace(shared=None) for row in truth.rows) == by_xfs_db
     expectation = Expectation(truth)
@@ -103,7 +103,7 @@ def test_the_oracles_agree(truth: Truth) -> None:
 
 
 def test_the_image_holds_what_it_should(truth: Truth) -> None:
-    """A filler that quietly stopped filling would make every other test easy."""
+    # A filler that quietly stopped filling would make every other test easy.
     if truth.image.stem not in FILLED:
         return
     geometry = FILLED[truth.image.stem]

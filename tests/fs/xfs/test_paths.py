@@ -246,7 +246,7 @@ def test_a_name_of_another_type_of_file_is_not_the_inodes(small: Small) -> None:
 
 @pytest.fixture(scope="module")
 def moved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Give an image with parent pointers before and after files were renamed and linked."""
+    """Provide an image with parent pointers before and after files were renamed and linked."""
     need_loop_mounts()
     if not sees("-n", "parent=1"):
         raise Missing("this mkfs.xfs makes no parent pointers: run tools/xfsprogs")

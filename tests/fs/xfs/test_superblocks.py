@@ -56,7 +56,7 @@ def kinds(answer: Answer) -> set[str]:
 
 @pytest.fixture(params=[*ENDS])
 def grown(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, bytes, int]:
-    """Give a filesystem that was grown, its superblock from before, and where it ended then."""
+    """Provide a grown filesystem, its old superblock, and its old end."""
     need_loop_mounts()
     end = ENDS[request.param]
     geometry = Geometry("grown", size=end, beyond=200 * MIB - end, more=MORE)
@@ -208,7 +208,7 @@ FORMER: list[tuple[Geometry, Geometry]] = [
 
 @pytest.fixture(params=range(len(FORMER)))
 def twice(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """Give an image that mkfs.xfs was run on twice.
+    """Provide an image that mkfs.xfs was run on twice.
 
     It wipes the copies of a filesystem whose first superblock it recognises; so that one is lost
     in between, as another filesystem or wipefs would have it.

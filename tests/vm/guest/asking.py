@@ -44,17 +44,17 @@ def one(*arguments: str, stdin: str = "") -> Json:
 
 
 def rows(answer: Json, kind: str = "file") -> list[Json]:
-    """Give the rows of an answer that are of a kind."""
+    """Return the rows of an answer that are of a kind."""
     return [row for row in answer["owners"] if row["kind"] == kind]
 
 
 def way(answer: Json) -> dict[str, int]:
-    """Give the way of an answer's first byte by the names of the layers."""
+    """Return the way of an answer's first byte by the names of the layers."""
     return {step["layer"]: step["start"] for step in answer["via"]}
 
 
 def files_at(answer: Json) -> dict[int, list[str]]:
-    """Give the files of an answer with their paths."""
+    """Return the files of an answer with their paths."""
     return {row["inode"]: row["paths"] for row in rows(answer)}
 
 

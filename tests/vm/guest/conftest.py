@@ -40,7 +40,7 @@ def undo() -> Iterator[Undo]:
 
 @pytest.fixture
 def kernel_log() -> KernelLog:
-    """Give what the kernel says from now on."""
+    """Provide the kernel's messages from now on."""
     return KernelLog()
 
 
@@ -52,7 +52,7 @@ def _nvdimm() -> Namespaces:
 
 @pytest.fixture
 def namespaces(_nvdimm: Namespaces) -> Iterator[Namespaces]:
-    """Give persistent memory to make namespaces of; new ones have no poisoned page."""
+    """Provide persistent memory to make namespaces of; new ones have no poisoned page."""
     clear_trace()
     yield _nvdimm
     _nvdimm.destroy()
@@ -66,6 +66,6 @@ def _scsi() -> Disk:
 
 @pytest.fixture
 def disk(_scsi: Disk, undo: Undo) -> Disk:
-    """Give an ordinary disk, which has no errors afterwards."""
+    """Provide an ordinary disk, which has no errors afterwards."""
     undo.callback(_scsi.heal)
     return _scsi

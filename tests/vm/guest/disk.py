@@ -31,7 +31,7 @@ class Disk:
         return f"/dev/{self.name}"
 
     def partition(self, number: int) -> str:
-        """Give the device of a partition once the kernel has made it."""
+        """Return the device of a partition once the kernel has made it."""
         path = f"{self.device}{number}"
         wait_for(Path(path).exists)
         return path

@@ -57,7 +57,7 @@ class KernelLog:
         return "\n".join(self.lines)
 
     def verdicts(self, pfn: int) -> list[str]:
-        """Give what became of a page of memory, in the kernel's words."""
+        """Return the kernel's verdict about a page of memory."""
         said = rf"Memory failure: {pfn:#x}: recovery action for (.*)$"
         return re.findall(said, self.text, re.MULTILINE)
 
@@ -104,7 +104,7 @@ def clear_trace() -> None:
 
 
 def traced() -> list[tuple[int, str]]:
-    """Give the page frame number and the verdict of every memory failure since."""
+    """Return the page frame number and the verdict of every memory failure since."""
     text = (_TRACING / "trace").read_text()
     found = re.findall(r"memory_failure_event: pfn (0x[0-9a-f]+): recovery action for (.*)", text)
     return [(int(pfn, 16), verdict) for pfn, verdict in found]

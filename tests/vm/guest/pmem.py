@@ -41,11 +41,11 @@ class Namespace(NamedTuple):
         return Path("/sys/block") / self.disk / "badblocks"
 
     def pfn(self, offset: int) -> int:
-        """Give the page frame number of a byte of the device."""
+        """Return the page frame number of a byte of the device."""
         return (self.address + offset) // PAGE
 
     def offset(self, pfn: int) -> int:
-        """Give the byte of the device where a page frame begins."""
+        """Return the byte of the device where a page frame begins."""
         return pfn * PAGE - self.address
 
 

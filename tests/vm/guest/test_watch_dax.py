@@ -267,7 +267,7 @@ def test_a_policy_tells_who_uses_it(namespaces: Namespaces, undo: Undo) -> None:
 
 
 def finished_steps(watch: Watch) -> list[Step]:
-    """Give the steps of all plans once there are some, and all are finished."""
+    """Return the steps of all plans once there are some, and all are finished."""
     plans = [plan for entry in watch.entries() for plan in entry.plans]
     steps = [step for plan in plans for step in plan.steps]
     return steps if all(step.state in FINAL for step in steps) else []

@@ -28,7 +28,7 @@ PATIENCE_S = 120.0
 
 
 def places_of(folder: Path, shared: Shared) -> list[int]:
-    """Give pages of two files and of free space, in turn, none of them twice."""
+    """Return pages of two files and of free space, in turn, none of them twice."""
     free = largest_free(folder)
     files = [shared.start + number * PAGE for number in range(OF_FILES)]
     begin = -(-free.start // PAGE) * PAGE
@@ -38,7 +38,7 @@ def places_of(folder: Path, shared: Shared) -> list[int]:
 
 
 def peak_of(pid: int) -> int:
-    """Give the most bytes that a process and all below it had in memory, each at its worst."""
+    """Return the most bytes that a process and all below it had in memory, each at its worst."""
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     total = peak_memory(pid)
     for child in children:

@@ -24,13 +24,13 @@ LOG_AND_TRACE = frozenset({"kmsg", "tracepoint"})
 
 
 def answer_of(entry: History) -> Json:
-    """Give what was found out about a failure, as ``lookup --json`` gives it."""
+    """Return the finding of a failure, in the form of ``lookup --json``."""
     (finding,) = entry.findings
     return finding.answer
 
 
 def detail_of(entry: History, source: str) -> Json:
-    """Give what a source told of a failure, once."""
+    """Return the reports of a source about a failure, each once."""
     (report,) = (one for one in entry.reports if one.source == source)
     return report.detail
 

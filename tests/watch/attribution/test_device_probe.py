@@ -24,7 +24,7 @@ from tests.support.xfs_images import MIB, Geometry, make_image
 from whoseblock.journal import History, State, open_journal
 from whoseblock.process_stat import started_at
 from whoseblock.ranges import ByteRange
-from whoseblock.stack.host import Host
+from whoseblock.stack.kernel.host import Host
 from whoseblock.watch.attribution import device_probe, retry_queue
 from whoseblock.watch.attribution.device_probe import DeviceProbe
 from whoseblock.watch.children import STANDARD, fork, signs_of_life
@@ -117,7 +117,7 @@ def test_a_disk_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyP
             assert notes(first)[0][0].startswith(f"{loop.name} has not answered for ")
             # Whether the first can be killed depends on what it waits for.
             assert re.match(rf"{loop.name} (does|did) not answer", notes(second)[0][0])
-            assert notes(other) == [["there is no block device 'sdzz'"]]
+            assert notes(other) == [["no block device 'sdzz'"]]
             # Nor does a later worker put somebody else in its way, nor journal it again.
             machine.ask_again()
             assert [kinds(one) for one in machine.histories()] == [[["unknown"]]] * 3
@@ -347,7 +347,7 @@ def test_no_record_waits_for_a_program(tmp_path: Path, machine: Machine) -> None
 
 
 def states(daemon: Daemon) -> list[State]:
-    """Give what has become of all steps."""
+    """Return the states of all steps."""
     plans = [plan for history in daemon.histories() for plan in history.plans]
     return [step.state for plan in plans for step in plan.steps]
 
@@ -425,7 +425,7 @@ def test_blocks_of_a_file_that_got_the_inode_number(tmp_path: Path) -> None:
         path.write_bytes(bytes(8192))
         os.sync()
         status = path.stat()
-        device = Host("/").device_numbered(status.st_dev)
+        device = Host("/").find_device_by_number(status.st_dev)
         assert device is not None
         with path.open("rb") as file:
             generation = device_probe._generation(file.fileno())

@@ -21,7 +21,7 @@ from whoseblock.journal import Entry, Filter, History, PlannedStep, State, Step,
 from whoseblock.journal.run import Run
 from whoseblock.processes import Wanted, find_processes
 from whoseblock.ranges import ByteRange
-from whoseblock.stack.host import Host
+from whoseblock.stack.kernel.host import Host
 from whoseblock.watch.policy import signals
 from whoseblock.watch.policy.actor import Actor
 from whoseblock.watch.policy.limits import Limits, Moment
@@ -81,7 +81,7 @@ class Desk:
         return [step for plan in self.history().plans for step in plan.steps]
 
     def ends(self) -> list[tuple[str, State, Any]]:
-        """Give the kind of each step, its state, and why."""
+        """Return the kind of each step, its state, and why."""
         return [
             (step.kind, step.state, step.events[-1].detail.get("because")) for step in self.steps()
         ]
@@ -317,7 +317,7 @@ def test_neither_a_clock_set_back_nor_a_lost_folder_allows_more(
 
 
 def test_the_journal_tells_what_was_begun(journal_url: str) -> None:
-    """More than are read at a time, of one kind, the latest first."""
+    # More than are read at a time, of one kind, the latest first.
     with opened(journal_url) as (journal, run):
         failure = run.record_failure("sdzz", ByteRange(0, 512), report()).failure
         steps = [
@@ -392,7 +392,7 @@ def test_of_what_a_program_says_the_end_is_kept() -> None:
 
 
 def test_a_program_that_says_more_than_any_memory_holds() -> None:
-    """In a process of its own: it is about the most memory that it ever had."""
+    # In a process of its own: it is about the most memory that it ever had.
     script = (
         "import resource, sys; sys.path.insert(0, '.')\n"
         "from tests.watch.policy.test_actor import ran\n"
@@ -437,7 +437,7 @@ def device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def row(file: Path) -> FileOwner:
-    """Give the owner of the first block of a file, with those that use it now."""
+    """Return the owner of the first block of a file, with those that use it now."""
     status = file.stat()
     found = find_processes([Wanted(status.st_dev, status.st_ino, 0, 4096)])
     return owner(status.st_ino, *found.processes[0])
@@ -515,7 +515,7 @@ def test_who_uses_it_no_longer_in_that_way_gets_no_signal(file: Path, tmp_path: 
 
 
 def test_no_process_of_the_daemon_gets_a_signal(file: Path, tmp_path: Path) -> None:
-    """We ourselves, who started us, and whoever has the lock; all of them use the file."""
+    # We ourselves, who started us, and whoever has the lock; all of them use the file.
     lock = tmp_path / "lock"
     lock.touch()
     program = "kept = open(path); lock = open(more[0]); ready()"
@@ -536,7 +536,7 @@ def test_no_process_of_the_daemon_gets_a_signal(file: Path, tmp_path: Path) -> N
 
 
 def test_the_worker_does_not_end_of_its_own_signal(file: Path, desk: Desk) -> None:
-    """In a child, which is its own victim: its parent has the lock of the daemon."""
+    # In a child, which is its own victim: its parent has the lock of the daemon.
     rule = Rule("tell", 1, signal="SIGTERM", signal_to="open")
     with StateFolder(desk.state) as state, file.open("rb"):
         child = os.fork()

@@ -81,7 +81,7 @@ class Patient:
             return processor.perform().actions
 
     def ends(self) -> list[tuple[str, State, str]]:
-        """Give kind, state and last words of what was done on the device."""
+        """Return kind, state and last words of what was done on the device."""
         with open_journal(str(self.folder / "journal.sqlite"), write=False) as journal:
             (history,) = journal.histories(Filter())
         return [
@@ -138,7 +138,7 @@ def test_a_block_that_only_files_of_the_rule_share(patient: Patient) -> None:
 
 
 def test_a_file_that_was_renamed_meanwhile_has_the_rule_of_its_name(patient: Patient) -> None:
-    """The program of a policy runs before anything is written, and may take its time."""
+    # The program of a policy runs before anything is written, and may take its time.
     place = patient.place("static/a", 1)
     patient.fail(place)
     # There would be a good copy for it.

@@ -16,7 +16,7 @@ from tests.support.mounts import small_filesystem
 from tests.support.tools import Missing, need_loop_mounts, need_root, run
 from tests.support.watch_daemon import until
 
-from whoseblock.stack.host import Host
+from whoseblock.stack.kernel.host import Host
 from whoseblock.watch.sources.base import device_name
 from whoseblock.watch.sources.fanotify import FilesystemErrorSource
 from whoseblock.watch.sources.health import HealthSource
@@ -65,7 +65,7 @@ class Monitors:
         self._listener.settimeout(20)
 
     def taken(self) -> socket.socket:
-        """Give the end at which the events come in of a monitor that somebody has."""
+        """Return the descriptor from which another monitor's events are read."""
         assert self._listener is not None
         return self._listener.accept()[0]
 
@@ -177,7 +177,7 @@ def test_a_filesystem_is_found_where_no_other_covers_it(tmp_path: Path, monitors
 
 
 def test_what_does_not_answer_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As of a server that hangs: nothing ends whoever asked it, and no signal does."""
+    # As of a server that hangs: nothing ends whoever asked it, and no signal does.
     monkeypatch.setattr(os, "kill", lambda *_: None)
     asked, answer = tmp_path / "asked", tmp_path / "answer"
     os.mkfifo(answer)
@@ -212,7 +212,7 @@ def test_what_does_not_answer_is_given_up(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_whoever_asks_holds_nothing(tmp_path: Path) -> None:
-    """A child that hangs outlives the daemon: with its lock there could be no other."""
+    # A child that hangs outlives the daemon: with its lock there could be no other.
     with (tmp_path / "kept").open("wb") as mark_spooled, (tmp_path / "lock").open("wb") as lock:
 
         def question(_: MountedFilesystem) -> ProbeResult:
@@ -247,7 +247,7 @@ def mounted_ext4(image: Path, folder: Path) -> Iterator[Path]:
 
 
 def test_errors_that_a_filesystem_finds(tmp_path: Path) -> None:
-    """A real ext4, whose directory somebody damaged."""
+    # A real ext4, whose directory somebody damaged.
     need_root()
     need_loop_mounts()
     image = tmp_path / "ext4"
@@ -307,7 +307,7 @@ def test_what_is_covered_is_not_taken_for_what_covers_it(tmp_path: Path) -> None
 
 
 def test_a_filesystem_that_was_mounted_again_is_marked_again(tmp_path: Path) -> None:
-    """In the table it looks as before."""
+    # In the table it looks as before.
     need_root()
     need_loop_mounts()
     with small_filesystem("ext4", tmp_path / "ext4", 16 << 20):
@@ -329,7 +329,7 @@ def fanotify() -> FilesystemErrorSource:
 
 
 def marks(source: FilesystemErrorSource) -> set[int]:
-    """Give the devices whose filesystems the kernel says are marked."""
+    """Return the devices whose filesystems the kernel says are marked."""
     text = Path(f"/proc/self/fdinfo/{source.fileno()}").read_text()
     numbers = (
         int(number, 16) for number in re.findall(r"^fanotify sdev:(\w+)", text, re.MULTILINE)

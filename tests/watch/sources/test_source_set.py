@@ -19,7 +19,7 @@ from tests.support.watch_daemon import until
 from whoseblock.errors import UnsupportedError
 from whoseblock.ranges import ByteRange
 from whoseblock.sources.base import Failure
-from whoseblock.stack.host import Host
+from whoseblock.stack.kernel.host import Host
 from whoseblock.watch.clock import boot_id
 from whoseblock.watch.sources.badblock_lists import BadBlockListSource
 from whoseblock.watch.sources.kmsg import KmsgSource
@@ -97,7 +97,7 @@ def test_messages_of_failures(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_anybody_can_have_the_kernel_say_is_no_failure(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Somebody calls a program so, and lets it crash: this is what a real kernel said of them."""
+    # Somebody calls a program so, and lets it crash: this is what a real kernel said of them.
     crash = "segfault at 0 ip 0000562863bbc132 sp 00007ffe1817fa60 error 6 in"
     with closing(Log(monkeypatch)) as log:
         log.say(1, f"Memory failure:[31303]: {crash} Memory failure: 0x10140a[1132,562863bbc+10]")
@@ -136,7 +136,7 @@ def test_what_the_kernel_thinned_out_is_told(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_the_clock_of_the_log_is_not_that_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It was 16 seconds behind after a night on a real machine."""
+    # It was 16 seconds behind after a night on a real machine.
     said, text = time.monotonic() - 16, "I/O error, dev sda, sector 8"
     with closing(Log(monkeypatch)) as log:
         # What was there before somebody listened: nobody can know.
@@ -257,7 +257,7 @@ def test_a_list_that_is_none_is_told(tmp_path: Path, sys_block: Path) -> None:
 
 
 def test_a_list_that_is_longer_than_a_page(tmp_path: Path, sys_block: Path) -> None:
-    """Of what the page does not show nobody knows whether it is good again."""
+    # Of what the page does not show nobody knows whether it is good again.
 
     def shown(entries: range) -> str:
         return "".join(f"{10_000_000 + at * 16} 8\n" for at in entries)[:4095]
@@ -270,7 +270,7 @@ def test_a_list_that_is_longer_than_a_page(tmp_path: Path, sys_block: Path) -> N
     with closing(BadBlockListSource(Host(tmp_path), {"pmem0": ranges(range(300, 512))})) as source:
         ill, listed = source.sweep()
         assert isinstance(ill, FilesystemError)
-        assert "that is longer" in ill.what
+        assert "is longer than the page" in ill.what
         assert isinstance(listed, BadBlockList)
         assert listed.ranges == ranges(range(512))
         # The first were healed, and the page shows more of the others.
@@ -283,17 +283,17 @@ def test_a_list_that_is_longer_than_a_page(tmp_path: Path, sys_block: Path) -> N
 def test_a_list_is_read_when_the_kernel_tells_of_a_change(
     tmp_path: Path, sys_block: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The kernel tells of mounts as it does of bad blocks of pmem, with POLLPRI."""
+    # The kernel tells of mounts as it does of bad blocks of pmem, with POLLPRI.
     need_root()
     (sys_block / "badblocks").symlink_to("/proc/self/mountinfo")
     reads = itertools.count(1)
 
-    def read(lines: list[str], device: str, name: str) -> list[Failure]:
-        """Make a list of the mounts that is another one each time."""
-        assert lines
-        return [Failure(next(reads) * 512, 512, device, name)]
+    def parse(text: str, _page_size: int, device: str, name: str) -> tuple[list[Failure], bool]:
+        """Return another list each time that the mounts are read."""
+        assert text
+        return [Failure(next(reads) * 512, 512, device, name)], False
 
-    monkeypatch.setattr("whoseblock.watch.sources.badblock_lists.read_sysfs_badblocks", read)
+    monkeypatch.setattr("whoseblock.watch.sources.badblock_lists.parse_bad_block_list", parse)
     host = Host(tmp_path)
     host.live = True
     with closing(BadBlockListSource(host, {})) as source:
@@ -320,7 +320,7 @@ def test_a_list_is_read_when_the_kernel_tells_of_a_change(
 
 @pytest.fixture
 def tracefs(tmp_path: Path) -> Path:
-    """Give a folder like tracefs, with an instance that a killed daemon left."""
+    """Provide a folder like tracefs, with an instance that a killed daemon left."""
     folder = tmp_path / "tracing/instances/test"
     event = folder / "events/memory_failure/memory_failure_event"
     event.mkdir(parents=True)
@@ -335,7 +335,7 @@ def trace_source(tracefs: Path, boot: str = "boot") -> TraceSource:
 
 
 def test_memory_failures_where_an_older_kernel_has_them(tracefs: Path) -> None:
-    """The real event is in the virtual machine: this kernel is built without it."""
+    # The real event is in the virtual machine: this kernel is built without it.
     source = trace_source(tracefs)
     folder = tracefs / "instances/test"
     assert (folder / "events/memory_failure/memory_failure_event/enable").read_text() == "1"
@@ -393,7 +393,7 @@ def test_what_a_killed_daemon_had_read_is_told_by_the_next(tracefs: Path) -> Non
 
 
 def test_failed_requests_of_a_disk_that_has_gone(tracefs: Path) -> None:
-    """It was unplugged before anybody read of them: nobody knows its name any more."""
+    # It was unplugged before anybody read of them: nobody knows its name any more.
     event = tracefs / "instances/test/events/block/block_rq_error"
     event.mkdir(parents=True)
     (event / "enable").write_text("0\n")

@@ -89,7 +89,7 @@ def test_a_full_spool_takes_nothing_until_there_is_room(tmp_path: Path) -> None:
 def test_what_was_dealt_with_is_not_remembered(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever puts never hears of it: the other process drops it."""
+    # Whoever puts never hears of it: the other process drops it.
     # Without waiting for the disk.
     monkeypatch.setattr("whoseblock.watch.store.spool.write_atomically", Path.write_bytes)
     spool = Spool(tmp_path / "spool")

@@ -4,7 +4,7 @@ Each is an address space of its own: byte 0 of a log device is not byte 0 of the
 """
 
 from collections.abc import Iterable, Iterator
-from typing import Final, Literal
+from typing import Final
 from uuid import UUID
 
 from whoseblock.errors import BlockError
@@ -23,9 +23,7 @@ from whoseblock.fs.xfs.format.log import BBSIZE, LOG_RECORD, XLOG_HEADER_MAGIC_N
 from whoseblock.fs.xfs.volume import Volume
 from whoseblock.media.base import Media
 
-__all__ = ["OtherDevice", "Role", "log_owner"]
-
-Role = Literal["log", "realtime"]
+__all__ = ["OtherDevice", "log_owner"]
 
 _NO_REALTIME_RMAP: Final = (
     "who owns the realtime section is not known: the reverse mapping that it may have is not read"
@@ -33,7 +31,7 @@ _NO_REALTIME_RMAP: Final = (
 
 
 def log_owner(media: Media) -> str:
-    """Give the UUID of the filesystem whose log begins on ``media``; "" if none does.
+    """Return the UUID of the filesystem whose log begins on ``media``; "" if none does.
 
     mkfs.xfs writes an unmount record at the start of the log, and any later pass over it begins
     there with a record or in the middle of one; in the latter case nothing is recognised.
@@ -56,7 +54,7 @@ class OtherDevice(AddressSpace):
 
     name = "xfs"
 
-    def __init__(self, volume: Volume, media: Media, role: Role) -> None:
+    def __init__(self, volume: Volume, media: Media, role: str) -> None:
         blocks = volume.sb.logblocks if role == "log" else volume.sb.rblocks
         self.block_size = volume.block_size
         self.device_size = media.size

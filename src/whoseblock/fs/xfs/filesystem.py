@@ -39,6 +39,7 @@ from whoseblock.fs.xfs.format.inode import XFS_DIFLAG_APPEND, XFS_DIFLAG_IMMUTAB
 from whoseblock.fs.xfs.format.superblock import XFS_SB_VERSION_5
 from whoseblock.fs.xfs.inodes import InodeTable
 from whoseblock.fs.xfs.log import log_note
+from whoseblock.fs.xfs.notes import NO_RMAP_NOTE, REALTIME_REMARK, repair_advice
 from whoseblock.fs.xfs.owners import OwnerFinder
 from whoseblock.fs.xfs.paths import PathFinder
 from whoseblock.fs.xfs.rows import make_row
@@ -56,12 +57,6 @@ __all__ = ["XfsFilesystem"]
 _HELD: Final = 8
 #: So many questions are answered together: enough to share reads, few enough to hold.
 _BATCH: Final = 1 << 16
-
-
-_REALTIME_REMARK: Final = (
-    "the filesystem has a realtime section, an address space of its own; this answer is about the"
-    " data section"
-)
 
 
 class XfsFilesystem(Closing, VolumeProtocol):
@@ -154,10 +149,7 @@ class XfsFilesystem(Closing, VolumeProtocol):
                 " say who owns a block without reading every inode"
             )
         elif not sb.has_rmapbt:
-            notes.append(
-                "the filesystem was made without a reverse mapping (rmapbt=0): nobody can say who"
-                " owns a block without reading every inode"
-            )
+            notes.append(NO_RMAP_NOTE)
         if sb.inprogress:
             notes.append("mkfs.xfs has not finished making the filesystem")
         if sb.needs_repair:
@@ -172,7 +164,7 @@ class XfsFilesystem(Closing, VolumeProtocol):
     def remarks(self) -> tuple[str, ...]:
         """What is said with every answer, though nothing is missing."""
         if self.volume.sb.rblocks:
-            return (_REALTIME_REMARK,)
+            return (REALTIME_REMARK,)
         return ()
 
     def owners(self, start: int, length: int, *, paths: bool = True) -> Answer:
@@ -340,6 +332,10 @@ class XfsFilesystem(Closing, VolumeProtocol):
         self._check_open()
         found = Attributes(self.volume, self.inodes).values(inode)
         return {(attribute.namespace, attribute.name): attribute.value for attribute in found}
+
+    def repair_advice(self, row: Owner) -> str:
+        """Return what repairs a row that is metadata, of the filesystem or of a file."""
+        return repair_advice(row)
 
     def _check_open(self) -> None:
         check_open(self._media.name, closed=self._closed)

@@ -13,9 +13,9 @@ from typing import NamedTuple
 from whoseblock.errors import TargetError, WhoseblockError
 from whoseblock.fs.driver import Volume
 from whoseblock.lookup import Lookup
-from whoseblock.stack.base import Layer, Linear
-from whoseblock.stack.host import Host
-from whoseblock.stack.loops import backing_file
+from whoseblock.stack.base import Layer, LinearSegment
+from whoseblock.stack.kernel.host import Host
+from whoseblock.stack.kernel.loops import find_backing_file
 from whoseblock.target import Target
 
 __all__ = ["FailureLocation", "find_identity", "find_layer", "identity_of", "locate"]
@@ -64,10 +64,7 @@ def locate(
 
 def find_layer(target: Target, name: str) -> Layer:
     """Return the layer with the name of a `FailureLocation`; raises `TargetError`."""
-    for folder in target.host.root.glob("sys/class/block/dm-*"):
-        if target.host.text(folder / "dm/name") == name:
-            return target.layer_of(folder.name)
-    return target.layer_of(name)
+    return target.layer_of(target.host.find_device_by_layer(name))
 
 
 def _locate(layer: Layer, start: int, length: int, depth: int) -> list[tuple[Layer, int, int]]:
@@ -86,7 +83,9 @@ def _locate(layer: Layer, start: int, length: int, depth: int) -> list[tuple[Lay
     return _join(found)
 
 
-def _split(layer: Layer, start: int, length: int) -> Iterator[tuple[int, int, Linear | None]]:
+def _split(
+    layer: Layer, start: int, length: int
+) -> Iterator[tuple[int, int, LinearSegment | None]]:
     """Cut a range at segment edges; yield each piece with the linear segment that maps it.
 
     The segment is None where several overlap, where it is not linear, or where there is none.
@@ -99,7 +98,7 @@ def _split(layer: Layer, start: int, length: int) -> Iterator[tuple[int, int, Li
     ordered = sorted(edges)
     for low, high in pairwise(ordered):
         over = [one for one in touching if one.start <= low and high <= one.start + one.length]
-        straight = over[0] if len(over) == 1 and isinstance(over[0], Linear) else None
+        straight = over[0] if len(over) == 1 and isinstance(over[0], LinearSegment) else None
         # A remark means that there is another copy.
         yield low, high - low, None if straight is None or straight.remark else straight
 
@@ -129,17 +128,17 @@ def _identity(host: Host, finder: Lookup, layer: Layer) -> str:
 
 def identity_of(host: Host, layer: Layer) -> str:
     """Return a name of a device that persists over reboots, set by the kernel or its vendor."""
-    name = None if layer.device is None else host.device_numbered(layer.device)
+    name = None if layer.device is None else host.find_device_by_number(layer.device)
     return find_identity(host, name or layer.name)
 
 
 def find_identity(host: Host, name: str) -> str:
     """Return the persistent name of the device that the kernel calls ``name``, "" if unknown."""
-    folder = host.device_folder(name)
+    folder = host.find_device_folder(name)
     if folder is None:
         return ""
     if (folder / "partition").exists():
-        whole, number = folder.parent, host.text(folder / "partition") or ""
+        whole, number = folder.parent, host.read_text(folder / "partition") or ""
         above = _own_identity(host, whole.name, whole)
         return f"{above}-part{number}" if above else ""
     return _own_identity(host, folder.name, folder)
@@ -155,8 +154,8 @@ def _own_identity(host: Host, name: str, folder: Path) -> str:
         # Of a namespace of persistent memory, or of the pfn device on it.
         ("device/uuid", "nd-"),
     ):
-        value = (host.text(folder / attribute) or "").strip()
+        value = (host.read_text(folder / attribute) or "").strip()
         if value and value.isprintable():
             return f"{prefix}{value}"
-    backing = backing_file(host, name)
+    backing = find_backing_file(host, name)
     return f"loop-{backing.path}-{backing.offset}" if backing else ""

@@ -15,7 +15,7 @@ from whoseblock.lookup import Asked, Lookup
 from whoseblock.respond import service
 from whoseblock.respond.copies import Copies
 from whoseblock.respond.planning import CHANGES, Act, PlanOptions, Proposal
-from whoseblock.stack.host import Host
+from whoseblock.stack.kernel.host import Host
 from whoseblock.target import Target, TargetOptions
 from whoseblock.watch.attribution.locations import find_layer
 from whoseblock.watch.policy.rule_matching import match_rule, mount_points

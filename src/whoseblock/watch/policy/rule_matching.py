@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from whoseblock.fs.base import Answer, FileOwner, Owner
 from whoseblock.media.mounts import read_mounts
-from whoseblock.stack.host import Host
+from whoseblock.stack.kernel.host import Host
 from whoseblock.watch.policy.rules import Policy, Rule
 
 __all__ = ["match_rule", "match_rules", "mount_points"]
@@ -46,13 +46,11 @@ def match_rule(
 
 
 def mount_points(host: Host) -> dict[str, set[str]]:
-    """Return the mount points of what is on each device, by the kernel's name of the device."""
+    """Return the mount points of each device, by its kernel name and by the name of its layer."""
     points: dict[str, set[str]] = defaultdict(set)
-    for mount in read_mounts(host.text(host.root / "proc/self/mountinfo") or ""):
-        name = host.device_numbered(mount.device)
+    for mount in read_mounts(host.read_text(host.root / "proc/self/mountinfo") or ""):
+        name = host.find_device_by_number(mount.device)
         if name is not None:
             points[name].add(mount.point)
-            shown = host.text(host.root / "sys/class/block" / name / "dm/name")
-            if shown:
-                points[shown].add(mount.point)
+            points[host.find_layer_name(name)].add(mount.point)
     return points

@@ -8,7 +8,7 @@ from typing import Any
 from whoseblock.fs.base import FileOwner, Owner, Process
 from whoseblock.processes import Wanted, find_processes
 from whoseblock.respond.notify import SENT, send_signal, signal_number
-from whoseblock.stack.host import Host
+from whoseblock.stack.kernel.host import Host
 from whoseblock.watch.policy.rules import Rule, Users
 
 __all__ = ["send_signals", "signal_recipients"]
@@ -76,16 +76,12 @@ def _search_terms(files: Iterable[tuple[str, int, int | None, int]]) -> Iterable
 
 
 def _device_number(host: Host, layer: str) -> int | None:
-    """Return the number of a device by its kernel or device-mapper name."""
-    folders = [host.root / "sys/class/block" / layer] if "/" not in layer else []
-    for one in host.root.glob("sys/class/block/dm-*"):
-        if host.text(one / "dm/name") == layer:
-            folders.insert(0, one)
-    for folder in folders:
-        major, colon, minor = (host.text(folder / "dev") or "").partition(":")
-        if colon:
-            return os.makedev(int(major), int(minor))
-    return None
+    """Return the number of the device of a layer, None if there is none."""
+    folder = host.find_device_folder(host.find_device_by_layer(layer))
+    if folder is None:
+        return None
+    major, colon, minor = (host.read_text(folder / "dev") or "").partition(":")
+    return os.makedev(int(major), int(minor)) if colon else None
 
 
 def _why_exempt(pid: int, lock: Path) -> str:

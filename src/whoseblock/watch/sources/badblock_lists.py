@@ -12,8 +12,8 @@ from typing import BinaryIO, Final
 
 from whoseblock.errors import MalformedError
 from whoseblock.ranges import ByteRange, merge, subtract
-from whoseblock.sources.sysfs import CUT_OFF, read_sysfs_badblocks, whole_lines
-from whoseblock.stack.host import Host
+from whoseblock.sources.sysfs import TRUNCATED, parse_bad_block_list
+from whoseblock.stack.kernel.host import Host
 from whoseblock.watch.store.reports import BadBlockList, FilesystemError, Report
 
 __all__ = ["BadBlockListSource"]
@@ -80,7 +80,7 @@ class BadBlockListSource:
                 seen.add(device)
                 if device.startswith(_NOTIFYING) and device not in self._open and self._host.live:
                     self._watch(device, str(path))
-                text = self._host.text(path)
+                text = self._host.read_text(path)
                 if text is not None:
                     yield from self._report_change(device, text)
         self._lists = len(seen)
@@ -110,9 +110,8 @@ class BadBlockListSource:
         """Yield a list if it has changed."""
         origin = f"{device}/badblocks"
         known = self._known.get(device, ())
-        lines, cut = whole_lines(text, self._host.page_size)
         try:
-            found = read_sysfs_badblocks(lines, device, origin)
+            found, cut = parse_bad_block_list(text, self._host.page_size, device, origin)
             ranges = merge(ByteRange(one.start, one.length) for one in found)
         except MalformedError as error:
             yield from self._report_error(device, str(error))
@@ -121,7 +120,7 @@ class BadBlockListSource:
             # Known ranges behind the last range shown are not known to be good again.
             end = ranges[-1].end if ranges else 0
             ranges = merge([*ranges, *subtract(known, ByteRange(0, end))])
-        yield from self._report_error(device, CUT_OFF if cut else "")
+        yield from self._report_error(device, TRUNCATED if cut else "")
         if tuple(ranges) != known or device in self._gone:
             self._gone.discard(device)
             self._known[device] = tuple(ranges)

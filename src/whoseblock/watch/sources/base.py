@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator
 from typing import Final, Protocol
 
-from whoseblock.stack.host import Host
+from whoseblock.stack.kernel.host import Host
 from whoseblock.watch.store.reports import Report
 
 __all__ = ["MEDIUM_ERRORS", "Source", "device_name"]
@@ -46,4 +46,4 @@ def device_name(host: Host, number: int) -> str:
 
     With the number, the failure is not attributed to a later disk that has got the name.
     """
-    return host.device_numbered(number) or f"{os.major(number)}:{os.minor(number)}"
+    return host.find_device_by_number(number) or f"{os.major(number)}:{os.minor(number)}"

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import Final
 
-from whoseblock.stack.host import Host
+from whoseblock.stack.kernel.host import Host
 from whoseblock.watch.formats.health import (
     EVENT_BYTES,
     XFS_IOC_HEALTH_MONITOR,

@@ -7,7 +7,7 @@ from typing import Final, Protocol, runtime_checkable
 from zlib import crc32
 
 from whoseblock.errors import WhoseblockError
-from whoseblock.stack.host import Host
+from whoseblock.stack.kernel.host import Host
 from whoseblock.watch.clock import boot_id
 from whoseblock.watch.log import log_event
 from whoseblock.watch.sources.badblock_lists import BadBlockListSource

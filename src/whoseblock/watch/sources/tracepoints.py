@@ -16,8 +16,8 @@ from typing import Final
 from msgspec.structs import astuple
 
 from whoseblock.errors import UnsupportedError
-from whoseblock.stack.base import PHYSICAL_MEMORY
-from whoseblock.stack.host import SECTOR, Host
+from whoseblock.ranges import PHYSICAL_MEMORY
+from whoseblock.stack.kernel.host import SECTOR, Host
 from whoseblock.watch.clock import Clock
 from whoseblock.watch.formats.trace import (
     BlockError,
@@ -224,7 +224,7 @@ class TraceSource:
         """Return how many events were read and how many were dropped, as the kernel counts them."""
         read = overrun = 0
         for stats in self._folder.glob("per_cpu/cpu*/stats"):
-            for line in (self._host.text(stats) or "").splitlines():
+            for line in (self._host.read_text(stats) or "").splitlines():
                 name, _, number = line.partition(": ")
                 if number.isdecimal():
                     read += int(number) * (name == "read events")

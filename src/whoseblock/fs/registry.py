@@ -1,0 +1,216 @@
+"""The filesystems that the program knows, and which of them is on a medium or mounted.
+
+A driver is registered by one line in `DRIVERS`.  Its module is imported when a medium begins like
+its filesystem, or when such a filesystem is mounted.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from whoseblock.errors import BlockError, NotAFilesystemError, UnsupportedError
+from whoseblock.fs.driver import (
+    AddressSpace,
+    Companion,
+    CompanionContent,
+    Driver,
+    MountedVolume,
+    Volume,
+)
+from whoseblock.media.base import Media
+from whoseblock.media.mounts import Mount, find_mounts
+
+__all__ = [
+    "DRIVERS",
+    "Registration",
+    "begins_with_filesystem",
+    "companion_mount_options",
+    "companions",
+    "driver_of",
+    "identify_companion",
+    "open_companion",
+    "open_mounted",
+    "open_mounted_or_disk",
+    "open_volume",
+    "titles",
+]
+
+_SECTOR: Final = 512
+#: Opens a filesystem by reading its disk; takes why the kernel did not answer, and the doubts.
+OpenDisk = Callable[[BlockError | None, Sequence[str]], Volume]
+
+
+class Registration(NamedTuple):
+    """What is known of a driver before its module is imported.
+
+    ``module`` has the driver as ``DRIVER``.  ``kinds`` are as in mount(8), ``magic`` the bytes that
+    identify its superblock with their offset, and ``companions`` the other devices of its volumes.
+    """
+
+    module: str
+    title: str
+    kinds: tuple[str, ...]
+    magic: tuple[tuple[int, bytes], ...]
+    companions: tuple[Companion, ...] = ()
+
+    @property
+    def driver(self) -> Driver:
+        """The driver, whose module is imported now."""
+        driver: Driver = import_module(self.module).DRIVER
+        return driver
+
+
+_LOG: Final = Companion("log", "Where an XFS filesystem keeps an external log.", "logdev")
+_REALTIME: Final = Companion(
+    "realtime", "Where an XFS filesystem keeps its realtime section.", "rtdev"
+)
+
+#: One line for each driver.
+DRIVERS: Final[list[Registration]] = [
+    Registration("whoseblock.fs.xfs.driver", "XFS", ("xfs",), ((0, b"XFSB"),), (_LOG, _REALTIME)),
+]
+
+
+def titles() -> str:
+    """Return the names of the filesystems, for messages."""
+    return ", ".join(one.title for one in DRIVERS)
+
+
+def companions() -> Iterator[Companion]:
+    """Yield the companions that any filesystem may need."""
+    for one in DRIVERS:
+        yield from one.companions
+
+
+def companion_mount_options() -> dict[tuple[str, str], str]:
+    """Return the role of a companion for each kind of filesystem and mount option that names it."""
+    return {
+        (kind, companion.mount_option): companion.role
+        for one in DRIVERS
+        for kind in one.kinds
+        for companion in one.companions
+        if companion.mount_option
+    }
+
+
+def driver_of(kind: str) -> Driver | None:
+    """Return the driver for a kind of filesystem as in mount(8), None if there is none."""
+    return next((one.driver for one in DRIVERS if kind in one.kinds), None)
+
+
+def _matching(media: Media) -> tuple[list[Registration], list[Registration]]:
+    """Sort the drivers into those whose magic number is on a medium, and the others."""
+    with_magic: list[Registration] = []
+    without: list[Registration] = []
+    for one in DRIVERS:
+        found = any(_has_magic(media, offset, magic) for offset, magic in one.magic)
+        (with_magic if found else without).append(one)
+    return with_magic, without
+
+
+def _has_magic(media: Media, offset: int, magic: bytes) -> bool:
+    if media.size < offset + len(magic):
+        return False
+    try:
+        return media.pread(offset, len(magic)) == magic
+    except BlockError:
+        return False
+
+
+def begins_with_filesystem(media: Media) -> bool:
+    """Return whether a filesystem that a driver knows begins where the medium does."""
+    return any(one.driver.probe(media) is not None for one in _matching(media)[0])
+
+
+def open_volume(
+    members: Sequence[Media],
+    companions: Mapping[str, Media] | None = None,
+    doubts: Iterable[str] = (),
+) -> Volume:
+    """Open the filesystem on its devices, which are closed with it; so are its companions.
+
+    Ranges are of the first member.  Drivers whose magic number is there are tried first; the
+    others may know of copies.  Every answer is incomplete if there are ``doubts``.  Raises
+    `NotAFilesystemError` or `UnsupportedError`; nothing is closed then.
+    """
+    doubts = tuple(doubts)
+    errors: list[NotAFilesystemError] = []
+    with_magic, without = _matching(members[0])
+    for one in (*with_magic, *without):
+        try:
+            return one.driver.open(members, companions or {}, doubts)
+        except NotAFilesystemError as error:
+            errors.append(error)
+    # The first is that of the driver whose filesystem it most resembles.
+    raise errors[0]
+
+
+def open_mounted(device: int, size: int | None = None) -> MountedVolume | None:
+    """Open what is mounted from the device of a number; None if nothing is.
+
+    ``size`` is that of the image which the device reads, if it reads one.  The kernel answers for
+    a filesystem without a driver as far as it does for every kind.  Raises `PrivilegeError`,
+    `UnsupportedError`, `TargetError`, or `BlockError` if the kernel does not answer.
+    """
+    process, mounts = find_mounts(device)
+    if not mounts:
+        return None
+    if size is None:
+        folder = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}")
+        try:
+            size = int((folder / "size").read_text()) * _SECTOR
+        except (OSError, ValueError):
+            # No block device: the kernel reports no owners on such filesystems anyway.
+            size = 0
+    return _open_mounts(mounts, process, size)
+
+
+def _open_mounts(mounts: Sequence[Mount], process: int | None, size: int) -> MountedVolume:
+    driver = driver_of(mounts[0].kind)
+    if driver is not None:
+        volume = driver.open_mounted(mounts, process, size)
+        if volume is not None:
+            return volume
+    from whoseblock.fs.mounted.volume import FsmapVolume
+
+    return FsmapVolume.open(mounts, process, size)
+
+
+def open_mounted_or_disk(device: int | None, size: int | None, open_disk: OpenDisk) -> Volume:
+    """Open what is mounted from the device of a number, or else read the disk.
+
+    The disk is also read where the kernel does not answer, perhaps because it has shut the
+    filesystem down over the very failure that is asked about: ``open_disk`` then gets the error,
+    and the doubts that make every answer incomplete.  Raises what `open_mounted` does.
+    """
+    if device is not None:
+        try:
+            if mounted := open_mounted(device, size):
+                return mounted
+        except BlockError as error:
+            return open_disk(error, (f"{error}; the disk was read instead",))
+    return open_disk(None, ())
+
+
+def open_companion(role: str, media: Media, data: Media) -> AddressSpace:
+    """Open the companion on ``media`` of the filesystem on ``data``; see `Driver.open_companion`.
+
+    Raises `NotAFilesystemError`, or `UnsupportedError` if the filesystem has none of that role.
+    """
+    errors: list[NotAFilesystemError] = []
+    with_magic, without = _matching(data)
+    for one in (*with_magic, *without):
+        if one in with_magic or any(companion.role == role for companion in one.companions):
+            try:
+                return one.driver.open_companion(role, media, data)
+            except NotAFilesystemError as error:
+                errors.append(error)
+    raise errors[0] if errors else UnsupportedError(f"{data.name} has no {role} device")
+
+
+def identify_companion(media: Media) -> CompanionContent | None:
+    """Return which companion a medium without a filesystem is, None if it is none."""
+    candidates = (one.driver for one in DRIVERS if one.companions)
+    return next(filter(None, (driver.identify_companion(media) for driver in candidates)), None)

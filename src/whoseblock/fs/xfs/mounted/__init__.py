@@ -1,0 +1,1 @@
+"""Mounted XFS: bulkstat, parent pointers, geometry, exchange of file ranges."""

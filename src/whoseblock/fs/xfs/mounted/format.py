@@ -1,0 +1,179 @@
+"""Structures of the ioctls of XFS.
+
+Unlike structures on disks they are in the byte order of the machine.  Source: ``xfs_fs.h`` of the
+kernel's libxfs, also installed by xfsprogs.
+"""
+
+from collections.abc import Iterator
+from struct import Struct
+from typing import Final, NamedTuple
+
+from whoseblock.fs.mounted.format import InodeFacts, Parent, file_handle
+
+__all__ = [
+    "BULKSTAT_BYTES",
+    "FSID_BYTES",
+    "GEOMETRY_BYTES",
+    "XFS_HANDLE_BYTES",
+    "Geometry",
+    "bulkstat_request",
+    "handle_request",
+    "inode_handle",
+    "parents_request",
+    "read_bulkstat",
+    "read_geometry",
+    "read_parents",
+]
+
+#: The data device in GETFSMAP where devices are not numbered by their dev_t.
+XFS_DEV_DATA: Final = 1
+
+# ---------------------------------------------------------------------- XFS: geometry
+
+XFS_IOC_FSGEOMETRY: Final = 0x8100587E
+XFS_FSOP_GEOM_FLAGS_RMAPBT: Final = 1 << 19
+XFS_FSOP_GEOM_FLAGS_REFLINK: Final = 1 << 20
+XFS_FSOP_GEOM_FLAGS_EXCHANGE_RANGE: Final = 1 << 24
+_GEOMETRY: Final = Struct("=8I4Q16s2IiI")
+GEOMETRY_BYTES: Final = 256
+
+
+class Geometry(NamedTuple):
+    """The part of ``struct xfs_fsop_geom`` that says where inodes are; blocks are ``blocksize``."""
+
+    blocksize: int
+    agblocks: int
+    agcount: int
+    sectsize: int
+    inodesize: int
+    datablocks: int
+    rtblocks: int
+    uuid: bytes
+    flags: int
+
+    @property
+    def size(self) -> int:
+        """Bytes of the data section."""
+        return self.datablocks * self.blocksize
+
+    @property
+    def ag_bytes(self) -> int:
+        """Bytes of an allocation group; the last may be shorter."""
+        return self.agblocks * self.blocksize
+
+    @property
+    def agino_bits(self) -> int:
+        """How many bits of an inode number count within the group (xfs_format.h)."""
+        inopblog = (self.blocksize // self.inodesize).bit_length() - 1
+        return (self.agblocks - 1).bit_length() + inopblog
+
+    def inodes_within(self, start: int, length: int) -> tuple[int, int]:
+        """Give the first and the last inode that touch a range of inode blocks, in one group."""
+        agno, offset = divmod(start, self.ag_bytes)
+        first, last = offset // self.inodesize, (offset + length - 1) // self.inodesize
+        return agno << self.agino_bits | first, agno << self.agino_bits | last
+
+
+def read_geometry(answer: bytearray) -> Geometry:
+    """Read a ``struct xfs_fsop_geom``."""
+    fields = _GEOMETRY.unpack_from(answer)
+    blocksize, _, agblocks, agcount, _, sectsize, inodesize, _, *more = fields
+    datablocks, rtblocks, _, _, uuid, _, _, _, flags = more
+    return Geometry(
+        blocksize, agblocks, agcount, sectsize, inodesize, datablocks, rtblocks, uuid, flags
+    )
+
+
+# ---------------------------------------------------------------------- XFS: inodes
+
+XFS_IOC_BULKSTAT: Final = 0x8040587F
+XFS_BULK_IREQ_SPECIAL: Final = 1 << 1
+#: With `XFS_BULK_IREQ_SPECIAL`, in place of a number: the root directory.
+XFS_BULK_IREQ_SPECIAL_ROOT: Final = 1
+_BULK_IREQ: Final = Struct("=Q4I40x")
+#: ino, size, xflags; gen; nlink; mode
+_BULKSTAT: Final = Struct("=2Q8xQ32xI44xI16xH58x")
+BULKSTAT_BYTES: Final = _BULKSTAT.size
+
+
+def bulkstat_request(first: int, room: int, flags: int = 0) -> bytearray:
+    """Make the ``struct xfs_bulkstat_req`` for up to ``room`` inodes from number ``first`` on."""
+    return bytearray(_BULK_IREQ.pack(first, flags, room, 0, 0) + bytes(room * _BULKSTAT.size))
+
+
+def read_bulkstat(answer: bytearray) -> Iterator[InodeFacts]:
+    """Give the inodes of an answer, ascending."""
+    _, _, _, count, _ = _BULK_IREQ.unpack_from(answer)
+    records = memoryview(answer)[_BULK_IREQ.size : _BULK_IREQ.size + count * _BULKSTAT.size]
+    return map(InodeFacts._make, _BULKSTAT.iter_unpack(records))
+
+
+# ---------------------------------------------------------------------- XFS: handles and parents
+
+XFS_IOC_FD_TO_HANDLE: Final = 0xC038586A
+XFS_IOC_GETPARENTS_BY_HANDLE: Final = 0xC040583F
+XFS_GETPARENTS_OFLAG_DONE: Final = 1 << 1
+#: ``fid_len``: the bytes of ``struct xfs_fid`` behind it.
+_FID_LEN: Final = 14
+FSID_BYTES: Final = 8
+#: fsid, fid_len, fid_pad, fid_gen, fid_ino
+_XFS_HANDLE: Final = Struct("=8sHHIQ")
+#: ``struct xfs_fsop_handlereq`` where pointers have 8 bytes.
+_HANDLEREQ: Final = Struct("=I4xQI4xQI4xQQ")
+#: cursor; iflags, oflags, bufsize; reserved; buffer
+_GETPARENTS: Final = Struct("=16s2HI2Q")
+#: ``struct xfs_getparents_rec`` after its handle: reclen
+_PARENT_REC: Final = Struct("=I4x")
+
+
+def handle_request(fd: int, handle: int, length: int) -> bytearray:
+    """Make the ``struct xfs_fsop_handlereq`` that has a handle and its length written to memory.
+
+    ``handle`` and ``length`` are addresses.
+    """
+    return bytearray(_HANDLEREQ.pack(fd, 0, 0, 0, 0, handle, length))
+
+
+XFS_HANDLE_BYTES: Final = _XFS_HANDLE.size
+
+
+def parents_request(  # noqa: PLR0913 - what the structure holds
+    fsid: bytes, inode: int, generation: int, cursor: bytes, buffer: int, length: int
+) -> bytearray:
+    """Make the ``struct xfs_getparents_by_handle``; ``buffer`` is an address.
+
+    ``cursor`` is that of the answer before, at first 16 zeros.
+    """
+    handle = _XFS_HANDLE.pack(fsid, _FID_LEN, 0, generation, inode)
+    return bytearray(handle + _GETPARENTS.pack(cursor, 0, 0, length, 0, buffer))
+
+
+def read_parents(answer: bytearray, buffer: bytes) -> tuple[list[Parent], bytes, bool]:
+    """Give the parents in ``buffer``, the cursor for the next request, and whether it is the last.
+
+    Raises ValueError if the records do not lie one behind the other.
+    """
+    cursor, _, flags, length, _, _ = _GETPARENTS.unpack_from(answer, _XFS_HANDLE.size)
+    parents: list[Parent] = []
+    at, header = 0, _XFS_HANDLE.size + _PARENT_REC.size
+    while at + header <= min(length, len(buffer)):
+        _, _, _, generation, inode = _XFS_HANDLE.unpack_from(buffer, at)
+        (size,) = _PARENT_REC.unpack_from(buffer, at + _XFS_HANDLE.size)
+        if not inode:
+            break
+        if size < header:
+            raise ValueError("a record of a parent is shorter than its header")
+        name = buffer[at + header : at + size].partition(b"\0")[0]
+        parents.append(Parent(inode, generation, name))
+        at += size
+    return parents, cursor, bool(flags & XFS_GETPARENTS_OFLAG_DONE)
+
+
+#: FILEID_INO32_GEN with XFS_FILEID_TYPE_64FLAG (``xfs_fid64`` in xfs_export.h).
+_FILEID_INO64_GEN: Final = 0x81
+_FID64: Final = Struct("=QI")
+
+
+def inode_handle(inode: int, generation: int) -> bytes:
+    """Pack the ``struct file_handle`` of open_by_handle_at(2) for an inode of XFS."""
+    return file_handle(_FILEID_INO64_GEN, _FID64.pack(inode, generation))

@@ -1,0 +1,119 @@
+"""Questions to the kernel about a mounted XFS: one function each, errors as `OSError`.
+
+`PrivilegeError` names the capability that is missing; nothing here writes anything.
+"""
+
+import ctypes
+import errno
+import fcntl
+from typing import Final
+
+from whoseblock.fs.mounted.format import InodeFacts, Parent
+from whoseblock.fs.mounted.kernel import READ_DIRECTORY, needing, open_handle
+from whoseblock.fs.xfs.mounted.format import (
+    FSID_BYTES,
+    GEOMETRY_BYTES,
+    XFS_BULK_IREQ_SPECIAL,
+    XFS_BULK_IREQ_SPECIAL_ROOT,
+    XFS_HANDLE_BYTES,
+    XFS_IOC_BULKSTAT,
+    XFS_IOC_FD_TO_HANDLE,
+    XFS_IOC_FSGEOMETRY,
+    XFS_IOC_GETPARENTS_BY_HANDLE,
+    Geometry,
+    bulkstat_request,
+    handle_request,
+    inode_handle,
+    parents_request,
+    read_bulkstat,
+    read_geometry,
+    read_parents,
+)
+
+__all__ = [
+    "bulkstat",
+    "filesystem_id",
+    "geometry",
+    "inode_facts",
+    "open_inode",
+    "open_root",
+    "parents",
+    "root_facts",
+]
+
+_PARENTS_BYTES: Final = 1 << 16
+
+
+def geometry(fd: int) -> Geometry:
+    """Return the geometry of a filesystem."""
+    answer = bytearray(GEOMETRY_BYTES)
+    fcntl.ioctl(fd, XFS_IOC_FSGEOMETRY, answer)
+    return read_geometry(answer)
+
+
+def bulkstat(fd: int, first: int, room: int, flags: int = 0) -> list[InodeFacts]:
+    """Return up to ``room`` inodes of an XFS that are in use, from number ``first`` on.
+
+    Also those that were unlinked and are still open.
+    """
+    request = bulkstat_request(first, room, flags)
+    with needing("CAP_SYS_ADMIN"):
+        fcntl.ioctl(fd, XFS_IOC_BULKSTAT, request)
+    return list(read_bulkstat(request))
+
+
+def inode_facts(fd: int, number: int) -> InodeFacts | None:
+    """Return what is known of one inode of an XFS; None if there is none, or none for us to see."""
+    try:
+        found = bulkstat(fd, number, 1)
+    except OSError as error:
+        if error.errno in (errno.EINVAL, errno.ENOENT):
+            return None
+        raise
+    return found[0] if found and found[0].number == number else None
+
+
+def root_facts(fd: int) -> InodeFacts:
+    """Return what is known of the root directory of an XFS."""
+    (root,) = bulkstat(fd, XFS_BULK_IREQ_SPECIAL_ROOT, 1, XFS_BULK_IREQ_SPECIAL)
+    return root
+
+
+def filesystem_id(fd: int) -> bytes:
+    """Return the part that the handles of all inodes of an XFS have in common."""
+    handle = ctypes.create_string_buffer(XFS_HANDLE_BYTES)
+    length = ctypes.c_uint32(0)
+    request = handle_request(fd, ctypes.addressof(handle), ctypes.addressof(length))
+    with needing("CAP_SYS_ADMIN"):
+        fcntl.ioctl(fd, XFS_IOC_FD_TO_HANDLE, request)
+    return handle.raw[:FSID_BYTES]
+
+
+def parents(fd: int, fsid: bytes, inode: int, generation: int) -> list[Parent]:
+    """Return the parent pointers of an inode; raises OSError where there are none to be had."""
+    buffer = ctypes.create_string_buffer(_PARENTS_BYTES)
+    address = ctypes.addressof(buffer)
+    found: list[Parent] = []
+    cursor, last = bytes(16), False
+    while not last:
+        request = parents_request(fsid, inode, generation, cursor, address, _PARENTS_BYTES)
+        fcntl.ioctl(fd, XFS_IOC_GETPARENTS_BY_HANDLE, request)
+        some, cursor, last = read_parents(request, buffer.raw)
+        found += some
+        if not some:
+            break
+    return found
+
+
+def open_inode(mount: int, inode: int, generation: int, flags: int = READ_DIRECTORY) -> int:
+    """Open an inode by its number, wherever it is; ``mount`` is a descriptor on its filesystem.
+
+    ``flags`` are those of open(2).  Raises FileNotFoundError if it is gone.
+    """
+    return open_handle(mount, inode_handle(inode, generation), flags)
+
+
+def open_root(mount: int) -> int:
+    """Open the root directory of a filesystem, whatever part of it is mounted."""
+    root = root_facts(mount)
+    return open_inode(mount, root.number, root.generation)

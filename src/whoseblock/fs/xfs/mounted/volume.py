@@ -1,0 +1,113 @@
+"""A mounted XFS: owners, names and what repairs need, from the kernel."""
+
+from functools import cached_property
+from uuid import UUID
+
+from msgspec import UNSET, UnsetType
+
+from whoseblock.fs.base import FileId, Owner
+from whoseblock.fs.driver import Capability, ExchangeSample, ReverseMap
+from whoseblock.fs.mounted.view import OpenRoot, View
+from whoseblock.fs.mounted.volume import FsmapVolume, no_answers
+from whoseblock.fs.pieces import INODES, STATIC, Piece, row_of
+from whoseblock.fs.xfs.format.ag import AG_HEADERS
+from whoseblock.fs.xfs.mounted import exchange, kernel
+from whoseblock.fs.xfs.mounted.format import (
+    XFS_DEV_DATA,
+    XFS_FSOP_GEOM_FLAGS_EXCHANGE_RANGE,
+    XFS_FSOP_GEOM_FLAGS_REFLINK,
+    XFS_FSOP_GEOM_FLAGS_RMAPBT,
+)
+from whoseblock.fs.xfs.mounted.inodes import XfsInodes
+from whoseblock.fs.xfs.notes import NO_RMAP_NOTE, REALTIME_REMARK, repair_advice
+
+__all__ = ["MountedXfs"]
+
+
+class MountedXfs(FsmapVolume):
+    """The XFS that a `View` shows; raises as `FsmapVolume` does."""
+
+    open_root: OpenRoot | None = staticmethod(kernel.open_root)
+
+    def __init__(self, view: View, device_size: int) -> None:
+        # With an internal realtime section, devices have no dev_t of their own.
+        super().__init__(view, device_size, XFS_DEV_DATA)
+        try:
+            self.geometry = kernel.geometry(view.fd)
+        except OSError as error:
+            raise no_answers(view, error) from error
+        self.size = self.known_size = self.geometry.size
+        self.block_size = self.geometry.blocksize
+        self.inodes = XfsInodes(view.fd, self.geometry)
+
+    @cached_property
+    def identity(self) -> str:
+        """The identity of the filesystem, whatever its device is called."""
+        return f"xfs {UUID(bytes=self.geometry.uuid)}"
+
+    @property
+    def reverse_map(self) -> ReverseMap:
+        """How owners are found: in the reverse-mapping btree, if there is one."""
+        return "index" if self.geometry.flags & XFS_FSOP_GEOM_FLAGS_RMAPBT else "none"
+
+    @property
+    def capabilities(self) -> frozenset[Capability]:
+        """What repairs may rely on."""
+        found = {
+            Capability.ZERO_FREE,
+            Capability.FREEZE,
+            Capability.OVERWRITE,
+            Capability.QUARANTINE,
+        }
+        if self.geometry.flags & XFS_FSOP_GEOM_FLAGS_REFLINK:
+            found.add(Capability.REFLINK)
+        if self.geometry.flags & XFS_FSOP_GEOM_FLAGS_EXCHANGE_RANGE:
+            found.add(Capability.EXCHANGE_RANGE)
+        return frozenset(found)
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """What makes every answer incomplete."""
+        return () if self.geometry.flags & XFS_FSOP_GEOM_FLAGS_RMAPBT else (NO_RMAP_NOTE,)
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """The notes of every answer that do not make it incomplete."""
+        if not self.geometry.rtblocks:
+            return super().remarks
+        return (REALTIME_REMARK, *super().remarks)
+
+    def _metadata_row(self, piece: Piece) -> Owner:
+        inodes: tuple[int, int] | UnsetType = UNSET
+        detail: str | UnsetType = UNSET
+        if piece.what == INODES:
+            inodes = self.geometry.inodes_within(piece.start, piece.length)
+        elif piece.what == STATIC:
+            detail = self._headers_at(piece)
+        return row_of(piece, None, inodes=inodes, detail=detail)
+
+    def _headers_at(self, piece: Piece) -> str:
+        """Name the headers of an allocation group that a piece of static metadata touches."""
+        sector = self.geometry.sectsize
+        agno, offset = divmod(piece.start, self.geometry.ag_bytes)
+        first, last = offset // sector, (offset + piece.length - 1) // sector
+        names = AG_HEADERS[first : last + 1] or ("header block",)
+        return f"{', '.join(names)} of AG {agno}"
+
+    def open_file(self, file: FileId, generation: int, flags: int) -> int:
+        """Open a file by its handle; raises OSError, FileNotFoundError if it is gone."""
+        return kernel.open_inode(self.view.fd, file.inode, generation, flags)
+
+    def sample_file(self, fd: int) -> ExchangeSample | None:
+        """Sample the state of an open file for `exchange_range`; None if that is unsupported."""
+        return exchange.sample_file(fd)
+
+    def exchange_range(
+        self, fd: int, file_offset: int, length: int, other: int, sample: ExchangeSample
+    ) -> bool:
+        """Exchange blocks of an open file with those that ``other`` has from its byte 0 on."""
+        return exchange.exchange_range(fd, file_offset, length, other, sample)
+
+    def repair_advice(self, row: Owner) -> str:
+        """Return what repairs a row that is metadata, of the filesystem or of a file."""
+        return repair_advice(row)

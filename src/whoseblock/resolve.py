@@ -1,0 +1,97 @@
+"""Resolve failures, which may name a device, to questions about layers."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from typing import Final
+
+from whoseblock.errors import TargetError
+from whoseblock.lookup import Asked
+from whoseblock.ranges import PHYSICAL_MEMORY
+from whoseblock.sources.base import Failure
+from whoseblock.stack.base import Layer, descend
+from whoseblock.target import Target
+
+__all__ = ["Resolver"]
+
+_MAX_NAMED: Final = 1024
+
+
+class Resolver:
+    """Resolves failures to layers, for one target.
+
+    Without a target, every failure is looked up in the device that it names. With a device as the
+    target, failures of other devices count only where they map to it. With an image as the target,
+    the failures of a single device are assumed to be those of the image; if there are several
+    devices, ``device`` names it: see `Target`. ``skipped`` counts the failures of other devices by
+    name.
+    """
+
+    def __init__(self, target: Target, *, device: str = "") -> None:
+        self._target = target
+        self.device = device
+        #: The device that the image is assumed to be a copy of, "" before a failure names one.
+        self._assumed_device = ""
+        self.skipped: Counter[str] = Counter()
+        #: The devices that failures named, up to a limit.
+        self.named: set[str] = set()
+
+    @property
+    def assumed_device(self) -> str:
+        """The device whose failures are assumed to be those of the image, "" if there is none."""
+        return self._assumed_device
+
+    def resolve(self, failures: Iterable[Failure]) -> Iterator[Asked]:
+        """Yield the questions; raises `TargetError` for an unknown or ambiguous device."""
+        target = self._target
+        for start, length, device, origin, remark in failures:
+            if device and len(self.named) < _MAX_NAMED:
+                self.named.add(device)
+            if not device and target.layer is not None:
+                # The ranges may be those of the target's log instead.
+                other = target.layer is not target.root
+                yield Asked(start, length, target.layer, origin, other, remark)
+            elif (layer := self._layer_of(device)) is None:
+                self.skipped[device] += 1
+            elif target.root is None or self._reaches_target(layer, start, length, target.root):
+                yield Asked(start, length, layer, origin, named=True, remark=remark)
+            else:
+                self.skipped[device] += 1
+
+    def _layer_of(self, device: str) -> Layer | None:
+        """Return the layer of a named device, None if it is unrelated to the target."""
+        target = self._target
+        if target.root is None:
+            return target.layer_of(device)
+        if self.device:
+            if device == self.device:
+                return target.root
+            return self._find_layer(device)
+        if target.is_device:
+            return self._find_layer(device)
+        if device == PHYSICAL_MEMORY or device.startswith("region"):
+            return self._find_layer(device)
+        if self._assumed_device not in ("", device):
+            raise TargetError(
+                f"the failures are of {self._assumed_device!r} and of {device!r}: which of them is"
+                f" {target.path!r}?",
+                hint="pass --device NAME",
+            )
+        self._assumed_device = device
+        return target.root
+
+    def _find_layer(self, device: str) -> Layer | None:
+        try:
+            return self._target.layer_of(device)
+        except TargetError:
+            return None
+
+    @staticmethod
+    def _reaches_target(layer: Layer, start: int, length: int, root: Layer) -> bool:
+        """Return whether a range of a layer maps to the target."""
+        if layer is root:
+            return True
+        return any(
+            offset.layer == root.name
+            for mapping in descend(layer, start, length)
+            for offset in mapping.via
+        )

@@ -1,0 +1,1 @@
+"""Parsers of on-disk formats: bytes of a medium in, frozen records out."""

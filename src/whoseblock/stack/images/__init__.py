@@ -1,0 +1,1 @@
+"""Arrays and volume groups assembled from the images of their members."""

@@ -1,0 +1,64 @@
+"""``whoseblock lookup`` and what it prints."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tests.support.commands import whoseblock
+
+
+def test_json_is_a_line_for_each_range_in_order(demo_image: Path) -> None:
+    ranges = "# list\n14p\n\n0+512\n"
+    done = whoseblock("lookup", demo_image, "307p", "--ranges", "-", "--json", stdin=ranges)
+    assert (done.returncode, done.stderr) == (0, "")
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [(one["start"], one["length"]) for one in answers] == [
+        (1257472, 4096),
+        (57344, 4096),
+        (0, 512),
+    ]
+    page, free, static = answers
+    assert page["owners"] == [
+        {
+            "kind": "file", "start": 1257472, "length": 4096, "inode": 131, "fork": "data",
+            "what": "data", "file_offset": 1048576, "unwritten": False, "shared": True,
+            "paths": ["/a"],
+        },
+        {
+            "kind": "file", "start": 1257472, "length": 4096, "inode": 262273, "fork": "data",
+            "what": "data", "file_offset": 393216, "unwritten": False, "shared": True,
+            "paths": ["/d/e/c"],
+        },
+    ]  # fmt: skip
+    assert free["owners"] == [{"kind": "free", "start": 57344, "length": 4096}]
+    assert static["owners"][0]["what"] == "static"
+    assert all(one["complete"] is True and one["notes"] == [] for one in answers)
+
+
+def test_without_paths_there_is_no_key_for_them(demo_image: Path) -> None:
+    (line,) = whoseblock("lookup", demo_image, "307p", "--json", "--no-paths").stdout.splitlines()
+    assert all("paths" not in owner for owner in json.loads(line)["owners"])
+
+
+def test_a_range_is_needed(demo_image: Path) -> None:
+    done = whoseblock("lookup", demo_image)
+    assert done.returncode == 2
+    assert "RANGE" in done.stderr
+
+
+@pytest.mark.parametrize("words", [[], ["--json"]])
+def test_one_question_loads_neither_numpy_nor_rich(demo_image: Path, words: list[str]) -> None:
+    code = (
+        "import sys; from whoseblock.cli import main\n"
+        "try: main()\n"
+        "finally: print({'numpy', 'rich'} & set(sys.modules), file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "lookup", demo_image, "307p", *words],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stderr.strip() == "set()"

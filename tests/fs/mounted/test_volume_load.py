@@ -1,0 +1,102 @@
+"""Asking while everything changes: no crash, and nobody named who never had the range."""
+
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tests.support.concurrent_changes import History, Key, Place
+from tests.support.mounts import mounted
+from tests.support.tools import CHECKOUT, need_loop_mounts
+from tests.support.xfs_images import Geometry, make_image
+
+import whoseblock
+from whoseblock.fs.base import Answer, FileOwner
+
+SECONDS = 60
+WORKERS = 3
+
+
+@pytest.mark.parametrize("parent", [True, False], ids=["parent", "noparent"])
+def test_nobody_is_named_who_never_had_it(tmp_path: Path, *, parent: bool) -> None:
+    need_loop_mounts()
+    geometry = Geometry("churn", size=400 << 20, parent=parent)
+    image = make_image(tmp_path / "churn.img", geometry)
+    #: With each answer, from when until when it was looked for.
+    told: list[tuple[Answer, float, float]] = []
+    with mounted(image) as folder:
+        histories = [tmp_path / f"history-{number}" for number in range(WORKERS)]
+        workers = [
+            subprocess.Popen(
+                [sys.executable, "-m", "tests.support.concurrent_changes",
+                 os.fsdecode(folder), f"w{number}", str(SECONDS), history],
+                cwd=CHECKOUT, stdout=subprocess.PIPE,
+            )
+            for number, history in enumerate(histories)
+        ]  # fmt: skip
+        rng = random.Random(parent)
+        with whoseblock.open(os.fsdecode(folder)) as fs:
+            busy: list[int] = [0]
+
+            def ask(start: int, length: int, *, paths: bool = True) -> None:
+                begun = time.monotonic()
+                answer = fs.owners(start, length, paths=paths)
+                told.append((answer, begun, time.monotonic()))
+                busy.extend(row.start for row in answer if isinstance(row, FileOwner))
+
+            end = time.monotonic() + SECONDS
+            while time.monotonic() < end:
+                near = rng.choice(busy)
+                start = min(max(near + rng.randrange(-1 << 20, 1 << 20), 0), fs.size - 1)
+                ask(start, min(rng.choice((512, 4096, 1 << 16)), fs.size - start))
+                del busy[:-500]
+                if rng.random() < 0.02:
+                    ask(0, fs.size, paths=False)
+        steps = [int(worker.communicate()[0]) for worker in workers]
+        assert [worker.returncode for worker in workers] == [0] * WORKERS
+    history = History.load(histories)
+    answers = [answer for answer, _, _ in told]
+    checked = sum(
+        check(row, history, begun, ended)
+        for answer, begun, ended in told
+        for row in answer
+        if isinstance(row, FileOwner)
+    )
+    complete = sum(answer.complete for answer in answers)
+    # Were nothing found, or everything in doubt, nothing would be shown.
+    assert min(steps) > 100
+    assert checked > 1000
+    assert complete > len(told) / 2
+    for answer in answers:
+        assert covers(answer)
+        assert answer.complete or answer.notes
+
+
+def check(row: FileOwner, history: History, begun: float, ended: float) -> bool:
+    """Compare one row with the history; False if it is not about one of its files."""
+    if row.what != "data" or not isinstance(row.generation, int):
+        return False
+    key: Key = row.inode, row.generation
+    assert key in history.names, row
+    assert row.file_offset is not None
+    place = Place(row.file_offset, row.start, row.length)
+    # Only what is unwritten may be of a write that is not at rest.
+    assert history.had(key, place) or (
+        row.unwritten and history.may_have_had(key, place, begun, ended)
+    ), row
+    if isinstance(row.paths, tuple):
+        assert set(row.paths) <= history.names[key], row
+    return True
+
+
+def covers(answer: Answer) -> bool:
+    """Return whether the rows cover the range, whatever happened meanwhile."""
+    place = answer.start
+    for row in answer:
+        if row.start > place:
+            return False
+        place = max(place, row.start + row.length)
+    return place == answer.start + answer.length

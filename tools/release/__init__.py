@@ -1,0 +1,1 @@
+"""Building, checking and trying the packages of a release."""
