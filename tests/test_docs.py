@@ -139,7 +139,7 @@ def run_session(block: Block, document: Path, names: dict[str, object]) -> None:
     [path for path in DOCUMENTS if any(block.language for block in blocks(path))],
     ids=lambda path: str(path.relative_to(TOP)),
 )
-def test_what_is_shown_is_so(
+def test_shown_commands_print_what_is_shown(
     document: Path,
     environment: dict[str, str],
     tmp_path: Path,
@@ -241,7 +241,7 @@ def test_architecture_has_every_module() -> None:
         assert within or f"{source.name}`" in text or source.name.startswith("__"), source
 
 
-def test_architecture_names_what_there_is() -> None:
+def test_architecture_names_existing_files_only() -> None:
     text = (TOP / "ARCHITECTURE.md").read_text("utf-8")
     code = "\n".join(source.read_text("utf-8") for source in SOURCES)
     places = [f"{path}" for source in SOURCES for path in (source, source.parent)]

@@ -120,12 +120,12 @@ def test_a_missing_extra_is_one_sentence(
 
 
 @pytest.mark.parametrize("extra", EXTRAS)
-def test_an_extra_that_is_there_is_imported(extra: str) -> None:
+def test_an_installed_extra_is_imported(extra: str) -> None:
     check_extra(extra)
     assert import_extra(extra).__name__ == EXTRAS[extra].module
 
 
-def test_what_is_wrong_within_an_extra_is_not_hidden(
+def test_an_import_error_inside_an_extra_is_not_hidden(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "broken_extra.py").write_text("import no_such_module\n")

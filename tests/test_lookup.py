@@ -8,9 +8,9 @@ from tests.support.expected_rows import Expectation
 from tests.support.filled_images import Zoo
 
 from whoseblock.errors import NotAFilesystemError, OutOfDeviceError
-from whoseblock.fs.base import FileOwner, Outside, Unknown, Via
+from whoseblock.fs.base import FileOwner, LayerLocation, Outside, Unknown
 from whoseblock.fs.registry import open_volume
-from whoseblock.lookup import Asked, Lookup
+from whoseblock.lookup import Lookup, Query
 from whoseblock.media.device import FileMedia
 from whoseblock.stack.base import Layer, LinearSegment, UnmappedSegment, descend
 
@@ -24,9 +24,7 @@ def lookup() -> Lookup:
     return Lookup(lambda layer: open_volume([layer.open()]))
 
 
-def test_one_failure_that_reaches_two_filesystems_gives_all_owners(
-    zoo: Zoo, lookup: Lookup
-) -> None:
+def test_a_failure_in_two_filesystems_returns_the_owners_of_both(zoo: Zoo, lookup: Lookup) -> None:
     # Two volumes over the same part of a disk, as device-mapper lets one make them.
     first, second = zoo.filled("4k"), zoo.filled("1k")
     disk = Layer("disk", 1 << 40, "disk")
@@ -45,7 +43,7 @@ def test_one_failure_that_reaches_two_filesystems_gives_all_owners(
         )
     )
     with lookup:
-        (answer,) = lookup.answers([Asked(row.start + 4096, 512, disk)])
+        (answer,) = lookup.answers([Query(row.start + 4096, 512, disk)])
     expected = {
         "one": Expectation(first).rows(row.start, 512),
         "two": Expectation(second).rows(row.start - 8192, 512),
@@ -58,9 +56,7 @@ def test_one_failure_that_reaches_two_filesystems_gives_all_owners(
     assert {owner.start for owner in answer} == {row.start + 4096}
 
 
-def test_what_nobody_can_follow_is_unknown_and_the_rest_is_answered(
-    zoo: Zoo, lookup: Lookup
-) -> None:
+def test_an_unknown_layer_is_unknown_and_the_rest_is_answered(zoo: Zoo, lookup: Lookup) -> None:
     truth = zoo.filled("4k")
     disk = Layer("disk", 1 << 40, "disk")
     disk.segments = [
@@ -69,18 +65,18 @@ def test_what_nobody_can_follow_is_unknown_and_the_rest_is_answered(
         LinearSegment(1024, 4096, image_layer("part", truth.image)),
     ]
     with lookup:
-        (answer,) = lookup.answers([Asked(256, 1000, disk)])
+        (answer,) = lookup.answers([Query(256, 1000, disk)])
     assert answer.complete is False
     assert [(type(row), row.start, row.length) for row in answer.owners[:2]] == [
         (Outside, 256, 256),
         (Unknown, 512, 512),
     ]
-    assert answer.owners[2].via == (Via("disk", 1024), Via("part", 0))
+    assert answer.owners[2].via == (LayerLocation("disk", 1024), LayerLocation("part", 0))
     assert "disk: a thin pool" in answer.notes
     assert "a remark" in answer.notes
 
 
-def test_layers_that_are_made_of_each_other_come_to_an_end() -> None:
+def test_layers_in_a_circle_are_an_end() -> None:
     one, two = Layer("one", 1000, "disk"), Layer("two", 1000, "disk")
     one.segments, two.segments = [LinearSegment(0, 1000, two)], [LinearSegment(0, 1000, one)]
     (landing,) = descend(one, 10, 20)
@@ -89,22 +85,22 @@ def test_layers_that_are_made_of_each_other_come_to_an_end() -> None:
     assert len(landing.via) < 100
 
 
-def test_a_range_that_a_person_asked_for_must_be_on_the_device(zoo: Zoo, lookup: Lookup) -> None:
+def test_a_range_from_the_command_line_must_be_on_the_device(zoo: Zoo, lookup: Lookup) -> None:
     layer = image_layer("image", zoo.filled("4k").image)
     with lookup, pytest.raises(OutOfDeviceError):
-        list(lookup.answers([Asked(layer.size, 1, layer)]))
+        list(lookup.answers([Query(layer.size, 1, layer)]))
 
 
-def test_a_range_that_a_file_told_of_need_not_be(zoo: Zoo, lookup: Lookup) -> None:
+def test_a_range_from_a_file_may_be_past_the_device(zoo: Zoo, lookup: Lookup) -> None:
     layer = image_layer("image", zoo.filled("4k").image)
     with lookup:
-        (answer,) = lookup.answers([Asked(layer.size - 512, 1024, layer, "a map")])
+        (answer,) = lookup.answers([Query(layer.size - 512, 1024, layer, "a map")])
     assert [row.start for row in answer][-1] == layer.size
     assert isinstance(answer.owners[-1], Outside)
     assert answer.origin == "a map"
 
 
-def test_a_layer_without_a_filesystem_is_asked_for_only_once() -> None:
+def test_a_layer_without_a_filesystem_is_opened_once() -> None:
     asked = []
 
     def nothing(layer: Layer) -> None:
@@ -115,6 +111,6 @@ def test_a_layer_without_a_filesystem_is_asked_for_only_once() -> None:
     disk = Layer("disk", 8192, "disk")
     disk.segments = [LinearSegment(0, 4096, layer)]
     with Lookup(nothing) as lookup:  # type: ignore[arg-type]
-        answers = list(lookup.answers([Asked(0, 512, disk), Asked(512, 512, disk)]))
+        answers = list(lookup.answers([Query(0, 512, disk), Query(512, 512, disk)]))
     assert asked == [layer]
     assert [answer.notes for answer in answers] == [("empty: nothing here",)] * 2

@@ -60,7 +60,7 @@ def shared(address: int, length: int, file_offset: int) -> Mapping:
     )
 
 
-def test_everybody_has_the_part_that_he_mapped(file: Path, tmp_path: Path) -> None:
+def test_each_process_is_found_with_the_part_that_it_mapped(file: Path, tmp_path: Path) -> None:
     other = tmp_path / "a file (deleted) \n 00:01 2 with: spaces"
     os.link(file, other)
     with (
@@ -162,14 +162,14 @@ def test_descriptors_are_found_with_their_flags(file: Path) -> None:
     assert second == metadata
 
 
-def test_a_directory_can_be_open(tmp_path: Path) -> None:
+def test_an_open_directory_is_found(tmp_path: Path) -> None:
     with running("ready(os.open(path, os.O_RDONLY | os.O_DIRECTORY))", tmp_path) as (pid, number):
         (found,) = users(part(tmp_path, None))
     assert [process.pid for process in found] == [pid]
     assert found[0].open == (OpenFile(number, ("O_RDONLY", "O_DIRECTORY"), 0),)
 
 
-def test_a_file_that_is_deleted_is_found(file: Path) -> None:
+def test_a_deleted_file_is_found(file: Path) -> None:
     with running("ready(map_file(0, PAGE), os.open(path, os.O_RDWR))", file) as (
         pid,
         address,
@@ -213,7 +213,9 @@ def test_offsets_of_more_than_32_bits(tmp_path: Path) -> None:
     assert (low, before) == ((), ())
 
 
-def test_in_another_mount_namespace_it_has_another_path(file: Path, tmp_path: Path) -> None:
+def test_a_process_in_another_mount_namespace_shows_its_own_path(
+    file: Path, tmp_path: Path
+) -> None:
     need_root()
     place = tmp_path / "place"
     place.mkdir()
@@ -230,7 +232,7 @@ def test_in_another_mount_namespace_it_has_another_path(file: Path, tmp_path: Pa
     assert [one.fd for one in found[0].open] == [number]
 
 
-def test_in_another_pid_namespace_it_has_another_number(file: Path) -> None:
+def test_a_process_in_another_pid_namespace_has_another_number(file: Path) -> None:
     need_root()
     program = "ready(map_file(0, PAGE), os.getpid())"
     with (
@@ -247,7 +249,7 @@ def test_in_another_pid_namespace_it_has_another_number(file: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [b") R 1 (2)\n)\xff)", b"(", b"", b"\\\n (deleted)", b"\xc3\xa9"])
-def test_a_name_can_be_anything(file: Path, name: bytes) -> None:
+def test_process_names_of_any_bytes(file: Path, name: bytes) -> None:
     with running("rename(bytes.fromhex(more[0]))\nready(map_file(0, PAGE))", file, name.hex()) as (
         pid,
         address,
@@ -257,7 +259,7 @@ def test_a_name_can_be_anything(file: Path, name: bytes) -> None:
     assert found[0].command.encode(errors="surrogateescape") == name
 
 
-def test_who_and_since_when(file: Path) -> None:
+def test_user_and_start_time_of_a_process(file: Path) -> None:
     if os.geteuid() == 0:
         need_root()  # the process has another user, into which only CAP_SYS_PTRACE lets us look
     before = time.time()
@@ -274,7 +276,7 @@ def test_who_and_since_when(file: Path) -> None:
     assert before - 2 <= time.mktime(started) - time.timezone <= after + 2
 
 
-def test_a_leader_that_is_gone_leaves_its_threads(file: Path) -> None:
+def test_threads_are_found_after_their_leader_ended(file: Path) -> None:
     program = """if True:
     address, number = map_file(0, PAGE), os.open(path, os.O_RDONLY)
     def live():
@@ -365,7 +367,7 @@ def test_a_reflinked_copy_is_another_file(tmp_path: Path) -> None:
     assert mappings_by_pid(theirs) == {pid: (shared(address, PAGE, PAGE),)}
 
 
-def test_more_files_than_a_few(tmp_path: Path) -> None:
+def test_many_files_at_once(tmp_path: Path) -> None:
     program = """if True:
     names = sorted(os.listdir(path))
     ready(*(map_file(0, PAGE, at=f"{path}/{name}") for name in names[::2]))
@@ -396,7 +398,7 @@ def test_more_mappings_than_are_read_at_once(file: Path) -> None:
     assert all_of_it.omitted >= 1000
 
 
-def test_nothing_wanted() -> None:
+def test_no_files_wanted() -> None:
     assert find_processes([]) == Found([], 0, unlisted=False, omitted=0)
 
 
@@ -483,7 +485,7 @@ def test_kernel_threads_are_not_hidden(file: Path) -> None:
 
 
 @pytest.mark.parametrize("option", ["hidepid=2", "hidepid=1"])
-def test_hidepid_is_told(file: Path, option: str) -> None:
+def test_hidepid_is_reported(file: Path, option: str) -> None:
     need_root()
     under = ["unshare", "-m", "sh", "-c"]
     under += [f'mount --make-rprivate / && mount -t proc -o {option} p /proc && exec "$@"', "sh"]
@@ -527,7 +529,7 @@ def silent_file(tmp_path: Path) -> Iterator[tuple[int, int, Path]]:
                 os.kill(server, signal.SIGCONT)
 
 
-def test_a_mount_that_does_not_answer_is_not_asked(file: Path, tmp_path: Path) -> None:
+def test_an_unresponsive_mount_is_not_accessed(file: Path, tmp_path: Path) -> None:
     need_root()
     with silent_file(tmp_path) as (silent, inode, _):
         before = find_processes([part(file)])
@@ -537,9 +539,7 @@ def test_a_mount_that_does_not_answer_is_not_asked(file: Path, tmp_path: Path) -
     assert found.hidden == before.hidden
 
 
-def test_an_unmounted_filesystem_that_does_not_answer_is_given_up(
-    file: Path, tmp_path: Path
-) -> None:
+def test_an_unresponsive_unmounted_filesystem_is_given_up(file: Path, tmp_path: Path) -> None:
     need_root()
     with silent_file(tmp_path) as (silent, inode, folder), running(HOLD, file) as (pid, _):
         before = find_processes([part(file)])
@@ -551,7 +551,7 @@ def test_an_unmounted_filesystem_that_does_not_answer_is_given_up(
     assert found.hidden > before.hidden
 
 
-def test_a_file_on_a_filesystem_that_is_unmounted_lazily(tmp_path: Path) -> None:
+def test_a_file_on_a_lazily_unmounted_filesystem(tmp_path: Path) -> None:
     need_root()
     folder = tmp_path / "mounted"
     folder.mkdir()
@@ -569,7 +569,7 @@ def test_a_file_on_a_filesystem_that_is_unmounted_lazily(tmp_path: Path) -> None
     }
 
 
-def test_flags_are_those_that_the_kernel_has(file: Path) -> None:
+def test_flags_are_named_as_in_the_kernel(file: Path) -> None:
     names = "O_APPEND O_ASYNC O_DSYNC O_SYNC O_NOATIME O_NONBLOCK O_DIRECTORY O_PATH".split()
     for name in names:
         with contextlib.ExitStack() as stack:

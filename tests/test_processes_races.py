@@ -50,7 +50,7 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, pid: int) -> list[bytes]:
     return names
 
 
-def test_what_a_process_had_is_not_put_down_to_its_next_program(
+def test_files_of_a_process_are_not_attributed_to_its_next_program(
     tmp_path: Path, wanted: Wanted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     program = """if True:
@@ -68,7 +68,7 @@ def test_what_a_process_had_is_not_put_down_to_its_next_program(
     assert names == [b"cat\n"]
 
 
-def test_nobody_hides_by_changing_his_name(
+def test_a_process_cannot_hide_by_changing_its_name(
     tmp_path: Path, wanted: Wanted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     program = """if True:
@@ -127,9 +127,7 @@ os.kill(first, 9)
 """
 
 
-def test_a_number_that_another_process_gets_is_not_the_old_process(
-    tmp_path: Path, wanted: Wanted
-) -> None:
+def test_a_reused_pid_is_not_the_old_process(tmp_path: Path, wanted: Wanted) -> None:
     need_root()
     assert wanted.length == PAGE
     done = subprocess.run(

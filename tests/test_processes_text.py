@@ -90,7 +90,7 @@ def process_folder(proc: Path, pid: int, command: bytes = b"name", start: int = 
     ),
     st.sampled_from([30, 100, 1 << 16]),
 )
-def test_mappings(
+def test_generated_mappings_are_parsed(
     mapped: list[Mapped],
     asked: list[tuple[tuple[int, int], int, int, int]],
     piece: int,
@@ -132,7 +132,7 @@ def test_a_hostile_name_does_not_shift_the_fields_of_stat(command: bytes, start:
     wrong=st.sampled_from(["", "inode", "mount"]),
     more=st.sampled_from(["", "lock:\t1: POSIX  ADVISORY  WRITE 7 08:01:131 0 EOF\n"]),
 )
-def test_descriptors(  # noqa: PLR0913 - hypothesis gives each by its name
+def test_generated_descriptors_are_parsed(  # noqa: PLR0913 - hypothesis gives each by its name
     *,
     position: int,
     flags: tuple[int, str],
@@ -165,7 +165,7 @@ def test_descriptors(  # noqa: PLR0913 - hypothesis gives each by its name
     ]
 
 
-def test_what_is_told_of_a_process(tmp_path: Path) -> None:
+def test_the_description_of_a_process(tmp_path: Path) -> None:
     for pid, command in ((10, b"\xff)"), (9, b"n\n")):
         folder = process_folder(tmp_path, pid, command, start=12345678)
         (folder / "maps").write_bytes(Mapped(PAGE, PAGE, 0, "r--s", (8, 1), 131, b"a").line())
@@ -211,7 +211,7 @@ def test_what_is_told_of_a_process(tmp_path: Path) -> None:
         (b"", UNSET, UNSET),
     ],
 )
-def test_control_groups(text: bytes, cgroup: str, unit: str) -> None:
+def test_control_groups_and_units(text: bytes, cgroup: str, unit: str) -> None:
     parsed = processes._parse_cgroup(text)
     found = processes._unit_of(parsed) if isinstance(parsed, str) else UNSET
     assert (parsed, found) == (cgroup, unit)

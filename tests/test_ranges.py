@@ -36,7 +36,7 @@ BLOCK = 1024
         ("9223372036854775807", (1 << 63) - 1, 1),
     ],
 )
-def test_what_is_written_is_what_is_meant(text: str, start: int, length: int) -> None:
+def test_every_form_of_a_range_is_parsed(text: str, start: int, length: int) -> None:
     assert parse_range(text, BLOCK) == (start, length)
 
 

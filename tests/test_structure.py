@@ -25,13 +25,13 @@ class Room(NamedTuple):
 # The table of ARCHITECTURE.md. A * stands for any name. Of the rooms that fit a module, the first
 # is its own.
 ROOMS = (
-    Room(("ranges", "errors", "closing", "encode", "extras", "process_stat"), 0, -1),
+    Room(("byte_range", "ranges", "errors", "closing", "encode", "extras", "process_stat"), 0, -1),
     Room(("media",), 1, 0),
     Room(("fs.layout", "fs.*.format"), 2, 0),
     Room(("fs",), 3, 2),
     Room(("stack",), 3, 1),
     Room(("sources",), 1, 0),
-    Room(("asking", "lookup", "processes", "resolve", "summary", "target"), 4, 3),
+    Room(("lookup", "processes", "querying", "resolve", "summary", "target"), 4, 3),
     Room(("journal", "respond"), 5, 4),
     Room(("watch",), 6, 5),
     Room(("study",), 6, 4),
@@ -144,16 +144,60 @@ def test_an_import_that_goes_up_is_seen(module: str, source: bytes) -> None:
     assert upward(module, list(imports(source, package))) != []
 
 
+FILESYSTEMS = {path.parent.name for path in (PACKAGE / "fs").glob("*/driver.py")}
+# What the study measures is the reverse mapping of XFS itself.
+MEASURES_A_FILESYSTEM = {"study.disk", "study.sources"}
+
+
+def filesystems_known(imported: list[str]) -> set[str]:
+    """Return the filesystems whose modules are imported."""
+    names = {name.split(".")[2] for name in imported if name.startswith("whoseblock.fs.")}
+    return names & FILESYSTEMS
+
+
+def own_filesystem(module: str) -> set[str]:
+    """Return the filesystem to whose package a module belongs, if it does."""
+    return set(module.split(".")[1:2]) & FILESYSTEMS if module.startswith("fs.") else set()
+
+
 @every_module
-def test_filesystems_do_not_know_each_other(module: str) -> None:
-    folders = {path.name for path in (PACKAGE / "fs").iterdir() if path.is_dir()}
-    # What any mounted filesystem can be asked belongs to none.
-    filesystems = folders - {"mounted"}
-    own = module.split(".")[1:2] if module.startswith("fs.") else []
-    if not filesystems & set(own):
-        return
-    known = {name.split(".")[2] for name in imports_of(module) if name.startswith("whoseblock.fs.")}
-    assert known & filesystems <= set(own)
+def test_only_a_filesystem_imports_its_modules(module: str) -> None:
+    if module not in MEASURES_A_FILESYSTEM:
+        assert filesystems_known(imports_of(module)) <= own_filesystem(module)
+
+
+def test_an_import_of_a_filesystem_is_seen() -> None:
+    for source in (
+        b"from whoseblock.fs.xfs import XfsFilesystem",
+        b"def late():\n    import whoseblock.fs.xfs.driver",
+    ):
+        assert filesystems_known(list(imports(source, "whoseblock"))) == {"xfs"}
+    assert own_filesystem("lookup") == own_filesystem("fs.mounted.kernel") == set()
+
+
+def test_one_line_names_the_module_of_each_filesystem() -> None:
+    naming: dict[str, list[str]] = {name: [] for name in FILESYSTEMS}
+    for module, path in MODULES.items():
+        for line in path.read_text().splitlines():
+            for name in FILESYSTEMS - own_filesystem(module):
+                if f'"whoseblock.fs.{name}' in line:
+                    naming[name].append(module)
+    assert naming == {name: ["fs.registry"] for name in FILESYSTEMS}
+
+
+# These name no filesystem, not even in a message or a comment.
+NEUTRAL = (
+    "lookup", "querying", "target", "summary", "processes", "fs.base", "fs.driver", "fs.pieces",
+    "fs.arrays", "fs.stream", "fs.arguments", "stack", "journal", "cli.targets", "cli.lookup",
+    "cli.summary", "cli.table",
+)  # fmt: skip
+
+
+@every_module
+def test_the_core_names_no_filesystem(module: str) -> None:
+    if any(module == name or module.startswith(f"{name}.") for name in NEUTRAL):
+        text = MODULES[module].read_text().lower()
+        assert [name for name in (*FILESYSTEMS, "ext4", "btrfs") if name in text] == []
 
 
 @every_module
@@ -163,7 +207,7 @@ def test_format_modules_do_no_input_or_output(module: str) -> None:
 
 
 @every_module
-def test_modules_say_what_they_are(module: str) -> None:
+def test_every_module_has_a_docstring(module: str) -> None:
     assert ast.get_docstring(ast.parse(MODULES[module].read_bytes()))
 
 

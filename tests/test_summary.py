@@ -26,7 +26,7 @@ def piece(kind: str, start: int, length: int) -> Owner:
         max_size=8,
     )
 )
-def test_overlapping_owners_count_as_the_gravest(rows: list[tuple[str, int, int]]) -> None:
+def test_overlapping_owners_count_as_the_most_severe(rows: list[tuple[str, int, int]]) -> None:
     owners = tuple(piece(*row) for row in sorted(rows, key=lambda row: row[1]))
     covered: dict[int, str] = {}
     for kind, start, length in rows:

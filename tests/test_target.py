@@ -81,9 +81,7 @@ def test_a_filesystem_over_partitions_that_the_kernel_still_has(zoo: Zoo, tmp_pa
     assert {owner["inode"] for owner in answer["owners"]} >= {row.inode}
 
 
-def test_an_image_of_a_disk_of_which_a_partition_is_mounted_asks_the_kernel(
-    zoo: Zoo, tmp_path: Path
-) -> None:
+def test_an_image_with_a_mounted_partition_queries_the_kernel(zoo: Zoo, tmp_path: Path) -> None:
     need_loop_mounts()
     truth = zoo.filled("4k")
     disk = sparse_file(tmp_path / "disk.img", 400 * MIB)
@@ -100,7 +98,7 @@ def test_an_image_of_a_disk_of_which_a_partition_is_mounted_asks_the_kernel(
     assert any("it is mounted at" in note for note in raw["notes"])
 
 
-def test_what_an_image_lacks_of_its_device_is_unknown(session_folder: Path, tmp_path: Path) -> None:
+def test_the_missing_end_of_an_image_is_unknown(session_folder: Path, tmp_path: Path) -> None:
     whole = unpacked("pmem-images", session_folder) / "pmem0.img"
     short = tmp_path / "short.img"
     short.write_bytes(b"")
@@ -117,7 +115,7 @@ def test_what_an_image_lacks_of_its_device_is_unknown(session_folder: Path, tmp_
     assert beyond["complete"] is False
 
 
-def test_a_failure_of_another_device_is_passed_over_and_told(zoo: Zoo, tmp_path: Path) -> None:
+def test_a_failure_of_another_device_is_skipped_and_reported(zoo: Zoo, tmp_path: Path) -> None:
     need_loop_mounts()
     truth = zoo.filled("4k")
     log = tmp_path / "log"

@@ -1,8 +1,8 @@
-"""The main job: a failure in, findings out.
+"""The main job: failed ranges in, owners out.
 
-`Lookup` takes failed ranges of a target, or of devices that the failures name themselves, follows
-them down the stack, asks the filesystem that is found there, and puts the answers together in the
-words of the question: every ``start`` is a byte of the device that was asked about.
+`Lookup` takes failed ranges of a target, or of devices that the failures name themselves.  It
+follows them down the stack, queries the filesystem there, and returns the answers in the address
+space of the query: every ``start`` is a byte of the device that was queried.
 """
 
 import os
@@ -16,7 +16,6 @@ from typing import Final, NamedTuple
 from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
 
-from whoseblock.asking import Streamed, Wish, told
 from whoseblock.closing import Closing
 from whoseblock.errors import (
     BlockError,
@@ -28,13 +27,14 @@ from whoseblock.fs import registry
 from whoseblock.fs.arguments import check_within
 from whoseblock.fs.base import (
     Answer,
+    FileId,
     FileOwner,
+    LayerLocation,
     Outside,
     Owner,
     Paths,
     Progress,
     Unknown,
-    Via,
     distinct,
     no_progress,
     remarks_in,
@@ -44,13 +44,17 @@ from whoseblock.fs.stream import ROW_BUDGET, LeadingRows, join_rows
 from whoseblock.media.base import Media
 from whoseblock.media.device import FileMedia
 from whoseblock.media.mounts import is_folder, mounted_device
+from whoseblock.querying import QueryOptions, StreamItem, stream_owners
 from whoseblock.stack.base import Layer, LayerOffset, RangeMapping, descend
 
-__all__ = ["Asked", "Lookup", "Wish", "open_filesystem"]
+__all__ = ["Lookup", "Query", "QueryOptions", "open_filesystem"]
 
-#: So many questions are answered together: enough to share reads, few enough to hold.
+_DEFAULTS: Final = QueryOptions()
+#: The order of rows that belong to no file.
+_NO_FILE: Final = FileId(0, 0)
+#: This many queries are answered together: enough to share reads, few enough to hold.
 _BATCH: Final = 1 << 16
-#: The parts of a question that are looked at together, if it can be cut there.
+#: The parts of a query that are answered together, if it can be cut there.
 _RUN: Final = 1 << 12
 #: Longer parts may have more rows than can be held.
 _LONG: Final = 256 << 20
@@ -107,12 +111,12 @@ def _open_media(given: str | os.PathLike[str] | Media, undo: ExitStack) -> Media
     return given
 
 
-class Asked(NamedTuple):
+class Query(NamedTuple):
     """``length`` bytes from ``start`` of ``layer`` that failed.
 
-    ``origin`` says where that was read, "" if a person asked; only then must it be on the device.
-    ``named`` has the layer stand in the answer even if the filesystem is on it directly.
-    ``remark`` becomes a note of the answer, and leaves ``complete`` alone.
+    ``origin`` is where the failure was read, "" if the user named it; only then must the range be
+    on the device.  ``named`` puts ``via`` into the answer in any case; see `QueryOptions.bare`.
+    ``remark`` becomes a note of the answer that does not make it incomplete.
     """
 
     start: int
@@ -124,7 +128,7 @@ class Asked(NamedTuple):
 
 
 class _Leaf:
-    """What is on a layer that nothing is made of: who answers for it, or why nobody does."""
+    """What is on a layer that nothing is made of: an address space, or the reason why not."""
 
     def __init__(self, space: AddressSpace | None, error: WhoseblockError | None = None) -> None:
         self.space = space
@@ -132,21 +136,21 @@ class _Leaf:
 
 
 class _Part(NamedTuple):
-    """A part of a question: where it led, and what is there; None if there is nothing to ask."""
+    """A part of a query: where it led, and what is there; None if there is nothing to query."""
 
-    landing: RangeMapping
+    mapping: RangeMapping
     leaf: _Leaf | None
 
 
 #: The answers of each leaf, in the order of the parts.
-_Streams = dict[_Leaf, Iterator[Streamed]]
+_Streams = dict[_Leaf, Iterator[StreamItem]]
 
 
 class Lookup(Closing):
-    """Answers questions about layers; a context manager, which closes what it opened.
+    """Answers queries about layers; a context manager, which closes what it opened.
 
-    ``open_leaf`` opens what is on a layer that nothing is made of, and raises a `WhoseblockError`
-    that says why there is nothing.
+    ``open_leaf`` opens what is on a layer that nothing is made of, or raises a `WhoseblockError`
+    with the reason why there is nothing.
     """
 
     def __init__(self, open_leaf: Callable[[Layer], AddressSpace]) -> None:
@@ -156,42 +160,49 @@ class Lookup(Closing):
         self._open_leaf = open_leaf
         self._leaves: dict[Layer, _Leaf] = {}
 
-    def answers(self, asked: Iterable[Asked], wish: Wish = Wish()) -> Iterator[Answer]:  # noqa: B008 - frozen
-        """Say whose each range is, in the order asked.
+    def answers(
+        self, queries: Iterable[Query], options: QueryOptions = _DEFAULTS
+    ) -> Iterator[Answer]:
+        """Yield the owners of each range, in the order of the queries.
 
         Each answer is held whole; `stream` holds a part of it.  Raises `OutOfDeviceError` for a
         range without an origin that is not on its device.
         """
-        return join_rows(self.stream(asked, wish))
+        return join_rows(self.stream(queries, options))
 
-    def stream(self, asked: Iterable[Asked], wish: Wish = Wish()) -> Iterator[Streamed]:  # noqa: B008 - frozen
+    def stream(
+        self, queries: Iterable[Query], options: QueryOptions = _DEFAULTS
+    ) -> Iterator[StreamItem]:
         """Answer like `answers`, an answer with many rows in pieces; see `fs.stream`."""
-        waiting = iter(asked)
+        waiting = iter(queries)
         while batch := list(islice(waiting, _BATCH)):
             if self._are_plain(batch):
-                yield from self._answer_plainly(batch, wish)
+                yield from self._answer_plainly(batch, options)
             else:
-                yield from self._answer_batch(batch, wish)
+                yield from self._answer_batch(batch, options)
 
     @property
     def layers(self) -> dict[str, Layer]:
-        """The layers that were asked for what is on them, by their names."""
+        """The layers whose content was queried, by their names."""
         return {layer.name: layer for layer in self._leaves}
 
-    def file_size(self, layer: Layer, inode: int) -> int | None:
-        """Give the size of a file of the filesystem on a layer, None if that is not known."""
+    def file_size(self, layer: Layer, file: FileId) -> int | None:
+        """Return the size of a file of the filesystem on a layer, None if it is unknown."""
         space = self._find_leaf(layer).space
-        return space.file_size(inode) if isinstance(space, Volume) else None
+        if not isinstance(space, Volume):
+            return None
+        facts = space.files((file,)).get(file)
+        return None if facts is None else facts.size
 
-    def paths_many(self, layer: Layer, inodes: Iterable[int]) -> dict[int, Paths]:
-        """Give every path of each of ``inodes`` of the filesystem on a layer."""
+    def paths_of(self, layer: Layer, files: Iterable[FileId]) -> dict[FileId, Paths]:
+        """Return every path of each file of the filesystem on a layer."""
         space = self._find_leaf(layer).space
-        return space.paths_many(inodes) if isinstance(space, Volume) else {}
+        return space.paths_of(files) if isinstance(space, Volume) else {}
 
     def leaf(self, layer: Layer) -> AddressSpace:
-        """Give what is on a layer that nothing is made of.
+        """Return what is on a layer that nothing is made of.
 
-        Raises the `WhoseblockError` that says why there is nothing.
+        Raises the `WhoseblockError` with the reason why there is nothing.
         """
         found = self._find_leaf(layer)
         if found.space is None:
@@ -204,7 +215,7 @@ class Lookup(Closing):
             try:
                 space = self._open_leaf(layer)
             except PrivilegeError as error:
-                # What root would be answered is not unknown.
+                # Root would get an answer: this is not unknown.
                 self.denied = error
                 raise
             except WhoseblockError as error:
@@ -216,63 +227,68 @@ class Lookup(Closing):
         return leaf
 
     @staticmethod
-    def _are_plain(batch: Sequence[Asked]) -> bool:
-        """Tell whether a filesystem itself is asked, so that its answers are ours as they are."""
+    def _are_plain(batch: Sequence[Query]) -> bool:
+        """Return whether a filesystem itself is queried, whose answers need no translation."""
         layer = batch[0].layer
         if layer.segments or layer.backing_segments or layer.remarks or layer.doubts:
             return False
         size = layer.size
         return all(
-            asked.layer is layer and not asked.named and asked.start + asked.length <= size
-            for asked in batch
+            query.layer is layer and not query.named and query.start + query.length <= size
+            for query in batch
         )
 
-    def _answer_plainly(self, batch: Sequence[Asked], wish: Wish) -> Iterator[Streamed]:
-        space = self.leaf(batch[0].layer)
+    def _answer_plainly(
+        self, batch: Sequence[Query], options: QueryOptions
+    ) -> Iterator[StreamItem]:
+        layer = batch[0].layer
+        space = self.leaf(layer)
         answered = 0
-        for item in told(space, [(asked.start, asked.length) for asked in batch], wish):
+        for item in stream_owners(space, [(query.start, query.length) for query in batch], options):
+            if not options.bare:
+                item = _with_via(item, layer)  # noqa: PLW2901 - the same item, with its way
             if isinstance(item, LeadingRows):
                 yield item
                 continue
             yield _with_origin(item, batch[answered])
             answered += 1
 
-    def _answer_batch(self, batch: Sequence[Asked], wish: Wish) -> Iterator[Streamed]:
-        for asked in batch:
-            if not asked.origin:
-                check_within(asked.start, asked.length, asked.layer.name, asked.layer.size)
-        runs = (run for asked in batch for run in _runs(asked, self._parts(asked)))
+    def _answer_batch(self, batch: Sequence[Query], options: QueryOptions) -> Iterator[StreamItem]:
+        for query in batch:
+            if not query.origin:
+                check_within(query.start, query.length, query.layer.name, query.layer.size)
+        runs = (run for query in batch for run in _runs(query, self._parts(query)))
         assembled: _Assembled | None = None
         for some in _grouped(runs):
-            streams = _open_streams(some, wish)
-            for asked, parts, last in some:
-                assembled = assembled or _Assembled(asked)
-                yield from assembled.add(parts, streams, wish)
+            streams = _open_streams(some, options)
+            for query, parts, last in some:
+                assembled = assembled or _Assembled(query, bare=options.bare)
+                yield from assembled.add(parts, streams, options)
                 if last:
                     yield assembled.answer()
                     assembled = None
 
-    def _parts(self, asked: Asked) -> Iterator[_Part]:
-        """Follow a range down to what can be asked about it."""
-        for landing in descend(asked.layer, asked.start, asked.length):
-            if landing.layer is None:
-                yield _Part(landing, None)
+    def _parts(self, query: Query) -> Iterator[_Part]:
+        """Follow a range down to what can be queried."""
+        for mapping in descend(query.layer, query.start, query.length):
+            if mapping.layer is None:
+                yield _Part(mapping, None)
             else:
-                yield from self._parts_on(landing, self._find_leaf(landing.layer))
+                yield from self._parts_on(mapping, self._find_leaf(mapping.layer))
 
     @staticmethod
-    def _parts_on(landing: RangeMapping, leaf: _Leaf) -> Iterator[_Part]:
-        """Ask a leaf for what it has; an image may be shorter than the device it is a copy of."""
-        length = landing.length
+    def _parts_on(mapping: RangeMapping, leaf: _Leaf) -> Iterator[_Part]:
+        """Query a leaf for what it has; an image may be shorter than the device it is a copy of."""
+        length = mapping.length
         if leaf.space is not None:
-            length = min(length, max(leaf.space.device_size - landing.offset, 0))
+            length = min(length, max(leaf.space.device_size - mapping.offset, 0))
         if length:
-            yield _Part(landing._replace(length=length), leaf)
-        if length < landing.length:
-            way = tuple(LayerOffset(step.layer, step.start + length) for step in landing.via)
-            rest = landing._replace(
-                start=landing.start + length,
-                length=landing.length - length,
+            yield _Part(mapping._replace(length=length), leaf)
+        if length < mapping.length:
+            way = tuple(LayerOffset(step.layer, step.start + length) for step in mapping.via)
+            rest = mapping._replace(
+                start=mapping.start + length,
+                length=mapping.length - length,
                 via=way,
                 layer=None,
                 what="past the end of what can be read of it",
@@ -288,37 +304,45 @@ class Lookup(Closing):
         self._leaves.clear()
 
 
-def _with_origin(answer: Answer, asked: Asked) -> Answer:
-    """Add to the answer of a filesystem where the failure was read, and the remark about it."""
-    if not asked.remark:
-        return replace(answer, origin=asked.origin) if asked.origin else answer
+def _with_via(item: StreamItem, layer: Layer) -> StreamItem:
+    """Add to the rows of a filesystem on the layer that was queried their place in it."""
+    rows = tuple(replace(row, via=(LayerLocation(layer.name, row.start),)) for row in item.owners)
+    if isinstance(item, LeadingRows):
+        return replace(item, owners=rows)
+    return replace(item, owners=rows, via=(LayerLocation(layer.name, item.start),))
+
+
+def _with_origin(answer: Answer, query: Query) -> Answer:
+    """Add to an answer where the failure was read, and the remark about it."""
+    if not query.remark:
+        return replace(answer, origin=query.origin) if query.origin else answer
     return replace(
         answer,
-        origin=asked.origin,
-        notes=distinct([*answer.notes, asked.remark]),
-        remarks=UNSET if answer.complete else (*(answer.remarks or ()), asked.remark),
+        origin=query.origin,
+        notes=distinct([*answer.notes, query.remark]),
+        remarks=UNSET if answer.complete else (*(answer.remarks or ()), query.remark),
     )
 
 
-_Run = tuple[Asked, list[_Part], bool]
+_Run = tuple[Query, list[_Part], bool]
 
 
-def _runs(asked: Asked, parts: Iterable[_Part]) -> Iterator[_Run]:
-    """Cut the parts of a question, which ascend, where none crosses; tell which run is the last."""
+def _runs(query: Query, parts: Iterable[_Part]) -> Iterator[_Run]:
+    """Cut the ascending parts of a query where none crosses; yield whether a run is the last."""
     run: list[_Part] = []
     reach = 0
     for part in parts:
-        landing = part.landing
-        if len(run) >= _RUN and landing.start >= reach:
-            yield asked, run, False
+        mapping = part.mapping
+        if len(run) >= _RUN and mapping.start >= reach:
+            yield query, run, False
             run = []
         run.append(part)
-        reach = max(reach, landing.start + landing.length)
-    yield asked, run, True
+        reach = max(reach, mapping.start + mapping.length)
+    yield query, run, True
 
 
 def _grouped(runs: Iterable[_Run]) -> Iterator[list[_Run]]:
-    """Group runs whose parts are asked about together."""
+    """Group runs whose parts are queried together."""
     group: list[_Run] = []
     parts = 0
     for run in runs:
@@ -331,56 +355,59 @@ def _grouped(runs: Iterable[_Run]) -> Iterator[list[_Run]]:
         yield group
 
 
-def _open_streams(runs: Iterable[_Run], wish: Wish) -> _Streams:
-    """Ask each leaf for all parts of ``runs``, but for those that are asked about apart."""
+def _open_streams(runs: Iterable[_Run], options: QueryOptions) -> _Streams:
+    """Query each leaf for all parts of ``runs``, except those that are queried apart."""
     wanted: dict[_Leaf, list[tuple[int, int]]] = {}
     for _, parts, _ in runs:
         if _is_apart(parts):
             continue
-        for landing, leaf in parts:
+        for mapping, leaf in parts:
             if leaf is not None and leaf.space is not None:
-                wanted.setdefault(leaf, []).append((landing.offset, landing.length))
+                wanted.setdefault(leaf, []).append((mapping.offset, mapping.length))
     return {
-        leaf: iter(told(leaf.space, ranges, wish))
+        leaf: iter(stream_owners(leaf.space, ranges, options))
         for leaf, ranges in wanted.items()
         if leaf.space is not None
     }
 
 
 def _overlap(parts: Sequence[_Part]) -> bool:
-    """Tell whether some bytes of the question have several parts."""
+    """Return whether some bytes of the query have several parts."""
     return any(
-        before.landing.start + before.landing.length > part.landing.start
+        before.mapping.start + before.mapping.length > part.mapping.start
         for before, part in pairwise(parts)
     )
 
 
 def _is_apart(parts: Sequence[_Part]) -> bool:
-    """Tell whether parts that overlap are so long that their rows are merged as they come."""
-    return _overlap(parts) and any(part.landing.length > _LONG for part in parts)
+    """Return whether overlapping parts are so long that their rows are merged as they come."""
+    return _overlap(parts) and any(part.mapping.length > _LONG for part in parts)
 
 
 class _Assembled:
-    """Puts one answer together, in the terms of the question, from those of the filesystems."""
+    """Joins one answer, in the address space of the query, from those of the filesystems."""
 
-    def __init__(self, asked: Asked) -> None:
-        self._asked = asked
+    def __init__(self, query: Query, *, bare: bool) -> None:
+        self._query = query
         self._rows: list[Owner] = []
         self._missing: dict[str, None] = {}
-        self._remarks: dict[str, None] = {asked.remark: None} if asked.remark else {}
+        self._remarks: dict[str, None] = {query.remark: None} if query.remark else {}
         self._verified: set[bool | UnsetType] = set()
-        self._way: tuple[Via, ...] | UnsetType | None = None
-        #: Whether the filesystem itself was asked, though not only for what it has.
-        self._plain = not (asked.named or asked.layer.segments or asked.layer.backing_segments)
+        self._way: tuple[LayerLocation, ...] | UnsetType | None = None
+        layer = query.layer
+        #: Whether the filesystem itself was queried, and ``via`` is left out.
+        self._plain = bare and not (query.named or layer.segments or layer.backing_segments)
 
-    def add(self, parts: Sequence[_Part], streams: _Streams, wish: Wish) -> Iterator[LeadingRows]:
+    def add(
+        self, parts: Sequence[_Part], streams: _Streams, options: QueryOptions
+    ) -> Iterator[LeadingRows]:
         """Add the rows of ``parts``, and return those that need not be held."""
         if self._way is None:
-            self._way = _way(parts[0].landing, 0)
+            self._way = _way(parts[0].mapping, 0)
         rows: Iterable[Owner]
         if _is_apart(parts):
             rows = merge(
-                *(self._rows_of(part, self._apart(part, wish)) for part in parts), key=_order
+                *(self._rows_of(part, self._apart(part, options)) for part in parts), key=_order
             )
         else:
             rows = (
@@ -392,64 +419,64 @@ class _Assembled:
                 rows = sorted(rows, key=_order)
         for row in rows:
             if len(self._rows) >= ROW_BUDGET:
-                yield LeadingRows(self._asked.start, self._asked.length, tuple(self._rows))
+                yield LeadingRows(self._query.start, self._query.length, tuple(self._rows))
                 self._rows = []
             self._rows.append(replace(row, via=UNSET) if self._plain else row)
 
     def answer(self) -> Answer:
         """Return the answer, with the rows that were not returned before."""
-        asked = self._asked
+        query = self._query
         notes = distinct([*self._missing, *self._remarks])
         return Answer(
-            asked.start,
-            asked.length,
+            query.start,
+            query.length,
             not self._missing,
             notes,
             tuple(self._rows),
-            asked.origin or UNSET,
+            query.origin or UNSET,
             verified=UNSET if self._verified <= {UNSET} else False not in self._verified,
             remarks=remarks_in(notes, self._missing, self._remarks),
             via=UNSET if self._plain or self._way is None else self._way,
         )
 
     @staticmethod
-    def _apart(part: _Part, wish: Wish) -> Iterator[Streamed] | None:
-        landing, leaf = part
+    def _apart(part: _Part, options: QueryOptions) -> Iterator[StreamItem] | None:
+        mapping, leaf = part
         if leaf is None or leaf.space is None:
             return None
-        return iter(told(leaf.space, [(landing.offset, landing.length)], wish))
+        return iter(stream_owners(leaf.space, [(mapping.offset, mapping.length)], options))
 
-    def _rows_of(self, part: _Part, stream: Iterator[Streamed] | None) -> Iterator[Owner]:
-        """Return the rows of one part, in the terms of the question, each with its way."""
-        landing, leaf = part
-        self._missing.update(dict.fromkeys(landing.doubts))
-        self._remarks.update(dict.fromkeys(landing.remarks))
-        name = landing.via[-1].layer
+    def _rows_of(self, part: _Part, stream: Iterator[StreamItem] | None) -> Iterator[Owner]:
+        """Yield the rows of one part, in the address space of the query, each with its way."""
+        mapping, leaf = part
+        self._missing.update(dict.fromkeys(mapping.doubts))
+        self._remarks.update(dict.fromkeys(mapping.remarks))
+        name = mapping.via[-1].layer
         if stream is not None:
             for item in stream:
                 for row in item.owners:
-                    distance = row.start - landing.offset
-                    way = _way(landing, distance)
-                    yield replace(row, start=landing.start + distance, via=way)
+                    distance = row.start - mapping.offset
+                    way = _way(mapping, distance)
+                    yield replace(row, start=mapping.start + distance, via=way)
                 if isinstance(item, Answer):
                     for note in item.notes:
                         only = item.complete or note in (item.remarks or ())
                         (self._remarks if only else self._missing)[f"{name}: {note}"] = None
                     self._verified.add(item.verified)
                     return
-        elif leaf is None and landing.certain:
-            yield Outside(landing.start, landing.length, landing.what, via=_way(landing, 0))
+        elif leaf is None and mapping.certain:
+            yield Outside(mapping.start, mapping.length, mapping.what, via=_way(mapping, 0))
         else:
-            self._missing[f"{name}: {leaf.error if leaf else landing.what}"] = None
-            yield Unknown(landing.start, landing.length, via=_way(landing, 0))
+            self._missing[f"{name}: {leaf.error if leaf else mapping.what}"] = None
+            yield Unknown(mapping.start, mapping.length, via=_way(mapping, 0))
 
 
-def _way(landing: RangeMapping, distance: int) -> tuple[Via, ...]:
-    return tuple(Via(layer, start + distance) for layer, start in landing.via)
+def _way(mapping: RangeMapping, distance: int) -> tuple[LayerLocation, ...]:
+    return tuple(LayerLocation(layer, start + distance) for layer, start in mapping.via)
 
 
-def _order(row: Owner) -> tuple[int, int, int]:
-    """Order rows as the contract does: by start, inode, file offset."""
+def _order(row: Owner) -> tuple[int, FileId, int]:
+    """Order rows as the contract does: by start, subvolume, inode, file offset."""
     if isinstance(row, FileOwner):
-        return row.start, row.inode, row.file_offset or 0
-    return row.start, 0, 0
+        return row.start, row.file, row.file_offset or 0
+    return row.start, _NO_FILE, 0

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from typing import Final
 
 from whoseblock.errors import TargetError
-from whoseblock.lookup import Asked
+from whoseblock.lookup import Query
 from whoseblock.ranges import PHYSICAL_MEMORY
 from whoseblock.sources.base import Failure
 from whoseblock.stack.base import Layer, descend
@@ -40,7 +40,7 @@ class Resolver:
         """The device whose failures are assumed to be those of the image, "" if there is none."""
         return self._assumed_device
 
-    def resolve(self, failures: Iterable[Failure]) -> Iterator[Asked]:
+    def resolve(self, failures: Iterable[Failure]) -> Iterator[Query]:
         """Yield the questions; raises `TargetError` for an unknown or ambiguous device."""
         target = self._target
         for start, length, device, origin, remark in failures:
@@ -49,11 +49,11 @@ class Resolver:
             if not device and target.layer is not None:
                 # The ranges may be those of the target's log instead.
                 other = target.layer is not target.root
-                yield Asked(start, length, target.layer, origin, other, remark)
+                yield Query(start, length, target.layer, origin, other, remark)
             elif (layer := self._layer_of(device)) is None:
                 self.skipped[device] += 1
             elif target.root is None or self._reaches_target(layer, start, length, target.root):
-                yield Asked(start, length, layer, origin, named=True, remark=remark)
+                yield Query(start, length, layer, origin, named=True, remark=remark)
             else:
                 self.skipped[device] += 1
 

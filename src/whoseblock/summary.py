@@ -4,42 +4,55 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
-from whoseblock.fs.base import MAX_NOTES, Answer, FileOwner, MetadataOwner, Owner
+from msgspec import UNSET, UnsetType
+
+from whoseblock.fs.base import MAX_NOTES, Answer, FileId, FileOwner, MetadataOwner, Owner
 from whoseblock.fs.stream import LeadingRows
 
 __all__ = ["KINDS", "FileLoss", "Summary"]
 
 #: What a byte counts as; where layers overlap, as the first of those that its owners are.
-KINDS = ("file", "metadata", "unknown", "unwritten", "staging", "free", "outside")
+KINDS = (
+    "file",
+    "metadata",
+    "unknown",
+    "unreferenced",
+    "unwritten",
+    "staging",
+    "free",
+    "outside",
+)
 
 
 class FileLoss(NamedTuple):
-    """What one file lost: ``lost`` bytes in ``ranges`` pieces; ``what`` as in `FileOwner`.
+    """The loss of one file: ``lost`` bytes of the device in ``ranges`` pieces; ``what`` of a row.
 
     ``layer`` is the layer that the file's filesystem is on.  ``size`` is the file's, None if it is
-    not known or if it was no data that was lost; ``within`` are those of the lost bytes that lie
-    before its end, for the last block of a file is rarely full.
+    unknown or if no data was lost.  ``within`` are the lost bytes of the file before its end: more
+    than those of the device where data is compressed, and often fewer in the last block.
+    ``subvolume`` is set only on filesystems that have subvolumes.
     """
 
     layer: str
-    inode: int
+    file: FileId
     what: str
     lost: int
     ranges: int
     shared: bool
     within: int
     size: int | None
+    subvolume: int | UnsetType = UNSET
 
     @property
     def share(self) -> float | None:
-        """What part of the file was lost, None if nobody knows."""
+        """The part of the file that was lost, None if it is unknown."""
         return self.within / self.size if self.size else None
 
 
 class _Count:
     """What is counted of one file, or of one part of it that is not data."""
 
-    __slots__ = ("end", "lost", "ranges", "shared", "size", "within")
+    __slots__ = ("end", "last", "lost", "ranges", "shared", "size", "subvolume", "within")
 
     def __init__(self, size: int | None) -> None:
         self.lost: int = 0
@@ -48,16 +61,19 @@ class _Count:
         self.shared = False
         #: Where the last row ended: one that goes on there is of the same range.
         self.end: tuple[int, int | None] = (-1, None)
+        #: The part of the file that the last row lost: rows of one compressed extent lose the same.
+        self.last: tuple[int, int] | None = None
         self.size = size
+        self.subvolume: int | UnsetType = UNSET
 
 
 class Summary:
     """Adds up answers as they come; nothing is kept of them but one count for each file.
 
-    ``size_of`` tells the size of a file by its layer and inode, None if that cannot be had.
+    ``size_of`` returns the size of a file by its layer and identity, None if it is unknown.
     """
 
-    def __init__(self, size_of: Callable[[str, int], int | None]) -> None:
+    def __init__(self, size_of: Callable[[str, FileId], int | None]) -> None:
         self.asked = 0
         self.questions = 0
         self.incomplete = 0
@@ -66,7 +82,7 @@ class Summary:
         self.metadata: dict[str, int] = defaultdict(int)
         self.notes: dict[str, None] = {}
         self._size_of = size_of
-        self._files: dict[tuple[str, int, str], _Count] = {}
+        self._files: dict[tuple[str, FileId, str], _Count] = {}
         self._sweep: _Sweep | None = None
 
     def add_rows(self, leading: LeadingRows) -> None:
@@ -109,27 +125,40 @@ class Summary:
 
     def _add_file(self, row: FileOwner) -> None:
         layer = row.via[-1].layer if isinstance(row.via, tuple) else ""
-        key = (layer, row.inode, row.what)
+        key = (layer, row.file, row.what)
         count = self._files.get(key)
         if count is None:
-            size = self._size_of(layer, row.inode) if row.what == "data" else None
+            size = self._size_of(layer, row.file) if row.what == "data" else None
             count = self._files[key] = _Count(size)
+            count.subvolume = row.subvolume
         count.lost += row.length
         offset = row.file_offset
-        count.ranges += count.end != (row.start, offset)
+        encoded = isinstance(row.encoding, str)
+        continues = count.last == row.lost if encoded else count.end == (row.start, offset)
+        count.ranges += not continues
+        if count.size is not None and row.lost is not None and not (encoded and continues):
+            begin, length = row.lost
+            count.within += max(min(length, count.size - begin), 0)
         count.end = row.start + row.length, None if offset is None else offset + row.length
+        count.last = row.lost if encoded else None
         count.shared |= row.shared
-        if count.size is not None and row.file_offset is not None:
-            count.within += max(min(row.length, count.size - row.file_offset), 0)
 
     @property
     def files(self) -> list[FileLoss]:
         """What each file lost, the most first."""
         losses = [
-            FileLoss(*key, count.lost, count.ranges, count.shared, count.within, count.size)
+            FileLoss(
+                *key,
+                count.lost,
+                count.ranges,
+                count.shared,
+                count.within,
+                count.size,
+                count.subvolume,
+            )
             for key, count in self._files.items()
         ]
-        return sorted(losses, key=lambda loss: (-loss.lost, loss.layer, loss.inode, loss.what))
+        return sorted(losses, key=lambda loss: (-loss.lost, loss.layer, loss.file, loss.what))
 
 
 def _kind(row: Owner) -> str:

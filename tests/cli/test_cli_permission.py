@@ -112,7 +112,9 @@ def places(tmp_path_factory: pytest.TempPathFactory, run: Run) -> Iterator[dict[
         "status --state {secret}",
     ],
 )
-def test_it_is_one_exit_code_and_one_hint(run: Run, places: dict[str, str], words: str) -> None:
+def test_denied_permission_has_one_exit_code_and_one_hint(
+    run: Run, places: dict[str, str], words: str
+) -> None:
     done = run(*(word.format(**places) for word in words.split()))
     assert done.returncode == PrivilegeError.exit_code, done.stderr
     *_, message, hint = done.stderr.splitlines()

@@ -121,7 +121,7 @@ def test_exactly_the_bad_sectors_fail_and_are_healed(image: Path, tmp_path: Path
 
 
 @every_way
-def test_any_requests_do_what_the_model_says(image: Path, tmp_path: Path, way: str) -> None:
+def test_random_requests_agree_with_the_model(image: Path, tmp_path: Path, way: str) -> None:
     rng = random.Random(way)
     model = bytearray(image.read_bytes())
     marks = ["good"] * (SIZE // SECTOR)
@@ -174,7 +174,7 @@ def test_a_write_to_part_of_a_bad_sector_fails(image: Path, tmp_path: Path) -> N
         assert served.bad() == []
 
 
-def test_the_end_is_that_of_a_device(image: Path, tmp_path: Path) -> None:
+def test_access_past_the_end_fails_as_on_a_device(image: Path, tmp_path: Path) -> None:
     with image.open("ab") as file:
         file.write(b"not a whole sector")
     with emulated(image, tmp_path / "at", in_place=False) as served:
@@ -234,7 +234,7 @@ def test_the_control_file_takes_lines_while_it_runs(image: Path, tmp_path: Path)
         }  # fmt: skip
 
 
-def test_others_may_not_come_near(image: Path, tmp_path: Path) -> None:
+def test_other_users_have_no_access(image: Path, tmp_path: Path) -> None:
     need_root()
     tmp_path.chmod(0o755)
     for parent in tmp_path.parents[:2]:
@@ -261,7 +261,7 @@ def test_the_image_is_written_only_in_place(image: Path, tmp_path: Path) -> None
         assert served.device.read_bytes() == b"written" + original[7:]
 
 
-def test_what_is_given_in_files_is_bad(image: Path, tmp_path: Path) -> None:
+def test_ranges_from_files_are_bad(image: Path, tmp_path: Path) -> None:
     ranges, rescue, blocks = tmp_path / "ranges", tmp_path / "map", tmp_path / "blocks"
     ranges.write_text("3s # one\n8p\n")
     rescue.write_text("0x0 + 1\n0x0 0x20000 +\n0x20000 0x400 -\n0x20400 0x100 ?\n0x20500 0x1 +\n")
@@ -347,7 +347,7 @@ def end(command: list[str | Path], how: str, folder: Path) -> subprocess.Complet
 @pytest.mark.usefixtures("ending_signals")
 @pytest.mark.parametrize("how", ["umount", "SIGTERM", "SIGINT", "SIGHUP"])
 @pytest.mark.parametrize("made", [False, True])
-def test_it_ends_well_and_removes_what_it_made(
+def test_every_end_is_clean_and_removes_its_files(
     image: Path,
     tmp_path: Path,
     how: str,
@@ -367,7 +367,7 @@ def test_it_ends_well_and_removes_what_it_made(
     assert folder.exists() is not made
 
 
-def test_in_the_background_it_returns_once_it_serves(image: Path, tmp_path: Path) -> None:
+def test_the_background_server_returns_once_it_serves(image: Path, tmp_path: Path) -> None:
     need_root()
     need_fuse()
     folder = tmp_path / "at"
@@ -425,7 +425,7 @@ def test_errors_are_a_sentence_and_a_code(
     assert not at.exists()
 
 
-def test_without_libfuse_it_says_what_to_install(image: Path, tmp_path: Path) -> None:
+def test_a_missing_libfuse_names_its_package(image: Path, tmp_path: Path) -> None:
     done = subprocess.run(
         [*COMMAND, image, tmp_path / "at", "--background"],
         env=os.environ | {"FUSE_LIBRARY_NAME": "no-such-library"},
@@ -451,12 +451,12 @@ def test_only_an_image_is_written_in_place(image: Path, tmp_path: Path) -> None:
             check=False,
         )
         assert done.returncode == TargetError.exit_code
-        assert "no image file" in done.stderr
+        assert "not an image file" in done.stderr
         with emulated(Path(device), tmp_path / "at", in_place=False) as served:
             assert served.device.read_bytes() == image.read_bytes()
 
 
-def test_killed_it_leaves_whole_what_was_written(image: Path, tmp_path: Path) -> None:
+def test_written_blocks_are_whole_after_a_kill(image: Path, tmp_path: Path) -> None:
     need_root()
     expected = bytearray(image.read_bytes())
     folder = tmp_path / "at"

@@ -153,7 +153,7 @@ def test_cells_are_no_formulas(tmp_path: Path) -> None:
     "words",
     [["list"], ["list", "--json"], ["show", "1"], ["export"], ["export", "--format", "csv"]],
 )
-def test_where_there_is_no_journal(tmp_path: Path, words: list[str]) -> None:
+def test_a_missing_journal_is_an_error(tmp_path: Path, words: list[str]) -> None:
     file = tmp_path / "none" / "journal.sqlite"
     done = run("journal", *words, "--journal", file)
     assert done.returncode == JournalError.exit_code
@@ -164,7 +164,7 @@ def test_where_there_is_no_journal(tmp_path: Path, words: list[str]) -> None:
     assert not file.parent.exists()
 
 
-def test_what_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_failure_is_an_error(tmp_path: Path) -> None:
     file = tmp_path / "journal.sqlite"
     with opened(str(file)):
         pass

@@ -9,7 +9,7 @@ import pytest
 from tests.support.commands import whoseblock
 
 
-def test_json_is_a_line_for_each_range_in_order(demo_image: Path) -> None:
+def test_json_has_a_line_for_each_range_in_order(demo_image: Path) -> None:
     ranges = "# list\n14p\n\n0+512\n"
     done = whoseblock("lookup", demo_image, "307p", "--ranges", "-", "--json", stdin=ranges)
     assert (done.returncode, done.stderr) == (0, "")
@@ -37,7 +37,7 @@ def test_json_is_a_line_for_each_range_in_order(demo_image: Path) -> None:
     assert all(one["complete"] is True and one["notes"] == [] for one in answers)
 
 
-def test_without_paths_there_is_no_key_for_them(demo_image: Path) -> None:
+def test_no_paths_omits_the_key_paths(demo_image: Path) -> None:
     (line,) = whoseblock("lookup", demo_image, "307p", "--json", "--no-paths").stdout.splitlines()
     assert all("paths" not in owner for owner in json.loads(line)["owners"])
 

@@ -110,7 +110,7 @@ def test_other_errors_are_reported_beside_failures(run: Run) -> None:
     assert any("the bad sector may lie further on" in note for note in answer["notes"])
 
 
-def test_the_summary_says_it_too(run: Run) -> None:
+def test_the_summary_reports_the_same(run: Run) -> None:
     done = run("lookup", "disk.img", "--dmesg", "-", "--summary", stdin=SECTOR)
     assert "note: the failed request, or the rest of it, begins at this sector" in done.stdout
 
@@ -170,7 +170,7 @@ def test_an_option_that_cannot_have_an_effect_is_refused(
         (["--resume", "disk.img", "307p"], "RANGE has no effect with --resume"),
     ],
 )
-def test_respond_refuses_what_has_no_effect(
+def test_respond_refuses_options_without_effect(
     run: Run, tmp_path: Path, words: list[str], said: str
 ) -> None:
     done = run("respond", *words, "--journal", str(tmp_path / "journal"))

@@ -16,7 +16,7 @@ from whoseblock.ranges import ByteRange
 EVERYTHING = ["--punch", "--quarantine"]
 
 
-def test_metadata_is_left_alone_and_the_plan_says_what_repairs_it(tmp_path: Path) -> None:
+def test_metadata_is_not_written_and_the_plan_names_its_repair(tmp_path: Path) -> None:
     with bench(tmp_path) as served:
         for number in range(300):
             (served.root / f"a file with a long name {number:0100}").touch()
@@ -58,7 +58,7 @@ def test_past_the_end_of_the_filesystem(tmp_path: Path) -> None:
         assert not served.states()
 
 
-def test_json_is_lines_and_the_journal_has_it_all(tmp_path: Path) -> None:
+def test_json_is_lines_and_the_journal_holds_the_same(tmp_path: Path) -> None:
     with bench(tmp_path) as served:
         five = share_five(served, tmp_path / "copies")
         lost = ByteRange(five.place.start + 512, 512)
@@ -144,7 +144,7 @@ signal.signal(signal.SIGUSR1, lambda number, frame: open(more[0], "a").write(f"{
 """
 
 
-def test_the_signal_reaches_who_has_the_lost_part_mapped(tmp_path: Path) -> None:
+def test_the_signal_reaches_processes_that_mapped_the_lost_part(tmp_path: Path) -> None:
     with bench(tmp_path) as served:
         path = write_file(served.root / "file", pattern("file", 16 * BLOCK))
         place = served.place(path, 2)
@@ -165,7 +165,7 @@ def test_the_signal_reaches_who_has_the_lost_part_mapped(tmp_path: Path) -> None
         assert heard.read_text().split() == [str(pid)]
 
 
-def test_nothing_is_done_where_nothing_fails(tmp_path: Path) -> None:
+def test_readable_blocks_are_not_written(tmp_path: Path) -> None:
     with bench(tmp_path) as served:
         five = share_five(served, tmp_path / "copies")
         rows = served.rows()

@@ -93,7 +93,7 @@ def test_every_byte_is_counted_once(asked: tuple[Expectation, Path, list[Any]]) 
     assert told["complete"] is True
 
 
-def test_the_page_for_people_adds_up(asked: tuple[Expectation, Path, list[Any]]) -> None:
+def test_the_table_adds_up(asked: tuple[Expectation, Path, list[Any]]) -> None:
     oracle, path, _ = asked
     page = printed(oracle.truth.image, "--ranges", path, "--summary")
     table, totals = page.rsplit("\n\n", 1)

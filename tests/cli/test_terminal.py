@@ -9,7 +9,7 @@ from whoseblock.cli.terminal import printable
 
 
 @given(st.text() | st.binary().map(os.fsdecode))
-def test_no_name_writes_to_the_terminal(name: str) -> None:
+def test_no_name_sends_escape_sequences(name: str) -> None:
     shown = printable(name)
     assert shown.isprintable()
     if name.isprintable() and "\\" not in name:

@@ -107,7 +107,7 @@ def test_the_sentence_is_clear(
 
 
 @pytest.mark.parametrize("ranges", [None, 5, [5], [(1, 2, 3)], ["ab"], [None], "ab", [(1,)]])
-def test_what_is_no_list_of_ranges_is_refused(fs: Volume, ranges: Any) -> None:  # noqa: ANN401
+def test_an_argument_that_is_no_list_of_ranges_is_refused(fs: Volume, ranges: Any) -> None:  # noqa: ANN401
     with pytest.raises(ArgumentError):
         list(fs.owners_many(ranges))
 
@@ -124,13 +124,13 @@ def test_what_is_no_list_of_ranges_is_refused(fs: Volume, ranges: Any) -> None: 
         ([[1], [2, 3]], [1]),
     ],
 )
-def test_what_is_no_column_is_refused(fs: Volume, starts: Any, lengths: Any) -> None:  # noqa: ANN401
+def test_an_argument_that_is_no_column_is_refused(fs: Volume, starts: Any, lengths: Any) -> None:  # noqa: ANN401
     with pytest.raises(ArgumentError):
         fs.owners_of(starts, lengths)
 
 
 @pytest.mark.parametrize("inodes", [None, 5, "ab", [None]])
-def test_what_is_no_list_of_inodes_is_refused(fs: Volume, inodes: Any) -> None:  # noqa: ANN401
+def test_an_argument_that_is_no_list_of_inodes_is_refused(fs: Volume, inodes: Any) -> None:  # noqa: ANN401
     with pytest.raises(ArgumentError):
         fs.paths_many(inodes)
 

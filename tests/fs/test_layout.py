@@ -56,7 +56,7 @@ def test_both_decoders_agree_on_random_bytes(name: str) -> None:
         ("REMOTE_HEADER", attr.XFS_ATTR3_RMT_CRC_OFF),
     ],
 )
-def test_the_checksum_is_where_the_constant_says(name: str, offset: int) -> None:
+def test_the_checksum_is_at_the_offset_of_its_constant(name: str, offset: int) -> None:
     fields = LAYOUTS[name].dtype().fields
     assert fields is not None
     assert fields["crc"][1] == offset

@@ -33,7 +33,7 @@ def refused(path: Path) -> NotAFilesystemError:
         (["mkswap"], "swap space"),
     ],
 )
-def test_what_other_tools_make_is_named(tmp_path: Path, command: list[str], what: str) -> None:
+def test_formats_of_other_tools_are_named(tmp_path: Path, command: list[str], what: str) -> None:
     path = tmp_path / "disk.img"
     with path.open("wb") as file:
         file.truncate(20 << 20)
@@ -44,7 +44,7 @@ def test_what_other_tools_make_is_named(tmp_path: Path, command: list[str], what
     assert f"it looks like {what}" in str(refused(path))
 
 
-def test_a_packed_image_is_to_be_unpacked(tmp_path: Path) -> None:
+def test_the_hint_for_a_compressed_image(tmp_path: Path) -> None:
     path = tmp_path / "disk.img.gz"
     path.write_bytes(gzip.compress(bytes(1 << 20)))
     error = refused(path)
@@ -52,7 +52,7 @@ def test_a_packed_image_is_to_be_unpacked(tmp_path: Path) -> None:
     assert "unpack" in error.hint
 
 
-def test_zeros_and_nothing_are_told_apart(tmp_path: Path) -> None:
+def test_zeros_and_an_empty_file_are_distinguished(tmp_path: Path) -> None:
     path = tmp_path / "disk.img"
     path.touch()
     assert "it is empty" in str(refused(path))
@@ -60,14 +60,14 @@ def test_zeros_and_nothing_are_told_apart(tmp_path: Path) -> None:
     assert "it begins with zeros" in str(refused(path))
 
 
-def test_what_is_not_recognised_keeps_the_reason(tmp_path: Path) -> None:
+def test_an_unrecognised_target_keeps_the_reason(tmp_path: Path) -> None:
     path = tmp_path / "disk.img"
     path.write_bytes(b"x" * (1 << 20))
     assert "superblock at byte 0" in str(refused(path))
 
 
 @given(st.binary(max_size=600))
-def test_any_beginning_is_looked_at(head: bytes) -> None:
+def test_arbitrary_first_bytes_are_handled(head: bytes) -> None:
     with tempfile.NamedTemporaryFile() as file:
         file.write(head)
         file.flush()

@@ -25,7 +25,7 @@ from whoseblock.fs.driver import Volume
 from whoseblock.fs.mounted.volume import FsmapVolume
 from whoseblock.fs.stream import LeadingRows, join_rows
 from whoseblock.fs.xfs import XfsFilesystem
-from whoseblock.lookup import Asked, Lookup
+from whoseblock.lookup import Lookup, Query
 from whoseblock.stack.base import Layer, LinearSegment
 from whoseblock.summary import Summary
 
@@ -123,7 +123,9 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, tuple[int, i
 
 
 @pytest.mark.parametrize("budget", [1, 7, 299, 300, 5000])
-def test_what_many_share_in_pieces(shared: tuple[Path, tuple[int, int]], budget: int) -> None:
+def test_a_block_of_many_sharers_is_streamed_in_pieces(
+    shared: tuple[Path, tuple[int, int]], budget: int
+) -> None:
     image, (start, length) = shared
     ranges = [(start, length), (start + 5 * BLOCK + 3, 1), (start + length - 1, 1)]
     with opened(image) as fs:
@@ -186,7 +188,7 @@ def test_pieces_through_layers(
     def open_leaf(_: Layer) -> Volume:
         return whoseblock.open(image)
 
-    asked = [Asked(start + 512 + 5, length, disk), Asked(0, leaf.size + 1024, disk)]
+    asked = [Query(start + 512 + 5, length, disk), Query(0, leaf.size + 1024, disk)]
     with Lookup(open_leaf) as finder:
         whole = list(finder.stream(asked))
     assert all(isinstance(item, Answer) for item in whole)

@@ -1,25 +1,32 @@
 """The decision table of plans, which needs no root, and bytes that several layers claim."""
 
+from collections.abc import Collection
 from itertools import product
 from pathlib import Path
 
 import pytest
 from demo.demo import unpack
+from msgspec.structs import replace
 
 from whoseblock.fs.base import (
     Answer,
+    Copy,
     FileOwner,
     Free,
+    LayerLocation,
     MetadataOwner,
     Outside,
     Owner,
     Staging,
     Unknown,
-    Via,
+    Unreferenced,
 )
+from whoseblock.fs.driver import Capability, MountedVolume, Volume
 from whoseblock.lookup import Lookup
+from whoseblock.ranges import ByteRange
 from whoseblock.respond.copies import Copies
-from whoseblock.respond.owners import QUARANTINE
+from whoseblock.respond.exceptions import ChangedError
+from whoseblock.respond.owners import QUARANTINE, is_unowned, positions_of
 from whoseblock.respond.planning import (
     CHANGES,
     Act,
@@ -45,6 +52,36 @@ def file(inode: int, what: str = "data", path: str = "", *, unwritten: bool = Fa
         paths=(path or f"/{inode}",),
         generation=1,
     )
+
+
+class Offline(Volume):
+    """A filesystem of which only what a decision depends on is known."""
+
+    name = "toyfs"
+
+    def __init__(self, capabilities: Collection[Capability]) -> None:
+        self._capabilities = frozenset(capabilities)
+
+    @property
+    def capabilities(self) -> frozenset[Capability]:
+        return self._capabilities
+
+    def repair_advice(self, row: Owner) -> str:
+        return f"repair {row.kind}"
+
+
+class Mounted(Offline, MountedVolume):
+    """The same while it is mounted."""
+
+
+#: What each act needs on a mounted filesystem.
+ALL = frozenset(Capability)
+
+
+def volume(*, mounted: bool, capabilities: Collection[Capability] = ALL) -> Volume:
+    if mounted:
+        return Mounted(capabilities)  # type: ignore[abstract] # a decision uses nothing else
+    return Offline(capabilities)  # type: ignore[abstract] # the same
 
 
 KEPT = file(99, path=f"/{QUARANTINE}/0+4096")
@@ -86,9 +123,9 @@ STEPS = {"Z": Act.ZERO, "R": Act.RESTORE, "P": Act.PUNCH}
 REASONS = {
     "c": (Act.ADVISE, "pass --restore-from to name one, or --punch"),
     "m": (Act.ADVISE, "only while the filesystem is mounted"),
-    "x": (Act.ADVISE, ", which is metadata: xfs_scrub"),
-    "s": (Act.ADVISE, "metadata (inodes): xfs_scrub"),
-    "l": (Act.ADVISE, "metadata (log): unmount and mount it"),
+    "x": (Act.ADVISE, ", which is metadata: repair file"),
+    "s": (Act.ADVISE, "metadata (inodes): repair metadata"),
+    "l": (Act.ADVISE, "metadata (log): repair metadata"),
     "w": (Act.ADVISE, "reserved for a copy-on-write"),
     "o": (Act.ADVISE, "in no filesystem (gap)"),
     "u": (Act.ADVISE, "the owners are unknown"),
@@ -142,7 +179,7 @@ CELLS = cells()
 @pytest.mark.parametrize(("owners", "mounted", "option"), CELLS)
 def test_the_decision_table(owners: str, option: str, *, mounted: bool) -> None:
     letter = CELLS[owners, mounted, option]
-    act, says = decide(OWNERS[owners], OPTIONS[option], mounted=mounted)
+    act, says = decide(OWNERS[owners], OPTIONS[option], volume(mounted=mounted))
     if letter in STEPS:
         assert act is STEPS[letter]
         assert act in CHANGES
@@ -158,8 +195,8 @@ def test_the_decision_table(owners: str, option: str, *, mounted: bool) -> None:
 def test_nothing_is_changed_while_owners_are_uncertain(
     owners: str, option: str, *, mounted: bool
 ) -> None:
-    certain = decide(OWNERS[owners], OPTIONS[option], mounted=mounted)
-    act, says = decide(OWNERS[owners], OPTIONS[option], mounted=mounted, complete=False)
+    certain = decide(OWNERS[owners], OPTIONS[option], volume(mounted=mounted))
+    act, says = decide(OWNERS[owners], OPTIONS[option], volume(mounted=mounted), complete=False)
     assert act is Act.ADVISE
     if certain.act is Act.ADVISE:
         assert says == certain.says
@@ -184,12 +221,93 @@ def test_nothing_is_changed_while_owners_are_uncertain(
         ("quarantine+two", "q", True, ["both files"]),
     ],
 )
-def test_a_step_says_what_it_changes(
+def test_a_step_describes_its_changes(
     owners: str, option: str, words: list[str], *, mounted: bool
 ) -> None:
-    says = decide(OWNERS[owners], OPTIONS[option], mounted=mounted).says
+    says = decide(OWNERS[owners], OPTIONS[option], volume(mounted=mounted)).says
     assert [word for word in words if word not in says] == []
     assert ("free them" in says) is ("q" not in option and option != "-")
+
+
+# ---------------------------------------------------------------------- what a filesystem supports
+
+RESTORE, PUNCH = OPTIONS["r"], OPTIONS["p"]
+C = Capability
+
+
+@pytest.mark.parametrize(
+    ("owners", "options", "capabilities", "act"),
+    [
+        ("free", PlanOptions(), {C.ZERO_FREE, C.FREEZE}, Act.ZERO),
+        ("unwritten", PlanOptions(), {C.ZERO_FREE, C.FREEZE}, Act.ZERO),
+        ("free", PlanOptions(), ALL - {C.FREEZE}, "cannot zero free blocks on this toyfs"),
+        ("free", PlanOptions(), ALL - {C.ZERO_FREE}, "cannot zero free blocks on this toyfs"),
+        ("data", RESTORE, {C.REFLINK}, Act.RESTORE),
+        ("data", RESTORE, {C.OVERWRITE}, Act.RESTORE),
+        ("data", RESTORE, ALL - {C.REFLINK, C.OVERWRITE}, "cannot restore file data on this toyfs"),
+        ("data", PUNCH, {C.REFLINK}, Act.PUNCH),
+        ("data", PUNCH, ALL - {C.REFLINK}, "cannot replace file data by zeros on this toyfs"),
+        ("data", OPTIONS["rq"], {C.REFLINK, C.QUARANTINE}, Act.RESTORE),
+        ("data", OPTIONS["rq"], ALL - {C.QUARANTINE}, "blocks in quarantine on this toyfs"),
+        ("data", OPTIONS["rq"], ALL - {C.REFLINK}, "on this toyfs without reflink"),
+        ("data", OPTIONS["pq"], ALL - {C.QUARANTINE}, "blocks in quarantine on this toyfs"),
+        ("data", PlanOptions(), frozenset(), "cannot restore file data on this toyfs"),
+        ("unknown", RESTORE, frozenset(), "cannot restore file data on this toyfs"),
+        ("unknown", PUNCH, frozenset(), "cannot replace file data by zeros on this toyfs"),
+        ("unknown", OPTIONS["q"], frozenset(), "blocks in quarantine on this toyfs"),
+    ],
+)
+def test_an_act_needs_the_capabilities_of_a_mounted_filesystem(
+    owners: str, options: PlanOptions, capabilities: Collection[Capability], act: Act | str
+) -> None:
+    filesystem = volume(mounted=True, capabilities=capabilities)
+    decision = decide(OWNERS[owners], options, filesystem)
+    if isinstance(act, Act):
+        assert decision.act is act
+    else:
+        assert decision.act is Act.ADVISE
+        assert act in decision.says
+        assert decision.says.endswith("nothing is changed")
+
+
+def test_zeroing_needs_a_capability_of_an_unmounted_filesystem_too() -> None:
+    for capabilities, act in ({C.ZERO_FREE}, Act.ZERO), ({C.FREEZE}, Act.ADVISE):
+        filesystem = volume(mounted=False, capabilities=capabilities)
+        assert decide(OWNERS["free"], PlanOptions(), filesystem).act is act
+
+
+COPIES = (Copy("sdb", 0),)
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize("mounted", [True, False], ids=["mounted", "unmounted"])
+@pytest.mark.parametrize(
+    ("owner", "reason"),
+    [
+        (replace(file(1), encoding="zstd", file_length=131072), "compressed or encrypted (zstd)"),
+        (replace(file(1, unwritten=True), encoding="lzo"), "compressed or encrypted (lzo)"),
+        (replace(file(1), file_length=8192), "another length on the device"),
+        (replace(file(1), copies=COPIES), "keeps other copies"),
+        (Free(0, 4096, copies=COPIES), "keeps other copies"),
+    ],
+)
+def test_only_bytes_that_are_those_of_the_device_are_changed(
+    owner: Owner, reason: str, option: str, *, mounted: bool
+) -> None:
+    options = OPTIONS[option]
+    for owners in (owner,), (file(2), owner):
+        act, says = decide(owners, options, volume(mounted=mounted))
+        assert act is Act.ADVISE
+        assert reason in says
+    with pytest.raises(ChangedError):
+        positions_of([owner], ByteRange(0, 4096))
+    assert not is_unowned([owner])
+
+
+def test_a_block_that_no_file_refers_to_loses_no_data() -> None:
+    act, says = decide((Unreferenced(0, 4096),), OPTIONS["rpq"], volume(mounted=True))
+    assert act is Act.ADVISE
+    assert "no data is lost" in says
 
 
 @pytest.fixture(name="image", scope="module")
@@ -222,7 +340,7 @@ def test_without_a_failed_sector_or_a_site_there_is_no_step(image: Path, option:
 
 
 def row(start: int, length: int, layer: str) -> Owner:
-    return Free(start, length, via=(Via("disk", start), Via(layer, start)))
+    return Free(start, length, via=(LayerLocation("disk", start), LayerLocation(layer, start)))
 
 
 @pytest.mark.parametrize(

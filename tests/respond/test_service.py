@@ -12,7 +12,7 @@ from whoseblock.errors import TargetError
 from whoseblock.journal import Plan, State, open_journal
 from whoseblock.journal.journal import Journal
 from whoseblock.journal.run import Run
-from whoseblock.lookup import Asked, Lookup
+from whoseblock.lookup import Lookup, Query
 from whoseblock.respond import service
 from whoseblock.respond.planning import Act
 from whoseblock.respond.service import PlanInUseError, PlanOptions, StepOutcome
@@ -43,7 +43,7 @@ def planned(
     where = TargetOptions()
     with Target(str(image), where) as target, Lookup(target.open_leaf) as finder:
         assert target.layer is not None
-        asked = [Asked(1257472, 4096, target.layer), Asked(0, 512, target.layer)]
+        asked = [Query(1257472, 4096, target.layer), Query(0, 512, target.layer)]
         found = list(service.plan(target, finder, asked, options))
         assert [one.asked for one in found] == asked
         assert {proposal.act for one in found for proposal in one.proposals} == {Act.NOTHING}
@@ -79,7 +79,7 @@ def test_a_failure_that_is_journaled_is_not_recorded_again(image: Path, tmp_path
         Lookup(target.open_leaf) as finder,
     ):
         assert target.layer is not None
-        (found,) = service.plan(target, finder, [Asked(0, 512, target.layer)], options)
+        (found,) = service.plan(target, finder, [Query(0, 512, target.layer)], options)
         saved = [
             service.save(run, [one], options, target=None, where=where, applied=True)
             for one in (found, found._replace(failure=1))
@@ -89,7 +89,7 @@ def test_a_failure_that_is_journaled_is_not_recorded_again(image: Path, tmp_path
         assert (len(history.reports), len(history.findings)) == (1, 1)
 
 
-def test_only_what_was_applied_is_resumed(image: Path, tmp_path: Path) -> None:
+def test_only_applied_plans_are_resumed(image: Path, tmp_path: Path) -> None:
     with opened(tmp_path) as (journal, run):
         planned(journal, run, image, applied=False)
         saved, _ = planned(journal, run, image, applied=True)
@@ -107,7 +107,7 @@ def test_only_what_was_applied_is_resumed(image: Path, tmp_path: Path) -> None:
         assert service.unfinished(journal) == []
 
 
-def test_a_target_that_is_gone_is_not_resumed(image: Path, tmp_path: Path) -> None:
+def test_a_missing_target_is_not_resumed(image: Path, tmp_path: Path) -> None:
     with opened(tmp_path) as (journal, run):
         saved, _ = planned(journal, run, image, applied=True)
     image.unlink()

@@ -31,7 +31,7 @@ def test_odd_healthy_images_are_answered_as_the_kernel_does(tmp_path: Path) -> N
         assert outcome.questions > 400
 
 
-def test_the_program_says_what_it_can_do() -> None:
+def test_the_help_of_the_program() -> None:
     command = [sys.executable, "-m", "tools.adversary", "--help"]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=CHECKOUT)
     for part in ("healthy", "special", "damaged"):

@@ -159,7 +159,7 @@ def paths(fs: Volume, ino: int) -> tuple[str, ...]:
 # ---------------------------------------------------------------------- directories
 
 
-def test_folders_in_a_circle(nameless: Forger) -> None:
+def test_directories_in_a_circle(nameless: Forger) -> None:
     # A folder within a folder, each with its entries in the inode; the inner one is made to hold
     # the outer one, and to be where the outer one's ".." leads.
     for outer in nameless.folders():
@@ -184,7 +184,7 @@ def test_folders_in_a_circle(nameless: Forger) -> None:
         assert answer.notes
 
 
-def test_a_folder_in_itself(nameless: Forger) -> None:
+def test_a_directory_in_itself(nameless: Forger) -> None:
     folder = next(block for block in nameless.folders() if entries(block))
     entry = entries(folder)[0]
     own = number(folder).to_bytes(entry.width, "big")
@@ -195,7 +195,7 @@ def test_a_folder_in_itself(nameless: Forger) -> None:
 
 
 @pytest.mark.parametrize("evil", [b"/", b"\0", b"a/b", b"..", b"."])
-def test_names_that_cannot_be_in_a_folder(nameless: Forger, evil: bytes) -> None:
+def test_names_that_a_directory_cannot_hold(nameless: Forger, evil: bytes) -> None:
     folder, entry = next(
         (folder, entry)
         for folder in nameless.folders()
@@ -334,7 +334,7 @@ def test_extents_that_lead_elsewhere(demo: Forger, block: int, count: int, mode:
 
 
 @pytest.mark.parametrize("offset", [(1 << 54) - 1, 1 << 53, 1 << 51, 1 << 40])
-def test_places_in_a_file_that_no_number_holds(demo: Forger, offset: int) -> None:
+def test_file_offsets_beyond_64_bits(demo: Forger, offset: int) -> None:
     block = demo.metadata["rmapbt"][0]
     count = int.from_bytes(block.data[6:8], "big")
     records = [struct.unpack_from(">IIQQ", block.data, 56 + 24 * index) for index in range(count)]
@@ -363,7 +363,7 @@ def test_places_in_a_file_that_no_number_holds(demo: Forger, offset: int) -> Non
     ],
     ids=["groups", "no log", "large log", "log elsewhere", "root elsewhere", "folder blocks"],
 )
-def test_a_superblock_that_lies(
+def test_a_forged_superblock(
     nameless: Forger, demo: Forger, edits: tuple[tuple[int, bytes], ...]
 ) -> None:
     for forger in (nameless, demo):

@@ -206,7 +206,7 @@ def bounded(fs: Volume, patient: Patient) -> None:
 
 @given(data=st.data())
 @several(250)
-def test_no_damage_gives_a_wrong_owner(patient: Patient, data: st.DataObject) -> None:
+def test_damage_never_causes_a_wrong_owner(patient: Patient, data: st.DataObject) -> None:
     wounds = [
         wound(data, patient, sealed=False) for _ in range(data.draw(st.sampled_from([1, 1, 2, 5])))
     ]
@@ -224,7 +224,7 @@ def test_no_damage_gives_a_wrong_owner(patient: Patient, data: st.DataObject) ->
 
 @given(data=st.data())
 @several(120)
-def test_no_damage_gives_a_wrong_path(patient: Patient, data: st.DataObject) -> None:
+def test_damage_never_causes_a_wrong_path(patient: Patient, data: st.DataObject) -> None:
     wounds = [
         wound(
             data, patient, sealed=False, without=["rmapbt", "bnobt", "refcountbt", "remote value"]
@@ -244,7 +244,7 @@ def test_no_damage_gives_a_wrong_path(patient: Patient, data: st.DataObject) -> 
 
 @given(data=st.data())
 @several(120)
-def test_poison_gives_no_wrong_answer(patient: Patient, data: st.DataObject) -> None:
+def test_poison_never_causes_a_wrong_answer(patient: Patient, data: st.DataObject) -> None:
     kinds = st.sampled_from(sorted(patient.metadata))
     poison, blocks = [], []
     for _ in range(data.draw(st.integers(1, 6))):
@@ -273,7 +273,7 @@ def test_poison_gives_no_wrong_answer(patient: Patient, data: st.DataObject) -> 
 
 @given(data=st.data())
 @several(250)
-def test_one_sealed_lie_makes_nothing_free(patient: Patient, data: st.DataObject) -> None:
+def test_one_forged_block_makes_no_used_space_free(patient: Patient, data: st.DataObject) -> None:
     lie = wound(data, patient, sealed=True)
     media = Overlay(patient.media, {lie.block.start: lie.data})
     asked = choose(data, patient, [lie.block])
@@ -291,7 +291,7 @@ def test_one_sealed_lie_makes_nothing_free(patient: Patient, data: st.DataObject
 
 @given(data=st.data())
 @several(120)
-def test_many_sealed_lies_break_nothing(patient: Patient, data: st.DataObject) -> None:
+def test_many_forged_blocks_cause_no_crash(patient: Patient, data: st.DataObject) -> None:
     lies = [
         wound(data, patient, sealed=True, without=["superblock"])
         for _ in range(data.draw(st.integers(2, 12)))

@@ -73,9 +73,7 @@ def test_an_array_is_read_through_its_members(array: str, session_folder: Path) 
 
 
 @pytest.mark.parametrize("member", sorted(facts("md")["members"]))
-def test_the_running_kernel_says_the_same_of_every_member(
-    member: str, session_folder: Path
-) -> None:
+def test_the_running_kernel_agrees_about_every_member(member: str, session_folder: Path) -> None:
     known = facts("md")
     image = unpacked("md-images", session_folder) / known["members"][member]
     layer = BlockDevices(Host(unpacked("md", session_folder))).find_layer(member)
@@ -93,7 +91,7 @@ def test_the_running_kernel_says_the_same_of_every_member(
             assert found == (array, offset)
 
 
-def test_parity_is_said_to_be_parity(session_folder: Path) -> None:
+def test_parity_blocks_are_reported_as_parity(session_folder: Path) -> None:
     images = members_of("raid6ls", session_folder)
     options = TargetOptions(members=tuple(map(str, images[1:])))
     with Target(str(images[0]), options) as target:
@@ -135,7 +133,7 @@ def test_device_mapper_leads_from_every_disk_to_every_volume(session_folder: Pat
     assert names == {"vg0-linear", "vg0-striped", "vg0-mirrored", "plain"}
 
 
-def test_what_device_mapper_does_with_more_than_offsets_is_not_followed(
+def test_device_mapper_targets_that_transform_data_are_not_followed(
     session_folder: Path,
 ) -> None:
     layer = BlockDevices(Host(unpacked("lvm", session_folder))).find_layer("loop0")

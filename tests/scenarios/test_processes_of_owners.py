@@ -16,10 +16,10 @@ from tests.support.tools import need_loop_mounts
 from tests.support.xfs_images import Geometry, make_image
 
 import whoseblock
-from whoseblock.asking import Wish, told
 from whoseblock.fs.base import Answer, FileOwner
 from whoseblock.fs.stream import LeadingRows, join_rows
 from whoseblock.media import mounts
+from whoseblock.querying import QueryOptions, stream_owners
 
 PAGE = 4096
 
@@ -52,7 +52,7 @@ def users(owner: dict[str, Any]) -> dict[int, tuple[list[tuple[int, int, str]], 
     }
 
 
-def test_exactly_those_are_named_who_use_the_part(tmp_path: Path) -> None:
+def test_exactly_the_processes_that_use_the_part_are_named(tmp_path: Path) -> None:
     # One block that two files share, mapped and open in every way there is.
     need_loop_mounts()
     image = make_image(tmp_path / "image", Geometry("users", size=400 << 20))
@@ -111,7 +111,7 @@ def test_exactly_those_are_named_who_use_the_part(tmp_path: Path) -> None:
         assert "processes" not in lookup(image, f"{start}+512")["owners"][0]
 
 
-def test_a_change_in_between_is_told(tmp_path: Path) -> None:
+def test_a_change_during_the_query_is_reported(tmp_path: Path) -> None:
     # The file is deleted after the first answer, and before the owners are asked again.
     need_loop_mounts()
     image = make_image(tmp_path / "image", Geometry("change", size=400 << 20))
@@ -125,7 +125,7 @@ def test_a_change_in_between_is_told(tmp_path: Path) -> None:
             if isinstance(row, FileOwner) and row.paths == ("/file",)
         )
         question = [(row.start, PAGE)]
-        (steady,) = join_rows(told(fs, question, Wish(verified=True)))
+        (steady,) = join_rows(stream_owners(fs, question, QueryOptions(verified=True)))
         assert (steady.verified, steady.complete) == (True, True)
         ask = type(fs).owners_stream
         asked: list[bool] = []
@@ -140,7 +140,7 @@ def test_a_change_in_between_is_told(tmp_path: Path) -> None:
             return ask(fs, ranges, paths=paths)
 
         fs.owners_stream = owners_stream  # type: ignore[method-assign] # to see the calls
-        (changed,) = join_rows(told(fs, question, Wish(verified=True)))
+        (changed,) = join_rows(stream_owners(fs, question, QueryOptions(verified=True)))
     assert (changed.verified, changed.complete) == (False, False)
     assert any("changed" in note for note in changed.notes)
     assert [owner.kind for owner in changed] == ["file"]

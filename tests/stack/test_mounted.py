@@ -11,7 +11,7 @@ from whoseblock.stack.kernel.host import Host
 from whoseblock.stack.mounted import companion_devices
 
 
-def test_mounts_tell_of_external_logs_and_realtime_sections(session_folder: Path) -> None:
+def test_mounts_name_external_logs_and_realtime_sections(session_folder: Path) -> None:
     known = facts("disk")
     found = {
         (one.data, one.role, one.device)
@@ -26,7 +26,7 @@ def test_mounts_tell_of_external_logs_and_realtime_sections(session_folder: Path
 
 
 @pytest.mark.parametrize("role", ["log", "realtime"])
-def test_a_device_in_such_use_is_not_taken_for_a_filesystem(
+def test_a_device_in_such_use_is_not_opened_as_a_filesystem(
     role: str, session_folder: Path
 ) -> None:
     known = facts("disk")

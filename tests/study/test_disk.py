@@ -22,7 +22,7 @@ PAGE = 4096
 GIB = 1 << 30
 
 
-def test_upkeep_is_what_xfs_db_prints(demo_image: Path) -> None:
+def test_upkeep_agrees_with_xfs_db(demo_image: Path) -> None:
     with ImageSource(str(demo_image)) as source:
         found = upkeep(source.filesystem)
         groups = source.filesystem.volume.sb.agcount

@@ -65,7 +65,7 @@ def test_it_is_a_balanced_set(steps: list[tuple[bool, int]]) -> None:
         ([1, 2, 3, 4, 5, 6, 7], 15, 3),
     ],
 )
-def test_what_is_counted_by_hand(keys: list[int], comparisons: int, rotations: int) -> None:
+def test_the_counts_of_a_small_tree(keys: list[int], comparisons: int, rotations: int) -> None:
     counts = Counts()
     tree = Tree(counts)
     for key in keys:

@@ -19,7 +19,7 @@ __all__ = ["Freezer", "Waiter", "freezing", "state_of"]
 #: Says what becomes of it, line by line.  ``go`` waits for a line from the test.
 _PROGRAM = """
 import os, sys, time
-from whoseblock.respond.freezing import frozen
+from whoseblock.respond.freezing import FreezeLimits, frozen
 
 def say(*words):
     print(*words, flush=True)
@@ -28,7 +28,7 @@ go = sys.stdin.readline
 root, limit, block = sys.argv[1:]
 place = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
 try:
-    with frozen(place, float(limit)) as hold:
+    with frozen(place, FreezeLimits(longest_s=float(limit))) as hold:
         say("frozen")
         exec(block)
     say("thawed")

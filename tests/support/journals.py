@@ -14,9 +14,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from msgspec import UNSET, UnsetType
+
 from whoseblock.fs.base import Answer, FileOwner, Free, MetadataOwner, Owner
 from whoseblock.journal import Host, NewReport, PlannedStep, open_journal
 from whoseblock.journal.journal import Journal
+from whoseblock.journal.limits import USUAL_LIMITS, Limits
 from whoseblock.journal.run import Run
 from whoseblock.ranges import ByteRange
 
@@ -26,9 +29,14 @@ PAGE = ByteRange(1257472, 4096)
 
 
 @contextmanager
-def opened(url: str, host: Host | None = None) -> Iterator[tuple[Journal, Run]]:
+def opened(
+    url: str, host: Host | None = None, limits: Limits = USUAL_LIMITS
+) -> Iterator[tuple[Journal, Run]]:
     """Open a journal and begin a run."""
-    with open_journal(url, host=host) as journal, journal.begin_run(["a", "test"], "1.2.3") as run:
+    with (
+        open_journal(url, host=host, limits=limits) as journal,
+        journal.begin_run(["a", "test"], "1.2.3") as run,
+    ):
         yield journal, run
 
 
@@ -37,12 +45,18 @@ def report(source: str = "test", key: str | None = None) -> NewReport:
     return NewReport(source=source, key=key)
 
 
-def file_row(*paths: str, inode: int = 131, mounted: tuple[str, ...] = ()) -> FileOwner:
+def file_row(
+    *paths: str,
+    inode: int = 131,
+    mounted: tuple[str, ...] = (),
+    subvolume: int | UnsetType = UNSET,
+) -> FileOwner:
     """Make a row of a file that has the page."""
     return FileOwner(
         start=PAGE.start,
         length=PAGE.length,
         inode=inode,
+        subvolume=subvolume,
         fork="data",
         what="data",
         file_offset=1 << 20,

@@ -26,6 +26,7 @@ from typing import Any
 
 import whoseblock
 from whoseblock import cli
+from whoseblock.fs.xfs.mounted import exchange
 from whoseblock.journal.run import Run
 from whoseblock.media.direct import DirectMedia
 from whoseblock.respond import freezing, relocate, syscalls
@@ -35,11 +36,11 @@ from whoseblock.respond.relocate import Keeper
 
 #: The boundaries that change a device or a file; all come after a step is durably started.
 ACTING = frozenset(
-    "freeze Device.zero pwritev clone_range commit_range punch_hole set_immutable pwrite ftruncate"
-    " mkdir utime fchmod setxattr temporary QuarantineKeeper".split()
+    "freeze Device.zero pwritev clone_range exchange_range punch_hole set_immutable pwrite"
+    " ftruncate mkdir utime fchmod setxattr temporary QuarantineKeeper".split()
 )
 
-_CALLS = "clone_range commit_range punch_hole sample set_immutable sync_filesystem".split()
+_CALLS = "clone_range punch_hole set_immutable sync_filesystem".split()
 _SYSTEM = "fsync fdatasync pwrite pwritev ftruncate unlink mkdir utime fchmod setxattr".split()
 _METHODS: list[tuple[type, list[str]]] = [
     (
@@ -114,6 +115,8 @@ def _bound() -> Boundaries:
     boundaries = Boundaries()
     for name in _CALLS:
         boundaries.wrap(syscalls, name)
+    for name in "exchange_range", "sample_file":
+        boundaries.wrap(exchange, name)
     for name in _SYSTEM:
         boundaries.wrap(os, name)
     for owner, names in _METHODS:

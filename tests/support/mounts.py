@@ -36,7 +36,7 @@ def own_mount_namespace() -> None:
 
 
 @contextlib.contextmanager
-def mounted(image: Path, *options: str, loop: bool = True) -> Iterator[bytes]:
+def mounted(image: Path, *options: str, kind: str = "xfs", loop: bool = True) -> Iterator[bytes]:
     """Mount an image through a loop device and give the folder; it is unmounted in any case.
 
     ``image`` is a device itself if not ``loop``.  ``Missing`` says that this kernel cannot mount
@@ -45,9 +45,9 @@ def mounted(image: Path, *options: str, loop: bool = True) -> Iterator[bytes]:
     own_mount_namespace()
     with tempfile.TemporaryDirectory(prefix="whoseblock-mount-") as folder:
         # Copies of one image, with one UUID, are mounted side by side.
-        given = ",".join((*["loop"] * loop, "nouuid", *options))
+        given = ",".join((*["loop"] * loop, *["nouuid"] * (kind == "xfs"), *options))
         done = subprocess.run(
-            ["mount", "-t", "xfs", "-o", given, image, folder], capture_output=True, check=False
+            ["mount", "-t", kind, "-o", given, image, folder], capture_output=True, check=False
         )
         if done.returncode:
             words = done.stderr.decode(errors="replace").strip()

@@ -31,7 +31,7 @@ def test_programs_of_the_system_are_found_without_their_folder_in_path() -> None
     assert "/usr/sbin" in done.stdout.decode().strip().split(":")
 
 
-def test_a_program_that_is_there_is_run(folder: Path) -> None:
+def test_an_installed_program_is_run(folder: Path) -> None:
     path = make(folder / "sfdisk")
     assert program("sfdisk") == str(path)
     assert run(["sfdisk", "--json"]) == b"here\n"
@@ -43,25 +43,27 @@ def test_a_program_that_is_there_is_run(folder: Path) -> None:
     [("sfdisk", "fdisk"), ("vgcreate", "lvm2"), ("mkfs.ext4", "e2fsprogs"), ("xyz", "xyz")],
 )
 @pytest.mark.usefixtures("folder")
-def test_a_program_that_is_not_there_is_missed_with_its_package(name: str, package: str) -> None:
+def test_a_missing_program_is_reported_with_its_package(name: str, package: str) -> None:
     with pytest.raises(Missing, match=f"^{name} is not installed: install the package {package}$"):
         run([name, "--version"])
 
 
 @pytest.mark.usefixtures("folder")
-def test_xfsprogs_can_be_had_without_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_xfsprogs_are_found_without_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(tools, "_NEWEST", tmp_path / "none")
     with pytest.raises(Missing, match=r"install xfsprogs, or run tools/xfsprogs$"):
         tools.xfsprogs("xfs_db")
 
 
-def test_a_user_is_told_to_be_root(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_skip_of_a_user_names_root(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     with pytest.raises(Missing, match=r"run the tests as root$"):
         need_root()
 
 
-def test_root_of_a_container_is_told_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_skip_in_a_container_names_the_missing_capability(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.setattr(tools, "_CAPABILITIES", {"CAP_SYS_ADMIN": 63})
     with pytest.raises(Missing, match=r"no CAP_SYS_ADMIN here: .* privileged container$"):

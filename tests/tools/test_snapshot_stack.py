@@ -7,7 +7,7 @@ from tests.support.commands import whoseblock
 from tests.support.tools import CHECKOUT, program, run
 
 
-def test_the_machines_own_snapshot_can_be_taken(tmp_path: Path) -> None:
+def test_a_snapshot_of_this_machine(tmp_path: Path) -> None:
     out = tmp_path / "machine.tar.xz"
     tool = CHECKOUT / "tools" / "snapshot_stack.py"
     run([sys.executable, tool, out])

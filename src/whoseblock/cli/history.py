@@ -23,6 +23,7 @@ from whoseblock.fs.base import (
     Owner,
     Staging,
     Unknown,
+    Unreferenced,
 )
 from whoseblock.journal import Finding, History, Overview, Plan, RunRecord, Step
 
@@ -31,7 +32,7 @@ __all__ = ["csv_lines", "history_lines", "overview_lines"]
 #: Columns are as wide as so many failures need; later ones push them wider.
 _SAMPLE: Final = 256
 _HEADINGS: Final = ("ID", "TIME", "HOST", "DEVICE", "RANGE", "STATE", "OWNERS", "PATH")
-_Row = FileOwner | MetadataOwner | Free | Staging | Outside | Unknown
+_Row = FileOwner | MetadataOwner | Free | Staging | Unreferenced | Outside | Unknown
 
 
 def overview_lines(found: Iterable[Overview]) -> Iterator[str]:
@@ -153,7 +154,7 @@ def _time(moment: datetime) -> str:
 
 _COLUMNS: Final = (
     "id first_seen host device identity start length target closed reports complete states"
-    " kind owner_start owner_length inode what file_offset path other_paths"
+    " kind owner_start owner_length inode what file_offset path other_paths subvolume"
 ).split()
 
 
@@ -171,7 +172,8 @@ def csv_lines(histories: Iterable[History]) -> Iterator[str]:
             # No line of a journal may end inside of a cell; and words of a shell are safe to paste.
             others = " ".join(map(quoted, paths[1:]))
             facts = (owner.get(name) for name in "kind start length inode what file_offset".split())
-            yield _csv_line(map(cell, (*common, *facts, paths[0], others)))
+            last_cells = (paths[0], others, owner.get("subvolume"))
+            yield _csv_line(map(cell, (*common, *facts, *last_cells)))
 
 
 def _common(history: History) -> tuple[object, ...]:

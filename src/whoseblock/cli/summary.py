@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import UNSET, Struct, UnsetType
 
-from whoseblock.asking import Wish
 from whoseblock.cli.output import OutputFile
 from whoseblock.cli.terminal import printable
 from whoseblock.encode import encode_json
-from whoseblock.fs.base import Paths
+from whoseblock.fs.base import FileId, Paths
 from whoseblock.fs.stream import LeadingRows
+from whoseblock.querying import QueryOptions
 from whoseblock.ranges import ByteRange, merge
 from whoseblock.summary import KINDS, FileLoss, Summary
 
 if TYPE_CHECKING:
-    from whoseblock.lookup import Asked, Lookup
+    from whoseblock.lookup import Lookup, Query
     from whoseblock.stack.base import Layer
 
 __all__ = ["cell", "quoted", "summarise"]
@@ -32,6 +32,7 @@ _MEANING: Final = {
     "file": "in files (bytes that several files share are counted once)",
     "metadata": "in the filesystem's metadata",
     "unknown": "of which nobody knows",
+    "unreferenced": "in parts of extents that no file refers to: no data is lost",
     "unwritten": "allocated but never written: no data is lost",
     "staging": "reserved for a copy-on-write",
     "free": "free",
@@ -58,19 +59,20 @@ class _File(Struct, frozen=True):
     shared: bool
     shell: str
     paths: tuple[str, ...] | UnsetType = UNSET
+    subvolume: int | UnsetType = UNSET
 
 
 def summarise(
     finder: "Lookup",
-    asked: "Iterable[Asked]",
+    asked: "Iterable[Query]",
     output: OutputFile | None,
     *,
     paths: bool,
     as_json: bool,
 ) -> Iterator[bytes]:
     """Ask everything, write the list to ``output``, and give the lines of the summary."""
-    summary = Summary(lambda name, inode: finder.file_size(finder.layers[name], inode))
-    for item in finder.stream(_once(asked, summary.notes), Wish(paths=False)):
+    summary = Summary(lambda name, file: finder.file_size(finder.layers[name], file))
+    for item in finder.stream(_once(asked, summary.notes), QueryOptions(paths=False)):
         if isinstance(item, LeadingRows):
             summary.add_rows(item)
             continue
@@ -87,12 +89,12 @@ def summarise(
             yield line.encode(errors="backslashreplace")
 
 
-def _once(asked: "Iterable[Asked]", notes: dict[str, None]) -> "Iterator[Asked]":
+def _once(asked: "Iterable[Query]", notes: dict[str, None]) -> "Iterator[Query]":
     """Yield every byte once, however often it was reported, in parts that can be held.
 
     Remarks about the reports go to ``notes``.
     """
-    from whoseblock.lookup import Asked
+    from whoseblock.lookup import Query
 
     ranges: dict[Layer, list[ByteRange]] = {}
     for one in asked:
@@ -102,21 +104,21 @@ def _once(asked: "Iterable[Asked]", notes: dict[str, None]) -> "Iterator[Asked]"
     for layer, wanted in ranges.items():
         for start, length in merge(wanted):
             for at in range(start, start + length, _PART):
-                yield Asked(at, min(_PART, start + length - at), layer, "summary", named=True)
+                yield Query(at, min(_PART, start + length - at), layer, "summary", named=True)
 
 
 def _files(finder: "Lookup", summary: Summary, *, paths: bool) -> Iterator[_File]:
     losses = summary.files
-    known: dict[str, dict[int, Paths]] = {}
+    known: dict[str, dict[FileId, Paths]] = {}
     if paths:
-        inodes: dict[str, list[int]] = {}
+        files: dict[str, list[FileId]] = {}
         for loss in losses:
-            inodes.setdefault(loss.layer, []).append(loss.inode)
+            files.setdefault(loss.layer, []).append(loss.file)
         known = {
-            name: finder.paths_many(finder.layers[name], wanted) for name, wanted in inodes.items()
+            name: finder.paths_of(finder.layers[name], wanted) for name, wanted in files.items()
         }
     for loss in losses:
-        yield _file(loss, known.get(loss.layer, {}).get(loss.inode), summary)
+        yield _file(loss, known.get(loss.layer, {}).get(loss.file), summary)
 
 
 def _file(loss: FileLoss, paths: Paths | None, summary: Summary) -> _File:
@@ -128,7 +130,7 @@ def _file(loss: FileLoss, paths: Paths | None, summary: Summary) -> _File:
     return _File(
         first,
         loss.layer,
-        loss.inode,
+        loss.file.inode,
         loss.what,
         loss.lost,
         loss.ranges,
@@ -138,7 +140,15 @@ def _file(loss: FileLoss, paths: Paths | None, summary: Summary) -> _File:
         loss.shared,
         quoted(first) if first else "",
         names,
+        loss.subvolume,
     )
+
+
+def _totals_shown(summary: Summary) -> dict[str, int]:
+    """Return the totals by kind; unreferenced bytes exist on few kinds of filesystem."""
+    return {
+        kind: count for kind, count in summary.totals.items() if count or kind != "unreferenced"
+    }
 
 
 def _totals(summary: Summary) -> dict[str, Any]:
@@ -146,7 +156,7 @@ def _totals(summary: Summary) -> dict[str, Any]:
         "bytes": summary.asked,
         "complete": not summary.incomplete,
         "notes": list(summary.notes),
-        "totals": summary.totals,
+        "totals": _totals_shown(summary),
         "metadata": dict(summary.metadata),
     }
 
@@ -164,7 +174,7 @@ def _page(summary: Summary, files: list[_File]) -> Iterator[str]:
             path += f"  (and {len(file.paths) - 1} more)"
         what = f"{file.what}, shared" if file.shared else file.what
         where = f"{file.layer}: " if several else ""
-        row = (str(file.bytes), str(file.ranges), share, str(file.inode), what, where + path)
+        row = (str(file.bytes), str(file.ranges), share, _inode_of(file), what, where + path)
         rows.append(row)
     if files:
         widths = [max(len(row[column]) for row in rows) for column in range(5)]
@@ -187,6 +197,10 @@ def _page(summary: Summary, files: list[_File]) -> Iterator[str]:
         yield f"  {title}: {printable(note)}"
 
 
+def _inode_of(file: _File) -> str:
+    return f"{file.subvolume}/{file.inode}" if isinstance(file.subvolume, int) else str(file.inode)
+
+
 # ------------------------------------------------------------------ for programs
 
 
@@ -200,6 +214,8 @@ def _list_lines(output: OutputFile, files: list[_File]) -> Iterator[bytes]:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     names = [name for name in _File.__struct_fields__ if name not in ("shell", "paths")]
+    if not any(isinstance(file.subvolume, int) for file in files):
+        names.remove("subvolume")
     writer.writerow([*names, "shell", "other_paths"])
     for file in files:
         others = file.paths[1:] if isinstance(file.paths, tuple) else ()

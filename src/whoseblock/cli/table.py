@@ -4,7 +4,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from whoseblock.cli.terminal import printable
-from whoseblock.fs.base import Answer, FileOwner, MetadataOwner, Outside, Owner, Process, Via
+from whoseblock.fs.base import (
+    Answer,
+    FileOwner,
+    LayerLocation,
+    MetadataOwner,
+    Outside,
+    Owner,
+    Process,
+)
 from whoseblock.fs.stream import LeadingRows
 
 __all__ = ["table_lines"]
@@ -58,7 +66,7 @@ class _Piece(NamedTuple):
     ended: Answer | None
 
 
-_Ways = dict[tuple[str, ...], tuple[Via, ...]]
+_Ways = dict[tuple[str, ...], tuple[LayerLocation, ...]]
 
 
 def _pieces(answers: Iterable[LeadingRows | Answer]) -> Iterator[_Piece]:
@@ -110,7 +118,7 @@ def _users(rows: Iterable[Owner]) -> Iterator[str]:
     for owner in rows:
         if isinstance(owner, FileOwner) and isinstance(owner.processes, tuple):
             for process in owner.processes:
-                yield f"  used: {_process(process)}, inode {owner.inode}: {_uses(process)}"
+                yield f"  used: {_process(process)}, inode {_inode_of(owner)}: {_uses(process)}"
 
 
 def _process(process: Process) -> str:
@@ -159,18 +167,27 @@ def _facts(owner: Owner, *, complete: bool) -> tuple[tuple[str, str, str, str], 
         "unlinked": isinstance(owner, FileOwner) and owner.unlinked is True,
         "incomplete": not complete,
     }
+    if isinstance(owner, FileOwner) and isinstance(owner.encoding, str):
+        flags[owner.encoding] = True
     marks = ",".join(name for name, true in flags.items() if true)
     if isinstance(owner, FileOwner):
         offset = "" if owner.file_offset is None else str(owner.file_offset)
         paths = [f"({owner.detail})"] if isinstance(owner.detail, str) else []
         paths += map(printable, owner.paths) if isinstance(owner.paths, tuple) else ()
-        return (str(owner.inode), owner.what, offset, marks), paths
+        return (_inode_of(owner), owner.what, offset, marks), paths
     if isinstance(owner, MetadataOwner):
         detail = [owner.detail] if isinstance(owner.detail, str) else []
         if isinstance(owner.inodes, tuple):
             detail.append(f"inodes {owner.inodes[0]} to {owner.inodes[1]}")
         return ("", owner.what, "", marks), [f"({text})" for text in detail]
     return ("", "", "", marks), [f"({owner.what})"] if isinstance(owner, Outside) else []
+
+
+def _inode_of(owner: FileOwner) -> str:
+    """Return the inode number, after the id of the subvolume where there are subvolumes."""
+    if isinstance(owner.subvolume, int):
+        return f"{owner.subvolume}/{owner.inode}"
+    return str(owner.inode)
 
 
 def _line(row: _Row, widths: list[int]) -> str:

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 __all__ = ["FORKS", "KINDS", "WHATS", "OwnerArrays", "as_columns", "row_dtype"]
 
 #: What the numbers in `OwnerArrays.kind` mean, in the words of the contract.
-KINDS: Final = ("file", "metadata", "free", "staging", "outside", "unknown")
+KINDS: Final = ("file", "metadata", "free", "staging", "outside", "unknown", "unreferenced")
 #: What the numbers in `OwnerArrays.fork` mean.
 FORKS: Final = ("", "data", "attr")
 #: What the numbers in `OwnerArrays.what` mean.
@@ -35,8 +35,8 @@ class OwnerArrays(NamedTuple):
     """One element for each row of every answer, but for `complete` and `notes`.
 
     Rows are ordered by question, then as in an answer.  ``start``, ``length`` and ``file_offset``
-    are bytes; ``file_offset`` is -1 where there is none, ``inode`` 0.  ``complete`` has one element
-    a question, and ``notes`` the notes of the questions that have any.
+    are bytes; ``file_offset`` is -1 where there is none, ``inode`` and ``subvolume`` are 0.
+    ``complete`` has one element a question, and ``notes`` the notes of the questions that have any.
     """
 
     question: "NDArray[np.int64]"
@@ -49,12 +49,13 @@ class OwnerArrays(NamedTuple):
     file_offset: "NDArray[np.int64]"
     unwritten: "NDArray[np.bool_]"
     shared: "NDArray[np.bool_]"
+    subvolume: "NDArray[np.uint64]"
     complete: "NDArray[np.bool_]"
     notes: dict[int, tuple[str, ...]]
 
 
 def row_dtype() -> "np.dtype[np.void]":
-    """Give the type of a row: the question that it answers, and the fields of a `Piece`."""
+    """Return the type of a row: the question that it answers, and the fields of a `Piece`."""
     import numpy as np
 
     return np.dtype(
@@ -69,6 +70,7 @@ def row_dtype() -> "np.dtype[np.void]":
             ("file_offset", np.int64),
             ("unwritten", np.bool_),
             ("shared", np.bool_),
+            ("subvolume", np.uint64),
         ]
     )
 
@@ -76,7 +78,7 @@ def row_dtype() -> "np.dtype[np.void]":
 def as_columns(
     rows: "NDArray[np.void]", complete: "NDArray[np.bool_]", notes: dict[int, tuple[str, ...]]
 ) -> OwnerArrays:
-    """Take rows of `row_dtype` apart."""
+    """Split rows of `row_dtype` into columns."""
     return OwnerArrays(
         question=rows["question"],
         start=rows["start"],
@@ -88,6 +90,7 @@ def as_columns(
         file_offset=rows["file_offset"],
         unwritten=rows["unwritten"],
         shared=rows["shared"],
+        subvolume=rows["subvolume"],
         complete=complete,
         notes=notes,
     )

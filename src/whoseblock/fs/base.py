@@ -17,6 +17,7 @@ __all__ = [
     "FileOwner",
     "Free",
     "InlineFile",
+    "LayerLocation",
     "Mapping",
     "MetadataOwner",
     "OpenFile",
@@ -28,7 +29,6 @@ __all__ = [
     "Staging",
     "Unknown",
     "Unreferenced",
-    "Via",
     "distinct",
     "no_progress",
     "remarks_in",
@@ -53,7 +53,7 @@ class FileId(NamedTuple):
     inode: int
 
 
-class Via(Struct, frozen=True):
+class LayerLocation(Struct, frozen=True):
     """A place in one layer of the stack: byte ``start`` of ``layer``."""
 
     layer: str
@@ -63,7 +63,7 @@ class Via(Struct, frozen=True):
 class _Placed(Struct, frozen=True, kw_only=True):
     """What came through a stack of layers knows its way: the same place in each, downwards."""
 
-    via: tuple[Via, ...] | UnsetType = UNSET
+    via: tuple[LayerLocation, ...] | UnsetType = UNSET
 
 
 class Copy(Struct, frozen=True):

@@ -6,6 +6,7 @@ The classes of a driver inherit from these protocols, whose methods with a body 
 
 # ruff: noqa: ARG002 - the defaults of protocols leave their arguments alone
 
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import StrEnum
@@ -256,6 +257,10 @@ class MountedVolume(Volume, Protocol):
     def fileno(self) -> int:
         """Return a descriptor on it, for syncfs(2) and FIFREEZE."""
         ...
+
+    def file_of(self, fd: int) -> FileId:
+        """Return the identity of an open file that is on it."""
+        return FileId(0, os.fstat(fd).st_ino)
 
     def open_file(self, file: FileId, generation: int, flags: int) -> int:
         """Open a file by its identity; raises OSError, FileNotFoundError if it is gone.

@@ -1,17 +1,17 @@
-"""Rows of answers in numbers, before they are put in words.
+"""Rows of answers as numbers, before they become the rows of the contract.
 
-Filesystems come to a `Piece` each in its own way; what can be said of pieces whoever made them is
-said once, here.
+Each filesystem builds its `Piece` in its own way; what holds for all of them is here.
 """
 
 import stat
 from itertools import accumulate
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from msgspec import UNSET, UnsetType
 
 from whoseblock.fs.arrays import FORKS, KINDS, WHATS
 from whoseblock.fs.base import (
+    FileId,
     FileOwner,
     Free,
     MetadataOwner,
@@ -20,12 +20,13 @@ from whoseblock.fs.base import (
     Paths,
     Staging,
     Unknown,
+    Unreferenced,
 )
 
 __all__ = ["Piece", "data_what", "is_shareable", "mark_shared", "row_of"]
 
 # The numbers of the words in KINDS, FORKS and WHATS.
-FILE, METADATA, FREE, STAGING, OUTSIDE, UNKNOWN = range(len(KINDS))
+FILE, METADATA, FREE, STAGING, OUTSIDE, UNKNOWN, UNREFERENCED = range(len(KINDS))
 NO_FORK, DATA, ATTR = range(len(FORKS))
 (
     NOTHING,
@@ -57,6 +58,12 @@ class Piece(NamedTuple):
     file_offset: int = -1
     unwritten: bool = False
     shared: bool = False
+    subvolume: int = 0
+
+    @property
+    def file(self) -> FileId:
+        """The identity of the file that owns it."""
+        return FileId(self.subvolume, self.inode)
 
     @property
     def end(self) -> int:
@@ -65,19 +72,19 @@ class Piece(NamedTuple):
 
 
 def data_what(mode: int) -> int:
-    """Say what the data fork of an inode of this mode holds."""
+    """Return what the data fork of an inode of this mode holds."""
     if stat.S_ISDIR(mode):
         return DIRECTORY
     return SYMLINK if stat.S_ISLNK(mode) else FILE_DATA
 
 
 def is_shareable(piece: Piece) -> bool:
-    """Tell whether the filesystem could let others share it: only what files hold."""
+    """Return whether other files could share it: only the data of files can be shared."""
     return piece.kind == FILE and piece.fork == DATA and piece.what != EXTENT_MAP
 
 
 def mark_shared(pieces: list[Piece]) -> None:
-    """Mark the pieces, ordered by start, that overlap another one of a file.
+    """Mark the pieces, ordered by start, whose bytes of the device another piece of a file has too.
 
     Every owner of the range is among them, so that no count of references need be read.
     """
@@ -98,7 +105,7 @@ def row_of(
     detail: str | UnsetType = UNSET,
     generation: int | UnsetType = UNSET,
 ) -> Owner:
-    """Show a piece in the words of the contract.
+    """Return the row of the contract for a piece.
 
     ``inodes`` and ``detail`` are about metadata, ``generation`` about a file.
     """
@@ -118,13 +125,18 @@ def row_of(
             UNSET if paths is None or not paths.detail else paths.detail,
             generation,
             UNSET if paths is None else paths.mounted_at,
+            subvolume=piece.subvolume or UNSET,
         )
     if piece.kind == METADATA:
         return MetadataOwner(start, length, WHATS[piece.what], inodes, detail)
-    if piece.kind == FREE:
-        return Free(start, length)
-    if piece.kind == STAGING:
-        return Staging(start, length)
     if piece.kind == OUTSIDE:
         return Outside(start, length, WHATS[piece.what])
-    return Unknown(start, length)
+    return _BARE.get(piece.kind, Unknown)(start, length)
+
+
+#: Rows that have nothing but their place.
+_BARE: Final[dict[int, type[Free | Staging | Unknown | Unreferenced]]] = {
+    FREE: Free,
+    STAGING: Staging,
+    UNREFERENCED: Unreferenced,
+}

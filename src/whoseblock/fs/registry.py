@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from whoseblock.errors import BlockError, NotAFilesystemError, UnsupportedError
 from whoseblock.fs.driver import (
@@ -22,14 +22,19 @@ from whoseblock.fs.driver import (
 from whoseblock.media.base import Media
 from whoseblock.media.mounts import Mount, find_mounts
 
+if TYPE_CHECKING:
+    from whoseblock.fs.monitor import Monitor
+
 __all__ = [
     "DRIVERS",
+    "MonitorRegistration",
     "Registration",
     "begins_with_filesystem",
     "companion_mount_options",
     "companions",
     "driver_of",
     "identify_companion",
+    "monitors",
     "open_companion",
     "open_mounted",
     "open_mounted_or_disk",
@@ -47,6 +52,8 @@ class Registration(NamedTuple):
 
     ``module`` has the driver as ``DRIVER``.  ``kinds`` are as in mount(8), ``magic`` the bytes that
     identify its superblock with their offset, and ``companions`` the other devices of its volumes.
+    ``monitor`` names its source of failures in ``whoseblock watch``; the module ``monitor`` beside
+    that of the driver then has the `whoseblock.fs.monitor.Monitor` as ``MONITOR``.
     """
 
     module: str
@@ -54,12 +61,28 @@ class Registration(NamedTuple):
     kinds: tuple[str, ...]
     magic: tuple[tuple[int, bytes], ...]
     companions: tuple[Companion, ...] = ()
+    monitor: str = ""
 
     @property
     def driver(self) -> Driver:
         """The driver, whose module is imported now."""
         driver: Driver = import_module(self.module).DRIVER
         return driver
+
+
+class MonitorRegistration(NamedTuple):
+    """A source of failures of mounted filesystems: its name, and what it watches."""
+
+    name: str
+    title: str
+    kinds: tuple[str, ...]
+    module: str
+
+    @property
+    def monitor(self) -> "Monitor":
+        """The monitor, whose module is imported now."""
+        monitor: Monitor = import_module(self.module).MONITOR
+        return monitor
 
 
 _LOG: Final = Companion("log", "Where an XFS filesystem keeps an external log.", "logdev")
@@ -69,13 +92,28 @@ _REALTIME: Final = Companion(
 
 #: One line for each driver.
 DRIVERS: Final[list[Registration]] = [
-    Registration("whoseblock.fs.xfs.driver", "XFS", ("xfs",), ((0, b"XFSB"),), (_LOG, _REALTIME)),
+    Registration(
+        "whoseblock.fs.xfs.driver",
+        "XFS",
+        ("xfs",),
+        ((0, b"XFSB"),),
+        (_LOG, _REALTIME),
+        monitor="xfs-health",
+    ),
 ]
 
 
 def titles() -> str:
     """Return the names of the filesystems, for messages."""
     return ", ".join(one.title for one in DRIVERS)
+
+
+def monitors() -> Iterator[MonitorRegistration]:
+    """Yield the sources of failures that drivers have."""
+    for one in DRIVERS:
+        if one.monitor:
+            module = f"{one.module.rpartition('.')[0]}.monitor"
+            yield MonitorRegistration(one.monitor, one.title, one.kinds, module)
 
 
 def companions() -> Iterator[Companion]:

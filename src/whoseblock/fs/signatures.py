@@ -13,7 +13,8 @@ __all__ = ["Content", "find_content"]
 _HEAD: Final = 68 * 1024
 
 _UNPACK: Final = "unpack it first, and name the image"
-_NOT_READ: Final = "whoseblock reads XFS only"
+#: Stands for the sentence that names the filesystems that have a driver.
+_NOT_READ: Final = ""
 
 
 class Content(NamedTuple):
@@ -68,7 +69,7 @@ def find_content(media: Media) -> Content | None:
         return None
     for offset, magic, what, hint in _SIGNATURES:
         if head.startswith(magic, offset):
-            return Content(f"it looks like {what}", hint)
+            return Content(f"it looks like {what}", hint or _supported())
     if not any(head):
         return _ZEROS if head else Content("it is empty", "name another device or image")
     if head[510:512] == b"\x55\xaa":
@@ -77,3 +78,10 @@ def find_content(media: Media) -> Content | None:
             "whoseblock stack shows what is on it",
         )
     return None
+
+
+def _supported() -> str:
+    # The registry loads drivers, whose messages come from here.
+    from whoseblock.fs.registry import titles
+
+    return f"whoseblock reads {titles()} only"

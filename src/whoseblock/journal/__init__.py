@@ -23,20 +23,21 @@ from typing import TYPE_CHECKING
 
 from whoseblock.extras import import_extra
 from whoseblock.journal.host import Host
+from whoseblock.journal.limits import USUAL_LIMITS, Limits
 from whoseblock.journal.records import (
     FINAL,
     NEXT,
-    Entry,
     Event,
     FailureReport,
     Filter,
     Finding,
     History,
     NewReport,
-    Noted,
     Overview,
     Plan,
     PlannedStep,
+    RecordedFailure,
+    ReportOutcome,
     RunRecord,
     State,
     Step,
@@ -48,18 +49,19 @@ if TYPE_CHECKING:
 __all__ = [
     "FINAL",
     "NEXT",
-    "Entry",
     "Event",
     "FailureReport",
     "Filter",
     "Finding",
     "History",
     "Host",
+    "Limits",
     "NewReport",
-    "Noted",
     "Overview",
     "Plan",
     "PlannedStep",
+    "RecordedFailure",
+    "ReportOutcome",
     "RunRecord",
     "State",
     "Step",
@@ -68,7 +70,11 @@ __all__ = [
 
 
 def open_journal(
-    url: str | None = None, *, write: bool = True, host: Host | None = None
+    url: str | None = None,
+    *,
+    write: bool = True,
+    host: Host | None = None,
+    limits: Limits = USUAL_LIMITS,
 ) -> "Journal":
     """Open the journal at ``url``, a path or the URL of a database.
 
@@ -81,4 +87,4 @@ def open_journal(
     import_extra("journal")
     from whoseblock.journal.journal import Journal
 
-    return Journal(url, write=write, host=host)
+    return Journal(url, write=write, host=host, limits=limits)

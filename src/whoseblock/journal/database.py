@@ -21,12 +21,11 @@ from whoseblock.errors import JournalError
 from whoseblock.extras import import_extra
 from whoseblock.journal.columns import digest
 from whoseblock.journal.faults import as_journal_error
+from whoseblock.journal.limits import USUAL_LIMITS, Limits
 from whoseblock.journal.location import JournalLocation
 
 __all__ = ["Database", "missing"]
 
-#: Seconds that one writer waits for another.
-_PATIENCE_S: Final = 30.0
 _RETRY_S: Final = 0.01
 _LOG: Final = "whoseblock"
 
@@ -38,16 +37,18 @@ class Database(Closing):
     unless the connection was lost during the commit.
     """
 
-    def __init__(self, location: JournalLocation, *, write: bool) -> None:
+    def __init__(
+        self, location: JournalLocation, *, write: bool, limits: Limits = USUAL_LIMITS
+    ) -> None:
         self.location = location
         self.write = write
         self._inode: tuple[int, int] | None = None
         self._shared = threading.local()
         if location.file is None:
-            self._engine = _postgresql(location)
+            self._engine = _postgresql(location, limits)
         else:
             self._inode = _find_or_make(location, write=write)
-            self._engine = _sqlite(location, write=write)
+            self._engine = _sqlite(location, limits, write=write)
 
     def close(self) -> None:
         """Close all connections."""
@@ -190,7 +191,7 @@ def missing(location: JournalLocation) -> JournalError:
     )
 
 
-def _sqlite(location: JournalLocation, *, write: bool) -> Engine:
+def _sqlite(location: JournalLocation, limits: Limits, *, write: bool) -> Engine:
     file = location.file or Path()
     name = quote(os.fsencode(file))
     mode = "rw" if write else "ro"
@@ -203,14 +204,14 @@ def _sqlite(location: JournalLocation, *, write: bool) -> Engine:
         connection = sqlite3.connect(
             f"file:{name}?mode={mode}",
             uri=True,
-            timeout=_PATIENCE_S,
+            timeout=limits.writer_wait_s,
             isolation_level=None,  # the driver must not begin transactions by itself
             check_same_thread=False,
         )
         connection.execute("PRAGMA foreign_keys = ON")
         connection.execute("PRAGMA synchronous = FULL")
         if write:
-            _keep_log(connection, location)
+            _keep_log(connection, location, limits)
         return connection
 
     engine = create_engine("sqlite://", creator=connect, poolclass=QueuePool, hide_parameters=True)
@@ -224,9 +225,9 @@ def _sqlite(location: JournalLocation, *, write: bool) -> Engine:
     return engine
 
 
-def _keep_log(connection: sqlite3.Connection, location: JournalLocation) -> None:
+def _keep_log(connection: sqlite3.Connection, location: JournalLocation, limits: Limits) -> None:
     """Switch to a write-ahead log; SQLite does not wait for another process that does the same."""
-    deadline = time.monotonic() + _PATIENCE_S
+    deadline = time.monotonic() + limits.writer_wait_s
     while True:
         try:
             (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
@@ -243,7 +244,7 @@ def _keep_log(connection: sqlite3.Connection, location: JournalLocation) -> None
         return
 
 
-def _postgresql(location: JournalLocation) -> Engine:
+def _postgresql(location: JournalLocation, limits: Limits) -> Engine:
     import_extra("postgresql")
     engine = create_engine(
         location.url,
@@ -260,7 +261,7 @@ def _postgresql(location: JournalLocation) -> Engine:
             "SELECT set_config('synchronous_commit', 'on', false)"
             " WHERE current_setting('synchronous_commit') = 'off'"
         )
-        cursor.execute(f"SET lock_timeout = '{_PATIENCE_S:.0f}s'")
+        cursor.execute(f"SET lock_timeout = '{limits.writer_wait_s:.0f}s'")
         cursor.close()
         connection.commit()
 

@@ -9,6 +9,7 @@ from whoseblock.errors import JournalError
 from whoseblock.journal import reading
 from whoseblock.journal.database import Database
 from whoseblock.journal.host import Host, this_host
+from whoseblock.journal.limits import USUAL_LIMITS, Limits
 from whoseblock.journal.location import locate
 from whoseblock.journal.records import Event, Filter, History, Overview, Plan, RunRecord
 from whoseblock.journal.run import Run
@@ -16,10 +17,6 @@ from whoseblock.journal.versions import prepare_tables
 
 __all__ = ["Journal"]
 
-#: So many failures are read at a time.
-_BATCH: Final = 256
-#: Histories are larger, so fewer are read at a time.
-_HISTORIES: Final = 64
 _ALL: Final = Filter()
 
 
@@ -30,11 +27,19 @@ class Journal(Closing):
     Several threads may use it at a time.  Every method raises `JournalError`.
     """
 
-    def __init__(self, url: str | None, *, write: bool, host: Host | None = None) -> None:
-        location = locate(url)
+    def __init__(
+        self,
+        url: str | None,
+        *,
+        write: bool,
+        host: Host | None = None,
+        limits: Limits = USUAL_LIMITS,
+    ) -> None:
+        location = locate(url, limits.server_wait_s)
+        self._limits = limits
         self.name = location.name
         self.host = host or this_host()
-        self._database = Database(location, write=write)
+        self._database = Database(location, write=write, limits=limits)
         try:
             prepare_tables(self._database)
         except BaseException:
@@ -67,10 +72,10 @@ class Journal(Closing):
         after = 0
         while True:
             with self._database.reading() as connection:
-                ids = reading.find(connection, wanted, after, _BATCH)
+                ids = reading.find(connection, wanted, after, self._limits.batch)
                 found = reading.overviews(connection, ids) if ids else []
             yield from found
-            if len(ids) < _BATCH:
+            if len(ids) < self._limits.batch:
                 return
             after = ids[-1]
 
@@ -79,10 +84,10 @@ class Journal(Closing):
         after = 0
         while True:
             with self._database.reading() as connection:
-                ids = reading.find(connection, wanted, after, _HISTORIES)
+                ids = reading.find(connection, wanted, after, self._limits.histories)
                 found = reading.histories(connection, ids) if ids else []
             yield from found
-            if len(ids) < _HISTORIES:
+            if len(ids) < self._limits.histories:
                 return
             after = ids[-1]
 
@@ -125,9 +130,9 @@ class Journal(Closing):
         before = None
         while True:
             with self._database.reading() as connection:
-                found = reading.starts(connection, self.host, kind, before, _BATCH)
+                found = reading.starts(connection, self.host, kind, before, self._limits.batch)
             yield from found.values()
-            if len(found) < _BATCH:
+            if len(found) < self._limits.batch:
                 return
             before = min(found)
 

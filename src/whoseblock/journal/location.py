@@ -11,6 +11,7 @@ from sqlalchemy.exc import ArgumentError
 
 from whoseblock.errors import JournalError
 from whoseblock.journal.host import user_name
+from whoseblock.journal.limits import USUAL_LIMITS
 
 __all__ = ["VARIABLE", "JournalLocation", "locate"]
 
@@ -20,8 +21,6 @@ _PORT: Final = 5432
 _FORM: Final = (
     "write a path, or postgresql://USER:PASSWORD@HOST/DATABASE, with %40 for @ and %2F for /"
 )
-#: Seconds to wait for a server, which may itself wait for a lock meanwhile.
-_TIMEOUT_S: Final = 40
 _OPTIONS: Final = frozenset({"host", "port", "sslmode", "sslrootcert"})
 
 
@@ -37,10 +36,11 @@ class JournalLocation(NamedTuple):
     file: Path | None
 
 
-def locate(given: str | None) -> JournalLocation:
+def locate(given: str | None, server_wait_s: int = USUAL_LIMITS.server_wait_s) -> JournalLocation:
     """Return the location of the journal at a path or a URL, None for the usual one.
 
-    Raises `JournalError` for anything else, without repeating it: it may hold a password.
+    ``server_wait_s`` is as in `Limits`.  Raises `JournalError` for anything else, without repeating
+    it: it may hold a password.
     """
     text = given or os.environ.get(VARIABLE) or _usual()
     if "://" not in text:
@@ -49,7 +49,7 @@ def locate(given: str | None) -> JournalLocation:
     if scheme == "sqlite" and rest.startswith("/"):
         return _sqlite(Path(rest[1:]))
     if scheme in {"postgresql", "postgres", "postgresql+pg8000"}:
-        return _postgresql(f"postgresql+pg8000://{rest}")
+        return _postgresql(f"postgresql+pg8000://{rest}", server_wait_s)
     kind = scheme if re.fullmatch(r"[a-z0-9+]{1,20}", scheme) else "such a"
     raise JournalError(f"a journal cannot be kept in {kind} database", hint=_FORM)
 
@@ -69,7 +69,7 @@ def _sqlite(file: Path) -> JournalLocation:
     return JournalLocation(str(file), URL.create("sqlite"), {}, file.absolute())
 
 
-def _postgresql(text: str) -> JournalLocation:
+def _postgresql(text: str, server_wait_s: int) -> JournalLocation:
     try:
         url = make_url(text)
     except (ArgumentError, ValueError):
@@ -88,7 +88,7 @@ def _postgresql(text: str) -> JournalLocation:
     if not re.fullmatch("[0-9]{1,5}", port_text):
         raise JournalError("the port in the URL of the journal is not a number", hint=_FORM)
     host, port = options.get("host", url.host or "localhost"), int(port_text)
-    arguments: dict[str, Any] = {"timeout": _TIMEOUT_S, "application_name": "whoseblock"}
+    arguments: dict[str, Any] = {"timeout": server_wait_s, "application_name": "whoseblock"}
     if host.startswith("/"):
         arguments["unix_sock"] = f"{host}/.s.PGSQL.{port}"
         arguments["ssl_context"] = False

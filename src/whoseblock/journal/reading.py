@@ -11,7 +11,6 @@ from whoseblock.journal.columns import path_digest
 from whoseblock.journal.host import Host
 from whoseblock.journal.records import (
     FINAL,
-    Entry,
     Event,
     FailureReport,
     Filter,
@@ -19,6 +18,7 @@ from whoseblock.journal.records import (
     History,
     Overview,
     Plan,
+    RecordedFailure,
     RunRecord,
     State,
     Step,
@@ -38,12 +38,12 @@ from whoseblock.journal.schema import (
 )
 
 __all__ = [
-    "entries",
     "find",
     "histories",
     "last_event",
     "overviews",
     "plan",
+    "recorded_failures",
     "run_record",
     "starts",
     "unfinished_plans",
@@ -133,7 +133,7 @@ def _owned_by(path: str) -> Select[Any]:
 
 def overviews(connection: Connection, ids: Sequence[int]) -> list[Overview]:
     """Return summaries of failures, in order of their numbers."""
-    found = entries(connection, failures.c.id.in_(ids))
+    found = recorded_failures(connection, failures.c.id.in_(ids))
     reported = _counts(connection, reports.c.failure, ids)
     states: dict[int, dict[State, int]] = defaultdict(dict)
     for row in connection.execute(_states(ids)):
@@ -224,7 +224,7 @@ def _paths(connection: Connection, wanted: Sequence[int]) -> dict[int, tuple[str
 
 def histories(connection: Connection, ids: Sequence[int]) -> list[History]:
     """Return everything about failures, in order of their numbers."""
-    found = entries(connection, failures.c.id.in_(ids))
+    found = recorded_failures(connection, failures.c.id.in_(ids))
     told: dict[int, list[FailureReport]] = defaultdict(list)
     query: Select[Any] = select(reports).where(reports.c.failure.in_(ids)).order_by(reports.c.id)
     for row in connection.execute(query):
@@ -277,7 +277,10 @@ def _of(made: Mapping[int, Plan], numbers: Iterable[int]) -> tuple[Plan, ...]:
 
 
 def _runs_of(
-    entry: Entry, told: Iterable[FailureReport], looked: Iterable[Finding], made: Iterable[Plan]
+    entry: RecordedFailure,
+    told: Iterable[FailureReport],
+    looked: Iterable[Finding],
+    made: Iterable[Plan],
 ) -> set[int]:
     """Return the runs that a history names."""
     named = {entry.run} | {one.run for one in told} | {one.run for one in looked}
@@ -428,7 +431,9 @@ def _event(row: Row[Any]) -> Event:
     )
 
 
-def entries(connection: Connection, condition: ColumnElement[bool]) -> list[Entry]:
+def recorded_failures(
+    connection: Connection, condition: ColumnElement[bool]
+) -> list[RecordedFailure]:
     """Return the failures for which a condition on their table holds, by number."""
     query = (
         select(failures, hosts.c.name.label("host_name"), hosts.c.machine_id)
@@ -437,7 +442,7 @@ def entries(connection: Connection, condition: ColumnElement[bool]) -> list[Entr
         .order_by(failures.c.id)
     )
     return [
-        Entry(
+        RecordedFailure(
             id=row.id,
             host=row.host_name,
             machine_id=row.machine_id,

@@ -17,17 +17,17 @@ from whoseblock.ranges import ByteRange
 __all__ = [
     "FINAL",
     "NEXT",
-    "Entry",
     "Event",
     "FailureReport",
     "Filter",
     "Finding",
     "History",
     "NewReport",
-    "Noted",
     "Overview",
     "Plan",
     "PlannedStep",
+    "RecordedFailure",
+    "ReportOutcome",
     "RunRecord",
     "State",
     "Step",
@@ -91,7 +91,7 @@ class RunRecord(Struct, frozen=True, kw_only=True):
         return there != here or lives(Process(self.pid, self.process))
 
 
-class Entry(Struct, frozen=True, kw_only=True):
+class RecordedFailure(Struct, frozen=True, kw_only=True):
     """A failure: ``length`` bytes from ``start`` of ``device`` on ``host``.
 
     ``identity`` is a stable name of the device (a serial number, a UUID), "" if it is unknown.
@@ -205,7 +205,7 @@ class NewReport(Struct, frozen=True, kw_only=True):
     detail: dict[str, Any] = field(default_factory=dict)
 
 
-class Noted(NamedTuple):
+class ReportOutcome(NamedTuple):
     """The result of a report: its failure, and whether the failure and the report are new."""
 
     failure: int
@@ -221,7 +221,7 @@ class Overview(Struct, frozen=True, kw_only=True):
     without a finding.
     """
 
-    failure: Entry
+    failure: RecordedFailure
     reports: int
     states: dict[State, int]
     complete: bool | None
@@ -233,7 +233,7 @@ class Overview(Struct, frozen=True, kw_only=True):
 class History(Struct, frozen=True, kw_only=True):
     """Everything about one failure; ``runs`` are all that are named in it."""
 
-    failure: Entry
+    failure: RecordedFailure
     reports: tuple[FailureReport, ...]
     findings: tuple[Finding, ...]
     plans: tuple[Plan, ...]

@@ -21,12 +21,12 @@ from whoseblock.journal.database import Database
 from whoseblock.journal.host import Host, this_process, user_name, without_passwords
 from whoseblock.journal.records import (
     NEXT,
-    Entry,
     Event,
     NewReport,
-    Noted,
     Plan,
     PlannedStep,
+    RecordedFailure,
+    ReportOutcome,
     State,
 )
 from whoseblock.journal.schema import (
@@ -122,7 +122,7 @@ class Run(Closing):
         *,
         identity: str = "",
         target: str = "",
-    ) -> Noted:
+    ) -> ReportOutcome:
         """Record a report that ``where`` of ``device`` of this host failed.
 
         If an open failure has the same bytes of the same device, the report is of that one.  A
@@ -151,9 +151,11 @@ class Run(Closing):
                 }
                 failure = _added(connection, failures, values)
             self._add_report(connection, failure, report, event)
-        return Noted(failure, new_failure=new, new_report=True)
+        return ReportOutcome(failure, new_failure=new, new_report=True)
 
-    def record_report(self, failure: Entry, report: NewReport, seen: datetime) -> Noted:
+    def record_report(
+        self, failure: RecordedFailure, report: NewReport, seen: datetime
+    ) -> ReportOutcome:
         """Record another report of a failure that was open when the caller read it.
 
         If it was closed since, and the event was last ``seen`` after that, this records a failure
@@ -167,20 +169,20 @@ class Run(Closing):
             closed = connection.scalar(_CLOSED, {"failure": failure.id})
             if closed is None or seen <= closed:
                 self._add_report(connection, failure.id, report, event)
-                return Noted(failure.id, new_failure=False, new_report=True)
+                return ReportOutcome(failure.id, new_failure=False, new_report=True)
         return self.record_failure(
             failure.device, failure.range, report, identity=failure.identity, target=failure.target
         )
 
     def _known_event(
         self, connection: Connection, report: NewReport
-    ) -> tuple[bytes | None, Noted | None]:
+    ) -> tuple[bytes | None, ReportOutcome | None]:
         """Return the digest of an event with a key, and its failure if it is recorded already."""
         if report.key is None:
             return None, None
         event = self._event_digest(report)
         known = connection.scalar(_REPORT_OF, {"event": event})
-        noted = None if known is None else Noted(known, new_failure=False, new_report=False)
+        noted = None if known is None else ReportOutcome(known, new_failure=False, new_report=False)
         return event, noted
 
     def _add_report(
@@ -397,6 +399,7 @@ def _owner_row(number: int, owner: Owner) -> dict[str, Any]:
     for name in ("what", "inode", "generation", "file_offset"):
         value = getattr(owner, name, None)
         row[name] = None if value is msgspec.UNSET else value
+    row["subvolume"] = owner.file.subvolume if isinstance(owner, FileOwner) else None
     return row
 
 

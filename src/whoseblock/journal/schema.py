@@ -46,7 +46,7 @@ __all__ = [
 ]
 
 #: The version of the tables below, which a journal holds in `journal_version`.
-VERSION: Final = 2
+VERSION: Final = 3
 
 METADATA: Final = MetaData(
     naming_convention={
@@ -162,6 +162,8 @@ owners: Final = Table(
     Column("start", BigInteger, nullable=False),
     Column("length", BigInteger, nullable=False),
     Column("what", Plain),
+    # 0 on a filesystem without subvolumes.
+    Column("subvolume", Unsigned),
     Column("inode", Unsigned),
     Column("generation", Unsigned),
     Column("file_offset", BigInteger),

@@ -3,7 +3,9 @@
 The lists are those of proc_pid_mountinfo(5), one for each mount namespace.
 """
 
+import contextlib
 import errno
+import glob
 import os
 import re
 import stat
@@ -17,6 +19,7 @@ __all__ = [
     "SHUT_DOWN",
     "Mount",
     "Reader",
+    "devices_of",
     "find_mounts",
     "is_folder",
     "mount_note",
@@ -28,10 +31,12 @@ __all__ = [
     "readers",
 ]
 
-#: What a filesystem that the kernel has shut down answers, even to the opening of its root.
+#: The errors of a filesystem that the kernel has shut down, even on opening its root.
 SHUT_DOWN: Final = (errno.EIO, errno.EUCLEAN)
 
 _SYS_BLOCK = Path("/sys/block")
+_SYS_FS = Path("/sys/fs")
+_DEV_BLOCK = Path("/sys/dev/block")
 _PROC = Path("/proc")
 #: Fields before the optional ones, which a lone dash ends, and fields after it.
 _FIXED, _AFTER = 6, 3
@@ -58,7 +63,7 @@ class Mount(NamedTuple):
 
 
 def read_mounts(text: str) -> Iterator[Mount]:
-    """Read a list of mounts; lines that are none are passed over."""
+    """Parse a list of mounts; lines in another form are skipped."""
     for line in text.split("\n"):
         fields = line.split(" ")
         if "-" not in fields[_FIXED:]:
@@ -91,7 +96,7 @@ def _mounts_of(process: str) -> list[Mount]:
 
 
 def namespaces() -> Iterator[int]:
-    """Give one process of each mount namespace but our own, as far as we may see."""
+    """Yield one process of each mount namespace but our own, as far as they are visible."""
     seen = {_namespace("self"), None}
     for process in _PROC.iterdir():
         name = process.name
@@ -108,17 +113,46 @@ def _namespace(process: str) -> Path | None:
 
 
 def find_mounts(device: int) -> tuple[int | None, list[Mount]]:
-    """Give the mounts of a filesystem, by the number of its device.
+    """Return the mounts of a filesystem, by the number of one of its devices.
 
     Those of our own mount namespace if there are any, with None; otherwise those of another one,
-    with a process that is in it.  No mounts: none was found.
+    with a process that is in it.  The list is empty if there are none.
     """
-    if mounts := [mount for mount in _mounts_of("self") if mount.device == device]:
+    if mounts := [mount for mount in _mounts_of("self") if device in devices_of(mount)]:
         return None, mounts
     for process in namespaces():
-        if mounts := [mount for mount in _mounts_of(str(process)) if mount.device == device]:
+        mounts = [mount for mount in _mounts_of(str(process)) if device in devices_of(mount)]
+        if mounts:
             return process, mounts
     return None, []
+
+
+def devices_of(mount: Mount) -> frozenset[int]:
+    """Return the number under which a mount is listed, and those of its block devices.
+
+    They differ where the filesystem has a number of its own, as filesystems of several devices
+    do.  Its source is then one of its devices, and sysfs may list the others.
+    """
+    found = {mount.device}
+    if os.major(mount.device) == 0 and mount.source.startswith("/dev/"):
+        source = Path(mount.source)
+        with contextlib.suppress(OSError, ValueError):
+            status = source.stat()
+            if stat.S_ISBLK(status.st_mode):
+                found.add(status.st_rdev)
+                found.update(_listed_with(mount.kind, status.st_rdev))
+    return frozenset(found)
+
+
+def _listed_with(kind: str, device: int) -> Iterator[int]:
+    """Yield the devices that sysfs lists with one of a filesystem: /sys/fs/KIND/UUID/devices."""
+    name = (_DEV_BLOCK / f"{os.major(device)}:{os.minor(device)}").resolve().name
+    for folder in _SYS_FS.glob(f"{glob.escape(kind)}/*/devices"):
+        if not (folder / name).exists():
+            continue
+        for one in folder.iterdir():
+            with contextlib.suppress(OSError, ValueError):
+                yield _number(one)
 
 
 class Reader(NamedTuple):
@@ -135,7 +169,7 @@ class Reader(NamedTuple):
 
 
 def readers(path: str | os.PathLike[str]) -> list[Reader]:
-    """Give the devices that read a device or an image: those that what is on it is mounted from."""
+    """Return the devices that read a device or an image; its filesystem is mounted from those."""
     try:
         status = Path(path).stat()
     except (OSError, ValueError):
@@ -146,12 +180,12 @@ def readers(path: str | os.PathLike[str]) -> list[Reader]:
 
 
 def mounted_readers(path: str | os.PathLike[str]) -> list[Reader]:
-    """Give those `readers` that something is mounted from, in any mount namespace."""
+    """Return those `readers` from which a filesystem is mounted, in any mount namespace."""
     return [reader for reader in readers(path) if find_mounts(reader.device)[1]]
 
 
 def mount_note(name: str) -> str:
-    """Give the note that reading the mounted device or image ``name`` calls for; "" if it is not.
+    """Return the note for reading the mounted device or image ``name``; "" if it is not mounted.
 
     An image counts as mounted if a loop device that is made of it is, or a partition of that.
     """
@@ -168,7 +202,7 @@ def mount_note(name: str) -> str:
 
 
 def is_folder(path: str | os.PathLike[str]) -> bool:
-    """Tell whether a path leads to a folder, or to where a filesystem is mounted that failed."""
+    """Return whether a path leads to a folder, or to the mount point of a failed filesystem."""
     try:
         return stat.S_ISDIR(os.stat(path).st_mode)  # noqa: PTH116 - Path("") is a folder, "" none
     except (OSError, ValueError) as error:
@@ -193,24 +227,28 @@ def mounted_device(path: str | os.PathLike[str]) -> int | None:
 
 
 def mount_point_device(folder: str | os.PathLike[str]) -> int | None:
-    """Give the number of the device that is mounted at a folder; None if it is no mount point."""
+    """Return the number of the device that is mounted at a folder; None if it is no mount point."""
     place = os.path.realpath(folder)
+    # The last one mounted there is on top.
     devices = [mount.device for mount in _mounts_of("self") if mount.point == place]
     try:
         device = os.stat(folder).st_dev  # noqa: PTH116 - Path("") is a folder, "" none
     except (OSError, ValueError) as error:
-        # The last one mounted there is on top.
         return devices[-1] if devices and _says_nothing(error) else None
-    return device if device in devices else None
+    if device in devices:
+        return device
+    # A filesystem with subvolumes gives each a number that is not the one of its mounts.
+    anonymous = devices and os.major(device) == 0 and os.major(devices[-1]) == 0
+    return devices[-1] if anonymous else None
 
 
 def _says_nothing(error: Exception) -> bool:
-    """Tell whether that is all that a filesystem answers which the kernel has shut down."""
+    """Return whether an error is the only answer of a filesystem that the kernel has shut down."""
     return isinstance(error, OSError) and error.errno in SHUT_DOWN
 
 
 def _loop_devices(image: os.stat_result) -> Iterator[Reader]:
-    """Give the loop devices whose backing file is ``image``, and their partitions."""
+    """Yield the loop devices whose backing file is ``image``, and their partitions."""
     for loop in _SYS_BLOCK.glob("loop*"):
         try:
             backing = (loop / "loop/backing_file").read_text(errors="surrogateescape").rstrip("\n")

@@ -36,8 +36,6 @@ __all__ = [
 WINDOW: Final = 1 << 20
 
 _PIECE: Final = 1 << 20
-#: Seconds that a command may take to fetch a copy.
-_PATIENCE: Final = 3600.0
 
 _NAME: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _KINDS: Final = {
@@ -62,7 +60,7 @@ class Copies(NamedTuple):
     ``folder`` has files at the same paths as the filesystem.  ``file`` is the copy itself.
     ``command`` is a shell command that reads the finding as JSON and prints the path of a copy.
     All of them are tried.  ``whole`` compares the whole file, otherwise ``window`` bytes on each
-    side of a loss.
+    side of a loss.  ``command_s`` is how many seconds the command may take.
     """
 
     folder: str | None = None
@@ -70,6 +68,7 @@ class Copies(NamedTuple):
     command: str | None = None
     whole: bool = False
     window: int = WINDOW
+    command_s: float = 3600.0
 
 
 class Candidate(NamedTuple):
@@ -149,15 +148,15 @@ def find(copies: Copies, paths: Sequence[str], finding_json: bytes) -> Iterator[
         for path in paths:
             yield Candidate(path.lstrip("/"), copies.folder)
     if copies.command is not None:
-        yield Candidate(_fetch(copies.command, paths, finding_json))
+        yield Candidate(_fetch(copies.command, copies.command_s, paths, finding_json))
 
 
-def _fetch(command: str, paths: Sequence[str], finding_json: bytes) -> str:
+def _fetch(command: str, seconds: float, paths: Sequence[str], finding_json: bytes) -> str:
     try:
         printed = run_shell(
             command,
             finding_json,
-            seconds=_PATIENCE,
+            seconds=seconds,
             environment={"WHOSEBLOCK_PATH": paths[0] if paths else ""},
             capture=True,
         )

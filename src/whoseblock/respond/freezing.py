@@ -10,41 +10,50 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from whoseblock.respond import freeze_guard
 from whoseblock.respond.exceptions import NotNowError, UnguardedError
 
-__all__ = ["Frozen", "frozen"]
+__all__ = ["FreezeLimits", "Frozen", "frozen"]
 
-#: The guard kills its parent after the first limit, and thaws after the second even if a write
-#: still hangs in the device.  Disks give up on a sector within half a minute.
-LIMIT_S: Final = 20.0
-HARD_LIMIT_S: Final = 90.0
-#: The parent thaws if the guard has not done so after this time.
-PATIENCE_S: Final = 10.0
-#: No write is begun in this time before the limit.
-_MARGIN_S: Final = 5.0
 _FITHAW: Final = 0xC0045878  # linux/fs.h
 _NOT_FROZEN: Final = (
     "another process thawed the filesystem: the zeroed blocks may have been in use by then"
 )
 
 
-class Frozen:
-    """A frozen filesystem, and the time until which it may stay frozen."""
+class FreezeLimits(NamedTuple):
+    """The limits of a freeze, in seconds.
 
-    def __init__(self, until: float) -> None:
-        self._until = until
+    The guard kills its parent after ``longest_s``, and thaws after ``hard_s`` even if a write still
+    hangs in the device: disks give up on a sector within half a minute.  The parent thaws if the
+    guard has not done so after ``guard_s``.  No write begins in the last ``margin_s``.
+    """
+
+    longest_s: float = 20.0
+    hard_s: float = 90.0
+    guard_s: float = 10.0
+    margin_s: float = 5.0
+
+
+USUAL_LIMITS: Final = FreezeLimits()
+
+
+class Frozen:
+    """A frozen filesystem, and the time after which no write begins."""
+
+    def __init__(self, last_write: float) -> None:
+        self._last_write = last_write
 
     def check(self) -> None:
         """Raise `NotNowError` if there is no time left to begin another write."""
-        if time.monotonic() > self._until - _MARGIN_S:
+        if time.monotonic() > self._last_write:
             raise NotNowError("the filesystem was frozen for too long")
 
 
 @contextlib.contextmanager
-def frozen(place: int, limit_s: float = LIMIT_S) -> Iterator[Frozen]:
+def frozen(place: int, limits: FreezeLimits = USUAL_LIMITS) -> Iterator[Frozen]:
     """Freeze the filesystem that a descriptor is on, until the block ends.
 
     The kernel writes out everything first, and then blocks every write to a file on it, including
@@ -53,11 +62,11 @@ def frozen(place: int, limit_s: float = LIMIT_S) -> Iterator[Frozen]:
     """
     # An import would write bytecode, perhaps to the frozen filesystem.
     writes_bytecode, sys.dont_write_bytecode = sys.dont_write_bytecode, True
-    keeper = _Guard(place, limit_s)
+    keeper = _Guard(place, limits)
     try:
         begun = time.monotonic()
         keeper.freeze()
-        yield Frozen(begun + limit_s)
+        yield Frozen(begun + limits.longest_s - limits.margin_s)
         keeper.thaw()
     finally:
         keeper.close()
@@ -69,10 +78,11 @@ def frozen(place: int, limit_s: float = LIMIT_S) -> Iterator[Frozen]:
 class _Guard:
     """The process that freezes and thaws; ``trouble`` is what went wrong with the freeze."""
 
-    def __init__(self, place: int, limit_s: float) -> None:
+    def __init__(self, place: int, limits: FreezeLimits) -> None:
         self.trouble = ""
         self._place = place
-        self._hard_s = max(HARD_LIMIT_S, limit_s)
+        self._hard_s = max(limits.hard_s, limits.longest_s)
+        self._guard_s = limits.guard_s
         # Whether the guard froze it, or may have, and is not known to have thawed it.
         self._to_thaw = False
         # Whether a request to thaw was sent to the guard; and whether it did not answer.
@@ -80,7 +90,7 @@ class _Guard:
         self._silent = False
         self._ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
-            self._process = _start_guard(theirs, place, limit_s, self._hard_s)
+            self._process = _start_guard(theirs, place, limits.longest_s, self._hard_s)
 
     def freeze(self) -> None:
         """Freeze the filesystem; raise `NotNowError`."""
@@ -98,7 +108,7 @@ class _Guard:
 
     def thaw(self) -> None:
         """Thaw the filesystem."""
-        failed = self._order(freeze_guard.THAW, PATIENCE_S)
+        failed = self._order(freeze_guard.THAW, self._guard_s)
         self._to_thaw = failed is None
         if failed:
             self.trouble = _NOT_FROZEN
@@ -107,7 +117,7 @@ class _Guard:
         """End the guard, which thaws if it has not yet; thaw here if it could not."""
         self._ours.close()
         try:
-            self._process.wait(0 if self._silent else PATIENCE_S)
+            self._process.wait(0 if self._silent else self._guard_s)
         except subprocess.TimeoutExpired:
             # A killed process still completes the system call that it is in.
             self._process.kill()

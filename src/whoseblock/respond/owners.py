@@ -11,7 +11,6 @@ from whoseblock.closing import Closing
 from whoseblock.errors import WhoseblockError
 from whoseblock.fs.base import FileId, FileOwner, Free, Owner
 from whoseblock.fs.driver import MountedVolume
-from whoseblock.fs.mounted.fiemap import maps_run
 from whoseblock.ranges import ByteRange, merge
 from whoseblock.respond.exceptions import ChangedError, RefusedError
 
@@ -20,12 +19,16 @@ __all__ = [
     "FilePosition",
     "OpenOwner",
     "OpenOwners",
+    "describe_file",
+    "is_data",
     "is_unowned",
     "owners_now",
+    "position_of",
     "positions_of",
     "raised_file_limit",
-    "still_maps",
+    "rows_without",
     "whole_blocks",
+    "why_not_direct",
 ]
 
 #: The folder below the root of a filesystem whose files keep failed blocks out of use.
@@ -41,11 +44,31 @@ _WHY: Final = {
 
 
 class FilePosition(NamedTuple):
-    """The place of a run of blocks in a file: inode, generation, and offset in bytes."""
+    """The place of a run of blocks in a file; ``offset`` is in bytes."""
 
-    inode: int
+    file: FileId
     generation: int
     offset: int
+
+    def __str__(self) -> str:
+        return describe_file(self.file)
+
+
+def describe_file(file: FileId) -> str:
+    """Name a file in messages."""
+    of = f" of subvolume {file.subvolume}" if file.subvolume else ""
+    return f"inode {file.inode}{of}"
+
+
+def position_of(row: Owner) -> FilePosition | None:
+    """Return the position of a row of file data; None if its file could not be opened again."""
+    if (
+        isinstance(row, FileOwner)
+        and row.file_offset is not None
+        and isinstance(row.generation, int)
+    ):
+        return FilePosition(row.file, row.generation, row.file_offset)
+    return None
 
 
 def whole_blocks(ranges: Iterable[ByteRange], block: int) -> list[ByteRange]:
@@ -69,43 +92,69 @@ def positions_of(rows: Iterable[Owner], run: ByteRange) -> set[FilePosition]:
     """
     positions = set()
     for row in rows:
+        position = position_of(row)
         if (
-            not isinstance(row, FileOwner)
-            or row.what != "data"
-            or row.unwritten
+            position is None
+            or not is_data(row)
             or (row.start, row.length) != run
-            or row.file_offset is None
-            or not isinstance(row.generation, int)
+            or why_not_direct(row)
         ):
             raise ChangedError(f"{run} is not file data alone: {row.kind}")
-        positions.add(FilePosition(row.inode, row.generation, row.file_offset))
+        positions.add(position)
     return positions
+
+
+def rows_without(rows: Iterable[Owner], file: FileId | None) -> list[Owner]:
+    """Return the rows that a file does not own."""
+    return [row for row in rows if file is None or not _is_of(row, file)]
+
+
+def _is_of(row: Owner, file: FileId) -> bool:
+    return isinstance(row, FileOwner) and row.file == file
+
+
+def is_data(row: Owner) -> bool:
+    """Return whether a row is written data of a file."""
+    return isinstance(row, FileOwner) and row.what == "data" and not row.unwritten
 
 
 def is_unowned(rows: Iterable[Owner]) -> bool:
     """Return whether a range holds no data: it is free, or allocated and never written."""
     return all(
-        isinstance(row, Free) or (isinstance(row, FileOwner) and row.unwritten) for row in rows
+        not why_not_direct(row)
+        and (isinstance(row, Free) or (isinstance(row, FileOwner) and row.unwritten))
+        for row in rows
     )
+
+
+def why_not_direct(row: Owner) -> str:
+    """Return why a byte of a row is not exactly one byte of the device, "" if it is."""
+    if isinstance(row, FileOwner) and isinstance(row.encoding, str):
+        return f"the data is compressed or encrypted ({row.encoding})"
+    if isinstance(row, FileOwner) and isinstance(row.file_length, int):
+        return "the file's data has another length on the device"
+    if isinstance(row.copies, tuple):
+        return "the filesystem or the array keeps other copies of these bytes"
+    return ""
 
 
 class _OwnerFile(Closing):
     """A file that is open for a change; raises `RefusedError` if it must not be changed."""
 
-    def __init__(self, fs: MountedVolume, inode: int, generation: int) -> None:
-        file = FileId(0, inode)
+    def __init__(self, fs: MountedVolume, position: FilePosition) -> None:
+        file, generation, _ = position
         facts = fs.files((file,)).get(file)
         if facts is None or facts.generation != generation:
-            raise ChangedError(f"inode {inode} no longer exists")
+            raise ChangedError(f"{position} no longer exists")
         if facts.immutable or facts.append_only:
-            raise RefusedError(f"inode {inode}: it is immutable or append-only")
+            raise RefusedError(f"{position}: it is immutable or append-only")
         self.size = facts.size
         try:
             flags = os.O_RDWR | os.O_NOATIME | os.O_NOFOLLOW
             self.fd = fs.open_file(file, generation, flags)
         except (OSError, WhoseblockError) as error:
             why = _WHY.get(getattr(error, "errno", None) or 0) or str(error)
-            raise RefusedError(f"inode {inode}: {why}") from error
+            raise RefusedError(f"{position}: {why}") from error
 
     def close(self) -> None:
         """Close the file."""
@@ -118,14 +167,6 @@ class OpenOwner(NamedTuple):
     position: FilePosition
     fd: int
     size: int
-
-
-def still_maps(owner: OpenOwner, run: ByteRange) -> bool:
-    """Return whether an owner still has all of a run as written data at its position.
-
-    Only this file's mapping is read: a run may have thousands of owners, and each is checked.
-    """
-    return maps_run(owner.fd, owner.position.offset, run)
 
 
 @contextlib.contextmanager
@@ -144,15 +185,13 @@ class OpenOwners(Closing):
 
     def __init__(self, fs: MountedVolume) -> None:
         self._fs = fs
-        self._files: dict[int, _OwnerFile] = {}
+        self._files: dict[FileId, _OwnerFile] = {}
 
     def open(self, position: FilePosition) -> OpenOwner:
         """Open the file of a position; raise `RefusedError` with the reason if it must not be."""
-        file = self._files.get(position.inode)
+        file = self._files.get(position.file)
         if file is None:
-            file = self._files[position.inode] = _OwnerFile(
-                self._fs, position.inode, position.generation
-            )
+            file = self._files[position.file] = _OwnerFile(self._fs, position)
         return OpenOwner(position, file.fd, file.size)
 
     def close(self) -> None:

@@ -12,11 +12,21 @@ from typing import Final, NamedTuple
 
 from msgspec.structs import replace
 
-from whoseblock.fs.base import Answer, FileOwner, Free, MetadataOwner, Outside, Owner, Staging
-from whoseblock.lookup import Asked, Lookup
+from whoseblock.fs.base import (
+    Answer,
+    FileOwner,
+    Free,
+    MetadataOwner,
+    Outside,
+    Owner,
+    Staging,
+    Unreferenced,
+)
+from whoseblock.fs.driver import Capability, MountedVolume, Volume
+from whoseblock.lookup import Lookup, Query
 from whoseblock.ranges import ByteRange
 from whoseblock.respond.copies import Copies
-from whoseblock.respond.owners import QUARANTINE, is_unowned, whole_blocks
+from whoseblock.respond.owners import QUARANTINE, is_unowned, whole_blocks, why_not_direct
 from whoseblock.respond.sites import Site, failing_at, rows_by_layer
 from whoseblock.target import Target
 
@@ -31,6 +41,7 @@ __all__ = [
     "is_contested",
     "proposals_at",
     "proposals_for",
+    "why_unsupported",
 ]
 
 
@@ -92,18 +103,16 @@ class Proposal(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-#: What repairs metadata, by what it is.
-_REPAIRS: Final = {
-    "log": "unmount and mount it; if that fails, xfs_repair -L, which loses the newest changes",
+#: What an act does, for messages.
+_VERBS: Final = {
+    Act.ZERO: "zero free blocks",
+    Act.RESTORE: "restore file data",
+    Act.PUNCH: "replace file data by zeros",
 }
-_REPAIR: Final = (
-    "xfs_scrub MOUNTPOINT where the kernel has online repair; otherwise unmount, and xfs_repair"
-    " DEVICE, on a copy first if more may fail"
-)
 
 
 def proposals_for(
-    asked: Asked, answer: Answer, target: Target, finder: Lookup, options: PlanOptions
+    asked: Query, answer: Answer, target: Target, finder: Lookup, options: PlanOptions
 ) -> Iterator[Proposal]:
     """Propose an act for each run of blocks of an answer, in whatever layer its rows are."""
     contested = is_contested(answer)
@@ -151,9 +160,7 @@ def proposals_at(site: Site, rows: list[Owner], options: PlanOptions) -> Iterato
             bad = tuple(_within(failing, run))
             if not bad:
                 continue
-            act, says = decide(
-                owners, options, mounted=site.mounted is not None, complete=answer.complete
-            )
+            act, says = decide(owners, options, filesystem, complete=answer.complete)
             if act is not Act.PUNCH:
                 yield Proposal(site, run, bad, owners, act, says, answer.notes)
                 continue
@@ -187,7 +194,7 @@ def _same_owners(rows: Sequence[Owner]) -> Iterator[tuple[ByteRange, tuple[Owner
 
 
 def _clipped(row: Owner, low: int, high: int) -> Owner:
-    if isinstance(row, FileOwner) and row.file_offset is not None:
+    if isinstance(row, FileOwner) and row.file_offset is not None and not why_not_direct(row):
         offset = row.file_offset + low - row.start
         return replace(row, start=low, length=high - low, file_offset=offset)
     return replace(row, start=low, length=high - low)
@@ -201,20 +208,50 @@ def _within(ranges: Iterable[ByteRange], run: ByteRange) -> Iterator[ByteRange]:
 
 
 def decide(
-    owners: Sequence[Owner], options: PlanOptions, *, mounted: bool, complete: bool = True
+    owners: Sequence[Owner], options: PlanOptions, filesystem: Volume, *, complete: bool = True
 ) -> Decision:
     """Decide what to do about failed sectors of a run whose owners are ``owners``.
 
-    ``mounted`` says whether the kernel has the filesystem mounted, ``complete`` whether the owners
-    are certain.
+    ``filesystem`` has the run, and ``complete`` says whether the owners are certain.
     """
-    decision = _decide(owners, options, mounted=mounted)
+    decision = _decide(owners, options, filesystem)
+    if decision.act in CHANGES:
+        quarantine = options.quarantine and decision.act is not Act.ZERO
+        if why := why_unsupported(decision.act, filesystem, quarantine=quarantine):
+            return Decision(Act.ADVISE, f"{why}: nothing is changed")
     if not complete and decision.act is not Act.ADVISE:
         return Decision(Act.ADVISE, "the owners are not certain: nothing is changed")
     return decision
 
 
-def _decide(owners: Sequence[Owner], options: PlanOptions, *, mounted: bool) -> Decision:
+def why_unsupported(act: Act, filesystem: Volume, *, quarantine: bool = False) -> str:
+    """Return why a filesystem does not support an act, "" if it does.
+
+    With ``quarantine``, the act keeps the failed blocks in a file.
+    """
+    verb = _VERBS[act]
+    needed: list[set[Capability]] = []
+    if act is Act.ZERO:
+        needed.append({Capability.ZERO_FREE})
+        if isinstance(filesystem, MountedVolume):
+            needed.append({Capability.FREEZE})
+    elif quarantine:
+        verb += " and keep the failed blocks in quarantine"
+        needed += {Capability.REFLINK}, {Capability.QUARANTINE}
+    elif act is Act.RESTORE:
+        # The blocks of one file may heal when they are written in place.
+        needed.append({Capability.REFLINK, Capability.OVERWRITE})
+    else:
+        needed.append({Capability.REFLINK})
+    has = filesystem.capabilities
+    missing = [" or ".join(sorted(choice)) for choice in needed if not choice & has]
+    if not missing:
+        return ""
+    return f"whoseblock cannot {verb} on this {filesystem.name} without {' and '.join(missing)}"
+
+
+def _decide(owners: Sequence[Owner], options: PlanOptions, filesystem: Volume) -> Decision:
+    mounted = isinstance(filesystem, MountedVolume)
     kept = [row for row in owners if in_quarantine(row)]
     if kept and len(kept) == len(owners):
         return Decision(Act.NOTHING, "in quarantine: the filesystem does not allocate it again")
@@ -222,12 +259,15 @@ def _decide(owners: Sequence[Owner], options: PlanOptions, *, mounted: bool) -> 
         return Decision(
             Act.ADVISE, "an interrupted step was moving it into quarantine: pass --quarantine"
         )
+    for row in owners:
+        if why := why_not_direct(row):
+            return Decision(Act.ADVISE, f"{why}: nothing is changed")
     if is_unowned(owners):
         return Decision(Act.ZERO, _describe_zeroing(owners, mounted=mounted))
     others = [row for row in owners if not (isinstance(row, FileOwner) and row.what == "data")]
     if not others:
-        return _decide_data(len(owners) - len(kept), options, mounted=mounted)
-    return Decision(Act.ADVISE, _advice(others[0]))
+        return _decide_data(len(owners) - len(kept), options, filesystem)
+    return Decision(Act.ADVISE, _advice(others[0], options, filesystem))
 
 
 def in_quarantine(row: Owner) -> bool:
@@ -248,14 +288,24 @@ def _describe_zeroing(owners: Sequence[Owner], *, mounted: bool) -> str:
     )
 
 
-def _decide_data(files: int, options: PlanOptions, *, mounted: bool) -> Decision:
+def _act_on_data(options: PlanOptions) -> Act:
+    """Return the act on file data for which the options ask, `Act.ADVISE` for none."""
+    if options.copies:
+        return Act.RESTORE
+    return Act.PUNCH if options.punch or options.quarantine else Act.ADVISE
+
+
+def _decide_data(files: int, options: PlanOptions, filesystem: Volume) -> Decision:
     """Decide what to do about data of ``files`` files, of which none is in quarantine."""
-    if not (options.copies or options.punch or options.quarantine):
-        return Decision(
-            Act.ADVISE,
+    mounted = isinstance(filesystem, MountedVolume)
+    wanted = _act_on_data(options)
+    if wanted is Act.ADVISE:
+        why = why_unsupported(Act.RESTORE, filesystem) if mounted else ""
+        copy = (
             "file data without a good copy: pass --restore-from to name one, or --punch to give"
-            " the data up",
+            " the data up"
         )
+        return Decision(Act.ADVISE, f"{why}: nothing is changed" if why else copy)
     if not mounted:
         return Decision(
             Act.ADVISE, "file data is changed only while the filesystem is mounted: mount it"
@@ -272,15 +322,28 @@ def _decide_data(files: int, options: PlanOptions, *, mounted: bool) -> Decision
     return Decision(Act.PUNCH, f"{first}map zeros into {owners} for what cannot be read; {after}")
 
 
-def _advice(owner: Owner) -> str:
+def _advice(owner: Owner, options: PlanOptions, filesystem: Volume) -> str:
     match owner:
         case MetadataOwner(what=what):
-            return f"metadata ({what}): {_REPAIRS.get(what, _REPAIR)}"
+            return f"metadata ({what}): {filesystem.repair_advice(owner)}"
         case FileOwner(what=what):
-            return f"the file's {what}, which is metadata: {_REPAIR}"
+            return f"the file's {what}, which is metadata: {filesystem.repair_advice(owner)}"
         case Staging():
             return "reserved for a copy-on-write: sync, or unmount and mount it, and query it again"
+        case Unreferenced():
+            return "allocated, but no file refers to these bytes: no data is lost"
         case Outside(what=what):
             return f"in no filesystem ({what}): nothing is changed"
         case _:
-            return "the owners are unknown: nothing is changed"
+            return f"the owners are unknown{_why_no_act(options, filesystem)}: nothing is changed"
+
+
+def _why_no_act(options: PlanOptions, filesystem: Volume) -> str:
+    """Return why no act could follow even if the owners of a run were known."""
+    if not isinstance(filesystem, MountedVolume):
+        return ""
+    act = _act_on_data(options)
+    why = why_unsupported(
+        Act.RESTORE if act is Act.ADVISE else act, filesystem, quarantine=options.quarantine
+    )
+    return f", and {why}" if why else ""

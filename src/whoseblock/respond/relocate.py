@@ -23,7 +23,13 @@ from whoseblock.ranges import ByteRange
 from whoseblock.respond import syscalls
 from whoseblock.respond.device import Content, Device
 from whoseblock.respond.exceptions import ChangedError, NotHealedError, NotNowError, RefusedError
-from whoseblock.respond.owners import OpenOwner, owners_now, positions_of, still_maps, whole_blocks
+from whoseblock.respond.owners import (
+    OpenOwner,
+    owners_now,
+    positions_of,
+    rows_without,
+    whole_blocks,
+)
 
 __all__ = ["ContentChange", "Keeper", "ReplacementSource", "overwrite", "relocate"]
 
@@ -42,8 +48,7 @@ class Keeper:
         self._fs = fs
         self.run = run
         self.fd = fd
-        status = os.fstat(fd)
-        self.inode = status.st_ino
+        self.file = fs.file_of(fd)
 
     @classmethod
     def temporary(cls, fs: MountedVolume, run: ByteRange) -> "Keeper":
@@ -57,26 +62,24 @@ class Keeper:
             syscalls.clone_range(owner.fd, owner.position.offset, length, self.fd, 0)
         except OSError as error:
             if error.errno == errno.ETXTBSY:
-                raise RefusedError(f"inode {owner.position.inode}: it is swap space") from error
+                raise RefusedError(f"{owner.position}: it is swap space") from error
             if error.errno != errno.EOPNOTSUPP:
                 raise
-            raise RefusedError("the filesystem was made without reflink (reflink=0)") from error
+            raise RefusedError("files of the filesystem cannot share blocks (reflink)") from error
         os.fsync(self.fd)
         if not self.has_run():
-            raise ChangedError(f"inode {owner.position.inode} no longer has {self.run}")
+            raise ChangedError(f"{owner.position} no longer has {self.run}")
 
     def has_run(self) -> bool:
         """Return whether it has all of the run."""
         rows = owners_now(self._fs, self.run)
-        return any(getattr(row, "inode", None) == self.inode for row in rows) and (
-            sum(row.length for row in rows if getattr(row, "inode", None) == self.inode)
-            == self.run.length
-        )
+        others = rows_without(rows, self.file)
+        return sum(row.length for row in rows if row not in others) == self.run.length
 
     def is_alone(self) -> bool:
         """Return whether it has all of the run, and no other file any of it."""
         rows = owners_now(self._fs, self.run)
-        return self.has_run() and all(getattr(row, "inode", None) == self.inode for row in rows)
+        return self.has_run() and not rows_without(rows, self.file)
 
     def heal(self, device: Device) -> None:
         """Write zeros over the failed sectors of the run; raise `NotHealedError`.
@@ -137,7 +140,7 @@ def relocate(  # noqa: PLR0913 - what, where, whose, for what
             with _spare(fs, keeper.run.length) as spare:
                 good.put_into(spare, length)
                 os.fsync(spare)
-                _Exchange(device, owner, change).run(spare, length)
+                _Exchange(fs, device, owner, change).run(spare, length)
         syscalls.sync_filesystem(fs.fileno())
 
 
@@ -183,10 +186,17 @@ def _shares(source: ReplacementSource, length: int, spare: int) -> bool:
     return True
 
 
+class _BusyError(ChangedError):
+    """The file was changed since it was sampled, perhaps in another part."""
+
+
 class _Exchange:
     """Exchanges the run in one owner with the blocks of a spare file."""
 
-    def __init__(self, device: Device, owner: OpenOwner, change: ContentChange) -> None:
+    def __init__(
+        self, fs: MountedVolume, device: Device, owner: OpenOwner, change: ContentChange
+    ) -> None:
+        self._fs = fs
         self._device = device
         self._owner = owner
         self._change = change
@@ -199,7 +209,7 @@ class _Exchange:
                 # After an error, times and mode are as other processes set them.
                 with syscalls.keeping_attributes(self._owner.fd):
                     self._once(spare, length)
-            except syscalls.BusyError:
+            except _BusyError:
                 if attempt == _ATTEMPTS:
                     raise
             else:
@@ -207,11 +217,16 @@ class _Exchange:
 
     def _once(self, spare: int, length: int) -> None:
         file, start = self._owner.fd, self._owner.position.offset
-        noted = syscalls.sample(file)
-        if noted is not None:
+        sample = self._fs.sample_file(file)
+        if sample is not None:
             self.check()
-            if syscalls.commit_range(file, start, length, spare, noted):
-                return
+            try:
+                if self._fs.exchange_range(file, start, length, spare, sample):
+                    return
+            except OSError as error:
+                if error.errno == errno.EBUSY:
+                    raise _BusyError("another process is writing to it") from error
+                raise
         with syscalls.write_lease(file):
             self.check()
             syscalls.check_lease(file)
@@ -228,8 +243,9 @@ class _Exchange:
         """
         _flush(self._owner.fd)
         position = self._owner.position
-        if not still_maps(self._owner, self._block):
-            raise ChangedError(f"inode {position.inode} now maps other blocks at {position.offset}")
+        # Only this file's mapping is read: a run may have thousands of owners.
+        if not self._fs.still_maps(self._owner.fd, position.offset, self._block):
+            raise ChangedError(f"{position} now maps other blocks at {position.offset}")
         if self._device.content(self._block) != self._change.before:
             raise ChangedError(f"{self._block} now holds other data")
 
@@ -256,7 +272,7 @@ def overwrite(fs: MountedVolume, device: Device, owner: OpenOwner, change: Conte
         return False
     data = change.replacement or bytes(run.length)
     with syscalls.write_lease(owner.fd), syscalls.keeping_attributes(owner.fd):
-        _Exchange(device, owner, change).check()
+        _Exchange(fs, device, owner, change).check()
         if positions_of(owners_now(fs, run), run) != {owner.position}:
             raise ChangedError(f"{run} has other owners, too")
         syscalls.check_lease(owner.fd)
@@ -344,5 +360,5 @@ def _length_in(owner: OpenOwner, run: ByteRange) -> int:
     """Return how many bytes of a run are before the end of the file."""
     length = min(run.length, owner.size - owner.position.offset)
     if length <= 0:
-        raise RefusedError(f"inode {owner.position.inode} has {run} past its end")
+        raise RefusedError(f"{owner.position} has {run} past its end")
     return length

@@ -13,7 +13,7 @@ import msgspec
 
 from whoseblock.encode import encode_json
 from whoseblock.errors import MediaError, WhoseblockError
-from whoseblock.fs.base import FileOwner
+from whoseblock.fs.base import FileId
 from whoseblock.fs.driver import MountedVolume, Volume
 from whoseblock.fs.registry import open_volume
 from whoseblock.media.direct import DirectMedia
@@ -27,9 +27,11 @@ from whoseblock.respond.owners import (
     OpenOwners,
     is_unowned,
     owners_now,
+    position_of,
     positions_of,
+    rows_without,
 )
-from whoseblock.respond.planning import Act, Proposal, in_quarantine
+from whoseblock.respond.planning import Act, Proposal, in_quarantine, why_unsupported
 from whoseblock.respond.quarantine import QuarantineKeeper
 from whoseblock.respond.relocate import (
     ContentChange,
@@ -57,8 +59,9 @@ _ROUNDS = 4
 class StepParameters(msgspec.Struct, frozen=True, kw_only=True):
     """The parameters of a step in the journal: all that it takes to carry it out.
 
-    ``layer`` and ``identity`` name the filesystem.  ``start`` and ``length`` are the run of blocks
-    in bytes of that layer.  ``owners`` are the positions in files that may be changed.
+    ``layer`` and ``identity`` name the filesystem; a step that changes something has both.
+    ``start`` and ``length`` are the run of blocks in bytes of that layer.  ``owners`` are the
+    positions in files that may be changed.
     """
 
     layer: str
@@ -78,14 +81,8 @@ class StepParameters(msgspec.Struct, frozen=True, kw_only=True):
 
 def parameters_of(proposal: Proposal, copies: Copies | None, *, quarantine: bool) -> StepParameters:
     """Return the parameters of the step that a proposal calls for."""
-    positions = tuple(
-        FilePosition(row.inode, row.generation, row.file_offset)
-        for row in proposal.owners
-        if isinstance(row, FileOwner)
-        and row.file_offset is not None
-        and isinstance(row.generation, int)
-        and not in_quarantine(row)
-    )
+    rows = (row for row in proposal.owners if not in_quarantine(row))
+    positions = tuple(filter(None, map(position_of, rows)))
     return StepParameters(
         layer=proposal.site.layer.name,
         identity=proposal.site.identity,
@@ -146,15 +143,14 @@ def carry_out(
     ``journal_device`` is the ``st_dev`` of the journal's file, None if it is no file of this
     machine.  Raises the errors of `whoseblock.respond.exceptions`.
     """
-    if site.identity != step.identity:
-        raise RefusedError(f"{step.layer} holds another filesystem than when it was planned")
+    _check_filesystem(kind, step, site)
     fs = site.mounted
     if fs is None:
-        return _zero_unmounted(kind, step, site)
+        return _zero_unmounted(step, site)
     with _quarantined(fs, step) as keeper:
         for number in range(_ROUNDS):
             rows = owners_now(fs, step.run)
-            others = [row for row in rows if getattr(row, "inode", None) != _inode(keeper)]
+            others = rows_without(rows, _file_of(keeper))
             if is_unowned(others):
                 if keeper is not None and rows:
                     return _settle(site, keeper)
@@ -167,8 +163,22 @@ def carry_out(
     raise ChangedError("the owners keep changing")
 
 
-def _inode(keeper: Keeper | None) -> int:
-    return -1 if keeper is None else keeper.inode
+def _check_filesystem(kind: Act, step: StepParameters, site: Site) -> None:
+    """Raise `RefusedError` unless the step is for this filesystem, which supports the act."""
+    if not step.identity or not site.identity:
+        raise RefusedError(f"{step.layer}: the identity of its filesystem is unknown")
+    if site.identity != step.identity:
+        raise RefusedError(f"{step.layer} holds another filesystem than when it was planned")
+    if site.filesystem is None:
+        raise RefusedError(f"{step.layer} has no known filesystem")
+    if site.mounted is None and kind is not Act.ZERO:
+        raise NotNowError("file data is changed only while the filesystem is mounted: mount it")
+    if why := why_unsupported(kind, site.filesystem, quarantine=step.quarantine):
+        raise RefusedError(why)
+
+
+def _file_of(keeper: Keeper | None) -> FileId | None:
+    return None if keeper is None else keeper.file
 
 
 @contextlib.contextmanager
@@ -181,10 +191,7 @@ def _quarantined(fs: MountedVolume, step: StepParameters) -> Iterator[Quarantine
         yield keeper
 
 
-def _zero_unmounted(kind: Act, step: StepParameters, site: Site) -> ActResult:
-    if kind is not Act.ZERO:
-        raise NotNowError("file data is changed only while the filesystem is mounted: mount it")
-
+def _zero_unmounted(step: StepParameters, site: Site) -> ActResult:
     def afresh() -> Volume:
         return open_volume([site.layer.open()])
 
@@ -289,15 +296,11 @@ class _Attempt:
     def _positions(self) -> list[FilePosition]:
         """Return the present owners; raise `ChangedError` if one of them was not planned."""
         run = self._step.run
-        rows = [
-            row
-            for row in owners_now(self._fs, run)
-            if getattr(row, "inode", None) != _inode(self._keeper)
-        ]
+        rows = rows_without(owners_now(self._fs, run), _file_of(self._keeper))
         positions = positions_of(rows, run)
         if strangers := positions - set(self._step.owners):
-            inodes = ", ".join(str(position.inode) for position in sorted(strangers))
-            raise ChangedError(f"inode {inodes} is a new owner since it was planned: plan again")
+            new = ", ".join(map(str, sorted(strangers)))
+            raise ChangedError(f"{new} is a new owner since it was planned: plan again")
         return sorted(positions)
 
     def _changed_before(self, owners: Sequence[OpenOwner], files: OpenOwners) -> list[OpenOwner]:
@@ -350,7 +353,8 @@ class _Attempt:
         finding: bytes,
         reasons: list[str],
     ) -> Iterator[VerifiedCopy]:
-        paths = self._fs.paths(owner.position.inode)
+        file = owner.position.file
+        paths = self._fs.paths(file.inode, file.subvolume)
         try:
             for candidate in find(copies, paths.paths, finding):
                 try:
@@ -437,4 +441,4 @@ def _check_owners(fs: MountedVolume, step: StepParameters) -> None:
                 length = min(step.length, owner.size - position.offset)
                 with DirectMedia(owner.fd) as media:
                     if media.failing(position.offset, max(length, 0)):
-                        raise NotHealedError(f"inode {position.inode} cannot be read there yet")
+                        raise NotHealedError(f"{position} cannot be read there yet")

@@ -16,7 +16,7 @@ from whoseblock.fs.base import Answer
 from whoseblock.journal.journal import Journal
 from whoseblock.journal.records import NewReport, Plan, PlannedStep
 from whoseblock.journal.run import Run
-from whoseblock.lookup import Asked, Lookup, Wish
+from whoseblock.lookup import Lookup, Query, QueryOptions
 from whoseblock.ranges import ByteRange
 from whoseblock.respond.execution import EXEC, SIGNAL, Context, StepOutcome, execute
 from whoseblock.respond.planning import CHANGES, Act, PlanOptions, Proposal, proposals_for
@@ -44,7 +44,7 @@ class PlannedFailure(NamedTuple):
     ``failure`` is its number if the journal has it already; otherwise `save` records it.
     """
 
-    asked: Asked
+    asked: Query
     answer: Answer
     proposals: tuple[Proposal, ...]
     failure: int | None = None
@@ -57,7 +57,7 @@ class PlanInUseError(Exception):
 def plan(
     target: Target,
     finder: Lookup,
-    asked: Sequence[Asked],
+    asked: Sequence[Query],
     options: PlanOptions,
     *,
     processes: bool = False,
@@ -67,7 +67,7 @@ def plan(
     ``processes`` looks up the processes that use the lost parts, too.  Writes nothing.  Raises
     `WhoseblockError`.
     """
-    answers = finder.answers(asked, Wish(processes=processes))
+    answers = finder.answers(asked, QueryOptions(processes=processes))
     for one, answer in zip(asked, answers, strict=True):
         proposals = proposals_for(one, answer, target, finder, options)
         yield PlannedFailure(one, answer, tuple(proposals))
@@ -140,7 +140,7 @@ def apply(  # noqa: PLR0913 - the plan, the journal and where the failures are
     saved: Plan,
     target: Target,
     finder: Lookup,
-    asked: Mapping[int, Asked],
+    asked: Mapping[int, Query],
 ) -> Iterator[StepOutcome]:
     """Carry out the unfinished steps of a plan, one after another; yield what became of each.
 
@@ -153,7 +153,7 @@ def apply(  # noqa: PLR0913 - the plan, the journal and where the failures are
         return site_named(name, target, finder)
 
     def query(failure: int) -> Answer | None:
-        return next(finder.answers([asked[failure]], Wish(processes=True)), None)
+        return next(finder.answers([asked[failure]], QueryOptions(processes=True)), None)
 
     return execute(run, saved, Context(find_site, query, _device_of(journal.name)))
 
@@ -195,8 +195,8 @@ def resume(journal: Journal, run: Run, saved: Plan) -> Iterator[StepOutcome]:
         for failure in saved.failures:
             record = journal.history(failure).failure
             layer = target.layer or target.layer_of(record.device)
-            asked[failure] = Asked(record.start, record.length, layer, "the journal")
+            asked[failure] = Query(record.start, record.length, layer, "the journal")
         # `site_named` finds only the layers that a lookup has reached.
-        for _part in finder.stream(asked.values(), Wish(paths=False)):
+        for _part in finder.stream(asked.values(), QueryOptions(paths=False)):
             pass
         yield from apply(journal, run, saved, target, finder, asked)

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from whoseblock.errors import WhoseblockError
 from whoseblock.fs.base import Answer, Owner
 from whoseblock.fs.driver import AddressSpace, MountedVolume, Volume
-from whoseblock.lookup import Asked, Lookup
+from whoseblock.lookup import Lookup, Query
 from whoseblock.ranges import ByteRange, merge
 from whoseblock.respond.device import Device
 from whoseblock.respond.exceptions import NotNowError
@@ -89,7 +89,7 @@ def site_named(name: str, target: Target, finder: Lookup) -> Site | None:
 
 
 def rows_by_layer(
-    asked: Asked, answer: Answer, target: Target, finder: Lookup
+    asked: Query, answer: Answer, target: Target, finder: Lookup
 ) -> Iterator[tuple[Site, list[Owner]]]:
     """Yield the rows of an answer by the site that they are on, in bytes of its layer."""
     layers = finder.layers

@@ -1,7 +1,6 @@
 """System calls that change which blocks a file has, and leave its content.
 
-Sources: ``linux/fs.h`` (FICLONERANGE, FS_IOC_FSSETXATTR), ``linux/falloc.h``, and ``xfs_fs.h`` of
-Linux 6.10 and later (exchange and commit of ranges).
+Sources: ``linux/fs.h`` (FICLONERANGE, FS_IOC_FSSETXATTR), and ``linux/falloc.h``.
 """
 
 import contextlib
@@ -15,16 +14,13 @@ from functools import cache
 from struct import Struct
 from typing import Final
 
-from whoseblock.respond.exceptions import ChangedError, NotNowError
+from whoseblock.respond.exceptions import NotNowError
 
 __all__ = [
-    "BusyError",
     "check_lease",
     "clone_range",
-    "commit_range",
     "keeping_attributes",
     "punch_hole",
-    "sample",
     "set_immutable",
     "sync_filesystem",
     "write_lease",
@@ -37,12 +33,6 @@ _FS_IOC_FSGETXATTR, _FS_IOC_FSSETXATTR = 0x801C581F, 0x401C5820
 #: ``struct fsxattr``, of which only the flags are changed.
 _FSXATTR_BYTES, _FSX_XFLAGS = 28, Struct("=I")
 _FS_XFLAG_IMMUTABLE: Final = 0x8
-_XFS_IOC_START_COMMIT, _XFS_IOC_COMMIT_RANGE = 0x80585882, 0x40585883
-#: ``struct xfs_commit_range``: fd, offset in it, offset in the file changed, length, flags; the
-#: kernel's own notes of what the file was like when they were taken.
-_COMMIT: Final = Struct("=i4x4Q")
-_COMMIT_BYTES: Final = 88
-_XFS_EXCHANGE_RANGE_DSYNC: Final = 1 << 1
 _CAPABILITY: Final = "security.capability"
 
 
@@ -83,44 +73,6 @@ def set_immutable(file: int) -> None:
     (flags,) = _FSX_XFLAGS.unpack_from(attributes)
     _FSX_XFLAGS.pack_into(attributes, 0, flags | _FS_XFLAG_IMMUTABLE)
     fcntl.ioctl(file, _FS_IOC_FSSETXATTR, attributes)
-
-
-def sample(file: int) -> bytearray | None:
-    """Sample the present state of a file for `commit_range`.
-
-    Returns None if the kernel or the filesystem does not support it.
-    """
-    request = bytearray(_COMMIT_BYTES)
-    try:
-        fcntl.ioctl(file, _XFS_IOC_START_COMMIT, request)
-    except OSError as error:
-        if error.errno in (errno.ENOTTY, errno.EOPNOTSUPP, errno.EINVAL):
-            return None
-        raise
-    return request
-
-
-class BusyError(ChangedError):
-    """The file was changed between `sample` and `commit_range`, perhaps in another part."""
-
-
-def commit_range(file: int, start: int, length: int, other: int, noted: bytearray) -> bool:
-    """Exchange blocks of ``file`` with those that ``other`` has from its byte 0 on.
-
-    The exchange is atomic.  Raises `BusyError` if the file has changed since `sample`.  Returns
-    False if the filesystem was made without that feature.
-    """
-    _COMMIT.pack_into(noted, 0, other, 0, start, length, _XFS_EXCHANGE_RANGE_DSYNC)
-    try:
-        fcntl.ioctl(file, _XFS_IOC_COMMIT_RANGE, noted)
-    except OSError as error:
-        if error.errno == errno.EBUSY:
-            raise BusyError("another process is writing to it") from error
-        # The kernel samples files also where it cannot exchange their ranges.
-        if error.errno == errno.EOPNOTSUPP:
-            return False
-        raise
-    return True
 
 
 @contextlib.contextmanager

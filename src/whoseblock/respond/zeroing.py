@@ -76,8 +76,8 @@ def zero_unmounted(
     """Zero the failed sectors of an unowned run, and return them.
 
     ``device`` is open exclusively, and ``open_filesystem`` opens the filesystem on it anew.  Raises
-    `RefusedError` unless the filesystem's log is clean and its reverse mapping and free-space btree
-    agree that the blocks are unowned, and the errors of `zero_mounted`.
+    `RefusedError` unless the filesystem reports the blocks as unowned and is certain of it (with a
+    dirty log it is not), and the errors of `zero_mounted`.
     """
     failing = device.failing([run])
     try:

@@ -15,7 +15,12 @@ from whoseblock.fs.base import Answer, FileOwner
 from whoseblock.journal import Filter, open_journal
 from whoseblock.ranges import ByteRange, subtract
 from whoseblock.stack.kernel.host import Host
-from whoseblock.watch.attribution.device_probe import DeviceProbe, OwnerQuery, unknown_answer
+from whoseblock.watch.attribution.device_probe import (
+    DeviceProbe,
+    OwnerQuery,
+    ProbeLimits,
+    unknown_answer,
+)
 from whoseblock.watch.attribution.failure_records import (
     FailureRecord,
     FailureRecords,
@@ -23,7 +28,7 @@ from whoseblock.watch.attribution.failure_records import (
     coalesce_reports,
 )
 from whoseblock.watch.attribution.locations import FailureLocation, find_identity
-from whoseblock.watch.attribution.retry_queue import RetryQueue
+from whoseblock.watch.attribution.retry_queue import RETRY_DELAYS_S, RetryQueue
 from whoseblock.watch.log import log_event
 from whoseblock.watch.policy.actor import Actor, Responder
 from whoseblock.watch.policy.device_response import DeviceResponder
@@ -55,7 +60,8 @@ class Setup(NamedTuple):
 
     ``journal`` is the URL, None for the default, and ``root`` the folder that has /sys and /proc.
     ``since`` is when the daemon started: reaction times are counted from then. ``responder`` writes
-    to devices, None for the default, and ``version`` is that of whoseblock.
+    to devices, None for the default, and ``version`` is that of whoseblock.  ``probe_limits`` and
+    ``retry_delays_s`` are waiting times.
     """
 
     state: StateFolder
@@ -65,6 +71,8 @@ class Setup(NamedTuple):
     since: float = 0.0
     responder: Responder | None = None
     version: str = ""
+    probe_limits: ProbeLimits = ProbeLimits()
+    retry_delays_s: tuple[float, ...] = RETRY_DELAYS_S
 
 
 class Processor(Closing):
@@ -87,8 +95,9 @@ class Processor(Closing):
         self._actor = Actor(self._journal, self._run, setup.policy, setup.state, responder)
         self._records = FailureRecords(self._journal, self._run)
         self._host = Host(setup.root)
-        self._probe = self._undo.enter_context(DeviceProbe(setup.state, setup.root))
-        self._retry_queue = RetryQueue(setup.state)
+        probe = DeviceProbe(setup.state, setup.root, setup.probe_limits)
+        self._probe = self._undo.enter_context(probe)
+        self._retry_queue = RetryQueue(setup.state, setup.retry_delays_s)
         #: The actor closes records in a process of its own.
         self._others_close = any(rule.respond for rule in setup.policy.rules)
         self._located: dict[tuple[str, int, int], list[FailureLocation]] = {}
@@ -260,6 +269,7 @@ class Processor(Closing):
             why = "the file has no blocks there"
         for number, (start, length) in enumerate(found):
             detail = {
+                **({"subvolume": report.subvolume} if report.subvolume else {}),
                 "inode": report.inode,
                 "file_offset": report.start,
                 "file_length": report.length,
@@ -272,7 +282,7 @@ class Processor(Closing):
                 device=report.device,
                 start=start,
                 length=length,
-                origin=f"health monitor of {report.place}",
+                origin=report.origin,
                 detail=detail,
             )
         if not found:

@@ -48,7 +48,7 @@ every_image = pytest.mark.parametrize("truth", IMAGES, indirect=True)
 
 
 @every_image
-def test_live_answers_equal_those_of_the_disk(truth: Truth) -> None:
+def test_mounted_answers_equal_those_of_the_disk(truth: Truth) -> None:
     # Every row with every path, and thousands of ranges around their edges.
     expectation = Expectation(truth)
     rng = random.Random(truth.image.name)
@@ -95,7 +95,7 @@ def test_columns_are_the_rows(zoo: Zoo) -> None:
     assert not expected.complete.any()
 
 
-def test_every_way_to_name_it_asks_the_kernel(zoo: Zoo, tmp_path: Path) -> None:
+def test_every_name_of_the_target_queries_the_kernel(zoo: Zoo, tmp_path: Path) -> None:
     truth = zoo.filled("4k")
     expectation = Expectation(truth)
     row = next(row for row in truth.rows if row.kind == "file" and row.shared)
@@ -161,7 +161,7 @@ def test_deleted_but_open_files(zoo: Zoo, tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["4k", "4k-noparent"])
-def test_what_other_mounts_hide_is_found(zoo: Zoo, name: str) -> None:
+def test_files_below_other_mounts_are_found(zoo: Zoo, name: str) -> None:
     # Folders under other mounts, and the whole mount under another.
     truth = zoo.filled(name)
     expectation = Expectation(truth)
@@ -240,7 +240,7 @@ def test_bind_mounts_of_a_part(zoo: Zoo, tmp_path: Path) -> None:
                 run(["umount", place])
 
 
-def test_mounted_in_another_namespace_only(zoo: Zoo, tmp_path: Path) -> None:
+def test_a_mount_in_another_namespace_only(zoo: Zoo, tmp_path: Path) -> None:
     need_loop_mounts()
     truth = zoo.filled("4k-noparent")
     expectation = Expectation(truth)
@@ -271,7 +271,7 @@ def test_mounted_in_another_namespace_only(zoo: Zoo, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("times", [1, 64, 65, 2047, 5000])
-def test_a_block_that_a_file_has_many_times(tmp_path: Path, times: int) -> None:
+def test_a_block_mapped_many_times_by_one_file(tmp_path: Path, times: int) -> None:
     # The kernel gives a few records at a time, and has to be asked for the next ones.
     need_loop_mounts()
     image = tmp_path / "many.xfs"
@@ -300,7 +300,7 @@ def test_a_block_that_a_file_has_many_times(tmp_path: Path, times: int) -> None:
                 assert any("too often in one file" in note for note in answer.notes)
 
 
-def test_what_the_kernel_has_shut_down_is_read_from_the_disk(zoo: Zoo, tmp_path: Path) -> None:
+def test_a_filesystem_that_was_shut_down_is_read_from_the_disk(zoo: Zoo, tmp_path: Path) -> None:
     need_loop_mounts()
     truth = zoo.filled("4k")
     expectation = Expectation(truth)
@@ -325,7 +325,9 @@ def test_what_the_kernel_has_shut_down_is_read_from_the_disk(zoo: Zoo, tmp_path:
             whoseblock.open(names[1] / "not there")
 
 
-def test_no_name_is_no_folder(zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_empty_target_is_not_the_current_folder(
+    zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # A script whose variable is empty asks about nothing, and not about where it is run.
     copy = sparse_copy(zoo.filled("4k").image, tmp_path / "copy.img")
     with mounted(copy) as folder, monkeypatch.context() as here:
@@ -338,7 +340,7 @@ def test_no_name_is_no_folder(zoo: Zoo, tmp_path: Path, monkeypatch: pytest.Monk
             assert fs.owners(0, 512)
 
 
-def test_a_partition_of_an_image_is_asked_live(zoo: Zoo, tmp_path: Path) -> None:
+def test_a_mounted_partition_of_an_image_queries_the_kernel(zoo: Zoo, tmp_path: Path) -> None:
     truth = zoo.filled("4k")
     disk = tmp_path / "disk.img"
     sparse_file(disk, (400 << 20))
@@ -367,7 +369,7 @@ def test_a_partition_of_an_image_is_asked_live(zoo: Zoo, tmp_path: Path) -> None
         assert raw["complete"] is False
 
 
-def test_other_filesystems_give_what_the_kernel_says(tmp_path: Path) -> None:
+def test_other_filesystems_report_the_rows_of_the_kernel(tmp_path: Path) -> None:
     # What is free and metadata on ext4, and never whose a block is.
     need_loop_mounts()
     image, place = sparse_file(tmp_path / "ext4.img", 200 << 20), tmp_path / "mnt"

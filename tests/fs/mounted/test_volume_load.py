@@ -21,7 +21,7 @@ WORKERS = 3
 
 
 @pytest.mark.parametrize("parent", [True, False], ids=["parent", "noparent"])
-def test_nobody_is_named_who_never_had_it(tmp_path: Path, *, parent: bool) -> None:
+def test_no_file_is_named_that_never_had_the_range(tmp_path: Path, *, parent: bool) -> None:
     need_loop_mounts()
     geometry = Geometry("churn", size=400 << 20, parent=parent)
     image = make_image(tmp_path / "churn.img", geometry)

@@ -32,7 +32,7 @@ def second_disk(session_folder: Path) -> Path:
     return unpacked("lvm-images", session_folder) / "lvm-b.img"
 
 
-def test_segments_are_those_that_lvs_prints(second_disk: Path) -> None:
+def test_segments_agree_with_lvs(second_disk: Path) -> None:
     group = group_on(FileMedia(second_disk))
     assert group is not None
     report = json.loads((FIXTURES / "lvm-lvs.json").read_text())["report"][0]["seg"]
@@ -66,7 +66,7 @@ def test_segments_are_those_that_lvs_prints(second_disk: Path) -> None:
     assert ranges <= told
 
 
-def test_physical_volumes_are_those_that_pvs_prints(second_disk: Path) -> None:
+def test_physical_volumes_agree_with_pvs(second_disk: Path) -> None:
     group = group_on(FileMedia(second_disk))
     assert group is not None
     report = json.loads((FIXTURES / "lvm-pvs.json").read_text())["report"][0]["pv"]
@@ -81,7 +81,7 @@ def test_physical_volumes_are_those_that_pvs_prints(second_disk: Path) -> None:
     lost=st.sets(st.integers(0, 40), max_size=4),
     flips=st.lists(st.tuples(st.integers(0, 64 * SECTOR - 1), st.integers(0, 7)), max_size=3),
 )
-def test_damaged_metadata_is_never_another_group(
+def test_damaged_metadata_is_never_read_as_another_group(
     lost: set[int],
     flips: list[tuple[int, int]],
     second_disk: Path,

@@ -34,13 +34,13 @@ def written(value: "Value | Section") -> str:
 
 
 @given(sections)
-def test_every_text_is_read_as_it_was_written(section: Section) -> None:
+def test_every_generated_text_is_parsed(section: Section) -> None:
     text = written(section)[1:-1] + "\n# a comment {\n"
     assert parse_text(text) == section
 
 
 @given(st.text(alphabet='ab1 {}[]=,"\\#\n', max_size=200))
-def test_any_text_is_read_or_refused(text: str) -> None:
+def test_arbitrary_text_is_parsed_or_refused(text: str) -> None:
     try:
         parse_text(text)
     except ValueError:

@@ -30,7 +30,7 @@ MEMBERS = sorted(facts("md")["members"].values())
 
 
 @pytest.mark.parametrize("name", MEMBERS)
-def test_superblocks_are_those_that_mdadm_prints(name: str, session_folder: Path) -> None:
+def test_superblocks_agree_with_mdadm(name: str, session_folder: Path) -> None:
     image = unpacked("md-images", session_folder) / name
     printed = run(["mdadm", "--examine", image]).decode()
     member = member_on(FileMedia(image))
@@ -57,7 +57,7 @@ def test_superblocks_are_those_that_mdadm_prints(name: str, session_folder: Path
     flips=st.lists(st.tuples(st.integers(0, 4095), st.integers(0, 7)), max_size=2),
     lost=st.booleans(),
 )
-def test_a_damaged_superblock_is_never_another(
+def test_a_damaged_superblock_is_never_read_as_another(
     name: str,
     flips: list[tuple[int, int]],
     lost: bool,  # noqa: FBT001
@@ -81,7 +81,7 @@ def test_a_damaged_superblock_is_never_another(
         assert found._replace(role=right.role if right else 0) == right
 
 
-def test_a_partition_that_holds_a_member_is_told_from_its_disk(session_folder: Path) -> None:
+def test_a_member_in_a_partition_is_not_attributed_to_the_disk(session_folder: Path) -> None:
     image = unpacked("md-images", session_folder) / "raid5la-0.img"
     with closing(FileMedia(image)) as media:
         inner = make_slice("part", media, 0, media.size)

@@ -91,7 +91,7 @@ def read(image: Path) -> PartitionTable:
 
 @settings(max_examples=60)
 @given(layout=layouts())
-def test_every_table_is_read_as_sfdisk_reads_it(
+def test_every_table_agrees_with_sfdisk(
     layout: Layout, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     image = made(layout, tmp_path_factory.mktemp("disk"))
@@ -117,7 +117,7 @@ LOGICAL = Layout(
 @pytest.mark.parametrize("layout", [DISK, LOGICAL], ids=["gpt", "mbr"])
 @settings(max_examples=150)
 @given(data=st.data())
-def test_a_damaged_table_is_never_another_table(
+def test_a_damaged_table_is_never_read_as_another(
     layout: Layout, data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     folder = tmp_path_factory.getbasetemp() / f"damaged-{layout.label}"
@@ -161,7 +161,7 @@ def test_a_gpt_whose_primary_is_lost_is_read_from_its_backup(tmp_path: Path) -> 
     assert table.notes == ("the primary GPT is invalid: the backup is used",)
 
 
-def test_a_changed_byte_in_a_gpt_is_seen(tmp_path: Path) -> None:
+def test_a_changed_byte_in_a_gpt_is_detected(tmp_path: Path) -> None:
     image = made(DISK, tmp_path)
     right = read(image)
     with image.open("r+b") as file:
@@ -211,7 +211,9 @@ def test_extended_boot_records_in_a_circle(tmp_path: Path) -> None:
 
 @settings(max_examples=200)
 @given(data=st.binary(min_size=512, max_size=4096))
-def test_any_bytes_at_all(data: bytes, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_arbitrary_bytes_are_parsed_or_refused(
+    data: bytes, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     image = tmp_path_factory.getbasetemp() / "noise.img"
     image.write_bytes(data[:510] + b"\x55\xaa" + data[510:] + bytes(100_000))
     with closing(FileMedia(image)) as media:

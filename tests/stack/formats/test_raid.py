@@ -133,7 +133,7 @@ def arrays(draw: st.DrawFn) -> tuple[Striping, int, int]:
 
 
 @given(array=arrays(), data=st.data())
-def test_what_is_written_is_read_and_found(
+def test_written_bytes_are_read_back_and_located(
     array: tuple[Striping, int, int], data: st.DataObject
 ) -> None:
     """Fill members through `cells`, read through `locate`, and come back through the segments."""

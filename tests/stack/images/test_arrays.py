@@ -36,7 +36,7 @@ def test_linear_arrays_follow_one_another(tmp_path: Path) -> None:
     assert media.pread(3 * MIB - 1, 2) == b"\1\2"
 
 
-def test_an_array_that_lacks_a_member_of_which_it_needs_the_size(tmp_path: Path) -> None:
+def test_an_array_without_a_member_whose_size_it_needs(tmp_path: Path) -> None:
     path = tmp_path / "member"
     path.write_bytes(bytes(MIB))
     about = MdSuperblock(

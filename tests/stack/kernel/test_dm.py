@@ -70,7 +70,7 @@ def test_striped_tables_byte_by_byte(stripes: int, chunk: int, rows: int, which:
 
 
 @given(st.text(alphabet="0123456789: linearstpd\n-", max_size=200))
-def test_any_text_is_a_table_or_refused(text: str) -> None:
+def test_arbitrary_text_is_parsed_or_refused(text: str) -> None:
     try:
         targets = parse_dm_table(text)
     except UnsupportedError:
@@ -94,7 +94,7 @@ def encoded(targets: list[DmTarget], *, room: int = 0) -> bytes:
     return (head.ljust(312, b"\0") + body).ljust(size, b"\0")
 
 
-def test_the_kernels_answer_is_read_like_dmsetups_text() -> None:
+def test_the_ioctl_and_the_text_of_dmsetup_agree() -> None:
     lines: dict[str, str] = {}
     for line in (FIXTURES / "lvm-tables.txt").read_text().splitlines():
         name, _, table = line.partition(": ")
@@ -105,7 +105,7 @@ def test_the_kernels_answer_is_read_like_dmsetups_text() -> None:
             assert decode_dm_table(encoded(targets, room=100)) == targets
 
 
-def test_a_key_is_not_kept() -> None:
+def test_an_encryption_key_is_not_kept() -> None:
     crypt = DmTarget(0, SECTOR, "crypt", ("aes-xts-plain64", "secret", "0", "8:1", "0"))
     (target,) = decode_dm_table(encoded([crypt]))
     assert "secret" not in target.arguments
@@ -113,7 +113,7 @@ def test_a_key_is_not_kept() -> None:
 
 
 @given(st.binary(min_size=312, max_size=600))
-def test_any_answer_is_read_or_refused(answer: bytes) -> None:
+def test_an_arbitrary_answer_is_parsed_or_refused(answer: bytes) -> None:
     with contextlib.suppress(UnsupportedError):
         decode_dm_table(answer)
 
@@ -130,7 +130,7 @@ def test_any_answer_is_read_or_refused(answer: bytes) -> None:
         ("0 8 snapshot-origin 8:1", 0),
     ],
 )
-def test_kinds_that_keep_bytes_as_they_are(line: str, start: int) -> None:
+def test_targets_that_do_not_transform_data(line: str, start: int) -> None:
     disk, volume = Layer("disk", 1 << 20, "disk"), Layer("volume", 8 * SECTOR, "volume")
     disk.segments = list(cut_dm_segments("8:1", disk.size, volume, parse_dm_table(line)))
     (landing,) = descend(disk, start * SECTOR + 3, 1)
@@ -148,7 +148,7 @@ def test_kinds_that_keep_bytes_as_they_are(line: str, start: int) -> None:
         "0 8 striped 2 128 8:1 0",
     ],
 )
-def test_kinds_that_are_not_followed_are_unknown(line: str) -> None:
+def test_targets_that_are_not_followed_are_unknown(line: str) -> None:
     disk, volume = Layer("disk", 1 << 20, "disk"), Layer("volume", 8 * SECTOR, "volume")
     disk.segments = list(cut_dm_segments("8:1", disk.size, volume, parse_dm_table(line)))
     (landing,) = descend(disk, 5000, 1)

@@ -80,7 +80,7 @@ def test_the_worked_example_of_the_discussion(seen_in_2020: Path) -> None:
     )
 
 
-def test_what_no_file_can_have_is_named(seen_in_2020: Path) -> None:
+def test_memory_outside_of_files_is_named(seen_in_2020: Path) -> None:
     memory = memory_of(seen_in_2020)
     told = {
         place: [(one.what, one.certain) for one in descend(memory, place, 1)]
@@ -95,7 +95,7 @@ def test_what_no_file_can_have_is_named(seen_in_2020: Path) -> None:
     }
 
 
-def test_memory_that_the_kernel_does_not_tell_of_is_unknown(seen_in_2020: Path) -> None:
+def test_memory_that_the_kernel_does_not_list_is_unknown(seen_in_2020: Path) -> None:
     (landing,) = descend(memory_of(seen_in_2020), 1 << 40, PAGE)
     assert not landing.certain
 

@@ -22,11 +22,12 @@ from tests.support.watch_daemon import Daemon, histories, until, watching
 from tests.support.xfs_images import MIB, Geometry, make_image
 
 from whoseblock.journal import History, State, open_journal
-from whoseblock.process_stat import started_at
+from whoseblock.process_stat import read_start_time
 from whoseblock.ranges import ByteRange
 from whoseblock.stack.kernel.host import Host
-from whoseblock.watch.attribution import device_probe, retry_queue
-from whoseblock.watch.attribution.device_probe import DeviceProbe
+from whoseblock.watch.attribution import device_probe
+from whoseblock.watch.attribution.device_probe import DeviceProbe, ProbeLimits
+from whoseblock.watch.attribution.retry_queue import RETRY_DELAYS_S
 from whoseblock.watch.children import STANDARD, fork, signs_of_life
 from whoseblock.watch.policy.rules import Policy
 from whoseblock.watch.processor import Processor, Setup
@@ -51,11 +52,21 @@ class Machine:
 
     def __init__(self, folder: Path, root: Path | None = None) -> None:
         self.folder = folder
+        self.probe_limits = ProbeLimits()
+        self.retry_delays_s = RETRY_DELAYS_S
         self.root = root or Path("/")
         self.journal = folder / "journal.sqlite"
 
     def setup(self, state: StateFolder) -> Setup:
-        return Setup(state, Policy(), str(self.journal), root=str(self.root), since=time.time())
+        return Setup(
+            state,
+            Policy(),
+            str(self.journal),
+            root=str(self.root),
+            since=time.time(),
+            probe_limits=self.probe_limits,
+            retry_delays_s=self.retry_delays_s,
+        )
 
     def do(self, work: Callable[[Processor], Statistics]) -> Statistics:
         with (
@@ -97,14 +108,13 @@ def kinds(history: History) -> list[list[str]]:
     return [[row["kind"] for row in one.answer["owners"]] for one in history.findings]
 
 
-def test_a_disk_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unresponsive_disk(tmp_path: Path) -> None:
     need_root()
     need_fuse()
-    monkeypatch.setattr(device_probe, "STALL_TIMEOUT_S", 4.0)
-    monkeypatch.setattr(device_probe, "COOLDOWN_S", 60.0)
-    monkeypatch.setattr(retry_queue, "RETRY_DELAYS_S", (0.0,))
     image = make_image(tmp_path / "disk", Geometry("silent", size=64 * MIB, parent=True))
     machine = Machine(tmp_path)
+    machine.probe_limits = ProbeLimits(stall_s=4.0, cooldown_s=60.0)
+    machine.retry_delays_s = (0.0,)
     with emulated(image, tmp_path / "at") as served, served.loop() as loop:
         with served.standing_still():
             began = time.monotonic()
@@ -122,7 +132,7 @@ def test_a_disk_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyP
             machine.ask_again()
             assert [kinds(one) for one in machine.histories()] == [[["unknown"]]] * 3
         until(lambda: not_stuck(machine))
-        monkeypatch.setattr(device_probe, "COOLDOWN_S", 0.0)
+        machine.probe_limits = ProbeLimits(stall_s=4.0, cooldown_s=0.0)
         machine.ask_again()
     first, second, other = machine.histories()[:3]
     by_number = {one.failure.id: one for one in machine.histories()}
@@ -144,17 +154,17 @@ def not_stuck(machine: Machine) -> bool:
             state.load("silent.json", device_probe.AbandonedProbes)
             or device_probe.AbandonedProbes()
         )
-    return all(started_at(one.pid) is None for one in silent.devices.values())
+    return all(read_start_time(one.pid) is None for one in silent.devices.values())
 
 
 # ------------------------------------------------------------------ unknown, and asked again
 
 
-def test_a_device_that_comes_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_device_that_comes_later(tmp_path: Path) -> None:
     need_root()
-    monkeypatch.setattr(retry_queue, "RETRY_DELAYS_S", (0.0,))
     image = make_image(tmp_path / "disk", Geometry("late", size=64 * MIB, parent=True))
     machine = Machine(tmp_path)
+    machine.retry_delays_s = (0.0,)
     with own_loop(image) as attach:
         machine.process(failed(attach.name, MIB))
         assert [kinds(one) for one in machine.histories()] == [[["unknown"]]]
@@ -165,7 +175,7 @@ def test_a_device_that_comes_later(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert history.findings[1].answer["complete"]
 
 
-def test_what_fails_again_as_soon_as_it_was_dealt_with(tmp_path: Path) -> None:
+def test_a_range_that_fails_again_at_once(tmp_path: Path) -> None:
     need_root()
     image = make_image(tmp_path / "disk", Geometry("again", size=64 * MIB, parent=True))
     machine = Machine(tmp_path)
@@ -187,7 +197,7 @@ def test_what_fails_again_as_soon_as_it_was_dealt_with(tmp_path: Path) -> None:
     assert second.findings[0].complete
 
 
-def test_what_is_heard_of_a_device_that_was_lost(tmp_path: Path) -> None:
+def test_reports_about_a_device_that_was_lost(tmp_path: Path) -> None:
     need_root()
     image = make_image(tmp_path / "disk", Geometry("late", size=64 * MIB, parent=True))
     machine = Machine(tmp_path)
@@ -250,7 +260,7 @@ def test_a_list_of_another_device_of_that_name(machine: Machine) -> None:
     ]
 
 
-def test_it_is_asked_ever_more_rarely(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_retries_become_less_frequent(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     now = time.time()
     monkeypatch.setattr(time, "time", lambda: now)
     machine.process(failed("sdzz"))
@@ -290,7 +300,7 @@ def test_a_damaged_file_of_the_spool(tmp_path: Path, capfd: pytest.CaptureFixtur
     assert "event=events-lost" in capfd.readouterr().err
 
 
-def test_a_report_that_nobody_can_deal_with(
+def test_a_report_that_causes_an_unexpected_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     real = Processor._failures_of
@@ -352,7 +362,7 @@ def states(daemon: Daemon) -> list[State]:
     return [step.state for plan in plans for step in plan.steps]
 
 
-def test_a_new_policy_counts_for_what_waits(tmp_path: Path, machine: Machine) -> None:
+def test_a_new_policy_applies_to_waiting_reports(tmp_path: Path, machine: Machine) -> None:
     machine.add_disk("pmem0", "naa.pmem0")
     (machine.root / "sys/block/pmem0/badblocks").write_text("8 8\n64 8\n")
     policy, ended = tmp_path / "policy.toml", tmp_path / "ended"
@@ -371,7 +381,7 @@ def test_a_new_policy_counts_for_what_waits(tmp_path: Path, machine: Machine) ->
 # ------------------------------------------------------------------ who asks
 
 
-def test_a_child_has_no_descriptors_of_ours(tmp_path: Path) -> None:
+def test_a_child_inherits_no_descriptors(tmp_path: Path) -> None:
     locked = tmp_path / "lock"
     with locked.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -403,14 +413,14 @@ def test_signs_of_life() -> None:
         child.stdin.write(b"\n")
         child.stdin.flush()
         until(lambda: signs_of_life(child.pid) != before)
-        assert started_at(child.pid)
+        assert read_start_time(child.pid)
         child.kill()
         child.wait()
-        assert started_at(child.pid) is None
+        assert read_start_time(child.pid) is None
         assert signs_of_life(child.pid) == (b"",)
 
 
-def test_one_that_dies_of_a_question(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_probe_that_dies(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device_probe._DeviceSession, "locate", lambda *_: os._exit(9))
     machine.process(failed("sdzz"))
     (history,) = machine.histories()

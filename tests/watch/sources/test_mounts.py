@@ -16,10 +16,11 @@ from tests.support.mounts import small_filesystem
 from tests.support.tools import Missing, need_loop_mounts, need_root, run
 from tests.support.watch_daemon import until
 
+from whoseblock.fs.registry import monitors
 from whoseblock.stack.kernel.host import Host
 from whoseblock.watch.sources.base import device_name
 from whoseblock.watch.sources.fanotify import FilesystemErrorSource
-from whoseblock.watch.sources.health import HealthSource
+from whoseblock.watch.sources.monitors import MonitorSource
 from whoseblock.watch.sources.mount_probe import MountProbe, ProbeResult
 from whoseblock.watch.sources.mounts import MountedFilesystem, MountTable
 from whoseblock.watch.store.reports import EventsLost, FailedFileRange, FailedRange, FilesystemError
@@ -33,6 +34,11 @@ def event_bytes(domain: int, kind: int, *numbers: int) -> bytes:
 
 
 UNMOUNT = event_bytes(0, 2)
+
+
+def xfs_health() -> MonitorSource:
+    (registered,) = (one for one in monitors() if one.name == "xfs-health")
+    return MonitorSource(Host("/"), registered)
 
 
 class Monitors:
@@ -78,23 +84,23 @@ class Monitors:
 
 
 @pytest.fixture
-def monitors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Monitors]:
+def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Monitors]:
     found = Monitors(tmp_path / "monitor", monkeypatch)
     yield found
     found.withdraw()
 
 
-def test_another_monitor_is_said_and_waited_for(tmp_path: Path, monitors: Monitors) -> None:
+def test_another_monitor_is_reported_and_waited_for(tmp_path: Path, kernel: Monitors) -> None:
     status = tmp_path.stat()
     mounted = MountedFilesystem(status.st_dev, "xfs", (str(tmp_path),))
-    with closing(HealthSource(Host("/"))) as source:
+    with closing(xfs_health()) as source:
         source.mounts_changed([mounted, MountedFilesystem(1, "ext4", ("/ext4",))])
         assert source.health.startswith("monitoring 0 filesystems; ")
         assert source.health.endswith("another program already monitors it")
-        monitors.offer()
+        kernel.offer()
         assert list(source.sweep()) == []
         assert source.health == "monitoring 1 filesystems"
-        with monitors.taken() as theirs:
+        with kernel.taken() as theirs:
             theirs.send(event_bytes(5, 7, 8, 16))
             theirs.send(event_bytes(0, 1, 3))
             theirs.send(event_bytes(0, 6))
@@ -104,36 +110,34 @@ def test_another_monitor_is_said_and_waited_for(tmp_path: Path, monitors: Monito
             assert (reports[0].device, reports[0].start, reports[0].length) == (device, 4096, 8192)
             assert [type(one) for one in reports[-2:]] == [EventsLost, FilesystemError]
             theirs.send(UNMOUNT)
-            monitors.withdraw()
+            kernel.withdraw()
             assert list(source.read()) == []
         assert source.health.startswith("monitoring 0 filesystems")
 
 
-def test_a_filesystem_that_is_mounted_again_before_we_heard_of_the_end(
-    tmp_path: Path, monitors: Monitors
+def test_a_filesystem_remounted_before_its_unmount_was_noticed(
+    tmp_path: Path, kernel: Monitors
 ) -> None:
-    monitors.offer()
+    kernel.offer()
     mounted = MountedFilesystem(tmp_path.stat().st_dev, "xfs", (str(tmp_path),))
-    with closing(HealthSource(Host("/"))) as source:
+    with closing(xfs_health()) as source:
         source.mounts_changed([mounted])
         source.mounts_changed([mounted])
-        with monitors.taken() as first:
+        with kernel.taken() as first:
             first.send(UNMOUNT)
             assert list(source.read()) == []
         assert source.health == "monitoring 1 filesystems"
-        with monitors.taken() as second:
+        with kernel.taken() as second:
             second.send(event_bytes(0, 6))
             assert [type(one) for one in source.read()] == [FilesystemError]
 
 
-def test_only_what_blames_the_medium_is_a_failure_of_a_file(
-    tmp_path: Path, monitors: Monitors
-) -> None:
-    monitors.offer()
+def test_only_medium_errors_are_failures_of_a_file(tmp_path: Path, kernel: Monitors) -> None:
+    kernel.offer()
     mounted = MountedFilesystem(tmp_path.stat().st_dev, "xfs", (str(tmp_path),))
-    with closing(HealthSource(Host("/"))) as source:
+    with closing(xfs_health()) as source:
         source.mounts_changed([mounted])
-        with monitors.taken() as theirs:
+        with kernel.taken() as theirs:
             told = [(9, number) for number in (errno.ENOSPC, errno.EAGAIN, errno.EDQUOT, errno.EIO)]
             # What the kernel says is lost is lost, whatever the reason.
             for kind, number in (*told, (12, errno.ENOSPC)):
@@ -147,12 +151,12 @@ def test_only_what_blames_the_medium_is_a_failure_of_a_file(
         assert (found[0].inode, found[0].generation, found[0].length) == (131, 7, 4096)
 
 
-def test_a_kernel_without_monitors_is_not_asked_again(tmp_path: Path, monitors: Monitors) -> None:
-    monitors.error = errno.ENOTTY
+def test_a_kernel_without_monitors_is_queried_once(tmp_path: Path, kernel: Monitors) -> None:
+    kernel.error = errno.ENOTTY
     mounted = MountedFilesystem(tmp_path.stat().st_dev, "xfs", (str(tmp_path),))
-    with closing(HealthSource(Host("/"))) as source:
+    with closing(xfs_health()) as source:
         source.mounts_changed([mounted])
-        monitors.offer()
+        kernel.offer()
         assert list(source.sweep()) == []
         source.mounts_changed([mounted])
         told = "monitoring 0 filesystems; this kernel has no health monitor for XFS"
@@ -163,10 +167,10 @@ def test_a_kernel_without_monitors_is_not_asked_again(tmp_path: Path, monitors: 
         assert source.health == "monitoring 1 filesystems"
 
 
-def test_a_filesystem_is_found_where_no_other_covers_it(tmp_path: Path, monitors: Monitors) -> None:
-    monitors.offer()
+def test_a_filesystem_is_found_where_no_other_covers_it(tmp_path: Path, kernel: Monitors) -> None:
+    kernel.offer()
     device = tmp_path.stat().st_dev
-    with closing(HealthSource(Host("/"))) as source:
+    with closing(xfs_health()) as source:
         source.mounts_changed([MountedFilesystem(device + 1, "xfs", (str(tmp_path),))])
         assert source.health.endswith(f"{tmp_path}: covered by another mount")
         source.mounts_changed([MountedFilesystem(device, "xfs", ("/proc", "/none", str(tmp_path)))])
@@ -176,7 +180,9 @@ def test_a_filesystem_is_found_where_no_other_covers_it(tmp_path: Path, monitors
 # ------------------------------------------------------------------ what may never answer
 
 
-def test_what_does_not_answer_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unresponsive_device_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # As of a server that hangs: nothing ends whoever asked it, and no signal does.
     monkeypatch.setattr(os, "kill", lambda *_: None)
     asked, answer = tmp_path / "asked", tmp_path / "answer"
@@ -211,7 +217,7 @@ def test_what_does_not_answer_is_given_up(tmp_path: Path, monkeypatch: pytest.Mo
         until(lambda: asker.probe([hangs], question) == [(hangs, (b"hangs", ()))])
 
 
-def test_whoever_asks_holds_nothing(tmp_path: Path) -> None:
+def test_a_probe_inherits_only_the_descriptors_to_keep(tmp_path: Path) -> None:
     # A child that hangs outlives the daemon: with its lock there could be no other.
     with (tmp_path / "kept").open("wb") as mark_spooled, (tmp_path / "lock").open("wb") as lock:
 
@@ -270,7 +276,7 @@ def test_errors_that_a_filesystem_finds(tmp_path: Path) -> None:
     assert "EFSCORRUPTED" in ills[0].what or "EUCLEAN" in ills[0].what or "EBADMSG" in ills[0].what
 
 
-def test_what_is_covered_is_not_taken_for_what_covers_it(tmp_path: Path) -> None:
+def test_a_covered_mount_is_not_confused_with_the_covering_one(tmp_path: Path) -> None:
     need_root()
     need_loop_mounts()
     at, other = tmp_path / "at", tmp_path / "other"

@@ -1,7 +1,6 @@
 """The identity of any mounted filesystem.
 
-Sources: ``linux/fs.h`` (FS_IOC_GETFSUUID, Linux 6.9), ``ext4.h`` (EXT4_IOC_GETFSUUID, Linux 6.0),
-statvfs(3).
+Sources: ``linux/fs.h`` (FS_IOC_GETFSUUID, Linux 6.9), statvfs(3).
 """
 
 import fcntl

@@ -36,25 +36,26 @@ from whoseblock.fs.pieces import (
 
 __all__ = ["piece_of"]
 
-_XFS: Final = ord("X") << 32
-_EXT4: Final = ord("f") << 32
+#: Filesystems number their owners within a letter, and use each other's.
+_X: Final = ord("X") << 32
+_F: Final = ord("f") << 32
 
 #: Kind and what of each special owner; any other is unknown.  The kernel's "free" is what it would
 #: hand out, its "unknown" whatever it has no record of.
 _SPECIAL: Final = {
     1: (FREE, NOTHING),
-    _XFS | 1: (METADATA, STATIC),
-    _XFS | 2: (METADATA, LOG),
-    _XFS | 3: (METADATA, AG),
-    _XFS | 4: (METADATA, INODE_BTREE),
-    _XFS | 5: (METADATA, INODES),
-    _XFS | 6: (METADATA, REFCOUNT_BTREE),
-    _XFS | 7: (STAGING, NOTHING),
+    _X | 1: (METADATA, STATIC),
+    _X | 2: (METADATA, LOG),
+    _X | 3: (METADATA, AG),
+    _X | 4: (METADATA, INODE_BTREE),
+    _X | 5: (METADATA, INODES),
+    _X | 6: (METADATA, REFCOUNT_BTREE),
+    _X | 7: (STAGING, NOTHING),
     # Group descriptors, those kept for growth, and the bitmaps: where space and inodes are counted.
-    _EXT4 | 1: (METADATA, STATIC),
-    _EXT4 | 2: (METADATA, STATIC),
-    _EXT4 | 3: (METADATA, AG),
-    _EXT4 | 4: (METADATA, INODE_BTREE),
+    _F | 1: (METADATA, STATIC),
+    _F | 2: (METADATA, STATIC),
+    _F | 3: (METADATA, AG),
+    _F | 4: (METADATA, INODE_BTREE),
 }
 
 

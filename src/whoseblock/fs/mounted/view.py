@@ -26,7 +26,7 @@ OpenRoot = Callable[[int], int]
 
 _CLONE_FS, _CLONE_NEWNS = 0x200, 0x20000  # linux/sched.h
 _MS_REC, _MS_PRIVATE, _MNT_DETACH = 0x4000, 1 << 18, 2  # linux/mount.h
-#: More mounts than anybody lays over one another.
+#: The most mounts over one another that are unmounted.
 _MOST_COVERS: Final = 100
 _ASK: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
 _NAME: Final = os.O_PATH | os.O_CLOEXEC
@@ -53,12 +53,12 @@ class View(Closing):
         self._undo = ExitStack()
 
     def own(self, fd: int) -> int:
-        """Have a descriptor closed with the view."""
+        """Close a descriptor with the view; return it."""
         self._undo.callback(os.close, fd)
         return fd
 
     def places(self, path: bytes, inode: int) -> Iterator[str]:
-        """Give where the file of a path, from the filesystem's root, can be opened just now."""
+        """Yield where the file of a path, from the filesystem's root, can be opened now."""
         for mount, fd in self.mounts:
             root = os.fsencode(mount.root).rstrip(b"/")
             if path != root and not path.startswith(root + b"/"):
@@ -71,12 +71,12 @@ class View(Closing):
                 yield os.fsdecode(b"/".join((point.rstrip(b"/"), inside)) if inside else point)
 
     def close(self) -> None:
-        """Let go of the filesystem."""
+        """Close the filesystem."""
         self._undo.close()
 
 
 def inode_at(directory: int, path: bytes) -> int:
-    """Give the number of the inode that a relative path leads to within its mount."""
+    """Return the number of the inode at a relative path within its mount."""
     fd = open_far(directory, path, _NAME | os.O_NOFOLLOW)
     try:
         return os.fstat(fd).st_ino
@@ -89,7 +89,7 @@ _FAR: Final = 4095
 
 
 def open_far(directory: int, path: bytes, flags: int) -> int:
-    """Open what a relative path leads to within its mount, however long the path is."""
+    """Open a relative path within its mount, however long the path is."""
     step = os.open(".", _NAME | os.O_DIRECTORY, dir_fd=directory)
     try:
         while len(path) > _FAR:
@@ -150,7 +150,7 @@ def _take_visible(view: View, mounts: Sequence[Mount]) -> None:
 
 
 def _mount_id(fdinfo: str) -> int:
-    """Say on which mount a descriptor is, without touching it (proc_pid_fdinfo(5))."""
+    """Return the mount of a descriptor, without touching it (proc_pid_fdinfo(5))."""
     with open(fdinfo, "rb") as lines:  # noqa: PTH123 - a name of ours
         return next(int(line.split()[1]) for line in lines if line.startswith(b"mnt_id:"))
 
@@ -158,7 +158,9 @@ def _mount_id(fdinfo: str) -> int:
 def _open_at(view: View, place: str, open_root: OpenRoot | None) -> None:
     """Open a mount for questions, and the root of its filesystem."""
     view.fd = view.own(os.open(place, _ASK))
-    if os.fstat(view.fd).st_dev != view.device:
+    device = os.fstat(view.fd).st_dev
+    # Subvolumes have numbers of their own, which no list of mounts has.
+    if device != view.device and (os.major(device) or os.major(view.device)):
         raise FileNotFoundError(errno.ENOENT, "something else is mounted there")
     if open_root is None:
         return
@@ -174,16 +176,16 @@ def _open_at(view: View, place: str, open_root: OpenRoot | None) -> None:
 
 
 def _privately(view: View, mount: Mount, open_root: OpenRoot | None) -> None:
-    """Open a mount that is covered, or in another namespace, from a namespace of our own.
+    """Open a mount that is covered, or in another namespace, from a private namespace.
 
-    A thread has it: it begins as a copy, from which can be unmounted what is in the way, and ends
-    with the thread.  What was opened there stays open.
+    A thread has that namespace: it begins as a copy, in which the covering mounts are unmounted,
+    and ends with the thread.  What was opened there stays open.
     """
     failed: list[BaseException] = []
 
     def work() -> None:
         try:
-            # The namespace need not have a /proc, or not one that knows us.
+            # The namespace need not have a /proc, or not one that lists this process.
             proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
                 _enter_copy(view.process)
@@ -215,7 +217,7 @@ def _enter_copy(process: int | None) -> None:
 
 
 def _uncover(wanted: Mount, proc: int) -> None:
-    """Unmount, in this thread's own namespace, whatever covers a mount."""
+    """Unmount, in this thread's own namespace, everything that covers a mount."""
     for _ in range(_MOST_COVERS):
         fd = os.open("thread-self/mountinfo", _ASK, dir_fd=proc)
         with open(fd, "rb") as file:  # noqa: PTH123 - a descriptor
@@ -227,7 +229,7 @@ def _uncover(wanted: Mount, proc: int) -> None:
 
 
 def _cover_of(wanted: Mount, mounts: list[Mount]) -> Mount | None:
-    """Give the last mount that lies over a mount or over the way to it; None if none does."""
+    """Return the last mount that lies over a mount or over the way to it; None if none does."""
     by_id = {mount.id: mount for mount in mounts}
     place = (wanted.device, wanted.root, wanted.point)
     here = next((m for m in reversed(mounts) if (m.device, m.root, m.point) == place), None)

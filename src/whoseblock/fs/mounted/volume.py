@@ -101,6 +101,7 @@ class FsmapVolume(Closing, MountedVolume):
             self._device = kernel.data_device(view.fd, unnumbered)
         except OSError as error:
             raise no_answers(view, error) from error
+        self._devices = frozenset({view.device, os.fstat(view.fd).st_dev})
         self.size = device_size
         self.block_size = os.fstatvfs(view.fd).f_bsize
         self._facts: dict[int, InodeFacts | None] = {}
@@ -121,7 +122,7 @@ class FsmapVolume(Closing, MountedVolume):
     @property
     def devices(self) -> frozenset[int]:
         """Every ``st_dev`` under which its files appear."""
-        return frozenset({self.view.device})
+        return self._devices
 
     @property
     def mount_point(self) -> str:
@@ -514,8 +515,8 @@ class FsmapVolume(Closing, MountedVolume):
         self.view.close()
 
 
-def _order(piece: Piece) -> tuple[int, int, int]:
-    return piece.start, piece.inode, piece.file_offset
+def _order(piece: Piece) -> tuple[int, int, int, int]:
+    return piece.start, piece.subvolume, piece.inode, piece.file_offset
 
 
 def no_answers(view: View, error: OSError) -> Exception:

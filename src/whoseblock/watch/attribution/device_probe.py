@@ -21,8 +21,8 @@ from whoseblock.errors import WhoseblockError
 from whoseblock.fs.base import Answer, Unknown
 from whoseblock.fs.driver import Volume
 from whoseblock.fs.mounted.fiemap import file_extents
-from whoseblock.lookup import Asked, Lookup, Wish
-from whoseblock.process_stat import started_at
+from whoseblock.lookup import Lookup, Query, QueryOptions
+from whoseblock.process_stat import read_start_time
 from whoseblock.stack.base import Layer
 from whoseblock.target import Target, TargetOptions
 from whoseblock.watch.attribution.locations import FailureLocation, locate
@@ -30,20 +30,29 @@ from whoseblock.watch.children import STANDARD, end_child, fork, signs_of_life
 from whoseblock.watch.store.reports import FailedFileRange
 from whoseblock.watch.store.state import StateFolder
 
-__all__ = ["DeviceProbe", "OwnerQuery", "unknown_answer"]
+__all__ = ["DeviceProbe", "OwnerQuery", "ProbeLimits", "unknown_answer"]
 
-_QUERY: Final = Wish(paths=True, processes=True, verified=True)
-#: A child that neither computes nor reads for this many seconds is abandoned; after the second
-#: limit it is abandoned in any case.
-STALL_TIMEOUT_S: Final = 15.0
-_MAX_S: Final = 3600.0
-#: No new child probes a device for this many seconds after one was abandoned there.
-COOLDOWN_S: Final = 50.0
+_QUERY: Final = QueryOptions(paths=True, processes=True, verified=True)
 _FS_IOC_GETVERSION: Final = 0x80087601  # linux/fs.h
 #: At most this many children are kept for the next round: each takes some 16 MB.
 _MAX_CHILDREN: Final = 8
-#: Interval, in seconds, at which a child's progress is checked.
-_POLL_S: Final = 1.0
+
+
+class ProbeLimits(NamedTuple):
+    """The waiting times of probes, in seconds.
+
+    A child that neither computes nor reads for ``stall_s`` is abandoned; after ``longest_s`` it is
+    abandoned in any case.  No new child probes the device for ``cooldown_s`` after that.  The
+    progress of a child is checked every ``poll_s``.
+    """
+
+    stall_s: float = 15.0
+    longest_s: float = 3600.0
+    cooldown_s: float = 50.0
+    poll_s: float = 1.0
+
+
+USUAL_LIMITS: Final = ProbeLimits()
 
 
 class OwnerQuery(NamedTuple):
@@ -87,8 +96,9 @@ class DeviceProbe(Closing):
     died.
     """
 
-    def __init__(self, state: StateFolder, root: str) -> None:
+    def __init__(self, state: StateFolder, root: str, limits: ProbeLimits = USUAL_LIMITS) -> None:
         self._state = state
+        self._limits = limits
         self._root = root
         self._abandoned = state.load("silent.json", AbandonedProbes) or AbandonedProbes()
         self._children: dict[str, tuple[int, Connection]] = {}
@@ -159,18 +169,19 @@ class DeviceProbe(Closing):
         """Wait for an answer as long as the child makes progress."""
         began = progressed = time.monotonic()
         signs = signs_of_life(pid)
-        while not connection.poll(_POLL_S):
+        while not connection.poll(self._limits.poll_s):
             now, seen = time.monotonic(), signs_of_life(pid)
             if seen != signs:
                 signs, progressed = seen, now
-            if now - progressed > STALL_TIMEOUT_S or now - began > _MAX_S:
+            limits = self._limits
+            if now - progressed > limits.stall_s or now - began > limits.longest_s:
                 self._abandon(device)
                 raise TimeoutError(f"{device} has not answered for {now - began:.0f} s")
 
     def _abandon(self, device: str) -> None:
         pid, connection = self._children.pop(device)
         self._abandoned.devices[device] = AbandonedProbe(
-            pid, started_at(pid) or 0, time.monotonic()
+            pid, read_start_time(pid) or 0, time.monotonic()
         )
         self._state.save("silent.json", self._abandoned)
         connection.close()
@@ -183,9 +194,9 @@ class DeviceProbe(Closing):
             return
         with suppress(ChildProcessError):
             os.waitpid(one.pid, os.WNOHANG)
-        if started_at(one.pid) == one.started:
+        if read_start_time(one.pid) == one.started:
             raise TimeoutError(f"{device} does not answer: process {one.pid} still waits for it")
-        if 0 <= time.monotonic() - one.at < COOLDOWN_S:
+        if 0 <= time.monotonic() - one.at < self._limits.cooldown_s:
             raise TimeoutError(f"{device} did not answer a moment ago")
         del self._abandoned.devices[device]
         self._state.save("silent.json", self._abandoned)
@@ -244,7 +255,7 @@ class _DeviceSession:
     def find_owners(self, questions: Sequence[OwnerQuery]) -> list[Answer]:
         """Answer all queries together; if that fails, each by itself."""
         asked = [
-            Asked(one.start, one.length, self._layers[one.layer], one.origin, named=True)
+            Query(one.start, one.length, self._layers[one.layer], one.origin, named=True)
             for one in questions
         ]
         try:
@@ -252,7 +263,7 @@ class _DeviceSession:
         except (WhoseblockError, OSError):
             return [self._find_owners_of_one(one) for one in asked]
 
-    def _find_owners_of_one(self, asked: Asked) -> Answer:
+    def _find_owners_of_one(self, asked: Query) -> Answer:
         try:
             (answer,) = self._finder.answers([asked], _QUERY)
         except (WhoseblockError, OSError) as error:
@@ -284,7 +295,7 @@ def _find_extents(
     filesystem = finder.leaf(target.layer_of(report.device))
     if not isinstance(filesystem, Volume):
         return
-    paths = filesystem.paths(report.inode)
+    paths = filesystem.paths(report.inode, report.subvolume)
     places = paths.mounted_at if isinstance(paths.mounted_at, tuple) else ()
     for place in places:
         if not _is_file(place, report.inode, report.generation):

@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 
 from msgspec.structs import replace
 
-from whoseblock.journal import Entry, Filter, NewReport, Overview
+from whoseblock.journal import Filter, NewReport, Overview, RecordedFailure
 from whoseblock.journal.journal import Journal
 from whoseblock.journal.run import Run
 from whoseblock.ranges import ByteRange, subtract
@@ -76,7 +76,7 @@ def coalesce_reports(reports: Iterable[FailedRange]) -> list[RepeatedReport]:
 
 class _CachedRecord(NamedTuple):
     # An open record, and whether its owners were looked up and actions planned.
-    entry: Entry
+    entry: RecordedFailure
     looked_up: bool
     planned: bool
 
@@ -233,7 +233,7 @@ class FailureRecords:
     def _add(self, number: int, place: FailureLocation) -> None:
         starts, known, _ = self._cache_of(place)
         at = bisect_left(starts, place.start)
-        entry = Entry(
+        entry = RecordedFailure(
             id=number,
             host=self._journal.host.name,
             machine_id=self._journal.host.machine_id,
@@ -256,7 +256,7 @@ def _created(number: int, place: FailureLocation) -> FailureRecord:
     return FailureRecord(number, place, new=True, looked_up=False, planned=False, replayed=False)
 
 
-def _is_of(entry: Entry, place: FailureLocation) -> bool:
+def _is_of(entry: RecordedFailure, place: FailureLocation) -> bool:
     """Return whether a record is of the same device: by identity, else by name."""
     if entry.identity and place.identity:
         return entry.identity == place.identity

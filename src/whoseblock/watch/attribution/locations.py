@@ -121,7 +121,7 @@ def _identity(host: Host, finder: Lookup, layer: Layer) -> str:
             space = finder.leaf(layer)
         except (WhoseblockError, OSError):
             space = None
-        if isinstance(space, Volume) and space.identity:
+        if isinstance(space, Volume):
             return space.identity
     return identity_of(host, layer)
 

@@ -15,10 +15,10 @@ from whoseblock.watch.log import log_event
 from whoseblock.watch.store.reports import FailedRange
 from whoseblock.watch.store.state import StateFolder
 
-__all__ = ["RetryQueue"]
+__all__ = ["RETRY_DELAYS_S", "RetryQueue"]
 
 #: Delays in seconds before each retry; the last one repeats as long as the failure is open.
-RETRY_DELAYS_S: Final = (60.0, 600.0, 3600.0, 6 * 3600.0, 86400.0)
+RETRY_DELAYS_S: Final[tuple[float, ...]] = (60.0, 600.0, 3600.0, 6 * 3600.0, 86400.0)
 #: The queue's limit, and the number of retries at a time.
 _MAX_WAITING: Final = 4096
 _AT_A_TIME: Final = 256
@@ -41,10 +41,14 @@ class _Saved(Struct):
 
 
 class RetryQueue:
-    """The failures to retry, by the numbers of their records; kept in the state folder."""
+    """The failures to retry, by the numbers of their records; kept in the state folder.
 
-    def __init__(self, state: StateFolder) -> None:
+    ``delays_s`` are as in `RETRY_DELAYS_S`.
+    """
+
+    def __init__(self, state: StateFolder, delays_s: tuple[float, ...] = RETRY_DELAYS_S) -> None:
         self._state = state
+        self._delays_s = delays_s
         self._waiting = (state.load("unanswered.json", _Saved) or _Saved()).waiting
         self._changed = False
 
@@ -57,7 +61,7 @@ class RetryQueue:
                 "warning", "not-asked-again", failure=number, why=f"{_MAX_WAITING} others wait"
             )
         else:
-            self._waiting[number] = _Waiting(failed, 0, time.time() + RETRY_DELAYS_S[0], lost)
+            self._waiting[number] = _Waiting(failed, 0, time.time() + self._delays_s[0], lost)
             self._changed = True
 
     def hasten(self, number: int) -> None:
@@ -78,7 +82,7 @@ class RetryQueue:
             return False
         waiting.tries += 1
         waiting.lost = lost
-        waiting.due = time.time() + RETRY_DELAYS_S[min(waiting.tries, len(RETRY_DELAYS_S) - 1)]
+        waiting.due = time.time() + self._delays_s[min(waiting.tries, len(self._delays_s) - 1)]
         self._changed = True
         return True
 
@@ -93,7 +97,7 @@ class RetryQueue:
         ready = [
             (waiting.due, number)
             for number, waiting in self._waiting.items()
-            if not now < waiting.due <= now + RETRY_DELAYS_S[-1]
+            if not now < waiting.due <= now + self._delays_s[-1]
         ]
         for _, number in sorted(ready)[:_AT_A_TIME]:
             yield number, self._waiting[number].failed

@@ -24,7 +24,7 @@ _COUNT: Final = Struct("=iI")
 _INODES: Final = {
     1: Struct("=II"),
     2: Struct("=II"),
-    # XFS adds 0x80 for 64-bit inode numbers.
+    # With 0x80, the inode number has 64 bits.
     0x81: Struct("=QI"),
     0x82: Struct("=QI"),
 }

@@ -15,7 +15,7 @@ import msgspec
 
 from whoseblock.errors import JournalError, WhoseblockError
 from whoseblock.fs.base import Owner
-from whoseblock.journal import FINAL, Entry, Plan, PlannedStep, State, Step
+from whoseblock.journal import FINAL, Plan, PlannedStep, RecordedFailure, State, Step
 from whoseblock.journal.journal import Journal
 from whoseblock.journal.run import Run
 from whoseblock.watch.log import log_event
@@ -36,7 +36,7 @@ _NOT_AGAIN: Final = "the daemon does not try again"
 class Responder(Protocol):
     """The interface to `DeviceResponder`: repairs a failure on the device itself."""
 
-    def respond(self, failure: Entry, policy: Policy, number: int, /) -> str:
+    def respond(self, failure: RecordedFailure, policy: Policy, number: int, /) -> str:
         """Perform what rule ``number`` of the policy says; return a summary of what was done.
 
         Queries the owners again and acts only on those that the rule matches. Plans and journals

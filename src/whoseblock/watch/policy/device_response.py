@@ -8,10 +8,10 @@ from typing import Final
 
 from whoseblock.errors import LeftUndoneError
 from whoseblock.fs.base import Answer
-from whoseblock.journal import Entry, State
+from whoseblock.journal import RecordedFailure, State
 from whoseblock.journal.journal import Journal
 from whoseblock.journal.run import Run
-from whoseblock.lookup import Asked, Lookup
+from whoseblock.lookup import Lookup, Query
 from whoseblock.respond import service
 from whoseblock.respond.copies import Copies
 from whoseblock.respond.planning import CHANGES, Act, PlanOptions, Proposal
@@ -33,7 +33,7 @@ class DeviceResponder:
         self._journal = journal
         self._run = run
 
-    def respond(self, failure: Entry, policy: Policy, number: int, /) -> str:
+    def respond(self, failure: RecordedFailure, policy: Policy, number: int, /) -> str:
         """Query the owners again, plan the one allowed action, perform it, and verify it.
 
         Raises `WhoseblockError` if the action is not allowed or did not help.
@@ -44,7 +44,7 @@ class DeviceResponder:
         options = TargetOptions()
         with Target(None, options) as target, Lookup(target.open_leaf) as finder:
             layer = find_layer(target, failure.device)
-            asked = Asked(failure.start, failure.length, layer, "the journal", named=True)
+            asked = Query(failure.start, failure.length, layer, "the journal", named=True)
             allowing = PlanOptions(copies=copies)
             (planned,) = service.plan(target, finder, [asked], allowing)
             scope = _Scope(policy, number, failure.device, planned.answer, target.host)

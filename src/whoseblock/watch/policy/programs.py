@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from whoseblock.encode import encode_json
 from whoseblock.errors import LeftUndoneError
-from whoseblock.journal import Entry
+from whoseblock.journal import RecordedFailure
 
 __all__ = ["run_program"]
 
@@ -23,7 +23,7 @@ _PIECE: Final = 1 << 16
 _DAEMON_ONLY: Final = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 
 
-def run_program(how: Mapping[str, Any], failure: Entry, answer: Mapping[str, Any]) -> str:
+def run_program(how: Mapping[str, Any], failure: RecordedFailure, answer: Mapping[str, Any]) -> str:
     """Run a program with the finding on standard input; return the end of its output.
 
     Raises `LeftUndoneError` if it fails or takes too long, in which case it is killed with its

@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 
 from whoseblock.fs.base import Answer, FileOwner, Owner
-from whoseblock.media.mounts import read_mounts
+from whoseblock.media.mounts import devices_of, read_mounts
 from whoseblock.stack.kernel.host import Host
 from whoseblock.watch.policy.rules import Policy, Rule
 
@@ -49,8 +49,9 @@ def mount_points(host: Host) -> dict[str, set[str]]:
     """Return the mount points of each device, by its kernel name and by the name of its layer."""
     points: dict[str, set[str]] = defaultdict(set)
     for mount in read_mounts(host.read_text(host.root / "proc/self/mountinfo") or ""):
-        name = host.find_device_by_number(mount.device)
-        if name is not None:
+        # Only a live machine shows which devices a filesystem has besides the one that is listed.
+        devices = devices_of(mount) if host.live else {mount.device}
+        for name in filter(None, map(host.find_device_by_number, devices)):
             points[name].add(mount.point)
             points[host.find_layer_name(name)].add(mount.point)
     return points

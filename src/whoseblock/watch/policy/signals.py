@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from whoseblock.fs.base import FileOwner, Owner, Process
+from whoseblock.media.mounts import find_mounts
 from whoseblock.processes import Wanted, find_processes
 from whoseblock.respond.notify import SENT, send_signal, signal_number
 from whoseblock.stack.kernel.host import Host
@@ -17,7 +18,7 @@ __all__ = ["send_signals", "signal_recipients"]
 def signal_recipients(rule: Rule, rows: Iterable[Owner]) -> dict[str, Any]:
     """Return the processes that get the signal of a rule, and what they use, as parameters."""
     targets: dict[tuple[int, int], str] = {}
-    files: dict[tuple[str, int, int | None, int], None] = {}
+    files: dict[tuple[str, int, int, int | None, int], None] = {}
     for row in rows:
         if not isinstance(row, FileOwner) or not isinstance(row.via, tuple):
             continue
@@ -26,8 +27,9 @@ def signal_recipients(rule: Rule, rows: Iterable[Owner]) -> dict[str, Any]:
         targets |= {(process.pid, process.start_time): process.command for process in mine}
         if mine:
             # A block of the file that is not data cannot be mapped.
-            offset = row.file_offset if row.what == "data" else None
-            files[row.via[-1].layer, row.inode, offset, row.length] = None
+            offset, length = row.lost or (None, row.length)
+            layer, (subvolume, inode) = row.via[-1].layer, row.file
+            files[layer, subvolume, inode, offset if row.what == "data" else None, length] = None
     return {
         "signal": rule.signal,
         "signal-to": rule.signal_to,
@@ -66,13 +68,15 @@ def send_signals(how: Mapping[str, Any], lock: Path) -> str:
     return "; ".join((f"sent to {', '.join(sent) or 'no process'}", *others))
 
 
-def _search_terms(files: Iterable[tuple[str, int, int | None, int]]) -> Iterable[Wanted]:
+def _search_terms(files: Iterable[tuple[str, int, int, int | None, int]]) -> Iterable[Wanted]:
     """Yield what to search for, with the present device numbers of the filesystems."""
     host = Host()
-    for layer, inode, offset, length in files:
+    for layer, _subvolume, inode, offset, length in files:
         device = _device_number(host, layer)
         if device is not None:
-            yield Wanted(device, inode, offset, length)
+            # A filesystem of several devices has another number in the mount table.
+            mounts = (mount.device for mount in find_mounts(device)[1])
+            yield Wanted(frozenset((device, *mounts)), inode, offset, length)
 
 
 def _device_number(host: Host, layer: str) -> int | None:

@@ -1,17 +1,13 @@
 """Define the protocol of all sources of events."""
 
-import errno
 import os
 from collections.abc import Iterator
-from typing import Final, Protocol
+from typing import Protocol
 
 from whoseblock.stack.kernel.host import Host
 from whoseblock.watch.store.reports import Report
 
-__all__ = ["MEDIUM_ERRORS", "Source", "device_name"]
-
-#: The errnos of requests that blame the medium; `whoseblock.sources.dmesg` has their texts.
-MEDIUM_ERRORS: Final = frozenset({errno.EIO, errno.ENODATA, errno.EILSEQ})
+__all__ = ["Source", "device_name"]
 
 
 class Source(Protocol):

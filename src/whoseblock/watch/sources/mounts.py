@@ -6,7 +6,7 @@ import select
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from whoseblock.media.mounts import read_mounts
+from whoseblock.media.mounts import Mount, devices_of, read_mounts
 
 __all__ = ["MountTable", "MountedFilesystem"]
 
@@ -17,11 +17,17 @@ _MOST_POINTS: Final = 8
 
 
 class MountedFilesystem(NamedTuple):
-    """A filesystem on a block device: its number, its kind, and some of its mount points."""
+    """A filesystem on block devices: its number, its kind, and some of its mount points.
+
+    ``device`` is its number in the mount table, and ``mounts`` are the ids of its mounts there.
+    ``block_device`` is the number of one of its devices, if ``device`` is none.
+    """
 
     device: int
     kind: str
     points: tuple[str, ...]
+    mounts: frozenset[int] = frozenset()
+    block_device: int | None = None
 
     @property
     def point(self) -> str:
@@ -40,10 +46,32 @@ class MountedFilesystem(NamedTuple):
             except OSError as error:
                 fault = error
                 continue
-            if os.fstat(place).st_dev == self.device:
+            if self._is_on(place):
                 return place
             os.close(place)
         raise fault
+
+    def _is_on(self, place: int) -> bool:
+        """Return whether an open mount point shows this filesystem."""
+        if os.fstat(place).st_dev == self.device:
+            return True
+        # A filesystem with subvolumes gives its files other numbers than its mounts.
+        return os.major(self.device) == 0 and _mount_id(place) in self.mounts
+
+
+def _mount_id(place: int) -> int | None:
+    """Return the id of the mount that a descriptor is on (proc_pid_fdinfo(5))."""
+    text = Path(f"/proc/self/fdinfo/{place}").read_text("ascii")
+    fields = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
+    return int(fields["mnt_id"]) if "mnt_id" in fields else None
+
+
+def _block_device(mount: Mount) -> int | None:
+    """Return the number of a block device that a mount is on, None if there is none."""
+    if os.major(mount.device):
+        return mount.device
+    # Filesystems of several devices have a number of their own, and name one of them.
+    return next((number for number in sorted(devices_of(mount)) if os.major(number)), None)
 
 
 class MountTable:
@@ -68,16 +96,24 @@ class MountTable:
         pieces = []
         while piece := os.read(self._fd, _PIECE):
             pieces.append(piece)
-        places: dict[tuple[int, str], list[str]] = {}
+        found: dict[tuple[int, str], list[Mount]] = {}
+        # Prefer a mount of the whole tree to one of a part.
         mounts = read_mounts(os.fsdecode(b"".join(pieces)))
-        # Prefer a mount of the whole tree to one of a part; major 0 is not a block device.
         for mount in sorted(mounts, key=lambda one: one.root != "/"):
-            if os.major(mount.device):
-                places.setdefault((mount.device, mount.kind), []).append(mount.point)
-        return {
-            device: MountedFilesystem(device, kind, tuple(points[:_MOST_POINTS]))
-            for (device, kind), points in places.items()
-        }
+            found.setdefault((mount.device, mount.kind), []).append(mount)
+        filesystems = {}
+        for (device, kind), those in found.items():
+            block_device = _block_device(those[0])
+            if block_device is None:
+                continue
+            filesystems[device] = MountedFilesystem(
+                device,
+                kind,
+                tuple(mount.point for mount in those[:_MOST_POINTS]),
+                frozenset(mount.id for mount in those),
+                block_device,
+            )
+        return filesystems
 
     def close(self) -> None:
         """Close the table."""

@@ -2,19 +2,21 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 from typing import Final, Protocol, runtime_checkable
 from zlib import crc32
 
 from whoseblock.errors import WhoseblockError
+from whoseblock.fs.registry import monitors
 from whoseblock.stack.kernel.host import Host
 from whoseblock.watch.clock import boot_id
 from whoseblock.watch.log import log_event
 from whoseblock.watch.sources.badblock_lists import BadBlockListSource
 from whoseblock.watch.sources.base import Source
 from whoseblock.watch.sources.fanotify import FilesystemErrorSource
-from whoseblock.watch.sources.health import HealthSource
 from whoseblock.watch.sources.kmsg import KmsgSource
+from whoseblock.watch.sources.monitors import MonitorSource
 from whoseblock.watch.sources.mounts import MountedFilesystem
 from whoseblock.watch.sources.tracepoints import TraceSource
 from whoseblock.watch.store.state import HandledLists, LogPosition, StateFolder, usual_state_folder
@@ -63,11 +65,13 @@ class SourceSet:
             "kmsg": self._kmsg,
             "tracepoint": self._trace,
             "sysfs": self._lists,
-            "xfs-health": lambda: HealthSource(host),
             "fanotify": FilesystemErrorSource,
         }
         # From the files of a snapshot no filesystem can be watched.
-        live = ("xfs-health", "fanotify")
+        live = {"fanotify"}
+        for one in monitors():
+            makers[one.name] = partial(MonitorSource, host, one)
+            live.add(one.name)
         self._makers = {
             name: maker
             for name, maker in makers.items()

@@ -16,6 +16,7 @@ from typing import Final
 from msgspec.structs import astuple
 
 from whoseblock.errors import UnsupportedError
+from whoseblock.fs.monitor import MEDIUM_ERRORS
 from whoseblock.ranges import PHYSICAL_MEMORY
 from whoseblock.stack.kernel.host import SECTOR, Host
 from whoseblock.watch.clock import Clock
@@ -26,7 +27,7 @@ from whoseblock.watch.formats.trace import (
     is_event,
     read_trace_line,
 )
-from whoseblock.watch.sources.base import MEDIUM_ERRORS, device_name
+from whoseblock.watch.sources.base import device_name
 from whoseblock.watch.store.reports import EventsLost, FailedRange, Report
 from whoseblock.watch.store.trace_checkpoint import TraceCheckpoint, TraceCounts
 

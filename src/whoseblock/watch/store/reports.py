@@ -50,7 +50,7 @@ class BadBlockList(_Report, frozen=True, tag="listed"):
 class FailedFileRange(_Report, frozen=True, tag="file"):
     """A failed range of a file, in bytes; ``device`` is the device of its filesystem.
 
-    ``place`` is the mount point.
+    ``place`` is the mount point, and ``origin`` where the range was read.
     """
 
     device: str
@@ -59,6 +59,8 @@ class FailedFileRange(_Report, frozen=True, tag="file"):
     generation: int
     start: int
     length: int
+    origin: str = ""
+    subvolume: int = 0
 
 
 class FilesystemError(_Report, frozen=True, tag="ill"):

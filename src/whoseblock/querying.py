@@ -1,4 +1,4 @@
-"""Asking what is on a layer: its owners, the processes that use them, and whether they changed."""
+"""Query a volume: the owners of ranges, the processes that use them, and whether they changed."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from hashlib import blake2b
@@ -15,34 +15,38 @@ from whoseblock.fs.stream import ROW_BUDGET, LeadingRows, chunks, join_rows
 if TYPE_CHECKING:
     from whoseblock.processes import Found, Wanted
 
-__all__ = ["Streamed", "Wish", "told"]
+__all__ = ["QueryOptions", "StreamItem", "stream_owners"]
 
-Streamed = LeadingRows | Answer
+StreamItem = LeadingRows | Answer
 
 
-class Wish(NamedTuple):
-    """What an answer is to have.
+class QueryOptions(NamedTuple):
+    """The content of answers.
 
-    ``paths`` of files; the ``processes`` that use them, where a mounted filesystem is asked; and
-    whether the owners are ``verified``: asked for again in the end.
+    ``paths`` of files; the ``processes`` that use them on a mounted filesystem; whether the owners
+    are ``verified`` by a second query at the end.  ``bare`` leaves ``via`` out where a filesystem's
+    own device was queried.
     """
 
     paths: bool = True
     processes: bool = False
     verified: bool = False
+    bare: bool = False
 
 
-def told(space: AddressSpace, wanted: Sequence[tuple[int, int]], wish: Wish) -> Iterable[Streamed]:
-    """Ask what is on a layer, and about the processes that use it; see `fs.stream`."""
-    stream: Iterable[Streamed] = space.owners_stream(wanted, paths=wish.paths)
-    if wish.processes and isinstance(space, MountedVolume):
+def stream_owners(
+    space: AddressSpace, wanted: Sequence[tuple[int, int]], options: QueryOptions
+) -> Iterable[StreamItem]:
+    """Yield the owners of ranges, with what ``options`` ask for; see `fs.stream`."""
+    stream: Iterable[StreamItem] = space.owners_stream(wanted, paths=options.paths)
+    if options.processes and isinstance(space, MountedVolume):
         stream = _with_processes(stream, space.devices)
-    if wish.verified:
+    if options.verified:
         stream = _verify(stream, space)
     return stream
 
 
-def _with_processes(stream: Iterable[Streamed], devices: frozenset[int]) -> Iterator[Streamed]:
+def _with_processes(stream: Iterable[StreamItem], devices: frozenset[int]) -> Iterator[StreamItem]:
     """Add to every file the processes that use the lost part of it, or have it open.
 
     ``devices`` are all numbers under which files of the filesystem appear.
@@ -85,7 +89,7 @@ def _wanted(row: FileOwner, devices: frozenset[int]) -> "Wanted":
 
 
 def _process_notes(found: "Found") -> list[str]:
-    """Say what may be missing of processes; the owners are all there."""
+    """Return notes on the processes that may be missing; the owners are complete."""
     notes = []
     if found.hidden:
         how_many = "a process" if found.hidden == 1 else f"{found.hidden} processes"
@@ -97,8 +101,8 @@ def _process_notes(found: "Found") -> list[str]:
     return notes
 
 
-def _verify(stream: Iterable[Streamed], space: AddressSpace) -> Iterator[Streamed]:
-    """Ask for the owners again once the rows of an answer are there, and compare."""
+def _verify(stream: Iterable[StreamItem], space: AddressSpace) -> Iterator[StreamItem]:
+    """Query the owners again once the rows of an answer are complete, and compare."""
     digest = None
     for chunk in chunks(stream, ROW_BUDGET):
         held: list[Answer] = []
@@ -123,7 +127,7 @@ def _verify(stream: Iterable[Streamed], space: AddressSpace) -> Iterator[Streame
 
 
 def _again(answers: Sequence[Answer], space: AddressSpace) -> Iterator[Answer]:
-    """Ask for the owners of whole answers again, together."""
+    """Query the owners of whole answers again, together."""
     questions = [(answer.start, answer.length) for answer in answers]
     now = join_rows(space.owners_stream(questions, paths=False))
     for answer, again in zip(answers, now, strict=True):
@@ -131,14 +135,14 @@ def _again(answers: Sequence[Answer], space: AddressSpace) -> Iterator[Answer]:
         yield _verified(answer, same=same)
 
 
-def _count_in(digest: "blake2b", item: Streamed) -> None:
-    """Feed the owners of rows to a digest, which does not depend on how they are cut."""
+def _count_in(digest: "blake2b", item: StreamItem) -> None:
+    """Add the owners of rows to a digest that does not depend on how they are cut."""
     for row in item.owners:
         digest.update(encode_json(_identity(row)))
 
 
 def _verified(answer: Answer, *, same: bool) -> Answer:
-    """Note in an answer whether the owners are still the same."""
+    """Record in an answer whether the owners are still the same."""
     if same:
         return replace(answer, verified=True)
     note = "the owners changed while paths and processes were looked for: ask again"
@@ -152,7 +156,7 @@ def _verified(answer: Answer, *, same: bool) -> Answer:
 
 
 def _identity(row: Owner) -> Owner:
-    """Give a row without what was found out about its owner."""
+    """Return a row without the facts about its owner that may change."""
     if isinstance(row, FileOwner):
         return replace(
             row, paths=UNSET, unlinked=UNSET, detail=UNSET, mounted_at=UNSET, processes=UNSET
