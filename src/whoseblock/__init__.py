@@ -1,6 +1,6 @@
-"""Whose block is this?
+"""The Python API: the owners of failed ranges of a device or an image.
 
-From a range of a device that has gone bad to everything that owned it::
+::
 
     import whoseblock
 
@@ -8,7 +8,7 @@ From a range of a device that has gone bad to everything that owned it::
         for owner in fs.owners(1257472, 4096):
             print(owner)
 
-`open` gives a `whoseblock.fs.driver.Volume`; docs/api.md has the whole of it.
+`open` returns a `whoseblock.fs.driver.Volume`; docs/api.md describes it.
 """
 
 from typing import TYPE_CHECKING

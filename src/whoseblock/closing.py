@@ -1,4 +1,4 @@
-"""Things that are closed when a ``with`` block ends."""
+"""A base class for objects that a ``with`` block closes."""
 
 from types import TracebackType
 from typing import Self
@@ -7,10 +7,10 @@ __all__ = ["Closing"]
 
 
 class Closing:
-    """A base that makes whatever has ``close`` a context manager."""
+    """Makes a class with ``close`` a context manager."""
 
     def close(self) -> None:
-        """Let go of what was opened."""
+        """Close what was opened."""
         raise NotImplementedError
 
     def __enter__(self) -> Self:

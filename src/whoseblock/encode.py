@@ -1,4 +1,4 @@
-"""Records as JSON."""
+"""Encode records as JSON."""
 
 import json
 from functools import cache
@@ -18,5 +18,5 @@ def encode_json(record: object) -> bytes:
     try:
         return _encoder().encode(record)
     except UnicodeEncodeError:
-        # Lone surrogates stand for bytes that are not UTF-8; only this way are they escaped.
+        # Lone surrogates represent bytes that are not UTF-8; only json escapes them.
         return json.dumps(msgspec.to_builtins(record)).encode()

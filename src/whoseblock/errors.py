@@ -1,37 +1,35 @@
-"""Every error that whoseblock raises on purpose, each class with its exit code.
+"""The errors that whoseblock raises, each class with its exit code.
 
 ::
 
     WhoseblockError
     ├── TargetError            the target cannot be opened
-    │   └── PrivilegeError     permission is denied, or the kernel wants a capability
-    │       └── JournalPrivilegeError  the same of the journal; a JournalError, too
-    ├── RangeSyntaxError       a range is not written as START[+LENGTH]
-    ├── MalformedError         a file of failures is not in its format
+    │   └── PrivilegeError     permission is denied, or a capability is missing
+    │       └── JournalPrivilegeError  the same for the journal; also a JournalError
+    ├── RangeSyntaxError       a range is not in the form START[+LENGTH]
+    ├── MalformedError         a failure report is not in its format
     ├── OutOfDeviceError       a range ends past the device
-    ├── NotAFilesystemError    nothing that we know is on the target
-    ├── UnsupportedError       a filesystem that we know, with a feature that we do not
+    ├── NotAFilesystemError    no supported filesystem is on the target
+    ├── UnsupportedError       a supported filesystem with an unsupported feature
     ├── JournalError           the journal cannot be opened, read or written
-    ├── PolicyError            the policy of the daemon is not as it must be
+    ├── PolicyError            the policy file of the daemon is invalid
     ├── OutputError            standard output, or the file of --output, cannot be written
-    ├── ArgumentError          an argument of the Python API is of a wrong type or value
+    ├── ArgumentError          an argument of the Python API has a wrong type or value
     ├── ClosedError            a filesystem was used after it was closed
     ├── LeftUndoneError        a repair step was skipped or failed
-    ├── MissingExtraError      a library that this part needs is not installed
-    └── BlockError             a block that we need cannot be had
-        ├── MediaError         the medium does not give it back
-        └── CorruptError       it does not verify
+    ├── MissingExtraError      a library of an extra is not installed
+    └── BlockError             required metadata is unreadable
+        ├── MediaError         a required range of the medium is unreadable
+        └── CorruptError       a metadata block is invalid
 
-A message is one sentence; ``hint`` says what to do about it.  The table of exit codes in the
-documentation and in the man page is made from `exit_codes`.
+A message is one sentence; ``hint`` names what to do next. The documentation and the man page list
+the exit codes of `exit_codes`.
 """
 
-from typing import TYPE_CHECKING, ClassVar, Final
+from collections.abc import Iterable
+from typing import ClassVar, Final
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from whoseblock.ranges import ByteRange
+from whoseblock.byte_range import ByteRange
 
 __all__ = [
     "NEWS",
@@ -58,14 +56,14 @@ __all__ = [
     "exit_codes",
 ]
 
-#: The exit code of a sweep that found something new; all went well.
+#: The exit code of ``watch --once`` if it succeeded and found new failures.
 NEWS: Final = 20
-#: The exit code when the machine, or a limit on the process, allows no more memory.
+#: The exit code if memory is exhausted, of the machine or by a limit on the process.
 OUT_OF_MEMORY: Final = 21
 
 
 class WhoseblockError(Exception):
-    """Any other failure of whoseblock."""
+    """Another error."""
 
     exit_code: ClassVar[int] = 1
 
@@ -90,13 +88,13 @@ class PrivilegeError(TargetError):
 
 
 class RangeSyntaxError(WhoseblockError):
-    """A range is not written as START[+LENGTH]."""
+    """A range is not in the form START[+LENGTH]."""
 
     exit_code = 4
 
 
 class MalformedError(WhoseblockError):
-    """A file that tells of failures is not in its format."""
+    """A failure report is not in its format."""
 
     exit_code = 11
 
@@ -114,13 +112,13 @@ class OutOfDeviceError(WhoseblockError):
 
 
 class NotAFilesystemError(WhoseblockError):
-    """No filesystem that whoseblock knows is on the target."""
+    """No supported filesystem is on the target."""
 
     exit_code = 6
 
 
 class UnsupportedError(WhoseblockError):
-    """The filesystem has a feature that whoseblock does not know."""
+    """The filesystem has an unsupported feature."""
 
     exit_code = 7
 
@@ -132,7 +130,7 @@ class OutputError(WhoseblockError):
 
 
 class ArgumentError(WhoseblockError):
-    """An argument of the Python API is of a wrong type or value."""
+    """An argument of the Python API has a wrong type or value."""
 
     exit_code = 17
 
@@ -146,7 +144,7 @@ class ClosedError(WhoseblockError):
 class JournalError(WhoseblockError):
     """The journal cannot be opened, read or written.
 
-    Whoever gets it before an act on a device does not act: what is not journaled did not happen.
+    Callers that get this error before a change of a device must not make the change.
     """
 
     exit_code = 13
@@ -157,7 +155,7 @@ class JournalPrivilegeError(PrivilegeError, JournalError):
 
 
 class PolicyError(WhoseblockError):
-    """The policy of the daemon is not as it must be."""
+    """The policy file of the daemon is invalid."""
 
     exit_code = 16
 
@@ -175,28 +173,28 @@ class LeftUndoneError(WhoseblockError):
 
 
 class MissingExtraError(WhoseblockError):
-    """A library that only this part of whoseblock needs is not installed."""
+    """A library of an extra is not installed."""
 
     exit_code = 15
 
 
 class BlockError(WhoseblockError):
-    """Metadata that the whole answer rests on cannot be had."""
+    """Required metadata is unreadable."""
 
     exit_code = 8
 
 
 class MediaError(BlockError):
-    """The medium does not give back a range that is needed.
+    """A required range of the medium is unreadable.
 
-    ``ranges`` are the bytes that failed, exactly: disjoint, ascending, in the address space of the
-    medium.  ``what`` names the structure that lies there, if whoever read it knows.
+    ``ranges`` are exactly the unreadable bytes: disjoint, ascending, in the address space of the
+    medium. ``what`` is the name of the structure there, "" if it is unknown.
     """
 
     exit_code = 9
 
     def __init__(
-        self, ranges: "Iterable[ByteRange]", reason: str = "input/output error", what: str = ""
+        self, ranges: Iterable[ByteRange], reason: str = "input/output error", what: str = ""
     ) -> None:
         self.ranges = tuple(ranges)
         self.reason = reason
@@ -205,7 +203,7 @@ class MediaError(BlockError):
 
 
 class CorruptError(BlockError):
-    """A metadata block does not verify."""
+    """A metadata block is invalid."""
 
     exit_code = 10
 
@@ -216,17 +214,17 @@ class CorruptError(BlockError):
 
 
 def exit_codes() -> dict[int, str]:
-    """Give every exit code with its meaning, in order."""
-    codes = {0: "Every question was answered; see `complete` and `notes` for what is missing."}
-    todo: list[type[WhoseblockError]] = [WhoseblockError]
-    while todo:
-        error = todo.pop()
+    """Return every exit code with its meaning, in order."""
+    codes = {0: "Success; `complete` and `notes` tell whether an answer may be incomplete."}
+    pending: list[type[WhoseblockError]] = [WhoseblockError]
+    while pending:
+        error = pending.pop()
         if "exit_code" in vars(error):
             codes[error.exit_code] = (error.__doc__ or "").partition("\n")[0]
-        todo += error.__subclasses__()
-    codes[2] = "The command line is wrong."
-    codes[NEWS] = "`watch --once` found failures that it had not known."
+        pending += error.__subclasses__()
+    codes[2] = "Wrong usage of the command line."
+    codes[NEWS] = "`watch --once` found new failures."
     codes[OUT_OF_MEMORY] = "Out of memory."
     codes[130] = "Interrupted."
-    codes[141] = "Whoever read the output has gone."
+    codes[141] = "Broken pipe."
     return dict(sorted(codes.items()))

@@ -1,4 +1,4 @@
-"""Import the libraries that only a part of whoseblock needs: its extras in pyproject.toml."""
+"""Import the libraries of extras in pyproject.toml."""
 
 from importlib import import_module
 from importlib.util import find_spec
@@ -11,7 +11,7 @@ __all__ = ["EXTRAS", "check_extra", "import_extra"]
 
 
 class Extra(NamedTuple):
-    """An extra: what needs it, the package that it installs, and the module of that package."""
+    """An extra: the part that needs it, its package, and the module of that package."""
 
     needed_by: str
     package: str

@@ -6,8 +6,9 @@ Inside whoseblock, offsets and lengths are bytes, half-open, from the start of t
 
 import re
 from collections.abc import Iterable, Iterator
-from typing import Final, NamedTuple
+from typing import Final
 
+from whoseblock.byte_range import ByteRange
 from whoseblock.errors import RangeSyntaxError
 
 __all__ = ["PHYSICAL_MEMORY", "ByteRange", "merge", "parse_range", "parse_ranges", "subtract"]
@@ -31,22 +32,6 @@ _SHOWN = 72
 # quadratic time.
 _NUMBER = r"(0[xX][0-9a-fA-F]{1,32}|[0-9]{1,32})([KMGTspb]?)"
 _RANGE = re.compile(rf"{_NUMBER}(?:\+{_NUMBER})?")
-
-
-class ByteRange(NamedTuple):
-    """``length`` bytes from byte ``start`` of a device."""
-
-    start: int
-    length: int
-
-    @property
-    def end(self) -> int:
-        """The first byte past the range."""
-        return self.start + self.length
-
-    def __str__(self) -> str:
-        """Format the range as `parse_range` reads it."""
-        return f"{self.start}+{self.length}"
 
 
 def _value(digits: str, unit: int) -> int:

@@ -451,7 +451,7 @@ def test_only_an_image_is_written_in_place(image: Path, tmp_path: Path) -> None:
             check=False,
         )
         assert done.returncode == TargetError.exit_code
-        assert "no image file" in done.stderr
+        assert "not an image file" in done.stderr
         with emulated(Path(device), tmp_path / "at", in_place=False) as served:
             assert served.device.read_bytes() == image.read_bytes()
 

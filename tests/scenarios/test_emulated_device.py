@@ -193,5 +193,5 @@ def test_a_mounted_image_is_not_written_in_place(image: Path, tmp_path: Path) ->
             check=False,
         )
     assert done.returncode == TargetError.exit_code
-    assert "is mounted, and must not be written" in done.stderr
+    assert "is mounted and must not be written" in done.stderr
     assert not (tmp_path / "at").exists()

@@ -1,4 +1,4 @@
-"""The command line: one module for each verb, nothing but arguments and presentation."""
+"""The command line: one module for each verb, with arguments and presentation only."""
 
 import gc
 import io
@@ -18,20 +18,20 @@ if TYPE_CHECKING:
 
 __all__ = ["cli", "main"]
 
-#: What a shell reports of a program that SIGPIPE ended; and of one that Ctrl-C did.
+#: The exit codes that a shell reports for a program ended by SIGPIPE, and by Ctrl-C.
 _BROKEN_PIPE, _INTERRUPTED = 141, 130
-#: What messages call it.
+#: The name in messages.
 _STDOUT = "standard output"
 
 
 def _exit_status() -> str:
-    """Write the registry of exit codes as a paragraph that click leaves as it is."""
+    """Return the table of exit codes as a paragraph that click does not reflow."""
     lines = "".join(f"\n  {code:>3}  {meaning}" for code, meaning in exit_codes().items())
     return f"\b\nExit status:{lines}"
 
 
-class _ReaderGoneError(Exception):
-    """Whoever read our output has gone."""
+class _BrokenPipeError(Exception):
+    """The reader of standard output has closed the pipe."""
 
 
 #: Every verb; each is a command of the same name in a module of the same name.
@@ -49,9 +49,9 @@ _VERBS = (
 
 
 class _Group(click.Group):
-    """A group that loads a verb when it is asked for, so that none waits for the others.
+    """A group that imports a verb on first use.
 
-    It tells us of a broken pipe, where click would end the program by itself.
+    It raises `_BrokenPipeError` for a broken pipe, where click would exit.
     """
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -70,7 +70,7 @@ class _Group(click.Group):
             result = super().invoke(ctx)
             sys.stdout.flush()
         except BrokenPipeError:
-            raise _ReaderGoneError from None
+            raise _BrokenPipeError from None
         return result
 
 
@@ -81,15 +81,15 @@ class _Group(click.Group):
 )
 @click.version_option(__version__, message="%(prog)s %(version)s")
 def cli() -> None:
-    """Whose block is this?
+    """Find out whose block this is.
 
-    From a page of persistent memory that is poisoned, or a sector that has gone bad, to everything
-    that owned it: every file that shares it with every path, or which metadata, or nobody.
+    For a poisoned page of persistent memory or a bad sector, report all owners: every file that
+    shares it, with every path, or the metadata, or free space. Repair what can be repaired.
     """
 
 
 class _StandardOutput(io.FileIO):
-    """Standard output, of which an error says what could not be written."""
+    """Standard output whose errors carry its name."""
 
     def write(self, data: "Buffer") -> int | None:  # type: ignore[override]
         try:
@@ -100,9 +100,9 @@ class _StandardOutput(io.FileIO):
 
 
 def _name_standard_output() -> None:
-    """Have errors of standard output carry its name.
+    """Replace standard output by one whose errors carry its name, and refuse a closed one.
 
-    Without one, the next file or device that is opened would get its number, and the output.
+    If it is closed, the next file or device that is opened would get its number, and the output.
     """
     old: object = sys.stdout
     if old is None:
@@ -120,7 +120,7 @@ def _name_standard_output() -> None:
 
 
 def _report_os_error(error: OSError) -> int:
-    """Report an error of the system that nothing has put into words; return the exit code."""
+    """Report an error of a system call that no module has handled; return the exit code."""
     what = error.strerror or str(error)
     code = WhoseblockError.exit_code
     if error.filename == _STDOUT:
@@ -131,8 +131,8 @@ def _report_os_error(error: OSError) -> int:
     return code
 
 
-def _give_up_output() -> None:
-    """Keep the interpreter from flushing an output at its end that cannot be written."""
+def _discard_output() -> None:
+    """Stop the interpreter from flushing unwritable output when it ends."""
     try:
         sys.stdout.flush()
     except OSError:
@@ -140,9 +140,9 @@ def _give_up_output() -> None:
 
 
 def main() -> None:
-    """Run the command line; errors become one sentence, a hint, and an exit code."""
-    # Answers are many small objects without cycles: at its usual pace the collector would look at
-    # all of them again and again, and take a quarter of the time of a long list.
+    """Run the command line; print an error as one sentence with a hint, and exit with its code."""
+    # Answers are many small objects without cycles. With the default thresholds, the collector
+    # would traverse all of them repeatedly, and take a quarter of the time of a long list.
     gc.set_threshold(100_000, 50, 100)
     _name_standard_output()
     try:
@@ -155,17 +155,17 @@ def main() -> None:
         if error.hint:
             click.echo(f"hint: {error.hint}", err=True)
         code = error.exit_code
-    except _ReaderGoneError:
-        # The reader has gone; the interpreter must not find that out again when it closes stdout.
+    except _BrokenPipeError:
+        # The interpreter must not fail on the broken pipe again when it closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = _BROKEN_PIPE
     except MemoryError:
         click.echo("whoseblock: out of memory", err=True)
-        click.echo("hint: ask about fewer ranges at once, or about shorter ones", err=True)
+        click.echo("hint: pass fewer or shorter ranges", err=True)
         code = OUT_OF_MEMORY
     except OSError as error:
         code = _report_os_error(error)
     except (click.Abort, KeyboardInterrupt):
         code = _INTERRUPTED
-    _give_up_output()
+    _discard_output()
     sys.exit(code)

@@ -1,4 +1,4 @@
-"""A verb of the command line: an option that takes one value is refused a second one."""
+"""The base of all verbs: a command that refuses repeated options."""
 
 from collections import Counter
 
@@ -9,7 +9,7 @@ __all__ = ["Command", "is_given"]
 
 
 class Command(click.Command):
-    """A command that refuses a repeated option, of which click would take the last silently."""
+    """A command that refuses repeated options, of which click would silently use the last."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse the arguments; raises `click.UsageError` for an option with two values."""
@@ -23,11 +23,11 @@ class Command(click.Command):
             )
             for name, count in counts.items():
                 if count > 1:
-                    what = f"{name} is given {count} times, and takes one value."
+                    what = f"{name} is given {count} times, but takes one value"
                     raise click.UsageError(what, ctx)
         return super().parse_args(ctx, args)
 
 
 def is_given(context: click.Context, name: str) -> bool:
-    """Tell whether a parameter was on the command line."""
+    """Return whether a parameter was on the command line."""
     return context.get_parameter_source(name) is ParameterSource.COMMANDLINE

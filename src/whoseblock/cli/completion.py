@@ -19,6 +19,6 @@ def completion(context: click.Context, shell: str) -> None:
     """Print the script that completes whoseblock's commands and options in SHELL."""
     root = context.find_root()
     kind = get_completion_class(shell)
-    if kind is None:  # pragma: no cover - click knows the three above
+    if kind is None:  # pragma: no cover - click supports the three above
         raise click.UsageError(f"no completion for {shell}")
     click.echo(kind(root.command, {}, "whoseblock", "_WHOSEBLOCK_COMPLETE").source())

@@ -1,4 +1,4 @@
-"""``whoseblock emulate``: an image as a device that fails, to rehearse a recovery on."""
+"""``whoseblock emulate``: serve an image as a failing device, to rehearse a recovery."""
 
 import errno
 import os
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from whoseblock.cli.command import Command
-from whoseblock.cli.failures import Given, image_failure_options
+from whoseblock.cli.failures import FailureOptions, image_failure_options
 from whoseblock.cli.notices import report_readings
 from whoseblock.cli.terminal import printable
 from whoseblock.errors import TargetError, WhoseblockError
@@ -30,23 +30,23 @@ __all__ = ["emulate"]
 @click.command(
     cls=Command,
     epilog="""\b
-DIRECTORY is an empty folder; one that is not there is made, and removed at the end. In it:
-  device      the image: reading a bad sector gives EIO, writing it whole heals it
-  control     the bad ranges, a line each; takes lines, too: bad RANGE, stubborn RANGE,
-              good RANGE, clear
+DIRECTORY is an empty folder; if it is missing, it is created, and removed at the end:
+  device      the image: reading a bad sector returns EIO, writing the whole sector heals it
+  control     the bad ranges, one per line; write bad RANGE, stubborn RANGE, good RANGE or
+              clear to change them
   badblocks   the same as SECTOR COUNT, like /sys/block/pmemN/badblocks
-  statistics  how many reads and writes failed, how many sectors were healed
+  statistics  the number of reads and writes, of failures, and of healed sectors
 
 \b
 Ranges are START[+LENGTH] as for lookup: 307p, 2456s+8s, 1257472+4096. They are widened to
 whole sectors.
 
 \b
-What is written is kept in a file in the folder for temporary files (TMPDIR), as large as what
-is written, and is forgotten at the end; IMAGE stays as it is, unless --in-place.
+Written data are kept in a file in the folder for temporary files (TMPDIR) and discarded at
+the end. IMAGE does not change, except with --in-place.
 
 \b
-Ctrl-C, SIGTERM or umount DIRECTORY ends it.
+Ctrl-C, SIGTERM or umount DIRECTORY ends the command.
 
 \b
 Examples:
@@ -63,13 +63,13 @@ Examples:
     "texts",
     multiple=True,
     metavar="RANGE",
-    help="A range that fails until it is written; may be repeated.",
+    help="Range that fails until it is written; may be repeated.",
 )
 @click.option(
     "--stubborn",
     multiple=True,
     metavar="RANGE",
-    help="A range that fails whatever is written; may be repeated.",
+    help="Range that fails permanently, whatever is written; may be repeated.",
 )
 @image_failure_options
 @click.option(
@@ -77,12 +77,14 @@ Examples:
     type=click.Choice(["512", "4096"]),
     default="512",
     show_default=True,
-    help="Bytes that fail and heal together; a disk with physical sectors of 4096 fails by those.",
+    help="Unit in bytes in which the device fails and heals: the physical sector of a disk.",
 )
+@click.option("--in-place", is_flag=True, help="Write into IMAGE, which changes it.")
 @click.option(
-    "--in-place", is_flag=True, help="Write into IMAGE, which is then no longer as it was."
+    "--background",
+    is_flag=True,
+    help="Serve in the background, and return when the device is ready.",
 )
-@click.option("--background", is_flag=True, help="Return once it serves, and go on serving.")
 def emulate(
     image: str,
     directory: Path,
@@ -92,43 +94,46 @@ def emulate(
 ) -> None:
     """Serve IMAGE as the failing device DIRECTORY/device, to rehearse a recovery.
 
-    With a loop device on it, a real kernel mounts a filesystem on failing media.
+    The kernel can mount it through a loop device, as a filesystem on a failing medium.
     """
     from whoseblock.media.fuse import serve
     from whoseblock.media.pmem import EmulatedPmem
 
     in_place = options["in_place"]
-    bad = _ranges(Given.of(options["texts"], options))
+    bad = _bad_ranges(FailureOptions.of(options["texts"], options))
     never = [parse_range(text) for text in stubborn]
-    with closing(_opened(image, in_place=in_place)) as base:
+    with closing(_open_base(image, in_place=in_place)) as base:
         medium = EmulatedPmem(base, bad, stubborn=never, sector=int(sector))
         if not medium.size:
-            raise TargetError(f"{image!r} does not hold one whole sector")
-        served = _detached() if options["background"] else _nothing
+            raise TargetError(f"{image!r} is smaller than one sector")
+        served = _start_detached() if options["background"] else _do_nothing
         with _mount_point(directory) as folder:
 
-            def tell() -> None:
-                # Whoever started it may have gone; it serves all the same.
+            def report_ready() -> None:
+                # The parent may have ended; the folder is served nevertheless.
                 with suppress(OSError):
-                    for line in _told(medium, folder, in_place=in_place):
+                    for line in _ready_lines(medium, folder, in_place=in_place):
                         click.echo(line)
                 with suppress(OSError):
                     served()
 
-            serve(medium, folder, tell)
+            serve(medium, folder, report_ready)
 
 
-def _ranges(given: Given) -> list[ByteRange]:
+def _bad_ranges(given: FailureOptions) -> list[ByteRange]:
     given.check(target=True, needed=False)
     readings: list[Reading] = []
     page_size = os.sysconf("SC_PAGE_SIZE")
-    failures = [*given.ranges_asked(None, readings), *given.failures(page_size, readings)]
+    failures = [
+        *given.parse_given_ranges(None, readings),
+        *given.read_reports(page_size, readings),
+    ]
     report_readings(readings)
     return merge(ByteRange(one.start, one.length) for one in failures)
 
 
-def _opened(image: str, *, in_place: bool) -> "WritableMedia":
-    """Open what is served; raises `TargetError` if it cannot be, or must not be written."""
+def _open_base(image: str, *, in_place: bool) -> "WritableMedia":
+    """Open the image; raises `TargetError` if that fails, or if it must not be written."""
     from whoseblock.media.device import FileMedia
     from whoseblock.media.mounts import mount_note
     from whoseblock.media.overlay import OverlayMedia
@@ -139,18 +144,20 @@ def _opened(image: str, *, in_place: bool) -> "WritableMedia":
         if note:
             click.echo(f"whoseblock: {printable(image)}: {printable(note)}", err=True)
         return OverlayMedia(base)
-    hint = "leave --in-place out: what is written is then kept apart"
+    hint = "omit --in-place: written data are then kept in a temporary file"
     if note:
-        raise TargetError(f"{image!r} is mounted, and must not be written", hint=hint)
+        raise TargetError(f"{image!r} is mounted and must not be written", hint=hint)
     if not Path(image).is_file():
-        raise TargetError(f"{image!r} is no image file, which alone is written in place", hint=hint)
+        raise TargetError(
+            f"{image!r} is not an image file; only these are written in place", hint=hint
+        )
     return FileMedia(image, writable=True)
 
 
 @contextmanager
 def _mount_point(directory: Path) -> Iterator[Path]:
-    """Give the empty folder, made if it was not there; such a one is removed afterwards."""
-    # libfuse changes to the root folder.
+    """Yield the empty folder; a missing one is created, and removed afterwards."""
+    # libfuse changes the current folder to the root.
     directory = directory.absolute()
     made = False
     try:
@@ -160,12 +167,12 @@ def _mount_point(directory: Path) -> Iterator[Path]:
         except FileExistsError:
             if any(directory.iterdir()):
                 raise TargetError(
-                    f"{str(directory)!r} is not empty", hint="name a folder that is, or a new one"
+                    f"{str(directory)!r} is not empty", hint="name an empty folder, or a new one"
                 ) from None
     except OSError as error:
         gone = error.errno == errno.ENOTCONN
-        hint = "whoever served it has gone: umount it first" if gone else ""
-        words = f"{str(directory)!r} cannot be mounted on: {error.strerror}"
+        hint = "its server has ended; umount it first" if gone else ""
+        words = f"cannot mount on {str(directory)!r}: {error.strerror}"
         raise TargetError(words, hint=hint) from error
     try:
         yield directory
@@ -175,7 +182,7 @@ def _mount_point(directory: Path) -> Iterator[Path]:
                 directory.rmdir()
 
 
-def _told(medium: "EmulatedPmem", folder: Path, *, in_place: bool) -> Iterator[str]:
+def _ready_lines(medium: "EmulatedPmem", folder: Path, *, in_place: bool) -> Iterator[str]:
     failing = sum(run.length for run in merge(chain.from_iterable(medium.lists())))
     sectors = f"{failing // medium.sector} of {medium.size // medium.sector} sectors bad"
     kept = "written in place" if in_place else "kept as it is"
@@ -185,22 +192,22 @@ def _told(medium: "EmulatedPmem", folder: Path, *, in_place: bool) -> Iterator[s
         yield f"  a loop device on it: losetup --find --show --direct-io=on {device}"
         yield f"  to stop: umount {place}"
     else:
-        yield "  a loop device on it needs root, as whom to run this, too"
+        yield "  a loop device on it needs root; run this command as root too"
         yield f"  to stop: fusermount3 -u {place}"
 
 
-def _nothing() -> None:
-    """Do what there is to do in the foreground once it serves."""
+def _do_nothing() -> None:
+    """Return without effect: in the foreground, no process waits for readiness."""
 
 
-def _detached() -> Callable[[], None]:
-    """Go on in a process of its own; what this gives, called there, ends the one that waits."""
+def _start_detached() -> Callable[[], None]:
+    """Fork, and continue in the child; the result, called there, lets the parent exit."""
     reader, writer = os.pipe()
     child = os.fork()
     if child:
         os.close(writer)
         code = 0 if os.read(reader, 1) else os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        # The child has said on our standard error what went wrong, unless a signal ended it.
+        # The child has reported its error on the same standard error, unless a signal ended it.
         click.get_current_context().exit(code if code >= 0 else WhoseblockError.exit_code)
     os.close(reader)
     os.setsid()

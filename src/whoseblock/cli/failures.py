@@ -1,4 +1,4 @@
-"""The options with which failures are given, in whatever form one has them."""
+"""The options for failures, in all supported forms of report."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, TextIO, TypeVar
@@ -13,19 +13,19 @@ if TYPE_CHECKING:
     from whoseblock.lookup import Lookup
     from whoseblock.target import Target
 
-__all__ = ["Given", "failure_options", "failures_of", "image_failure_options"]
+__all__ = ["FailureOptions", "failure_options", "image_failure_options", "read_failures"]
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 _STATUSES: Final = "?*/-"
-#: No line of any form is longer, in characters; binary data may have no end of a line at all.
-_LONGEST_LINE: Final = 1 << 16
-#: No program prints a longer document, in characters.
-_LONGEST_DOCUMENT: Final = 1 << 28
+#: Limit on the length of a line, in characters; binary data may have no line ends.
+_MAX_LINE: Final = 1 << 16
+#: Limit on the length of a document, in characters.
+_MAX_DOCUMENT: Final = 1 << 28
 
 
 class _InputFile(click.File):
-    """A file to read; without permission the error is that of all other files and devices."""
+    """A file to read; without permission the error is the same as for devices."""
 
     def convert(  # click's names and types
         self,
@@ -52,14 +52,14 @@ def _check_statuses(_context: click.Context, _option: click.Parameter, value: st
     return value
 
 
-#: The forms whose addresses are those of the device or image that is named.
-_OF_THE_IMAGE: Final = (
+#: Forms with addresses in the named device or image.
+_IMAGE_OPTIONS: Final = (
     click.option(
         "--ranges",
         "ranges_file",
         type=_file(),
         metavar="FILE",
-        help="Read more ranges from FILE, one a line; - is standard input, # starts a comment.",
+        help="Read ranges from FILE, one per line; - is standard input, # starts a comment.",
     ),
     click.option(
         "--mapfile",
@@ -67,7 +67,7 @@ _OF_THE_IMAGE: Final = (
         type=_file(),
         multiple=True,
         metavar="FILE",
-        help="Take what GNU ddrescue did not rescue from its map FILE.",
+        help="Read the unrescued blocks from FILE, a map of GNU ddrescue.",
     ),
     click.option(
         "--mapfile-status",
@@ -76,80 +76,80 @@ _OF_THE_IMAGE: Final = (
         callback=_check_statuses,
         show_default=True,
         metavar="CHARS",
-        help="Which of the map's statuses count: ? not tried, * not trimmed, / not scraped, - bad.",
+        help="Statuses of the map to read: ? not tried, * not trimmed, / not scraped, - bad.",
     ),
     click.option(
         "--badblocks",
         type=_file(),
         multiple=True,
         metavar="FILE",
-        help="Take the block numbers that badblocks or dumpe2fs -b printed; needs --block-size.",
+        help="Read block numbers from FILE, output of badblocks or dumpe2fs -b; see --block-size.",
     ),
     click.option(
         "--block-size",
         type=click.IntRange(512, 1 << 20),
         metavar="BYTES",
-        help="What the numbers in --badblocks FILE count; badblocks counts 1024 unless told.",
+        help="Unit of the numbers in --badblocks FILE; 1024 by default in badblocks.",
     ),
 )
 
-#: The forms that say themselves which device failed, or that ask the kernel.
-_OF_ANY: Final = (
+#: Forms that name the failed device, or that query the kernel.
+_DEVICE_OPTIONS: Final = (
     click.option(
         "--ndctl",
         type=_file(),
         multiple=True,
         metavar="FILE",
-        help="Take the bad blocks in the output of ndctl list --media-errors.",
+        help="Read bad blocks from FILE, the output of ndctl list --media-errors.",
     ),
     click.option(
         "--smart",
         type=_file(),
         multiple=True,
         metavar="FILE",
-        help="Take the addresses of failed self-tests and logged errors from smartctl --json -x.",
+        help="Read failed self-tests and logged errors from FILE, output of smartctl --json -x.",
     ),
     click.option(
         "--dmesg",
         type=_file(),
         multiple=True,
         metavar="FILE",
-        help="Take memory failures and I/O errors from a kernel log.",
+        help="Read memory failures and I/O errors from FILE, a kernel log.",
     ),
     click.option(
         "--sysfs-badblocks",
         is_flag=True,
-        help="Take the kernel's present bad-blocks lists of TARGET, its disk, its region.",
+        help="Read the kernel's bad-blocks lists of TARGET, its disk and its region.",
     ),
     click.option(
-        "--pfn", "pfns", multiple=True, metavar="N", help="Take a page frame number of memory."
+        "--pfn", "pfns", multiple=True, metavar="N", help="Page frame number of failed memory."
     ),
     click.option(
         "--phys",
         "addresses",
         multiple=True,
         metavar="ADDRESS",
-        help="Take the page of memory at a physical address.",
+        help="Physical address of failed memory.",
     ),
 )
 
 
 def failure_options(command: _Command) -> _Command:
-    """Add the options to a command, which passes what it was given to `Given`."""
-    for option in reversed((*_OF_THE_IMAGE, *_OF_ANY)):
+    """Add all options to a command, for `FailureOptions.of`."""
+    for option in reversed((*_IMAGE_OPTIONS, *_DEVICE_OPTIONS)):
         command = option(command)
     return command
 
 
 def image_failure_options(command: _Command) -> _Command:
-    """Add those options that tell of failures of the image that a command is given."""
-    for option in reversed(_OF_THE_IMAGE):
+    """Add the options for failures of an image to a command."""
+    for option in reversed(_IMAGE_OPTIONS):
         command = option(command)
     return command
 
 
-class Given(NamedTuple):
-    """What was given on the command line; the fields are the names of the options."""
+class FailureOptions(NamedTuple):
+    """The values of the options; the fields have the names of the options."""
 
     texts: tuple[str, ...]
     ranges_file: TextIO | None
@@ -166,77 +166,77 @@ class Given(NamedTuple):
 
     @classmethod
     def of(cls, texts: tuple[str, ...], options: Mapping[str, Any]) -> Self:
-        """Take what belongs here from all options of a command."""
+        """Select these options from all options of a command."""
         return cls(texts, **{name: options[name] for name in cls._fields[1:] if name in options})
 
     @property
     def few(self) -> bool:
-        """Whether there are only ranges, which people and programs write by hand."""
+        """Whether there are only ranges, and no other form."""
         return not (self.names_devices or self.mapfiles or self.badblocks or self.sysfs_badblocks)
 
     @property
     def names_devices(self) -> bool:
-        """Whether some form is given that says itself which device failed."""
+        """Whether there is a form that names the failed device."""
         return bool(self.ndctl or self.smart or self.dmesg or self.pfns or self.addresses)
 
     @property
     def of_the_target(self) -> bool:
-        """Whether some form is given whose addresses are those of TARGET."""
+        """Whether there is a form with addresses in TARGET."""
         return bool(self.texts or self.ranges_file or self.mapfiles or self.badblocks)
 
     def check(self, *, target: bool, needed: bool = True) -> None:
-        """Refuse what makes no question, and options without effect, with a usage error."""
+        """Raise a usage error for missing failures, and for options without effect."""
         if self.statuses != _STATUSES and not self.mapfiles:
-            raise click.UsageError("--mapfile-status has no effect without --mapfile.")
+            raise click.UsageError("--mapfile-status has no effect without --mapfile")
         if self.block_size is not None and not self.badblocks:
-            raise click.UsageError("--block-size has no effect without --badblocks.")
+            raise click.UsageError("--block-size has no effect without --badblocks")
         if needed and not (self.of_the_target or self.names_devices or self.sysfs_badblocks):
-            raise click.UsageError("Give a RANGE, or a FILE with failures: see --help.")
+            raise click.UsageError("missing RANGE or failure report; see --help")
         if not target and (self.of_the_target or self.sysfs_badblocks):
-            raise click.UsageError("Name the TARGET that the ranges are of.")
+            raise click.UsageError("missing TARGET of the ranges")
         if self.badblocks and self.block_size is None:
-            raise click.UsageError(
-                "--badblocks needs --block-size: badblocks counts 1024 bytes unless it got -b."
-            )
+            raise click.UsageError("--badblocks needs --block-size; badblocks uses 1024 without -b")
 
-    def ranges_asked(self, block_size: int | None, readings: list[Reading]) -> Iterator[Failure]:
-        """Yield the ranges that were written as ranges; ``block_size`` is what ``b`` means.
+    def parse_given_ranges(
+        self, block_size: int | None, readings: list[Reading]
+    ) -> Iterator[Failure]:
+        """Yield the failures written as ranges; ``block_size`` is the unit of the suffix ``b``.
 
-        ``readings`` gets the record of what was read of a file.
+        The record of the ranges file is appended to ``readings``.
         """
         for text in self.texts:
             yield Failure(*parse_range(text, block_size))
         if self.ranges_file is not None:
-            reading = _begin(self.ranges_file, readings)
-            lines = _counted(_lines(self.ranges_file), reading)
+            reading = _start_reading(self.ranges_file, readings)
+            lines = _count_lines(_lines(self.ranges_file), reading)
             for start, length in parse_ranges(lines, reading.name, block_size):
                 reading.failures += 1
                 yield Failure(start, length)
 
-    def failures(self, page_size: int, readings: list[Reading]) -> Iterator[Failure]:
-        """Yield every failure from the files that report some; raises `MalformedError`.
+    def read_reports(self, page_size: int, readings: list[Reading]) -> Iterator[Failure]:
+        """Yield every failure of the report files; raises `MalformedError`.
 
-        ``readings`` gets a record for each file of what was read of it.
+        A record for each file is appended to ``readings``.
         """
-        # Each module is loaded only for what was given.
+        # Import only the parsers that are needed.
         if self.mapfiles:
             from whoseblock.sources.mapfile import read_mapfile
 
             for file in self.mapfiles:
-                reading = _begin(file, readings)
+                reading = _start_reading(file, readings)
                 yield from read_mapfile(_lines(file), reading.name, self.statuses, reading)
         if self.badblocks and self.block_size:
             from whoseblock.sources.block_numbers import read_block_numbers
 
             for file in self.badblocks:
-                reading = _begin(file, readings)
+                reading = _start_reading(file, readings)
                 yield from read_block_numbers(_lines(file), reading.name, self.block_size, reading)
-        yield from self._documents(readings)
+        yield from self._read_documents(readings)
         if self.dmesg:
             from whoseblock.sources.dmesg import read_dmesg
 
             for file in self.dmesg:
-                reading = _begin(file, readings)
+                reading = _start_reading(file, readings)
                 yield from read_dmesg(_lines(file), reading.name, page_size, reading)
         if self.pfns or self.addresses:
             from whoseblock.sources.memory import parse_pfn, parse_physical_address
@@ -246,43 +246,43 @@ class Given(NamedTuple):
             for address in self.addresses:
                 yield parse_physical_address(address, page_size)
 
-    def _documents(self, readings: list[Reading]) -> Iterator[Failure]:
+    def _read_documents(self, readings: list[Reading]) -> Iterator[Failure]:
         if self.ndctl:
             from whoseblock.sources.ndctl import read_ndctl
 
             for file in self.ndctl:
-                reading = _begin(file, readings)
+                reading = _start_reading(file, readings)
                 yield from read_ndctl(_document(file), reading.name, reading)
         if self.smart:
             from whoseblock.sources.smart import read_smart
 
             for file in self.smart:
-                reading = _begin(file, readings)
+                reading = _start_reading(file, readings)
                 yield from read_smart(_document(file), reading.name, reading)
 
 
-def _begin(file: TextIO, readings: list[Reading]) -> Reading:
+def _start_reading(file: TextIO, readings: list[Reading]) -> Reading:
     reading = Reading(name_of(file))
     readings.append(reading)
     return reading
 
 
 def _lines(file: TextIO) -> Iterator[str]:
-    """Yield the lines of a file; raises `MalformedError` for one that no program writes."""
+    """Yield the lines of a file; raises `MalformedError` for one that is too long."""
     number = 0
-    while line := _read(file.readline, file, _LONGEST_LINE):
+    while line := _read(file.readline, file, _MAX_LINE):
         number += 1
-        if len(line) == _LONGEST_LINE:
-            expected = f"text in lines of less than {_LONGEST_LINE} characters"
+        if len(line) == _MAX_LINE:
+            expected = f"text in lines of less than {_MAX_LINE} characters"
             raise MalformedError(name_of(file), number, expected)
         yield line
 
 
 def _document(file: TextIO) -> str:
-    """Read a file whole; raises `MalformedError` for one that no program writes."""
-    text = _read(file.read, file, _LONGEST_DOCUMENT)
-    if len(text) == _LONGEST_DOCUMENT:
-        expected = f"a document of less than {_LONGEST_DOCUMENT} characters"
+    """Read a whole file; raises `MalformedError` for one that is too long."""
+    text = _read(file.read, file, _MAX_DOCUMENT)
+    if len(text) == _MAX_DOCUMENT:
+        expected = f"a document of less than {_MAX_DOCUMENT} characters"
         raise MalformedError(name_of(file), None, expected)
     return text
 
@@ -294,25 +294,25 @@ def _read(read: Callable[[int], str], file: TextIO, most: int) -> str:
         raise WhoseblockError(f"cannot read {name_of(file)}: {error.strerror}") from error
 
 
-def _counted(lines: Iterator[str], reading: Reading) -> Iterator[str]:
+def _count_lines(lines: Iterator[str], reading: Reading) -> Iterator[str]:
     for line in lines:
         reading.read += 1
         yield line
 
 
-def failures_of(
-    given: Given, target: "Target", finder: "Lookup", readings: list[Reading]
+def read_failures(
+    given: FailureOptions, target: "Target", finder: "Lookup", readings: list[Reading]
 ) -> Iterator[Failure]:
-    """Yield every failure, in the order of the help: what is written out, files, the kernel's.
+    """Yield every failure: ranges first, then files, then the kernel's lists.
 
-    ``readings`` gets a record for each input of what was read of it.
+    A record for each input is appended to ``readings``.
     """
     block_size = None
     if given.of_the_target and target.layer is not None and not target.layer.segments:
-        # What cannot be opened at all is said before anything else is.
+        # Opening the target first reports an unreadable target before any other error.
         block_size = finder.leaf(target.layer).block_size
-    yield from given.ranges_asked(block_size, readings)
-    yield from given.failures(target.host.page_size, readings)
+    yield from given.parse_given_ranges(block_size, readings)
+    yield from given.read_reports(target.host.page_size, readings)
     if given.sysfs_badblocks:
         from whoseblock.sources.sysfs import TRUNCATED, parse_bad_block_list
 
@@ -327,6 +327,6 @@ def failures_of(
 
 
 def name_of(file: TextIO) -> str:
-    """Say what to call a file in a message."""
+    """Return the name of a file in messages."""
     name = getattr(file, "name", "-")
     return "standard input" if name in ("-", "<stdin>") else str(name)

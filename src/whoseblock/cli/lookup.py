@@ -1,4 +1,4 @@
-"""``whoseblock lookup``: who owns these ranges?"""
+"""``whoseblock lookup``: report the owners of ranges."""
 
 import os
 from collections.abc import Iterable, Iterator
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from whoseblock.cli.command import Command
-from whoseblock.cli.failures import Given, failure_options, failures_of
+from whoseblock.cli.failures import FailureOptions, failure_options, read_failures
 from whoseblock.cli.notices import report_options, report_readings, report_resolver
 from whoseblock.cli.output import OutputFile, write_chunks
 from whoseblock.cli.progress import ProgressBar
@@ -32,43 +32,43 @@ Ranges are START[+LENGTH]: decimal or 0x…, with an optional suffix:
 LENGTH defaults to one unit of START's suffix; for K M G T to one byte.
 
 \b
-TARGET is a filesystem's device or image, a whole disk or its image with partitions, LVM or
-md on it, a mount point, or nothing when the failure names its own device.  Where it is
-mounted, the kernel is asked, which takes root.
+TARGET is the device or image of a filesystem, a disk or its image with partitions, LVM or
+md, or a mount point; omit it if the failure names its device. If the filesystem is mounted,
+the kernel is queried, which needs root.
 
 \b
 Examples:
   whoseblock lookup disk.img 307p              the 307th page
   whoseblock lookup /dev/sda 2456s+8s          eight sectors of a disk with partitions
-  whoseblock lookup /srv 307p --processes      a page of what is mounted there, and who uses it
+  whoseblock lookup /srv 307p --processes      a page of a mounted filesystem, and its users
   whoseblock lookup disk.img 0x133000+4K 1G    two ranges
   whoseblock lookup disk.img --ranges bad.txt --json
   whoseblock lookup rescued.img --mapfile rescued.map --summary
   whoseblock lookup rescued.img --mapfile rescued.map --output damaged.csv
   whoseblock lookup --pfn 0x10140a             a page of persistent memory
-  dmesg | whoseblock lookup --dmesg -          all that the kernel has complained of
+  dmesg | whoseblock lookup --dmesg -          all failures in the kernel log
   smartctl --json -x /dev/sda | whoseblock lookup /dev/sda --smart -""",
 )
 @click.argument("target", required=False, type=click.Path(readable=False))
 @click.argument("ranges", nargs=-1, metavar="[RANGE]...")
 @failure_options
 @target_options
-@click.option("--json", "as_json", is_flag=True, help="Write JSON Lines, one object a range.")
-@click.option("--no-paths", is_flag=True, help="Name files by inode only, which is faster.")
+@click.option("--json", "as_json", is_flag=True, help="Write JSON Lines, one object per range.")
+@click.option("--no-paths", is_flag=True, help="Report files by inode only, which is faster.")
 @click.option(
     "--processes",
     is_flag=True,
-    help="Say who has the part of a file mapped, or the file open; root's table does.",
+    help="Report processes that map the range or have the file open; default in root's table.",
 )
 @click.option(
     "--verify",
     is_flag=True,
-    help="Ask for the owners again in the end, and say if they changed meanwhile.",
+    help="Query the owners again at the end and report changes.",
 )
 @click.option(
     "--summary",
     is_flag=True,
-    help="Write what each file lost, and totals, instead of every range.",
+    help="Report the loss of each file, and totals, instead of every range.",
 )
 @click.option(
     "--output",
@@ -77,17 +77,17 @@ Examples:
     help="Write the list of --summary to FILE, as CSV or JSON by its suffix.",
 )
 def lookup(target: str | None, ranges: tuple[str, ...], **options: Any) -> None:  # noqa: ANN401
-    """Say who owns each RANGE of TARGET, a device or an image.
+    """Report the owners of each RANGE of TARGET, a device or an image.
 
-    Every file that shares the range with every path, or which metadata, or nobody; and the way
-    from the device that was asked about down to the filesystem.
+    Owners are every file that shares the range, with every path, or metadata, or free space. The
+    answer includes the offset in each layer from TARGET down to the filesystem.
     """
     from whoseblock.cli.json_lines import json_chunks
     from whoseblock.lookup import Lookup
     from whoseblock.resolve import Resolver
     from whoseblock.target import Target
 
-    given = Given.of(ranges, options)
+    given = FailureOptions.of(ranges, options)
     given.check(target=target is not None)
     _check_options(options)
     output = None if options["output"] is None else OutputFile(options["output"])
@@ -100,7 +100,7 @@ def lookup(target: str | None, ranges: tuple[str, ...], **options: Any) -> None:
         with ProgressBar() as progress:
             finder.progress = progress
             resolver = Resolver(opened, device=where.device)
-            asked = resolver.resolve(failures_of(given, opened, finder, readings))
+            asked = resolver.resolve(read_failures(given, opened, finder, readings))
             if options["summary"] or output is not None:
                 from whoseblock.cli.summary import summarise
 
@@ -109,11 +109,11 @@ def lookup(target: str | None, ranges: tuple[str, ...], **options: Any) -> None:
                 )
                 lines = (line + b"\n" for line in lines)
             else:
-                # A wrong range is said before the first is answered, if there are but ranges.
+                # If there are only ranges, report an invalid one before the first answer.
                 wanted = list(asked) if given.few else asked
                 answers = finder.stream(wanted, _query_options(options))
                 if progress.shown:
-                    answers = _counted(answers, progress)
+                    answers = _count_answers(answers, progress)
                 lines = json_chunks(answers) if options["as_json"] else _table_chunks(answers)
             write_chunks(lines)
         report_readings(readings)
@@ -122,35 +122,35 @@ def lookup(target: str | None, ranges: tuple[str, ...], **options: Any) -> None:
 
 
 def _check_options(options: dict[str, Any]) -> None:
-    """Refuse options that have no effect together, with a usage error."""
+    """Raise a usage error for options that have no effect together."""
     output = options["output"]
     if output is not None and not output.endswith((".csv", ".json")):
-        raise click.UsageError("the FILE of --output must end in .csv or .json.")
+        raise click.UsageError("the FILE of --output must end in .csv or .json")
     for name in ("processes", "verify"):
         if not options[name]:
             continue
         if options["summary"] or output is not None:
             other = "--output" if output is not None else "--summary"
-            raise click.UsageError(f"--{name} has no effect with {other}.")
+            raise click.UsageError(f"--{name} has no effect with {other}")
         if options["offline"]:
-            raise click.UsageError(f"--{name} asks the kernel, and --offline does not: drop one.")
+            raise click.UsageError(f"--{name} queries the kernel, but --offline does not; drop one")
 
 
 def _check_mounted(target: "Target", options: dict[str, Any]) -> None:
-    """Refuse what only the kernel can answer about a target that is not mounted.
+    """Raise a usage error for options that need the kernel if the target is not mounted.
 
-    What was read of a filesystem that is not mounted is kept, and is the same when asked again.
+    An unmounted filesystem is cached, so that a second query returns the same.
     """
     if target.is_mounted is False:
         for name in ("processes", "verify"):
             if options[name]:
                 raise click.UsageError(
-                    f"--{name} needs a mounted filesystem, and nothing of {target.path} is mounted."
+                    f"--{name} needs a mounted filesystem; nothing of {target.path} is mounted"
                 )
 
 
 def _query_options(options: dict[str, Any]) -> "QueryOptions":
-    """Return what the answers contain; the table has all that the user may see."""
+    """Return the contents of the answers; the table of root includes processes."""
     from whoseblock.querying import QueryOptions
 
     processes = options["processes"] or (not options["as_json"] and os.geteuid() == 0)
@@ -162,7 +162,7 @@ def _query_options(options: dict[str, Any]) -> "QueryOptions":
     )
 
 
-def _counted(
+def _count_answers(
     answers: "Iterable[LeadingRows | Answer]", progress: ProgressBar
 ) -> "Iterator[LeadingRows | Answer]":
     number = 0

@@ -1,4 +1,4 @@
-"""``python -m whoseblock.cli.man``: the man page, from what --help is made from."""
+"""``python -m whoseblock.cli.man``: the man page, generated from the help texts."""
 
 import inspect
 import sys
@@ -12,12 +12,12 @@ from whoseblock.errors import exit_codes
 
 __all__ = ["man_page"]
 
-#: As the program itself has it; click keeps in mind what it was asked first.
+#: The same as in `whoseblock.cli.cli`: click caches the help option of a command on first use.
 _HELP = ["-h", "--help"]
 
 
 def man_page() -> str:
-    """Write whoseblock(1) in the man(7) macros of roff."""
+    """Return whoseblock(1) in the man(7) macros of roff."""
     lines = [
         f'.TH WHOSEBLOCK 1 "" "whoseblock {__version__}" "User Commands"',
         ".SH NAME",
@@ -44,11 +44,11 @@ def man_page() -> str:
 
 
 def _commands(group: click.Group, above: str) -> Iterator[tuple[str, click.Command]]:
-    """Give every command with its name below ``whoseblock``, a group before what is in it."""
+    """Yield every command with its name below ``whoseblock``, a group before its members."""
     context = click.Context(group, help_option_names=_HELP)
     for name in group.list_commands(context):
         command = group.get_command(context, name)
-        if command is None:  # pragma: no cover - what is listed is there
+        if command is None:  # pragma: no cover - every listed command exists
             continue
         yield above + name, command
         if isinstance(command, click.Group):
@@ -65,7 +65,7 @@ def _options(command: click.Command) -> Iterator[str]:
 
 
 def _paragraphs(text: str) -> Iterator[str]:
-    """Write paragraphs; one that begins with click's mark for it keeps its lines."""
+    """Yield the lines of paragraphs; a paragraph marked for click keeps its line breaks."""
     for paragraph in inspect.cleandoc(text).split("\n\n"):
         if paragraph.startswith("\b\n"):
             lines = paragraph.removeprefix("\b\n").split("\n")
@@ -75,7 +75,7 @@ def _paragraphs(text: str) -> Iterator[str]:
 
 
 def _text(text: str) -> str:
-    """Escape what roff would take for a request or an escape, line by line."""
+    """Escape text that roff would interpret, line by line."""
     escaped = text.replace("\\", r"\e").replace("-", r"\-")
     return "\n".join(
         rf"\&{line}" if line[:1] in {".", "'"} else line for line in escaped.split("\n")

@@ -1,4 +1,4 @@
-"""What standard error reports beside the answers: what was read, and what had no effect."""
+"""Messages on standard error beside the answers: inputs read, and options without effect."""
 
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
@@ -16,22 +16,22 @@ __all__ = ["report", "report_options", "report_readings", "report_resolver"]
 
 
 def report(lines: Iterable[str]) -> None:
-    """Write lines to standard error; a terminal takes none of them for more than text."""
+    """Write lines to standard error, escaped for a terminal."""
     for line in lines:
         click.echo(f"whoseblock: {printable(line)}", err=True)
 
 
 def report_readings(readings: "Iterable[Reading]") -> None:
-    """Report every input that held no failure, or errors that were not recognised."""
+    """Report every input without failures or with unrecognised errors."""
     report(f"{one.name}: {one.summary()}" for one in readings if not one.is_silent)
 
 
 def report_resolver(resolver: "Resolver", target: "Target") -> None:
     """Report the device that failures were assumed to be of, and the number of skipped failures."""
-    report(_resolved(resolver, target))
+    report(_resolver_lines(resolver, target))
 
 
-def _resolved(resolver: "Resolver", target: "Target") -> Iterator[str]:
+def _resolver_lines(resolver: "Resolver", target: "Target") -> Iterator[str]:
     if resolver.assumed_device:
         yield f"failures of {resolver.assumed_device} are assumed to be of {target.path}"
     for device, count in resolver.skipped.most_common():
@@ -45,11 +45,11 @@ def _resolved(resolver: "Resolver", target: "Target") -> Iterator[str]:
 
 
 def report_options(target: "Target") -> None:
-    """Report the options about the target that had no effect; its leaves are open by then."""
-    report(_without_effect(target))
+    """Report options of the target without effect; call this after its leaves were opened."""
+    report(_option_lines(target))
 
 
-def _without_effect(target: "Target") -> Iterator[str]:
+def _option_lines(target: "Target") -> Iterator[str]:
     for path in target.unused_members():
         yield f"--member {path} had no effect: it shares no volume group or array with the target"
     for role, why in target.unused_devices():

@@ -1,4 +1,4 @@
-"""Writing results: to standard output, and to a file that is there whole or not at all."""
+"""Write results to standard output, and to a file atomically."""
 
 import os
 import stat
@@ -13,20 +13,20 @@ from whoseblock.errors import OutputError
 
 __all__ = ["OutputFile", "write_chunks", "write_lines"]
 
-#: The bytes that are written at once, about.
-_BYTES_A_WRITE: Final = 1 << 18
-#: What a new file may be read and written by, before the umask.
+#: The approximate size of a write in bytes.
+_WRITE_SIZE: Final = 1 << 18
+#: The mode of a new file, before the umask.
 _MODE: Final = 0o666
 
 
 def write_chunks(chunks: Iterable[bytes]) -> None:
-    """Write bytes to standard output, many chunks at once."""
+    """Write chunks of bytes to standard output, many per write."""
     pending: list[bytes] = []
     size = 0
     for chunk in chunks:
         pending.append(chunk)
         size += len(chunk)
-        if size >= _BYTES_A_WRITE:
+        if size >= _WRITE_SIZE:
             sys.stdout.buffer.write(b"".join(pending))
             pending.clear()
             size = 0
@@ -35,43 +35,43 @@ def write_chunks(chunks: Iterable[bytes]) -> None:
 
 
 def write_lines(lines: Iterable[bytes]) -> None:
-    """Write lines to standard output, many at once."""
+    """Write lines to standard output, many per write."""
     write_chunks(line + b"\n" for line in lines)
 
 
 class OutputFile:
-    """The file of ``--output``: its content appears under its name once it is whole.
+    """The file of ``--output``, which appears under its name when it is complete.
 
-    It is written beside its place and then renamed.  What is no regular file, such as a pipe, is
-    written as it is.  A symbolic link stays one.
+    The content goes to a temporary file in the same folder, which is then renamed. Other files than
+    regular ones, such as pipes, are written directly. A symbolic link is kept.
     """
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self._place = Path(os.path.realpath(path))
+        self._target = Path(os.path.realpath(path))
 
     def check(self) -> None:
-        """Raise `OutputError` if the file cannot be made, before anything is read for it."""
-        with self._faults():
+        """Raise `OutputError` if the file cannot be created."""
+        with self._convert_errors():
             if self._is_special:
                 return
-            descriptor, name = self._temporary()
+            descriptor, name = self._make_temporary()
             os.close(descriptor)
             os.unlink(name)  # noqa: PTH108 - a name of tempfile
 
     def write(self, content: Iterable[bytes]) -> None:
-        """Write all of ``content``, or nothing; raises `OutputError`."""
-        with self._faults():
+        """Write all of ``content`` or nothing; raises `OutputError`."""
+        with self._convert_errors():
             if self._is_special:
-                with self._place.open("wb") as file:
+                with self._target.open("wb") as file:
                     file.writelines(content)
                 return
-            descriptor, name = self._temporary()
+            descriptor, name = self._make_temporary()
             try:
                 with os.fdopen(descriptor, "wb") as file:
                     file.writelines(content)
-                    self._settle(file)
-                os.rename(name, self._place)  # noqa: PTH104
+                    self._set_mode_and_sync(file)
+                os.rename(name, self._target)  # noqa: PTH104
             except BaseException:
                 with suppress(OSError):
                     os.unlink(name)  # noqa: PTH108
@@ -80,17 +80,17 @@ class OutputFile:
     @property
     def _is_special(self) -> bool:
         try:
-            return not stat.S_ISREG(self._place.stat().st_mode)
+            return not stat.S_ISREG(self._target.stat().st_mode)
         except FileNotFoundError:
             return False
 
-    def _temporary(self) -> tuple[int, str]:
-        return tempfile.mkstemp(dir=self._place.parent, prefix=f".{self._place.name[:64]}.")
+    def _make_temporary(self) -> tuple[int, str]:
+        return tempfile.mkstemp(dir=self._target.parent, prefix=f".{self._target.name[:64]}.")
 
-    def _settle(self, file: BinaryIO) -> None:
-        """Give the file the mode of the one that it replaces, or of a new one, and store it."""
+    def _set_mode_and_sync(self, file: BinaryIO) -> None:
+        """Set the mode of the replaced file, or of a new one, and flush to stable storage."""
         try:
-            mode = stat.S_IMODE(self._place.stat().st_mode)
+            mode = stat.S_IMODE(self._target.stat().st_mode)
         except FileNotFoundError:
             mask = os.umask(0)
             os.umask(mask)
@@ -100,7 +100,7 @@ class OutputFile:
         os.fsync(file.fileno())
 
     @contextmanager
-    def _faults(self) -> Iterator[None]:
+    def _convert_errors(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:

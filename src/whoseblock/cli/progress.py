@@ -1,4 +1,4 @@
-"""A progress bar on standard error, for work that takes long enough to wonder."""
+"""A progress bar on standard error."""
 
 import sys
 import time
@@ -24,7 +24,7 @@ class ProgressBar:
         self._tasks: dict[str, TaskID] = {}
 
     def __call__(self, what: str, done: int, total: int | None) -> None:
-        """Show that ``done`` of ``total`` (None if nobody knows) is done of ``what``."""
+        """Show that ``done`` of ``total`` (None if unknown) of the task ``what`` is done."""
         if not self.shown or time.monotonic() < self._shown_from:
             return
         if self._bar is None:

@@ -9,7 +9,7 @@ import click
 
 from whoseblock import __version__
 from whoseblock.cli.command import Command, is_given
-from whoseblock.cli.failures import Given, failure_options, failures_of
+from whoseblock.cli.failures import FailureOptions, failure_options, read_failures
 from whoseblock.cli.notices import report_options, report_readings, report_resolver
 from whoseblock.cli.progress import ProgressBar
 from whoseblock.cli.targets import options_of, target_options
@@ -113,7 +113,7 @@ def respond(target: str | None, ranges: tuple[str, ...], **options: Any) -> None
     """
     from whoseblock.journal import open_journal
 
-    given = Given.of(ranges, options)
+    given = FailureOptions.of(ranges, options)
     _check_options(options)
     if not options["resume"]:
         given.check(target=target is not None)
@@ -181,7 +181,7 @@ class _Work:
         self._declined = False
         self._out_of_reach = False
 
-    def respond(self, path: str | None, given: Given) -> None:
+    def respond(self, path: str | None, given: FailureOptions) -> None:
         """Plan, and apply the plan if that is wanted."""
         from whoseblock.lookup import Lookup
         from whoseblock.respond import service
@@ -220,7 +220,7 @@ class _Work:
         self,
         target: "Target",
         finder: "Lookup",
-        given: Given,
+        given: FailureOptions,
         where: "TargetOptions",
         options: "PlanOptions",
     ) -> "list[PlannedFailure]":
@@ -232,7 +232,7 @@ class _Work:
             finder.progress = progress
             readings: list[Reading] = []
             resolver = Resolver(target, device=where.device)
-            asked = list(resolver.resolve(failures_of(given, target, finder, readings)))
+            asked = list(resolver.resolve(read_failures(given, target, finder, readings)))
             for one in service.plan(target, finder, asked, options, processes=True):
                 planned.append(one)
                 progress("failures planned", len(planned), len(asked))

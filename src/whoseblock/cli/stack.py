@@ -1,4 +1,4 @@
-"""``whoseblock stack``: the layers of a target as a tree."""
+"""``whoseblock stack``: show the layers of a target as a tree."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -17,28 +17,27 @@ if TYPE_CHECKING:
 
 __all__ = ["stack"]
 
-#: A striped volume of many extents would fill pages; nobody reads more than this of one layer.
-_MOST_SEGMENTS = 64
+#: Limit on the segments shown of a layer; a striped volume may have very many.
+_MAX_SEGMENTS = 64
 
 
 @click.command(
     cls=Command,
     epilog="""\b
 Examples:
-  whoseblock stack disk.img                  partitions, volumes, and what is on them
+  whoseblock stack disk.img                  partitions, volumes, filesystems
   whoseblock stack /dev/nvme0n1              a disk of this machine
   whoseblock stack physical-memory           regions and namespaces of persistent memory
   whoseblock stack disk1.img --member disk2.img
-  whoseblock stack pmem0 --root snapshot/    another machine's, from a snapshot of it""",
+  whoseblock stack pmem0 --root snapshot/    a disk of another machine, from a snapshot""",
 )
 @click.argument("target", type=click.Path(readable=False))
 @target_options
 @click.option("--json", "as_json", is_flag=True, help="Write one JSON object.")
 def stack(target: str, as_json: bool, **options: Any) -> None:  # noqa: ANN401
-    """Show what is made of TARGET: a device, an image, or a layer by the kernel's name.
+    """Show the layers made of TARGET: a device, an image, or a layer by the kernel's name.
 
-    Every layer with what it is made into, down to the filesystems; START+LENGTH are bytes of the
-    layer above.
+    The tree ends at the filesystems; START+LENGTH are bytes of the layer above.
     """
     from whoseblock.lookup import Lookup
     from whoseblock.target import Target
@@ -50,8 +49,8 @@ def stack(target: str, as_json: bool, **options: Any) -> None:  # noqa: ANN401
         Lookup(opened.open_leaf) as finder,
     ):
         layer = opened.layer_of(target) if by_name else opened.layer
-        if layer is None:  # pragma: no cover - a target that is named has a layer
-            raise click.UsageError("Name a TARGET.")
+        if layer is None:  # pragma: no cover - a named target has a layer
+            raise click.UsageError("missing TARGET")
         if as_json:
             click.echo(encode_json(_tree(layer, finder, ())))
         else:
@@ -73,41 +72,42 @@ def _is_layer_name(target: str, root: str) -> bool:
 
 
 def _lines(layer: "Layer", finder: "Lookup") -> Iterator[str]:
-    yield f"{printable(layer.name)}  {_about(layer, finder)}"
-    yield from _below(layer, finder, "", (layer,))
+    yield f"{printable(layer.name)}  {_describe_layer(layer, finder)}"
+    yield from _segment_lines(layer, finder, "", (layer,))
 
 
-def _below(
+def _segment_lines(
     layer: "Layer", finder: "Lookup", indent: str, above: "tuple[Layer, ...]"
 ) -> Iterator[str]:
-    shown = layer.segments[:_MOST_SEGMENTS]
+    shown = layer.segments[:_MAX_SEGMENTS]
     left = len(layer.segments) - len(shown)
     for number, segment in enumerate(shown):
         last = number == len(shown) - 1 and not left
         branch, deeper = ("└─ ", "   ") if last else ("├─ ", "│  ")
-        yield f"{indent}{branch}{segment.start}+{segment.length}  {_says(segment, finder)}"
+        described = _describe_segment(segment, finder)
+        yield f"{indent}{branch}{segment.start}+{segment.length}  {described}"
         if segment.to is not None and segment.to not in above:
-            yield from _below(segment.to, finder, indent + deeper, (*above, segment.to))
+            yield from _segment_lines(segment.to, finder, indent + deeper, (*above, segment.to))
     if left:
         yield f"{indent}└─ and {left} more"
 
 
-def _says(segment: "Segment", finder: "Lookup") -> str:
+def _describe_segment(segment: "Segment", finder: "Lookup") -> str:
     if segment.to is None:
         return f"({printable(segment.what)})"
     label = f" {printable(segment.what)!r}" if segment.what else ""
     at = getattr(segment, "to_start", 0)
     offset = f" from its byte {at}" if at else ""
-    return f"{printable(segment.to.name)}{offset}  {_about(segment.to, finder)}{label}"
+    return f"{printable(segment.to.name)}{offset}  {_describe_layer(segment.to, finder)}{label}"
 
 
-def _about(layer: "Layer", finder: "Lookup") -> str:
+def _describe_layer(layer: "Layer", finder: "Lookup") -> str:
     kind = printable(layer.kind)
-    return kind if layer.segments else f"{kind}: {_content(layer, finder)}"
+    return kind if layer.segments else f"{kind}: {_describe_content(layer, finder)}"
 
 
-def _content(layer: "Layer", finder: "Lookup") -> str:
-    """Say what is on a layer that nothing is made of."""
+def _describe_content(layer: "Layer", finder: "Lookup") -> str:
+    """Return the name of the filesystem on a leaf, or why there is none."""
     try:
         return finder.leaf(layer).name
     except WhoseblockError as error:
@@ -124,10 +124,10 @@ def _tree(layer: "Layer", finder: "Lookup", above: "tuple[Layer, ...]") -> dict[
         return tree
     tree["segments"] = []
     for segment in layer.segments:
-        told: dict[str, Any] = {"start": segment.start, "length": segment.length}
+        entry: dict[str, Any] = {"start": segment.start, "length": segment.length}
         if segment.what:
-            told["what"] = segment.what
+            entry["what"] = segment.what
         if segment.to is not None and segment.to not in above:
-            told["to"] = _tree(segment.to, finder, (*above, layer))
-        tree["segments"].append(told)
+            entry["to"] = _tree(segment.to, finder, (*above, layer))
+        tree["segments"].append(entry)
     return tree

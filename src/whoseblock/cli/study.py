@@ -1,4 +1,4 @@
-"""``whoseblock study``: the three designs of the fsdax discussion, measured."""
+"""``whoseblock study``: measure the three designs of the fsdax discussion."""
 
 import os
 from pathlib import Path
@@ -17,14 +17,14 @@ __all__ = ["study"]
     cls=Command,
     epilog="""\b
 The designs: per page (a tree on every shared page), per extent (an address space for every
-shared extent), on demand (nothing until a page fails, then a look into the reverse mapping).
-docs/study.md explains what is measured, and what it means.
+shared extent), on demand (nothing until a page fails, then a query of the reverse mapping).
+docs/study.md explains the measurements.
 
 \b
 Examples:
   whoseblock study disk.img                       tables
   whoseblock study disk.img --json                all numbers
-  whoseblock study disk.img --figures pictures    pictures, too""",
+  whoseblock study disk.img --figures pictures    also pictures""",
 )
 @click.argument("image", type=click.Path(readable=False))
 @click.option(
@@ -33,34 +33,32 @@ Examples:
     multiple=True,
     type=click.Path(readable=False),
     metavar="IMAGE",
-    help="Another image, for the sweep of sharing; may be repeated. Else extents are made up.",
+    help="Image for the sweep of sharing; may be repeated. Default: generated extents.",
 )
-@click.option("--seed", default=2020, show_default=True, help="What all that is random follows.")
+@click.option("--seed", default=2020, show_default=True, help="Random seed.")
 @click.option(
     "--steps",
     default=20_000,
     show_default=True,
     type=click.IntRange(min=0),
-    help="Writes, cuts, clones and failures in the last workload.",
+    help="Number of writes, cuts, clones and failures in the last workload.",
 )
 @click.option(
     "--jobs",
     default=min(os.cpu_count() or 1, 4),
-    show_default="one a processor, at most 4",
+    show_default="one per processor, at most 4",
     type=click.IntRange(min=1),
-    help="Workloads that run side by side.",
+    help="Number of workloads that run in parallel.",
 )
-@click.option(
-    "--no-times", is_flag=True, help="Leave out what is timed, and differs from run to run."
-)
+@click.option("--no-times", is_flag=True, help="Omit timings, which differ from run to run.")
 @click.option("--json", "as_json", is_flag=True, help="Write one JSON object.")
 @click.option(
     "--figures",
     type=click.Path(file_okay=False, path_type=Path),
     metavar="FOLDER",
-    help="Draw pictures into FOLDER, as SVG and PNG; needs matplotlib.",
+    help="Draw figures into FOLDER, as SVG and PNG; needs matplotlib.",
 )
-def study(  # noqa: PLR0913 - as many as there are options
+def study(  # noqa: PLR0913 - one per option
     image: str,
     sweep: tuple[str, ...],
     seed: int,
@@ -70,21 +68,21 @@ def study(  # noqa: PLR0913 - as many as there are options
     as_json: bool,
     figures: Path | None,
 ) -> None:
-    """Measure three ways to know who owns a failed page, on the extents of IMAGE.
+    """Measure three ways to find the owners of a failed page, on the extents of IMAGE.
 
-    IMAGE is an XFS image with a reverse mapping, and is not written. Its files are faulted in, in
-    several orders, and change; pages fail; the designs are compared with each other all the while.
+    IMAGE is an XFS image with a reverse mapping; it is not written. Workloads fault its files in,
+    change them, and let pages fail. After every step, the designs are compared with each other.
     """
     if figures is not None:
         import_extra("study")
     from whoseblock.study.study import Plan
-    from whoseblock.study.study import study as carry_out
+    from whoseblock.study.study import study as run_study
 
     plan = Plan(
         image, sweep_images=sweep, seed=seed, life_steps=steps, jobs=jobs, timed=not no_times
     )
     with ProgressBar() as progress:
-        report = carry_out(plan, progress)
+        report = run_study(plan, progress)
     if as_json:
         click.echo(encode_json(report))
     else:

@@ -1,4 +1,4 @@
-"""Writing text from an adversary to a terminal."""
+"""Escape untrusted text for terminals."""
 
 __all__ = ["printable"]
 
@@ -6,10 +6,10 @@ _SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t", "\\": "\\\\"}
 
 
 def printable(text: str) -> str:
-    r"""Escape whatever a terminal could take for more than text.
+    r"""Escape characters that a terminal could interpret.
 
     Control characters, invisible and direction-changing ones, and bytes that are not UTF-8 become
-    ``\n``, ``\x1b``, ``\u202e``; a backslash becomes two, so that no two names look alike.
+    ``\n``, ``\x1b``, ``\u202e``. A backslash is doubled, so that different names look different.
     """
     if text.isprintable() and "\\" not in text:
         return text
@@ -24,6 +24,6 @@ def _escape(char: str) -> str:
     code = ord(char)
     if 0xDC80 <= code <= 0xDCFF:  # noqa: PLR2004 - the lone surrogates of os.fsdecode
         code -= 0xDC00
-    if code <= 0xFF:  # noqa: PLR2004 - what two digits hold
+    if code <= 0xFF:  # noqa: PLR2004 - two digits
         return f"\\x{code:02x}"
     return f"\\u{code:04x}" if code <= 0xFFFF else f"\\U{code:08x}"  # noqa: PLR2004

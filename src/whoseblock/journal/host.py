@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from whoseblock.process_stat import started_at
+from whoseblock.process_stat import read_start_time
 
 __all__ = [
     "Host",
@@ -53,7 +53,7 @@ def this_host() -> Host:
 def this_process() -> Process:
     """Return this process."""
     pid = os.getpid()
-    return Process(pid, f"{_world()} {started_at(pid)}")
+    return Process(pid, f"{_world()} {read_start_time(pid)}")
 
 
 def lives(process: Process) -> bool:
@@ -62,7 +62,7 @@ def lives(process: Process) -> bool:
     here = _world().split(" ")
     if boot != here[0]:
         return False
-    return namespace != here[1] or str(started_at(process.pid)) == started
+    return namespace != here[1] or str(read_start_time(process.pid)) == started
 
 
 def _world() -> str:

@@ -7,7 +7,7 @@ from typing import Final
 
 from whoseblock.encode import encode_json
 from whoseblock.fs.base import Answer, Process
-from whoseblock.process_stat import started_at
+from whoseblock.process_stat import read_start_time
 from whoseblock.respond.commands import CommandError, run_shell
 
 __all__ = [
@@ -75,7 +75,7 @@ def send_signal(number: signal.Signals, pid: int, start_time: int) -> str:
         # The pidfd pins the process, so that its start time can be checked without a race.
         handle = os.pidfd_open(pid)
         try:
-            if started_at(pid) != start_time:
+            if read_start_time(pid) != start_time:
                 return _GONE
             signal.pidfd_send_signal(handle, number)
         finally:

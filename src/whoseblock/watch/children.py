@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from whoseblock.process_stat import stat_fields
+from whoseblock.process_stat import read_stat_fields
 
 __all__ = ["STANDARD", "end_child", "fork", "signs_of_life"]
 
@@ -79,4 +79,4 @@ def signs_of_life(pid: int) -> tuple[bytes, ...]:
         moved = Path(f"/proc/{pid}/io").read_bytes()
     except OSError:
         moved = b""
-    return (*stat_fields(pid)[11:13], moved)
+    return (*read_stat_fields(pid)[11:13], moved)

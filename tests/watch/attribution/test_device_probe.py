@@ -22,7 +22,7 @@ from tests.support.watch_daemon import Daemon, histories, until, watching
 from tests.support.xfs_images import MIB, Geometry, make_image
 
 from whoseblock.journal import History, State, open_journal
-from whoseblock.process_stat import started_at
+from whoseblock.process_stat import read_start_time
 from whoseblock.ranges import ByteRange
 from whoseblock.stack.kernel.host import Host
 from whoseblock.watch.attribution import device_probe
@@ -154,7 +154,7 @@ def not_stuck(machine: Machine) -> bool:
             state.load("silent.json", device_probe.AbandonedProbes)
             or device_probe.AbandonedProbes()
         )
-    return all(started_at(one.pid) is None for one in silent.devices.values())
+    return all(read_start_time(one.pid) is None for one in silent.devices.values())
 
 
 # ------------------------------------------------------------------ unknown, and asked again
@@ -413,10 +413,10 @@ def test_signs_of_life() -> None:
         child.stdin.write(b"\n")
         child.stdin.flush()
         until(lambda: signs_of_life(child.pid) != before)
-        assert started_at(child.pid)
+        assert read_start_time(child.pid)
         child.kill()
         child.wait()
-        assert started_at(child.pid) is None
+        assert read_start_time(child.pid) is None
         assert signs_of_life(child.pid) == (b"",)
 
 

@@ -22,7 +22,7 @@ from whoseblock.fs.base import Answer, Unknown
 from whoseblock.fs.driver import Volume
 from whoseblock.fs.mounted.fiemap import file_extents
 from whoseblock.lookup import Lookup, Query, QueryOptions
-from whoseblock.process_stat import started_at
+from whoseblock.process_stat import read_start_time
 from whoseblock.stack.base import Layer
 from whoseblock.target import Target, TargetOptions
 from whoseblock.watch.attribution.locations import FailureLocation, locate
@@ -181,7 +181,7 @@ class DeviceProbe(Closing):
     def _abandon(self, device: str) -> None:
         pid, connection = self._children.pop(device)
         self._abandoned.devices[device] = AbandonedProbe(
-            pid, started_at(pid) or 0, time.monotonic()
+            pid, read_start_time(pid) or 0, time.monotonic()
         )
         self._state.save("silent.json", self._abandoned)
         connection.close()
@@ -194,7 +194,7 @@ class DeviceProbe(Closing):
             return
         with suppress(ChildProcessError):
             os.waitpid(one.pid, os.WNOHANG)
-        if started_at(one.pid) == one.started:
+        if read_start_time(one.pid) == one.started:
             raise TimeoutError(f"{device} does not answer: process {one.pid} still waits for it")
         if 0 <= time.monotonic() - one.at < self._limits.cooldown_s:
             raise TimeoutError(f"{device} did not answer a moment ago")
