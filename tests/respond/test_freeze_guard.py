@@ -42,7 +42,7 @@ def root(shared: Ground) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def waiting(root: Path, freezer: Freezer) -> Iterator[Waiter]:
-    """Have somebody wait for the thaw from now on."""
+    """Start a process that waits for the thaw."""
     waiter = Waiter(root, freezer.pid)
     waiter.start()
     assert waiter.waits()
@@ -55,7 +55,7 @@ def check_over(root: Path, freezer: Freezer) -> None:
     check_not_frozen(root)
 
 
-def test_it_is_frozen_until_the_block_ends(root: Path) -> None:
+def test_the_filesystem_is_frozen_until_the_block_ends(root: Path) -> None:
     with freezing(root) as freezer:
         assert freezer.line() == "frozen"
         with waiting(root, freezer) as waiter:
@@ -84,9 +84,7 @@ def test_the_parent_is_stopped_for_longer_than_the_limit(root: Path) -> None:
         check_over(root, freezer)
 
 
-def test_a_parent_that_takes_too_long_does_nothing_after_the_thaw(
-    root: Path, tmp_path: Path
-) -> None:
+def test_a_slow_parent_does_nothing_after_the_thaw(root: Path, tmp_path: Path) -> None:
     log = tmp_path / "log"
     block = f"""
 with open({str(log)!r}, "a") as log:
@@ -109,7 +107,7 @@ def test_the_guard_is_killed(root: Path) -> None:
         assert freezer.line() == "frozen"
         with waiting(root, freezer) as waiter:
             os.kill(freezer.guard(), signal.SIGKILL)
-            # Nobody has thawed it: what the block does is still safe.
+            # It is not thawed: the block may still be written.
             assert waiter.waits()
             freezer.go()
         assert freezer.line().startswith(
@@ -129,12 +127,12 @@ def test_the_guard_is_stopped(root: Path) -> None:
     check_not_frozen(root)
 
 
-def test_the_guard_is_killed_and_somebody_else_thaws(root: Path) -> None:
+def test_the_guard_is_killed_and_another_process_thaws(root: Path) -> None:
     with freezing(root) as freezer:
         assert freezer.line() == "frozen"
         guard = freezer.guard()
         os.kill(guard, signal.SIGKILL)
-        # Until it is gone, it could still be told to thaw.
+        # Until it has ended, it could still receive a request to thaw.
         wait_for_state(guard, "Z")
         assert thaw(root)
         freezer.go()
@@ -142,7 +140,7 @@ def test_the_guard_is_killed_and_somebody_else_thaws(root: Path) -> None:
         check_over(root, freezer)
 
 
-def test_somebody_else_thaws(root: Path) -> None:
+def test_another_process_thaws(root: Path) -> None:
     with freezing(root) as freezer:
         assert freezer.line() == "frozen"
         assert thaw(root)
@@ -161,7 +159,7 @@ def test_the_group_of_the_parent_is_killed(root: Path) -> None:
 
 @pytest.mark.usefixtures("ending_signals")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT])
-def test_everybody_gets_a_signal_that_ends(root: Path, number: signal.Signals) -> None:
+def test_a_signal_to_the_guard_and_its_parent(root: Path, number: signal.Signals) -> None:
     with freezing(root) as freezer:
         assert freezer.line() == "frozen"
         guard = freezer.guard()
@@ -189,14 +187,14 @@ def test_an_error_in_the_block_while_the_guard_is_gone(root: Path) -> None:
         check_over(root, freezer)
 
 
-def test_somebody_else_has_it_frozen(root: Path) -> None:
+def test_a_filesystem_already_frozen_by_another_process(root: Path) -> None:
     with frozen_by_others(os.fsencode(root)), freezing(root) as freezer:
         assert (
             freezer.line()
             == "NotNowError cannot freeze the filesystem: another process has frozen it"
         )
         wait_for_no_guard(freezer.pid)
-        # It was left as it is: whoever froze it may be taking a snapshot.
+        # It stays frozen: the process that froze it may be taking a snapshot.
         waiter = Waiter(root, freezer.pid)
         waiter.start()
         assert waiter.waits()
@@ -214,7 +212,7 @@ def test_two_freeze_at_once(root: Path) -> None:
         check_over(root, lines["frozen"])
 
 
-def test_it_is_no_filesystem_that_can_be_frozen() -> None:
+def test_a_filesystem_that_cannot_be_frozen() -> None:
     folder = os.open("/proc", os.O_RDONLY)
     with pytest.raises(NotNowError, match="cannot freeze the filesystem"), frozen(folder):
         raise AssertionError
@@ -223,7 +221,7 @@ def test_it_is_no_filesystem_that_can_be_frozen() -> None:
 
 @contextlib.contextmanager
 def slow(made: Ground) -> Iterator[contextlib.ExitStack]:
-    """Have much to be written, and a device that takes nothing until the stack is closed."""
+    """Write much data to a device that accepts nothing until the stack is closed."""
     with (made.root / "dirty").open("wb") as file:
         file.write(os.urandom(4 << 20))
     server = made.served.server.pid
@@ -260,7 +258,7 @@ def test_the_guard_is_killed_while_the_freeze_takes_long(shared: Ground, root: P
         os.kill(guard, signal.SIGKILL)
         time.sleep(0.2)
         stopped.close()
-        # The kernel has frozen it for somebody who is no more.
+        # The kernel has frozen it for a process that has ended.
         assert (
             freezer.line()
             == "NotNowError cannot freeze the filesystem: its guard process does not answer"
@@ -295,7 +293,7 @@ def test_two_runs_at_once(shared: Ground, root: Path, tmp_path: Path) -> None:
             words = zeroing(shared, place)
             runs = [pool.submit(who.run, *words) for who in (one, two)]
             codes = {run.result().code for run in runs}
-            # One of them did it; the other one found nothing to do, or somebody else's freeze.
+            # One of them did it; the other one found nothing to do, or the freeze of the first.
             assert codes <= {0, 14}
             assert 0 in codes
             assert bad not in shared.served.bad()
@@ -303,9 +301,7 @@ def test_two_runs_at_once(shared: Ground, root: Path, tmp_path: Path) -> None:
             check_not_frozen(root)
 
 
-def test_the_journal_tells_of_a_guard_that_was_killed(
-    shared: Ground, root: Path, tmp_path: Path
-) -> None:
+def test_the_journal_reports_a_killed_guard(shared: Ground, root: Path, tmp_path: Path) -> None:
     place = shared.free_place(8)
     words = zeroing(shared, place)
     with victim(tmp_path / "runs") as program:

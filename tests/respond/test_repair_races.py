@@ -51,7 +51,7 @@ def deed(name: str, path: Path, number: int, after: str = "") -> str:
 
 
 def expected(name: str, content: bytes, number: int) -> bytes | None:
-    """Say what the file holds after it, if it was well before."""
+    """Return the expected content of the file after the change, if it was good before."""
     new, at = b"new data" * 512, number * BLOCK
     return {
         "overwrite": content[:at] + new + content[at + BLOCK :],
@@ -104,7 +104,7 @@ def check_nothing_lost(
         content = five.copy_of(changed, served).read_bytes()
         for at, data in readable(clone).items():
             assert data == content[at : at + 512]
-        # It fails, or it is good; never is it given to somebody else.
+        # It fails, or it is good; it is never mapped into another file.
         number = five.files[changed]
         at = number * BLOCK + lost.start - five.place.start
         if at not in readable(clone):
@@ -151,7 +151,7 @@ def test_one_owner_is_changed(tmp_path: Path, kind: Geometry, when: str, name: s
             check_nothing_lost(served, five, name, changed, lost)
 
 
-def test_a_copy_that_went_on_with_its_file_is_not_given_to_the_others(tmp_path: Path) -> None:
+def test_a_copy_that_changed_with_its_file_is_not_shared_with_the_others(tmp_path: Path) -> None:
     # Between plan and step ``a`` is rewritten and backed up; ``b`` shared the old block.
     with bench(tmp_path) as served:
         old, new = pattern("old", 3 * BLOCK), bytearray(pattern("old", 3 * BLOCK))
@@ -207,7 +207,7 @@ print(json.dumps([number, synced, failed]), flush=True)
 
 @contextlib.contextmanager
 def writing(path: Path, block: int, way: str) -> Iterator[list[int]]:
-    """Have a process rewrite a block without a pause; gives the number of what it wrote last."""
+    """Start a process that rewrites a block continuously; yield a reader of its last number."""
     told: list[int] = []
     with subprocess.Popen(
         [sys.executable, "-c", _WRITER, path, str(block * BLOCK), way],
@@ -242,7 +242,7 @@ def test_a_writer_that_never_pauses(
         at = 5 if beside else 4
         with writing(path, at, way) as told:
             for number in range(3):
-                # Whoever has the block by now, it is lost in the middle of the writing.
+                # The block is lost in the middle of the writing, whichever file has it by now.
                 block = 4 if beside else at
                 with contextlib.suppress(ValueError, AssertionError):
                     place = served.place(path, block)
@@ -259,7 +259,7 @@ def test_a_writer_that_never_pauses(
         for sector in range(0, len(content), 512):
             if at * BLOCK <= sector < (at + 1) * BLOCK:
                 last = written.to_bytes(8, sys.byteorder) * 64
-                # What it wrote last, and was told to be on the disk, is there.
+                # The data of its last successful fsync is there.
                 if not failed:
                     assert found[sector] == last, sector
             elif sector in found and not (beside and 4 * BLOCK <= sector < 5 * BLOCK):
@@ -270,7 +270,7 @@ def test_a_writer_that_never_pauses(
                 assert data == content[sector : sector + 512]
 
 
-def test_a_lease_that_somebody_waits_for_is_noticed(tmp_path: Path) -> None:
+def test_a_lease_break_is_noticed(tmp_path: Path) -> None:
     # The kernel takes it away after a while, and a device that fails may take longer.
     path = write_file(tmp_path / "file", b"data")
     with path.open("r+b") as file, syscalls.write_lease(file.fileno()):

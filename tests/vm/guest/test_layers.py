@@ -1,4 +1,4 @@
-"""Persistent memory in layers: a partition, device-mapper, and a filesystem that names nobody."""
+"""Persistent memory in layers: a partition, device-mapper, and a filesystem without owners."""
 
 from tests.vm.guest.asking import files_at, one, owners_at, rows, way
 from tests.vm.guest.files import make_file, make_shared
@@ -66,7 +66,7 @@ def test_device_mapper(namespaces: Namespaces, undo: Undo) -> None:
     assert way(answer)["linear"] == offset - LINEAR_AT
 
 
-def test_ext4_is_told_as_far_as_known(namespaces: Namespaces, undo: Undo) -> None:
+def test_ext4_is_reported_as_far_as_known(namespaces: Namespaces, undo: Undo) -> None:
     namespace, file, unused = on_ext4(namespaces, undo)
 
     poison_mapped(file, 3 * PAGE)

@@ -42,7 +42,7 @@ def xfs_health() -> MonitorSource:
 
 
 class Monitors:
-    """What stands in for the kernel: the real monitor is in the virtual machine.
+    """A substitute for the kernel: the real monitor is in the virtual machine.
 
     A child asks for one, and has nothing of ours: so it connects to a socket at ``place``.
     """
@@ -64,7 +64,7 @@ class Monitors:
         self._listener: socket.socket | None = None
 
     def offer(self) -> None:
-        """Have monitors for whoever asks."""
+        """Provide monitors for all requests."""
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.bind(str(self._place))
         self._listener.listen()
@@ -76,7 +76,7 @@ class Monitors:
         return self._listener.accept()[0]
 
     def withdraw(self) -> None:
-        """Have none for who asks next."""
+        """Refuse the next request."""
         if self._listener is not None:
             self._listener.close()
             self._place.unlink()
@@ -90,7 +90,7 @@ def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Monitors
     found.withdraw()
 
 
-def test_another_monitor_is_said_and_waited_for(tmp_path: Path, kernel: Monitors) -> None:
+def test_another_monitor_is_reported_and_waited_for(tmp_path: Path, kernel: Monitors) -> None:
     status = tmp_path.stat()
     mounted = MountedFilesystem(status.st_dev, "xfs", (str(tmp_path),))
     with closing(xfs_health()) as source:
@@ -115,7 +115,7 @@ def test_another_monitor_is_said_and_waited_for(tmp_path: Path, kernel: Monitors
         assert source.health.startswith("monitoring 0 filesystems")
 
 
-def test_a_filesystem_that_is_mounted_again_before_we_heard_of_the_end(
+def test_a_filesystem_remounted_before_its_unmount_was_noticed(
     tmp_path: Path, kernel: Monitors
 ) -> None:
     kernel.offer()
@@ -132,9 +132,7 @@ def test_a_filesystem_that_is_mounted_again_before_we_heard_of_the_end(
             assert [type(one) for one in source.read()] == [FilesystemError]
 
 
-def test_only_what_blames_the_medium_is_a_failure_of_a_file(
-    tmp_path: Path, kernel: Monitors
-) -> None:
+def test_only_medium_errors_are_failures_of_a_file(tmp_path: Path, kernel: Monitors) -> None:
     kernel.offer()
     mounted = MountedFilesystem(tmp_path.stat().st_dev, "xfs", (str(tmp_path),))
     with closing(xfs_health()) as source:
@@ -153,7 +151,7 @@ def test_only_what_blames_the_medium_is_a_failure_of_a_file(
         assert (found[0].inode, found[0].generation, found[0].length) == (131, 7, 4096)
 
 
-def test_a_kernel_without_monitors_is_not_asked_again(tmp_path: Path, kernel: Monitors) -> None:
+def test_a_kernel_without_monitors_is_queried_once(tmp_path: Path, kernel: Monitors) -> None:
     kernel.error = errno.ENOTTY
     mounted = MountedFilesystem(tmp_path.stat().st_dev, "xfs", (str(tmp_path),))
     with closing(xfs_health()) as source:
@@ -228,8 +226,10 @@ def test_a_filesystem_with_subvolumes_is_recognised_by_its_mount(tmp_path: Path)
 # ------------------------------------------------------------------ what may never answer
 
 
-def test_what_does_not_answer_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # As of a server that hangs: nothing ends whoever asked it, and no signal does.
+def test_an_unresponsive_device_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Like a server that hangs: no signal ends a process that waits for it.
     monkeypatch.setattr(os, "kill", lambda *_: None)
     asked, answer = tmp_path / "asked", tmp_path / "answer"
     os.mkfifo(answer)
@@ -256,14 +256,14 @@ def test_what_does_not_answer_is_given_up(tmp_path: Path, monkeypatch: pytest.Mo
             "last": "(b'last', ())",
         }
     assert asked.read_text() == "asked\n"
-    # The server is there again, and answers whoever asked, and who asks now.
+    # The server is back, and answers old and new requests.
     (hangs,) = (one for one in about if one.kind == "hangs")
     with answer.open("r+b", 0) as server:
         server.write(b"..")
         until(lambda: asker.probe([hangs], question) == [(hangs, (b"hangs", ()))])
 
 
-def test_whoever_asks_holds_nothing(tmp_path: Path) -> None:
+def test_a_probe_inherits_only_the_descriptors_to_keep(tmp_path: Path) -> None:
     # A child that hangs outlives the daemon: with its lock there could be no other.
     with (tmp_path / "kept").open("wb") as mark_spooled, (tmp_path / "lock").open("wb") as lock:
 
@@ -299,7 +299,7 @@ def mounted_ext4(image: Path, folder: Path) -> Iterator[Path]:
 
 
 def test_errors_that_a_filesystem_finds(tmp_path: Path) -> None:
-    # A real ext4, whose directory somebody damaged.
+    # A real ext4 with a damaged directory.
     need_root()
     need_loop_mounts()
     image = tmp_path / "ext4"
@@ -322,7 +322,7 @@ def test_errors_that_a_filesystem_finds(tmp_path: Path) -> None:
     assert "EFSCORRUPTED" in ills[0].what or "EUCLEAN" in ills[0].what or "EBADMSG" in ills[0].what
 
 
-def test_what_is_covered_is_not_taken_for_what_covers_it(tmp_path: Path) -> None:
+def test_a_covered_mount_is_not_confused_with_the_covering_one(tmp_path: Path) -> None:
     need_root()
     need_loop_mounts()
     at, other = tmp_path / "at", tmp_path / "other"
