@@ -43,7 +43,8 @@ DEEDS = {
 def deed(name: str, path: Path, number: int, after: str = "") -> str:
     """Return a command that does it."""
     program = (
-        f"import os; from tests.support import calls; path = {str(path)!r}; number = {number};"
+        "import os; from tests.support import system_calls as calls;"
+        f" path = {str(path)!r}; number = {number};"
         f" NEW = b'new data' * 512; {DEEDS[name]}; {after}"
     )
     return f"cd {shlex.quote(str(CHECKOUT))}; {sys.executable} -c {shlex.quote(program)}"

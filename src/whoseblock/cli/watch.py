@@ -20,7 +20,7 @@ Sources, each used where available:
   the kernel's log
   tracepoints of memory failures and of failed requests
   lists of bad blocks in sysfs
-  the health monitor of each mounted XFS
+  the health monitors of mounted filesystems
   fanotify
 
 \b
