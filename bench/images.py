@@ -1,20 +1,32 @@
 """The images that are measured on, made by the real mkfs.xfs and filled by the real kernel."""
 
-import ctypes
 import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
+from tests.support import system_calls
 from tests.support.mounts import mounted
 from tests.support.tools import run, xfsprogs
 
-__all__ = ["BLOCK", "make_empty", "many_extents", "many_files"]
+__all__ = ["BLOCK", "fragmented_file", "made", "make_empty", "many_extents", "many_files"]
 
 BLOCK = 4096
+_MIB = 1 << 20
 
-_FALLOC_FL_KEEP_SIZE, _FALLOC_FL_PUNCH_HOLE = 0x01, 0x02  # linux/falloc.h
 
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_long, ctypes.c_long)
+def made(folder: Path, name: str, make: Callable[[Path], None]) -> Path:
+    """Return the image NAME, made unless an earlier run left it.
+
+    The name contains everything that the image is made from.
+    """
+    path = folder / f"{name}.img"
+    if not path.exists():
+        print(f"making {path.name} …", file=sys.stderr)
+        unfinished = path.with_suffix(".unfinished")
+        make(unfinished)
+        unfinished.rename(path)
+    return path
 
 
 def make_empty(path: Path, size: int, *options: str) -> None:
@@ -25,19 +37,22 @@ def make_empty(path: Path, size: int, *options: str) -> None:
     run([xfsprogs("mkfs.xfs"), "-q", "-m", "rmapbt=1,reflink=1", *options, path])
 
 
-def _punch(descriptor: int, block: int) -> None:
-    mode = _FALLOC_FL_PUNCH_HOLE | _FALLOC_FL_KEEP_SIZE
-    if _libc.fallocate(descriptor, mode, block * BLOCK, BLOCK):
-        raise OSError(ctypes.get_errno(), "fallocate")
+def fragmented_file(name: bytes, extents: int, *, written: bool = False) -> None:
+    """Make a file of so many one-block extents: punch every second block out of it.
 
-
-def _fragmented_file(name: bytes, extents: int) -> None:
-    """Make a file of so many one-block extents: every second block is punched out of it."""
+    A clone shares only what is *written*, not what is merely allocated.
+    """
+    size = 2 * extents * BLOCK
     descriptor = os.open(name, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        os.posix_fallocate(descriptor, 0, 2 * extents * BLOCK)
+        if written:
+            for at in range(0, size, _MIB):
+                os.pwrite(descriptor, b"w" * min(_MIB, size - at), at)
+            os.fsync(descriptor)
+        else:
+            os.posix_fallocate(descriptor, 0, size)
         for index in range(extents):
-            _punch(descriptor, 2 * index + 1)
+            system_calls.punch_hole(descriptor, (2 * index + 1) * BLOCK, BLOCK)
     finally:
         os.close(descriptor)
 
@@ -48,7 +63,7 @@ def many_extents(path: Path, extents: int, files: int = 1) -> None:
     make_empty(path, size, "-d", "agcount=4")
     with mounted(path) as folder:
         for number in range(files):
-            _fragmented_file(folder + b"/%d" % number, extents // files)
+            fragmented_file(folder + b"/%d" % number, extents // files)
 
 
 def many_files(path: Path, files: int, a_folder: int = 100) -> None:

@@ -38,7 +38,7 @@ _MARKED = re.compile(r"(?<=<!-- table: )([\w-]+)( -->\n).*?(?=<!-- end -->)", re
 
 
 def render(document: str, results: dict[str, Any]) -> str:
-    """Put the tables of a study's results where a document has marks for them."""
+    """Replace the marks in a document by the tables of the results of a study."""
     report = msgspec.convert(results["report"], Report)
     known = {table.name: table for table in (*tables(report), *_more(results))}
 

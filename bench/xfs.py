@@ -12,7 +12,7 @@ import numpy as np
 from tests.support.tools import xfsprogs
 
 import whoseblock
-from bench.images import BLOCK, many_extents, many_files
+from bench.images import BLOCK, made, many_extents, many_files
 from bench.measure import Command, Result, Run, Table, compare, measured, peak_memory
 from whoseblock.fs.xfs import XfsFilesystem
 
@@ -36,18 +36,17 @@ def measure_all(folder: Path) -> Iterator[Result | Table]:
 
 
 def image(folder: Path, name: str) -> Path:
-    """Make an image, or take the one of an earlier run; its name says all that it is made from."""
-    path = folder / f"{name}.img"
-    if not path.exists():
-        print(f"making {path.name} …", file=sys.stderr)
-        unfinished = path.with_suffix(".unfinished")
-        kind, _, number = name.partition("-")
+    """Return the image of a name such as ``extents-1000`` or ``files-1000``."""
+    kind, _, count = name.partition("-")
+    number = int(count)
+
+    def make(path: Path) -> None:
         if kind == "files":
-            many_files(unfinished, int(number))
+            many_files(path, number)
         else:
-            many_extents(unfinished, int(number), files=max(int(number) // 2000, 1))
-        unfinished.rename(path)
-    return path
+            many_extents(path, number, files=max(number // 2000, 1))
+
+    return made(folder, name, make)
 
 
 def _open(path: Path) -> XfsFilesystem:
@@ -75,7 +74,7 @@ def _owned_blocks(filesystem: XfsFilesystem, wanted: int) -> list[int]:
 
 
 def _bulk(image: Path, folder: Path) -> Iterator[Result]:
-    """Ask for the owners of many blocks, none of them twice."""
+    """Look up the owners of many blocks, each once while there are enough."""
     with _open(image) as filesystem:
         blocks = _owned_blocks(filesystem, QUESTIONS)
         ranges, commands = folder / "ranges.txt", folder / "commands.txt"
@@ -124,7 +123,7 @@ def _bulk(image: Path, folder: Path) -> Iterator[Result]:
 
 
 def _check_same(filesystem: XfsFilesystem, blocks: list[int], theirs: Run) -> None:
-    """Make sure that both name the same inodes: a faster wrong answer is worth nothing."""
+    """Raise `RuntimeError` unless both report the same inodes."""
     owners = list(map(int, _OWNER.findall(theirs.output)))
     rows = filesystem.owners_of(blocks, [BLOCK] * len(blocks))
     if rows.inode.tolist() != owners:
@@ -132,7 +131,7 @@ def _check_same(filesystem: XfsFilesystem, blocks: list[int], theirs: Run) -> No
 
 
 def _one_path(image: Path) -> Iterator[Result]:
-    """Ask for the path of one block, with nothing that names it but the directories."""
+    """Look up the path of one block on an image without parent pointers."""
     with _open(image) as filesystem:
         rows = filesystem.owners_of([0], [filesystem.size])
         data = rows.start[(rows.kind == 0) & (rows.what == 1)].tolist()

@@ -1,16 +1,25 @@
 """Encode records as JSON."""
 
 import json
+from collections.abc import Sequence
 from functools import cache
 
 import msgspec
 
-__all__ = ["encode_json"]
+__all__ = ["encode_json", "encode_lines"]
 
 
 @cache
 def _encoder() -> msgspec.json.Encoder:
     return msgspec.json.Encoder()
+
+
+def encode_lines(records: Sequence[object]) -> bytes:
+    """Encode each record on a line of its own."""
+    try:
+        return _encoder().encode_lines(records)
+    except UnicodeEncodeError:
+        return b"".join(encode_json(record) + b"\n" for record in records)
 
 
 def encode_json(record: object) -> bytes:

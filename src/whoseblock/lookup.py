@@ -242,9 +242,14 @@ class Lookup(Closing):
         self, batch: Sequence[Query], options: QueryOptions
     ) -> Iterator[StreamItem]:
         layer = batch[0].layer
-        space = self.leaf(layer)
+        stream = stream_owners(
+            self.leaf(layer), [(query.start, query.length) for query in batch], options
+        )
+        if options.bare and not any(query.origin or query.remark for query in batch):
+            yield from stream
+            return
         answered = 0
-        for item in stream_owners(space, [(query.start, query.length) for query in batch], options):
+        for item in stream:
             if not options.bare:
                 item = _with_via(item, layer)  # noqa: PLW2901 - the same item, with its way
             if isinstance(item, LeadingRows):

@@ -32,6 +32,8 @@ _SHOWN = 72
 # quadratic time.
 _NUMBER = r"(0[xX][0-9a-fA-F]{1,32}|[0-9]{1,32})([KMGTspb]?)"
 _RANGE = re.compile(rf"{_NUMBER}(?:\+{_NUMBER})?")
+#: A line of a long list: bytes, in so few digits that the sum cannot be too large.
+_PLAIN_LINE = re.compile(r"([0-9]{1,18})\+([0-9]{1,18})\n?")
 
 
 def _value(digits: str, unit: int) -> int:
@@ -88,7 +90,13 @@ def parse_ranges(
 
     Raises `RangeSyntaxError` with ``name`` and the line.
     """
+    match_plain = _PLAIN_LINE.fullmatch
     for number, line in enumerate(lines, 1):
+        if plain := match_plain(line):
+            start, length = plain.groups()
+            if size := int(length):
+                yield ByteRange(int(start), size)
+                continue
         text = line.partition("#")[0].strip()
         if not text:
             continue

@@ -6,7 +6,7 @@ from typing import Any, Final
 import msgspec
 from msgspec.structs import replace
 
-from whoseblock.encode import encode_json
+from whoseblock.encode import encode_json, encode_lines
 from whoseblock.fs.base import Answer, FileOwner, Owner
 from whoseblock.fs.stream import LeadingRows
 
@@ -22,29 +22,51 @@ _WEIGHT: Final = 4096
 def json_chunks(answers: Iterable[LeadingRows | Answer]) -> Iterator[bytes]:
     """Encode a stream of answers, one line each; see `fs.stream`.
 
-    What is known only at the end of an answer that comes in pieces stands behind its ``owners``.
+    Fields that are known only at the end of an answer in pieces come after its ``owners``.
     """
     leading = False
+    # Short answers are encoded together.
+    short: list[Answer] = []
+    weight = 0
     for item in answers:
         rows = item.owners
+        if len(rows) == 1 and not leading and isinstance(item, Answer):
+            short.append(item)
+            (row,) = rows
+            weight += len(row.paths) + 1 if isinstance(row, FileOwner) and row.paths else 1
+            if weight >= _WEIGHT:
+                yield encode_lines(short)
+                short, weight = [], 0
+            continue
+        if short:
+            yield encode_lines(short)
+            short, weight = [], 0
         if isinstance(item, LeadingRows):
             if not leading:
                 yield b'{"start":%d,"length":%d,"owners":[' % (item.start, item.length)
             yield from _rows(rows, follow=leading)
-            leading = True
-        elif leading:
-            yield from _rows(rows, follow=True)
-            more = _fields(item)
-            yield b"]," + encode_json({**more[0], **more[1]})[1:] + b"\n"
-            leading = False
-        elif len(rows) == 1 or (len(rows) <= _FEW and sum(map(_weight, rows)) <= _WEIGHT):
-            yield encode_json(item) + b"\n"
         else:
-            before, after = _fields(item)
-            about = {"start": item.start, "length": item.length, **before}
-            yield encode_json(about)[:-1] + b',"owners":['
-            yield from _rows(rows, follow=False)
-            yield (b"]," + encode_json(after)[1:] if after else b"]}") + b"\n"
+            yield from _last_rows(item, leading=leading)
+        leading = isinstance(item, LeadingRows)
+    if short:
+        yield encode_lines(short)
+
+
+def _last_rows(answer: Answer, *, leading: bool) -> Iterator[bytes]:
+    """Encode an answer, the first rows of which may have been encoded already."""
+    rows = answer.owners
+    if leading:
+        yield from _rows(rows, follow=True)
+        before, after = _fields(answer)
+        yield b"]," + encode_json({**before, **after})[1:] + b"\n"
+    elif len(rows) <= _FEW and sum(map(_weight, rows)) <= _WEIGHT:
+        yield encode_json(answer) + b"\n"
+    else:
+        before, after = _fields(answer)
+        about = {"start": answer.start, "length": answer.length, **before}
+        yield encode_json(about)[:-1] + b',"owners":['
+        yield from _rows(rows, follow=False)
+        yield (b"]," + encode_json(after)[1:] if after else b"]}") + b"\n"
 
 
 def _weight(row: Owner) -> int:
@@ -63,7 +85,7 @@ def _rows(rows: Sequence[Owner], *, follow: bool) -> Iterator[bytes]:
 
 
 def _fields(answer: Answer) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the fields of an answer before its rows and behind them, but for its range."""
+    """Return the fields of an answer before and after its rows, without its range."""
     fields = msgspec.to_builtins(replace(answer, owners=()))
     names = list(fields)
     at = names.index("owners")

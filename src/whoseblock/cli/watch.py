@@ -20,7 +20,7 @@ Sources, each used where available:
   the kernel's log
   tracepoints of memory failures and of failed requests
   lists of bad blocks in sysfs
-  the health monitor of each mounted XFS
+  the health monitors of mounted filesystems
   fanotify
 
 \b
@@ -96,7 +96,7 @@ def watch(  # noqa: PLR0913 - as many as there are options
     state: Path | None,
     root: str,
 ) -> None:
-    """Watch for failures of memory and disks, and journal their owners.
+    """Watch for failures, and journal their owners.
 
     While there are no failures, the daemon waits for the kernel and does nothing.
     """

@@ -72,7 +72,15 @@ def checked_ranges(
             start, length = one
         except (TypeError, ValueError):
             raise ArgumentError("every range must be a pair of start and length") from None
-        yield check_within(start, length, device, device_size)
+        # What check_within would return, without a call for each of a million ranges.
+        if (
+            type(start) is int
+            and type(length) is int
+            and 0 <= start < start + length <= device_size
+        ):
+            yield start, length
+        else:
+            yield check_within(start, length, device, device_size)
 
 
 def check_inodes(inodes: Iterable[int]) -> list[int]:

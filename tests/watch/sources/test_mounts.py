@@ -22,7 +22,7 @@ from whoseblock.watch.sources.base import device_name
 from whoseblock.watch.sources.fanotify import FilesystemErrorSource
 from whoseblock.watch.sources.monitors import MonitorSource
 from whoseblock.watch.sources.mount_probe import MountProbe, ProbeResult
-from whoseblock.watch.sources.mounts import MountedFilesystem, MountTable
+from whoseblock.watch.sources.mounts import MountedFilesystem, MountTable, parse_filesystems
 from whoseblock.watch.store.reports import EventsLost, FailedFileRange, FailedRange, FilesystemError
 
 # ------------------------------------------------------------------ XFS's health monitor
@@ -42,7 +42,7 @@ def xfs_health() -> MonitorSource:
 
 
 class Monitors:
-    """What stands in for the kernel: the real monitor is in the virtual machine.
+    """A substitute for the kernel: the real monitor is in the virtual machine.
 
     A child asks for one, and has nothing of ours: so it connects to a socket at ``place``.
     """
@@ -64,7 +64,7 @@ class Monitors:
         self._listener: socket.socket | None = None
 
     def offer(self) -> None:
-        """Have monitors for whoever asks."""
+        """Provide monitors for all requests."""
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.bind(str(self._place))
         self._listener.listen()
@@ -76,7 +76,7 @@ class Monitors:
         return self._listener.accept()[0]
 
     def withdraw(self) -> None:
-        """Have none for who asks next."""
+        """Refuse the next request."""
         if self._listener is not None:
             self._listener.close()
             self._place.unlink()
@@ -177,13 +177,59 @@ def test_a_filesystem_is_found_where_no_other_covers_it(tmp_path: Path, kernel: 
         assert source.health == "monitoring 1 filesystems"
 
 
+# ------------------------------------------------------------------ the mount table
+
+
+def block_device() -> Path:
+    for path in sorted(Path("/dev").iterdir()):
+        if path.is_block_device():
+            return path
+    pytest.skip("this machine shows no block device")
+
+
+def test_every_filesystem_on_a_block_device_is_in_the_table() -> None:
+    device = block_device()
+    table = (
+        f"30 1 0:77 /sub /part rw - manyfs {device} rw\n"
+        f"31 1 0:77 / /whole rw - manyfs {device} rw\n"
+        "32 1 8:1 / /srv rw - onefs /dev/none rw\n"
+        "33 1 0:78 / /tmp rw - tmpfs tmpfs rw\n"
+        "34 1 0:79 / /mnt rw - nfs server:/dev rw\n"
+        "35 1 0:80 / /gone rw - manyfs /dev/none rw\n"
+    )
+    number, one = os.makedev(0, 77), os.makedev(8, 1)
+    assert parse_filesystems(table) == {
+        number: MountedFilesystem(
+            number, "manyfs", ("/whole", "/part"), frozenset((30, 31)), device.stat().st_rdev
+        ),
+        one: MountedFilesystem(one, "onefs", ("/srv",), frozenset((32,)), one),
+    }
+
+
+def test_a_filesystem_with_subvolumes_is_recognised_by_its_mount(tmp_path: Path) -> None:
+    folder = os.open(tmp_path, os.O_PATH)
+    fields = Path(f"/proc/self/fdinfo/{folder}").read_text().split()
+    os.close(folder)
+    mount = int(fields[fields.index("mnt_id:") + 1])
+    # Its files have other numbers than the mount table.
+    anonymous = os.makedev(0, 0xFFFFF)
+    found = MountedFilesystem(anonymous, "manyfs", (str(tmp_path),), frozenset((mount,)))
+    os.close(found.open())
+    for other in (
+        found._replace(mounts=frozenset((mount + 1,))),
+        found._replace(device=os.makedev(8, 0xFFFFF)),
+    ):
+        with pytest.raises(OSError, match="covered by another mount"):
+            other.open()
+
+
 # ------------------------------------------------------------------ what may never answer
 
 
 def test_an_unresponsive_device_is_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # As of a server that hangs: nothing ends whoever asked it, and no signal does.
+    # Like a server that hangs: no signal ends a process that waits for it.
     monkeypatch.setattr(os, "kill", lambda *_: None)
     asked, answer = tmp_path / "asked", tmp_path / "answer"
     os.mkfifo(answer)
@@ -210,7 +256,7 @@ def test_an_unresponsive_device_is_given_up(
             "last": "(b'last', ())",
         }
     assert asked.read_text() == "asked\n"
-    # The server is there again, and answers whoever asked, and who asks now.
+    # The server is back, and answers old and new requests.
     (hangs,) = (one for one in about if one.kind == "hangs")
     with answer.open("r+b", 0) as server:
         server.write(b"..")
@@ -253,7 +299,7 @@ def mounted_ext4(image: Path, folder: Path) -> Iterator[Path]:
 
 
 def test_errors_that_a_filesystem_finds(tmp_path: Path) -> None:
-    # A real ext4, whose directory somebody damaged.
+    # A real ext4 with a damaged directory.
     need_root()
     need_loop_mounts()
     image = tmp_path / "ext4"

@@ -1,4 +1,4 @@
-"""Whether the trees of a group agree on many blocks at once; `crosscheck` in NumPy."""
+"""Comparison of the trees of a group for many blocks at once: `crosscheck` in NumPy."""
 
 from typing import TYPE_CHECKING, Final
 
@@ -39,7 +39,9 @@ def miscounted(records: "NDArray[np.void]", counts: "NDArray[np.void]") -> "tupl
     reach = np.maximum.accumulate(after)
     if not counted[0].size and not (reach[:-1] > first[1:]).any():
         return counted[0], counted[0]
-    edges = np.unique(np.concatenate((first, after, counted[0], counted[1])))
+    # Not np.unique, which imports numpy.ma.
+    edges = np.sort(np.concatenate((first, after, counted[0], counted[1])))
+    edges = edges[np.append(True, edges[1:] > edges[:-1])]
     shareable = (records["owner"].astype(np.uint64) & np.uint64(XFS_RMAP_NON_INODE)) == 0
     shareable &= (records["offset"].astype(np.uint64) & _NOT_SHAREABLE) == 0
     sharers = _depth(edges, first[shareable], after[shareable])

@@ -79,6 +79,8 @@ _RIGHT_AT: Final = 12
 #: Keys of other trees than the rmap btree are compared by the block or inode that they begin with.
 _BLOCK_NUMBER: Final = 4
 _LSN_AT: Final = 24
+#: The level of leaves, as headers have it.
+_LEAF: Final = bytes(2)
 #: Past every log sequence number.
 _NEVER: Final = 1 << 64
 #: The byte of an rmap key that has the flags, and those of them that are part of the key: kernels
@@ -89,7 +91,7 @@ OTHER_KEYS: Final = "not the keys that its parent names"
 
 
 class Shape(NamedTuple):
-    """What tells one tree from another.
+    """The properties of a kind of tree.
 
     ``key_code`` and ``extent_code`` are `struct` codes of one key (pair) of a node, and of one
     record's start and length; a tree whose records all cover ``fixed_count`` has no length there.
@@ -138,7 +140,7 @@ def _fault(low: int, high: int, error: BlockError) -> Fault:
 
 
 class Promise(NamedTuple):
-    """What a parent says of a child.
+    """The keys and neighbours of a child, according to its parent.
 
     Its keys lie from ``low`` up to, not including, ``high``.  ``low_key`` is the key of its first
     record, ``high_key`` the highest of its records, and ``next_key`` that of the record behind its
@@ -215,8 +217,9 @@ class AgTree:
         self._magic = shape.magic.to_bytes(4, "big")
         self._uuid_and_owner = volume.uuid + agno.to_bytes(4, "big")
         self._cache: dict[int, Node] = {}
-        #: What the header of the group was written with last.
+        #: What the header of the group was written with last, and what it counts.
         self._newest = _NEVER
+        self._free_blocks = self._longest = 0
         #: Set once the tree was found to have no records.
         self.is_empty = False
 
@@ -228,6 +231,7 @@ class AgTree:
         agf = self.volume.agf(self.agno)
         if self.shape.counted:
             self._newest = agf.lsn
+            self._free_blocks, self._longest = agf.freeblks, agf.longest
         return {
             "rmapbt": (agf.rmap_root, agf.rmap_level),
             "bnobt": (agf.bno_root, agf.bno_level),
@@ -236,7 +240,7 @@ class AgTree:
         }[self.shape.kind]
 
     def find(self, low: int, high: int, faults: list[Fault]) -> Iterator[tuple[int, ...]]:
-        """Give every record that touches keys from ``low`` up to ``high``, in order."""
+        """Return every record that touches keys from ``low`` up to ``high``, in order."""
         record = self.shape.record
 
         def touched(node: Node) -> list[int]:
@@ -257,7 +261,7 @@ class AgTree:
                 yield record.struct.unpack_from(leaf.block, at)
 
     def leaves(self, touched: Callable[[Node], list[int]], faults: list[Fault]) -> Iterator[Leaf]:
-        """Give every leaf, in order, below the children that ``touched`` picks of each node."""
+        """Return every leaf, in order, below the children that ``touched`` picks of each node."""
         for agbno, promise in self._descend(touched, faults):
             try:
                 block, count = self._read(agbno, 0, promise)
@@ -435,17 +439,33 @@ class AgTree:
         raise self.corrupt(agbno, self._header_fault(block, level, start))
 
     def _doubt(self, block: bytes, promise: Promise) -> str:
-        """Say how a header is not that of the newest version of the block."""
+        """Return why a header is not that of the newest version of the block, "" if it may be."""
         for at, expected in ((_LEFT_AT, promise.left), (_RIGHT_AT, promise.right)):
             beside = int.from_bytes(block[at : at + 4], "big")
             if beside != expected and (expected != _SOME_BLOCK or beside == NULLAGBLOCK):
                 return "not beside the blocks that its parent names"
         if int.from_bytes(block[_LSN_AT : _LSN_AT + 8], "big") > self._newest:
             return "newer than the header of its allocation group"
+        if self.shape.counted and block[4:6] == _LEAF:
+            return self._miscounted(block, promise)
+        return ""
+
+    def _miscounted(self, block: bytes, promise: Promise) -> str:
+        """Say how a leaf of a free-space btree is not as the header of the group counts.
+
+        Only a root has all free blocks, and only the last leaf by size the longest free extent.
+        """
+        count = int.from_bytes(block[6:8], "big")
+        lengths = struct.unpack_from(">" + "4xI" * count, block, SHORT_HEADER.size)
+        if not promise.low_key and sum(lengths) != self._free_blocks:
+            return "not as many free blocks as the header of its allocation group counts"
+        last = self.shape.by_size and promise.right == NULLAGBLOCK and lengths
+        if last and lengths[-1] != self._longest:
+            return "not the longest free extent that the header of its allocation group knows"
         return ""
 
     def _header_fault(self, block: bytes, level: int, start: int) -> str:
-        """Say which part of a header is not as it should be."""
+        """Return which part of a header is wrong."""
         header = SHORT_HEADER.unpack_from(block)
         faults = {
             "wrong magic number": header.magic != self.shape.magic,

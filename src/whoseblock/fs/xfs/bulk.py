@@ -1,7 +1,7 @@
-"""Who owns many ranges: each leaf that a question touches is read once, and matched with NumPy.
+"""Owners of many ranges: each leaf that a question touches is read once and matched with NumPy.
 
 What is sound is answered here; a question that touches anything odd (a damaged block, a gap that
-the free-space btree does not confirm, an owner that nobody knows, the end of the filesystem) goes
+the free-space btree does not confirm, an unknown owner, the end of the filesystem) goes
 to `OwnerFinder`, so that there is one place that knows what to say about it.
 """
 
@@ -21,13 +21,13 @@ from whoseblock.fs.pieces import (
     FREE,
     INODES,
     LOG,
+    METADATA,
     NO_FORK,
     NOTHING,
     STAGING,
     STATIC,
     UNKNOWN,
     XATTR,
-    Piece,
 )
 from whoseblock.fs.xfs.agree import miscounted, size_keys, within_chunks
 from whoseblock.fs.xfs.btree import BNOBT, CNTBT, INOBT, REFCOUNTBT, RMAPBT, AgTree, Fault, Node
@@ -41,7 +41,7 @@ from whoseblock.fs.xfs.format.btree import (
     XFS_RMAP_OFF_UNWRITTEN,
 )
 from whoseblock.fs.xfs.owners import OwnerFinder
-from whoseblock.fs.xfs.promises import unpromised
+from whoseblock.fs.xfs.promises import sound_records
 from whoseblock.fs.xfs.rows import MAX_FILE_SIZE, SPECIAL_OWNERS
 from whoseblock.fs.xfs.seams import split
 from whoseblock.fs.xfs.volume import MOST_LOST_GROUPS
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 
     Ints = NDArray[np.int64]
 
-__all__ = ["OverBudgetError", "find_all", "find_many", "pieces_by_question"]
+__all__ = ["OverBudgetError", "find_all", "find_many"]
 
 #: Candidates are taken one by one up to so many for each question and record, else by blocks...
 _PLENTY: Final = 4
@@ -86,6 +86,17 @@ class OverBudgetError(Exception):
             begin = end
 
 
+class _Window(NamedTuple):
+    """The records from ``first[i]`` up to ``stop[i]`` are all that may touch question i.
+
+    If their ends ascend as their starts do, all of them touch it.
+    """
+
+    first: "Ints"
+    stop: "Ints"
+    ends_ascend: bool
+
+
 class _Count:
     """Counts the records of each question before they are matched with it."""
 
@@ -95,13 +106,18 @@ class _Count:
         self._records = np.zeros(order.size, dtype=np.int64)
         self._total = 0
 
-    def add(self, number: "Ints", low: "Ints", high: "Ints", first: "Ints", after: "Ints") -> None:
-        """Count records for each question, from low to high; raises `OverBudgetError`."""
+    def add(self, number: "Ints", low: "Ints", after: "Ints", window: "_Window") -> None:
+        """Count the records that touch each question; raises `OverBudgetError`.
+
+        The records end before ``after``, the questions begin at ``low``.
+        """
         if self._budget is None or self._order.size == 1:
             return
         # A record touches a question unless it begins past it or ends before it.
-        ends = after if (after[1:] >= after[:-1]).all() else np.sort(after)
-        records = np.searchsorted(first, high) - np.searchsorted(ends, low, "right")
+        before = window.first
+        if not window.ends_ascend:
+            before = np.searchsorted(np.sort(after), low, "right")
+        records = window.stop - before
         self._records[number] += records
         self._total += int(records.sum())
         if self._total > self._budget:
@@ -184,17 +200,6 @@ def find_all(
     return as_columns(_join(parts), complete, notes)
 
 
-def pieces_by_question(arrays: OwnerArrays) -> Iterator[tuple[list[Piece], tuple[str, ...]]]:
-    """Give the pieces and the notes of each question, in the order asked."""
-    columns = (getattr(arrays, name).tolist() for name in Piece._fields)
-    pieces = list(map(Piece._make, zip(*columns, strict=True)))
-    counts = np.bincount(arrays.question, minlength=arrays.complete.size)
-    at = 0
-    for question, count in enumerate(counts.tolist()):
-        yield pieces[at : at + count], arrays.notes.get(question, ())
-        at += count
-
-
 class _Questions(NamedTuple):
     """The questions, by number, that touch one allocation group: bytes from low up to high."""
 
@@ -205,7 +210,7 @@ class _Questions(NamedTuple):
 
 
 def _by_group(volume: "Volume", low: "Ints", high: "Ints", number: "Ints") -> Iterator[_Questions]:
-    """Deal the questions, which ascend, out to the groups that they touch."""
+    """Assign the questions, which ascend, to the groups that they touch."""
     first, last = low // volume.ag_bytes, (high - 1) // volume.ag_bytes
     long = np.flatnonzero(first < last)
     groups = set(first[_run_starts(first)].tolist())
@@ -219,7 +224,7 @@ def _by_group(volume: "Volume", low: "Ints", high: "Ints", number: "Ints") -> It
 
 
 def _answer_order(rows: "NDArray[np.void]", questions: int) -> "Ints":
-    """Give the order of rows by question, and of those of one question as an answer has them."""
+    """Return the order of rows by question, then as in an answer."""
     question = rows["question"]
     counts = np.bincount(question, minlength=questions)
     # Nearly every question has one row, whose place is known without sorting.
@@ -240,7 +245,7 @@ def _find_singly(
     odd: "NDArray[np.bool_]",
     notes: dict[int, tuple[str, ...]],
 ) -> "NDArray[np.void]":
-    """Let `OwnerFinder` answer the odd questions."""
+    """Answer the odd questions with `OwnerFinder`."""
     rows: list[tuple[int | bool, ...]] = []
     for question in np.flatnonzero(odd).tolist():
         said: list[str] = []
@@ -263,37 +268,41 @@ def _find_in_group(
     low, high = (starts - base) // size, -(-(ends - base) // size)
     faults: list[Fault] = []
 
-    records = _load(finder.tree(agno, RMAPBT), *_merge(low, high), faults)
+    merged = _merge(low, high)
+    records = _load(finder.tree(agno, RMAPBT), *merged, faults)
     first = records["startblock"].astype(np.int64)
     after = first + records["blockcount"]
-    count.add(questions.number, low, high, first, after)
     reach = np.maximum.accumulate(after)
-    asked, index = _touching(
-        after, np.searchsorted(reach, low, "right"), np.searchsorted(first, high), low
+    window = _Window(
+        np.searchsorted(reach, low, "right"),
+        np.searchsorted(first, high),
+        bool((reach == after).all()),
     )
+    count.add(questions.number, low, after, window)
+    if window.ends_ascend:
+        asked, index = _expand(window.first, np.maximum(window.stop - window.first, 0))
+    else:
+        asked, index = _touching(after, window.first, window.stop, low)
     begin, end = np.maximum(first[index], low[asked]), np.minimum(after[index], high[asked])
     owned = _rows(asked, begin, end)
     _classify(owned, records, index, size)
-    if (reach[:-1] > first[1:]).any():
+    overlap = bool((reach[:-1] > first[1:]).any())
+    if overlap:
         _mark_shared(owned)
 
-    # A gap is what no record covers; where no question is, leaves are missing, not records.
-    gap_low = np.concatenate(([0], reach))
-    gap_high = np.concatenate((first, [blocks]))
-    real = gap_high > gap_low
-    gap_low, gap_high = gap_low[real], gap_high[real]
-    next_gap = np.searchsorted(gap_high, low, "right")
-    gapped = np.flatnonzero(np.append(gap_low, _NEVER)[next_gap] < high)
-    gap_asked, gap_from, gap_to = _intersect(gap_low, gap_high, low[gapped], high[gapped])
-    gaps = _rows(gapped[gap_asked], gap_from, gap_to)
+    gaps = owned[:0]
+    covered = np.bincount(asked, end - begin, low.size) == high - low
+    if overlap or not covered.all():
+        gaps = _find_gaps(first, reach, blocks, low, high)
     free, doubtful = _find_free(finder, agno, owned, gaps, faults)
     odd[questions.number[doubtful]] = True
     odd[questions.number[owned["question"][_unplaced(finder, agno, owned, faults)]]] = True
     counts = records[:0]
     if volume.sb.has_reflink:
-        counts = _load(finder.tree(agno, REFCOUNTBT), *_merge(low, high), faults)
-    bad_low, bad_high = miscounted(records, counts)
-    odd[questions.number[_intersect(bad_low, bad_high, low, high)[0]]] = True
+        counts = _load(finder.tree(agno, REFCOUNTBT), *merged, faults)
+    if overlap or counts.size:
+        bad_low, bad_high = miscounted(records, counts)
+        odd[questions.number[_intersect(bad_low, bad_high, low, high)[0]]] = True
     for fault in faults:
         odd[questions.number[(fault.low < high) & (low < fault.high)]] = True
 
@@ -309,6 +318,23 @@ def _find_in_group(
     return rows
 
 
+def _find_gaps(
+    first: "Ints", reach: "Ints", blocks: int, low: "Ints", high: "Ints"
+) -> "NDArray[np.void]":
+    """Return the parts of questions that no record covers, of a group of so many blocks.
+
+    Where no question is, leaves were not read: what looks like a gap there is none.
+    """
+    gap_low = np.concatenate(([0], reach))
+    gap_high = np.concatenate((first, [blocks]))
+    real = gap_high > gap_low
+    gap_low, gap_high = gap_low[real], gap_high[real]
+    next_gap = np.searchsorted(gap_high, low, "right")
+    gapped = np.flatnonzero(np.append(gap_low, _NEVER)[next_gap] < high)
+    asked, begin, end = _intersect(gap_low, gap_high, low[gapped], high[gapped])
+    return _rows(gapped[asked], begin, end)
+
+
 def _find_free(
     finder: OwnerFinder,
     agno: int,
@@ -320,8 +346,10 @@ def _find_free(
 
     Those have a gap that is not all free, or metadata that is; all rows are in blocks.
     """
-    used = owned[np.isin(owned["what"], list(BY_FREE_SPACE))]
-    both = _join([gaps, used])
+    metadata = owned[owned["kind"] == METADATA]
+    both = _join([gaps, metadata[np.isin(metadata["what"], list(BY_FREE_SPACE))]])
+    if not both.size:
+        return both, both["question"]
     low, high = both["start"], both["start"] + both["length"]
     space = _load(finder.tree(agno, BNOBT), *_merge(low, high), faults)
     free_low = space["startblock"].astype(np.int64)
@@ -330,7 +358,9 @@ def _find_free(
     free = _rows(both["question"][which[in_gap]], begin[in_gap], end[in_gap])
     free["kind"] = FREE
     gap_bounds = _merge(low[: gaps.size], high[: gaps.size])
-    space = space[np.unique(_intersect(*gap_bounds, *_bounds(space))[0])]
+    in_gaps = np.zeros(space.size, dtype=np.bool_)
+    in_gaps[_intersect(*gap_bounds, *_bounds(space))[0]] = True
+    space = space[in_gaps]
     odd = _intersect(*_merge(*_bounds(space[~_sized(finder, agno, space)])), low, high)[0]
     confirmed = np.bincount(which, end - begin, both.size)
     confirmed[odd] = -1
@@ -364,9 +394,12 @@ def _unplaced(
     ``faults`` receives what is missing of the inode btree, in blocks.
     """
     volume = finder.volume
+    kind = owned["kind"]
+    if (kind == FILE).all():
+        return np.zeros(owned.size, dtype=np.bool_)
     low, high = owned["start"], owned["start"] + owned["length"]
     what = owned["what"]
-    unplaced = (owned["kind"] == UNKNOWN) | (owned["kind"] == STAGING)
+    unplaced = (kind == UNKNOWN) | (kind == STAGING)
     unplaced |= (what == STATIC) & (high > static_blocks(volume))
     for row in np.flatnonzero(what == LOG).tolist():
         unplaced[row] = not finder.check.is_log(agno, int(low[row]), int(high[row]))
@@ -382,7 +415,7 @@ def _unplaced(
 
 
 def _join(parts: "list[NDArray[np.void]]") -> "NDArray[np.void]":
-    """Put rows behind one another; as bytes, because NumPy copies structures one by one."""
+    """Concatenate rows; as bytes, because NumPy copies structures one by one."""
     filled = [part for part in parts if part.size]
     if len(filled) == 1:
         return filled[0]
@@ -392,13 +425,13 @@ def _join(parts: "list[NDArray[np.void]]") -> "NDArray[np.void]":
 
 
 def _pick(rows: "NDArray[np.void]", index: "Ints") -> "NDArray[np.void]":
-    """Give the rows at ``index``, in its order; as bytes, like `_join`."""
+    """Return the rows at ``index``, in its order; as bytes, like `_join`."""
     table = rows.view(np.uint8).reshape(-1, _ROW.itemsize)
     return np.take(table, index, axis=0).reshape(-1).view(_ROW)
 
 
 def _run_starts(values: "NDArray[np.generic]") -> "NDArray[np.intp]":
-    """Give the index of each value that differs from the one before it."""
+    """Return the index of each value that differs from the one before it."""
     return np.flatnonzero(np.concatenate(([True], values[1:] != values[:-1]))[: values.size])
 
 
@@ -411,7 +444,7 @@ def _rows(question: "Ints", low: "Ints", high: "Ints") -> "NDArray[np.void]":
 
 
 def _load(tree: AgTree, lows: "Ints", highs: "Ints", faults: list[Fault]) -> "NDArray[np.void]":
-    """Read every leaf that a question touches, and give its records in order, verified."""
+    """Read every leaf that a question touches; return their records in order, verified."""
     layout = tree.shape.record
     if not lows.size:
         return np.empty(0, layout.dtype())
@@ -422,34 +455,8 @@ def _load(tree: AgTree, lows: "Ints", highs: "Ints", faults: list[Fault]) -> "ND
         question = np.searchsorted(highs, node.starts, "right")
         return np.flatnonzero(begins[question] < np.array(node.ends)).tolist()
 
-    leaves = [leaf for leaf in tree.leaves(touched, faults) if leaf.numrecs]
-    raw = b"".join(
-        leaf.block[leaf.offset : leaf.offset + leaf.numrecs * layout.size] for leaf in leaves
-    )
-    records = np.frombuffer(raw, layout.dtype())
-    if not leaves:
-        return records
-    counts = np.array([leaf.numrecs for leaf in leaves])
-    firsts = np.cumsum(counts) - counts
-    if tree.shape.by_size:
-        start = size_keys(records)
-        end = start + 1
-    else:
-        start = records[next(iter(layout.fields))].astype(np.int64)
-        end = start + (tree.shape.fixed_count or records["blockcount"])
-    broken = unpromised(tree.shape, leaves, records, firsts, start, end)
-    if broken.any():
-        faults += [
-            Fault(
-                leaf.low,
-                leaf.high,
-                str(tree.corrupt(leaf.agbno, "not the records that belong there")),
-            )
-            for leaf in map(leaves.__getitem__, np.flatnonzero(broken).tolist())
-        ]
-        whole = ~np.repeat(broken, counts)
-        records, start = records[whole], start[whole]
-    # Only leaves that two parents promise differently can be out of order now.
+    records, start, _ = sound_records(tree, list(tree.leaves(touched, faults)), faults)
+    # Only leaves that two parents promise differently can be out of order.
     if (start[1:] < start[:-1]).any():
         records = records[np.argsort(start, kind="stable")]
     return records
@@ -466,7 +473,7 @@ def _merge(low: "Ints", high: "Ints") -> "tuple[Ints, Ints]":
 
 
 def _touching(ends: "Ints", first: "Ints", stop: "Ints", low: "Ints") -> "tuple[Ints, Ints]":
-    """Give every pair of a question and a record of its window that ends past its ``low``.
+    """Return every pair of a question and a record of its window that ends past its ``low``.
 
     The window of question i is the records from ``first[i]`` up to ``stop[i]``.  One early record
     that ends late makes the windows of all after it begin there; so if the windows are large, the
@@ -487,7 +494,9 @@ def _touching(ends: "Ints", first: "Ints", stop: "Ints", low: "Ints") -> "tuple[
 
 
 def _expand(first: "Ints", counts: "Ints") -> "tuple[Ints, Ints]":
-    """Give (i, first[i]), (i, first[i] + 1), … ``counts[i]`` times for every i."""
+    """Return (i, first[i]), (i, first[i] + 1), … ``counts[i]`` times for every i."""
+    if (counts == 1).all():
+        return np.arange(counts.size), first
     owner = np.repeat(np.arange(counts.size), counts)
     begin = np.cumsum(counts) - counts
     return owner, np.arange(owner.size) - (begin - first)[owner]
@@ -510,7 +519,7 @@ def _intersect(
 def _classify(
     rows: "NDArray[np.void]", records: "NDArray[np.void]", index: "Ints", block_size: int
 ) -> None:
-    """Set what `rows.classify` and `rows.piece_of` say of record ``index[i]`` in row i."""
+    """Set the fields of row i from record ``index[i]``, as `rows.piece_of` does."""
     owner = records["owner"].astype(np.uint64)[index]
     offset = records["offset"].astype(np.uint64)[index]
     attr = (offset & np.uint64(XFS_RMAP_OFF_ATTR_FORK)) != 0

@@ -1,4 +1,4 @@
-"""Whether the inodes say of many blocks what the rmap btree says; `maps` in NumPy.
+"""Comparison of the rmap btree with many inodes: `maps` in NumPy.
 
 Inodes are read in runs, and what they hold is compared before the next are read, so that memory
 does not grow with the number of files.
@@ -134,21 +134,25 @@ def _is_mapped(  # noqa: PLR0913 - as above
         for _ in range(_MOST_STEPS):
             if not todo.size:
                 break
-            key = group[todo].astype(np.uint64) << np.uint64(_OFFSET_BITS)
-            key |= offset[todo].astype(np.uint64)
+            # Nearly always all rows are asked about at once, and nothing need be picked.
+            pick: slice | Ints = slice(None) if todo.size == index.size else todo
+            key = group[pick].astype(np.uint64) << np.uint64(_OFFSET_BITS)
+            key |= offset[pick].astype(np.uint64)
             at = np.maximum(np.searchsorted(extents.key, key, "right") - 1, 0)
             # Where the extent is of another fork, or begins later, this is no number of its blocks.
             skipped = (key - extents.key[at]).astype(np.int64)
-            true = (skipped >= 0) & (skipped < extents.blocks[at])
-            true &= extents.start[at] + skipped == block[todo]
-            true &= extents.unwritten[at] == unwritten[todo]
-            step = np.minimum(extents.blocks[at] - skipped, left[todo])[true]
-            todo = todo[true]
+            rest = extents.blocks[at] - skipped
+            true = (skipped >= 0) & (rest > 0)
+            true &= extents.start[at] + skipped == block[pick]
+            true &= extents.unwritten[at] == unwritten[pick]
+            done = true & (rest >= left[pick])
+            confirmed[pick] |= done
+            more = np.flatnonzero(true & ~done)
+            todo = more if isinstance(pick, slice) else todo[more]
+            step = rest[more]
             block[todo] += step
             offset[todo] += step
             left[todo] -= step
-            confirmed[todo] = left[todo] == 0
-            todo = todo[left[todo] > 0]
     return confirmed
 
 
@@ -228,20 +232,23 @@ def _in_order(parts: "list[tuple[Ints, Words, Words]]") -> _Extents:
     groups, high, low = (np.concatenate(column) for column in zip(*parts, strict=True))
     high, low = high.astype(np.uint64), low.astype(np.uint64)
     place = high >> np.uint64(9) & _MASK_54
+    key = groups.astype(np.uint64) << np.uint64(_OFFSET_BITS) | place
     # The extents of a fork ascend; where they do not, none of them confirms anything.
     falls = (groups[1:] == groups[:-1]) & (place[1:] <= place[:-1])
-    sane = np.flatnonzero(
-        (place < np.uint64(1 << _OFFSET_BITS)) & ~np.isin(groups, groups[1:][falls])
-    )
-    key = groups.astype(np.uint64) << np.uint64(_OFFSET_BITS) | place
-    if (key[sane][1:] < key[sane][:-1]).any():
-        sane = sane[np.argsort(key[sane], kind="stable")]
+    sane = place < np.uint64(1 << _OFFSET_BITS)
+    if falls.any():
+        sane &= ~np.isin(groups, groups[1:][falls])
+    if not sane.all():
+        key, high, low = key[sane], high[sane], low[sane]
+    if (key[1:] < key[:-1]).any():
+        order = np.argsort(key, kind="stable")
+        key, high, low = key[order], high[order], low[order]
     start = (high & _LOW_9) << np.uint64(43) | low >> np.uint64(21)
     return _Extents(
-        key[sane],
-        start[sane].astype(np.int64),
-        (low[sane] & _LOW_21).astype(np.int64),
-        (high[sane] >> np.uint64(63)) != 0,
+        key,
+        start.astype(np.int64),
+        (low & _LOW_21).astype(np.int64),
+        (high >> np.uint64(63)) != 0,
     )
 
 

@@ -1,14 +1,14 @@
-"""Whether the other structures of a filesystem agree with its reverse mapping.
+"""Comparison of the reverse map with the other structures of a filesystem.
 
-Every block of the rmap btree may be a valid one that is not the newest: a write that the medium
-lost.  What it says is kept a second time elsewhere, and compared here for the blocks asked about:
+A block of the rmap btree may be valid and outdated, because the medium lost a later write.  Other
+structures hold the same facts.  For the blocks of a question they are compared here:
 
 - who the owner is: the extent map of the inode, the inode btree, the superblock;
 - how many owners there are: the refcount btree, which counts two and more;
 - that there is an owner: the free-space btree, where nothing of the above says so.
 
-A contradiction does not tell which side is right.  It becomes a note that names both, which makes
-the answer incomplete.
+A contradiction does not show which side is right.  It becomes a note that names both, and the
+answer is incomplete.
 """
 
 from bisect import bisect_right
@@ -41,7 +41,7 @@ from whoseblock.fs.xfs.format.btree import (
     XFS_RMAP_OFF_MASK,
     XFS_RMAP_OFF_UNWRITTEN,
 )
-from whoseblock.fs.xfs.format.inode import ATTR_FORK, DATA_FORK
+from whoseblock.fs.xfs.format.inode import ATTR_FORK, DATA_FORK, XFS_DIFLAG2_REFLINK
 from whoseblock.fs.xfs.maps import ExtentMaps
 from whoseblock.fs.xfs.rows import classify
 from whoseblock.fs.xfs.volume import Volume
@@ -54,14 +54,14 @@ _MOST_NOTES: Final = 20
 
 
 class Trees(Protocol):
-    """Where trees come from."""
+    """A provider of trees."""
 
     def tree(self, agno: int, shape: Shape) -> AgTree:
         """Return a tree of an allocation group."""
 
 
 class Claim(NamedTuple):
-    """What an rmap record says of the blocks from ``low`` up to ``high`` of its group."""
+    """An rmap record: owner and place of the blocks from ``low`` up to ``high`` of its group."""
 
     low: int
     high: int
@@ -100,6 +100,29 @@ class CrossCheck:
         self.trees = trees
         self.maps = maps
 
+    def needs_counts(self, claims: list[Claim]) -> bool:
+        """Return whether the refcount btree must be descended for the claims on a part.
+
+        One descent beside that of the rmap btree notices an old block of it.  A claim whose owner
+        costs a descent of another structure needs the refcount btree too only if the two notice
+        different states: see docs/internals/xfs.md.
+        """
+        return any(map(self._needs_count, claims)) or _overlap(claims)
+
+    def _needs_count(self, claim: Claim) -> bool:
+        kind, what, fork = classify(claim.owner, claim.offset)
+        if kind != FILE:
+            return kind != STAGING and what != INODES
+        ino = claim.owner
+        try:
+            if not self.maps.is_btree(ino, DATA_FORK if fork == DATA else ATTR_FORK):
+                return True
+            # The kernel sets the flag before an inode shares its first extent.
+            flags = self.maps.inodes.get(ino).core.flags2
+        except BlockError:
+            return True
+        return what == FILE_DATA and bool(flags & XFS_DIFLAG2_REFLINK)
+
     def counts(
         self, part: Part, notes: list[str], *, lost: list[Fault]
     ) -> list[tuple[int, int, int]]:
@@ -136,8 +159,7 @@ class CrossCheck:
 
         ``lost`` are the blocks for which records of the rmap or the refcount btree are missing.
         """
-        reach = accumulate((claim.high for claim in claims), max)
-        if counts or any(map(gt, reach, (claim.low for claim in claims[1:]))):
+        if counts or _overlap(claims):
             self._check_counts(part, claims, counts, list(lost), notes)
         for claim in claims:
             self._check_owner(part.agno, claim, notes)
@@ -167,7 +189,7 @@ class CrossCheck:
             notes.append(why.format(self._place(part.agno, low, high)))
 
     def _disagreement(self, sharers: int, others: int, counted: int | None) -> str:
-        """Say how the owners that the rmap btree names are not those that are counted."""
+        """Return how the owners in the rmap btree and the counted ones differ, "" if they agree."""
         if others > 1 or (others and sharers):
             return (
                 f"the rmap btree names {sharers + others} owners of {{}}, and not all of them can"
@@ -313,6 +335,14 @@ class CrossCheck:
     def _place(self, agno: int, low: int, high: int) -> str:
         start = self.volume.ag_to_byte(agno, low)
         return f"{start}+{(high - low) * self.volume.block_size}"
+
+
+def _overlap(claims: list[Claim]) -> bool:
+    """Return whether two of the claims, which are in order, overlap."""
+    if len(claims) < 2:  # noqa: PLR2004 - one is alone
+        return False
+    reach = accumulate((claim.high for claim in claims), max)
+    return any(map(gt, reach, (claim.low for claim in claims[1:])))
 
 
 def _inode_blocks(startino: int, holemask: int, log: int) -> Iterator[tuple[int, int]]:

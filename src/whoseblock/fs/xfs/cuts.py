@@ -57,17 +57,14 @@ class Cut(NamedTuple):
         return found
 
     def found(self, budget: int) -> Iterator[Found]:
-        """Return the pieces of each question, at most ``budget`` of one question at a time."""
+        """Return the pieces of each question, at most ``budget`` of one question at a time.
+
+        Arrays must be about one question.
+        """
         if self.arrays is None:
             yield from self._of_single(budget)
-        elif len(self.questions) == 1 and self.rows > budget:
-            yield from self._of_one(self.arrays, budget)
         else:
-            from whoseblock.fs.xfs.bulk import pieces_by_question
-
-            answers = pieces_by_question(self.arrays)
-            for (start, length), (pieces, notes) in zip(self.questions, answers, strict=True):
-                yield Found(start, length, pieces, notes, self.more)
+            yield from self._of_one(self.arrays, budget)
 
     def _of_single(self, budget: int) -> Iterator[Found]:
         for (start, length), (pieces, notes) in zip(self.questions, self.single, strict=True):
@@ -99,6 +96,7 @@ def find_cuts(
     have more is cut where no record is.
     """
     most = budget * finder.volume.block_size
+    questions = list(questions)
     for is_long, group in groupby(questions, lambda question: question[1] > most):
         if is_long:
             for question in group:
@@ -138,7 +136,7 @@ def _together(finder: OwnerFinder, questions: list[tuple[int, int]], budget: int
 
 
 def _has_many_leaves(volume: Volume, questions: Sequence[tuple[int, int]]) -> bool:
-    """Tell whether the questions might touch more leaves than may be held."""
+    """Return whether the questions might touch more leaves than may be held."""
     if len(questions) <= _MOST_LEAVES:
         return False
     groups = {start // volume.ag_bytes for start, _ in questions}

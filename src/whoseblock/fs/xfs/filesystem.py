@@ -1,12 +1,10 @@
 """An XFS filesystem that is not mounted, behind the `Filesystem` protocol."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from itertools import islice
 from typing import TYPE_CHECKING, Final
-
-from msgspec import UNSET
 
 from whoseblock.closing import Closing
 from whoseblock.errors import BlockError
@@ -18,20 +16,12 @@ from whoseblock.fs.arguments import (
     checked_ranges,
 )
 from whoseblock.fs.arrays import OwnerArrays
-from whoseblock.fs.base import (
-    Answer,
-    FileId,
-    Owner,
-    Paths,
-    Progress,
-    distinct,
-    no_progress,
-    remarks_in,
-)
+from whoseblock.fs.base import Answer, FileId, Owner, Paths, Progress, no_progress
 from whoseblock.fs.driver import Capability, FileFacts, ReverseMap
 from whoseblock.fs.driver import Volume as VolumeProtocol
 from whoseblock.fs.pieces import FILE, Piece
 from whoseblock.fs.stream import ROW_BUDGET, LeadingRows, join_rows
+from whoseblock.fs.xfs.answers import AnswerMaker
 from whoseblock.fs.xfs.attributes import Attributes
 from whoseblock.fs.xfs.counters import ALWAYS_COMPARED, SummaryCounters
 from whoseblock.fs.xfs.cuts import Cut, find_cuts
@@ -42,7 +32,6 @@ from whoseblock.fs.xfs.log import log_note
 from whoseblock.fs.xfs.notes import NO_RMAP_NOTE, REALTIME_REMARK, repair_advice
 from whoseblock.fs.xfs.owners import OwnerFinder
 from whoseblock.fs.xfs.paths import PathFinder
-from whoseblock.fs.xfs.rows import make_row
 from whoseblock.fs.xfs.superblocks import open_superblock
 from whoseblock.fs.xfs.volume import Volume
 from whoseblock.media.base import Media
@@ -167,6 +156,10 @@ class XfsFilesystem(Closing, VolumeProtocol):
             return (REALTIME_REMARK,)
         return ()
 
+    @cached_property
+    def _answers(self) -> AnswerMaker:
+        return AnswerMaker(self.volume, self.doubts, self.remarks)
+
     def owners(self, start: int, length: int, *, paths: bool = True) -> Answer:
         """Return the owners of ``length`` bytes from ``start`` of the device.
 
@@ -178,7 +171,7 @@ class XfsFilesystem(Closing, VolumeProtocol):
         notes: list[str] = []
         pieces = self._finder.find(start, length, notes)
         known = self.paths_many(_inodes_of(pieces)) if paths else {}
-        return self._answer(start, length, notes, pieces, known)
+        return self._answers.answer(start, length, notes, pieces, known)
 
     def owners_many(
         self, ranges: Iterable[tuple[int, int]], *, paths: bool = True
@@ -200,7 +193,8 @@ class XfsFilesystem(Closing, VolumeProtocol):
         while batch := list(islice(wanted, _BATCH)):
             self._check_open()
             cuts = find_cuts(self._finder, batch, self.row_budget)
-            yield from self._answers(self._with_paths(cuts, known) if paths else cuts, known)
+            cuts = self._with_paths(cuts, known) if paths else cuts
+            yield from self._answers.of_cuts(cuts, known, self.row_budget)
 
     def _with_paths(self, cuts: Iterable[Cut], known: dict[int, Paths]) -> Iterator[Cut]:
         """Pass the cuts on once ``known`` has the paths of their inodes, many with one search."""
@@ -227,24 +221,6 @@ class XfsFilesystem(Closing, VolumeProtocol):
         if new:
             known.update(self.paths_many(new))
 
-    def _answers(
-        self, cuts: Iterable[Cut], known: dict[int, Paths]
-    ) -> Iterator[LeadingRows | Answer]:
-        # Notes that belong to leading rows stand in the answer that ends them.
-        carried: dict[str, None] = {}
-        for cut in cuts:
-            for start, length, pieces, notes, more in cut.found(self.row_budget):
-                if more:
-                    missing = list(notes)
-                    rows = self._rows(pieces, known, missing)
-                    carried.update(dict.fromkeys(missing))
-                    yield LeadingRows(start, length, rows)
-                elif carried:
-                    yield self._answer(start, length, [*carried, *notes], pieces, known)
-                    carried = {}
-                else:
-                    yield self._answer(start, length, notes, pieces, known)
-
     def owners_of(self, starts: "ArrayLike", lengths: "ArrayLike") -> OwnerArrays:
         """Answer many ranges as NumPy columns, without paths; see `OwnerArrays`.
 
@@ -259,32 +235,6 @@ class XfsFilesystem(Closing, VolumeProtocol):
         if self.doubts:
             arrays.complete[:] = False
         return arrays
-
-    def _answer(
-        self,
-        start: int,
-        length: int,
-        notes: Sequence[str],
-        pieces: list[Piece],
-        known: dict[int, Paths],
-    ) -> Answer:
-        missing = [*self.doubts, *notes]
-        rows = self._rows(pieces, known, missing)
-        said = distinct([*missing, *self.remarks]) if missing else self.remarks
-        only = remarks_in(said, missing, self.remarks) if self.remarks else UNSET
-        return Answer(start, length, not missing, said, rows, remarks=only)
-
-    def _rows(
-        self, pieces: list[Piece], known: dict[int, Paths], missing: list[str]
-    ) -> tuple[Owner, ...]:
-        """Make rows of pieces; adds to ``missing`` why a path may be missing."""
-        rows = []
-        for piece in pieces:
-            paths = known.get(piece.inode) if known and piece.kind == FILE else None
-            if paths is not None and not paths.complete:
-                missing += paths.notes
-            rows.append(make_row(self.volume, piece, paths))
-        return tuple(rows)
 
     def files(self, files: Iterable[FileId]) -> dict[FileId, FileFacts]:
         """Return the facts of files; one whose inode cannot be read is left out."""

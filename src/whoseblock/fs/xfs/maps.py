@@ -1,7 +1,7 @@
-"""Where the blocks of a file are, as the extent map of its inode says.
+"""Extent maps of inodes: where the blocks of a file are.
 
-The reverse mapping says whose a block is; the extent map says the same from the other side, and
-was written in the same transaction.  One of them alone may be old.
+The reverse map and the extent map hold the same fact from two sides, written in one transaction.
+Either of them alone may be outdated.
 
 A map of few extents lies in the inode, which is read anyway.  A larger one is a btree whose root
 lies there; only the path to the extent asked for is read, verified as `btree.AgTree` verifies.
@@ -48,7 +48,7 @@ _MOST_NODES: Final = 4096
 
 
 class _Above(NamedTuple):
-    """What is known of a block of a map from above: level, first key, next key, neighbours.
+    """The facts about a block of a map in its parent: level, first key, next key, neighbours.
 
     None where a neighbour is there, and its number is not known.
     """
@@ -81,7 +81,7 @@ class MapLeaf:
 
     @cached_property
     def starts(self) -> list[int]:
-        """Where each extent begins in the file, in blocks; raises `CorruptError`."""
+        """The block of the file where each extent begins; raises `CorruptError`."""
         starts = [word >> _OFFSET_SHIFT & _OFFSET_MASK for word in self.words[::2]]
         if any(map(int.__ge__, starts, starts[1:])):
             raise CorruptError(self.title, self.at, "extents out of order")
@@ -130,6 +130,13 @@ class ExtentMaps:
                 return False
             at = leaf.starts[index] + length
         return True
+
+    def is_btree(self, ino: int, fork: str) -> bool:
+        """Return whether the map is a btree, so that an extent of it costs a descent.
+
+        Raises `BlockError`.
+        """
+        return isinstance(self._root(ino, fork), _MapNode)
 
     def leaf(self, ino: int, fork: str, offset: int) -> MapLeaf:
         """Return the extents among which that of block ``offset`` is, if it has one.

@@ -1,4 +1,4 @@
-"""Who owns one range: the rmap btree asked for exactly that range.
+"""Owners of one range: one descent of the rmap btree.
 
 Plain Python without NumPy: one question reads a handful of blocks, and importing NumPy would take
 longer than all of it.
@@ -52,7 +52,7 @@ class OwnerFinder:
         self.check = CrossCheck(volume, self, self.maps)
 
     def tree(self, agno: int, shape: Shape) -> AgTree:
-        """Give a tree of an allocation group, the same one each time."""
+        """Return a tree of an allocation group, the same one each time."""
         key = agno, shape.kind
         if key not in self._trees:
             if len(self._trees) >= _MOST_TREES:
@@ -70,9 +70,9 @@ class OwnerFinder:
         return self._trees[key]
 
     def find(self, start: int, length: int, notes: list[str]) -> list[Piece]:
-        """Give the pieces of a range of the device, in the order of the contract.
+        """Return the pieces of a range of the device, in the order of the contract.
 
-        Whatever may be missing or uncertain is told in ``notes``.
+        ``notes`` receives what may be missing or uncertain.
         """
         volume = self.volume
         end = start + length
@@ -150,6 +150,38 @@ class OwnerFinder:
         low, high = (start - base) // size, -(-(end - base) // size)
         part = Part(agno, low, high)
         faults: list[Fault] = []
+        pieces, claims, gaps = self._recorded(part, start, end, faults, notes)
+        # What is damaged somewhere in the group matters only where it touches the question.
+        faults = [fault for fault in faults if fault.low < high and low < fault.high]
+        uncounted: list[Fault] = []
+        counts: list[tuple[int, int, int]] = []
+        counted = bool(faults) or self.check.needs_counts(claims)
+        if counted:
+            counts = self.check.counts(part, notes, lost=uncounted)
+        unowned = list(self._gaps(part, gaps, faults, counts, notes))
+        for first, after, kind in unowned:
+            clipped = max(start, base + first * size)
+            pieces.append(Piece(clipped, min(end, base + after * size) - clipped, kind))
+        if not counted and any(kind == UNKNOWN for _, _, kind in unowned):
+            counts = self.check.counts(part, notes, lost=uncounted)
+        notes += [fault.note for fault in faults]
+        self.check.check(part, claims, counts, [*faults, *uncounted], notes)
+        if len(pieces) > 1:
+            pieces.sort(key=lambda piece: (piece.start, piece.inode, piece.file_offset))
+            mark_shared(pieces)
+        if faults:
+            self._mark_counted(part, pieces, counts)
+        return pieces
+
+    def _recorded(
+        self, part: Part, start: int, end: int, faults: list[Fault], notes: list[str]
+    ) -> tuple[list[Piece], list[Claim], list[tuple[int, int]]]:
+        """Return what the rmap btree records of a part: pieces, claims, and the gaps between.
+
+        The pieces are clipped to the bytes from ``start`` up to ``end``.
+        """
+        agno, low, high = part
+        base, size = agno * self.volume.ag_bytes, self.volume.block_size
         pieces: list[Piece] = []
         claims: list[Claim] = []
         gaps: list[tuple[int, int]] = []
@@ -175,24 +207,10 @@ class OwnerFinder:
                 )
         if covered < high:
             gaps.append((covered, high))
-        # What is damaged somewhere in the group matters only where it touches the question.
-        faults = [fault for fault in faults if fault.low < high and low < fault.high]
-        uncounted: list[Fault] = []
-        counts = self.check.counts(part, notes, lost=uncounted)
-        for first, after, kind in self._gaps(part, gaps, faults, counts, notes):
-            clipped = max(start, base + first * size)
-            pieces.append(Piece(clipped, min(end, base + after * size) - clipped, kind))
-        notes += [fault.note for fault in faults]
-        self.check.check(part, claims, counts, [*faults, *uncounted], notes)
-        if len(pieces) > 1:
-            pieces.sort(key=lambda piece: (piece.start, piece.inode, piece.file_offset))
-            mark_shared(pieces)
-        if faults:
-            self._mark_counted(part, pieces, counts)
-        return pieces
+        return pieces, claims, gaps
 
     def _with_what(self, piece: Piece, notes: list[str]) -> Piece:
-        """Let the inode tell whether the blocks are a directory's, a symlink's or plain data."""
+        """Set from the inode whether the blocks are of a directory, a symlink or plain data."""
         try:
             return piece._replace(what=data_what(self.inodes.get(piece.inode).core.mode))
         except BlockError as error:
@@ -207,7 +225,7 @@ class OwnerFinder:
         counts: list[tuple[int, int, int]],
         notes: list[str],
     ) -> Iterator[tuple[int, int, int]]:
-        """Say what blocks are that no record of the rmap btree covers: free, or unknown.
+        """Return the blocks that no record of the rmap btree covers, as free or unknown.
 
         They are free if both free-space btrees say so too, nothing of the rmap btree is lost that
         might have covered them, and no owners are counted.

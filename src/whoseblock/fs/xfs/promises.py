@@ -1,13 +1,14 @@
-"""Whether many leaves hold what their parents promise, all at once with NumPy.
+"""Verification of many leaves against their parents at once, with NumPy.
 
-What `btree.AgTree` verifies of a single leaf that it decodes, in the same words of the format.
+`btree.AgTree` verifies the same of a single leaf that it decodes.
 """
 
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from whoseblock.fs.xfs.btree import RMAPBT, Leaf, Shape, size_key
+from whoseblock.fs.xfs.agree import size_keys
+from whoseblock.fs.xfs.btree import RMAPBT, AgTree, Fault, Leaf, Shape, size_key
 from whoseblock.fs.xfs.format.btree import (
     XFS_RMAP_NON_INODE,
     XFS_RMAP_OFF_BMBT_BLOCK,
@@ -22,13 +23,50 @@ if TYPE_CHECKING:
     Bools = NDArray[np.bool_]
     Words = NDArray[np.uint64]
 
-__all__ = ["unpromised"]
+__all__ = ["sound_records", "unpromised"]
 
 _NO_KEY: Final = bytes(20)
 _RMAP_KEY: Final = np.dtype([("startblock", ">u4"), ("owner", ">u8"), ("offset", ">u8")])
 _NO_UNWRITTEN: Final = np.uint64(~XFS_RMAP_OFF_UNWRITTEN & (1 << 64) - 1)
 _BLOCK_MASK: Final = np.uint64(XFS_RMAP_OFF_MASK)
 _FLAGS_MASK: Final = np.uint64(~XFS_RMAP_OFF_MASK & (1 << 64) - 1)
+
+
+def sound_records(
+    tree: AgTree, leaves: list[Leaf], faults: list[Fault]
+) -> "tuple[NDArray[np.void], Ints, Ints]":
+    """Return the records of leaves of a tree: with them, where each starts and ends.
+
+    The records of a leaf that is not as promised are left out, and ``faults`` receives why.
+    """
+    layout = tree.shape.record
+    leaves = [leaf for leaf in leaves if leaf.numrecs]
+    raw = b"".join(
+        leaf.block[leaf.offset : leaf.offset + leaf.numrecs * layout.size] for leaf in leaves
+    )
+    records = np.frombuffer(raw, layout.dtype())
+    if tree.shape.by_size:
+        start = size_keys(records)
+        end = start + 1
+    else:
+        start = records[next(iter(layout.fields))].astype(np.int64)
+        end = start + (tree.shape.fixed_count or records["blockcount"])
+    if not leaves:
+        return records, start, end
+    counts = np.array([leaf.numrecs for leaf in leaves])
+    broken = unpromised(tree.shape, leaves, records, np.cumsum(counts) - counts, start, end)
+    if broken.any():
+        faults += [
+            Fault(
+                leaf.low,
+                leaf.high,
+                str(tree.corrupt(leaf.agbno, "not the records that belong there")),
+            )
+            for leaf in map(leaves.__getitem__, np.flatnonzero(broken).tolist())
+        ]
+        whole = ~np.repeat(broken, counts)
+        records, start, end = records[whole], start[whole], end[whole]
+    return records, start, end
 
 
 def unpromised(  # noqa: PLR0913 - what the caller has at hand of the same records

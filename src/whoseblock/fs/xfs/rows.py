@@ -1,7 +1,6 @@
-"""From a reverse-mapping record to a row of an answer.
+"""Conversion of reverse-map records to rows of answers.
 
-Single questions and bulk ones go different ways to the same `Piece`; what a record means is said
-once, here.
+Single and bulk lookups make the same `Piece` in different ways; both use these definitions.
 """
 
 from typing import Final
@@ -65,7 +64,7 @@ SPECIAL_OWNERS: Final = {
 
 
 def classify(owner: int, offset: int) -> tuple[int, int, int]:
-    """Give kind, what and fork of a record; what a data fork holds only its inode can tell."""
+    """Return kind, what and fork of a record; only the inode shows what a data fork holds."""
     if owner & XFS_RMAP_NON_INODE:
         return *SPECIAL_OWNERS.get(owner, (UNKNOWN, NOTHING)), NO_FORK
     fork = ATTR if offset & XFS_RMAP_OFF_ATTR_FORK else DATA
@@ -96,7 +95,7 @@ def piece_of(
 
 
 def make_row(volume: Volume, piece: Piece, paths: Paths | None) -> Owner:
-    """Show a piece in the words of the contract."""
+    """Return the row of the contract for a piece."""
     start, length = piece.start, piece.length
     inodes = volume.inodes_within(start, length) if piece.what == INODES else UNSET
     detail = _static_detail(volume, start, length) if piece.what == STATIC else UNSET

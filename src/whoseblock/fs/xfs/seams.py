@@ -1,17 +1,19 @@
-"""Where a large question can be cut without cutting a row.
+"""Seams: places where a large question is cut without cutting a row.
 
-No record of the reverse mapping crosses a seam, and one begins there or at the start of an
-allocation group.  The rows of both sides, asked for apart, are those of the whole.
+No record of the reverse map crosses a seam, and one begins there or at the start of an allocation
+group.  The rows of both sides together are those of the whole.
 """
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from itertools import islice
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from whoseblock.fs.xfs.btree import RMAPBT, AgTree, Fault, Leaf, Node
+from whoseblock.fs.xfs.btree import RMAPBT, AgTree, Fault, Node
 from whoseblock.fs.xfs.owners import OwnerFinder
+from whoseblock.fs.xfs.promises import sound_records
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -20,12 +22,15 @@ if TYPE_CHECKING:
 
 __all__ = ["split"]
 
+#: Leaves that are verified together.
+_TOGETHER: Final = 64
+
 
 def split(finder: OwnerFinder, start: int, length: int, budget: int) -> Iterator[tuple[int, int]]:
     """Cut ``length`` bytes from ``start`` into ``(start, length)`` of about ``budget`` records.
 
-    A part has more where so many records overlap that there is no seam among them.  Only one leaf
-    is held at a time.
+    A part has more where so many records overlap that there is no seam among them.  Few leaves are
+    held at a time.
     """
     volume = finder.volume
     end = start + length
@@ -69,8 +74,7 @@ def _groups(finder: OwnerFinder, start: int, within: int) -> Iterator[int]:
 
 
 def _extents(tree: AgTree, low: int, high: int) -> "Iterator[tuple[Ints, Ints]]":
-    """Return the starts and ends of the records of each leaf, where they touch the blocks."""
-    layout = tree.shape.record
+    """Return the starts and ends of the records of some leaves at a time, in the blocks asked."""
 
     def touched(node: Node) -> list[int]:
         window = range(bisect_right(node.reach, low), bisect_left(node.starts, high))
@@ -78,20 +82,9 @@ def _extents(tree: AgTree, low: int, high: int) -> "Iterator[tuple[Ints, Ints]]"
 
     # What is damaged is reported by the questions that touch it.
     faults: list[Fault] = []
-    for leaf in tree.leaves(touched, faults):
-        records = np.frombuffer(leaf.block, layout.dtype(), leaf.numrecs, leaf.offset)
-        first = records["startblock"].astype(np.int64)
-        after = first + records["blockcount"]
-        if leaf.numrecs and _is_sound(leaf, first, after):
-            here = (after > low) & (first < high)
-            yield first[here], after[here]
-
-
-def _is_sound(leaf: Leaf, first: "Ints", after: "Ints") -> bool:
-    """Tell whether the records ascend within what the parent promises."""
-    return bool(
-        (after > first).all()
-        and (first[1:] >= first[:-1]).all()
-        and first[0] >= leaf.low
-        and after.max() <= leaf.high
-    )
+    leaves = tree.leaves(touched, faults)
+    while some := list(islice(leaves, _TOGETHER)):
+        _, first, after = sound_records(tree, some, faults)
+        here = (after > low) & (first < high)
+        yield first[here], after[here]
+        faults.clear()

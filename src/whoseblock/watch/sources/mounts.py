@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 
 from whoseblock.media.mounts import Mount, devices_of, read_mounts
 
-__all__ = ["MountTable", "MountedFilesystem"]
+__all__ = ["MountTable", "MountedFilesystem", "parse_filesystems"]
 
 _PLACE: Final = Path("/proc/self/mountinfo")
 _PIECE: Final = 1 << 20
@@ -96,26 +96,29 @@ class MountTable:
         pieces = []
         while piece := os.read(self._fd, _PIECE):
             pieces.append(piece)
-        found: dict[tuple[int, str], list[Mount]] = {}
-        # Prefer a mount of the whole tree to one of a part.
-        mounts = read_mounts(os.fsdecode(b"".join(pieces)))
-        for mount in sorted(mounts, key=lambda one: one.root != "/"):
-            found.setdefault((mount.device, mount.kind), []).append(mount)
-        filesystems = {}
-        for (device, kind), those in found.items():
-            block_device = _block_device(those[0])
-            if block_device is None:
-                continue
-            filesystems[device] = MountedFilesystem(
-                device,
-                kind,
-                tuple(mount.point for mount in those[:_MOST_POINTS]),
-                frozenset(mount.id for mount in those),
-                block_device,
-            )
-        return filesystems
+        return parse_filesystems(os.fsdecode(b"".join(pieces)))
 
     def close(self) -> None:
         """Close the table."""
         self._poll.close()
         os.close(self._fd)
+
+
+def parse_filesystems(text: str) -> dict[int, MountedFilesystem]:
+    """Parse a mount table; return every filesystem on a block device, by its number there."""
+    found: dict[tuple[int, str], list[Mount]] = {}
+    # Prefer a mount of the whole tree to one of a part.
+    for mount in sorted(read_mounts(text), key=lambda one: one.root != "/"):
+        found.setdefault((mount.device, mount.kind), []).append(mount)
+    filesystems = {}
+    for (device, kind), mounts in found.items():
+        block_device = _block_device(mounts[0])
+        if block_device is not None:
+            filesystems[device] = MountedFilesystem(
+                device,
+                kind,
+                tuple(mount.point for mount in mounts[:_MOST_POINTS]),
+                frozenset(mount.id for mount in mounts),
+                block_device,
+            )
+    return filesystems
