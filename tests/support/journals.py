@@ -125,18 +125,24 @@ def kill_often(file: Path, times: int, seed: int) -> None:
             _write_until_killed(str(file), writer)
             os._exit(1)
         os.close(writer)
+        acknowledged = b""
         try:
-            # From the first commit on, or even while the journal is being opened.
-            if chance.random() < 0.9:
-                select.select([reader], [], [], 30)
-            time.sleep(chance.random() ** 2 * 0.06)
+            # After so many events, or even while the journal is being opened; a moment later, so
+            # that any step of a write may be under way.
+            events = chance.randrange(8)
+            while acknowledged.count(b"\n") < events and select.select([reader], [], [], 30)[0]:
+                piece = os.read(reader, 1 << 16)
+                if not piece:
+                    break
+                acknowledged += piece
+            time.sleep(chance.random() * 0.01)
         finally:
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
-        with os.fdopen(reader, "rb") as said:
-            for line in said.read().splitlines(keepends=True):
-                # A pipe takes a short line at once or not at all.
-                sys.stdout.write(line.decode())
+        with os.fdopen(reader, "rb") as rest:
+            # A pipe takes a short line at once or not at all.
+            acknowledged += rest.read()
+        sys.stdout.write(acknowledged.decode())
 
 
 if __name__ == "__main__":
