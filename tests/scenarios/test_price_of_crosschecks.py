@@ -1,4 +1,4 @@
-"""What the cross-checks cost: at most one more descent, but where two notice different states."""
+"""The cost of the cross-checks: at most one more descent, but where two notice different states."""
 
 import lzma
 from collections.abc import Iterator
