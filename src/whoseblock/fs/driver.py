@@ -35,6 +35,8 @@ __all__ = [
     "Driver",
     "ExchangeSample",
     "FileFacts",
+    "IndexLeaf",
+    "IndexSize",
     "MountedVolume",
     "Probe",
     "ReverseMap",
@@ -81,6 +83,30 @@ class Allocation(NamedTuple):
     start: int
     length: int
     is_free: bool
+
+
+class IndexSize(NamedTuple):
+    """The size of a reverse map on the disk, and what the filesystem reserves for it, in bytes.
+
+    ``levels`` are those of its highest tree; ``groups`` is the number of its trees.
+    """
+
+    size: int
+    reserve: int
+    levels: int
+    groups: int
+
+
+class IndexLeaf(NamedTuple):
+    """A leaf of a reverse map: its block begins at byte ``block`` of the device.
+
+    It has ``records`` records, which are all that the index has of ``length`` bytes from ``start``.
+    """
+
+    block: int
+    start: int
+    length: int
+    records: int
 
 
 class Companion(NamedTuple):
@@ -212,6 +238,14 @@ class Volume(AddressSpace, Protocol):
         """Return every path of each of ``inodes`` of subvolume 0, in one search for all."""
         found = self.paths_of(FileId(0, inode) for inode in check_inodes(inodes))
         return {file.inode: paths for file, paths in found.items()}
+
+    def index_size(self) -> IndexSize:
+        """Return the size of the reverse map; raises `UnsupportedError` if there is no index."""
+        raise UnsupportedError(f"{self.name} has no reverse map on the disk")
+
+    def index_leaves(self) -> Iterator[IndexLeaf]:
+        """Yield the leaves of the reverse map; raises `UnsupportedError` if there is no index."""
+        raise UnsupportedError(f"{self.name} has no reverse map on the disk")
 
     def repair_advice(self, row: Owner) -> str:
         """Return what repairs a row that is metadata, of the filesystem or of a file."""

@@ -17,7 +17,7 @@ from whoseblock.fs.arguments import (
 )
 from whoseblock.fs.arrays import OwnerArrays
 from whoseblock.fs.base import Answer, FileId, Owner, Paths, Progress, no_progress
-from whoseblock.fs.driver import Capability, FileFacts, ReverseMap
+from whoseblock.fs.driver import Capability, FileFacts, IndexLeaf, IndexSize, ReverseMap
 from whoseblock.fs.driver import Volume as VolumeProtocol
 from whoseblock.fs.pieces import FILE, Piece
 from whoseblock.fs.stream import ROW_BUDGET, LeadingRows, join_rows
@@ -282,6 +282,20 @@ class XfsFilesystem(Closing, VolumeProtocol):
         self._check_open()
         found = Attributes(self.volume, self.inodes).values(inode)
         return {(attribute.namespace, attribute.name): attribute.value for attribute in found}
+
+    def index_size(self) -> IndexSize:
+        """Return the size of the reverse-mapping btrees; raises `BlockError`."""
+        from whoseblock.fs.xfs.index import measure_index
+
+        self._check_open()
+        return measure_index(self.volume)
+
+    def index_leaves(self) -> Iterator[IndexLeaf]:
+        """Yield the leaves of the reverse-mapping btrees, those that can be read."""
+        from whoseblock.fs.xfs.index import index_leaves
+
+        self._check_open()
+        return index_leaves(self.volume)
 
     def repair_advice(self, row: Owner) -> str:
         """Return what repairs a row that is metadata, of the filesystem or of a file."""
