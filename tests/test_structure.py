@@ -222,6 +222,17 @@ PACKAGES: dict[str, dict[str, set[str]]] = {
         "images": {"base", "formats", "members"},
         "mounted": {"kernel"},
     },
+    "study": {
+        "sizes": set(),
+        "counts": set(),
+        "base": {"counts"},
+        "results": {"counts"},
+        "simulation": {"base", "sizes"},
+        "trackers": {"base", "counts", "simulation", "sizes"},
+        "report": {"results", "simulation", "sizes"},
+        "measurements": {"base", "results", "simulation", "sizes", "trackers"},
+        "study": {"measurements", "report", "results", "simulation"},
+    },
     "watch": {
         "log": set(),
         "clock": set(),

@@ -10,7 +10,7 @@ from typing import Final, NamedTuple, Protocol
 
 from whoseblock.study.counts import Counts
 
-__all__ = ["INDEX_BITS", "Found", "Owner", "Tracker", "Watcher", "key_of", "owner_of"]
+__all__ = ["INDEX_BITS", "LookupResult", "PageOwner", "Tracker", "Watcher", "key_of", "owner_of"]
 
 #: No file has more pages than this many bits can count: its size is below 2**63 bytes.
 INDEX_BITS: Final = 51
@@ -18,7 +18,7 @@ _INDEX_MASK: Final = (1 << INDEX_BITS) - 1
 
 
 @dataclass(frozen=True, order=True, slots=True)
-class Owner:
+class PageOwner:
     """Page ``index`` of the file ``mapping``."""
 
     mapping: int
@@ -30,12 +30,12 @@ def key_of(mapping: int, index: int) -> int:
     return mapping << INDEX_BITS | index
 
 
-def owner_of(key: int) -> Owner:
+def owner_of(key: int) -> PageOwner:
     """Take a key apart."""
-    return Owner(key >> INDEX_BITS, key & _INDEX_MASK)
+    return PageOwner(key >> INDEX_BITS, key & _INDEX_MASK)
 
 
-class Found(NamedTuple):
+class LookupResult(NamedTuple):
     """What a tracker says of a failed page.
 
     ``kind`` is ``files``, ``free``, ``metadata``, or ``unknown``, which is all that a tracker can
@@ -48,7 +48,7 @@ class Found(NamedTuple):
     stops: bool = False
 
     @property
-    def owners(self) -> tuple[Owner, ...]:
+    def owners(self) -> tuple[PageOwner, ...]:
         """The owners, in order."""
         return tuple(map(owner_of, self.keys))
 
@@ -73,10 +73,10 @@ class Tracker(Watcher, Protocol):
     name: str
     counts: Counts
 
-    def find(self, page: int) -> Found:
+    def find(self, page: int) -> LookupResult:
         """Say whose a page is."""
 
-    def owners(self, page: int) -> tuple[Owner, ...]:
+    def owners(self, page: int) -> tuple[PageOwner, ...]:
         """Give the owners of a page, in order."""
 
     def keys(self, page: int) -> list[int]:

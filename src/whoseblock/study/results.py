@@ -12,7 +12,7 @@ __all__ = [
     "LostLeaves",
     "Phase",
     "Pieces",
-    "Report",
+    "StudyReport",
     "TrackerResult",
     "Upkeep",
     "WorkloadResult",
@@ -214,7 +214,7 @@ class LostLeaves(Struct, frozen=True):
     worst: LostLeaf
 
 
-class Report(Struct, frozen=True):
+class StudyReport(Struct, frozen=True):
     """All of a study.
 
     What differs from run to run is in ``times``, ``write_times``, ``failure_times``, ``seconds``,

@@ -10,13 +10,13 @@ from multiprocessing import active_children, get_context
 from typing import Final, NamedTuple, Self, TypeVar
 
 from whoseblock.fs.base import Progress, no_progress
-from whoseblock.study.arithmetic import bytes_in_folios
-from whoseblock.study.disk import lost_leaves, upkeep
-from whoseblock.study.results import EntryTime, Pieces, Report, WorkloadResult, WriteTime
-from whoseblock.study.run import run_workload
-from whoseblock.study.sources import ImageSource, MadeUpSource, PiecesSource
-from whoseblock.study.timing import entry_times, failure_times, write_times
-from whoseblock.study.workloads import LIFE, WORKLOADS, Workload
+from whoseblock.study.measurements.disk import lost_leaves, upkeep
+from whoseblock.study.measurements.run import run_workload
+from whoseblock.study.measurements.sources import ImageSource, MadeUpSource, PiecesSource
+from whoseblock.study.measurements.timing import entry_times, failure_times, write_times
+from whoseblock.study.report.arithmetic import bytes_in_folios
+from whoseblock.study.results import EntryTime, Pieces, StudyReport, WorkloadResult, WriteTime
+from whoseblock.study.simulation.workloads import LIFE, WORKLOADS, Workload
 
 __all__ = ["LENGTHS", "SHARING", "Plan", "study"]
 
@@ -68,7 +68,7 @@ class _Job(NamedTuple):
     life_steps: int
 
 
-def study(plan: Plan, progress: Progress = no_progress) -> Report:
+def study(plan: Plan, progress: Progress = no_progress) -> StudyReport:
     """Carry out a plan.
 
     Raises `UnsupportedError` for an image that cannot be studied, and what opening it raises.
@@ -96,7 +96,7 @@ def study(plan: Plan, progress: Progress = no_progress) -> Report:
         order = [workload.name for workload in (*WORKLOADS, LIFE)]
         first = sorted(results[: len(kinds)], key=lambda result: order.index(result.workload))
         rest = results[len(kinds) :]
-        return Report(
+        return StudyReport(
             extents=source.name,
             seed=plan.seed,
             upkeep=price,
