@@ -1,7 +1,7 @@
-"""What every tracker can do, and how owners are named.
+"""The protocol of the trackers, and the keys of owners.
 
 An owner of a page is a mapping, which stands for a file's ``struct address_space`` and is its inode
-number here, and an index, the page of the file.  Both make one number, the key: comparing keys
+number here, and an index, the page of the file. Both make one number, the key: comparing keys
 compares mappings first, and the next page of a file has the next key.
 """
 
@@ -26,21 +26,21 @@ class PageOwner:
 
 
 def key_of(mapping: int, index: int) -> int:
-    """Put mapping and index together."""
+    """Combine mapping and index into a key."""
     return mapping << INDEX_BITS | index
 
 
 def owner_of(key: int) -> PageOwner:
-    """Take a key apart."""
+    """Split a key into mapping and index."""
     return PageOwner(key >> INDEX_BITS, key & _INDEX_MASK)
 
 
 class LookupResult(NamedTuple):
-    """What a tracker says of a failed page.
+    """The answer of a tracker about a failed page.
 
-    ``kind`` is ``files``, ``free``, ``metadata``, or ``unknown``, which is all that a tracker can
-    say of a page that nobody has faulted.  The ``keys`` ascend.  ``stops`` tells whether it is
-    metadata that has Linux shut the filesystem down.
+    ``kind`` is ``files``, ``free``, ``metadata`` or ``unknown``; trackers of faults know nothing of
+    pages that were not faulted. The ``keys`` ascend. ``stops`` is true for metadata whose failure
+    shuts the filesystem down in Linux.
     """
 
     kind: str
@@ -54,17 +54,17 @@ class LookupResult(NamedTuple):
 
 
 class Watcher(Protocol):
-    """Whoever hears of each entry.
+    """A receiver of the changes of entries.
 
     ``count`` pages from ``page`` become, or are no longer, those from ``index`` of the file: as
     many as the entry has that was put into the file's mapping, or taken out of it.
     """
 
     def associate(self, page: int, mapping: int, index: int, count: int = 1) -> None:
-        """Take note of an owner; it is not one yet."""
+        """Add an owner, which is not one yet."""
 
     def disassociate(self, page: int, mapping: int, index: int, count: int = 1) -> None:
-        """Forget an owner."""
+        """Remove an owner."""
 
 
 class Tracker(Watcher, Protocol):
@@ -74,13 +74,13 @@ class Tracker(Watcher, Protocol):
     counts: Counts
 
     def find(self, page: int) -> LookupResult:
-        """Say whose a page is."""
+        """Return the owners of a page, or its other use."""
 
     def owners(self, page: int) -> tuple[PageOwner, ...]:
-        """Give the owners of a page, in order."""
+        """Return the owners of a page, in order."""
 
     def keys(self, page: int) -> list[int]:
-        """Give the keys of the owners, ascending."""
+        """Return the keys of the owners, ascending."""
 
     def recount(self) -> int:
         """Count the bytes held now anew, from the structures themselves."""

@@ -1,4 +1,4 @@
-"""What on-demand lives on: the reverse mapping on the disk, what it takes, and when it fails."""
+"""Measure the reverse mapping on the disk: its size, and the effect of a lost block."""
 
 from collections import defaultdict
 from typing import Final, NamedTuple
@@ -26,7 +26,7 @@ _ASKED: Final = 10_000
 
 
 def upkeep(filesystem: XfsFilesystem) -> Upkeep:
-    """Say how large the reverse mapping is, against all metadata and against the data."""
+    """Measure the reverse mapping, compared with all metadata and with the data."""
     volume = filesystem.volume
     groups = range(volume.groups_on_device)
     headers = [volume.agf(agno) for agno in groups]
@@ -54,7 +54,7 @@ def upkeep(filesystem: XfsFilesystem) -> Upkeep:
 
 
 def _kept_back(filesystem: XfsFilesystem) -> int:
-    """Give the blocks that the kernel keeps back for the reverse mapping to grow."""
+    """Return the blocks that the kernel reserves for growth of the reverse mapping."""
     volume = filesystem.volume
     blocks = [volume.ag_blocks(agno) for agno in range(volume.sb.agcount)]
     if volume.sb.logstart:
@@ -73,10 +73,10 @@ class _Place(NamedTuple):
 
 
 def lost_leaves(path: str) -> LostLeaves:
-    """Poison the median leaf of the reverse mapping, and the worst, and ask what they told.
+    """Poison the median leaf of the reverse mapping, and the worst, and query their blocks.
 
-    A leaf tells of the blocks between the keys above it, whichever records it has of them; so how
-    much a lost one leaves open needs no reading, and these two show that it is so.
+    A leaf covers the blocks between the keys above it, whatever its records. So the effect of a
+    lost leaf follows from these keys, and the two queries confirm it.
     """
     with XfsFilesystem(FileMedia(path)) as filesystem:
         places = sorted(
@@ -119,7 +119,7 @@ def _lose(path: str, place: _Place) -> LostLeaf:
 
 
 def _claims(rows: OwnerArrays) -> dict[int, set[tuple[int, ...]]]:
-    """Give what is said of each question: kind, inode and place of all that is not unknown."""
+    """Return the kind, inode and file offset of all rows that are not unknown, by question."""
     claims: dict[int, set[tuple[int, ...]]] = defaultdict(set)
     columns = (rows.question, rows.kind, rows.inode, rows.file_offset)
     for question, kind, *owner in zip(*(column.tolist() for column in columns), strict=True):
@@ -129,7 +129,7 @@ def _claims(rows: OwnerArrays) -> dict[int, set[tuple[int, ...]]]:
 
 
 def leaves_of(filesystem: XfsFilesystem, agno: int) -> list[Leaf]:
-    """Give the leaves of the reverse mapping of a group."""
+    """Return the leaves of the reverse mapping of a group."""
     faults: list[Fault] = []
     volume = filesystem.volume
     tree = AgTree(volume, agno, RMAPBT, volume.ag_blocks(agno))

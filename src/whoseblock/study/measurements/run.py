@@ -89,7 +89,7 @@ class Run:
     # ------------------------------------------------------------------ steps
 
     def go(self, steps: Iterable[WorkloadStep], about: int, name: str = "faults") -> None:
-        """Take the steps of a phase, ``about`` so many, and compare after each of them."""
+        """Run the ``about`` steps of a phase, and compare after each of them."""
         every = max(about // _SAMPLES, 1)
         changed, before, samples = 0, self.steps, len(self._samples)
         with ExitStack() as stack:
@@ -158,8 +158,8 @@ class Run:
     def _compare(self, runs: Iterable[tuple[int, int]]) -> None:
         """Compare what the three designs say of pages.
 
-        On demand knows all owners; the others must know those of them that are faulted in.  Per
-        extent asks each file whether it is.  So if both trackers give the same, as many as
+        On demand knows all owners; the others must know those of them that are faulted in. Per
+        extent asks each file whether it is. So if both trackers give the same, as many as
         ``page->share`` says, these are all that are faulted in, and on demand must know every one.
         """
         per_page, per_extent = self.per_page.keys, self.per_extent.keys
@@ -197,7 +197,7 @@ class Run:
     # ------------------------------------------------------------------ failing
 
     def _pagemaps(self, stack: ExitStack) -> list[tuple[str, Pagemap, "EmulatedPmem"]]:
-        """Give each design a device of its own: what one of them clears stays bad for others."""
+        """Create a device for each design: clearing a page in one does not affect the others."""
         made = []
         holders: dict[str, Holder] = {
             tracker.name: TrackingHolder(tracker, self.processes) for tracker in self.trackers
@@ -215,7 +215,7 @@ class Run:
         faulted = self.entries.those_at(page, every_key)
         in_core = [key for key in every_key if key >> INDEX_BITS in self.world.in_core]
         expected = {self.on_demand.name: every_key, _LINUX: in_core}
-        # Whoever has the page in its page tables is told, by all designs alike.
+        # All designs notify the processes with the page in their page tables.
         told = {process for key in faulted for process in self.processes.with_page(key)}
         for name, pagemap, media in pagemaps:
             media.inject(bad)

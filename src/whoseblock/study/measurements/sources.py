@@ -1,4 +1,4 @@
-"""Where a study's extents come from: an image, or nowhere."""
+"""The sources of a study's extents: an image, or a generator."""
 
 from collections.abc import Callable
 from functools import cached_property
@@ -22,25 +22,25 @@ __all__ = ["ImageSource", "MadeUpSource", "PiecesSource", "Source", "open_image"
 
 
 class Source(Protocol):
-    """Extents, and who can be asked about them later."""
+    """Extents, and lookups of their owners."""
 
     name: str
 
     @property
     def extents(self) -> Extents:
-        """What there is."""
+        """The extents."""
 
     def space(self) -> Space:
-        """Give a filesystem of the study that has just these extents."""
+        """Create a filesystem of the study with exactly these extents."""
 
     def lookup(self, space: Space) -> Callable[[int], LookupResult]:
-        """Give who answers when a page fails."""
+        """Return the lookup that answers when a page fails."""
 
     def answers(self, space: Space) -> Callable[[int], list[int]]:
-        """Give who tells the owners of any page at any time, as `lookup` would, only sooner."""
+        """Return a faster lookup with the same owners as `lookup`, for any page at any time."""
 
     def media(self) -> EmulatedPmem:
-        """Give a device to fail; what is written to it is forgotten."""
+        """Create a device that fails; written data are discarded."""
 
 
 def open_image(path: str) -> XfsFilesystem:
@@ -65,11 +65,11 @@ class ImageSource(Closing):
 
     @cached_property
     def extents(self) -> Extents:
-        """What files have written."""
+        """The written extents of files."""
         return extents_of(self.filesystem)
 
     def space(self) -> Space:
-        """Give a filesystem of the study that has just these extents."""
+        """Create a filesystem of the study with exactly these extents."""
         return Space(self.extents)
 
     def lookup(self, space: Space) -> DiskLookup:
@@ -85,7 +85,7 @@ class ImageSource(Closing):
         return DiskAnswers(self._told, space)
 
     def media(self) -> EmulatedPmem:
-        """Give the image as a device to fail."""
+        """Create a device that fails from the image."""
         return EmulatedPmem(OverlayMedia(FileMedia(self.path)))
 
     def close(self) -> None:
@@ -119,10 +119,10 @@ class _NoDisk:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Nothing is open."""
+        """Return without effect: no file is open."""
 
     def space(self) -> Space:
-        """Give a filesystem of the study that has just these extents."""
+        """Create a filesystem of the study with exactly these extents."""
         return Space(self.extents)
 
     def lookup(self, space: Space) -> SpaceLookup:
@@ -134,7 +134,7 @@ class _NoDisk:
         return space.keys
 
     def media(self) -> EmulatedPmem:
-        """Give an empty device to fail."""
+        """Create an empty device that fails."""
         return EmulatedPmem(OverlayMedia(_Blank(self.extents.pages * PAGE)))
 
 

@@ -1,9 +1,9 @@
-"""How long an entry, a write that breaks sharing, and a failure take under each design.
+"""Measure the time of an entry, of a write that breaks sharing, and of a failure in each design.
 
-A fault here is what it is without tracking, the filesystem's answer and an entry put in, and then
-what the tracker does; and each entry is taken out again, as when its inode leaves the cache.  All
-is Python: only ratios mean anything.  The same loops run over the same entries in turn, on the
-processor's clock; what a design adds is the median of the rounds, each against the one without
+A fault has the cost without tracking (a query of the filesystem and an inserted entry) and the cost
+of the tracker. Each entry is removed again, as when its inode is evicted. All code is Python, so
+only ratios are meaningful. The same loops run over the same entries in turn, on the clock of the
+processor. The cost of a design is the median of the rounds, each compared with the round without
 tracking beside it.
 
 What breaks sharing changes the extents, and cannot be done again: there all designs hear of the
@@ -47,7 +47,7 @@ _MANY: Final = 10_000
 
 
 class _Seconds(NamedTuple):
-    """What an entry takes to be put in, and to be taken out."""
+    """The time to insert an entry and to remove it."""
 
     put_in: float
     taken_out: float
@@ -83,7 +83,7 @@ def entry_times(source: Source, seed: int, most: int = _ENTRIES) -> EntryTime:
 
 
 def _compared(rounds: list[dict[str, float]]) -> tuple[float, dict[str, float]]:
-    """Give the seconds without tracking, and what each design adds to them."""
+    """Return the seconds without tracking, and the seconds that each design adds."""
     none = statistics.median(one["none"] for one in rounds)
     ratios = {
         name: statistics.median(one[name] / one["none"] for one in rounds) for name in rounds[0]
@@ -138,7 +138,7 @@ def sample(space: "Space", seed: int, most: int) -> "list[PageExtent]":
 def _time(
     space: "Space", entries: "list[PageExtent]", make: "Callable[[Entries], Tracker] | None"
 ) -> _Seconds:
-    """Give the seconds of one entry."""
+    """Return the seconds of one entry."""
     held = Entries()
     page_of, insert, remove = space.page_of, held.insert, held.remove
     if make is None:
@@ -221,7 +221,7 @@ def write_times(source: Source, seed: int, most: int = _WRITES) -> WriteTime:
 def _time_writes(
     source: Source, faulted: "list[PageExtent]", seed: int, most: int
 ) -> tuple[int, dict[str, float]]:
-    """Give how many writes were made, and the seconds of one for each who heard of them."""
+    """Return the number of writes, and the seconds of one for each receiver."""
     space, entries = source.space(), Entries()
     clocks: dict[str, _Clocked] = {
         "clock": _Clocked(_Deaf()),
@@ -247,7 +247,7 @@ def failure_times(source: ImageSource, seed: int) -> tuple[FailureTime, ...]:
     """Time failures of pages that files have, in each design; on demand with blocks read.
 
     *cold* is with nothing read before of the btrees, though perhaps in the page cache of the
-    machine; *warm* is the same question again; *at once* is many failures told together.  These are
+    machine; *warm* is the same question again; *at once* is many failures told together. These are
     on the processor's clock; to read it takes as long as half of what a tracker does, so that
     trackers are on the other one.
     """

@@ -1,4 +1,4 @@
-"""What follows from the measurements: memory of larger devices, and when tracking would pay."""
+"""Calculations from the measurements: memory of larger devices, and the break-even of tracking."""
 
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -28,12 +28,12 @@ _LARGEST_GROUP: Final = 1 << 40
 
 
 def per_page_bytes(owners: int) -> int:
-    """Give what the RFC's trees take for a page that so many files have faulted."""
+    """Return the bytes of the RFC's tree for a page that ``owners`` files have faulted."""
     return 0 if owners < 2 else RB_ROOT_CACHED + SHARED_FILE * owners  # noqa: PLR2004 - shared
 
 
 def bytes_in_folios(segments: "Iterable[Segment]") -> int:
-    """Give what the trees take if all is faulted in by entries that are as large as can be.
+    """Return the bytes of the trees if everything is faulted in by the largest possible entries.
 
     One tree stands for 2 MiB where all files that have them can take them in whole; a tree for each
     page stands everywhere else.
@@ -72,7 +72,7 @@ def extrapolate(report: StudyReport) -> Iterator[Extrapolation]:
 
 
 def kept_back(size: int) -> int:
-    """Give the bytes of a device that the kernel keeps back for the reverse mapping.
+    """Return the bytes of a device that the kernel reserves for the reverse mapping.
 
     They are a little less where the log is on the same device, for which nothing is kept.
     """
@@ -81,10 +81,10 @@ def kept_back(size: int) -> int:
 
 
 def break_even(report: StudyReport, slower: float = 1.0) -> dict[str, float]:
-    """Give, for each tracking design, how many failures in a million faults would make it pay.
+    """Return the break-even of each tracking design, in failures per million faults.
 
     It spends time when an entry is put in and when it is taken out, on-demand at every failure; at
-    so many both have spent as much.  ``slower`` makes each question on demand take so many times as
+    so many both have spent as much. ``slower`` makes each question on demand take so many times as
     long.
     """
     if not report.times or not report.failure_times:
@@ -101,6 +101,6 @@ def break_even(report: StudyReport, slower: float = 1.0) -> dict[str, float]:
 
 
 def bytes_a_page(result: WorkloadResult, design: str) -> float:
-    """Give the memory of a design for each page of the device that is faulted in."""
+    """Return the memory of a design per page of the device that is faulted in."""
     memory = next(one.memory for one in result.trackers if one.design == design)
     return memory / result.pages if result.pages else 0.0

@@ -24,7 +24,7 @@ class Table(NamedTuple):
 
 
 def tables(report: StudyReport) -> Iterator[Table]:
-    """Give all tables of a report, those with times only if it has any."""
+    """Yield all tables of a report, those with times only if it has any."""
     yield _workloads(report)
     yield _memory(report)
     yield _work(report)
@@ -119,7 +119,7 @@ def _pieces(report: StudyReport) -> Table:
 
 
 def _formula(result: WorkloadResult) -> str:
-    """Give the formula's value where all pages have as many owners."""
+    """Return the value of the formula where all pages have the same number of owners."""
     whole = result.sharing == int(result.sharing)
     return f"{per_page_bytes(int(result.sharing))}" if whole else ""
 
@@ -142,7 +142,7 @@ def _failures(report: StudyReport) -> Table:
         ],
         f"{blind.files - blind.files_known:,} of {blind.files:,} files have no page faulted in at"
         f" the end; of {blind.owners:,} pairs of a page and its file {blind.known:,} are known to"
-        f" who tracks faults.  Inodes left memory {report.life.evicted:,} times, with"
+        f" who tracks faults. Inodes left memory {report.life.evicted:,} times, with"
         f" {report.life.evicted_entries:,} entries.",
     )  # fmt: skip
 
@@ -288,7 +288,7 @@ def _break_even(report: StudyReport) -> Table:
 
 
 def _short(report: StudyReport) -> Table:
-    """Give what can be said in a line for each design."""
+    """Yield the rows with one line for each design."""
     first, life, image = report.workloads[0], report.workloads[-1], report.upkeep
     designs = [tracker.design for tracker in first.trackers]
     memory = [tracker.memory for tracker in first.trackers]
@@ -372,7 +372,7 @@ def as_markdown(table: Table) -> Iterator[str]:
 
 
 def _to_the_right(table: Table) -> list[bool]:
-    """Tell which columns hold but numbers."""
+    """Return which columns hold only numbers."""
     return [
         all(not cell or _NUMBER.fullmatch(cell) for cell in column)
         for column in zip(*table.rows, strict=True)

@@ -1,8 +1,8 @@
-"""The way of a failed page, emulated: page frame → dax device → holder → owners → processes.
+"""Emulated handling of a failed page: page frame → dax device → holder → owners → processes.
 
 The steps and their names are the kernel's (``memory_failure``, ``dax_holder_notify_failure``,
-``xfs_dax_notify_failure``, ``mf_dax_kill_procs``).  The last one is what the discussion wanted and
-no kernel does yet: space that nobody has is zeroed, which clears the poison.
+``xfs_dax_notify_failure``, ``mf_dax_kill_procs``). A last step was
+proposed in the discussion, but no kernel has it: free space is zeroed, which clears the poison.
 """
 
 from collections import defaultdict
@@ -26,10 +26,10 @@ __all__ = [
 
 
 class Outcome(NamedTuple):
-    """What became of a failed page.
+    """The result of handling a failed page.
 
-    ``kind`` and ``keys`` are what the tracker found, ``processes`` those that were told, and
-    ``cleared`` whether the page can be used again.
+    ``kind`` and ``keys`` are what the tracker found, ``processes`` those that were notified,
+    and ``cleared`` whether the page can be used again.
     """
 
     kind: str
@@ -39,10 +39,10 @@ class Outcome(NamedTuple):
 
 
 class Processes:
-    """Who has which pages of which files in its page tables.
+    """The page tables of processes: the pages of files in them.
 
     Linux goes through all processes that have the file mapped (``i_mmap``), and passes over those
-    whose page tables do not have the page (``dev_pagemap_mapping_shift``).  A page is in page
+    whose page tables do not have the page (``dev_pagemap_mapping_shift``). A page is in page
     tables only while its file has an entry for it: who takes the entry out unmaps it first.
     """
 
@@ -55,11 +55,11 @@ class Processes:
         self._tables[mapping][process] = set()
 
     def unmap(self, process: int, mapping: int) -> None:
-        """Unmap a file.  No tracker hears of it: the entries stay."""
+        """Unmap a file. No tracker hears of it: the entries stay."""
         self._tables[mapping].pop(process, None)
 
     def mapped(self, mapping: int) -> bool:
-        """Tell whether any process has a file mapped."""
+        """Return whether a process has a file mapped."""
         return bool(self._tables.get(mapping))
 
     def touch(self, process: int, key: int, count: int = 1) -> None:
@@ -67,25 +67,25 @@ class Processes:
         self._tables[key >> INDEX_BITS][process].update(range(key, key + count))
 
     def with_page(self, key: int) -> list[int]:
-        """Give the processes that have a page of a file in their page tables."""
+        """Return the processes with a page of a file in their page tables."""
         of = self._tables.get(key >> INDEX_BITS, {})
         return [process for process, touched in of.items() if key in touched]
 
     def associate(self, page: int, mapping: int, index: int, count: int = 1) -> None:
-        """Do nothing: who has faulted touches next."""
+        """Return without effect: the process that faulted touches the page next."""
 
     def disassociate(self, _page: int, mapping: int, index: int, count: int = 1) -> None:
-        """Take pages out of all page tables."""
+        """Remove pages from all page tables."""
         key = mapping << INDEX_BITS | index
         for touched in self._tables.get(mapping, {}).values():
             touched.difference_update(range(key, key + count))
 
 
 class Holder(Protocol):
-    """Who has a dax device, and wants to know of its failures."""
+    """A holder of a dax device, which is notified of failures."""
 
     def notify_failure(self, device: "DaxDevice", offset: int, length: int) -> Outcome:
-        """Deal with the loss of ``length`` bytes from ``offset``."""
+        """Handle the loss of ``length`` bytes from ``offset``."""
 
 
 class DaxDevice:
@@ -96,7 +96,7 @@ class DaxDevice:
         self.holder = holder
 
     def notify_failure(self, offset: int, length: int) -> Outcome:
-        """Pass a failure on to the holder; without one nothing is known."""
+        """Pass a failure on to the holder; without one the owners are unknown."""
         if self.holder is None:
             return Outcome("unknown", (), frozenset(), cleared=False)
         return self.holder.notify_failure(self, offset, length)
@@ -114,7 +114,7 @@ class Pagemap:
         self.device = device
 
     def memory_failure(self, pfn: int) -> Outcome:
-        """Deal with the failure of the page of a number; raises `OutOfDeviceError`."""
+        """Handle the failure of a page frame; raises `OutOfDeviceError`."""
         offset = (pfn - self.first_pfn) * PAGE
         if not 0 <= offset <= self.device.media.size - PAGE:
             raise OutOfDeviceError(f"page frame {pfn:#x} is not of {self.device.media.name!r}")
@@ -129,12 +129,12 @@ class TrackingHolder:
         self._processes = processes
 
     def notify_failure(self, device: DaxDevice, offset: int, length: int) -> Outcome:
-        """Tell the processes of every owner; zero what nobody has."""
+        """Notify the processes of every owner; zero free pages."""
         found = self._tracker.find(offset // PAGE)
         cleared = found.kind == "free"
         if cleared:
             device.zero(offset, length)
-        return Outcome(found.kind, tuple(found.keys), _told(self._processes, found.keys), cleared)
+        return Outcome(found.kind, tuple(found.keys), _notify(self._processes, found.keys), cleared)
 
 
 class LinuxHolder:
@@ -152,14 +152,14 @@ class LinuxHolder:
         self._processes = processes
 
     def notify_failure(self, _device: DaxDevice, offset: int, _length: int) -> Outcome:
-        """Tell the processes of every owner in memory."""
+        """Notify the processes of every owner in memory."""
         found = self._find(offset // PAGE)
         if found.stops:
             return Outcome("metadata", (), frozenset(), cleared=False)
         keys = tuple(key for key in found.keys if key >> INDEX_BITS in self._in_core)
         kind = "files" if keys else "unknown"
-        return Outcome(kind, keys, _told(self._processes, keys), cleared=False)
+        return Outcome(kind, keys, _notify(self._processes, keys), cleared=False)
 
 
-def _told(processes: Processes, keys: Iterable[int]) -> frozenset[int]:
+def _notify(processes: Processes, keys: Iterable[int]) -> frozenset[int]:
     return frozenset(process for key in keys for process in processes.with_page(key))

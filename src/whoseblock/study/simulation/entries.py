@@ -1,6 +1,6 @@
-"""Which pages of the files are faulted in: the DAX entries of every file's ``i_pages``.
+"""The pages of files that are faulted in: the DAX entries of every file's ``i_pages``.
 
-They are there in all three designs, and counted in none.  An entry stays when the process that
+They are there in all three designs, and counted in none. An entry stays when the process that
 faulted it in unmaps the file, and goes when the file is cut, copied elsewhere, or forgotten.
 """
 
@@ -45,7 +45,7 @@ class Entries:
         return marks is not None and marks[key & _LAST] != 0
 
     def insert(self, key: int, page: int) -> None:
-        """Put an entry in, where there is none."""
+        """Insert an entry where there is none."""
         chunk = key >> _CHUNK_BITS
         marks = self._marks.get(chunk)
         if marks is None:
@@ -57,7 +57,7 @@ class Entries:
         self._count += 1
 
     def remove(self, key: int) -> int | None:
-        """Take an entry out; gives its page, None if there was none."""
+        """Remove an entry; return its page, None if there was none."""
         if key not in self:
             return None
         chunk = key >> _CHUNK_BITS
@@ -68,12 +68,12 @@ class Entries:
         return page
 
     def those_at(self, page: int, keys: Iterable[int]) -> list[int]:
-        """Give those of some keys whose entry is of this page."""
+        """Return those keys whose entry is for this page."""
         chunks = self._pages
         return [key for key in keys if chunks.get(key >> _CHUNK_BITS, _EMPTY)[key & _LAST] == page]
 
     def those_of(self, page: int, owners: Iterable[int]) -> list[int]:
-        """Give the keys of those owners, each a key less the page, whose entry is of this page."""
+        """Return the keys of owners, each a key less the page, whose entry is for this page."""
         chunks = self._pages
         return [
             key
@@ -82,7 +82,7 @@ class Entries:
         ]
 
     def any_within(self, key: int, count: int) -> bool:
-        """Tell whether any of ``count`` keys from ``key`` is faulted in, as ``xa_find`` does."""
+        """Return whether any of ``count`` keys from ``key`` is faulted in, as ``xa_find`` does."""
         end = key + count
         while key < end:
             chunk, at = key >> _CHUNK_BITS, key & _LAST
@@ -116,7 +116,7 @@ class Entries:
         return False, looked
 
     def within(self, key: int, count: int) -> list[tuple[int, int]]:
-        """Give those of ``count`` keys of a file from ``key`` that are faulted in, and their pages.
+        """Return those of ``count`` keys from ``key`` that are faulted in, and their pages.
 
         They ascend.
         """
@@ -133,11 +133,11 @@ class Entries:
         return found
 
     def of(self, mapping: int) -> list[tuple[int, int]]:
-        """Give the keys of a file that are faulted in, ascending, each with its page."""
+        """Return the keys of a file that are faulted in, ascending, each with its page."""
         return self.within(mapping << INDEX_BITS, 1 << INDEX_BITS)
 
     def arrays(self) -> "tuple[np.ndarray, np.ndarray, np.ndarray]":
-        """Give file, index and page of all entries, in the order of nothing."""
+        """Return file, index and page of all entries, unordered."""
         import numpy as np
 
         chunks = list(self._pages)

@@ -1,4 +1,4 @@
-"""The extents that a study begins with: a real image's, or made-up ones.
+"""The initial extents of a study, from an image or generated.
 
 In pages of 4 KiB throughout, as fsdax wants blocks to be.
 """
@@ -32,20 +32,20 @@ class PageExtent(NamedTuple):
 
 
 class Extents(NamedTuple):
-    """What of a device files have written, in file order, and what is free, in order."""
+    """The written extents of files, in file order, and the free extents, in order."""
 
     files: list[PageExtent]
     free: list[tuple[int, int]]
     pages: int
-    #: Pages whose owner is neither: metadata, space never written, what nobody can say.
+    #: Other pages: metadata, space never written, unknown owners.
     others: list[tuple[int, int]]
 
 
 def extents_of(filesystem: "Volume") -> Extents:
-    """Take the extents of a filesystem.
+    """Read the extents of a filesystem.
 
     Left out is what cannot be faulted in: metadata, attributes, and space that was never written,
-    which a fault would first convert.  Raises `UnsupportedError` where blocks are no pages.
+    which a fault would first convert. Raises `UnsupportedError` where blocks are no pages.
     """
     if filesystem.block_size != PAGE:
         raise UnsupportedError(
@@ -73,7 +73,7 @@ def extents_of(filesystem: "Volume") -> Extents:
 
 
 def _joined(extents: list[PageExtent]) -> list[PageExtent]:
-    """Join what only the ends of questions cut."""
+    """Join extents that were only split by the ends of questions."""
     joined: list[PageExtent] = []
     for extent in extents:
         mapping, index, page, count = extent
@@ -87,9 +87,9 @@ def _joined(extents: list[PageExtent]) -> list[PageExtent]:
 
 
 def made_up(pages: int, sharing: int, seed: int, *, longest: int = 256) -> Extents:
-    """Make up about ``pages`` pages of data that ``sharing`` files have each.
+    """Generate about ``pages`` pages of data, each shared by ``sharing`` files.
 
-    Groups of files share all that they have, like the clones of an image.  Extents have 1 to
+    Groups of files share all that they have, like the clones of an image. Extents have 1 to
     ``longest`` pages, every length as likely; each eighth group is of one extent of 2 MiB, aligned.
     """
     rng = random.Random(seed)  # noqa: S311 - repeatable, not secret
@@ -119,7 +119,7 @@ def made_up(pages: int, sharing: int, seed: int, *, longest: int = 256) -> Exten
 
 
 def in_pieces(pages: int, sharing: int, length: int) -> Extents:
-    """Give ``sharing`` files about ``pages`` pages, in extents of ``length``, one page apart."""
+    """Generate ``sharing`` files of about ``pages`` pages, in extents of ``length`` pages."""
     starts = range(0, max(pages // length, 1) * (length + 1), length + 1)
     files = [
         PageExtent(mapping, number * length, start, length)

@@ -24,12 +24,12 @@ class Intervals:
         return zip(self._starts, self._ends, strict=True)
 
     def overlap(self, start: int, end: int) -> bool:
-        """Tell whether any is from ``start`` up to ``end``."""
+        """Return whether any value is in ``start`` up to ``end``."""
         index = bisect_right(self._ends, start)
         return index < len(self._starts) and self._starts[index] < end
 
     def add(self, start: int, end: int) -> None:
-        """Put in all from ``start`` up to ``end``."""
+        """Add all values from ``start`` up to ``end``."""
         first = bisect_left(self._ends, start)
         last = bisect_right(self._starts, end)
         if first < last:

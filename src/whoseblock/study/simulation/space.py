@@ -1,10 +1,10 @@
-"""The filesystem of the study: which pages each file has, and which files each page has.
+"""The filesystem of the study: the pages of each file, and the files of each page.
 
-It begins as an image has it.  What a workload changes is kept here only, as a filesystem keeps in
+It begins as an image has it. What a workload changes is kept here only, as a filesystem keeps in
 its log what it has not written back; `changed` says which pages that concerns.
 
 For every page the owners are those of its *segment*: the longest run of pages that the same files
-have, one behind the other.  These are the runs of the refcount btree, but that two neighbours with
+have, one behind the other. These are the runs of the refcount btree, but that two neighbours with
 as many owners, though other ones, are two.
 """
 
@@ -23,7 +23,7 @@ __all__ = ["Segment", "Space"]
 class Segment(NamedTuple):
     """Pages from ``start`` up to ``end``, and the keys of the owners of its first page, ascending.
 
-    The owners of the page after that have the keys after those, and so on.  Free pages have no
+    The owners of the page after that have the keys after those, and so on. Free pages have no
     owners.
     """
 
@@ -33,14 +33,14 @@ class Segment(NamedTuple):
 
 
 class Space:
-    """Who has what, in both directions."""
+    """The mapping between files and pages, in both directions."""
 
     def __init__(self, extents: Extents) -> None:
         self.pages = extents.pages
         self.changed = Intervals()
         #: Records of the rmap btree that were put in, taken out, or changed.
         self.rmap_updates = 0
-        #: By their first key: (key, page, count).  A file's follow one another.
+        #: By their first key: (key, page, count). A file's follow one another.
         self._files: dict[int, list[tuple[int, int, int]]] = defaultdict(list)
         for mapping, index, page, count in extents.files:
             self._files[mapping].append((key_of(mapping, index), page, count))
@@ -53,11 +53,11 @@ class Space:
     # ------------------------------------------------------------------ asking
 
     def mappings(self) -> list[int]:
-        """Give the files, in order."""
+        """Return the files, in order."""
         return sorted(mapping for mapping, extents in self._files.items() if extents)
 
     def extents(self, mapping: int) -> list[PageExtent]:
-        """Give the extents of a file, in order."""
+        """Return the extents of a file, in order."""
         first = mapping << INDEX_BITS
         return [
             PageExtent(mapping, key - first, page, count) for key, page, count in self._of(mapping)
@@ -67,12 +67,12 @@ class Space:
         return self._files.get(mapping, [])
 
     def end(self, mapping: int) -> int:
-        """Give the index behind the last page that a file has."""
+        """Return the index after the last page of a file."""
         extents = self._of(mapping)
         return extents[-1][0] + extents[-1][2] - (mapping << INDEX_BITS) if extents else 0
 
     def page_of(self, key: int) -> int | None:
-        """Give the page of the device that a page of a file is, if it has one."""
+        """Return the page of the device for a page of a file, if there is one."""
         extents = self._of(key >> INDEX_BITS)
         at = bisect_right(extents, key, key=_key) - 1
         if at >= 0:
@@ -82,7 +82,7 @@ class Space:
         return None
 
     def segment_at(self, page: int) -> Segment:
-        """Give the run of pages with the same owners as ``page``."""
+        """Return the run of pages with the same owners as ``page``."""
         answer = self._answer
         if answer.start <= page < answer.end:
             return answer
@@ -98,19 +98,19 @@ class Space:
         return Segment(before, after, ())
 
     def keys(self, page: int) -> list[int]:
-        """Give the keys of the owners of a page, ascending."""
+        """Return the keys of the owners of a page, ascending."""
         segment = self.segment_at(page)
         distance = page - segment.start
         return [key + distance for key in segment.keys]
 
     def segments(self) -> Iterator[Segment]:
-        """Give all that files have, in the order of the device."""
+        """Return all segments of files, in the order of the device."""
         return iter(self._segments)
 
     # ------------------------------------------------------------------ changing
 
     def remove(self, mapping: int, index: int, count: int) -> list[PageExtent]:
-        """Take ``count`` pages from ``index`` away from a file; gives what was there."""
+        """Remove ``count`` pages from ``index`` of a file; return the removed extents."""
         low = key_of(mapping, index)
         high = low + count
         extents = self._of(mapping)
@@ -135,7 +135,7 @@ class Space:
         return removed
 
     def add(self, extent: PageExtent) -> None:
-        """Give pages of the device to a file, which has nothing there."""
+        """Add pages of the device to a hole of a file."""
         key = first = key_of(extent.mapping, extent.first)
         page, count = extent.page, extent.length
         extents = self._files[extent.mapping]
@@ -158,7 +158,7 @@ class Space:
         return removed
 
     def allocate(self, count: int) -> int | None:
-        """Take ``count`` pages in a row from the free ones: the shortest run that has them."""
+        """Allocate ``count`` contiguous pages, from the shortest free run that has them."""
         at = bisect_left(self._free, count, key=lambda run: run[1])
         if at == len(self._free):
             return None
@@ -168,7 +168,7 @@ class Space:
         return page
 
     def is_free(self, page: int) -> bool:
-        """Tell whether a page that the image had for files, or free, is free now."""
+        """Return whether a page that was free or of files in the image is free now."""
         return not self.segment_at(page).keys
 
     def _put_free(self, page: int, count: int) -> None:
@@ -200,7 +200,7 @@ class Space:
         self._put(first, last, new)
 
     def _cut(self, page: int) -> int:
-        """Let no segment go across the start of ``page``; gives the index of what begins there."""
+        """Split the segment across the start of ``page``; return the index of the later part."""
         at = bisect_left(self._starts, page)
         if at and self._segments[at - 1].end > page:
             start, end, keys = self._segments[at - 1]
@@ -233,7 +233,7 @@ _NONE: Final = Segment(0, 0, ())
 
 
 def _follow(one: tuple[int, int, int], other: tuple[int, int, int]) -> bool:
-    """Tell whether one extent of a file goes on in the other, there and on the device."""
+    """Return whether one extent of a file continues in the other, in the file and on the device."""
     return (one[0] + one[2], one[1] + one[2]) == other[:2]
 
 
@@ -242,7 +242,7 @@ def _key(extent: tuple[int, int, int]) -> int:
 
 
 def _continues(one: Segment, other: Segment) -> bool:
-    """Tell whether the same files have both, the other right behind the one."""
+    """Return whether both segments have the same files and are adjacent."""
     if one.end != other.start or len(one.keys) != len(other.keys):
         return False
     length = one.end - one.start

@@ -1,4 +1,4 @@
-"""What happens to the files of a study: faults in some order, then a life with everything in it.
+"""The workloads of a study: faults in some order, then a life with all kinds of changes.
 
 All of it follows from the seed and from the extents.
 """
@@ -33,7 +33,7 @@ _PLACE: Final = (1 << _PLACE_BITS) - 1
 
 
 class Workload(NamedTuple):
-    """How entries are faulted in: of at most so many pages, and in which order."""
+    """The order in which entries are faulted in, and their maximum number of pages."""
 
     name: str
     entry_pages: int
@@ -103,7 +103,7 @@ def entries_of(extent: PageExtent, entry_pages: int) -> Iterator[PageExtent]:
 def fault_in(
     space: Space, workload: Workload, seed: int, mappings: list[int] | None = None
 ) -> Iterator[PageExtent]:
-    """Give the entries of files, all unless said which, in the order of a workload."""
+    """Return the entries of files, of all by default, in the order of a workload."""
     extents = [
         extent
         for mapping in (space.mappings() if mappings is None else mappings)
@@ -149,9 +149,9 @@ def life(
     steps: int,
     others: list[tuple[int, int]],
 ) -> list[Phase]:
-    """Give the phases of a life: half of the files faulted in, a storm of writes, everyday use.
+    """Yield the phases of a life: half of the files faulted in, a storm of writes, everyday use.
 
-    The latter two have ``steps`` together; ``others`` are pages of metadata.  Each step is made
+    The latter two have ``steps`` together; ``others`` are pages of metadata. Each step is made
     from what the filesystem and the processes are like when it is asked for, and must be taken
     before the next.
     """
@@ -168,7 +168,7 @@ def life(
 
 
 class _Life:
-    """Makes the steps of a life.  A process has one file mapped, all of it."""
+    """Makes the steps of a life. A process has one file mapped, all of it."""
 
     def __init__(
         self, world: World[Watcher], processes: Processes, seed: int, others: list[tuple[int, int]]
@@ -177,7 +177,7 @@ class _Life:
         self._seed, self._others = seed, others
         self._rng = random.Random(seed)  # noqa: S311 - repeatable, not secret
         self._mappings = world.space.mappings()
-        #: Half of the files; nobody ever opens the others.
+        #: Half of the files; no process opens the others.
         self.known = sorted(self._rng.sample(self._mappings, -(-len(self._mappings) // 2)))
         #: Number and file of each process that there is.
         self._running: list[tuple[int, int]] = []
@@ -186,7 +186,7 @@ class _Life:
     # ------------------------------------------------------------------ the phases
 
     def faults(self) -> Iterator[WorkloadStep]:
-        """Let each file that is known be mapped by a process, and faulted in."""
+        """Map each known file in a process, and fault it in."""
         for mapping in self.known:
             yield self._begin(mapping)
         number = {mapping: process for process, mapping in self._running}
@@ -194,7 +194,7 @@ class _Life:
             yield WorkloadStep("fault", entry, process=number[entry.mapping])
 
     def storm(self, steps: int) -> Iterator[WorkloadStep]:
-        """Let processes write to pages that are shared, and now and then a page fail."""
+        """Write to shared pages, and let a page fail now and then."""
         for _ in range(steps):
             if self._rng.randrange(1000) < _CHANCES["fail"]:
                 yield self._fail()
@@ -202,7 +202,7 @@ class _Life:
                 yield from self._write(shared=True)
 
     def use(self, steps: int) -> Iterator[WorkloadStep]:
-        """Let everything happen."""
+        """Yield a mix of all kinds of steps."""
         names, weights = list(_CHANCES), list(_CHANCES.values())
         for what in self._rng.choices(names, weights, k=steps):
             match what:
@@ -231,7 +231,7 @@ class _Life:
         return WorkloadStep("map", PageExtent(mapping, 0, 0, 0), process=self._begun)
 
     def _come(self) -> Iterator[WorkloadStep]:
-        """Let a process come, and read a part of its file."""
+        """Start a process that reads a part of its file."""
         mapping = self._rng.choice(self.known)
         yield self._begin(mapping)
         process = self._begun
@@ -248,7 +248,7 @@ class _Life:
             yield WorkloadStep("unmap", PageExtent(mapping, 0, 0, 0), process=process)
 
     def _evict(self) -> Iterator[WorkloadStep]:
-        """Let an inode leave memory, which only can that of a file that nobody has mapped."""
+        """Remove the inode of a file that no process has mapped."""
         idle = [one for one in sorted(self._in_core) if not self._processes.mapped(one)]
         if idle:
             yield WorkloadStep("evict", PageExtent(self._rng.choice(idle), 0, 0, 0))
@@ -256,7 +256,7 @@ class _Life:
     # ------------------------------------------------------------------ pages
 
     def _write(self, *, shared: bool) -> Iterator[WorkloadStep]:
-        """Let a process write to a page of its file: one that is ``shared``, or any."""
+        """Write to a page of a process's file: a ``shared`` one, or any."""
         for _ in range(_TRIES):
             found = self._touched()
             if found is not None:
@@ -272,7 +272,7 @@ class _Life:
             yield WorkloadStep("fault", at, process=process)
 
     def _touched(self) -> tuple[int, PageExtent] | None:
-        """Choose a process and a page of its file; None if that is a hole, or there is nobody."""
+        """Choose a process and a page of its file; None for a hole, or without processes."""
         if not self._running:
             return None
         process, mapping = self._rng.choice(self._running)

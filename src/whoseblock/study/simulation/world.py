@@ -15,23 +15,22 @@ _Watcher = TypeVar("_Watcher", bound=Watcher)
 
 
 class World(Generic[_Watcher]):
-    """What happens to files, in the order in which Linux does it.
+    """The operations on files, in the order in which Linux does them.
 
     - Entries go before the filesystem changes: ``truncate_setsize`` comes before the extents of a
       file are cut off, and ``xfs_flush_unmap_range`` before those of a hole, or of what a reflink
       replaces, are.
-    - A write fault on a shared page has a new page allocated and copied to, then
-      ``dax_insert_entry`` swaps the entry, disassociating the old page and associating the new one,
-      and only then ``xfs_reflink_end_cow`` gives the new page to the file.
+    - A write fault on a shared page allocates a new page and copies the data. Then
+      ``dax_insert_entry`` swaps the entry: it disassociates the old page and associates the new
+      one. Only then ``xfs_reflink_end_cow`` adds the new page to the file.
     - ``dax_associate_entry`` and ``dax_disassociate_entry`` are called before ``i_pages`` changes,
       under its lock.
 
-    So who is told of an entry cannot see from the filesystem what becomes of its page: a page that
-    was copied still is the file's, and the copy is nobody's, being in the staging area for
-    copy-on-write.  Linux shuts the filesystem down if a page fails there; here nothing fails in the
-    middle of something else.
+    So a receiver of changes of entries cannot query the filesystem for the new owner of a page. A
+    copied page still belongs to the file, and the copy is in the staging area for copy-on-write.
+    Linux shuts the filesystem down if a page fails there; here no page fails during an operation.
 
-    Every method gives the pages of the device whose owners changed, faulted in or not, as runs.
+    Every method returns the pages of the device whose owners changed, faulted in or not, as runs.
     """
 
     def __init__(self, space: Space, entries: Entries, trackers: Sequence[_Watcher]) -> None:
@@ -45,11 +44,11 @@ class World(Generic[_Watcher]):
         self.associations = 0
 
     def open(self, mapping: int) -> None:
-        """Have the inode of a file in memory."""
+        """Load the inode of a file into memory."""
         self.in_core.add(mapping)
 
     def evict(self, mapping: int) -> list[tuple[int, int]]:
-        """Have the inode of a file leave memory, and its entries with it; the file stays."""
+        """Remove the inode of a file with its entries; the file stays."""
         self.in_core.discard(mapping)
         return self._drop(mapping, 0, 1 << INDEX_BITS)
 
@@ -76,7 +75,7 @@ class World(Generic[_Watcher]):
         return [(page, count)]
 
     def _alike(self, page: int, count: int) -> bool:
-        """Tell whether all pages are shared, or none.
+        """Return whether all pages are shared, or none.
 
         Where that changes the filesystem's answer to a fault ends, and an entry does not go on
         (``xfs_reflink_trim_around_shared``).
@@ -117,7 +116,7 @@ class World(Generic[_Watcher]):
         return self.punch(mapping, index, (1 << INDEX_BITS) - index)
 
     def punch(self, mapping: int, index: int, count: int) -> list[tuple[int, int]]:
-        """Give pages of a file back."""
+        """Free pages of a file."""
         self._drop(mapping, index, count)
         return [(one.page, one.length) for one in self.space.remove(mapping, index, count)]
 
@@ -128,7 +127,7 @@ class World(Generic[_Watcher]):
         return [*((one.page, one.length) for one in removed), (source.page, source.length)]
 
     def _drop(self, mapping: int, index: int, count: int) -> list[tuple[int, int]]:
-        """Take the entries of some pages of a file out, and have the trackers forget them."""
+        """Remove the entries of some pages of a file from the page cache and the trackers."""
         pages = []
         for key, page in self.entries.within(key_of(mapping, index), count):
             for tracker in self.trackers:

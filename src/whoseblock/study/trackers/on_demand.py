@@ -1,4 +1,4 @@
-"""What was merged: nothing is tracked, and the filesystem is asked when a page has failed."""
+"""The merged design: track nothing, and query the filesystem when a page has failed."""
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -20,10 +20,10 @@ _FILE, _DATA_FORK, _DATA = KINDS.index("file"), FORKS.index("data"), WHATS.index
 
 
 class OnDemand:
-    """Asks; ``find`` is who knows.
+    """Queries ``find`` when a page fails.
 
     Linux counts the entries of each page, in ``page->share`` since 6.2, so as to know the last one
-    that goes.  That is in ``struct page``, and does not say whose they are.
+    that goes. That is in ``struct page``, and does not say whose they are.
     """
 
     name = "on demand"
@@ -35,13 +35,13 @@ class OnDemand:
         self.share: dict[int, int] = {}
 
     def associate(self, page: int, _mapping: int, _index: int, count: int = 1) -> None:
-        """Count an entry up."""
+        """Count a new entry."""
         share = self.share
         for one in range(page, page + count):
             share[one] = share.get(one, 0) + 1
 
     def disassociate(self, page: int, _mapping: int, _index: int, count: int = 1) -> None:
-        """Count an entry down."""
+        """Count a removed entry."""
         share = self.share
         for one in range(page, page + count):
             if share[one] > 1:
@@ -50,16 +50,16 @@ class OnDemand:
                 del share[one]
 
     def find(self, page: int) -> LookupResult:
-        """Ask the filesystem whose a page is, under the lock of its allocation group."""
+        """Query the owners of a page, under the lock of its allocation group."""
         self.counts.locks += 1
         return self._find(page)
 
     def keys(self, page: int) -> list[int]:
-        """Give the keys of the owners, ascending."""
+        """Return the keys of the owners, ascending."""
         return self._find(page).keys
 
     def owners(self, page: int) -> tuple[PageOwner, ...]:
-        """Give every file that has the page, faulted or not, in order."""
+        """Return every file with the page, faulted or not, in order."""
         return tuple(map(owner_of, self.keys(page)))
 
     def recount(self) -> int:
@@ -74,7 +74,7 @@ class SpaceLookup:
         self._space = space
 
     def __call__(self, page: int) -> LookupResult:
-        """Say whose a page is."""
+        """Return the owners of a page, or its other use."""
         keys = self._space.keys(page)
         return LookupResult("files" if keys else "free", keys)
 
@@ -83,7 +83,7 @@ class DiskLookup:
     """Answers from the reverse mapping of a real filesystem.
 
     What the workload has changed since stands before what is on the disk, like transactions that
-    are in the log and not yet written back.  The disk is asked all the same, so that time and
+    are in the log and not yet written back. The disk is asked all the same, so that time and
     blocks are those of a real question.
     """
 
@@ -92,7 +92,7 @@ class DiskLookup:
         self._space = space
 
     def __call__(self, page: int) -> LookupResult:
-        """Say whose a page is."""
+        """Return the owners of a page, or its other use."""
         answer = self._filesystem.owners(page * PAGE, PAGE, paths=False)
         if page in self._space.changed:
             return SpaceLookup(self._space)(page)
@@ -107,12 +107,11 @@ class DiskLookup:
 
 
 class DiskAnswers:
-    """What on demand says of every page that files have, ready to be compared after each step.
+    """The answers of on demand for all pages of files, to compare after each step.
 
-    A question takes as long as thousands of steps may not.  But nobody writes to the image, so that
-    it can only say the same again: each page is asked about once (`ask_all`), and `DiskLookup`
-    would answer no differently.  Of pages that the workload has changed the filesystem's memory is
-    asked anew each time, as `DiskLookup` does.
+    A query of the image is too slow to repeat after every step. The image does not change, so each
+    page is queried once (`ask_all`), with the same answer as `DiskLookup`. For pages that the
+    workload has changed, the memory of the filesystem is queried each time, as in `DiskLookup`.
     """
 
     def __init__(self, told: dict[int, list[int]], space: "Space") -> None:
@@ -120,10 +119,10 @@ class DiskAnswers:
         self._of = told
 
     def __call__(self, page: int) -> list[int]:
-        """Give the keys of the owners, ascending."""
+        """Return the keys of the owners, ascending."""
         if self._space.rmap_updates and page in self._space.changed:
             return self._space.keys(page)
-        # Other pages were no file's in the beginning, and nobody has got them since.
+        # Other pages were not of files at the beginning, and have not been allocated since.
         return self._of.get(page, [])
 
 
@@ -151,7 +150,7 @@ def _is_metadata(row: object) -> bool:
 
 
 def _stops(row: object) -> bool:
-    """Tell whether Linux shuts down: not for the data fork of any inode, be it a directory's."""
+    """Return whether Linux shuts down: not for the data fork of any inode, even a directory's."""
     return not isinstance(row, FileOwner) or row.fork != "data" or row.what == "extent-map"
 
 

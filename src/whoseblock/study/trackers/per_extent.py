@@ -4,18 +4,18 @@
 So this had to be decided here, each time in favour of the idea:
 
 - An extent is a run of pages that the same files have, as in the filesystem's own bookkeeping
-  of shared blocks.  A fault learns its bounds from the filesystem, which it asks anyway.
+  of shared blocks. A fault learns its bounds from the filesystem, which it asks anyway.
 - The first fault on a shared extent makes its record: a ``struct address_space``, to which
-  ``page->mapping`` of its pages points, so that finding it costs nothing.  Pages that are not
+  ``page->mapping`` of its pages points, so that finding it costs nothing. Pages that are not
   shared cost nothing at all, as ever.
 - Each file that has faulted any page of a record is one owner, in a red-black tree as in the RFC:
-  mapping, index of the first page, node.  When its last entry there goes, it goes.
+  mapping, index of the first page, node. When its last entry there goes, it goes.
 - Which pages an owner has faulted is not kept a second time: its own ``i_pages`` is asked.
-- Nobody tells of changes on the disk.  Where an entry goes the filesystem has not changed yet, and
-  cannot be asked under the lock of ``i_pages``.  So records are cut and joined by faults alone: one
-  on a shared extent makes the records there fit its bounds.  Cutting leaves each part those owners
-  that have entries in it, and writes to every ``struct page`` of the shorter part; so does joining.
-- What a record has it keeps until then, shared or not.  To cut out a page that only one file still
+- There is no notification of changes on the disk. When an entry is removed, the filesystem has not
+  changed yet, and cannot be queried under the lock of ``i_pages``. So records are cut and joined
+  by faults alone: one on a shared extent makes the records there fit its bounds. Cutting leaves
+  each part the owners with entries in it, and writes to every ``struct page`` of the shorter part; so does joining.
+- What a record has it keeps until then, shared or not. To cut out a page that only one file still
   has would take another record, to save an owner.
 - A lock for each record, and one for all of them while they are cut or joined.
 """
@@ -53,7 +53,7 @@ class _Record:
         self.in_order: list[int] | None = None
 
     def all(self) -> list[int]:
-        """Give the owners, ascending."""
+        """Return the owners, ascending."""
         if self.in_order is None:
             self.in_order = self.owners.keys()
         return self.in_order
@@ -79,7 +79,7 @@ class PerExtent:
     # ------------------------------------------------------------------ the interface
 
     def associate(self, page: int, mapping: int, index: int, count: int = 1) -> None:
-        """Take note of an owner."""
+        """Add an owner."""
         key = mapping << INDEX_BITS | index
         end = page + count
         while page < end:
@@ -102,7 +102,7 @@ class PerExtent:
             self._disassociate(page + at, key + at)
 
     def keys(self, page: int) -> list[int]:
-        """Give the keys of the owners that have faulted the page, ascending."""
+        """Return the keys of the owners that have faulted the page, ascending."""
         single = self._single.get(page)
         if single is not None:
             return [single]
@@ -112,7 +112,7 @@ class PerExtent:
         return self._entries.those_of(page, record.all())
 
     def find(self, page: int) -> LookupResult:
-        """Say whose a page is: without an owner nobody knows, it may be free or never faulted."""
+        """Return the owners of a page; without an owner it is unknown: free or never faulted."""
         self.counts.locks += 1
         record = self._record_at(page)
         self.counts.probes += record.owners.size if record is not None else 0
@@ -120,7 +120,7 @@ class PerExtent:
         return LookupResult("files" if keys else "unknown", keys)
 
     def owners(self, page: int) -> tuple[PageOwner, ...]:
-        """Give the owners that have faulted the page, in order."""
+        """Return the owners that have faulted the page, in order."""
         return tuple(map(owner_of, self.keys(page)))
 
     def recount(self) -> int:
@@ -129,7 +129,7 @@ class PerExtent:
         return ADDRESS_SPACE * len(self._records) + SHARED_FILE * owners
 
     def records(self) -> list[tuple[int, int]]:
-        """Give where each record begins and ends, in order."""
+        """Return the start and end of each record, in order."""
         return [(record.start, record.end) for record in self._records]
 
     # ------------------------------------------------------------------ records
@@ -141,7 +141,7 @@ class PerExtent:
         return None
 
     def _associate_alone(self, page: int, key: int, count: int) -> None:
-        """Take note of the owner of pages that no other file has, unless a record has them."""
+        """Add the owner of pages that no other file has, unless a record has them."""
         if not self._starts:
             if count == 1:
                 self._single[page] = key
@@ -168,7 +168,7 @@ class PerExtent:
         others = self._has(owner, page + 1, record.end) or self._has(owner, record.start, page)
         if not others and record.owners.erase(owner):
             record.in_order = None
-            self.counts.give(SHARED_FILE)
+            self.counts.count_free(SHARED_FILE)
             if not record.owners.size:
                 self._drop(bisect_left(self._starts, record.start))
 
@@ -179,7 +179,7 @@ class PerExtent:
         return found
 
     def _fit(self, segment: "Segment") -> _Record:
-        """Give the one record that covers exactly a segment, made of what there is."""
+        """Return the record that covers exactly a segment, made from existing records."""
         at = bisect_left(self._starts, segment.start)
         if at < len(self._starts):
             record = self._records[at]
@@ -204,10 +204,10 @@ class PerExtent:
     def _register(self, record: _Record, owner: int) -> None:
         if record.owners.insert(owner):
             record.in_order = None
-            self.counts.take(SHARED_FILE)
+            self.counts.count_allocation(SHARED_FILE)
 
     def _cut(self, page: int) -> None:
-        """Let no record go across the start of ``page``."""
+        """Split the record that crosses the start of ``page``."""
         at = bisect_left(self._starts, page) - 1
         if at < 0 or self._records[at].end <= page:
             return
@@ -226,11 +226,11 @@ class PerExtent:
             if owner not in left:
                 record.owners.erase(owner)
                 record.in_order = None
-                self.counts.give(SHARED_FILE)
+                self.counts.count_free(SHARED_FILE)
 
     def _insert(self, at: int, start: int, end: int, owners: list[int]) -> _Record:
         record = _Record(start, end, self.counts)
-        self.counts.take(ADDRESS_SPACE)
+        self.counts.count_allocation(ADDRESS_SPACE)
         for owner in owners:
             self._register(record, owner)
         self._starts.insert(at, start)
@@ -248,12 +248,12 @@ class PerExtent:
     def _drop(self, at: int) -> None:
         """Free a record with all owners that it has."""
         for _ in range(self._records[at].owners.size):
-            self.counts.give(SHARED_FILE)
-        self.counts.give(ADDRESS_SPACE)
+            self.counts.count_free(SHARED_FILE)
+        self.counts.count_free(ADDRESS_SPACE)
         del self._records[at], self._starts[at]
 
     def _absorb(self, record: _Record) -> None:
-        """Take over the owners of pages that were not shared when they were faulted in."""
+        """Add the owners of pages that were not shared when they were faulted in."""
         for page in range(record.start, record.end):
             key = self._single.pop(page, None)
             if key is not None:

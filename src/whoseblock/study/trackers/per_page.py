@@ -1,13 +1,13 @@
 """The first proposal: a red-black tree on every shared page.
 
 Modelled on the RFC "dax: Add a dax-rmap tree to support reflink".  The first owner costs nothing:
-``page->mapping`` and ``page->index`` hold it.  The second makes a root, behind ``page->private``,
-and a node for each of the two.  An owner who is there already is not put in again.  An entry of
-2 MiB does so for each of its 512 pages.  When all but one have left, that one's node stays, and the
+``page->mapping`` and ``page->index`` hold it. The second makes a root, behind ``page->private``,
+and a node for each of the two. An owner who is there already is not put in again. An entry of
+2 MiB does so for each of its 512 pages. When all but one have left, that one's node stays, and the
 root; both go with the last.
 
 Taken for granted here, since the RFC does not say: a lock for each page that is shared, because the
-files that share it are locked one by one.  A fault knows from the filesystem's answer whether it is
+files that share it are locked one by one. A fault knows from the filesystem's answer whether it is
 (``IOMAP_F_SHARED``); all else is known by whether there is a tree.
 """
 
@@ -41,7 +41,7 @@ class PerPage:
         self._pages: dict[int, int | Tree] = {}
 
     def associate(self, page: int, mapping: int, index: int, count: int = 1) -> None:
-        """Take note of an owner."""
+        """Add an owner."""
         pages, counts = self._pages, self.counts
         key = mapping << INDEX_BITS | index
         segment_at = self._segment_at
@@ -53,18 +53,18 @@ class PerPage:
                 pages[page] = key
             elif isinstance(held, Tree):
                 if held.insert(key):
-                    counts.take(SHARED_FILE)
+                    counts.count_allocation(SHARED_FILE)
             elif held != key:
-                counts.take(RB_ROOT_CACHED)
+                counts.count_allocation(RB_ROOT_CACHED)
                 tree = pages[page] = Tree(counts)
                 for one in (held, key):
-                    counts.take(SHARED_FILE)
+                    counts.count_allocation(SHARED_FILE)
                     tree.insert(one)
             page += 1
             key += 1
 
     def disassociate(self, page: int, mapping: int, index: int, count: int = 1) -> None:
-        """Forget an owner."""
+        """Remove an owner."""
         pages, counts = self._pages, self.counts
         key = mapping << INDEX_BITS | index
         for _ in range(count):
@@ -72,9 +72,9 @@ class PerPage:
             if isinstance(held, Tree):
                 counts.locks += 1
                 if held.erase(key):
-                    counts.give(SHARED_FILE)
+                    counts.count_free(SHARED_FILE)
                 if not held.size:
-                    counts.give(RB_ROOT_CACHED)
+                    counts.count_free(RB_ROOT_CACHED)
                     del pages[page]
             elif held == key:
                 del pages[page]
@@ -82,20 +82,20 @@ class PerPage:
             key += 1
 
     def keys(self, page: int) -> list[int]:
-        """Give the keys of the owners, ascending."""
+        """Return the keys of the owners, ascending."""
         held = self._pages.get(page)
         if held is None:
             return []
         return [held] if isinstance(held, int) else held.keys()
 
     def find(self, page: int) -> LookupResult:
-        """Say whose a page is: without an owner nobody knows, it may be free or never faulted."""
+        """Return the owners of a page; without an owner it is unknown: free or never faulted."""
         self.counts.locks += 1
         keys = self.keys(page)
         return LookupResult("files" if keys else "unknown", keys)
 
     def owners(self, page: int) -> tuple[PageOwner, ...]:
-        """Give the owners that have faulted the page, in order."""
+        """Return the owners that have faulted the page, in order."""
         return tuple(map(owner_of, self.keys(page)))
 
     def recount(self) -> int:

@@ -1,9 +1,9 @@
-"""A red-black tree that counts what it does.
+"""A red-black tree that counts its operations.
 
-The algorithm is the textbook's, and so is the kernel's: a new node is red and comes where the
-search ends; a node with two children is replaced by its successor; in the end colours are put right
-upwards, with at most two rotations after an insertion and three after a removal.  So comparisons
-and rotations are those that ``rb_insert_color`` and ``rb_erase`` would have made.
+The algorithm is that of the textbook and of the kernel. A new node is red and is inserted where the
+search ends. A node with two children is replaced by its successor. Then the colours are restored
+upwards, with at most two rotations after an insertion and three after a removal. So comparisons and
+rotations are those of ``rb_insert_color`` and ``rb_erase``.
 """
 
 from collections.abc import Iterator
@@ -42,7 +42,7 @@ class Tree:
         return iter(self.keys())
 
     def keys(self) -> list[int]:
-        """Give all keys, ascending."""
+        """Return all keys, ascending."""
         found: list[int] = []
         above: list[Node] = []
         node = self.root
@@ -120,7 +120,7 @@ class Tree:
             self.root.red = False
 
     def erase(self, key: int) -> bool:
-        """Take a key out; tells whether it was there."""
+        """Remove a key; return whether it was present."""
         node = self.find(key)
         if node is None:
             return False
@@ -175,7 +175,7 @@ class Tree:
             return
 
     def _replace(self, node: Node, other: Node | None) -> None:
-        """Let ``other`` take the place of ``node`` below its parent."""
+        """Replace ``node`` by ``other`` below its parent."""
         parent = node.parent
         if parent is None:
             self.root = other
@@ -187,7 +187,7 @@ class Tree:
             other.parent = parent
 
     def _rotate(self, node: Node, *, left: bool) -> None:
-        """Let the right child (the left one, unless ``left``) take the place of ``node``."""
+        """Replace ``node`` by its right child (by the left one, unless ``left``)."""
         self._counts.rotations += 1
         child = node.right if left else node.left
         assert child is not None  # noqa: S101 - as above

@@ -1,4 +1,4 @@
-"""What trackers must weigh, counted from the entries of the files alone.
+"""The memory that trackers must need, counted from the entries of the files alone.
 
 Nothing here is shared with the trackers but the sizes of structures: a tracker that keeps what it
 should have given back, or counts what it does not have, differs.
@@ -18,7 +18,7 @@ __all__ = ["extents_weight", "pages_weight", "shared_extents"]
 
 
 def pages_weight(entries: "Entries") -> tuple[int, int]:
-    """Give the least and the most that a tree on every shared page may weigh.
+    """Return the minimum and maximum memory of trees on every shared page.
 
     The tree of a page that was shared once stays for the one owner that is left.
     """
@@ -30,7 +30,7 @@ def pages_weight(entries: "Entries") -> tuple[int, int]:
 
 
 def extents_weight(entries: "Entries", records: list[tuple[int, int]]) -> int | None:
-    """Give what records from and up to these pages must weigh; None if they cannot be right.
+    """Return the memory of records with these bounds, None if the bounds are wrong.
 
     Each must have an owner, no page may be in two, and what is in none may have one owner only.
     """
@@ -58,7 +58,7 @@ def _apart(columns: np.ndarray) -> np.ndarray:
 
 
 def shared_extents(space: "Space", entries: "Entries") -> list[tuple[int, int]]:
-    """Give the shared extents of which a page is faulted in."""
+    """Return the shared extents with a page that is faulted in."""
     pages = np.flatnonzero(np.bincount(entries.arrays()[2]))
     shared = [one[:2] for one in space.segments() if len(one.keys) > 1]
     bounds = np.searchsorted(pages, np.array(shared, np.int64).reshape(-1, 2))
