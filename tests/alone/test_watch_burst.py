@@ -138,7 +138,7 @@ def test_ten_thousand_failures_at_once(burst: Burst) -> None:
     assert peaks["asking"] < MOST_WORKER
 
 
-def test_what_found_no_room_is_told_and_found_when_it_is_read_again(burst: Burst) -> None:
+def test_dropped_events_are_reported_and_found_by_reading_again(burst: Burst) -> None:
     # The daemon does not get to run, as on a machine that has more urgent things to do.
     with watching(burst.folder) as daemon:
         daemon.process.send_signal(signal.SIGSTOP)

@@ -114,7 +114,7 @@ def test_free_space_and_metadata(image: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("tracing")
-def test_a_daemon_that_was_killed_goes_on_where_it_was(image: Path, tmp_path: Path) -> None:
+def test_a_killed_daemon_continues_where_it_stopped(image: Path, tmp_path: Path) -> None:
     from_now_on(tmp_path)
     with failing_disk(image, tmp_path / "at") as (served, loop, root):
         fill(root / "hit", "hit")
@@ -132,7 +132,7 @@ def test_a_daemon_that_was_killed_goes_on_where_it_was(image: Path, tmp_path: Pa
         assert {one.failure.start for one in found} == {first, second}
 
 
-def test_a_disk_that_does_not_answer_keeps_no_other_waiting(image: Path, tmp_path: Path) -> None:
+def test_an_unresponsive_disk_does_not_delay_others(image: Path, tmp_path: Path) -> None:
     from_now_on(tmp_path)
     with emulated(image, tmp_path / "at") as served, served.loop() as loop:
         with StateFolder(tmp_path / "state") as state:
@@ -210,9 +210,7 @@ def test_a_policy_for_a_mount_point(image: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("tracing")
-def test_looking_at_a_failing_device_goes_on_for_no_longer_than_it_must(
-    image: Path, tmp_path: Path
-) -> None:
+def test_probing_a_failing_device_ends_in_time(image: Path, tmp_path: Path) -> None:
     # Whoever asks what is on the device meets the same bad sector, and is heard of again.
     from_now_on(tmp_path)
     with (
@@ -244,7 +242,7 @@ def healing(policy: Path, loop: Path) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("tracing")
-def test_free_space_is_healed_if_the_policy_says_so(image: Path, tmp_path: Path) -> None:
+def test_free_space_is_zeroed_if_the_policy_allows_it(image: Path, tmp_path: Path) -> None:
     from_now_on(tmp_path)
     policy = tmp_path / "policy.toml"
     free = image.stat().st_size - 4 * BLOCK

@@ -139,7 +139,7 @@ def test_a_damaged_journal(tmp_path: Path) -> None:
     refusal(lambda: open_journal(str(file)))
 
 
-def test_a_file_that_was_taken_away(tmp_path: Path) -> None:
+def test_a_removed_file_of_the_spool(tmp_path: Path) -> None:
     file = tmp_path / "journal.sqlite"
     with opened(str(file)) as (journal, run):
         step = step_of(run)
@@ -153,7 +153,7 @@ def test_a_file_that_was_taken_away(tmp_path: Path) -> None:
         run.started(step)
 
 
-def test_where_there_is_none_nothing_is_made(tmp_path: Path) -> None:
+def test_a_missing_journal_is_not_created(tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     error = refusal(lambda: open_journal(str(folder / "journal.sqlite"), write=False))
     assert "there is no journal yet" in str(error)
@@ -168,7 +168,7 @@ def test_where_there_is_none_nothing_is_made(tmp_path: Path) -> None:
     refusal(lambda: open_journal(str(tmp_path / "file" / "journal.sqlite")))
 
 
-def test_nobody_else_may_read_it(tmp_path: Path) -> None:
+def test_other_users_cannot_read_the_files(tmp_path: Path) -> None:
     file = tmp_path / "new" / "journal.sqlite"
     with opened(str(file)) as (_, run):
         step_of(run)
@@ -190,7 +190,7 @@ def test_another_writer_for_too_long(tmp_path: Path) -> None:
         run.started(step)
 
 
-def test_what_ends_a_run_is_not_hidden_by_the_journal(tmp_path: Path) -> None:
+def test_the_error_that_ends_a_run_is_not_hidden_by_the_journal(tmp_path: Path) -> None:
     file = tmp_path / "journal.sqlite"
 
     def interrupted() -> None:
@@ -215,7 +215,7 @@ def own_server() -> Iterator[Postgres]:
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGQUIT], ids=["stopped", "crashed"])
-def test_a_server_that_goes_away(
+def test_a_server_that_stops(
     own_server: Postgres, how: signal.Signals, caplog: pytest.LogCaptureFixture
 ) -> None:
     url = own_server.new_database()
@@ -247,7 +247,7 @@ def test_a_connection_that_is_cut(own_server: Postgres, caplog: pytest.LogCaptur
     assert caplog.records == []
 
 
-def test_a_server_that_does_not_answer(own_server: Postgres) -> None:
+def test_an_unresponsive_server(own_server: Postgres) -> None:
     need_root()
     limits = Limits(server_wait_s=1)
     url = own_server.new_database()
@@ -279,7 +279,7 @@ def test_another_session_for_too_long(own_server: Postgres) -> None:
         run.started(step)
 
 
-def test_who_may_only_read(own_server: Postgres) -> None:
+def test_a_process_with_read_access_only(own_server: Postgres) -> None:
     url = own_server.new_database()
     database = url.split("/")[3].partition("?")[0]
     own_server.sql("DROP ROLE IF EXISTS reader; CREATE ROLE reader LOGIN")
@@ -349,7 +349,9 @@ def _farewell_as_network_error(of_driver: ModuleType) -> None:
 
 
 @pytest.mark.parametrize("refuse", [_farewell, _farewell_as_network_error])
-def test_a_server_that_is_gone_before_the_farewell(refuse: Callable[[ModuleType], None]) -> None:
+def test_a_refusal_is_reported_despite_the_broken_connection(
+    refuse: Callable[[ModuleType], None],
+) -> None:
     # The reason comes with the refusal; what the driver raises in the end is a broken pipe.
     url = "postgresql://u:secret@db.example/d"
     of_driver = import_module("pg8000.exceptions")

@@ -41,7 +41,7 @@ OTHER = Host("other", "f" * 32)
 NASTY = "/a\udc80\udcff/\n\0\x1b[31m'\\u0041\\ \u202e√"
 
 
-def test_everything_comes_back(journal_url: str) -> None:
+def test_every_stored_value_is_read_back(journal_url: str) -> None:
     began = datetime.now(UTC)
     with opened(journal_url) as (journal, run):
         told = NewReport(
@@ -162,7 +162,7 @@ def test_the_same_failure_is_one_while_it_is_open(journal_url: str) -> None:
         assert run.record_failure("sda", PAGE, report()).new_failure
 
 
-def test_a_device_is_what_it_is_not_how_it_is_called(journal_url: str) -> None:
+def test_a_device_is_identified_by_its_number_not_its_name(journal_url: str) -> None:
     with opened(journal_url) as (_, run):
         one = run.record_failure("sda", PAGE, report(), identity="serial 1").failure
         assert run.record_failure("sdb", PAGE, report(), identity="serial 1").failure == one
@@ -185,7 +185,7 @@ def test_an_event_is_journaled_once(journal_url: str) -> None:
         assert run.record_failure("sda", PAGE, report("dmesg", "boot 1, 17")).new_failure
 
 
-def test_a_report_of_what_was_closed_meanwhile(journal_url: str) -> None:
+def test_a_report_of_a_failure_that_was_closed_in_the_meantime(journal_url: str) -> None:
     with opened(journal_url) as (journal, run):
         number = run.record_failure("sda", PAGE, report(), identity="wwn 5", target="t").failure
         entry = journal.history(number).failure
@@ -299,7 +299,7 @@ _LETTER_OF = {state: letter for letter, state in _LETTERS.items()}
 _HISTORIES = re.compile(r"p(s+d?f)*(s+d?)?k?|p(s+d?f)*s+dv")
 
 
-def test_steps_take_no_way_but_theirs(journal_url: str) -> None:
+def test_steps_follow_their_allowed_transitions(journal_url: str) -> None:
     with opened(journal_url) as (journal, run):
         failure = run.record_failure("sda", PAGE, report()).failure
         acts: dict[str, Callable[[int], Event]] = {
@@ -334,7 +334,7 @@ def test_steps_take_no_way_but_theirs(journal_url: str) -> None:
         check()
 
 
-def test_what_is_not_there_cannot_be_written_about(journal_url: str) -> None:
+def test_records_of_missing_failures_are_refused(journal_url: str) -> None:
     with opened(journal_url) as (journal, run):
         failure = run.record_failure("sda", PAGE, report()).failure
         wrongs: tuple[Callable[[], object], ...] = (
@@ -371,7 +371,7 @@ with opened(sys.argv[1]) as (journal, run):
 """
 
 
-def test_a_step_is_in_the_hands_of_its_run_as_long_as_that_lives(journal_url: str) -> None:
+def test_a_step_belongs_to_its_run_while_the_run_lives(journal_url: str) -> None:
     other = subprocess.Popen(
         [sys.executable, "-c", _DIE, journal_url],
         stdin=subprocess.PIPE,
@@ -406,7 +406,7 @@ def test_a_step_is_in_the_hands_of_its_run_as_long_as_that_lives(journal_url: st
         assert journal.run_record(theirs).ended is None
 
 
-def test_a_failure_is_closed_with_the_step_that_deals_with_it(journal_url: str) -> None:
+def test_a_failure_is_closed_with_its_step(journal_url: str) -> None:
     with opened(journal_url) as (journal, run):
         failure = run.record_failure("sda", PAGE, report()).failure
         step = run.plan([PlannedStep("zero", {}, failure)], [failure]).steps[0].id
@@ -421,7 +421,7 @@ def test_a_failure_is_closed_with_the_step_that_deals_with_it(journal_url: str) 
         assert closed.closed is not None
 
 
-def test_of_another_host_nobody_knows_whether_a_run_lives(journal_url: str) -> None:
+def test_whether_a_run_of_another_host_lives_is_unknown(journal_url: str) -> None:
     with opened(journal_url, OTHER) as (journal, run):
         failure = run.record_failure("sda", PAGE, report()).failure
         step = run.plan([PlannedStep("zero", {})], [failure]).steps[0].id
@@ -436,7 +436,7 @@ def test_of_another_host_nobody_knows_whether_a_run_lives(journal_url: str) -> N
             assert ours.started(step).state is State.STARTED
 
 
-def test_a_failure_is_looked_for_by_its_place(tmp_path: Path) -> None:
+def test_a_failure_is_found_by_its_range(tmp_path: Path) -> None:
     # Else each of a burst would read all those before it.
     with opened(str(tmp_path / "journal")):
         pass

@@ -111,7 +111,7 @@ def _lines_of(racers: "list[subprocess.Popen[str]]") -> list[str]:
 
 
 @pytest.mark.parametrize("seed", [1])
-def test_what_a_killed_writer_said_is_there(tmp_path: Path, seed: int) -> None:
+def test_confirmed_writes_of_a_killed_writer_are_stored(tmp_path: Path, seed: int) -> None:
     file = tmp_path / "journal.sqlite"
     done = subprocess.run(
         [*WRITER, "killed", file, "100", str(seed)],

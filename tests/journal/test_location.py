@@ -77,7 +77,7 @@ def test_urls_of_servers(monkeypatch: pytest.MonkeyPatch) -> None:
         "/",
     ],
 )
-def test_what_is_no_place_is_a_sentence_without_secrets(url: str) -> None:
+def test_an_invalid_journal_location_is_reported_without_secrets(url: str) -> None:
     with pytest.raises(JournalError) as caught:
         locate(url)
     assert "secret" not in f"{caught.value} {caught.value.hint}"
@@ -103,7 +103,7 @@ def test_a_password_is_nowhere_in_the_journal(tmp_path: Path) -> None:
     assert b"s3cr3t" not in file.read_bytes()
 
 
-def test_who_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_user_and_host_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SUDO_USER", "somebody")
     with opened(str(tmp_path / "journal.sqlite")) as (journal, run):
         record = journal.run_record(run.id)
@@ -112,7 +112,7 @@ def test_who_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert journal.is_running(run.id)
 
 
-def test_whether_a_process_lives() -> None:
+def test_whether_a_process_is_alive() -> None:
     us = this_process()
     assert lives(us)
     boot, namespace, started = us.name.split(" ")

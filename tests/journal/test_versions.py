@@ -42,7 +42,7 @@ def count_of(database: Database, table: str) -> int:
         return int(connection.scalar(select(func.count()).select_from(sqltable(table))) or 0)
 
 
-def test_the_tables_are_those_of_their_version(journal_url: str) -> None:
+def test_the_tables_match_their_version(journal_url: str) -> None:
     # Fails when the schema changes: it needs another VERSION then, and another file of tables.
     with open_journal(journal_url):
         pass
@@ -115,7 +115,7 @@ def test_making_the_tables_fails_as_a_whole(journal_url: str) -> None:
         assert list(journal.failures()) == []
 
 
-def test_tables_of_others_on_a_server_are_not_taken(postgres: Postgres) -> None:
+def test_foreign_tables_on_a_server_are_not_used(postgres: Postgres) -> None:
     url = postgres.new_database()
     with Database(locate(url), write=True) as database, database.writing() as connection:
         connection.execute(text("CREATE TABLE failures (name TEXT)"))

@@ -85,7 +85,7 @@ def flip(path: Path, at: int) -> None:
         file.write(bytes([byte ^ 1]))
 
 
-def test_a_good_copy_is_believed_and_read(pair: tuple[Path, Path]) -> None:
+def test_a_good_copy_is_accepted_and_read(pair: tuple[Path, Path]) -> None:
     damaged, copy = pair
     good = copy.read_bytes()
     with opened(damaged) as descriptor, verify_copy(descriptor, str(copy), [LOST]) as replacement:
@@ -100,7 +100,7 @@ def test_a_good_copy_is_believed_and_read(pair: tuple[Path, Path]) -> None:
 
 
 @pytest.mark.parametrize("at", [LOST.start - 1, LOST.end, LOST.start - BLOCK, LOST.end + BLOCK - 1])
-def test_one_other_byte_in_the_window_is_one_too_many(pair: tuple[Path, Path], at: int) -> None:
+def test_one_different_byte_in_the_window_is_a_mismatch(pair: tuple[Path, Path], at: int) -> None:
     damaged, copy = pair
     flip(copy, at)
     with pytest.raises(CopyError, match=f"differs from the damaged file at byte {at}"):
@@ -145,7 +145,7 @@ RANGES = st.lists(
     whole=st.booleans(),
     same_time=st.booleans(),
 )
-def test_a_copy_is_believed_if_and_only_if_all_around_is_equal(  # noqa: PLR0913 - one draw each
+def test_a_copy_is_accepted_only_if_all_surrounding_bytes_are_equal(  # noqa: PLR0913 - one draw each
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     lost: list[ByteRange],
@@ -195,7 +195,7 @@ def test_a_copy_is_believed_if_and_only_if_all_around_is_equal(  # noqa: PLR0913
             assert check(damaged, copy, lost, whole=whole, window=window) == len(compared)
 
 
-def test_what_cannot_be_compared_is_believed_by_its_time(pair: tuple[Path, Path]) -> None:
+def test_a_copy_that_cannot_be_compared_is_accepted_by_its_time(pair: tuple[Path, Path]) -> None:
     damaged, copy = pair
     all_of_it = [ByteRange(0, 10 * BLOCK), ByteRange(10 * BLOCK, 15 * BLOCK)]
     with pytest.raises(CopyError, match="has another modification time"):
@@ -257,7 +257,7 @@ def test_the_damaged_file_is_no_copy_of_itself(pair: tuple[Path, Path]) -> None:
     refused(damaged, damaged.with_name("another"), "is the damaged file itself")
 
 
-def test_what_is_not_there_is_said(pair: tuple[Path, Path]) -> None:
+def test_a_missing_copy_is_reported(pair: tuple[Path, Path]) -> None:
     damaged, copy = pair
     refused(damaged, copy.with_name("none"), "does not exist")
     refused(damaged, copy / "below", "is not a directory")
@@ -330,7 +330,7 @@ def test_a_path_may_be_longer_than_one_call_takes(pair: tuple[Path, Path], tmp_p
     assert check(damaged, Candidate(path, str(tmp_path))) == 4 * BLOCK
 
 
-def test_a_copy_that_changes_is_not_believed(
+def test_a_copy_that_changes_is_refused(
     pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     damaged, copy = pair
@@ -404,7 +404,7 @@ def test_two_copies_must_agree(pair: tuple[Path, Path]) -> None:
 # ---------------------------------------------------------------------- where to look
 
 
-def test_all_places_are_looked_at_in_order(tmp_path: Path) -> None:
+def test_all_locations_are_tried_in_order(tmp_path: Path) -> None:
     wanted = Copies(folder="/backup", file="/one", command="cat; printf /fetched")
     found = find(wanted, ["/a/b", "/c"], b"")
     assert list(found) == [
@@ -438,7 +438,7 @@ def test_a_command_gets_the_finding_and_names_a_copy(tmp_path: Path) -> None:
         ("true", "printed no path"),
     ],
 )
-def test_a_command_that_fails_is_said(command: str, why: str) -> None:
+def test_a_command_that_fails_is_reported(command: str, why: str) -> None:
     with pytest.raises(CopyError, match=why):
         list(find(Copies(command=command), ["/a"], b"{}" * (1 << 20)))
 
@@ -494,7 +494,7 @@ def test_a_file_on_a_failing_medium_is_compared_around_its_losses(tmp_path: Path
         refused(damaged, tmp_path / "copy", f"at byte {LOST.end + BLOCK + 1024}")
 
 
-def test_a_copy_that_shares_the_failed_blocks_is_none(tmp_path: Path) -> None:
+def test_a_copy_that_shares_the_failed_blocks_is_refused(tmp_path: Path) -> None:
     good = random.Random(3).randbytes(SIZE)
     with failing_filesystem(tmp_path) as (served, root):
         damaged = root / "damaged"

@@ -226,7 +226,7 @@ def test_killed_while_it_zeroes_what_is_not_mounted(tmp_path: Path) -> None:
     check_repair(image)
 
 
-def test_what_was_broken_off_is_out_of_reach(tmp_path: Path) -> None:
+def test_interrupted_steps_of_an_unreachable_target(tmp_path: Path) -> None:
     need_loop_mounts()
     image = make_image(tmp_path / "disk", Geometry("killed", size=32 * MIB, parent=False))
     bad = ByteRange(12 * MIB, SECTOR)

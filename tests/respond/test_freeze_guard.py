@@ -55,7 +55,7 @@ def check_over(root: Path, freezer: Freezer) -> None:
     check_not_frozen(root)
 
 
-def test_it_is_frozen_until_the_block_ends(root: Path) -> None:
+def test_the_filesystem_is_frozen_until_the_block_ends(root: Path) -> None:
     with freezing(root) as freezer:
         assert freezer.line() == "frozen"
         with waiting(root, freezer) as waiter:
@@ -84,9 +84,7 @@ def test_the_parent_is_stopped_for_longer_than_the_limit(root: Path) -> None:
         check_over(root, freezer)
 
 
-def test_a_parent_that_takes_too_long_does_nothing_after_the_thaw(
-    root: Path, tmp_path: Path
-) -> None:
+def test_a_slow_parent_does_nothing_after_the_thaw(root: Path, tmp_path: Path) -> None:
     log = tmp_path / "log"
     block = f"""
 with open({str(log)!r}, "a") as log:
@@ -129,7 +127,7 @@ def test_the_guard_is_stopped(root: Path) -> None:
     check_not_frozen(root)
 
 
-def test_the_guard_is_killed_and_somebody_else_thaws(root: Path) -> None:
+def test_the_guard_is_killed_and_another_process_thaws(root: Path) -> None:
     with freezing(root) as freezer:
         assert freezer.line() == "frozen"
         guard = freezer.guard()
@@ -142,7 +140,7 @@ def test_the_guard_is_killed_and_somebody_else_thaws(root: Path) -> None:
         check_over(root, freezer)
 
 
-def test_somebody_else_thaws(root: Path) -> None:
+def test_another_process_thaws(root: Path) -> None:
     with freezing(root) as freezer:
         assert freezer.line() == "frozen"
         assert thaw(root)
@@ -161,7 +159,7 @@ def test_the_group_of_the_parent_is_killed(root: Path) -> None:
 
 @pytest.mark.usefixtures("ending_signals")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT])
-def test_everybody_gets_a_signal_that_ends(root: Path, number: signal.Signals) -> None:
+def test_a_signal_to_the_guard_and_its_parent(root: Path, number: signal.Signals) -> None:
     with freezing(root) as freezer:
         assert freezer.line() == "frozen"
         guard = freezer.guard()
@@ -189,7 +187,7 @@ def test_an_error_in_the_block_while_the_guard_is_gone(root: Path) -> None:
         check_over(root, freezer)
 
 
-def test_somebody_else_has_it_frozen(root: Path) -> None:
+def test_a_filesystem_already_frozen_by_another_process(root: Path) -> None:
     with frozen_by_others(os.fsencode(root)), freezing(root) as freezer:
         assert (
             freezer.line()
@@ -214,7 +212,7 @@ def test_two_freeze_at_once(root: Path) -> None:
         check_over(root, lines["frozen"])
 
 
-def test_it_is_no_filesystem_that_can_be_frozen() -> None:
+def test_a_filesystem_that_cannot_be_frozen() -> None:
     folder = os.open("/proc", os.O_RDONLY)
     with pytest.raises(NotNowError, match="cannot freeze the filesystem"), frozen(folder):
         raise AssertionError
@@ -303,9 +301,7 @@ def test_two_runs_at_once(shared: Ground, root: Path, tmp_path: Path) -> None:
             check_not_frozen(root)
 
 
-def test_the_journal_tells_of_a_guard_that_was_killed(
-    shared: Ground, root: Path, tmp_path: Path
-) -> None:
+def test_the_journal_reports_a_killed_guard(shared: Ground, root: Path, tmp_path: Path) -> None:
     place = shared.free_place(8)
     words = zeroing(shared, place)
     with victim(tmp_path / "runs") as program:

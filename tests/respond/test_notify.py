@@ -73,7 +73,7 @@ def heard_by(heard: Path, count: int) -> list[int]:
     return sorted(map(int, heard.read_text().split()))
 
 
-def test_those_that_have_it_mapped_get_the_signal_and_no_others(file: Path, heard: Path) -> None:
+def test_only_processes_that_map_the_page_are_signalled(file: Path, heard: Path) -> None:
     maps = HEARS + "map_file(0, 2 * PAGE); map_file(0, PAGE); ready()"
     elsewhere = HEARS + "map_file(8 * PAGE, PAGE); ready()"
     opens = HEARS + "kept = open(path); ready()"
@@ -126,13 +126,13 @@ def ended() -> Iterator[Process]:
     child.wait()
 
 
-def test_who_has_ended_is_gone(ended: Process) -> None:
+def test_ended_processes_are_not_signalled(ended: Process) -> None:
     assert signal_processes("USR1", [ended]) == [(ended.pid, "gone")]
     os.waitpid(ended.pid, 0)
     assert signal_processes("USR1", [ended]) == [(ended.pid, "gone")]
 
 
-def test_neither_we_nor_who_started_us_nor_the_first_process_get_it(file: Path) -> None:
+def test_no_signal_reaches_whoseblock_its_parent_or_process_1(file: Path) -> None:
     with running("map_file(0, PAGE); ready()", file):
         (process,) = users(file)
     for pid in (1, os.getpid(), os.getppid()):
@@ -143,7 +143,7 @@ def test_neither_we_nor_who_started_us_nor_the_first_process_get_it(file: Path) 
         assert done[1].startswith("refused: ")
 
 
-def test_a_refusal_of_the_kernel_is_told(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_refusal_of_the_kernel_is_reported(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(_handle: int, _number: int) -> None:
         raise PermissionError(1, "Operation not permitted")
 
@@ -174,7 +174,7 @@ def test_a_command_gets_the_finding(tmp_path: Path, capfd: pytest.CaptureFixture
     assert captured.err == "out\nerr\n"
 
 
-def test_a_command_need_not_read() -> None:
+def test_a_command_may_ignore_its_input() -> None:
     run_command("true", replace(ANSWER, notes=("much to say" * 100_000,)))
 
 
@@ -187,7 +187,7 @@ def test_a_command_need_not_read() -> None:
         ("nul\0", "cannot be started"),
     ],
 )
-def test_a_command_that_fails_is_said(command: str, why: str) -> None:
+def test_a_command_that_fails_is_reported(command: str, why: str) -> None:
     with pytest.raises(NotifyError, match=why):
         run_command(command, ANSWER)
 

@@ -221,7 +221,7 @@ def test_nothing_is_changed_while_owners_are_uncertain(
         ("quarantine+two", "q", True, ["both files"]),
     ],
 )
-def test_a_step_says_what_it_changes(
+def test_a_step_describes_its_changes(
     owners: str, option: str, words: list[str], *, mounted: bool
 ) -> None:
     says = decide(OWNERS[owners], OPTIONS[option], volume(mounted=mounted)).says

@@ -100,7 +100,7 @@ def test_the_copy_fails(tmp_path: Path, kind: Geometry) -> None:
 
 @kinds
 @pytest.mark.parametrize("words", [[], ["--quarantine"]], ids=["plain", "quarantine"])
-def test_nowhere_can_be_written(tmp_path: Path, kind: Geometry, words: list[str]) -> None:
+def test_no_block_can_be_written(tmp_path: Path, kind: Geometry, words: list[str]) -> None:
     # All free space is stubborn: there is no place for the replacement.
     with bench(tmp_path, kind) as served:
         five = share_five(served, tmp_path / "copies")
@@ -156,7 +156,7 @@ def test_free_space_fails_while_it_is_zeroed(tmp_path: Path) -> None:
 
 
 @kinds
-def test_what_others_could_not_write_is_no_matter(tmp_path: Path, kind: Geometry) -> None:
+def test_failed_writes_of_other_files_do_not_matter(tmp_path: Path, kind: Geometry) -> None:
     # On a device that fails nobody is the first whose data is not written.
     with bench(tmp_path, kind) as served:
         five = share_five(served, tmp_path / "copies")

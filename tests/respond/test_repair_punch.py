@@ -211,7 +211,7 @@ def test_data_of_one_file_that_heals_only_in_part_moves(tmp_path: Path, kind: Ge
 
 
 @kinds
-def test_a_file_that_somebody_has_open_is_moved(tmp_path: Path, kind: Geometry) -> None:
+def test_an_open_file_is_moved(tmp_path: Path, kind: Geometry) -> None:
     # Without the exchange of ranges that is not possible, and is said.
     with bench(tmp_path, kind) as served:
         path, copy, place = plain_file(served, tmp_path)

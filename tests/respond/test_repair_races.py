@@ -150,7 +150,7 @@ def test_one_owner_is_changed(tmp_path: Path, kind: Geometry, when: str, name: s
             check_nothing_lost(served, five, name, changed, lost)
 
 
-def test_a_copy_that_went_on_with_its_file_is_not_given_to_the_others(tmp_path: Path) -> None:
+def test_a_copy_that_changed_with_its_file_is_not_shared_with_the_others(tmp_path: Path) -> None:
     # Between plan and step ``a`` is rewritten and backed up; ``b`` shared the old block.
     with bench(tmp_path) as served:
         old, new = pattern("old", 3 * BLOCK), bytearray(pattern("old", 3 * BLOCK))
@@ -269,7 +269,7 @@ def test_a_writer_that_never_pauses(
                 assert data == content[sector : sector + 512]
 
 
-def test_a_lease_that_somebody_waits_for_is_noticed(tmp_path: Path) -> None:
+def test_a_lease_break_is_noticed(tmp_path: Path) -> None:
     # The kernel takes it away after a while, and a device that fails may take longer.
     path = write_file(tmp_path / "file", b"data")
     with path.open("r+b") as file, syscalls.write_lease(file.fileno()):

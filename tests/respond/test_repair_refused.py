@@ -237,7 +237,7 @@ def test_without_yes_and_without_a_terminal(tmp_path: Path) -> None:
         assert served.served.bad() == [bad]
 
 
-def test_whoever_says_no_is_not_overruled(tmp_path: Path) -> None:
+def test_the_answer_no_is_respected(tmp_path: Path) -> None:
     program = (
         "import os, pty, sys\n"
         "pid, fd = pty.fork()\n"

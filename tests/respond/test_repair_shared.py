@@ -35,7 +35,7 @@ def from_command(five: Five, served: Bench) -> list[object]:
     [*((kind, from_folder) for kind in KINDS), (KINDS[0], from_file), (KINDS[1], from_command)],
     ids=lambda given: getattr(given, "name", None) or given.__name__,
 )
-def test_all_five_are_restored_and_share_it_still(
+def test_all_five_files_are_restored_and_still_share_the_block(
     tmp_path: Path, kind: Geometry, source: Callable[[Five, Bench], list[object]]
 ) -> None:
     with bench(tmp_path, kind) as served:

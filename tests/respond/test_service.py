@@ -89,7 +89,7 @@ def test_a_failure_that_is_journaled_is_not_recorded_again(image: Path, tmp_path
         assert (len(history.reports), len(history.findings)) == (1, 1)
 
 
-def test_only_what_was_applied_is_resumed(image: Path, tmp_path: Path) -> None:
+def test_only_applied_plans_are_resumed(image: Path, tmp_path: Path) -> None:
     with opened(tmp_path) as (journal, run):
         planned(journal, run, image, applied=False)
         saved, _ = planned(journal, run, image, applied=True)
@@ -107,7 +107,7 @@ def test_only_what_was_applied_is_resumed(image: Path, tmp_path: Path) -> None:
         assert service.unfinished(journal) == []
 
 
-def test_a_target_that_is_gone_is_not_resumed(image: Path, tmp_path: Path) -> None:
+def test_a_missing_target_is_not_resumed(image: Path, tmp_path: Path) -> None:
     with opened(tmp_path) as (journal, run):
         saved, _ = planned(journal, run, image, applied=True)
     image.unlink()

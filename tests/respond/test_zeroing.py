@@ -120,7 +120,7 @@ def test_a_large_range(tmp_path: Path) -> None:
         assert all(served.bytes_at(ByteRange(bad.end, BLOCK)))
 
 
-def test_frozen_by_somebody_else(tmp_path: Path) -> None:
+def test_a_filesystem_frozen_by_another_process(tmp_path: Path) -> None:
     with bench(tmp_path) as served:
         run = served.free(1)
         served.fail(run)

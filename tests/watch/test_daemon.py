@@ -101,7 +101,7 @@ def test_status_of_a_daemon_that_has_ended(machine: Path, tmp_path: Path) -> Non
         assert "no daemon runs" in done.stderr
 
 
-def test_status_of_a_daemon_that_nobody_may_ask(tmp_path: Path) -> None:
+def test_status_of_an_unusable_socket(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "whoseblock", "status", "--state", str(tmp_path)]
     with closing(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)) as other:
         other.bind(str(tmp_path / "socket"))
@@ -117,7 +117,7 @@ def test_two_daemons_do_not_share_a_state(machine: Path, tmp_path: Path) -> None
     assert "another whoseblock watch" in words
 
 
-def test_a_policy_is_read_again_and_a_bad_one_is_not_taken(machine: Path, tmp_path: Path) -> None:
+def test_a_policy_is_reloaded_and_an_invalid_one_is_refused(machine: Path, tmp_path: Path) -> None:
     policy = tmp_path / "policy.toml"
     policy.write_text("[limits]\nexec = many\n")
     code, _, words = once(tmp_path, "--root", machine, "--policy", policy)
@@ -161,7 +161,7 @@ def test_no_policy_ends_the_daemon(machine: Path, tmp_path: Path, value: str) ->
         daemon.stop()
 
 
-def test_a_journal_that_cannot_be_had_loses_nothing(machine: Path, tmp_path: Path) -> None:
+def test_an_unavailable_journal_loses_no_report(machine: Path, tmp_path: Path) -> None:
     make_bad(machine, "8 8")
     (tmp_path / "journal.sqlite").mkdir()
     with watching(tmp_path, "--root", machine) as daemon:
@@ -223,7 +223,7 @@ def test_a_state_folder_without_room_loses_nothing(machine: Path, tmp_path: Path
 # ------------------------------------------------------------------ systemd
 
 
-def test_systemd_is_told(machine: Path, tmp_path: Path) -> None:
+def test_systemd_is_notified(machine: Path, tmp_path: Path) -> None:
     with closing(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)) as listener:
         listener.bind(str(tmp_path / "notify"))
         listener.settimeout(20)
@@ -251,7 +251,7 @@ def test_systemd_is_told(machine: Path, tmp_path: Path) -> None:
         assert daemon.log().startswith("<")
 
 
-def test_nobody_is_told_where_nobody_listens(tmp_path: Path) -> None:
+def test_no_notification_without_a_listener(tmp_path: Path) -> None:
     assert not notify("READY=1", environment={})
     assert not notify("READY=1", environment={"NOTIFY_SOCKET": str(tmp_path / "none")})
     assert watchdog_seconds({}) is None
@@ -299,7 +299,7 @@ def test_metrics_on_a_port_and_in_a_file(machine: Path, tmp_path: Path) -> None:
         daemon.stop()
 
 
-def test_whoever_reads_slowly_gets_all_metrics() -> None:
+def test_a_slow_reader_receives_all_metrics() -> None:
     body = b'whoseblock_failures_total{device="sda"} 1.0\n' * 200_000
     handlers: dict[int, Callable[[], None]] = {}
 
@@ -374,7 +374,7 @@ def switches(daemon: Daemon) -> int:
     return int(re.findall(r"^voluntary_ctxt_switches:\s+(\d+)$", text, re.MULTILINE)[0])
 
 
-def test_it_sleeps_while_all_is_well(machine: Path, tmp_path: Path) -> None:
+def test_an_idle_daemon_sleeps(machine: Path, tmp_path: Path) -> None:
     with watching(tmp_path, "--root", machine, "--interval", "1000") as daemon:
         until(lambda: daemon.status()["worker"] is None)
         before = switches(daemon)

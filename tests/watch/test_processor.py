@@ -128,7 +128,7 @@ def test_an_old_failure_was_dealt_with_a_moment_ago(house: House) -> None:
 
 
 @pytest.mark.parametrize("moment", range(4))
-def test_somebody_deals_with_it_at_any_moment(
+def test_a_failure_that_another_process_closes_at_any_moment(
     house: House, moment: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     house.process([failed(512)])
@@ -159,7 +159,7 @@ def close(house: House) -> None:
         run.close_failure(1, "dealt with")
 
 
-def test_what_comes_again_and_again_is_counted(house: House) -> None:
+def test_repeated_reports_are_counted(house: House) -> None:
     house.process([failed(512, key=str(number)) for number in range(1000)])
     (history,) = house.histories()
     (report,) = history.reports
@@ -178,7 +178,7 @@ def test_entries_of_one_device_never_overlap(house: House) -> None:
     ]
 
 
-def test_a_device_that_is_not_there_is_said(house: House) -> None:
+def test_a_missing_device_is_reported(house: House) -> None:
     house.process([failed(0)])
     (history,) = house.histories()
     answer = history.findings[0].answer
@@ -187,7 +187,7 @@ def test_a_device_that_is_not_there_is_said(house: House) -> None:
     assert [owner["kind"] for owner in answer["owners"]] == ["unknown"]
 
 
-def test_what_a_list_no_longer_has_is_healed(house: House) -> None:
+def test_ranges_that_leave_a_list_are_healed(house: House) -> None:
     house.process([listed(1, (0, 1024), (4096, 512))])
     house.process([listed(2, (4096, 512))])
     assert [(one[0], one[4]) for one in house.told()] == [(0, False), (4096, True)]
@@ -203,13 +203,15 @@ def test_what_a_list_no_longer_has_is_healed(house: House) -> None:
     ]
 
 
-def test_a_part_that_is_healed_heals_no_whole(house: House) -> None:
+def test_a_partly_healed_range_stays_open(house: House) -> None:
     house.process([listed(1, (0, 1024))])
     assert house.process([listed(2, (512, 512))]).healed == 0
     assert [one[4] for one in house.told()] == [True]
 
 
-def test_what_has_no_place_is_logged(house: House, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_report_without_a_range_is_logged(
+    house: House, capfd: pytest.CaptureFixture[str]
+) -> None:
     done = house.process(
         [
             EventsLost(source="kmsg", at=AT, count=7, what="overwritten"),
@@ -345,7 +347,7 @@ def test_every_owner_has_its_first_rule() -> None:
     assert [(rule.name, len(rows)) for rule, rows in chosen] == [("free", 1), ("path", 2)]
 
 
-def test_a_limit_leaves_what_is_over_it(tmp_path: Path) -> None:
+def test_acts_beyond_a_limit_are_left(tmp_path: Path) -> None:
     house = House(tmp_path, [Rule("tell", 1, exec=("/bin/true",))])
     house.policy = house.policy._replace(limits={"exec": 2})
     done = house.process([failed(start * 4096) for start in range(4)])
@@ -387,7 +389,7 @@ def test_a_program_is_run_by_a_process_with_many_open_files(tmp_path: Path) -> N
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
-def test_a_program_is_told_everything(tmp_path: Path) -> None:
+def test_a_program_receives_every_field(tmp_path: Path) -> None:
     said = tmp_path / "said"
     rule = Rule("tell", 1, exec=("/bin/sh", "-c", f"env > {said}.env; cat > {said}"))
     House(tmp_path, [rule]).process([failed(512)])

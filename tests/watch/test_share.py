@@ -12,7 +12,7 @@ from whoseblock.watch.policy.rules import read_policy
 SHARE = CHECKOUT / "share"
 
 
-def test_systemd_takes_the_unit(tmp_path: Path) -> None:
+def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
     analyze = program("systemd-analyze")
     unit = tmp_path / "whoseblock-watch.service"
     text = (SHARE / "whoseblock-watch.service").read_text("utf-8")
@@ -40,7 +40,7 @@ def test_the_example_does_nothing_until_it_is_asked_to(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("block", ["policy.toml"])
-def test_the_policy_of_the_guide_is_one(tmp_path: Path, block: str) -> None:
+def test_the_policy_of_the_guide_is_valid(tmp_path: Path, block: str) -> None:
     guide = (CHECKOUT / "docs/guides/watch.md").read_text("utf-8")
     found = re.search(rf"<!-- file: {re.escape(block)} -->\n```text\n(.*?)```", guide, re.DOTALL)
     assert found is not None

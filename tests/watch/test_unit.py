@@ -36,14 +36,14 @@ def test_every_capability_is_explained() -> None:
     assert set(re.findall(r"CAP_[A-Z_]+", guide)) <= set(capabilities())
 
 
-def test_no_device_is_kept_from_it() -> None:
+def test_the_unit_allows_every_device() -> None:
     settings = re.findall(r"^([A-Za-z]+)=", UNIT.read_text("utf-8"), re.MULTILINE)
     # Of the last, systemd up to 252 makes a list of devices, on which there is only the clock.
     limiting = {"DeviceAllow", "DevicePolicy", "PrivateDevices", "ProtectClock"}
     assert limiting.isdisjoint(settings)
 
 
-def test_what_is_mounted_in_a_container_only(tmp_path: Path) -> None:
+def test_a_filesystem_mounted_only_in_a_container(tmp_path: Path) -> None:
     need_loop_mounts()
     image = make_image(tmp_path / "disk", Geometry("container", size=64 * MIB, parent=True))
     (tmp_path / "at").mkdir()
@@ -102,7 +102,7 @@ def test_free_space_is_zeroed(tmp_path: Path) -> None:
         assert served.served.bad() == []
 
 
-def test_a_lease_that_may_not_be_had_is_nobody_who_has_it_open(tmp_path: Path) -> None:
+def test_a_denied_lease_does_not_mean_that_the_file_is_open(tmp_path: Path) -> None:
     with bench(tmp_path, PLAIN) as served:
         content = pattern("file", 9 * BLOCK)
         path = write_file(served.root / "file", content)

@@ -75,7 +75,7 @@ def test_every_link_attribute_and_time(truth: Truth, fs: XfsFilesystem) -> None:
     assert longest > 32 * 1024
 
 
-def test_generations_are_those_of_xfs_db(truth: Truth, fs: XfsFilesystem) -> None:
+def test_generations_agree_with_xfs_db(truth: Truth, fs: XfsFilesystem) -> None:
     inodes = sorted(truth.inodes)[:200:10]
     commands = [line for ino in inodes for line in (f"inode {ino}", "print core.gen")]
     printed = xfsdb.ask(truth.image, commands).split(b"\n")

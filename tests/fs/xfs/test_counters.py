@@ -144,7 +144,7 @@ def test_an_old_superblock(crafted: Crafted, at: int, add: int) -> None:
 
 
 @pytest.mark.parametrize("sector", [1, 2])
-def test_a_header_that_is_lost_may_count_anything(crafted: Crafted, sector: int) -> None:
+def test_an_unreadable_header_may_count_any_number_of_blocks(crafted: Crafted, sector: int) -> None:
     free = (3 * GROUP - BLOCK, BLOCK)
     lost = ByteRange(GROUP + sector * SECTOR, SECTOR)
     with crafted.open({}, lost) as fs:

@@ -105,7 +105,7 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Image:
         (lambda _owner, _offset: (STAGING, 0), "staged for copy-on-write"),
     ],
 )
-def test_an_owner_that_is_none(
+def test_an_owner_that_does_not_map_the_block(
     image: Image, forge: Callable[[int, int], tuple[int, int]], says: str
 ) -> None:
     record = image.data()
@@ -155,7 +155,7 @@ def test_free_space_of_which_one_tree_is_unreadable(image: Image) -> None:
         assert together[0][0].kind == "free"
 
 
-def test_an_empty_leaf_with_a_sibling_is_noticed_each_time(image: Image) -> None:
+def test_an_empty_leaf_with_a_sibling_is_detected_each_time(image: Image) -> None:
     root = next(block for block in image.metadata["refcountbt"] if block.data[6:8] == b"\0\0")
     forged = seal("refcountbt", overwrite(root.data, 8, (17).to_bytes(4, "big")))
     group = root.start // image.group_size * image.group_size

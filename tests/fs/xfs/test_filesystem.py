@@ -89,7 +89,7 @@ def test_dirty_log_open_files_and_staging(frozen_copy: Path) -> None:
             assert paths.unlinked
 
 
-def test_metadata_directories_are_nobodys_paths(tmp_path: Path) -> None:
+def test_metadata_directories_have_no_user_paths(tmp_path: Path) -> None:
     need_loop_mounts()
     if not sees("-m", "metadir=1"):
         raise Missing("this mkfs.xfs makes no metadata directories: run tools/xfsprogs")
@@ -209,7 +209,7 @@ def test_version_4_nothing_is_claimed(tmp_path: Path) -> None:
     assert_nothing_claimed(image, [], size)
 
 
-def test_a_mounted_image_is_said_to_be(zoo: Zoo) -> None:
+def test_a_mounted_image_is_reported(zoo: Zoo) -> None:
     truth = zoo.filled("4k")
     row = next(row for row in truth.rows if row.kind == "file")
     with mounted(truth.image, "ro", "norecovery"), whoseblock.open(truth.image, offline=True) as fs:

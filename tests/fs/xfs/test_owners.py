@@ -73,7 +73,7 @@ def test_whole_groups_and_the_ends(truth: Truth) -> None:
             same(told(answer), question, expectation)
 
 
-def test_past_the_device_is_an_error(truth: Truth) -> None:
+def test_a_range_past_the_device_is_an_error(truth: Truth) -> None:
     size = truth.image.stat().st_size
     with whoseblock.open(truth.image) as fs:
         for question in ((size, 1), (size - 1, 2), (0, size + 1), (-1, 1)):
@@ -81,7 +81,7 @@ def test_past_the_device_is_an_error(truth: Truth) -> None:
                 fs.owners(*question)
 
 
-def test_the_command_line_says_the_same(truth: Truth, rng: random.Random) -> None:
+def test_the_command_line_prints_the_same(truth: Truth, rng: random.Random) -> None:
     expectation = Expectation(truth)
     edges = questions.around_edges(truth, questions.sample_rows(truth, rng, 40))
     asked = rng.sample(edges, min(len(edges), 500))
@@ -102,7 +102,7 @@ def test_the_oracles_agree(truth: Truth) -> None:
             assert expectation.is_shared(row.start, row.end) is row.shared, row
 
 
-def test_the_image_holds_what_it_should(truth: Truth) -> None:
+def test_the_image_holds_every_kind_of_row(truth: Truth) -> None:
     # A filler that quietly stopped filling would make every other test easy.
     if truth.image.stem not in FILLED:
         return

@@ -149,7 +149,7 @@ def lies(draw: st.DrawFn, small: Small) -> list[tuple[Block, int, bytes]]:
 
 @settings(max_examples=150)
 @given(data=st.data())
-def test_alone_and_together(small: Small, data: st.DataObject) -> None:
+def test_paths_are_the_same_alone_and_together(small: Small, data: st.DataObject) -> None:
     changes = data.draw(lies(small), label="lies")
     touched = [int.from_bytes(new, "big") for _, _, new in changes if len(new) == 8]
     asked = data.draw(st.lists(st.sampled_from(small.named), min_size=1, max_size=8), label="asked")
@@ -220,7 +220,7 @@ def test_files_of_the_filesystem_are_still_known(small: Small) -> None:
 # ---------------------------------------------------------------------- types
 
 
-def test_a_name_of_another_type_of_file_is_not_the_inodes(small: Small) -> None:
+def test_a_name_with_another_file_type_is_not_used(small: Small) -> None:
     # An old block of a folder names an inode that has become something else since.
     once = {ino for ino in small.files() if len(small.truth.inodes[ino].paths) == 1}
     block, at, ino = next(
@@ -272,7 +272,7 @@ def moved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return before, image
 
 
-def test_an_old_inode_does_not_bring_back_its_old_name(moved: tuple[Path, Path]) -> None:
+def test_an_old_inode_does_not_restore_its_old_name(moved: tuple[Path, Path]) -> None:
     before, after = moved
     truth = by_kernel(after)
     old = {block.start: block for block in find_metadata(before)["inode"]}

@@ -21,7 +21,7 @@ def truth(zoo: Zoo, request: pytest.FixtureRequest) -> Truth:
 pytestmark = pytest.mark.parametrize("truth", EVERY, indirect=True)
 
 
-def test_all_inodes_together(truth: Truth) -> None:
+def test_paths_of_all_inodes_at_once(truth: Truth) -> None:
     expectation = Expectation(truth)
     with whoseblock.open(truth.image) as fs:
         found = fs.paths_many(truth.inodes)

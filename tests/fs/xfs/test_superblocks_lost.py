@@ -52,9 +52,7 @@ def _lost(truth: Truth, how: str) -> Media:
 
 
 @pytest.mark.parametrize("how", ["poisoned", "zeros", "garbled"])
-def test_answers_are_those_of_the_whole_image_and_said_to_be_doubtful(
-    truth: Truth, how: str
-) -> None:
+def test_answers_equal_those_of_the_intact_image_and_are_incomplete(truth: Truth, how: str) -> None:
     with whoseblock.open(truth.image) as whole, whoseblock.open(_lost(truth, how)) as lost:
         for question in _file_rows(truth):
             answer = lost.owners(*question)
@@ -63,13 +61,13 @@ def test_answers_are_those_of_the_whole_image_and_said_to_be_doubtful(
             assert "copy of the superblock" in answer.notes[0]
 
 
-def test_what_begins_like_something_else_is_not_searched(truth: Truth) -> None:
+def test_a_target_of_another_format_is_not_searched(truth: Truth) -> None:
     other = Patched(FileMedia(truth.image), 0, b"LABELONE" + bytes(504))
     with pytest.raises(NotAFilesystemError):
         whoseblock.open(other)
 
 
-def test_a_feature_that_nobody_knows_is_refused(truth: Truth) -> None:
+def test_an_unknown_feature_is_refused(truth: Truth) -> None:
     sector = bytearray(FileMedia(truth.image).pread(0, 512))
     # sb_features_incompat is the big-endian word at byte 216; its highest bit means nothing yet.
     sector[216] |= 0x80

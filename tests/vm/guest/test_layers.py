@@ -66,7 +66,7 @@ def test_device_mapper(namespaces: Namespaces, undo: Undo) -> None:
     assert way(answer)["linear"] == offset - LINEAR_AT
 
 
-def test_ext4_is_told_as_far_as_known(namespaces: Namespaces, undo: Undo) -> None:
+def test_ext4_is_reported_as_far_as_known(namespaces: Namespaces, undo: Undo) -> None:
     namespace, file, unused = on_ext4(namespaces, undo)
 
     poison_mapped(file, 3 * PAGE)

@@ -210,7 +210,7 @@ def test_device_mapper(namespaces: Namespaces, undo: Undo) -> None:
     assert files_at(answer) == shared.names == owners_at(folder, at)
 
 
-def test_ext4_is_told_as_far_as_known(namespaces: Namespaces, undo: Undo) -> None:
+def test_ext4_is_reported_as_far_as_known(namespaces: Namespaces, undo: Undo) -> None:
     namespace, file, unused = on_ext4(namespaces, undo)
     watch = Watch(undo)
     watch.start()

@@ -108,7 +108,7 @@ def kinds(history: History) -> list[list[str]]:
     return [[row["kind"] for row in one.answer["owners"]] for one in history.findings]
 
 
-def test_a_disk_that_does_not_answer(tmp_path: Path) -> None:
+def test_an_unresponsive_disk(tmp_path: Path) -> None:
     need_root()
     need_fuse()
     image = make_image(tmp_path / "disk", Geometry("silent", size=64 * MIB, parent=True))
@@ -175,7 +175,7 @@ def test_a_device_that_comes_later(tmp_path: Path) -> None:
     assert history.findings[1].answer["complete"]
 
 
-def test_what_fails_again_as_soon_as_it_was_dealt_with(tmp_path: Path) -> None:
+def test_a_range_that_fails_again_at_once(tmp_path: Path) -> None:
     need_root()
     image = make_image(tmp_path / "disk", Geometry("again", size=64 * MIB, parent=True))
     machine = Machine(tmp_path)
@@ -197,7 +197,7 @@ def test_what_fails_again_as_soon_as_it_was_dealt_with(tmp_path: Path) -> None:
     assert second.findings[0].complete
 
 
-def test_what_is_heard_of_a_device_that_was_lost(tmp_path: Path) -> None:
+def test_reports_about_a_device_that_was_lost(tmp_path: Path) -> None:
     need_root()
     image = make_image(tmp_path / "disk", Geometry("late", size=64 * MIB, parent=True))
     machine = Machine(tmp_path)
@@ -260,7 +260,7 @@ def test_a_list_of_another_device_of_that_name(machine: Machine) -> None:
     ]
 
 
-def test_it_is_asked_ever_more_rarely(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_retries_become_less_frequent(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     now = time.time()
     monkeypatch.setattr(time, "time", lambda: now)
     machine.process(failed("sdzz"))
@@ -300,7 +300,7 @@ def test_a_damaged_file_of_the_spool(tmp_path: Path, capfd: pytest.CaptureFixtur
     assert "event=events-lost" in capfd.readouterr().err
 
 
-def test_a_report_that_nobody_can_deal_with(
+def test_a_report_that_causes_an_unexpected_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     real = Processor._failures_of
@@ -362,7 +362,7 @@ def states(daemon: Daemon) -> list[State]:
     return [step.state for plan in plans for step in plan.steps]
 
 
-def test_a_new_policy_counts_for_what_waits(tmp_path: Path, machine: Machine) -> None:
+def test_a_new_policy_applies_to_waiting_reports(tmp_path: Path, machine: Machine) -> None:
     machine.add_disk("pmem0", "naa.pmem0")
     (machine.root / "sys/block/pmem0/badblocks").write_text("8 8\n64 8\n")
     policy, ended = tmp_path / "policy.toml", tmp_path / "ended"
@@ -381,7 +381,7 @@ def test_a_new_policy_counts_for_what_waits(tmp_path: Path, machine: Machine) ->
 # ------------------------------------------------------------------ who asks
 
 
-def test_a_child_has_no_descriptors_of_ours(tmp_path: Path) -> None:
+def test_a_child_inherits_no_descriptors(tmp_path: Path) -> None:
     locked = tmp_path / "lock"
     with locked.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -420,7 +420,7 @@ def test_signs_of_life() -> None:
         assert signs_of_life(child.pid) == (b"",)
 
 
-def test_one_that_dies_of_a_question(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_probe_that_dies(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device_probe._DeviceSession, "locate", lambda *_: os._exit(9))
     machine.process(failed("sdzz"))
     (history,) = machine.histories()

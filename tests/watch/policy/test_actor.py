@@ -130,7 +130,9 @@ GONE = "the policy no longer has this rule"
         (Rule("never touch", 2, owner=("free",)), HEAL),
     ],
 )
-def test_what_the_policy_no_longer_says_is_not_done(desk: Desk, now: tuple[Rule, ...]) -> None:
+def test_acts_removed_from_the_policy_are_not_carried_out(
+    desk: Desk, now: tuple[Rule, ...]
+) -> None:
     desk.plan(HEAL)
     assert desk.perform(*now) == {"respond left": 1}
     assert desk.ends() == [("respond", State.SKIPPED, GONE)]
@@ -142,20 +144,22 @@ def test_a_rule_that_only_moved_is_the_same(desk: Desk) -> None:
     assert desk.perform(HEAL._replace(line=77), EXEC) == {"respond done": 1}
 
 
-def test_telling_somebody_takes_only_the_rule_itself(desk: Desk) -> None:
+def test_a_program_of_a_changed_rule_is_not_run(desk: Desk) -> None:
     desk.plan(EXEC)
     assert desk.perform(HEAL, EXEC) == {"exec done": 1}
     desk.plan(EXEC)
     assert desk.perform(HEAL, EXEC._replace(exec=("/bin/false",))) == {"exec left": 1}
 
 
-def test_the_limits_are_those_of_now(desk: Desk) -> None:
+def test_the_limits_of_the_current_policy_apply(desk: Desk) -> None:
     desk.plan(HEAL)
     assert desk.perform(HEAL, respond=0) == {"respond limited": 1}
     assert desk.told.rules == []
 
 
-def test_a_day_later_nobody_waits_for_it(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_acts_planned_more_than_a_day_ago_are_left(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
     desk.plan(HEAL)
     later(monkeypatch, 86_399)
     desk.plan(HEAL)
@@ -210,7 +214,7 @@ def test_killed_at_any_point_it_goes_on(
 
 
 @pytest.mark.parametrize("method", ["failed", "skipped"])
-def test_killed_when_it_failed_it_is_left(desk: Desk, method: str) -> None:
+def test_a_program_that_failed_is_not_run_again_after_a_kill(desk: Desk, method: str) -> None:
     rule = EXEC._replace(exec=("/bin/false",))
     desk.plan(rule)
     with killing(method, early=method == "skipped"), pytest.raises(Killed):
@@ -219,7 +223,7 @@ def test_killed_when_it_failed_it_is_left(desk: Desk, method: str) -> None:
     assert desk.ends() == [("exec", State.SKIPPED, "the daemon does not try again")]
 
 
-def test_what_another_is_doing_is_left_to_it(desk: Desk) -> None:
+def test_steps_begun_by_another_run_are_left_alone(desk: Desk) -> None:
     desk.plan(EXEC)
     with opened(desk.journal) as (_, run):
         run.started(desk.steps()[0].id)
@@ -287,11 +291,11 @@ AFTER = Moment("the next boot", 60.0, 1_700_000_000.0)
         (AFTER._replace(uptime=4_000.0), HERE._replace(at=AFTER.at + 86_400), 4_000.0),
     ],
 )
-def test_how_long_ago_something_was(now: Moment, then: Moment, since: float) -> None:
+def test_times_relative_to_now(now: Moment, then: Moment, since: float) -> None:
     assert now.since(then) == since
 
 
-def test_so_much_in_an_hour_and_no_more(desk: Desk) -> None:
+def test_a_limit_per_hour(desk: Desk) -> None:
     now = Moment.now()
     for _ in range(3):
         desk.plan(EXEC)
@@ -324,7 +328,7 @@ def test_neither_a_clock_set_back_nor_a_lost_folder_allows_more(
     assert desk.ends()[-1] == ("exec", State.SKIPPED, "the policy allows 2 an hour")
 
 
-def test_the_journal_tells_what_was_begun(journal_url: str) -> None:
+def test_the_journal_lists_begun_steps(journal_url: str) -> None:
     # More than are read at a time, of one kind, the latest first.
     with opened(journal_url) as (journal, run):
         failure = run.record_failure("sdzz", ByteRange(0, 512), report()).failure
@@ -390,7 +394,7 @@ def alive(pid: int) -> bool:
         return False
 
 
-def test_of_what_a_program_says_the_end_is_kept() -> None:
+def test_the_end_of_a_programs_output_is_kept() -> None:
     assert (
         ran("seq 1000000") == "".join(f"{n}\n" for n in range(999_000, 1_000_001))[-2000:].strip()
     )
@@ -399,7 +403,7 @@ def test_of_what_a_program_says_the_end_is_kept() -> None:
         ran("echo no >&2; exit 3")
 
 
-def test_a_program_that_says_more_than_any_memory_holds() -> None:
+def test_the_output_of_a_program_is_bounded() -> None:
     # In a process of its own: it is about the most memory that it ever had.
     script = (
         "import resource, sys; sys.path.insert(0, '.')\n"
@@ -414,7 +418,7 @@ def test_a_program_that_says_more_than_any_memory_holds() -> None:
     assert int(done.stdout) < 16 << 10, "KiB more than before"
 
 
-def test_a_program_need_not_read_and_is_told_of_any_name() -> None:
+def test_a_program_may_ignore_its_input_and_receives_any_name() -> None:
     told = ran("cat", owners=[{"paths": ["/odd\udcff"] * 100_000}])
     assert told.endswith('"/odd\\udcff"]}]}}')
     assert ran("true", owners=[{"paths": ["/odd"] * 100_000}]) == ""
@@ -471,7 +475,7 @@ def rule_to(users: Users) -> Rule:
 
 
 @pytest.mark.parametrize(("users", "pids"), [("mapped", [1]), ("open", [2]), ("all", [1, 2])])
-def test_who_has_it_mapped_and_who_has_it_open(users: Users, pids: list[int]) -> None:
+def test_processes_with_a_mapping_and_with_an_open_file(users: Users, pids: list[int]) -> None:
     mapping = Mapping(0, 4096, 0, shared=True, readable=True, writable=True, executable=False)
     mapped = Process(1, 10, "", "mapped", 0, (mapping,), ())
     opened_it = Process(2, 20, "", "opened", 0, (), (OpenFile(3, ("O_RDONLY",), 0),))
@@ -504,7 +508,7 @@ def test_only_the_process_that_was_found_gets_a_signal(file: Path, tmp_path: Pat
     )
 
 
-def test_who_uses_it_no_longer_in_that_way_gets_no_signal(file: Path, tmp_path: Path) -> None:
+def test_a_process_that_unmapped_the_range_gets_no_signal(file: Path, tmp_path: Path) -> None:
     program = "map_file(0, PAGE); kept = open(path); ready()"
     with running(program, file) as (pid,):
         how = signal_recipients(rule_to("mapped"), [row(file)])

@@ -100,7 +100,7 @@ def patient(tmp_path: Path) -> Iterator[Patient]:
         yield Patient(tmp_path, served, loop, root)
 
 
-def test_of_one_failure_only_what_the_rule_is_for(patient: Patient) -> None:
+def test_only_the_blocks_of_the_rule_are_repaired(patient: Patient) -> None:
     static, database = patient.place("static/a", 1), patient.place("db/b", 1)
     patient.fail(static, database)
     low, high = sorted((static, database))
@@ -119,7 +119,7 @@ def test_of_one_failure_only_what_the_rule_is_for(patient: Patient) -> None:
         assert history.failure.closed is None
 
 
-def test_a_block_that_another_shares_whom_the_rule_is_not_for(patient: Patient) -> None:
+def test_a_block_shared_with_a_file_of_another_rule(patient: Patient) -> None:
     patient.share("static/a", 1, "db/c")
     place = patient.place("static/a", 1)
     patient.fail(place)
@@ -128,7 +128,7 @@ def test_a_block_that_another_shares_whom_the_rule_is_not_for(patient: Patient) 
     assert patient.ends() == []
 
 
-def test_a_block_that_only_files_of_the_rule_share(patient: Patient) -> None:
+def test_a_block_shared_only_by_files_of_the_rule(patient: Patient) -> None:
     patient.share("static/a", 1, "static/c")
     place = patient.place("static/a", 1)
     patient.fail(place)

@@ -83,7 +83,7 @@ def test_a_policy(tmp_path: Path) -> None:
         ("[[rule]]\ndevice", "[[rules]]\ndevice", 19, "unknown key 'rules'"),
     ],
 )
-def test_a_fault_is_told_with_its_line(
+def test_an_error_in_the_policy_names_its_line(
     tmp_path: Path, old: str, new: str, line: int, what: str
 ) -> None:
     assert GOOD.count(old) == 1
@@ -114,7 +114,7 @@ def test_a_policy_that_is_not_there(tmp_path: Path) -> None:
         (Rule("", 0, path="*.log"), False),
     ],
 )
-def test_what_a_rule_fits(rule: Rule, fits: bool) -> None:  # noqa: FBT001 - of the test
+def test_which_owners_a_rule_matches(rule: Rule, fits: bool) -> None:  # noqa: FBT001 - of the test
     paths = {"/a/b.data", "/srv/a/b.data"}
     assert rule.matches("file", {"pmem0", "namespace0.0"}, {"/srv"}, paths) is fits
 
@@ -189,5 +189,5 @@ def test_every_key_is_found_on_its_line(tables: list[dict[str, object]]) -> None
 
 
 @given(st.text(max_size=200))
-def test_anything_may_be_a_file(text: str) -> None:
+def test_arbitrary_files_of_the_spool_are_handled(text: str) -> None:
     find_lines(text)

@@ -90,7 +90,7 @@ def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Monitors
     found.withdraw()
 
 
-def test_another_monitor_is_said_and_waited_for(tmp_path: Path, kernel: Monitors) -> None:
+def test_another_monitor_is_reported_and_waited_for(tmp_path: Path, kernel: Monitors) -> None:
     status = tmp_path.stat()
     mounted = MountedFilesystem(status.st_dev, "xfs", (str(tmp_path),))
     with closing(xfs_health()) as source:
@@ -115,7 +115,7 @@ def test_another_monitor_is_said_and_waited_for(tmp_path: Path, kernel: Monitors
         assert source.health.startswith("monitoring 0 filesystems")
 
 
-def test_a_filesystem_that_is_mounted_again_before_we_heard_of_the_end(
+def test_a_filesystem_remounted_before_its_unmount_was_noticed(
     tmp_path: Path, kernel: Monitors
 ) -> None:
     kernel.offer()
@@ -132,9 +132,7 @@ def test_a_filesystem_that_is_mounted_again_before_we_heard_of_the_end(
             assert [type(one) for one in source.read()] == [FilesystemError]
 
 
-def test_only_what_blames_the_medium_is_a_failure_of_a_file(
-    tmp_path: Path, kernel: Monitors
-) -> None:
+def test_only_medium_errors_are_failures_of_a_file(tmp_path: Path, kernel: Monitors) -> None:
     kernel.offer()
     mounted = MountedFilesystem(tmp_path.stat().st_dev, "xfs", (str(tmp_path),))
     with closing(xfs_health()) as source:
@@ -153,7 +151,7 @@ def test_only_what_blames_the_medium_is_a_failure_of_a_file(
         assert (found[0].inode, found[0].generation, found[0].length) == (131, 7, 4096)
 
 
-def test_a_kernel_without_monitors_is_not_asked_again(tmp_path: Path, kernel: Monitors) -> None:
+def test_a_kernel_without_monitors_is_queried_once(tmp_path: Path, kernel: Monitors) -> None:
     kernel.error = errno.ENOTTY
     mounted = MountedFilesystem(tmp_path.stat().st_dev, "xfs", (str(tmp_path),))
     with closing(xfs_health()) as source:
@@ -182,7 +180,9 @@ def test_a_filesystem_is_found_where_no_other_covers_it(tmp_path: Path, kernel: 
 # ------------------------------------------------------------------ what may never answer
 
 
-def test_what_does_not_answer_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unresponsive_device_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # As of a server that hangs: nothing ends whoever asked it, and no signal does.
     monkeypatch.setattr(os, "kill", lambda *_: None)
     asked, answer = tmp_path / "asked", tmp_path / "answer"
@@ -217,7 +217,7 @@ def test_what_does_not_answer_is_given_up(tmp_path: Path, monkeypatch: pytest.Mo
         until(lambda: asker.probe([hangs], question) == [(hangs, (b"hangs", ()))])
 
 
-def test_whoever_asks_holds_nothing(tmp_path: Path) -> None:
+def test_a_probe_inherits_only_the_descriptors_to_keep(tmp_path: Path) -> None:
     # A child that hangs outlives the daemon: with its lock there could be no other.
     with (tmp_path / "kept").open("wb") as mark_spooled, (tmp_path / "lock").open("wb") as lock:
 
@@ -276,7 +276,7 @@ def test_errors_that_a_filesystem_finds(tmp_path: Path) -> None:
     assert "EFSCORRUPTED" in ills[0].what or "EUCLEAN" in ills[0].what or "EBADMSG" in ills[0].what
 
 
-def test_what_is_covered_is_not_taken_for_what_covers_it(tmp_path: Path) -> None:
+def test_a_covered_mount_is_not_confused_with_the_covering_one(tmp_path: Path) -> None:
     need_root()
     need_loop_mounts()
     at, other = tmp_path / "at", tmp_path / "other"

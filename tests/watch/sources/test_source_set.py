@@ -94,7 +94,7 @@ def test_messages_of_failures(monkeypatch: pytest.MonkeyPatch) -> None:
         assert log.source.sequence == 4
 
 
-def test_what_anybody_can_have_the_kernel_say_is_no_failure(
+def test_log_text_that_a_user_controls_is_no_failure(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # Somebody calls a program so, and lets it crash: this is what a real kernel said of them.
@@ -122,13 +122,13 @@ def test_messages_that_were_overwritten_are_counted(monkeypatch: pytest.MonkeyPa
         ]
 
 
-def test_what_was_said_while_nobody_listened_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_messages_missed_while_not_listening_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     with closing(Log(monkeypatch, after=10)) as log:
         log.say(100, "something else")
         assert words(log.read()) == [(89, "boot:100:lost")]
 
 
-def test_what_the_kernel_thinned_out_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_suppressed_messages_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     with closing(Log(monkeypatch)) as log:
         log.say(1, "blk_print_req_error: 117 callbacks suppressed")
         log.say(2, "I/O error, dev sda, sector what")
@@ -169,7 +169,7 @@ def test_a_log_that_is_a_file(tmp_path: Path) -> None:
         assert [one.key for one in source.sweep()] == ["boot:6"]
 
 
-def test_a_disk_that_is_full_ends_nothing(
+def test_a_full_disk_does_not_end_the_daemon(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "dev").mkdir()
@@ -212,7 +212,7 @@ def swept(source: BadBlockListSource) -> list[object]:
     ]
 
 
-def test_a_list_is_given_when_it_changes(tmp_path: Path, sys_block: Path) -> None:
+def test_a_list_is_reported_when_it_changes(tmp_path: Path, sys_block: Path) -> None:
     bad = sys_block / "badblocks"
     bad.write_text("\n")
     region = tmp_path / "sys/bus/nd/devices/region0"
@@ -230,7 +230,7 @@ def test_a_list_is_given_when_it_changes(tmp_path: Path, sys_block: Path) -> Non
         assert source.health == "2 lists, 0 with change notification"
 
 
-def test_a_list_that_was_gone_may_be_that_of_another_device(
+def test_a_list_that_reappears_may_belong_to_another_device(
     tmp_path: Path, sys_block: Path
 ) -> None:
     bad = sys_block / "badblocks"
@@ -246,7 +246,7 @@ def test_a_list_that_was_gone_may_be_that_of_another_device(
         assert swept(source) == []
 
 
-def test_a_list_that_is_none_is_told(tmp_path: Path, sys_block: Path) -> None:
+def test_a_file_that_is_no_list_is_reported(tmp_path: Path, sys_block: Path) -> None:
     (sys_block / "badblocks").write_text("eight\n")
     with closing(BadBlockListSource(Host(tmp_path), {})) as source:
         (ill,) = source.sweep()
@@ -280,7 +280,7 @@ def test_a_list_that_is_longer_than_a_page(tmp_path: Path, sys_block: Path) -> N
         assert swept(source) == [("pmem0", ranges(range(400, 405)))]
 
 
-def test_a_list_is_read_when_the_kernel_tells_of_a_change(
+def test_a_list_is_read_when_the_kernel_notifies_a_change(
     tmp_path: Path, sys_block: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The kernel tells of mounts as it does of bad blocks of pmem, with POLLPRI.
@@ -354,7 +354,7 @@ def test_memory_failures_where_an_older_kernel_has_them(tracefs: Path) -> None:
     assert lost.count == 3
 
 
-def test_what_a_killed_daemon_had_read_is_told_by_the_next(tracefs: Path) -> None:
+def test_the_next_daemon_reports_what_a_killed_one_had_read(tracefs: Path) -> None:
     folder = tracefs / "instances/test"
     head = b"  python3-742     [001] .....   152.318%03d: memory_failure_event: pfn 0x%d: recovery"
     line = head + b" action for dax page: Recovered\n"

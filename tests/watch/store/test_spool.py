@@ -27,7 +27,7 @@ def failed(start: int, key: str = "") -> FailedRange:
     return FailedRange(source="kmsg", at=1.5, key=key, device="sda", start=start, length=512)
 
 
-def test_what_is_put_is_taken_in_its_order_until_it_is_dropped(tmp_path: Path) -> None:
+def test_reports_are_read_in_order_until_they_are_dropped(tmp_path: Path) -> None:
     spool = Spool(tmp_path / "spool")
     spool.put([failed(0), failed(512, key="own")])
     spool.put([failed(1024)])
@@ -48,7 +48,7 @@ def test_what_is_put_is_taken_in_its_order_until_it_is_dropped(tmp_path: Path) -
     assert 0 < again.backlog.seconds < 60
 
 
-def test_names_that_are_not_utf_8_are_kept_for_people_to_read(tmp_path: Path) -> None:
+def test_names_that_are_not_utf_8_are_stored_readably(tmp_path: Path) -> None:
     spool = Spool(tmp_path / "spool")
     place = "/mnt/caf\udce9"
     ill = FilesystemError(
@@ -72,7 +72,7 @@ def test_keys_ascend_though_the_clock_be_set_back(tmp_path: Path) -> None:
     assert HandledLists(keys={"a": keys[1], "b": "none"}).last == later + 2
 
 
-def test_a_full_spool_takes_nothing_until_there_is_room(tmp_path: Path) -> None:
+def test_a_full_spool_accepts_nothing_until_there_is_room(tmp_path: Path) -> None:
     spool = Spool(tmp_path / "spool", most_bytes=500)
     count = 4
     for start in range(count):
@@ -110,7 +110,7 @@ def test_what_was_dealt_with_is_not_remembered(
         tracemalloc.stop()
 
 
-def test_a_file_that_is_damaged_is_said_to_be_lost(tmp_path: Path) -> None:
+def test_a_damaged_file_of_the_spool_is_reported_as_lost(tmp_path: Path) -> None:
     spool = Spool(tmp_path / "spool")
     spool.put([failed(0)])
     (file,) = spool.take(1).files
@@ -120,7 +120,7 @@ def test_a_file_that_is_damaged_is_said_to_be_lost(tmp_path: Path) -> None:
     assert "cannot read" in lost.what
 
 
-def test_what_a_crash_left_half_written_is_no_report(tmp_path: Path) -> None:
+def test_a_half_written_file_is_no_report(tmp_path: Path) -> None:
     Spool(tmp_path / "spool")
     (tmp_path / "spool" / ".1.reports.abc").write_bytes(b"[")
     spool = Spool(tmp_path / "spool")

@@ -49,5 +49,5 @@ def test_events_of_every_form() -> None:
 
 
 @given(st.binary(max_size=4 * EVENT_BYTES))
-def test_anything_may_be_an_event(data: bytes) -> None:
+def test_arbitrary_events_are_parsed_or_ignored(data: bytes) -> None:
     assert len(read_health(data)) == len(data) // EVENT_BYTES
