@@ -1,23 +1,24 @@
-"""The second idea: an address space for every shared extent.
+"""The second design: an address space for every shared extent.
 
-"Create a new address_space for each shared extent" is all that was ever said; no code was posted.
-So this had to be decided here, each time in favour of the idea:
+The discussion has one sentence about it, "Create a new address_space for each shared extent", and no
+code. The decisions here are in favour of the design:
 
-- An extent is a run of pages that the same files have, as in the filesystem's own bookkeeping
-  of shared blocks. A fault learns its bounds from the filesystem, which it asks anyway.
-- The first fault on a shared extent makes its record: a ``struct address_space``, to which
+- An extent is a run of pages that the same files have, as in the filesystem's own bookkeeping of
+  shared blocks. A fault learns its bounds from the filesystem, which it queries anyway.
+- The first fault on a shared extent creates its record: a ``struct address_space``, to which
   ``page->mapping`` of its pages points, so that finding it costs nothing. Pages that are not
-  shared cost nothing at all, as ever.
-- Each file that has faulted any page of a record is one owner, in a red-black tree as in the RFC:
-  mapping, index of the first page, node. When its last entry there goes, it goes.
-- Which pages an owner has faulted is not kept a second time: its own ``i_pages`` is asked.
+  shared cost nothing, as in Linux.
+- Each file that has faulted a page of a record is one owner, in a red-black tree as in the RFC:
+  mapping, index of the first page, node. The owner is removed with its last entry there.
+- The pages that an owner has faulted are not recorded again: they are in its own ``i_pages``.
 - There is no notification of changes on the disk. When an entry is removed, the filesystem has not
-  changed yet, and cannot be queried under the lock of ``i_pages``. So records are cut and joined
-  by faults alone: one on a shared extent makes the records there fit its bounds. Cutting leaves
-  each part the owners with entries in it, and writes to every ``struct page`` of the shorter part; so does joining.
-- What a record has it keeps until then, shared or not. To cut out a page that only one file still
-  has would take another record, to save an owner.
-- A lock for each record, and one for all of them while they are cut or joined.
+  changed yet, and cannot be queried under the lock of ``i_pages``. So only faults cut and join
+  records: a fault on a shared extent adjusts the records there to its bounds. After a cut, each
+  part keeps the owners with entries in it. Cutting and joining write to every ``struct page`` of
+  the shorter part.
+- Until then a record keeps its pages, shared or not. Cutting out a page with only one file left
+  would need another record, to save one owner.
+- There is a lock for each record, and one for all of them while they are cut or joined.
 """
 
 from bisect import bisect_left, bisect_right
