@@ -1,7 +1,7 @@
 """The second design: an address space for every shared extent.
 
-The discussion has one sentence about it, "Create a new address_space for each shared extent", and no
-code. The decisions here are in favour of the design:
+The discussion has one sentence about it, "Create a new address_space for each shared extent", and
+no code. The decisions here are in favour of the design:
 
 - An extent is a run of pages that the same files have, as in the filesystem's own bookkeeping of
   shared blocks. A fault learns its bounds from the filesystem, which it queries anyway.
