@@ -1,5 +1,5 @@
-# The interface for people: `make` says what there is. Everything runs in a virtual environment of the
-# checkout's own, .venv, built from the lock file. Nothing here needs root.
+# `make` lists the targets. Everything runs in a virtual environment of the checkout, .venv, which is
+# built from the lock file. Root is needed only where the target says it.
 
 PYTHON ?= python3
 WORKERS ?= auto
@@ -12,23 +12,23 @@ READY := $(VENV)/.ready
 .DELETE_ON_ERROR:
 .PHONY: help demo test vm-test adversary check lint types bench study man lock release clean
 
-help: ## say what there is
+help: ## list the targets
 	@awk -F '## ' '/^[a-z-]+:.*## / { sub(/:.*/, "", $$1); printf "make %-9s %s\n", $$1, $$2 }' Makefile
 
-demo: $(READY) ## poison a small real XFS image, say whose every failed block was, and recover
+demo: $(READY) ## poison a small real XFS image, look up the owner of every failed block, and recover
 	@$(BIN)/python -m demo.demo
 
-test: $(READY) ## run all tests that can run here; each of the others says why it was skipped
+test: $(READY) ## run all tests that can run here; the others are skipped with the reason
 	@$(BIN)/python -m tools.run_tests $(WORKERS) $(ARGS)
 
-vm-test: $(READY) ## run real kernels with persistent memory, in virtual machines; some minutes
+vm-test: $(READY) ## test with real kernels and persistent memory, in virtual machines; takes minutes
 	tools/vm/kernel
 	$(BIN)/python -m pytest tests/vm $(ARGS)
 
-adversary: $(READY) ## ask about damaged images, or what ARGS names: healthy, special; an hour, as root
+adversary: $(READY) ## run lookups on damaged images, or ARGS=healthy or special; an hour, as root
 	$(BIN)/python -m tools.adversary $(or $(ARGS),damaged)
 
-check: lint types test ## lint, types and tests: what a change must pass
+check: lint types test ## run lint, types and test, which every change must pass
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -38,22 +38,22 @@ lint: $(READY)
 types: $(READY)
 	$(BIN)/mypy
 
-bench: $(READY) ## measure against xfs_db on images made for it, and the daemon; a quarter of an hour
+bench: $(READY) ## measure lookups against xfs_db, and the daemon; a quarter of an hour
 	$(BIN)/python -m bench $(ARGS)
 
-study: $(READY) ## measure the three designs against each other, and write docs/study.md anew
+study: $(READY) ## measure the three designs against each other, and update docs/study.md
 	$(BIN)/python -m bench.study
 
-man: $(READY) ## write the man page, docs/man/whoseblock.1, which the wheel installs
+man: $(READY) ## write the man page docs/man/whoseblock.1, which the wheel installs
 	$(BIN)/python -m whoseblock.cli.man > docs/man/whoseblock.1
 
-# uv only writes the lock files, hence is not in them. Whatever index this machine is set to is left
-# aside, so that the files and hashes are the public one's; and no URL is written.
+# uv only writes the lock files, and is not in them. The index configured on this machine is ignored,
+# so that the files and hashes are those of the public one. No URL is written.
 LOCK := env -u UV_INDEX -u UV_DEFAULT_INDEX -u UV_INDEX_URL -u UV_EXTRA_INDEX_URL -u UV_FIND_LINKS \
 	build/uv/bin/uv pip compile pyproject.toml --no-config --quiet --upgrade \
 	--universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header
 
-lock: | build/uv ## resolve the dependencies anew into requirements/
+lock: | build/uv ## update the lock files in requirements/
 	$(LOCK) --output-file requirements/core.lock
 	$(LOCK) --group dev --constraint requirements/core.lock --output-file requirements/dev.lock
 
@@ -64,20 +64,20 @@ build/uv:
 release: $(READY) ## build wheel and sdist into dist/ reproducibly, check and try both
 	@$(BIN)/python -m tools.release
 
-clean: ## remove all that make made
+clean: ## remove everything that make created
 	rm -rf $(VENV) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# Made anew, never patched up, when what it is made from changes. The checkout itself is installed
-# editable and without build isolation: even the build backend is the locked one.
+# Created again, never updated, when a prerequisite changes. The checkout itself is installed editable
+# and without build isolation: even the build backend is the locked one.
 $(READY): requirements/dev.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 		echo 'whoseblock needs Python 3.11 or newer: install the package python3.11 (or newer)' \
-			'and its -venv, then: make PYTHON=python3.11' >&2; exit 1; }
+			'and its -venv, then run: make PYTHON=python3.11' >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
-		echo '$(PYTHON) cannot make virtual environments: install the package python3-venv' >&2; \
+		echo '$(PYTHON) cannot create virtual environments: install the package python3-venv' >&2; \
 		exit 1; }
-	@echo 'making $(VENV) from requirements/dev.lock' >&2
+	@echo 'creating $(VENV) from requirements/dev.lock' >&2
 	@rm -rf $(VENV)
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/pip --disable-pip-version-check install -qq --require-hashes -r requirements/dev.lock

@@ -100,7 +100,7 @@ def descriptors() -> Iterator[None]:
 
 @pytest.fixture
 def ending_signals() -> Iterator[None]:
-    """Let signals end what a test starts, even if nohup or a shell's & has them ignored."""
+    """Reset signals for the children of tests, even if nohup or a shell's & ignores them."""
     numbers = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT)
     before = {number: signal.getsignal(number) for number in numbers}
     for number, handler in before.items():

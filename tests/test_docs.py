@@ -1,4 +1,4 @@
-"""What the documentation shows is run, and what it says is compared with the code.
+"""The documentation: its examples are run, and its statements compared with the code.
 
 Each document is worked through from top to bottom in a folder of its own, which holds the demo's
 image as disk.img:

@@ -1,4 +1,4 @@
-"""The core works without any extra; what an extra is missing for says so in one sentence."""
+"""The core works without any extra; a missing extra is reported in one sentence."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Who has parts of files mapped or open: real processes that say themselves what they did."""
+"""Processes that map parts of files or have them open: real ones, which report what they did."""
 
 import contextlib
 import fcntl
@@ -25,7 +25,7 @@ from whoseblock.fs.base import Mapping, OpenFile, Process
 from whoseblock.processes import Found, Wanted, find_processes
 
 PAGE = 4096
-NOBODY = 65534
+UNPRIVILEGED = 65534
 #: In the pid namespace that the kernel booted with, and in no other, the second process is this.
 LISTS_ALL = Path("/proc/2/comm").exists() and Path("/proc/2/comm").read_text() == "kthreadd\n"
 
@@ -267,7 +267,7 @@ def test_user_and_start_time_of_a_process(file: Path) -> None:
     with running(program, file) as (pid,):
         after = time.time()
         (process,) = users(part(file))[0]
-        # Nobody gave this one a strange name, so that any parser will do.
+        # This one has an ordinary name, so that any parser works.
         assert process.start_time == int(Path(f"/proc/{pid}/stat").read_text().split()[21])
     assert process.uid == (os.geteuid() or 2)
     assert process.command.startswith("python")
@@ -426,7 +426,7 @@ def test_a_path_of_any_length(tmp_path: Path) -> None:
     assert [one.fd for one in found[0].open] == [number]
 
 
-# Who may not look into others, or not even see them, says so.
+# A caller that may not inspect other processes, or not even see them, gets a note.
 
 SCAN = """
 import ctypes, json, os, sys, threading
@@ -456,24 +456,24 @@ def scan_as(user: int, wanted: Wanted, *under: str) -> tuple[list[int], int, boo
 
 def test_without_privileges_others_are_counted(file: Path) -> None:
     need_root()
-    # A process that changed its user may be looked into by nobody, unless it allows that again.
+    # No process may inspect one that changed its user, unless that allows it again.
     own = "os.setgroups([])\nos.setresgid(*3 * [65534])\nos.setresuid(*3 * [65534])\n"
     own += "call('prctl', 4, 1, 0, 0, 0)\nready()"
     with (
         running("map_file(0, PAGE)\n" + own, file) as (mine,),
         running(MAP_FIRST_PAGE, file) as (other, _),
     ):
-        pids, hidden, unlisted = scan_as(NOBODY, part(file))
-        (everybody,) = users(part(file))
+        pids, hidden, unlisted = scan_as(UNPRIVILEGED, part(file))
+        (found,) = users(part(file))
     assert pids == [mine]
     assert hidden > 0
     assert unlisted is not LISTS_ALL
-    assert [process.pid for process in everybody] == sorted([mine, other])
+    assert [process.pid for process in found] == sorted([mine, other])
 
 
 def test_kernel_threads_are_not_hidden(file: Path) -> None:
     need_root()
-    _, hidden, _ = scan_as(NOBODY, part(file))
+    _, hidden, _ = scan_as(UNPRIVILEGED, part(file))
     folders = [path for path in Path("/proc").iterdir() if path.name.isdecimal()]
     ordinary = 0
     for path in folders:
@@ -490,7 +490,7 @@ def test_hidepid_is_reported(file: Path, option: str) -> None:
     under = ["unshare", "-m", "sh", "-c"]
     under += [f'mount --make-rprivate / && mount -t proc -o {option} p /proc && exec "$@"', "sh"]
     with running(MAP_FIRST_PAGE, file) as (pid, _):
-        pids, hidden, unlisted = scan_as(NOBODY, part(file), *under)
+        pids, hidden, unlisted = scan_as(UNPRIVILEGED, part(file), *under)
         assert (pids, unlisted) == ([], True)
         assert (hidden > 1) == (option == "hidepid=1")
         assert scan_as(0, part(file), *under)[::2] == ([pid], not LISTS_ALL)
@@ -503,7 +503,7 @@ def test_a_pid_namespace_lists_only_its_own(file: Path) -> None:
     assert found == ([], 0, True)
 
 
-# A filesystem that does not answer keeps nobody waiting.
+# A filesystem that does not answer delays no other.
 
 
 @contextlib.contextmanager
@@ -522,7 +522,7 @@ def silent_file(tmp_path: Path) -> Iterator[tuple[int, int, Path]]:
         with running("ready(os.fstat(os.open(path, os.O_RDONLY)).st_ino)", device) as (pid, inode):
             os.kill(server, signal.SIGSTOP)
             try:
-                # The kernel remembers for a second what it was told.
+                # The kernel caches the attributes for a second.
                 time.sleep(1.2)
                 yield pid, inode, folder
             finally:

@@ -1,4 +1,4 @@
-"""What happens to processes in the middle of a scan: the scan is stopped there, and they go on."""
+"""Changes of processes in the middle of a scan: the scan is stopped there, and they continue."""
 
 import os
 import signal

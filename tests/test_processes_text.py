@@ -1,4 +1,4 @@
-"""What the kernel writes in /proc, generated, against the facts that it was generated from."""
+"""Generated texts of /proc, compared with the facts that they were generated from."""
 
 import os
 import tempfile

@@ -116,7 +116,7 @@ def committed_files() -> dict[str, bytes]:
     try:
         names = subprocess.run(listing, capture_output=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):
-        pytest.skip("without git and a checkout nobody knows which files are the project's")
+        pytest.skip("without git and a checkout the project's files are unknown")
     paths = (Path(name) for name in names.decode().split("\0") if name)
     return {str(path): (TOP / path).read_bytes() for path in paths if (TOP / path).is_file()}
 

@@ -171,7 +171,7 @@ def test_through_a_loop_device_into_the_filesystem_that_holds_its_file(
     for told in (deep, raw):
         # Beyond these, the outer image lies in a file too, on whatever disk this machine has.
         below = [owner for owner in told["owners"] if len(owner["via"]) == 3]
-        # The file and its clone share the block; whoever asks learns of both.
+        # The file and its clone share the block; the answer has both.
         assert {owner["inode"]: owner["paths"] for owner in below} == {
             number: [path] for number, path in numbers.items()
         }

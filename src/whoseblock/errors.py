@@ -215,7 +215,7 @@ class CorruptError(BlockError):
 
 def exit_codes() -> dict[int, str]:
     """Return every exit code with its meaning, in order."""
-    codes = {0: "Success; `complete` and `notes` tell whether an answer may be incomplete."}
+    codes = {0: "Success; see `complete` and `notes` for what may be missing."}
     pending: list[type[WhoseblockError]] = [WhoseblockError]
     while pending:
         error = pending.pop()

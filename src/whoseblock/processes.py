@@ -1,12 +1,12 @@
-"""Who has these parts of files mapped, or the files open.
+"""Processes that map parts of files, or have the files open.
 
-One pass over /proc for all files together (proc_pid_maps(5), proc_pid_fdinfo(5)).  A file is its
-device and its inode number, never a path: it may have many, or none, or another one in the mount
-namespace of the process.  Nobody is stopped, attached to, or waited for.
+One pass over /proc serves all files (proc_pid_maps(5), proc_pid_fdinfo(5)).  A file is identified
+by its device and its inode number, never by a path: it may have many, or none, or another one in
+the mount namespace of the process.  No process is stopped, attached to, or waited for.
 
-What uses a file without a mapping and a descriptor of its own is not seen: the kernel itself (loop
-devices, swap, exports), files registered with io_uring, descriptors on their way through a socket.
-Nor is who uses it through overlayfs, as containers do: there it is a file of another device.
+Users without a mapping or a descriptor are not found: the kernel itself (loop devices, swap,
+exports), files registered with io_uring, descriptors in transit through a socket.  Neither are
+users through overlayfs, as in containers: there it is a file of another device.
 """
 
 import errno
@@ -27,18 +27,18 @@ from whoseblock.fs.base import Mapping, OpenFile, Process
 
 __all__ = ["Found", "Wanted", "find_processes"]
 
-#: So many mappings or descriptors of one process in one file tell all that more of them would.
+#: The most mappings or descriptors of one process in one file that are reported.
 _MOST: Final = 1000
-#: How often a process is looked at again that became another program in between.
+#: The number of attempts for a process that executes another program meanwhile.
 _TRIES: Final = 3
-#: Seconds that one scan waits, all in all, for filesystems that do not answer.
+#: Seconds that one scan waits in total for filesystems that do not answer.
 _PATIENCE: Final = 2.0
-#: Up to so many files are searched for one by one.
+#: Up to this number, files are searched one by one.
 _FEW: Final = 8
 
 _PIECE: Final = 1 << 16
 _MOST_PIECES: Final = 64
-#: Longer than all that comes before the path in a line of maps, and before the root in mountinfo.
+#: Longer than the fields before the path in a line of maps, and before the root in mountinfo.
 _HEAD: Final = 256
 
 _PF_KTHREAD: Final = 0x00200000  # linux/sched.h
@@ -47,13 +47,13 @@ _KCMP_FILES: Final = 2  # linux/kcmp.h
 _KCMP: Final = {"x86_64": 312, "aarch64": 272, "riscv64": 272, "ppc64le": 354, "s390x": 343}
 
 _MOUNTINFO_LINE: Final = re.compile(rb"^([0-9]+) [0-9]+ ([0-9]+):([0-9]+) ", re.MULTILINE)
-#: The kernel tells the inode since 5.14.
+#: The kernel reports the inode since 5.14.
 _FDINFO: Final = re.compile(
     rb"pos:\t(-?[0-9]+)\nflags:\t([0-7]+)\n(?:mnt_id:\t([0-9]+)\n)?(?:ino:\t([0-9]+)\n)?"
 )
 
 _ACCESS: Final = {os.O_RDONLY: "O_RDONLY", os.O_WRONLY: "O_WRONLY", os.O_RDWR: "O_RDWR"}
-#: Flags that contain others come before them.
+#: Flags that include others precede them.
 _FLAGS: Final = {
     os.O_APPEND: "O_APPEND",
     os.O_ASYNC: "O_ASYNC",
@@ -86,13 +86,13 @@ class Wanted(NamedTuple):
 
 
 class Found(NamedTuple):
-    """Who uses each part, and what this may lack.
+    """The processes that use each part, and what may be missing.
 
-    ``processes`` are those of each part that was wanted, in the order asked, by pid.  ``hidden`` is
-    how many processes could not be looked into, or not wholly: other users', unless one is root.
-    ``unlisted`` is true if there may be processes that /proc does not even list, because it is that
-    of a pid namespace or is mounted with hidepid.  ``omitted`` is how many mappings and descriptors
-    were left out, past the first thousand that a process has of one part.
+    ``processes`` are those of each wanted part, in its order, sorted by pid.  ``hidden`` is the
+    number of processes that could not be inspected completely: those of other users, without root.
+    ``unlisted`` is true if /proc may not list all processes, because it belongs to a pid namespace
+    or is mounted with hidepid.  ``omitted`` counts the mappings and descriptors past the first
+    thousand that a process has of one part.
     """
 
     processes: list[tuple[Process, ...]]
@@ -102,15 +102,14 @@ class Found(NamedTuple):
 
 
 def find_processes(wanted: Sequence[Wanted], proc: Path = Path("/proc")) -> Found:
-    """Say for each part of a file who has it mapped, or the file open.
+    """Return the processes that map each part of a file, or have the file open.
 
-    Mappings are clipped to the part.  Of descriptors all are given that are open on the inode;
-    their flags are named as in open(2), the access mode first and the others by name.  Left out
-    are O_LARGEFILE and O_CLOEXEC, which are no matter of the file, and the access mode of O_PATH,
-    which gives none.
+    Mappings are clipped to the part.  All descriptors of the inode are returned; their flags have
+    the names of open(2), the access mode first and the others by name.  O_LARGEFILE and O_CLOEXEC
+    are omitted, because they do not concern the file, and so is the access mode of O_PATH.
 
-    A process that ends meanwhile is left out, and so is one that only begins.  Raises `OSError` if
-    ``proc`` cannot be listed.
+    A process that starts or ends meanwhile may be missing.  Raises `OSError` if ``proc`` cannot be
+    listed.
     """
     scan = _Scan(wanted, proc)
     if wanted:

@@ -1,4 +1,4 @@
-"""Many answers in one page: what each file lost, and totals that add up to the bytes asked."""
+"""A summary of many answers: the loss of each file, and totals that add up to the bytes asked."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
@@ -11,7 +11,7 @@ from whoseblock.fs.stream import LeadingRows
 
 __all__ = ["KINDS", "FileLoss", "Summary"]
 
-#: What a byte counts as; where layers overlap, as the first of those that its owners are.
+#: The kinds of bytes; where layers overlap, a byte has the first kind of those of its owners.
 KINDS = (
     "file",
     "metadata",
@@ -50,7 +50,7 @@ class FileLoss(NamedTuple):
 
 
 class _Count:
-    """What is counted of one file, or of one part of it that is not data."""
+    """The counts of one file, or of one part of it that is not data."""
 
     __slots__ = ("end", "last", "lost", "ranges", "shared", "size", "subvolume", "within")
 
@@ -59,7 +59,7 @@ class _Count:
         self.ranges: int = 0
         self.within: int = 0
         self.shared = False
-        #: Where the last row ended: one that goes on there is of the same range.
+        #: The end of the last row: a row that starts there continues the same range.
         self.end: tuple[int, int | None] = (-1, None)
         #: The part of the file that the last row lost: rows of one compressed extent lose the same.
         self.last: tuple[int, int] | None = None
@@ -68,7 +68,7 @@ class _Count:
 
 
 class Summary:
-    """Adds up answers as they come; nothing is kept of them but one count for each file.
+    """A sum of answers, which keeps only one count for each file.
 
     ``size_of`` returns the size of a file by its layer and identity, None if it is unknown.
     """
@@ -93,7 +93,7 @@ class Summary:
         self._sweep_up(leading.owners, self._sweep)
 
     def add(self, answer: Answer) -> None:
-        """Add an answer, or the last rows of one.  No byte may be asked about twice."""
+        """Add an answer, or the last rows of one.  No byte may be in two answers."""
         self.asked += answer.length
         self.questions += 1
         self.incomplete += not answer.complete
@@ -145,7 +145,7 @@ class Summary:
 
     @property
     def files(self) -> list[FileLoss]:
-        """What each file lost, the most first."""
+        """The loss of each file, the largest first."""
         losses = [
             FileLoss(
                 *key,

@@ -1,4 +1,4 @@
-"""What the tests share that need the kernel's log to themselves."""
+"""Fixtures of the tests that need the kernel's log to themselves."""
 
 from collections.abc import Iterator
 
@@ -8,6 +8,6 @@ from tests.support.failing_disk import traced
 
 @pytest.fixture
 def tracing() -> Iterator[None]:
-    """Have tracefs where everybody looks for it."""
+    """Mount tracefs at its usual place."""
     with traced():
         yield

@@ -82,7 +82,7 @@ class Burst(NamedTuple):
         return set(numbers)
 
     def lost(self) -> int:
-        """Say how many events of the tracepoint the log tells to be lost."""
+        """Return the number of lost events of the tracepoint in the daemon's log."""
         log = (self.folder / "log").read_text()
         found = re.findall(r"event=events-lost source=tracepoint .*?count=(\d+)", log)
         return sum(map(int, found))

@@ -36,7 +36,7 @@ def image(tmp_path: Path) -> Path:
 
 
 def fail(served: Emulated, root: Path, path: Path, block: int) -> int:
-    """Have a block of a file fail, and somebody read it; give where it is."""
+    """Make a block of a file fail, and read it; return its place."""
     at = place_of(root, path, block)
     served.add(ByteRange(at, BLOCK))
     read_bad(path, block)
@@ -95,7 +95,7 @@ def test_a_failed_read_is_attributed_to_the_file(image: Path, tmp_path: Path) ->
 
 @pytest.mark.usefixtures("tracing")
 def test_free_space_and_metadata(image: Path, tmp_path: Path) -> None:
-    # What nobody owns, and what the filesystem itself does: read from the raw device.
+    # Free space, and metadata: read from the raw device.
     from_now_on(tmp_path)
     with failing_disk(image, tmp_path / "at") as (served, loop, root), watching(tmp_path) as daemon:
         # The superblock; and the last block, which is free.
@@ -211,7 +211,7 @@ def test_a_policy_for_a_mount_point(image: Path, tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("tracing")
 def test_probing_a_failing_device_ends_in_time(image: Path, tmp_path: Path) -> None:
-    # Whoever asks what is on the device meets the same bad sector, and is heard of again.
+    # A lookup on the device reads the same bad sector, and the kernel reports it again.
     from_now_on(tmp_path)
     with (
         emulated(image, tmp_path / "at") as served,
@@ -236,7 +236,7 @@ def reports_of(daemon: Daemon, loop: Path) -> int:
 
 @contextlib.contextmanager
 def healing(policy: Path, loop: Path) -> Iterator[None]:
-    """Have the policy heal free space, of one device."""
+    """Zero free space by a policy, on one device only."""
     policy.write_text(f'[[rule]]\ndevice = "{loop.name}"\nowner = "free"\nrespond = "zero"\n')
     yield
 
@@ -270,7 +270,7 @@ def test_free_space_is_zeroed_if_the_policy_allows_it(image: Path, tmp_path: Pat
 
 @pytest.mark.usefixtures("tracing")
 def test_a_burst_of_failed_requests(image: Path, tmp_path: Path) -> None:
-    # A thousand failed reads at once, of which the log tells of few, and says so.
+    # A thousand failed reads at once: the log has few of them, and the number of the others.
     from_now_on(tmp_path)
     sectors = 1000
     with (

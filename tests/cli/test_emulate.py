@@ -361,7 +361,7 @@ def test_every_end_is_clean_and_removes_its_files(
     done = end([*COMMAND, image, folder, "--bad", "307s"], how, folder)
     assert (done.returncode, done.stderr) == (0, "")
     first, loop, stop = done.stdout.splitlines()
-    assert first == f"{folder}/device serves {image}, kept as it is: 1 of 2048 sectors bad"
+    assert first == f"{folder}/device serves {image}, which is not changed: 1 of 2048 sectors bad"
     assert loop.endswith(f"losetup --find --show --direct-io=on '{folder}/device'")
     assert stop.endswith(f"umount '{folder}'")
     assert folder.exists() is not made

@@ -1,4 +1,4 @@
-"""What standard error reports when an input holds nothing, or an option has no effect."""
+"""Standard error for inputs without failures, and for options without effect."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""Where the output cannot be written, and what --output leaves behind."""
+"""Output that cannot be written, and the files that --output leaves behind."""
 
 import os
 import stat

@@ -1,4 +1,4 @@
-"""The command: what only advises, what is told to others, and what is kept in the journal."""
+"""The command: advice, notifications, and the content of the journal."""
 
 import contextlib
 import json

@@ -40,7 +40,7 @@ def image(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def disk(image: Path, tmp_path: Path) -> Path:
-    """A disk whose only partition has the toy."""
+    """Provide a disk whose only partition has the toy."""
     path = tmp_path / "disk.img"
     size = image.stat().st_size
     entry = struct.pack("<B3sB3sII", 0, bytes(3), 0x83, bytes(3), PART // SECTOR, size // SECTOR)

@@ -1,4 +1,4 @@
-"""What a target without an XFS looks like, and the hint about it."""
+"""The description of targets without an XFS, and their hints."""
 
 import gzip
 import os

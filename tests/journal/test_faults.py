@@ -183,7 +183,7 @@ def test_another_writer_for_too_long(tmp_path: Path) -> None:
         other = sqlite3.connect(file, isolation_level=None)
         other.execute("BEGIN IMMEDIATE")
         assert "by another process" in str(refusal(lambda: run.started(step)))
-        # Whoever only reads does not wait.
+        # Readers do not wait.
         assert state_of(journal) is State.PLANNED
         other.execute("COMMIT")
         other.close()
@@ -341,7 +341,7 @@ def _farewell(of_driver: ModuleType) -> None:
 
 
 def _farewell_as_network_error(of_driver: ModuleType) -> None:
-    """The same, where it is the driver that notices."""
+    """Break the connection in the same way, so that the driver detects it."""
     try:
         _farewell(of_driver)
     except OSError as broken:

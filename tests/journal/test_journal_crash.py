@@ -17,7 +17,7 @@ COUNT = 40
 
 
 def write_together(url: str, hosts: list[str]) -> None:
-    """Have a process for each name of a host write at the same time, from the first moment."""
+    """Start a process for each name of a host; all write at the same time from the start."""
     writers = [
         subprocess.Popen([*WRITER, "write", url, host, str(COUNT)], cwd=CHECKOUT) for host in hosts
     ]

@@ -1,4 +1,4 @@
-"""Where the journal is, who writes to it, and that no password is told to anybody."""
+"""The place of the journal, the identity of its writers, and the secrecy of passwords."""
 
 import os
 import subprocess
@@ -54,9 +54,9 @@ def test_urls_of_servers(monkeypatch: pytest.MonkeyPatch) -> None:
     verified = locate("postgresql://h/d?sslmode=verify-full").arguments["ssl_context"]
     assert verified.check_hostname
     assert locate("postgresql://[::1]/d").name == "postgresql://[::1]:5432/d"
-    monkeypatch.setenv("PGUSER", "somebody")
+    monkeypatch.setenv("PGUSER", "alice")
     monkeypatch.setenv("PGPASSWORD", "from the environment")
-    assert locate("postgresql://h/d").url.username == "somebody"
+    assert locate("postgresql://h/d").url.username == "alice"
     assert locate("postgresql://h/d").url.password == "from the environment"  # noqa: S105 - no secret
 
 
@@ -104,10 +104,10 @@ def test_a_password_is_nowhere_in_the_journal(tmp_path: Path) -> None:
 
 
 def test_the_user_and_host_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SUDO_USER", "somebody")
+    monkeypatch.setenv("SUDO_USER", "alice")
     with opened(str(tmp_path / "journal.sqlite")) as (journal, run):
         record = journal.run_record(run.id)
-        assert (record.sudo_user, record.host) == ("somebody", this_host().name)
+        assert (record.sudo_user, record.host) == ("alice", this_host().name)
         assert record.machine_id == this_host().machine_id
         assert journal.is_running(run.id)
 
@@ -118,7 +118,7 @@ def test_whether_a_process_is_alive() -> None:
     boot, namespace, started = us.name.split(" ")
     assert not lives(Process(us.pid, f"other {namespace} {started}"))
     assert not lives(Process(us.pid, f"{boot} {namespace} 1"))
-    # Another namespace has other numbers: nobody knows.
+    # Another namespace has other numbers: the state of the process is unknown.
     assert lives(Process(us.pid, f"{boot} other 1"))
     with subprocess.Popen([sys.executable, "-c", ""]) as ended:
         while Path(f"/proc/{ended.pid}/stat").read_text().split(")")[1].split()[0] != "Z":

@@ -36,7 +36,7 @@ def test_reads_past_the_end_lose_only_what_is_past_it(image: Path) -> None:
     with pytest.raises(MediaError) as error:
         media.pread(media.size - 300, 1000)
     lost = ByteRange(media.size, 700)
-    # Half a sector at the end cannot be told from its other half.
+    # Half a sector at the end is indistinguishable from its other half.
     assert error.value.ranges[-1].end == lost.end
     assert error.value.ranges[0].start > media.size - SECTOR
     media.close()

@@ -48,7 +48,7 @@ def check(
     whole: bool = False,
     window: int = 2 * BLOCK,
 ) -> int:
-    """Believe a copy or not; give how much was compared."""
+    """Verify a copy; return the number of bytes compared, or raise."""
     if isinstance(candidate, Path):
         candidate = str(candidate)
     before = len(os.listdir("/proc/self/fd"))
@@ -465,7 +465,7 @@ def failing_filesystem(folder: Path) -> Iterator[tuple[Emulated, Path]]:
 
 
 def break_block(served: Emulated, root: Path, path: Path, offset: int, sectors: int = 8) -> None:
-    """Have the medium fail where a file has a block."""
+    """Make the medium fail at a block of a file."""
     (row,) = (
         row
         for row in getfsmap(os.fsencode(root))

@@ -47,7 +47,7 @@ class Trial:
         self.chance = random.Random(f"{kind} {seed}")
 
     def fail(self) -> tuple[Failure, list[str]]:
-        """Have something new fail; give that, and the command line that deals with it."""
+        """Make new sectors fail; return the failure and the command line that repairs it."""
         failure = FAILURES[self.kind](self.ground, len(self.past), self.chance)
         self.past.append(failure)
         arguments = ["respond", str(self.ground.root), *failure.arguments]
@@ -78,7 +78,7 @@ class Trial:
         return self.victim.run(*self.resuming)
 
     def finish(self, failure: Failure, arguments: list[str], known: int) -> None:
-        """Go on after a kill, and see that all is done then."""
+        """Resume after a kill, and check that everything is done then."""
         # Killed before there was a plan, nothing was interrupted, and it is done as if new.
         ran = self.resume() if self.ground.plans(known) else self.victim.run(*arguments)
         assert ran.code == 0, ran.output
@@ -107,7 +107,7 @@ class Trial:
     def kill(
         self, *, at: int | None = None, after: bool = False, delays: Sequence[float] = ()
     ) -> Ran:
-        """Have something fail, kill the run that deals with it, and go on.
+        """Make sectors fail, kill the run that repairs them, and resume.
 
         Of ``delays``, the second is when the run that goes on is killed.
         """
@@ -124,7 +124,7 @@ class Trial:
         return ran
 
     def undisturbed(self) -> Ran:
-        """Have something fail and dealt with; give the run."""
+        """Make sectors fail, and repair them; return the run."""
         failure, arguments = self.fail()
         known = self.ground.last_plan()
         ran = self.victim.run(*arguments)
@@ -198,7 +198,7 @@ def test_killed_while_it_zeroes_what_is_not_mounted(tmp_path: Path) -> None:
         yes = ["--apply", "--yes", "--journal", str(journal)]
 
         def zero(at: int | None = None, *, after: bool = False) -> Ran:
-            """Have a part of a free block fail, and kill what zeroes it; go on until it did."""
+            """Make a part of a free block fail, and kill the zeroing; resume until it is done."""
             bad = ByteRange(place + program.runs * BLOCK + SECTOR, 2 * SECTOR)
             before = bytearray(image.read_bytes())
             assert any(before[bad.start : bad.end])

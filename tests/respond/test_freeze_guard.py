@@ -42,7 +42,7 @@ def root(shared: Ground) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def waiting(root: Path, freezer: Freezer) -> Iterator[Waiter]:
-    """Have somebody wait for the thaw from now on."""
+    """Start a process that waits for the thaw."""
     waiter = Waiter(root, freezer.pid)
     waiter.start()
     assert waiter.waits()
@@ -107,7 +107,7 @@ def test_the_guard_is_killed(root: Path) -> None:
         assert freezer.line() == "frozen"
         with waiting(root, freezer) as waiter:
             os.kill(freezer.guard(), signal.SIGKILL)
-            # Nobody has thawed it: what the block does is still safe.
+            # It is not thawed: the block may still be written.
             assert waiter.waits()
             freezer.go()
         assert freezer.line().startswith(
@@ -132,7 +132,7 @@ def test_the_guard_is_killed_and_another_process_thaws(root: Path) -> None:
         assert freezer.line() == "frozen"
         guard = freezer.guard()
         os.kill(guard, signal.SIGKILL)
-        # Until it is gone, it could still be told to thaw.
+        # Until it has ended, it could still receive a request to thaw.
         wait_for_state(guard, "Z")
         assert thaw(root)
         freezer.go()
@@ -194,7 +194,7 @@ def test_a_filesystem_already_frozen_by_another_process(root: Path) -> None:
             == "NotNowError cannot freeze the filesystem: another process has frozen it"
         )
         wait_for_no_guard(freezer.pid)
-        # It was left as it is: whoever froze it may be taking a snapshot.
+        # It stays frozen: the process that froze it may be taking a snapshot.
         waiter = Waiter(root, freezer.pid)
         waiter.start()
         assert waiter.waits()
@@ -221,7 +221,7 @@ def test_a_filesystem_that_cannot_be_frozen() -> None:
 
 @contextlib.contextmanager
 def slow(made: Ground) -> Iterator[contextlib.ExitStack]:
-    """Have much to be written, and a device that takes nothing until the stack is closed."""
+    """Write much data to a device that accepts nothing until the stack is closed."""
     with (made.root / "dirty").open("wb") as file:
         file.write(os.urandom(4 << 20))
     server = made.served.server.pid
@@ -258,7 +258,7 @@ def test_the_guard_is_killed_while_the_freeze_takes_long(shared: Ground, root: P
         os.kill(guard, signal.SIGKILL)
         time.sleep(0.2)
         stopped.close()
-        # The kernel has frozen it for somebody who is no more.
+        # The kernel has frozen it for a process that has ended.
         assert (
             freezer.line()
             == "NotNowError cannot freeze the filesystem: its guard process does not answer"
@@ -293,7 +293,7 @@ def test_two_runs_at_once(shared: Ground, root: Path, tmp_path: Path) -> None:
             words = zeroing(shared, place)
             runs = [pool.submit(who.run, *words) for who in (one, two)]
             codes = {run.result().code for run in runs}
-            # One of them did it; the other one found nothing to do, or somebody else's freeze.
+            # One of them did it; the other one found nothing to do, or the freeze of the first.
             assert codes <= {0, 14}
             assert 0 in codes
             assert bad not in shared.served.bad()

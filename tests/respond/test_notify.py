@@ -203,7 +203,7 @@ def test_a_command_that_hangs_is_ended_with_all_that_it_started(tmp_path: Path) 
     while Path(f"/proc/{pid}/stat").exists():
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0]
         if state == "Z":
-            break  # where the first process waits for nobody
+            break  # the first process does not wait here
         assert time.monotonic() < end
         time.sleep(0.01)
 

@@ -157,7 +157,7 @@ def test_free_space_fails_while_it_is_zeroed(tmp_path: Path) -> None:
 
 @kinds
 def test_failed_writes_of_other_files_do_not_matter(tmp_path: Path, kind: Geometry) -> None:
-    # On a device that fails nobody is the first whose data is not written.
+    # On a failing device, the replacement may be the first data that cannot be written.
     with bench(tmp_path, kind) as served:
         five = share_five(served, tmp_path / "copies")
         path = write_file(served.root / "elsewhere", pattern("elsewhere", 4 * BLOCK))

@@ -50,7 +50,7 @@ def deed(name: str, path: Path, number: int, after: str = "") -> str:
 
 
 def expected(name: str, content: bytes, number: int) -> bytes | None:
-    """Say what the file holds after it, if it was well before."""
+    """Return the expected content of the file after the change, if it was good before."""
     new, at = b"new data" * 512, number * BLOCK
     return {
         "overwrite": content[:at] + new + content[at + BLOCK :],
@@ -103,7 +103,7 @@ def check_nothing_lost(
         content = five.copy_of(changed, served).read_bytes()
         for at, data in readable(clone).items():
             assert data == content[at : at + 512]
-        # It fails, or it is good; never is it given to somebody else.
+        # It fails, or it is good; it is never mapped into another file.
         number = five.files[changed]
         at = number * BLOCK + lost.start - five.place.start
         if at not in readable(clone):
@@ -206,7 +206,7 @@ print(json.dumps([number, synced, failed]), flush=True)
 
 @contextlib.contextmanager
 def writing(path: Path, block: int, way: str) -> Iterator[list[int]]:
-    """Have a process rewrite a block without a pause; gives the number of what it wrote last."""
+    """Start a process that rewrites a block continuously; yield a reader of its last number."""
     told: list[int] = []
     with subprocess.Popen(
         [sys.executable, "-c", _WRITER, path, str(block * BLOCK), way],
@@ -241,7 +241,7 @@ def test_a_writer_that_never_pauses(
         at = 5 if beside else 4
         with writing(path, at, way) as told:
             for number in range(3):
-                # Whoever has the block by now, it is lost in the middle of the writing.
+                # The block is lost in the middle of the writing, whichever file has it by now.
                 block = 4 if beside else at
                 with contextlib.suppress(ValueError, AssertionError):
                     place = served.place(path, block)
@@ -258,7 +258,7 @@ def test_a_writer_that_never_pauses(
         for sector in range(0, len(content), 512):
             if at * BLOCK <= sector < (at + 1) * BLOCK:
                 last = written.to_bytes(8, sys.byteorder) * 64
-                # What it wrote last, and was told to be on the disk, is there.
+                # The data of its last successful fsync is there.
                 if not failed:
                     assert found[sector] == last, sector
             elif sector in found and not (beside and 4 * BLOCK <= sector < 5 * BLOCK):

@@ -1,4 +1,4 @@
-"""What is refused, with the reason, and changes nothing."""
+"""Refused repairs: they have a reason, and change nothing."""
 
 import contextlib
 import fcntl
@@ -205,7 +205,7 @@ def test_a_read_only_mount(tmp_path: Path, kind: Geometry) -> None:
 
 
 def test_without_the_feature_a_mapped_file_is_left(tmp_path: Path) -> None:
-    # It would be written under the eyes of whoever has it mapped.
+    # A process has it mapped, and would see the write.
     with bench(tmp_path, KINDS[1]) as served:
         five = share_five(served, tmp_path / "copies")
         lost = ByteRange(five.place.start + 512, 512)
@@ -231,7 +231,7 @@ def test_without_yes_and_without_a_terminal(tmp_path: Path) -> None:
         assert done.returncode == 2
         assert "--yes" in done.stderr
         assert served.served.bad() == [bad]
-        # Nobody agreed to it, so that it is not gone on with either.
+        # The plan was not confirmed, so it is not resumed either.
         again = served.respond("--resume")
         assert again.returncode == 0, again.stdout
         assert served.served.bad() == [bad]

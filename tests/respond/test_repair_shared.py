@@ -144,7 +144,7 @@ def test_stubborn_sectors_stay_in_quarantine(tmp_path: Path, kind: Geometry) -> 
         assert "in quarantine" in served.apply(*words)
         assert served.rows() == rows
         five.check_whole(served)
-        # Nobody is given it, however full the filesystem gets.
+        # The block is not allocated again, however full the filesystem gets.
         try:
             with pytest.raises(OSError, match="No space"):
                 write_file(served.root / "full", bytes(1 << 26))

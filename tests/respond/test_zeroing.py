@@ -1,4 +1,4 @@
-"""Failed sectors that nobody has: exactly these are zeroed, and the device heals."""
+"""Failed sectors of free space: exactly these are zeroed, and the device heals."""
 
 import contextlib
 import fcntl
@@ -34,7 +34,7 @@ MOST_S = 5.0
 
 
 def fill_free(served: Bench) -> None:
-    """Have all free space hold something."""
+    """Fill all free space with a pattern."""
     path = served.root / "filler"
     some = pattern("free", MIB)
     with contextlib.suppress(OSError), path.open("wb", 0) as file:
@@ -54,7 +54,7 @@ def zeroed(content: bytes, at: int, *ranges: ByteRange) -> bytes:
 
 @kinds
 def test_while_files_are_created_at_full_speed(tmp_path: Path, kind: Geometry) -> None:
-    # Files are created in two of the groups: nobody takes, and heals, what is free in another.
+    # Files are created in two of the groups, so that free space of the third is not allocated.
     with bench(tmp_path, replace(kind, groups=3)) as served:
         fill_free(served)
         write_file(served.root / "kept", pattern("kept", 20 * BLOCK))
@@ -81,7 +81,7 @@ def test_while_files_are_created_at_full_speed(tmp_path: Path, kind: Geometry) -
         assert max(tempo.longest_s for tempo in tempos) < MOST_S
         assert served.states() == [["planned", "started", "done", "verified"]] * 3
         assert (served.root / "kept").read_bytes() == pattern("kept", 20 * BLOCK)
-        # Nobody left it frozen.
+        # It is not frozen any more.
         with frozen(os.fsencode(served.root)):
             pass
 
@@ -237,7 +237,7 @@ def test_a_device_in_use_is_refused(tmp_path: Path) -> None:
     with bench(tmp_path) as served:
         run = served.free(2)
         served.fail(run)
-        # Asked past the mounted filesystem, the device is still not to be had.
+        # Even if the mounted filesystem is bypassed, the device is still busy.
         for target in (served.device, served.served.device):
             said = served.apply(run, "--offline", target=target, code=14)
             assert "skipped" in said

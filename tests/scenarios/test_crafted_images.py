@@ -1,4 +1,4 @@
-"""Lies that somebody made on purpose, each with a valid checksum."""
+"""Forged metadata with valid checksums."""
 
 import lzma
 import struct
@@ -236,7 +236,7 @@ def test_more_links_than_there_are_names(nameless: Forger, demo: Forger, links: 
 
 
 def pointer_at(file: Block) -> tuple[int, int]:
-    """Where the name of the first parent pointer in an inode is, and how long it is."""
+    """Return the place and length of the name of the first parent pointer in an inode."""
     at = _CORE + file.data[_FORKOFF] * 8 + 4
     assert file.data[at + 2] & 8
     return at + 3, file.data[at]
@@ -253,7 +253,7 @@ def test_names_that_cannot_be_in_a_parent_pointer(demo: Forger, evil: bytes) -> 
     with demo.open() as fs:
         found = paths(fs, number(file))
     if evil != b".":
-        # The folders still know better.
+        # The folders still have the right names.
         assert found == true
 
 
@@ -287,7 +287,7 @@ def test_parent_pointers_in_a_circle(demo: Forger) -> None:
         demo.forge(folder, (at + length, number(parent).to_bytes(8, "big") + gen))
     with demo.open() as fs:
         found = measured(lambda: fs.paths_many([number(one), number(other)]))
-    # The folders do not confirm them, and know better.
+    # The folders do not confirm them, and have the right names.
     assert found == true
 
 

@@ -1,9 +1,9 @@
 """Damaged images: no crash, no hang, no wrong answer.
 
-Two sorts of damage.  What a medium or a bug does leaves checksums wrong: then every answer is the
-right one, or says that it is incomplete and still holds no wrong word.  An adversary makes the
-checksums right again: then nobody can tell every lie, but what one block says can never make used
-space free, and nothing crashes, hangs or grows.
+There are two sorts of damage.  A medium or a bug leaves wrong checksums: then every answer is
+right, or is incomplete without a wrong row.  An adversary makes the checksums right again: then
+not every lie can be detected.  But a single block can never make used space free, and nothing
+crashes, hangs or grows.
 """
 
 import lzma
@@ -79,7 +79,7 @@ def several(examples: int) -> settings:
 
 
 class Wound(NamedTuple):
-    """What one unit of metadata became."""
+    """The damage of one unit of metadata."""
 
     block: Block
     data: bytes
@@ -159,14 +159,14 @@ def opened(media: Media) -> Volume | None:
         return None
 
 
-class Asked(NamedTuple):
-    """What a case asks of a damaged image."""
+class Query(NamedTuple):
+    """The lookups of a case on a damaged image."""
 
     singles: list[tuple[int, int]]
     inodes: list[int]
 
 
-def choose(data: st.DataObject, patient: Patient, blocks: Sequence[Block]) -> Asked:
+def choose(data: st.DataObject, patient: Patient, blocks: Sequence[Block]) -> Query:
     """Draw questions: some anywhere, some of the files that the damage may cost their paths."""
     rng = random.Random(data.draw(st.integers(0, 1000)))
     singles = rng.sample(patient.questions, 8)
@@ -174,10 +174,10 @@ def choose(data: st.DataObject, patient: Patient, blocks: Sequence[Block]) -> As
     inodes = rng.sample(known, min(3, len(known)))
     for block in blocks:
         inodes += patient.below(inode_number(block), 6, rng)
-    return Asked(singles, inodes)
+    return Query(singles, inodes)
 
 
-def ask(fs: Volume, patient: Patient, asked: Asked) -> list[Answer]:
+def ask(fs: Volume, patient: Patient, asked: Query) -> list[Answer]:
     """Ask one by one and all together; the form of every answer is right, and both ways agree."""
     many = list(fs.owners_many(patient.questions, paths=False))
     by_question = dict(zip(patient.questions, many, strict=True))
@@ -268,7 +268,7 @@ def test_poison_never_causes_a_wrong_answer(patient: Patient, data: st.DataObjec
         bounded(fs, patient)
 
 
-# ---------------------------------------------------------------------- what somebody made
+# ---------------------------------------------------------------------- forged metadata
 
 
 @given(data=st.data())

@@ -76,7 +76,7 @@ def read_uncached(path: Path, block: int, count: int = 1) -> bytes:
 
 
 def forget(path: Path) -> None:
-    """Have the page cache forget a file."""
+    """Drop a file from the page cache."""
     file = os.open(path, os.O_RDONLY)
     os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
     os.close(file)

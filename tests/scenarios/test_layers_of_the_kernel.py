@@ -22,7 +22,7 @@ BLOCK = 4096
 
 
 def landed(layer: Layer, start: int) -> list[tuple[str, int] | str]:
-    """Say where a block of a member leads: to a volume's byte, or to nothing that is followed."""
+    """Return the byte of a volume that a block of a member maps to, None if none is followed."""
     return [
         (found.layer.name, found.offset) if found.layer else found.what
         for found in descend(layer, start, BLOCK)

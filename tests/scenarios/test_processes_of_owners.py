@@ -1,4 +1,4 @@
-"""Who uses the blocks of a mounted filesystem, asked as anybody would ask."""
+"""The processes that use the blocks of a mounted filesystem, by the command line."""
 
 import json
 import os
@@ -107,7 +107,7 @@ def test_exactly_the_processes_that_use_the_part_are_named(tmp_path: Path) -> No
         for pid in (whole[0], part[0], apart[0], opened[0], other[0]):
             assert f"  used: process {pid} python" in done.stdout
         assert f"mapped at {part[1]:#x}+512 rw- private" in done.stdout
-        # Where nobody asks, nobody looks.
+        # Without the option, processes are not searched.
         assert "processes" not in lookup(image, f"{start}+512")["owners"][0]
 
 

@@ -26,7 +26,7 @@ def found(text: str) -> list[Place]:
 @pytest.mark.parametrize("form", ["loop", "loop-decoded", "loop-raw", "loop-time"])
 def test_failed_sectors_of_a_loop_device_are_found(form: str) -> None:
     text = (FIXTURES / f"{form}.dmesg.txt").read_text()
-    # The second is told twice by the disk, and once more by the page cache, in other units.
+    # The disk reports the second one twice, and the page cache once more, in other units.
     assert found(text) == [("loop0", 40960, 512), ("loop0", 3145728, 512)]
 
 
@@ -78,7 +78,7 @@ def test_every_form_of_prefix_is_parsed(prefix: str) -> None:
 @pytest.mark.parametrize(
     "message",
     [
-        # The kernel quotes the name of a program that anybody called so, and let it crash.
+        # The kernel quotes the name of a program that crashed; any user may choose it.
         "Memory failure:[3]: segfault at 0 ip 5628 sp 7ffe in Memory failure: 0x2: a[1,5+1]",
         f"critical medium[4]: segfault at 0 in critical medium error, dev sda, {SECTOR}[1,5+1]",
         "process '/tmp/kernel: Memory failure: 0x2: x' started with executable stack",

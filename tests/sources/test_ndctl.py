@@ -70,11 +70,11 @@ def test_the_list_of_a_raw_namespace_is_the_disks_only_where_that_is_certain() -
     raw = namespace(2)
     raw["badblocks"] = [{"offset": 3, "length": 1}]
     disk, region = [("pmem0.2", 3 * 512, 512)], [("region0", 3 * 512, 512)]
-    # ndctl as root and as anybody print the same form.
+    # ndctl prints the same form for root and for other users.
     with pytest.raises(MalformedError, match=r"the region of namespace0.2 too") as error:
         ndctl(raw)
     assert "ndctl list --regions" in error.value.hint
-    # As anybody ndctl lists no bad blocks of regions; as root the same.
+    # Without root, ndctl lists no bad blocks of regions; the result is the same.
     assert ndctl({"dev": "region0", "namespaces": [raw]}) == disk
     assert ndctl({"dev": "region0", "badblocks": raw["badblocks"], "namespaces": [raw]}) == (
         region + region

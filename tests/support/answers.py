@@ -13,10 +13,10 @@ from tests.support.expected_rows import Expectation, normal
 
 from whoseblock.fs.base import Answer
 
-__all__ = ["lookup_json", "same", "told"]
+__all__ = ["answer_json", "lookup_json", "same"]
 
 
-def told(answer: Answer) -> dict[str, Any]:
+def answer_json(answer: Answer) -> dict[str, Any]:
     """Return an answer as `lookup --json` writes it."""
     plain: dict[str, Any] = msgspec.to_builtins(answer)
     return plain

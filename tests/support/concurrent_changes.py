@@ -1,11 +1,11 @@
-"""Changing a mounted XFS at full speed, and keeping a history of who had which bytes.
+"""Changes of a mounted XFS at full speed, and a history of the owners of bytes.
 
 ``python -m tests.support.concurrent_changes FOLDER SEED SECONDS HISTORY`` changes its own files in
-FOLDER.  After every step it writes the file out and notes where the kernel then says that it lies,
-so that in the end the history has every place that any of its files ever had at rest.  What a write
-is given before it is at rest nobody can note, for not all of it stays: a hole that is written to
-was seen to get an unwritten block, which another took the place of that had been reserved for
-copy-on-write next to it.  So the history has when which bytes of a file were being written, too.
+FOLDER.  After every step it syncs the file, and records its place by the kernel.  So the history
+has every place that any of its files ever had at rest.  The places during a write are unknown,
+because not all of them stay.  A write to a hole was seen to allocate an unwritten block, and then
+to use a block instead that was reserved for copy-on-write next to it.  So the history also has the
+times at which bytes of a file were being written.
 """
 
 import contextlib
@@ -94,7 +94,7 @@ class History(NamedTuple):
     def may_have_had(self, key: Key, wanted: Place, begun: float, ended: float) -> bool:
         """Return whether a file had each of these blocks there, or was being written in that block.
 
-        ``begun`` and ``ended`` are when somebody looked.
+        ``begun`` and ``ended`` are the times of the query.
         """
         then = [one for one in self.writes.get(key, ()) if one.begun < ended and begun < one.ended]
         return all(

@@ -29,7 +29,7 @@ class Place:
 
 
 def partition(disk: Path, script: str) -> None:
-    """Have sfdisk write a partition table."""
+    """Write a partition table with sfdisk."""
     run(["sfdisk", "--quiet", "--no-reread", disk], stdin=script.encode())
 
 
@@ -61,7 +61,7 @@ STRIPE = 64 * 1024
 
 
 def make_group(name: str, disks: Sequence[Path], volumes: Sequence[Volume]) -> int:
-    """Have LVM make physical volumes of files, and write the metadata of a group.
+    """Make physical volumes of files with LVM, and write the metadata of a group.
 
     What device-mapper would have to make, and is not needed for the metadata, is written as LVM's
     backup text and restored by LVM.  Gives the byte at which the first extent begins.

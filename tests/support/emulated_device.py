@@ -32,7 +32,7 @@ def need_fuse() -> None:
 
 @dataclass(frozen=True)
 class Emulated:
-    """What is served at ``folder`` by the process ``server``."""
+    """The device that the process ``server`` serves at ``folder``."""
 
     folder: Path
     server: subprocess.Popen[bytes]
@@ -60,7 +60,7 @@ class Emulated:
             yield mark, ByteRange(int(start), int(length))
 
     def add(self, bad: ByteRange, *, stubborn: bool = False) -> None:
-        """Have one more range fail."""
+        """Make one more range fail."""
         self.write("stubborn" if stubborn else "bad", bad)
 
     def write(self, *words: object) -> None:
@@ -74,7 +74,7 @@ class Emulated:
 
     @contextlib.contextmanager
     def standing_still(self) -> Iterator[None]:
-        """Have it answer nothing, as a disk that hangs."""
+        """Stop all answers, like a disk that hangs."""
         self.server.send_signal(signal.SIGSTOP)
         try:
             yield
@@ -134,6 +134,6 @@ def _end(folder: Path, server: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         server.kill()
         server.wait(_PATIENCE_S)
-    # If somebody still has it open, that is no reason to leave the mount behind.
+    # Even if a process still has it open, the mount must not stay.
     lazy = ["umount", "--lazy"] if os.geteuid() == 0 else ["fusermount3", "-u", "-z"]
     subprocess.run([*lazy, folder], capture_output=True, check=False)

@@ -21,7 +21,7 @@ TRACING = Path("/sys/kernel/tracing")
 
 @contextlib.contextmanager
 def traced() -> Iterator[None]:
-    """Have tracefs where everybody looks for it, in a mount namespace of our own."""
+    """Mount tracefs at its usual place, in a separate mount namespace."""
     own_mount_namespace()
     if (TRACING / "instances").is_dir():
         yield

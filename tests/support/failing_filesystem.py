@@ -141,7 +141,7 @@ class Bench:
     def apply(
         self, *words: object, code: int = 0, target: Path | None = None, **environment: str
     ) -> str:
-        """Have it done, expect an exit code, and give all that was said."""
+        """Run the command, check its exit code, and return all of its output."""
         done = self.respond(*words, "--apply", "--yes", target=target, **environment)
         assert done.returncode == code, done.stdout + done.stderr
         return done.stdout + done.stderr
@@ -167,7 +167,7 @@ class Bench:
     # ------------------------------------------------------------------ the filesystem
 
     def sync(self) -> None:
-        """Have all of it on the device, and nothing else: others have filesystems, too."""
+        """Sync this filesystem to the device, and no other."""
         descriptor = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY)
         try:
             system_calls.sync_filesystem(descriptor)
@@ -186,7 +186,7 @@ class Bench:
         return sorted((r for r in rows if not r.attr and not r.extent_map), key=lambda r: r.offset)
 
     def place(self, path: Path, block: int, count: int = 1) -> ByteRange:
-        """Say where blocks of a file are on the device: one after another."""
+        """Return the places of consecutive blocks of a file on the device."""
         offset = block * self.block
         (row,) = (r for r in self.rows_of(path) if r.offset <= offset < r.offset + r.length)
         assert row.offset + row.length >= offset + count * self.block
@@ -235,7 +235,7 @@ class Bench:
             return file.read(where.length)
 
     def fail(self, *ranges: ByteRange, stubborn: bool = False) -> None:
-        """Have ranges fail, also for what the page cache remembers of them."""
+        """Make ranges fail, and drop them from the page cache."""
         self.sync()
         for one in ranges:
             self.served.add(one, stubborn=stubborn)
@@ -261,7 +261,7 @@ def _merged(rows: Sequence[Row]) -> list[Row]:
 
 
 def forget(path: Path) -> None:
-    """Have the page cache forget a file."""
+    """Drop a file from the page cache."""
     file = os.open(path, os.O_RDONLY | os.O_NOATIME)
     os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
     os.close(file)
@@ -273,7 +273,7 @@ def pattern(seed: str, length: int) -> bytes:
 
 
 def write_file(path: Path, content: bytes, at: int = 0) -> Path:
-    """Write a part of a file; whoever asks where it is has it written out."""
+    """Write a part of a file; queries for its place write it out."""
     path.parent.mkdir(parents=True, exist_ok=True)
     file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     with open(file, "r+b") as stream:

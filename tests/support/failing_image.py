@@ -1,6 +1,6 @@
 """An image with sectors that cannot be read, as a file.
 
-It is no mock of an error: whoever reads it gets EIO from the kernel.
+It is no mock of an error: a read gets EIO from the kernel.
 """
 
 import contextlib

@@ -22,7 +22,7 @@ _KEPT = 200
 
 
 class Tempo(NamedTuple):
-    """What became of one process."""
+    """The outcome of one process."""
 
     files: int
     longest_s: float
@@ -30,7 +30,7 @@ class Tempo(NamedTuple):
 
 @contextlib.contextmanager
 def creating(*folders: Path) -> Iterator[list[Tempo]]:
-    """Have a process create files in each folder; the list is filled when the block ends."""
+    """Start a process that creates files in each folder; the list is filled at the end."""
     tempos: list[Tempo] = []
     with contextlib.ExitStack() as stack:
         children = []

@@ -16,12 +16,12 @@ from tests.support.tools import CHECKOUT
 
 __all__ = ["Freezer", "Waiter", "freezing", "state_of"]
 
-#: Says what becomes of it, line by line.  ``go`` waits for a line from the test.
+#: Reports its states, line by line.  ``go`` waits for a line from the test.
 _PROGRAM = """
 import os, sys, time
 from whoseblock.respond.freezing import FreezeLimits, frozen
 
-def say(*words):
+def report(*words):
     print(*words, flush=True)
 
 go = sys.stdin.readline
@@ -29,11 +29,11 @@ root, limit, block = sys.argv[1:]
 place = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
 try:
     with frozen(place, FreezeLimits(longest_s=float(limit))) as hold:
-        say("frozen")
+        report("frozen")
         exec(block)
-    say("thawed")
+    report("thawed")
 except BaseException as error:
-    say(type(error).__name__, error)
+    report(type(error).__name__, error)
 """
 _PATIENCE_S = 30
 

@@ -45,7 +45,7 @@ class Block(NamedTuple):
 
 
 def crc_offset(kind: str) -> int:
-    """Where a unit of metadata has its checksum."""
+    """Return the place of the checksum in a unit of metadata."""
     return _FORMATS[kind]
 
 
@@ -94,7 +94,7 @@ def _candidates(
         yield 0, len(block), _ATTRIBUTE_BLOCKS[block[8:10]][0]
     elif block[:2] == b"IN":
         for at in range(0, len(block), inode_size):
-            # The rest of a chunk are inodes that nobody uses.
+            # The rest of a chunk are unused inodes.
             if block[at : at + 4] != b"IN\0\0":
                 yield at, inode_size, "inode"
 

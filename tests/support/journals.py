@@ -99,7 +99,7 @@ def write_many(url: str, host: str, count: int) -> None:
 
 
 def _write_until_killed(file: str, told: int) -> None:
-    """Say on the pipe each thing that is durable now, as it is in the journal."""
+    """Write to the pipe each event that is durable now, as it is in the journal."""
     with opened(file) as (_, run):
         for number in range(1 << 30):
             noted = run.record_failure("pmem0", ByteRange(4096 * number, 4096), report())
@@ -115,7 +115,7 @@ def _write_until_killed(file: str, told: int) -> None:
 
 
 def kill_often(file: Path, times: int, seed: int) -> None:
-    """Kill a writer at ``times`` random moments; say all that the writers were told is durable."""
+    """Kill a writer at ``times`` random moments; return all events acknowledged as durable."""
     chance = random.Random(seed)
     for _ in range(times):
         reader, writer = os.pipe()

@@ -1,12 +1,16 @@
-"""Runs whoseblock again and again, and kills it where it is told to.
+"""Runs of whoseblock that are killed at requested points.
 
-``python -m tests.support.killable_program`` reads one JSON object a line: the ``arguments``
-of a command line; ``trace``, a file to which each boundary is appended as it is passed; ``output``,
-a file for all that is printed; and when to die by SIGKILL: ``at`` boundary of this number,
-``after`` it or before, or ``delay`` seconds after the beginning; with ``guard``, the guard of the
-frozen filesystem dies in its place.  For each it prints one line, what became of the run.  Each
-runs in a process of its own, forked from one that has imported everything: hundreds of them take
-no longer than they must.
+``python -m tests.support.killable_program`` reads one JSON object per line:
+
+- ``arguments`` of a command line;
+- ``trace``, a file to which each boundary is appended as it is passed;
+- ``output``, a file for all output;
+- the point to die by SIGKILL: ``at`` the boundary of this number, ``after`` it or before, or
+  ``delay`` seconds after the start;
+- ``guard``: the guard of the frozen filesystem dies instead.
+
+For each it prints one line, the outcome of the run.  Each runs in its own process, forked from one
+that has imported everything, so that hundreds of them are fast.
 
 A boundary is a call that makes something durable, or acts on a device or a file.
 """
@@ -139,7 +143,7 @@ def _import_everything() -> None:
 
 
 def _child(boundaries: Boundaries, order: dict[str, Any]) -> None:
-    """Be one run of whoseblock."""
+    """Run whoseblock once, in this process."""
     output = os.open(order["output"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     nothing = os.open(os.devnull, os.O_RDONLY)
     for fd, to in ((nothing, 0), (output, 1), (output, 2)):
@@ -168,7 +172,7 @@ def main() -> None:
         if child == 0:
             _child(boundaries, order)
         handle = os.pidfd_open(child)
-        # Not reaped yet, its number is nobody else's.
+        # Not reaped yet, so its number is not reused.
         if not select.select([handle], [], [], order["delay"])[0]:
             signal.pidfd_send_signal(handle, signal.SIGKILL)
         _, status = os.waitpid(child, 0)

@@ -41,7 +41,7 @@ _FITHAW = 0xC0045878  # linux/fs.h
 
 
 class Ran(NamedTuple):
-    """What became of a run: its exit code, or -9, and the boundaries that it passed."""
+    """The outcome of a run: its exit code, or -9, and the boundaries that it passed."""
 
     pid: int
     code: int
@@ -189,7 +189,7 @@ def check_repair(image: Path) -> None:
         [xfsprogs("xfs_repair"), "-n", "-f", image], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    # Of a log that is not clean it says so, and looks at nothing that is in it.
+    # It reports a log that is not clean, and does not read its content.
     assert "ALERT" not in done.stderr, done.stderr
 
 
@@ -255,7 +255,7 @@ class Ground:
             except OSError as error:
                 if error.errno != errno.EBUSY:
                     raise
-                assert time.monotonic() < deadline, "somebody still has it mounted"
+                assert time.monotonic() < deadline, "it is still mounted"
                 time.sleep(0.01)
             else:
                 return
@@ -282,7 +282,7 @@ class Ground:
         return row.start + offset - row.offset
 
     def free_place(self, blocks: int) -> int:
-        """Find free blocks at the end of the largest free range, where nobody takes any soon."""
+        """Find free blocks at the end of the largest free range, which are allocated last."""
         free = [row for row in self.rows() if row.kind == "free"]
         largest = max(free, key=lambda row: row.length)
         return largest.end - blocks * BLOCK
@@ -297,7 +297,7 @@ class Ground:
                 os.fsync(file.fileno())
 
     def sync(self) -> None:
-        """Have all of the filesystem on the device."""
+        """Sync the filesystem to the device."""
         folder = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY)
         sync_filesystem(folder)
         os.close(folder)

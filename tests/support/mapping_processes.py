@@ -1,4 +1,4 @@
-"""Processes that map and open files, and say so: each runs a few lines of Python given to it."""
+"""Processes that map and open files: each runs some lines of Python, and reports the result."""
 
 import contextlib
 import json

@@ -82,7 +82,7 @@ def _unmount(folder: str) -> None:
         if done.returncode == 0:
             return
         time.sleep(0.1)
-    # Whoever still holds it open, the mount must not outlive the test; but the test fails.
+    # The mount must not outlive the test, even if it is held open; but the test fails.
     run(["umount", "--lazy", folder])
     raise RuntimeError(f"{folder} was still busy: {done.stderr.decode(errors='replace')}")
 

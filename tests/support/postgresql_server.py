@@ -56,14 +56,14 @@ class Postgres:
             self._process = None
 
     def ask_for_password(self, user: str) -> None:
-        """Let ``user`` in with the right password only."""
+        """Require the right password of ``user``."""
         rules = self.folder / "data" / "pg_hba.conf"
         rules.write_text(f"local all {user} scram-sha-256\n{rules.read_text()}")
         self.sql("SELECT pg_reload_conf()")
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Have the server and all its sessions stand still: it is there, and does not answer."""
+        """Stop the server and all its sessions: they exist, and do not answer."""
         assert self._process is not None
         sessions = map(
             int, self.sql("SELECT pid FROM pg_stat_activity WHERE datname <> ''").split()
@@ -78,7 +78,7 @@ class Postgres:
                 os.kill(pid, signal.SIGCONT)
 
     def sql(self, statement: str, database: str = "postgres") -> str:
-        """Have psql run a statement; give what it prints."""
+        """Run a statement with psql; return its output."""
         words = f"-XAtq -v ON_ERROR_STOP=1 -h {self.folder} -d {database} -U {_USER} -c".split()
         return run([self._programs / "psql", *words, statement]).decode()
 

@@ -1,4 +1,4 @@
-"""Which ranges to ask about an image whose rows are known."""
+"""The ranges to look up in an image whose rows are known."""
 
 import random
 from collections import defaultdict

@@ -67,7 +67,7 @@ class Filler:
         self._made = 0
 
     def fill(self, *, steps: int = 2500, names: int = 3000) -> None:
-        """Do all of it."""
+        """Apply all changes."""
         self.folder_tree()
         self.folders_of_every_form(names)
         self.strange_names()
@@ -265,7 +265,7 @@ class Filler:
     # What years of use do.
 
     def random_step(self) -> None:
-        """Do one of the things that programs do to files."""
+        """Apply one of the changes that programs make to files."""
         steps = [
             (self._write, 8),
             (self._punch, 4),

@@ -117,7 +117,7 @@ def _mark(ground: Ground, failure: Failure) -> Failure:
 
 
 def free_space(ground: Ground, number: int, chance: random.Random) -> Failure:
-    """Some sectors of two free blocks."""
+    """Fail some sectors of two free blocks."""
     del number
     place = ground.free_place(8) + chance.randrange(6) * BLOCK
     bad = [ByteRange(place + SECTOR, 3 * SECTOR), ByteRange(place + BLOCK, 2 * SECTOR)]
@@ -125,7 +125,7 @@ def free_space(ground: Ground, number: int, chance: random.Random) -> Failure:
 
 
 def never_written(ground: Ground, number: int, chance: random.Random) -> Failure:
-    """A sector of a block that a file has, and never wrote."""
+    """Fail a sector of an unwritten block of a file."""
     name = f"{number}/unwritten"
     ground.fill(name, b"")
     file = os.open(ground.root / name, os.O_WRONLY)
@@ -161,7 +161,7 @@ def _sharing(ground: Ground, number: int, chance: random.Random, files: int) -> 
 def _lose_shared(
     ground: Ground, shared: dict[str, int], where: ByteRange, *arguments: str
 ) -> Failure:
-    """Have a part of a shared block fail."""
+    """Fail a part of a shared block."""
     name, at = next(iter(shared.items()))
     place = ground.place_of(name, at)
     bad = ByteRange(place + where.start, where.length)
@@ -177,14 +177,14 @@ def _restoring(ground: Ground) -> tuple[str, ...]:
 
 
 def shared_by_five(ground: Ground, number: int, chance: random.Random) -> Failure:
-    """Some sectors of a block that five files share, of which there are copies."""
+    """Fail some sectors of a block that five files share, with copies."""
     shared = _sharing(ground, number, chance, 5)
     where = ByteRange(SECTOR * chance.randrange(4), SECTOR * chance.randrange(1, 5))
     return _mark(ground, _lose_shared(ground, shared, where, *_restoring(ground)))
 
 
 def unshared(ground: Ground, number: int, chance: random.Random) -> Failure:
-    """Three blocks of a file, which shares none, with a copy."""
+    """Fail three unshared blocks of a file, with a copy."""
     name = f"{number}/alone"
     ground.fill(name, chance.randbytes(_BLOCKS * BLOCK - 1))
     place = ground.place_of(name, BLOCK)
@@ -197,7 +197,7 @@ def unshared(ground: Ground, number: int, chance: random.Random) -> Failure:
 
 
 def given_up(ground: Ground, number: int, chance: random.Random) -> Failure:
-    """Some sectors of a block that three files share, without a copy: zeros take their place."""
+    """Fail some sectors of a block that three files share, without a copy: they become zeros."""
     shared = _sharing(ground, number, chance, 3)
     failure = _lose_shared(ground, shared, ByteRange(SECTOR, 2 * SECTOR), "--punch")
     failure.zeros = True
@@ -205,7 +205,7 @@ def given_up(ground: Ground, number: int, chance: random.Random) -> Failure:
 
 
 def given_up_whole(ground: Ground, number: int, chance: random.Random) -> Failure:
-    """A whole block that three files share, without a copy: a hole takes its place."""
+    """Fail a whole block that three files share, without a copy: it becomes a hole."""
     failure = _lose_shared(
         ground, _sharing(ground, number, chance, 3), ByteRange(0, BLOCK), "--punch"
     )
@@ -214,7 +214,7 @@ def given_up_whole(ground: Ground, number: int, chance: random.Random) -> Failur
 
 
 def quarantined(ground: Ground, number: int, chance: random.Random) -> Failure:
-    """Sectors of a shared block that nothing heals, with copies: they are kept from use."""
+    """Fail sectors of a shared block for good, with copies: they are kept out of use."""
     shared = _sharing(ground, number, chance, 3)
     failure = _lose_shared(
         ground, shared, ByteRange(SECTOR, SECTOR), "--quarantine", *_restoring(ground)
@@ -224,7 +224,7 @@ def quarantined(ground: Ground, number: int, chance: random.Random) -> Failure:
 
 
 def last_block(ground: Ground, number: int, chance: random.Random) -> Failure:
-    """The last block, which is not full, of two files that are one another's clones."""
+    """Fail the last block, which is not full, of two files that are clones of each other."""
     names = [f"{number}/one", f"{number}/two"]
     content = chance.randbytes(2 * BLOCK + 1000)
     ground.fill(names[0], content)

@@ -31,7 +31,7 @@ class Five:
         return self.copies / path.relative_to(bench.root)
 
     def keep_only(self, path: Path, bench: Bench) -> Path:
-        """Take away all copies but one, which is given."""
+        """Remove all copies but one, and return that."""
         for other in self.files:
             if other != path:
                 self.copy_of(other, bench).unlink()

@@ -26,7 +26,7 @@ _CLUSTER = 8192
 
 @dataclass(frozen=True)
 class Aged:
-    """What the kernel knows of the later state, and what each block was in the earlier one."""
+    """The later state by the kernel, and each block in the earlier state."""
 
     truth: Truth
     #: By kind, what may be put back.

@@ -55,7 +55,7 @@ def zero_range(file: int, offset: int, length: int) -> None:
 
 
 def collapse_range(file: int, offset: int, length: int) -> None:
-    """Take whole blocks out of a file, so that what follows moves down."""
+    """Collapse whole blocks of a file, so that the following ones move down."""
     fallocate(file, offset, length, _COLLAPSE_RANGE)
 
 
@@ -70,10 +70,10 @@ def clone_range(source: int, offset: int, length: int, target: int, to: int) -> 
 
 
 def exchange_names(one: bytes, other: bytes) -> None:
-    """Let two names change their inodes."""
+    """Exchange the inodes of two names."""
     _check(_libc.renameat2(_AT_FDCWD, one, _AT_FDCWD, other, _RENAME_EXCHANGE))
 
 
 def sync_filesystem(file: int) -> None:
-    """Have all of the filesystem that a file is on written out."""
+    """Sync the filesystem that holds a file."""
     _check(_libc.syncfs(file))

@@ -12,7 +12,7 @@ from tests.support.tools import CHECKOUT, Missing, need_root, program, run
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Only the programs of this folder are found."""
+    """Restrict the search for programs to this folder."""
     monkeypatch.setattr(tools, "_SYSTEM", str(tmp_path))
     return tmp_path
 

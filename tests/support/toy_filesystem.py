@@ -73,12 +73,12 @@ class ToyVolume(Closing, Volume):
 
     @property
     def reverse_map(self) -> ReverseMap:
-        """How owners are found: the table is read."""
+        """The way to find owners: the table is read."""
         return "scan"
 
     @property
     def reads(self) -> Counter[str]:
-        """What was read."""
+        """The number of reads."""
         return Counter(table=1)
 
     def owners_stream(

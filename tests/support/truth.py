@@ -1,4 +1,4 @@
-"""What an oracle says about an image, in one form whichever oracle it was."""
+"""The facts about an image by an oracle, in one form for all oracles."""
 
 import json
 from dataclasses import asdict, dataclass

@@ -44,7 +44,7 @@ def histories(journal: Path, wanted: Filter | None = None) -> list[History]:
 
 
 def from_now_on(folder: Path) -> None:
-    """Have a daemon that starts pass over what the kernel has logged so far in this boot."""
+    """Make a new daemon skip the messages that the kernel has logged so far in this boot."""
     sequence = -1
     with Path("/dev/kmsg").open("rb", 0) as file:
         os.set_blocking(file.fileno(), False)
@@ -64,7 +64,7 @@ def from_now_on(folder: Path) -> None:
 def peak_memory(pid: int) -> int:
     """Return the most memory that a process has had resident, in bytes.
 
-    Raises `ProcessLookupError` if it has ended, though nobody has waited for it yet.
+    Raises `ProcessLookupError` if it has ended, even if it was not waited for yet.
     """
     status = Path(f"/proc/{pid}/status").read_text()
     for line in status.splitlines():

@@ -12,7 +12,7 @@ MIB = 1 << 20
 
 @dataclass(frozen=True)
 class Geometry:
-    """What mkfs.xfs is asked for; None leaves the choice to it."""
+    """The options of mkfs.xfs; None leaves the choice to it."""
 
     name: str
     size: int = 256 * MIB
@@ -75,7 +75,7 @@ def make_image(path: Path, geometry: Geometry, *, content: Path | None = None) -
     if content is not None and not sees("-p", str(content)):
         raise Missing("this mkfs.xfs cannot fill an image from a folder: run tools/xfsprogs")
     sparse_file(path, geometry.size + geometry.beyond)
-    # --unsupported lets filesystems be smaller than anybody would use: these are quick to test.
+    # --unsupported allows very small filesystems, which are quick to test.
     options = ["-q", "-f", "--unsupported", *geometry.options()]
     options += ["-p", str(content)] if content is not None else []
     run([xfsprogs("mkfs.xfs"), *options, path])

@@ -22,7 +22,7 @@ _PMEM_MIB = 1024
 
 
 class Result(NamedTuple):
-    """How a scenario went."""
+    """The outcome of a scenario."""
 
     outcome: str
     seconds: float
@@ -67,8 +67,8 @@ class Group:
         )
         #: Whether the machine ended by itself: pytest's own verdict is 0 or 1.
         self.whole = done.returncode in (0, 1)
-        self.said = done.stdout.decode(errors="replace").replace("\r\n", "\n")
-        (self.share / "output.log").write_text(self.said)
+        self.output = done.stdout.decode(errors="replace").replace("\r\n", "\n")
+        (self.share / "output.log").write_text(self.output)
         self.seconds = time.monotonic() - started
         #: How each scenario went, by its name and its parameters.
         self.results: dict[str, Result] = {}
@@ -84,7 +84,7 @@ class Group:
         self.results[name] = Result(outcome, before.seconds + float(phase["seconds"]), text)
 
     def result(self, name: str) -> Result:
-        """Say how a scenario went with each of its parameters, or how the machine ended before."""
+        """Return the outcome of a scenario for each of its parameters, or how the machine ended."""
         found = {key: one for key, one in self.results.items() if key.partition("[")[0] == name}
         seconds = sum(one.seconds for one in found.values())
         bad = {key: one for key, one in found.items() if one.outcome != "passed"}
@@ -94,4 +94,6 @@ class Group:
             return Result("passed", seconds, "")
         console = self.share / "console.log"
         last = console.read_text(errors="replace")[-4000:] if console.exists() else ""
-        return Result("failed", 0, f"it has not been run to its end:\n{self.said[-4000:]}\n{last}")
+        return Result(
+            "failed", 0, f"it has not been run to its end:\n{self.output[-4000:]}\n{last}"
+        )

@@ -45,7 +45,7 @@ def make_bad(machine: Path, *lines: str) -> None:
     new.rename(machine / "sys/block/pmem0/badblocks")
 
 
-def said(daemon: Daemon, event: str) -> list[str]:
+def events(daemon: Daemon, event: str) -> list[str]:
     return [line for line in daemon.log().splitlines() if f"event={event} " in line]
 
 
@@ -54,9 +54,9 @@ def test_a_list_is_read_again_at_an_interval(machine: Path, tmp_path: Path) -> N
         make_bad(machine, "8 8")
         (history,) = until(daemon.histories)
         assert (history.failure.device, history.failure.start) == ("pmem0", 4096)
-        until(lambda: said(daemon, "failure"))
+        until(lambda: events(daemon, "failure"))
         make_bad(machine)
-        until(lambda: said(daemon, "healed"))
+        until(lambda: events(daemon, "healed"))
         assert daemon.histories()[0].failure.closed is not None
         daemon.stop()
     status = daemon.status()
@@ -131,14 +131,14 @@ def test_a_policy_is_reloaded_and_an_invalid_one_is_refused(machine: Path, tmp_p
     with watching(tmp_path, *options) as daemon:
         policy.write_text("[[rule]]\nexec = 5\n")
         daemon.process.send_signal(signal.SIGHUP)
-        (line,) = until(lambda: said(daemon, "policy-kept"))
+        (line,) = until(lambda: events(daemon, "policy-kept"))
         assert "line 2: must be a list of strings" in line
         assert "line 2" in daemon.status()["policy_fault"]
         make_bad(machine, "8 8")
         until(out.exists)
         policy.write_text(rule.format("second", out))
         daemon.process.send_signal(signal.SIGHUP)
-        until(lambda: said(daemon, "policy-loaded"))
+        until(lambda: events(daemon, "policy-loaded"))
         make_bad(machine, "8 8", "100 1")
         until(lambda: out.read_text() == "first\nsecond\n")
         assert daemon.status()["policy_fault"] == ""
@@ -153,7 +153,7 @@ def test_no_policy_ends_the_daemon(machine: Path, tmp_path: Path, value: str) ->
     with watching(tmp_path, "--root", machine, "--policy", policy) as daemon:
         policy.write_text(f"[limits]\nexec = {value}\n")
         daemon.process.send_signal(signal.SIGHUP)
-        until(lambda: said(daemon, "policy-kept"))
+        until(lambda: events(daemon, "policy-kept"))
         assert daemon.status()["policy"] == str(policy)
         command: list[str | Path] = [sys.executable, "-m", "whoseblock", "status"]
         command += ["--state", daemon.state]
@@ -165,7 +165,7 @@ def test_an_unavailable_journal_loses_no_report(machine: Path, tmp_path: Path) -
     make_bad(machine, "8 8")
     (tmp_path / "journal.sqlite").mkdir()
     with watching(tmp_path, "--root", machine) as daemon:
-        until(lambda: said(daemon, "worker-ended"))
+        until(lambda: events(daemon, "worker-ended"))
         status = daemon.status()
         assert (status["backlog"], status["worker_failures"] > 0) == (1, True)
         assert 0 < status["backlog_seconds"] < 60
@@ -196,7 +196,7 @@ def test_a_state_folder_without_room_loses_nothing(machine: Path, tmp_path: Path
             fill(full)
             make_bad(machine, "8 8")
             log.write_text("3,5,100,-;critical medium error, dev pmem0, sector 100\n")
-            until(lambda: len({line.split()[1] for line in said(daemon, "spool-failed")}) == 2)
+            until(lambda: len({line.split()[1] for line in events(daemon, "spool-failed")}) == 2)
             sources = daemon.status()["sources"]
             assert not sources["sysfs"]["watched"]
             assert sources["kmsg"]["health"] == "paused until the spool has room for its reports"
@@ -209,9 +209,9 @@ def test_a_state_folder_without_room_loses_nothing(machine: Path, tmp_path: Path
         with watching(tmp_path, "--root", machine, "--interval", "0.2") as daemon:
             until(lambda: daemon.status()["worker"] is None)
             fill(full)
-            before = len(said(daemon, "spool-failed"))
+            before = len(events(daemon, "spool-failed"))
             log.write_text("3,6,200,-;critical medium error, dev pmem0, sector 200\n")
-            until(lambda: len(said(daemon, "spool-failed")) > before)
+            until(lambda: len(events(daemon, "spool-failed")) > before)
             daemon.stop()
         full.unlink()
         assert once(tmp_path, "--root", machine)[0] == 20
@@ -227,7 +227,7 @@ def test_systemd_is_notified(machine: Path, tmp_path: Path) -> None:
     with closing(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)) as listener:
         listener.bind(str(tmp_path / "notify"))
         listener.settimeout(20)
-        # The watchdog is that of another process: whoever starts ours does not know its number.
+        # The watchdog is for another process: its parent does not know the number of this one.
         environment = {
             "NOTIFY_SOCKET": str(tmp_path / "notify"),
             "WATCHDOG_USEC": "6000000",
@@ -276,7 +276,7 @@ def test_metrics_on_a_port_and_in_a_file(machine: Path, tmp_path: Path) -> None:
     options = ("--root", machine, "--metrics-port", str(port), "--metrics-file", file)
     with watching(tmp_path, *options) as daemon:
         until(lambda: daemon.status()["counts"]["unhealed"])
-        # Somebody who asks for nothing keeps nobody waiting.
+        # A client that sends nothing delays no other.
         with closing(socket.create_connection(("127.0.0.1", port))):
             url = f"http://127.0.0.1:{port}/metrics"
             with urllib.request.urlopen(url, timeout=10) as answer:

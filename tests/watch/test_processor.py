@@ -1,6 +1,6 @@
-"""From reports to the journal: one entry for one failure, whoever reports it and whoever is killed.
+"""From reports to the journal: one record for one failure, for all sources and after kills.
 
-The devices here are not on any machine: what is journaled is the failure, and that nobody knows.
+The devices here are not on any machine: failures are journaled with unknown owners.
 `test_watch_kernel` has real ones.
 """
 
@@ -76,7 +76,7 @@ class House:
         with open_journal(str(self.journal), write=False) as journal:
             return list(journal.histories(Filter()))
 
-    def told(self) -> list[tuple[int, int, list[tuple[str, int]], int, bool]]:
+    def records(self) -> list[tuple[int, int, list[tuple[str, int]], int, bool]]:
         """Return start, length, who reported it from where, findings, and whether it is open."""
         return [
             (
@@ -98,7 +98,7 @@ def house(tmp_path: Path) -> House:
 def test_one_failure_of_several_sources_is_one_entry(house: House) -> None:
     house.process([failed(512), failed(512, source="tracepoint")], [failed(512, key="later")])
     house.process([failed(512, source="sysfs")])
-    (one,) = house.told()
+    (one,) = house.records()
     assert one[:2] == (512, 512)
     assert one[2] == [("kmsg", 512), ("tracepoint", 512), ("kmsg", 512), ("sysfs", 512)]
     assert one[3:] == (1, True)
@@ -110,21 +110,21 @@ def test_the_same_event_is_journaled_once(house: House) -> None:
     house.process([event])
     close(house)
     house.process([event])
-    assert house.told() == [(512, 512, [("kmsg", 512)], 1, False)]
+    assert house.records() == [(512, 512, [("kmsg", 512)], 1, False)]
     # What was noticed before that is nothing new; what was noticed after is a new failure.
     house.process([replace(event, key="early")])
-    assert len(house.told()) == 1
+    assert len(house.records()) == 1
     house.process([replace(event, key="late", at=time.time())])
-    assert [one[4] for one in house.told()] == [False, True]
+    assert [one[4] for one in house.records()] == [False, True]
 
 
 def test_an_old_failure_was_dealt_with_a_moment_ago(house: House) -> None:
-    # Whoever heals it reads it, and that is reported, once it is healed.
+    # The repair reads the sector, and this is reported after it is healed.
     house.process([failed(512)])
     seen = time.time()
     close(house)
     house.process([replace(failed(512, key="healing"), at=seen)])
-    assert [one[4] for one in house.told()] == [False]
+    assert [one[4] for one in house.records()] == [False]
 
 
 @pytest.mark.parametrize("moment", range(4))
@@ -151,7 +151,7 @@ def test_a_failure_that_another_process_closes_at_any_moment(
             entries.refresh(others_close=True)
         again = replace(failed(512, key="healing"), at=seen)
         assert not any(one.new for one in entries.record(RepeatedReport(again, 2, seen), ours))
-    assert [one[4] for one in house.told()] == [False]
+    assert [one[4] for one in house.records()] == [False]
 
 
 def close(house: House) -> None:
@@ -169,7 +169,7 @@ def test_repeated_reports_are_counted(house: House) -> None:
 def test_entries_of_one_device_never_overlap(house: House) -> None:
     house.process([failed(4096), failed(8192, 1024)])
     house.process([failed(0, 16384, source="sysfs")])
-    assert house.told() == [
+    assert house.records() == [
         (4096, 512, [("kmsg", 4096), ("sysfs", 0)], 1, True),
         (8192, 1024, [("kmsg", 8192), ("sysfs", 0)], 1, True),
         (0, 4096, [("sysfs", 0)], 1, True),
@@ -190,12 +190,12 @@ def test_a_missing_device_is_reported(house: House) -> None:
 def test_ranges_that_leave_a_list_are_healed(house: House) -> None:
     house.process([listed(1, (0, 1024), (4096, 512))])
     house.process([listed(2, (4096, 512))])
-    assert [(one[0], one[4]) for one in house.told()] == [(0, False), (4096, True)]
+    assert [(one[0], one[4]) for one in house.records()] == [(0, False), (4096, True)]
     # Within one batch, too; and what comes back is a new failure.
     done = house.process([listed(3, (0, 512), (4096, 512))], [listed(4)])
     assert done.healed == 2
     house.process([listed(5, (0, 512))])
-    assert [(one[0], one[1], one[4]) for one in house.told()] == [
+    assert [(one[0], one[1], one[4]) for one in house.records()] == [
         (0, 1024, False),
         (4096, 512, False),
         (0, 512, False),
@@ -206,7 +206,7 @@ def test_ranges_that_leave_a_list_are_healed(house: House) -> None:
 def test_a_partly_healed_range_stays_open(house: House) -> None:
     house.process([listed(1, (0, 1024))])
     assert house.process([listed(2, (512, 512))]).healed == 0
-    assert [one[4] for one in house.told()] == [True]
+    assert [one[4] for one in house.records()] == [True]
 
 
 def test_a_report_without_a_range_is_logged(
@@ -218,7 +218,7 @@ def test_a_report_without_a_range_is_logged(
             FilesystemError(source="fanotify", at=AT, place="/srv\n", what="EUCLEAN"),
         ]
     )
-    assert (done.lost, done.ill, house.told()) == ({"kmsg": 7}, {"fanotify": 1}, [])
+    assert (done.lost, done.ill, house.records()) == ({"kmsg": 7}, {"fanotify": 1}, [])
     said = capfd.readouterr().err.splitlines()
     assert said[0].startswith("event=events-lost source=kmsg at=2023-11-14T22:13:20.000+00:00")
     assert 'place="/srv\\n"' in said[1]
@@ -239,7 +239,7 @@ class Killed(BaseException):
 
 
 def killing(monkeypatch: pytest.MonkeyPatch, after: int, *, early: bool) -> None:
-    """Have the process end before, or after, so many writes to the journal."""
+    """End the process before, or after, a number of writes to the journal."""
     writes = iter(range(after, -1, -1))
 
     def wrap(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -297,7 +297,7 @@ def test_killed_at_any_write_nothing_is_twice_and_nothing_missing(
                 house.process(*WORK)
                 continue
         killed += 1
-        # What was begun is not begun again, and the journal says so.
+        # A started action is not started again, and the journal records that.
         house.process(*WORK)
         found = in_words(house)
         assert [one[:4] for one in found] == [one[:4] for one in expected], after

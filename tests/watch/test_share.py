@@ -1,4 +1,4 @@
-"""What is installed with the daemon: its unit for systemd, and the policy that is an example."""
+"""The files installed with the daemon: its systemd unit, and the example of a policy."""
 
 import re
 import subprocess

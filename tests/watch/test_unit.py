@@ -1,4 +1,4 @@
-"""What the unit for systemd lets the daemon do is enough for all that it is to do, and no more."""
+"""The permissions of the systemd unit: enough for the daemon, and no more."""
 
 import json
 import os

@@ -11,8 +11,8 @@ from tools.adversary.wounds import Wounds
 
 __all__ = ["inherent_reason"]
 
-#: An old one of these may name an inode that the true directory does not.
-_NAMES = {"dir block", "dir data", "inode", "inode cluster"}
+#: An old one of these may name an inode that the true directory does not, and has its own index.
+_NAMES = {"dir block", "inode", "inode cluster"}
 _INODES = {"inode", "inode cluster"}
 #: Where the extents of an inode stand.
 _EXTENTS = {"inode", "inode cluster", "bmbt"}
@@ -49,25 +49,33 @@ def _of_lies(wounds: Wounds, verdict: Verdict) -> str:
 def _of_old_names(base: Base, wounds: Wounds, verdict: Verdict) -> str:
     """Excuse names that only a search of every directory would tell."""
     kinds = {unit.kind for unit in wounds.units}
-    if not base.has_parent_pointers and kinds & _NAMES:
-        return "without parent pointers, an old directory or link count is the only word"
+    if not base.has_parent_pointers:
+        if kinds & _NAMES:
+            return "without parent pointers, an old directory or link count is the only word"
+        if "dir data" in kinds:
+            return "the hash index does not have the inode that a name belongs to"
     if verdict.fault == "path missing" and kinds & _INODES:
         return "an inode from before a further link has as many pointers as links"
     return ""
 
 
 def _of_old_groups(base: Base, wounds: Wounds, verdict: Verdict) -> str:
-    """Excuse old structures of one group that agree with each other."""
+    """Excuse old structures of one group that agree with each other.
+
+    An old AGF is excused only together with an old superblock, whose counters would tell.
+    """
     by_group: dict[int, set[str]] = defaultdict(set)
     for unit in wounds.units:
         by_group[unit.start // base.truth.superblock.group_size].add(unit.kind)
     anywhere = {unit.kind for unit in wounds.units}
     for kinds in by_group.values():
-        old_map, old_counts = kinds & {"rmapbt", "agf"}, kinds & {"refcountbt", "agf"}
-        old_space = "agf" in kinds or kinds >= {"bnobt", "cntbt"}
-        if verdict.fault.startswith("free") and old_map and old_space and len(kinds) > 1:
-            return "the reverse map and both free-space btrees are old together"
-        if verdict.fault == "owner missing" and old_map and old_counts and len(kinds) > 1:
+        header = "agf" in kinds and "superblock" in anywhere
+        old_map, old_counts = header or "rmapbt" in kinds, header or "refcountbt" in kinds
+        if verdict.fault.startswith("free"):
+            if old_map and (header or kinds >= {"bnobt", "cntbt"}):
+                return "the reverse map and both free-space btrees are old together"
+            continue
+        if verdict.fault == "owner missing" and old_map and old_counts:
             return "the reverse map and the reference counts are old together"
         if old_map and anywhere & _EXTENTS:
             return "the reverse map and the extents of the inode are old together"

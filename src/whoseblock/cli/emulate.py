@@ -30,27 +30,27 @@ __all__ = ["emulate"]
 @click.command(
     cls=Command,
     epilog="""\b
-DIRECTORY is an empty folder; if it is missing, it is created, and removed at the end:
-  device      the image: reading a bad sector returns EIO, writing the whole sector heals it
-  control     the bad ranges, one per line; write bad RANGE, stubborn RANGE, good RANGE or
-              clear to change them
-  badblocks   the same as SECTOR COUNT, like /sys/block/pmemN/badblocks
-  statistics  the number of reads and writes, of failures, and of healed sectors
+DIRECTORY is an empty folder; if it does not exist, it is created, and removed
+at the end.  Its files:
+  device      the image: reading a bad sector fails with EIO, writing the
+              whole sector heals it
+  control     the bad ranges, one per line; to change them, write lines:
+              bad RANGE, stubborn RANGE, good RANGE, clear
+  badblocks   the bad ranges as SECTOR COUNT, like /sys/block/pmemN/badblocks
+  statistics  counts of failed reads and writes, and of healed sectors
 
-\b
-Ranges are START[+LENGTH] as for lookup: 307p, 2456s+8s, 1257472+4096. They are widened to
+Ranges are START[+LENGTH] as for lookup: 307p, 2456s+8s, 1257472+4096.  They are widened to
 whole sectors.
 
-\b
-Written data are kept in a file in the folder for temporary files (TMPDIR) and discarded at
-the end. IMAGE does not change, except with --in-place.
+IMAGE is not changed: written data is kept in a temporary file (in TMPDIR), and discarded at the
+end.  With --in-place it is written to IMAGE.
 
-\b
-Ctrl-C, SIGTERM or umount DIRECTORY ends the command.
+To stop it, press Ctrl-C, send SIGTERM, or run umount DIRECTORY.
 
 \b
 Examples:
-  whoseblock emulate disk.img failing --bad 307p     then, in another terminal:
+  whoseblock emulate disk.img failing --bad 307p
+  then, in another terminal:
     losetup --find --show --direct-io=on failing/device
     echo 'stubborn 2456s' > failing/control
   whoseblock emulate rescued.img failing --mapfile rescued.map --background
@@ -92,9 +92,9 @@ def emulate(
     sector: str,
     **options: Any,  # noqa: ANN401 - click's
 ) -> None:
-    """Serve IMAGE as the failing device DIRECTORY/device, to rehearse a recovery.
+    """Serve IMAGE as a failing device, to rehearse a recovery.
 
-    The kernel can mount it through a loop device, as a filesystem on a failing medium.
+    The device is DIRECTORY/device.  The kernel can mount its filesystem on a loop device over it.
     """
     from whoseblock.media.fuse import serve
     from whoseblock.media.pmem import EmulatedPmem

@@ -92,7 +92,7 @@ def _filter_of(options: Mapping[str, Any]) -> Filter:
 
 @click.group()
 def journal() -> None:
-    """Show failures, their owners at that time, and the steps of repairs.
+    """Show failures, their owners, and repairs.
 
     These commands open the journal for reading only, and never create it.
     """

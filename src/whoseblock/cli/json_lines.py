@@ -22,7 +22,7 @@ _WEIGHT: Final = 4096
 def json_chunks(answers: Iterable[LeadingRows | Answer]) -> Iterator[bytes]:
     """Encode a stream of answers, one line each; see `fs.stream`.
 
-    What is known only at the end of an answer that comes in pieces stands behind its ``owners``.
+    Fields that are known only at the end of an answer in pieces come after its ``owners``.
     """
     leading = False
     for item in answers:
@@ -63,7 +63,7 @@ def _rows(rows: Sequence[Owner], *, follow: bool) -> Iterator[bytes]:
 
 
 def _fields(answer: Answer) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the fields of an answer before its rows and behind them, but for its range."""
+    """Return the fields of an answer before and after its rows, without its range."""
     fields = msgspec.to_builtins(replace(answer, owners=()))
     names = list(fields)
     at = names.index("owners")

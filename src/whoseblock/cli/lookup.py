@@ -27,20 +27,21 @@ __all__ = ["lookup"]
     cls=Command,
     epilog="""\b
 Ranges are START[+LENGTH]: decimal or 0x…, with an optional suffix:
-  none bytes    K M G T powers of 1024    s 512-byte sectors
-  p 4096-byte pages    b filesystem blocks, from the start of TARGET
+  (none)   bytes                 s  512-byte sectors
+  K M G T  powers of 1024        p  4096-byte pages
+  b        filesystem blocks, from the start of TARGET
 LENGTH defaults to one unit of START's suffix; for K M G T to one byte.
 
 \b
-TARGET is the device or image of a filesystem, a disk or its image with partitions, LVM or
-md, or a mount point; omit it if the failure names its device. If the filesystem is mounted,
-the kernel is queried, which needs root.
+TARGET is the device or image of a filesystem, a whole disk or its image with
+partitions, LVM or md, or a mount point.  It is omitted if the failure names
+its device.  If it is mounted, the kernel is queried, which needs root.
 
 \b
 Examples:
-  whoseblock lookup disk.img 307p              the 307th page
-  whoseblock lookup /dev/sda 2456s+8s          eight sectors of a disk with partitions
-  whoseblock lookup /srv 307p --processes      a page of a mounted filesystem, and its users
+  whoseblock lookup disk.img 307p              one page
+  whoseblock lookup /dev/sda 2456s+8s          eight sectors of a disk
+  whoseblock lookup /srv 307p --processes      with the processes that use it
   whoseblock lookup disk.img 0x133000+4K 1G    two ranges
   whoseblock lookup disk.img --ranges bad.txt --json
   whoseblock lookup rescued.img --mapfile rescued.map --summary
@@ -77,10 +78,10 @@ Examples:
     help="Write the list of --summary to FILE, as CSV or JSON by its suffix.",
 )
 def lookup(target: str | None, ranges: tuple[str, ...], **options: Any) -> None:  # noqa: ANN401
-    """Report the owners of each RANGE of TARGET, a device or an image.
+    """Report the owners of each RANGE of TARGET.
 
-    Owners are every file that shares the range, with every path, or metadata, or free space. The
-    answer includes the offset in each layer from TARGET down to the filesystem.
+    The owners are all files that share the range, with every path, or metadata of the filesystem.
+    Free space has no owner.  For a disk, the layers down to the filesystem are shown.
     """
     from whoseblock.cli.json_lines import json_chunks
     from whoseblock.lookup import Lookup

@@ -99,7 +99,8 @@ Examples:
     "--journal",
     "journal_url",
     metavar="URL",
-    help="Journal to use, a file or postgresql://…; see whoseblock journal --help.",
+    help="Journal to use: a file, or postgresql://USER@HOST/DATABASE.  [default:"
+    " $WHOSEBLOCK_JOURNAL, or the file in the state folder]",
 )
 @failure_options
 @target_options
@@ -107,7 +108,9 @@ Examples:
     "--json", "as_json", is_flag=True, help="Write JSON Lines: the plan, then the outcomes."
 )
 def respond(target: str | None, ranges: tuple[str, ...], **options: Any) -> None:  # noqa: ANN401 - click's
-    """Plan repairs of failed RANGEs of TARGET, and carry them out with --apply.
+    """Plan repairs of failed RANGEs; carry them out with --apply.
+
+    TARGET is a device, an image or a mount point, as for lookup.
 
     Every step is journaled before, verified after, and can be resumed after an interruption.
     """

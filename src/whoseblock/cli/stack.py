@@ -27,17 +27,18 @@ _MAX_SEGMENTS = 64
 Examples:
   whoseblock stack disk.img                  partitions, volumes, filesystems
   whoseblock stack /dev/nvme0n1              a disk of this machine
-  whoseblock stack physical-memory           regions and namespaces of persistent memory
+  whoseblock stack physical-memory           persistent memory by address
   whoseblock stack disk1.img --member disk2.img
-  whoseblock stack pmem0 --root snapshot/    a disk of another machine, from a snapshot""",
+  whoseblock stack pmem0 --root snapshot/    a device of another machine""",
 )
 @click.argument("target", type=click.Path(readable=False))
 @target_options
 @click.option("--json", "as_json", is_flag=True, help="Write one JSON object.")
 def stack(target: str, as_json: bool, **options: Any) -> None:  # noqa: ANN401
-    """Show the layers made of TARGET: a device, an image, or a layer by the kernel's name.
+    """Show the layers of TARGET, down to its filesystems.
 
-    The tree ends at the filesystems; START+LENGTH are bytes of the layer above.
+    TARGET is a device, an image, or a layer by the kernel's name.  START+LENGTH are bytes of the
+    layer above.
     """
     from whoseblock.lookup import Lookup
     from whoseblock.target import Target

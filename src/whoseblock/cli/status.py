@@ -30,9 +30,10 @@ _PATIENCE_S = 10
     " in the user's state folder]",
 )
 def status(as_json: bool, state: Path | None) -> None:
-    """Show the state of the daemon: its sources, its backlog, and its counts.
+    """Show the state of the daemon.
 
-    If no daemon runs, the last saved state is shown, and the exit code is 3.
+    It has the sources, the backlog, and counts of failures.  If no daemon runs, the last saved
+    state is shown, and the exit code is 3.
     """
     from whoseblock.watch.store.state import usual_state_folder
 

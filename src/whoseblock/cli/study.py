@@ -16,15 +16,17 @@ __all__ = ["study"]
 @click.command(
     cls=Command,
     epilog="""\b
-The designs: per page (a tree on every shared page), per extent (an address space for every
-shared extent), on demand (nothing until a page fails, then a query of the reverse mapping).
-docs/study.md explains the measurements.
+The designs:
+  per page      a tree on every shared page
+  per extent    an address space for every shared extent
+  on demand     nothing until a page fails, then a lookup in the reverse map
+docs/study.md explains the measurements and their meaning.
 
 \b
 Examples:
   whoseblock study disk.img                       tables
   whoseblock study disk.img --json                all numbers
-  whoseblock study disk.img --figures pictures    also pictures""",
+  whoseblock study disk.img --figures pictures    figures, too""",
 )
 @click.argument("image", type=click.Path(readable=False))
 @click.option(
@@ -68,10 +70,10 @@ def study(  # noqa: PLR0913 - one per option
     as_json: bool,
     figures: Path | None,
 ) -> None:
-    """Measure three ways to find the owners of a failed page, on the extents of IMAGE.
+    """Compare three designs to find the owners of a failed page.
 
-    IMAGE is an XFS image with a reverse mapping; it is not written. Workloads fault its files in,
-    change them, and let pages fail. After every step, the designs are compared with each other.
+    IMAGE is an XFS image with a reverse map, and is not changed.  A simulation faults its files in,
+    changes them and makes pages fail.  It compares the answers and the costs of the designs.
     """
     if figures is not None:
         import_extra("study")

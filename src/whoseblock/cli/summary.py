@@ -22,16 +22,16 @@ if TYPE_CHECKING:
 
 __all__ = ["cell", "quoted", "summarise"]
 
-#: A range of a terabyte has millions of owners: they are asked for in parts of this size.
+#: A range of a terabyte has millions of owners: it is looked up in parts of this size.
 _PART: Final = 64 << 20
-#: Whoever watches needs no more than this.
-_TELL_EVERY: Final = 1024
-#: What a spreadsheet would take for a formula.
+#: The number of answers between two updates of the progress bar.
+_REPORT_EVERY: Final = 1024
+#: The first characters of formulas in spreadsheets.
 _FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")
 _MEANING: Final = {
     "file": "in files (bytes that several files share are counted once)",
     "metadata": "in the filesystem's metadata",
-    "unknown": "of which nobody knows",
+    "unknown": "with unknown owners",
     "unreferenced": "in parts of extents that no file refers to: no data is lost",
     "unwritten": "allocated but never written: no data is lost",
     "staging": "reserved for a copy-on-write",
@@ -41,7 +41,7 @@ _MEANING: Final = {
 
 
 class _File(Struct, frozen=True):
-    """One line of the list, as it is written.
+    """One line of the list.
 
     ``bytes`` are those of the device that were lost, ``data_bytes`` those of them that the file
     has before its end, and ``share`` is their part of its ``size``.
@@ -77,7 +77,7 @@ def summarise(
             summary.add_rows(item)
             continue
         summary.add(item)
-        if summary.questions % _TELL_EVERY == 1:
+        if summary.questions % _REPORT_EVERY == 1:
             finder.progress("ranges answered", summary.questions, None)
     files = list(_files(finder, summary, paths=paths))
     if output is not None:

@@ -95,7 +95,7 @@ def _batches(answers: Iterable[LeadingRows | Answer]) -> Iterator[list[_Piece]]:
 
 
 def _add_ways(rows: Iterable[Owner], ways: _Ways) -> None:
-    """Note the ways down from the range, one for each that its rows took."""
+    """Add the ways down from the range, one for each that its rows have."""
     for owner in rows:
         if isinstance(owner.via, tuple):
             ways.setdefault(tuple(step.layer for step in owner.via), owner.via)
@@ -160,7 +160,7 @@ def _rows(owners: Iterable[Owner], *, complete: bool) -> Iterator[_Row]:
 
 
 def _facts(owner: Owner, *, complete: bool) -> tuple[tuple[str, str, str, str], list[str]]:
-    """Give inode, what, file offset and flags; and the paths, or what stands in their place."""
+    """Return inode, what, file offset and flags; and the paths, or what replaces them."""
     flags = {
         "shared": isinstance(owner, FileOwner) and owner.shared,
         "unwritten": isinstance(owner, FileOwner) and owner.unwritten,

@@ -1,4 +1,4 @@
-"""The options that say how to look at a target."""
+"""The options that select how a target is read."""
 
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -27,17 +27,17 @@ _OPTIONS: Final = (
     click.option(
         "--at-filesystem",
         is_flag=True,
-        help="Take TARGET for a filesystem's own device, and look for no partitions or volumes.",
+        help="Read TARGET as the device of a filesystem; do not search partitions or volumes.",
     ),
     click.option(
         "--offline",
         is_flag=True,
-        help="Read the disk even if it is mounted, and do not ask the kernel, which knows better.",
+        help="Read the on-disk metadata even if mounted; it may be out of date.",
     ),
     click.option(
         "--through-loop",
         is_flag=True,
-        help="Go from a loop device into the filesystem that holds its file, too.",
+        help="Follow a loop device into the filesystem that holds its file.",
     ),
     click.option(
         "--member",
@@ -51,7 +51,7 @@ _OPTIONS: Final = (
         "--device",
         default="",
         metavar="NAME",
-        help="Which of the kernel's devices TARGET is, or is a copy of: sda, pmem0.",
+        help="Kernel's name of the device that TARGET is, or is a copy of: sda, pmem0.",
     ),
     *_COMPANION_OPTIONS,
     click.option(
@@ -59,27 +59,27 @@ _OPTIONS: Final = (
         type=click.Choice(["data", *_ROLES]),
         default="data",
         show_default=True,
-        help="Which of the filesystem's devices the RANGEs are of.",
+        help="Device of the filesystem that the RANGEs refer to.",
     ),
     click.option(
         "--root",
         default="/",
         type=click.Path(exists=True, file_okay=False),
         metavar="FOLDER",
-        help="Read /sys and /proc below FOLDER, where a snapshot of a machine is unpacked.",
+        help="Read /sys and /proc below FOLDER, an unpacked snapshot of a machine.",
     ),
 )
 
 
 def target_options(command: _Command) -> _Command:
-    """Add the options to a command, which passes what it was given to `options_of`."""
+    """Add the options to a command, which passes its values to `options_of`."""
     for option in reversed(_OPTIONS):
         command = option(command)
     return command
 
 
 def options_of(options: Mapping[str, Any]) -> "TargetOptions":
-    """Put the options together."""
+    """Return the options of a target from all options of a command."""
     from whoseblock.target import TargetOptions
 
     given = {role: options[f"{role}_device"] for role in _ROLES}

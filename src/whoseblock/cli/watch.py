@@ -96,7 +96,7 @@ def watch(  # noqa: PLR0913 - as many as there are options
     state: Path | None,
     root: str,
 ) -> None:
-    """Watch for failures of memory and disks, and journal their owners.
+    """Watch for failures, and journal their owners.
 
     While there are no failures, the daemon waits for the kernel and does nothing.
     """

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from tests.support import questions
-from tests.support.answers import lookup_json, same, told
+from tests.support.answers import answer_json, lookup_json, same
 from tests.support.expected_rows import Expectation, normal
 from tests.support.filled_images import Zoo
 from tests.support.mounts import frozen, loop_device, mounted
@@ -36,7 +36,7 @@ def live(place: str | bytes | Path) -> FsmapVolume:
 
 
 def bare(answer: Answer) -> list[dict[str, object]]:
-    return [normal(row) for row in told(answer)["owners"]]
+    return [normal(row) for row in answer_json(answer)["owners"]]
 
 
 @pytest.fixture
@@ -58,13 +58,13 @@ def test_mounted_answers_equal_those_of_the_disk(truth: Truth) -> None:
     with mounted(truth.image, "ro", "norecovery") as folder, live(folder) as fs:
         assert (fs.name, fs.size) == ("xfs", truth.superblock.size)
         for question, answer in zip(rows, fs.owners_many(rows), strict=True):
-            same(told(answer), question, expectation)
+            same(answer_json(answer), question, expectation)
         for question, answer in zip(edges, fs.owners_many(edges, paths=False), strict=True):
-            same(told(answer), question, expectation, paths=False)
+            same(answer_json(answer), question, expectation, paths=False)
         # The loop device leaves out a last part that is no sector.
         on_device = [q for q in questions.large(truth) if sum(q) <= fs.device_size]
         for question in [*on_device, *rng.sample(edges, 50)]:
-            same(told(fs.owners(*question)), question, expectation)
+            same(answer_json(fs.owners(*question)), question, expectation)
         with pytest.raises(OutOfDeviceError):
             fs.owners(fs.device_size, 1)
 
@@ -176,7 +176,7 @@ def test_files_below_other_mounts_are_found(zoo: Zoo, name: str) -> None:
                 stack.callback(run, ["umount", os.fsdecode(top)])
             with live(folder) as fs:
                 for question, answer in zip(rows, fs.owners_many(rows), strict=True):
-                    same(told(answer), question, expectation)
+                    same(answer_json(answer), question, expectation)
                     for row in answer:
                         assert isinstance(row, FileOwner)
                         assert_places(row, folder, covered)
@@ -187,7 +187,7 @@ def test_files_below_other_mounts_are_found(zoo: Zoo, name: str) -> None:
             assert fs_or_none is not None
             with fs_or_none as fs:
                 for question, answer in zip(rows[:500], fs.owners_many(rows[:500]), strict=True):
-                    same(told(answer), question, expectation)
+                    same(answer_json(answer), question, expectation)
                     assert all(row.mounted_at == () for row in answer)  # type: ignore[attr-defined] # all rows are of files
         finally:
             run(["umount", os.fsdecode(folder)])
@@ -195,7 +195,7 @@ def test_files_below_other_mounts_are_found(zoo: Zoo, name: str) -> None:
 
 
 def assert_places(row: FileOwner, folder: bytes, covered: dict[int, bytes]) -> None:
-    """What lies under another mount has a path and cannot be opened; all else can be."""
+    """Check that a file below another mount has a path and cannot be opened; all others can."""
     assert isinstance(row.paths, tuple)
     hidden = tuple(os.fsdecode(top[len(folder) :]) for top in covered.values())
     open_to_all = [
@@ -225,7 +225,7 @@ def test_bind_mounts_of_a_part(zoo: Zoo, tmp_path: Path) -> None:
             with live(places[1]) as fs:
                 assert fs.view.device == device
                 for question, answer in zip(rows, fs.owners_many(rows), strict=True):
-                    same(told(answer), question, expectation)
+                    same(answer_json(answer), question, expectation)
                     for row in answer:
                         assert isinstance(row, FileOwner)
                         assert isinstance(row.paths, tuple)
@@ -260,7 +260,7 @@ def test_a_mount_in_another_namespace_only(zoo: Zoo, tmp_path: Path) -> None:
             for target in (loop, truth.image):
                 with live(target) as fs:
                     for question, answer in zip(rows, fs.owners_many(rows), strict=True):
-                        same(told(answer), question, expectation)
+                        same(answer_json(answer), question, expectation)
                         (note,) = answer.notes
                         assert "only in the mount namespace of process" in note
             (raw,) = lookup_json(Path(loop), rows[:1], "--offline")
@@ -315,7 +315,7 @@ def test_a_filesystem_that_was_shut_down_is_read_from_the_disk(zoo: Zoo, tmp_pat
         for name in names:
             answers = lookup_json(name, rows)
             with whoseblock.open(name) as opened:
-                asked = [told(opened.owners(*row)) for row in rows]
+                asked = [answer_json(opened.owners(*row)) for row in rows]
             for given in (answers, asked):
                 for question, answer in zip(rows, given, strict=True):
                     same(answer, question, expectation, complete=False)

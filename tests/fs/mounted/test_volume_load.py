@@ -1,4 +1,4 @@
-"""Asking while everything changes: no crash, and nobody named who never had the range."""
+"""Queries while everything changes: no crash, and no owner that never had the range."""
 
 import os
 import random

@@ -4,7 +4,7 @@ import random
 
 import pytest
 from tests.support import questions
-from tests.support.answers import same, told
+from tests.support.answers import answer_json, same
 from tests.support.deep_trees import ATTRIBUTES, heights, make_deep
 from tests.support.expected_rows import Expectation
 from tests.support.tools import need_loop_mounts
@@ -43,13 +43,13 @@ def test_every_owner_in_high_trees(deep: Truth) -> None:
     asked += [(0, deep.superblock.size)]
     with whoseblock.open(deep.image) as fs:
         for question, answer in zip(asked, fs.owners_many(asked, paths=False), strict=True):
-            same(told(answer), question, expectation, paths=False)
+            same(answer_json(answer), question, expectation, paths=False)
         for question in rng.sample(asked, 1500):
-            same(told(fs.owners(*question, paths=False)), question, expectation, paths=False)
+            same(answer_json(fs.owners(*question, paths=False)), question, expectation, paths=False)
     # A tree whose blocks are not in any cache.
     for question in rng.sample(asked, 20):
         with whoseblock.open(deep.image) as fs:
-            same(told(fs.owners(*question, paths=False)), question, expectation, paths=False)
+            same(answer_json(fs.owners(*question, paths=False)), question, expectation, paths=False)
 
 
 def test_every_path_in_high_trees(deep: Truth) -> None:

@@ -56,7 +56,7 @@ class Image:
         return found
 
     def data(self) -> Found:
-        """Return a record of file data that is shared with nobody else."""
+        """Return a record of file data that no other file shares."""
         records = self.records("rmapbt", ">IIQQ")
         for record in records:
             start, count, owner, offset = record.fields
@@ -138,8 +138,15 @@ def test_a_sharer_twice(image: Image) -> None:
 def test_free_space_that_is_not_in_both_trees(image: Image) -> None:
     record = max(image.records("bnobt", ">II"), key=lambda found: found.fields[1])
     start, count = record.fields
-    notes = image.notes(record, (start, count - 1), ">II")
+    notes = image.notes(record, (start - 1, count), ">II")
     assert any("by place and by size disagree" in note for note in notes)
+
+
+def test_free_space_that_the_header_does_not_count(image: Image) -> None:
+    record = max(image.records("bnobt", ">II"), key=lambda found: found.fields[1])
+    start, count = record.fields
+    notes = image.notes(record, (start, count - 1), ">II")
+    assert any("not as many free blocks as the header" in note for note in notes)
 
 
 def test_free_space_of_which_one_tree_is_unreadable(image: Image) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import closing
 
 import pytest
-from tests.support.answers import told
+from tests.support.answers import answer_json
 from tests.support.expected_rows import Expectation, normal
 from tests.support.image_damage import Block, Overlay
 from tests.support.stale_blocks import Aged, make_aged, without_reflink
@@ -60,7 +60,7 @@ class Case:
         for fs in self.with_stale(*blocks):
             answers = dict(zip(questions, fs.owners_many(questions, paths=False), strict=True))
             for question, answer in answers.items():
-                rows = [normal(row, paths=False) for row in told(answer)["owners"]]
+                rows = [normal(row, paths=False) for row in answer_json(answer)["owners"]]
                 if answer.complete:
                     assert rows == self.right[question], _named(blocks)
                 else:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from tests.support import system_calls, xfsdb
-from tests.support.answers import lookup_json, same, told
+from tests.support.answers import answer_json, lookup_json, same
 from tests.support.expected_rows import Expectation
 from tests.support.filled_images import Zoo, by_kernel, with_nameless
 from tests.support.mounts import frozen, loop_device, mounted
@@ -29,9 +29,9 @@ def compare(truth: Truth, *, complete: bool, log_device: Path | None = None) -> 
     asked = around_edges(truth, truth.rows)
     with whoseblock.open(truth.image, log_device=log_device) as fs:
         for question, answer in zip(asked, fs.owners_many(asked), strict=True):
-            same(told(answer), question, expectation, complete=complete)
+            same(answer_json(answer), question, expectation, complete=complete)
         for question in asked[:: max(1, len(asked) // 300)]:
-            same(told(fs.owners(*question)), question, expectation, complete=complete)
+            same(answer_json(fs.owners(*question)), question, expectation, complete=complete)
     (by_program,) = lookup_json(truth.image, [(0, 4096)])
     return [str(note) for note in by_program["notes"]]
 
@@ -116,7 +116,7 @@ def test_external_log(tmp_path: Path) -> None:
     notes = compare(truth, complete=False)
     assert any("log" in note for note in notes)
     with whoseblock.open(image, log_device=log) as fs:
-        answer = told(fs.owners(0, 4096))
+        answer = answer_json(fs.owners(0, 4096))
     assert answer["complete"]
     assert not answer["notes"]
 
@@ -143,7 +143,7 @@ def test_realtime_groups(tmp_path: Path) -> None:
     expectation = Expectation(truth)
     with whoseblock.open(image) as fs:
         for row in truth.rows:
-            answer = told(fs.owners(row.start, row.length))
+            answer = answer_json(fs.owners(row.start, row.length))
             same(answer, (row.start, row.length), expectation, complete=answer["complete"])
             assert any("realtime" in note for note in answer["notes"]), answer["notes"]
 
@@ -173,8 +173,8 @@ def assert_nothing_claimed(image: Path, free: list[tuple[int, int]], size: int) 
     questions = [(0, size), (size // 2, block), (0, 1), (12_345_678, 100_000)]
     questions += [(start - block, 2 * block) for start, _ in free[1:]]
     with whoseblock.open(image) as fs:
-        answers = [told(answer) for answer in fs.owners_many(questions)]
-        answers += [told(fs.owners(*question)) for question in questions]
+        answers = [answer_json(answer) for answer in fs.owners_many(questions)]
+        answers += [answer_json(fs.owners(*question)) for question in questions]
     for question, answer in zip(questions * 2, answers, strict=True):
         assert not answer["complete"]
         assert answer["notes"]

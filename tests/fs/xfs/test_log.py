@@ -26,7 +26,7 @@ from whoseblock.media import FileMedia, Media
 
 _STATE = re.compile(r"state: <(CLEAN|DIRTY)>")
 
-#: What mkfs.xfs is told of the log. The smallest that there are, so that they go round.
+#: Options of mkfs.xfs for the log: the smallest sizes, so that the log wraps.
 LOGS = {
     "plain": Geometry("plain", size=64 * MIB, groups=2, parent=False),
     "stripe unit": Geometry(

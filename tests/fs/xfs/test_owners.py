@@ -5,7 +5,7 @@ import stat
 
 import pytest
 from tests.support import questions, xfsdb
-from tests.support.answers import lookup_json, same, told
+from tests.support.answers import answer_json, lookup_json, same
 from tests.support.expected_rows import Expectation
 from tests.support.filled_images import FILLED, POPULATED, Zoo
 from tests.support.truth import Truth
@@ -34,7 +34,7 @@ def test_every_edge_of_every_row(truth: Truth) -> None:
     asked = questions.around_edges(truth, truth.rows)
     with whoseblock.open(truth.image) as fs:
         for question, answer in zip(asked, fs.owners_many(asked, paths=False), strict=True):
-            same(told(answer), question, expectation, paths=False)
+            same(answer_json(answer), question, expectation, paths=False)
 
 
 def test_every_path_of_every_row(truth: Truth) -> None:
@@ -42,7 +42,7 @@ def test_every_path_of_every_row(truth: Truth) -> None:
     asked = [(row.start, row.length) for row in truth.rows]
     with whoseblock.open(truth.image) as fs:
         for question, answer in zip(asked, fs.owners_many(asked), strict=True):
-            same(told(answer), question, expectation)
+            same(answer_json(answer), question, expectation)
 
 
 def test_random_ranges(truth: Truth, rng: random.Random) -> None:
@@ -50,7 +50,7 @@ def test_random_ranges(truth: Truth, rng: random.Random) -> None:
     asked = questions.everywhere(truth, rng, 1000)
     with whoseblock.open(truth.image) as fs:
         for question, answer in zip(asked, fs.owners_many(asked), strict=True):
-            same(told(answer), question, expectation)
+            same(answer_json(answer), question, expectation)
 
 
 def test_one_question_at_a_time(truth: Truth, rng: random.Random) -> None:
@@ -58,9 +58,9 @@ def test_one_question_at_a_time(truth: Truth, rng: random.Random) -> None:
     asked = questions.around_edges(truth, questions.sample_rows(truth, rng, 100))
     with whoseblock.open(truth.image) as fs:
         for question in asked:
-            same(told(fs.owners(*question, paths=False)), question, expectation, paths=False)
+            same(answer_json(fs.owners(*question, paths=False)), question, expectation, paths=False)
         for question in rng.sample(asked, 150):
-            same(told(fs.owners(*question)), question, expectation)
+            same(answer_json(fs.owners(*question)), question, expectation)
 
 
 def test_whole_groups_and_the_ends(truth: Truth) -> None:
@@ -68,9 +68,9 @@ def test_whole_groups_and_the_ends(truth: Truth) -> None:
     asked = questions.large(truth)
     with whoseblock.open(truth.image) as fs:
         for question in asked:
-            same(told(fs.owners(*question)), question, expectation)
+            same(answer_json(fs.owners(*question)), question, expectation)
         for question, answer in zip(asked, fs.owners_many(asked), strict=True):
-            same(told(answer), question, expectation)
+            same(answer_json(answer), question, expectation)
 
 
 def test_a_range_past_the_device_is_an_error(truth: Truth) -> None:

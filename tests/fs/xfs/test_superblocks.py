@@ -1,4 +1,4 @@
-"""Which superblock counts, where copies and headers disagree with the first one."""
+"""The choice of a superblock if copies and headers disagree with the first one."""
 
 import os
 import subprocess
@@ -187,7 +187,7 @@ def test_a_copy_that_missed_the_growth_is_not_used(grown: tuple[Path, bytes, int
 
 # ---------------------------------------------------------------------- former filesystems
 
-#: What mkfs.xfs is told first, and then.
+#: The options of mkfs.xfs for the first filesystem, and for the second.
 FORMER: list[tuple[Geometry, Geometry]] = [
     (Geometry("four", size=300 * MIB, groups=4), Geometry("three", size=300 * MIB, groups=3)),
     (Geometry("two", size=300 * MIB, groups=2), Geometry("odd", size=300 * MIB, group_blocks=9001)),

@@ -29,7 +29,7 @@ class Bytes:
         return self.data[offset : offset + length]
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Close nothing: no file is open."""
 
 
 def check(striping: Striping, chunks: int, rows: int, copies: int) -> None:

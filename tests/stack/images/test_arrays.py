@@ -12,7 +12,7 @@ SECTOR = 512
 
 
 def test_linear_arrays_follow_one_another(tmp_path: Path) -> None:
-    # By hand: the kernels at hand are built without md's linear personality.
+    # By hand: the available kernels are built without md's linear personality.
     sizes = [3 * MIB, MIB, 2 * MIB]
     members = []
     for number, size in enumerate(sizes):

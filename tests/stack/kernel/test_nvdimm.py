@@ -187,6 +187,6 @@ def test_without_a_target_a_page_names_its_own_way(session_folder: Path) -> None
         "--pfn", facts("pmem")["pfn"], "--root", str(unpacked("pmem", session_folder))
     )
     assert [step["layer"] for step in answer["via"]] == ["physical-memory", "namespace0.0", "pmem0"]
-    # A snapshot has no content: nobody knows what is there, and nobody says that it is free.
+    # A snapshot has no content: the bytes are unknown, and not reported as free.
     assert [owner["kind"] for owner in answer["owners"]] == ["unknown"]
     assert answer["complete"] is False

@@ -75,7 +75,7 @@ def test_a_lost_leaf_makes_exactly_its_own_pages_incomplete(tmp_path: Path) -> N
         with open_volume([media]) as wounded:
             complete = wounded.owners_of(starts, [PAGE] * blocks).complete
         incomplete = [page for page in range(blocks) if not complete[page]]
-        # The poisoned block itself is somebody's, which nobody doubts.
+        # The poisoned block itself has an owner, and is complete.
         assert incomplete == list(range(start, end))
 
 

@@ -1,4 +1,4 @@
-"""Where the extents of a study come from: images, or generated."""
+"""The sources of a study's extents: images, or generated."""
 
 from collections import defaultdict
 from pathlib import Path

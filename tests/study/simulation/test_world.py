@@ -1,4 +1,4 @@
-"""Files, their entries and the trackers that are told of changes."""
+"""Files, their entries, and the trackers that are notified of changes."""
 
 from tests.support.study_worlds import fault_everything, world_of
 
@@ -49,7 +49,7 @@ def test_trackers_are_told_before_the_change() -> None:
     both = [[PageOwner(1, at), PageOwner(2, at)] for at in range(3)]
     world.fault(PageExtent(1, 0, 100, 1))
     assert spy.heard.pop() == ("+", 100, both[0], False)
-    # A copy is nobody's until its entry is there, and the old page is the file's until then.
+    # A copy has no owner until its entry is there, and the old page is the file's until then.
     assert world.write(1, 0) == [(100, 1), (200, 1)]
     assert spy.heard == [("-", 100, both[0], True), ("+", 200, [], False)]
     assert space.keys(100) == [key_of(2, 0)]

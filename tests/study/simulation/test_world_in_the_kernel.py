@@ -137,7 +137,7 @@ def check_against_the_disk(world: World[Any], trackers: Sequence[Tracker], image
 @settings(max_examples=8)
 @given(some=st.lists(acts, min_size=40, max_size=80))
 def test_the_kernel_and_its_reverse_mapping_agree_with_the_study(some: list[Act]) -> None:
-    # The same is done to files in the kernel and in the study; whoever is asked says the same.
+    # The same is done to files in the kernel and in the study; both give the same answers.
     need_loop_mounts()
     rng = random.Random(0)
     with TemporaryDirectory() as made:

@@ -119,7 +119,7 @@ class Life(RuleBasedStateMachine):
         self.prune()
 
     def prune(self) -> None:
-        """A record goes with the last entry of its pages."""
+        """Remove the record with the last entry of its pages."""
         pages = set(self.faulted.values())
         self.records = {one for one in self.records if pages & set(range(*one))}
 
@@ -132,7 +132,7 @@ class Life(RuleBasedStateMachine):
             self.prune()
 
     def fit(self, page: int) -> None:
-        """A fault on a shared extent makes the records there be one with its bounds."""
+        """Join the records of a shared extent into one with its bounds, as a fault does."""
         owners = self.owners_at(page)
         if len(owners) < 2:
             return
@@ -160,7 +160,7 @@ class Life(RuleBasedStateMachine):
             self.disk = after
 
     def drop(self, gone: list[PageOwner], new: dict[PageOwner, int]) -> None:
-        """Have entries go, and then the disk change."""
+        """Remove entries, and then change the disk."""
         for owner in gone:
             self.forget(owner)
         self.change(gone, new)

@@ -59,24 +59,24 @@ def files_at(answer: Json) -> dict[int, list[str]]:
 
 
 def blocks_of(folder: Path, inode: int) -> list[Row]:
-    """Have GETFSMAP give the data extents of a file, in the order of the file."""
+    """Return the data extents of a file by GETFSMAP, in the order of the file."""
     rows_of_it = (row for row in getfsmap(os.fsencode(folder)) if row.inode == inode)
     return sorted((row for row in rows_of_it if not row.extent_map), key=lambda row: row.offset)
 
 
 def largest_free(folder: Path) -> Row:
-    """Have GETFSMAP give the largest piece of free space."""
+    """Return the largest free range by GETFSMAP."""
     free = (row for row in getfsmap(os.fsencode(folder)) if row.kind == "free")
     return max(free, key=lambda row: row.length)
 
 
 def metadata_of(folder: Path, what: str) -> Row:
-    """Have GETFSMAP give an extent of a class of metadata, not of the first group."""
+    """Return an extent of a class of metadata by GETFSMAP, not of the first group."""
     return [row for row in getfsmap(os.fsencode(folder)) if row.kind == what][-1]
 
 
 def owners_at(folder: Path, offset: int) -> dict[int, list[str]]:
-    """Have GETFSMAP and a walk say which files own a byte of the device, with all their paths."""
+    """Return the files that own a byte of the device, with all paths, by GETFSMAP and a walk."""
     walked = walk(os.fsencode(folder))
     return {
         row.inode: sorted(walked[row.inode].paths)

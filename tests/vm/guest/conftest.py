@@ -33,7 +33,7 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 @pytest.fixture
 def undo() -> Iterator[Undo]:
-    """Take back what a scenario did, the last first."""
+    """Undo the changes of a scenario, the last first."""
     with Undo() as undoing:
         yield undoing
 

@@ -1,4 +1,4 @@
-"""A disk of the kernel's own, scsi_debug, that has medium errors where it is told to."""
+"""The kernel's virtual disk scsi_debug, with medium errors in chosen places."""
 
 import json
 from pathlib import Path
@@ -38,7 +38,7 @@ class Disk:
 
     @staticmethod
     def fail(offset: int, sectors: int = 1) -> None:
-        """Have sectors give a medium error when they are read."""
+        """Make reads of sectors fail with a medium error."""
         (_PARAMETERS / "medium_error_start").write_text(str(offset // 512))
         (_PARAMETERS / "medium_error_count").write_text(str(sectors))
         (_DRIVER / "opts").write_text(str(_MEDIUM_ERROR))

@@ -1,4 +1,4 @@
-"""Processes that use a file in one way or another, and stay until they are told to go."""
+"""Processes that use a file in one way or another, until they are stopped."""
 
 import mmap
 import os

@@ -31,7 +31,7 @@ _EVENTS = ("ras/memory_failure_event", "memory_failure/memory_failure_event")
 
 
 class Undo(ExitStack):
-    """What is to be taken back at the end of a scenario, the last first."""
+    """The changes to undo at the end of a scenario, the last first."""
 
     def then(self, *command: str | Path) -> None:
         """Run a program at the end, if the scenario has not done so by itself."""
@@ -39,7 +39,7 @@ class Undo(ExitStack):
 
 
 class KernelLog:
-    """What the kernel says after this was made."""
+    """The messages of the kernel since this object was made."""
 
     def __init__(self) -> None:
         self._before = self._count()
@@ -94,7 +94,7 @@ def mount(undo: Undo, device: str, *options: str, name: str = "mounted") -> Path
 
 
 def clear_trace() -> None:
-    """Have the tracepoint of memory failures write into an instance of our own, from now on."""
+    """Enable the tracepoint of memory failures in a separate instance, from now on."""
     _TRACING.mkdir(exist_ok=True)
     places = (_TRACING / "events" / name for name in _EVENTS)
     event = next(place for place in places if place.exists())

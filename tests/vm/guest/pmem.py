@@ -73,7 +73,7 @@ class Namespaces:
         return Namespace(told["dev"], disk, int((parent / "resource").read_text(), 16))
 
     def destroy(self) -> None:
-        """Take all namespaces away, and with them what is known of their pages."""
+        """Destroy all namespaces, and with them the state of their pages."""
         run(["ndctl", "destroy-namespace", "-f", "all"])
 
 
@@ -94,7 +94,7 @@ def mount_afresh(namespace: Namespace, folder: Path, undo: Undo) -> Path:
 
 
 def poison_pfn(pfn: int) -> None:
-    """Tell the kernel that a page of memory has failed, as if nobody had touched it."""
+    """Report a failed page of memory to the kernel, as if no process had touched it."""
     # Once, and not again by a buffer that is flushed again.
     inject = os.open("/sys/kernel/debug/hwpoison/corrupt-pfn", os.O_WRONLY)
     try:
@@ -107,7 +107,7 @@ def poison_pfn(pfn: int) -> None:
 
 
 def poison_mapped(path: Path, offset: int) -> int:
-    """Have a process meet poison in a page of a file that it has mapped; give its wait status."""
+    """Start a process that reads a poisoned page of a mapped file; return its wait status."""
     child = os.fork()
     if child == 0:
         try:

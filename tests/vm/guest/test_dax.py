@@ -195,7 +195,7 @@ def test_shared_data_is_restored_though_the_memory_cannot_be_cleared(
     )
     print(done.stdout, done.stderr)
 
-    # The emulated memory takes no write where it is bad: what is bad still is, and is nobody's.
+    # The emulated memory refuses writes to bad places: they stay bad, and are free.
     assert done.returncode == LeftUndoneError.exit_code
     assert "the device refuses the write" in done.stdout + done.stderr
     assert shared.first.read_bytes() == shared.second.read_bytes() == content

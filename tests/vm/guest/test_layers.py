@@ -1,4 +1,4 @@
-"""Persistent memory in layers: a partition, device-mapper, and a filesystem that names nobody."""
+"""Persistent memory in layers: a partition, device-mapper, and a filesystem without owners."""
 
 from tests.vm.guest.asking import files_at, one, owners_at, rows, way
 from tests.vm.guest.files import make_file, make_shared

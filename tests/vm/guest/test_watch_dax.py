@@ -73,7 +73,7 @@ def test_files_that_are_not_in_memory(
     poison_pfn(namespace.pfn(offset))
 
     (entry,) = watch.wait_for(1, LOG_AND_TRACE)
-    # It is content, and names nobody; the daemon names the files.
+    # The kernel names no file; the daemon does.
     assert detail_of(entry, "tracepoint")["verdict"] == "Recovered"
     assert not [line for line in kernel_log.lines if "Killing" in line or "inode" in line]
     assert files_at(answer_of(entry)) == shared.names == owners_at(folder, offset)
@@ -91,18 +91,18 @@ def test_free_and_unwritten_space_and_a_kill(namespaces: Namespaces, undo: Undo)
     poison_pfn(namespace.pfn(places[0]))
     watch.wait_for(2, LOG_AND_TRACE)
     watch.kill()
-    # While nobody watches; the kernel keeps it in the log and in the buffer of the dead.
+    # While no daemon runs; the kernel keeps it in the log and in the buffer of the killed one.
     poison_pfn(namespace.pfn(places[1]))
     watch.start()
     poison_pfn(namespace.pfn(places[2]))
 
     entries = watch.wait_for(4, LOG_AND_TRACE)
-    unwritten, *nobodys = entries
+    unwritten, *unowned = entries
     (row,) = answer_of(unwritten)["owners"]
     assert row["unwritten"]
     assert (row["paths"], row["file_offset"]) == (["/reserved"], extent.offset + 3 * PAGE)
-    assert [entry.failure.start for entry in nobodys] == places
-    for entry in nobodys:
+    assert [entry.failure.start for entry in unowned] == places
+    for entry in unowned:
         assert answer_of(entry)["complete"], answer_of(entry)["notes"]
         assert [row["kind"] for row in answer_of(entry)["owners"]] == ["free"]
     # Ended in order and started once more, it finds nothing new, and nothing again.
@@ -133,7 +133,7 @@ def test_metadata_and_a_filesystem_elsewhere(what: str, namespaces: Namespaces, 
     answer = answer_of(entry)
     assert [(row["kind"], row["what"]) for row in answer["owners"]] == [("metadata", what)]
     assert not answer["complete"], "what is still in the log is not on the disk"
-    wait_for(lambda: "filesystem-ill" in watch.said)
+    wait_for(lambda: "filesystem-ill" in watch.output)
     assert spared.first.read_bytes() == spared.second.read_bytes()
     (elsewhere / "new").write_bytes(b"it can be written")
     assert [entry.failure.device for entry in watch.entries()] == [namespace.disk] != [other.disk]
@@ -160,10 +160,10 @@ def test_bad_ranges_of_the_disk(namespaces: Namespaces, undo: Undo) -> None:
         (start, count * 512) for start, count in bad
     ]
     assert {report.source for entry in entries for report in entry.reports} == {"sysfs"}
-    of_files, *nobodys = (answer_of(entry) for entry in entries)
+    of_files, *unowned = (answer_of(entry) for entry in entries)
     assert files_at(of_files) == shared.names == owners_at(folder, bad[0][0])
     assert {row["file_offset"] for row in rows(of_files)} == {9 * PAGE}
-    assert [[row["kind"] for row in answer["owners"]] for answer in nobodys] == [["free"]] * 2
+    assert [[row["kind"] for row in answer["owners"]] for answer in unowned] == [["free"]] * 2
 
 
 def test_a_partition(namespaces: Namespaces, undo: Undo) -> None:
@@ -220,10 +220,10 @@ def test_ext4_is_reported_as_far_as_known(namespaces: Namespaces, undo: Undo) ->
 
     entries = watch.wait_for(2, LOG_AND_TRACE)
     known = {entry.failure.start: entry for entry in entries}
-    nobodys = known.pop(unused * PAGE)
+    unowned = known.pop(unused * PAGE)
     (somebodys,) = known.values()
     assert {entry.failure.device for entry in entries} == {namespace.disk}
-    assert [row["kind"] for row in answer_of(nobodys)["owners"]] == ["free"]
+    assert [row["kind"] for row in answer_of(unowned)["owners"]] == ["free"]
     assert [row["kind"] for row in answer_of(somebodys)["owners"]] == ["unknown"]
     assert not answer_of(somebodys)["complete"]
     assert answer_of(somebodys)["notes"]

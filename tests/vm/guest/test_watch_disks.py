@@ -62,7 +62,7 @@ def test_the_error_target_under_lvm(disk: Disk, undo: Undo, kernel_log: KernelLo
     with pytest.raises(RuntimeError, match="Input/output error"):
         read_direct(shared.second, 5 * PAGE)
 
-    # Nobody but the filesystem tells of this one.
+    # Only the filesystem reports this one.
     (entry,) = watch.wait_for(1, {"xfs-health"})
     assert "error, dev" not in kernel_log.text
     assert (entry.failure.device, entry.failure.range) == ("vg-lv", ByteRange(at, PAGE))

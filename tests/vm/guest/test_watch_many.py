@@ -62,11 +62,11 @@ def wait_until_all_is_dealt_with(watch: Watch) -> Iterator[int]:
 
 
 def lost_events(watch: Watch) -> int:
-    """Say how many events of the tracepoint the daemon said to have lost.
+    """Return the number of events of the tracepoint that the daemon reported as lost.
 
     The kernel's log and the health monitor have no room for most, and lose nothing that matters.
     """
-    told = re.findall(r"event=events-lost source=tracepoint .*count=(\d+)", watch.said)
+    told = re.findall(r"event=events-lost source=tracepoint .*count=(\d+)", watch.output)
     return sum(map(int, told))
 
 

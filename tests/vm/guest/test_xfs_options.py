@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from tests.support import questions
-from tests.support.answers import same, told
+from tests.support.answers import answer_json, same
 from tests.support.expected_rows import Expectation
 from tests.support.filled_images import by_kernel
 from tests.support.mounts import loop_device, mounted
@@ -61,16 +61,18 @@ def fill(root: bytes, *, block: int = 1024) -> None:
 def compare(fs: Volume, truth: Truth, hidden: frozenset[int] = frozenset()) -> None:
     """Ask about every sort of row, its edges, whole groups and anywhere, with paths.
 
-    The kernel opens no *hidden* inode for anybody: what a mounted filesystem says of those is only
-    that it is incomplete.
+    The kernel opens no *hidden* inode for any process: on a mounted filesystem, the answer for
+    those is only incomplete.
     """
     expectation = Expectation(truth)
     rng = random.Random(0)
     edges = questions.around_edges(truth, questions.sample_rows(truth, rng, 60))
     asked = rng.sample(edges, min(len(edges), 300)) + questions.everywhere(truth, rng, 60)
     for question, answer in zip(asked, fs.owners_many(asked), strict=True):
-        if hidden.isdisjoint(row["inode"] for row in told(answer)["owners"] if "inode" in row):
-            same(told(answer), question, expectation)
+        if hidden.isdisjoint(
+            row["inode"] for row in answer_json(answer)["owners"] if "inode" in row
+        ):
+            same(answer_json(answer), question, expectation)
         else:
             assert not answer.complete
             compare_rows(fs, question, expectation, hidden)
@@ -82,7 +84,7 @@ def compare_rows(
     fs: Volume, question: tuple[int, int], expectation: Expectation, hidden: frozenset[int]
 ) -> None:
     """Ask for the rows only; the mode of a hidden inode may be unknown."""
-    answer = told(fs.owners(*question, paths=False))
+    answer = answer_json(fs.owners(*question, paths=False))
     for row in answer["owners"]:
         if row.get("inode") in hidden and row["what"] == "unknown":
             folder = stat.S_ISDIR(expectation.truth.inodes[row["inode"]].mode)

@@ -48,7 +48,7 @@ def over_errors(disk: Disk, undo: Undo) -> Path:
 
 
 def break_under(disk: Disk, offset: int) -> None:
-    """Have 4 KiB of ``under`` give errors."""
+    """Make 4 KiB of ``under`` fail."""
     first, sectors = offset // 512, 399 * _MIB // 512
     table = (
         f"0 {first} linear {disk.device} 2048\n{first} 8 error\n"

@@ -75,13 +75,13 @@ class Watch:
                 env={**os.environ, "NOTIFY_SOCKET": str(place)},
             )
             while b"READY=1" not in told.recv(4096):
-                assert not self._has_ended(), self.said
+                assert not self._has_ended(), self.output
 
     def _has_ended(self) -> bool:
         return self._process is None or self._process.poll() is not None
 
     @property
-    def said(self) -> str:
+    def output(self) -> str:
         return self.log.read_text(errors="replace") if self.log.exists() else ""
 
     @property
@@ -126,4 +126,4 @@ class Watch:
     def _end(self) -> None:
         if not self._has_ended():
             self.kill()
-        print(f"--- what watch said ---\n{self.said}")
+        print(f"--- what watch said ---\n{self.output}")

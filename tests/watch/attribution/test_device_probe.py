@@ -1,4 +1,4 @@
-"""A device that does not answer keeps nobody waiting but who asks it, and is asked again later."""
+"""A device that does not answer delays only its own probe, and is probed again later."""
 
 import contextlib
 import fcntl
@@ -128,7 +128,7 @@ def test_an_unresponsive_disk(tmp_path: Path) -> None:
             # Whether the first can be killed depends on what it waits for.
             assert re.match(rf"{loop.name} (does|did) not answer", notes(second)[0][0])
             assert notes(other) == [["no block device 'sdzz'"]]
-            # Nor does a later worker put somebody else in its way, nor journal it again.
+            # A later worker starts no second probe for it, and does not journal it again.
             machine.ask_again()
             assert [kinds(one) for one in machine.histories()] == [[["unknown"]]] * 3
         until(lambda: not_stuck(machine))
@@ -219,7 +219,7 @@ class Attach:
     """A loop device that is not there yet: ``name`` is what it is going to be called."""
 
     def __init__(self, image: Path) -> None:
-        # Far from those that are given to whoever asks for any.
+        # Far from the numbers that the kernel allocates.
         self.number = 100_000 + os.getpid() % 100_000
         self.name = f"loop{self.number}"
         self._image = image

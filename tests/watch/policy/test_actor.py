@@ -1,4 +1,4 @@
-"""What the policy has done: by which rule, to whom, how often, and what is not done any more."""
+"""The actions of the policy: their rules, targets and limits, and those that no longer apply."""
 
 import contextlib
 import os
@@ -252,7 +252,7 @@ class Killed(BaseException):
 
 @contextlib.contextmanager
 def killing(name: str, *, early: bool) -> Iterator[None]:
-    """Have the process end before, or after, one kind of write to the journal."""
+    """End the process before, or after, one kind of write to the journal."""
     method = getattr(Run, name)
 
     def wrapped(*arguments: object, **options: object) -> None:
@@ -266,7 +266,7 @@ def killing(name: str, *, early: bool) -> Iterator[None]:
 
 
 def later(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
-    """Have time pass, for what acts."""
+    """Advance the clock of the actor."""
     now = Moment.now()
     moment = now._replace(uptime=now.uptime + seconds, at=now.at + seconds)
     monkeypatch.setattr(Moment, "now", lambda: moment)
@@ -302,7 +302,7 @@ def test_a_limit_per_hour(desk: Desk) -> None:
     with opened(desk.journal) as (journal, run):
         for step, ago in zip(desk.steps(), (4_000.0, 100.0), strict=False):
             run.started(step.id, now._replace(uptime=now.uptime - ago).detail)
-        # One of the user's own: whoever asks whoseblock respond is not limited.
+        # One of the user's own: whoseblock respond has no limit.
         run.started(desk.steps()[2].id)
         limits = Limits(journal)
         assert [limits.take("exec", 3, now) for _ in range(3)] == [True, True, False]
@@ -439,7 +439,7 @@ device_number = signals._device_number
 
 @pytest.fixture(autouse=True)
 def device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Have the filesystem of the tests, which may be on no device, be that on ``sdzz``."""
+    """Pretend that the filesystem of the tests, which may be on no device, is on ``sdzz``."""
 
     def number(_host: Host, layer: str) -> int:
         assert layer == "sdzz"
@@ -527,7 +527,7 @@ def test_a_process_that_unmapped_the_range_gets_no_signal(file: Path, tmp_path: 
 
 
 def test_no_process_of_the_daemon_gets_a_signal(file: Path, tmp_path: Path) -> None:
-    # We ourselves, who started us, and whoever has the lock; all of them use the file.
+    # This process, its parent, and the holder of the lock; all of them use the file.
     lock = tmp_path / "lock"
     lock.touch()
     program = "kept = open(path); lock = open(more[0]); ready()"

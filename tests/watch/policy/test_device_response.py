@@ -1,4 +1,4 @@
-"""What the policy changes on a device: only what its rule is for, whatever else has failed."""
+"""The changes of the policy on a device: only those of its rule, whatever else has failed."""
 
 import os
 from collections.abc import Iterator
@@ -44,7 +44,7 @@ class Patient:
         self.policy = Policy((database, static))
 
     def share(self, source: str, block: int, other: str) -> None:
-        """Have another file share a block with one, in the same place; the copies, too."""
+        """Share a block of a file with another one, in the same place; in the copies, too."""
         (self.copies / other).write_bytes((self.copies / source).read_bytes())
         with (self.root / source).open("rb") as one, (self.root / other).open("wb") as two:
             # All but the block is a file of its own.
@@ -62,7 +62,7 @@ class Patient:
             self.served.add(ByteRange(place, SECTOR))
 
     def process(self, start: int, length: int) -> dict[str, int]:
-        """Have a failure dealt with."""
+        """Process a failure."""
         failure = FailedRange(
             source="sysfs",
             at=2.0,

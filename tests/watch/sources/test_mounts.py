@@ -42,7 +42,7 @@ def xfs_health() -> MonitorSource:
 
 
 class Monitors:
-    """What stands in for the kernel: the real monitor is in the virtual machine.
+    """A substitute for the kernel: the real monitor is in the virtual machine.
 
     A child asks for one, and has nothing of ours: so it connects to a socket at ``place``.
     """
@@ -64,7 +64,7 @@ class Monitors:
         self._listener: socket.socket | None = None
 
     def offer(self) -> None:
-        """Have monitors for whoever asks."""
+        """Provide monitors for all requests."""
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.bind(str(self._place))
         self._listener.listen()
@@ -76,7 +76,7 @@ class Monitors:
         return self._listener.accept()[0]
 
     def withdraw(self) -> None:
-        """Have none for who asks next."""
+        """Refuse the next request."""
         if self._listener is not None:
             self._listener.close()
             self._place.unlink()
@@ -183,7 +183,7 @@ def test_a_filesystem_is_found_where_no_other_covers_it(tmp_path: Path, kernel: 
 def test_an_unresponsive_device_is_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # As of a server that hangs: nothing ends whoever asked it, and no signal does.
+    # Like a server that hangs: no signal ends a process that waits for it.
     monkeypatch.setattr(os, "kill", lambda *_: None)
     asked, answer = tmp_path / "asked", tmp_path / "answer"
     os.mkfifo(answer)
@@ -210,7 +210,7 @@ def test_an_unresponsive_device_is_given_up(
             "last": "(b'last', ())",
         }
     assert asked.read_text() == "asked\n"
-    # The server is there again, and answers whoever asked, and who asks now.
+    # The server is back, and answers old and new requests.
     (hangs,) = (one for one in about if one.kind == "hangs")
     with answer.open("r+b", 0) as server:
         server.write(b"..")
@@ -253,7 +253,7 @@ def mounted_ext4(image: Path, folder: Path) -> Iterator[Path]:
 
 
 def test_errors_that_a_filesystem_finds(tmp_path: Path) -> None:
-    # A real ext4, whose directory somebody damaged.
+    # A real ext4 with a damaged directory.
     need_root()
     need_loop_mounts()
     image = tmp_path / "ext4"

@@ -62,7 +62,7 @@ class Log:
         self.source.close()
         self._write.close()
 
-    def say(self, sequence: int, text: str, priority: int = 3, at: float = 1.0) -> None:
+    def send(self, sequence: int, text: str, priority: int = 3, at: float = 1.0) -> None:
         self._write.send(f"{priority},{sequence},{int(at * 1e6)},-;{text}\n".encode())
 
     def read(self) -> list[Report]:
@@ -82,10 +82,10 @@ def words(reports: list[Report]) -> list[object]:
 
 def test_messages_of_failures(monkeypatch: pytest.MonkeyPatch) -> None:
     with closing(Log(monkeypatch)) as log:
-        log.say(1, "XFS (sda1): Mounting V5 Filesystem")
-        log.say(2, "critical medium error, dev sda, sector 2456 op 0x0:(READ) flags 0x0")
-        log.say(3, "Memory failure: 0x10140a: recovery action for dax page: Recovered")
-        log.say(4, "I/O error, dev sdb, sector 8", priority=12)
+        log.send(1, "XFS (sda1): Mounting V5 Filesystem")
+        log.send(2, "critical medium error, dev sda, sector 2456 op 0x0:(READ) flags 0x0")
+        log.send(3, "Memory failure: 0x10140a: recovery action for dax page: Recovered")
+        log.send(4, "I/O error, dev sdb, sector 8", priority=12)
         assert words(log.read()) == [
             ("sda", 2456 * 512, 512, "boot:2"),
             ("physical-memory", 0x10140A * 4096, 4096, "boot:3"),
@@ -97,24 +97,24 @@ def test_messages_of_failures(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_log_text_that_a_user_controls_is_no_failure(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # Somebody calls a program so, and lets it crash: this is what a real kernel said of them.
+    # Programs with such names crash: these are the messages of a real kernel.
     crash = "segfault at 0 ip 0000562863bbc132 sp 00007ffe1817fa60 error 6 in"
     with closing(Log(monkeypatch)) as log:
-        log.say(1, f"Memory failure:[31303]: {crash} Memory failure: 0x10140a[1132,562863bbc+10]")
-        log.say(2, f"x[9]: {crash} critical medium error, dev sda, sector 2456 op 0x0:(READ)[1+1]")
-        log.say(3, f"x[9]: {crash} a\\x0aMemory failure: 0x10140a: recovery[1132,562863bbc+10]")
-        log.say(4, f"x[9]: {crash} blk_print_req_error: 117 callbacks suppressed[1132,5628+10]")
-        log.say(5, "[1.0] I/O error, dev sda, sector 8")
+        log.send(1, f"Memory failure:[31303]: {crash} Memory failure: 0x10140a[1132,562863bbc+10]")
+        log.send(2, f"x[9]: {crash} critical medium error, dev sda, sector 2456 op 0x0:(READ)[1+1]")
+        log.send(3, f"x[9]: {crash} a\\x0aMemory failure: 0x10140a: recovery[1132,562863bbc+10]")
+        log.send(4, f"x[9]: {crash} blk_print_req_error: 117 callbacks suppressed[1132,5628+10]")
+        log.send(5, "[1.0] I/O error, dev sda, sector 8")
         assert log.read() == []
         assert log.source.sequence == 5
 
 
 def test_messages_that_were_overwritten_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     with closing(Log(monkeypatch, after=10)) as log:
-        log.say(10, "I/O error, dev sda, sector 8")
-        log.say(11, "I/O error, dev sda, sector 16")
+        log.send(10, "I/O error, dev sda, sector 8")
+        log.send(11, "I/O error, dev sda, sector 16")
         log.gaps = 1
-        log.say(20, "I/O error, dev sda, sector 24")
+        log.send(20, "I/O error, dev sda, sector 24")
         assert words(log.read()) == [
             ("sda", 16 * 512, 512, "boot:11"),
             (8, "boot:20:lost"),
@@ -124,14 +124,14 @@ def test_messages_that_were_overwritten_are_counted(monkeypatch: pytest.MonkeyPa
 
 def test_messages_missed_while_not_listening_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     with closing(Log(monkeypatch, after=10)) as log:
-        log.say(100, "something else")
+        log.send(100, "something else")
         assert words(log.read()) == [(89, "boot:100:lost")]
 
 
 def test_suppressed_messages_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     with closing(Log(monkeypatch)) as log:
-        log.say(1, "blk_print_req_error: 117 callbacks suppressed")
-        log.say(2, "I/O error, dev sda, sector what")
+        log.send(1, "blk_print_req_error: 117 callbacks suppressed")
+        log.send(2, "I/O error, dev sda, sector what")
         assert words(log.read()) == [(117, "boot:1"), (1, "boot:2")]
 
 
@@ -139,19 +139,19 @@ def test_the_clock_of_the_log_is_not_that_of_the_machine(monkeypatch: pytest.Mon
     # It was 16 seconds behind after a night on a real machine.
     said, text = time.monotonic() - 16, "I/O error, dev sda, sector 8"
     with closing(Log(monkeypatch)) as log:
-        # What was there before somebody listened: nobody can know.
-        log.say(1, text, at=said)
+        # Messages from before the daemon listened have no known time.
+        log.send(1, text, at=said)
         (early,) = log.read()
         assert time.time() - early.at == pytest.approx(16, abs=5)
-        log.say(2, text, at=said)
-        log.say(3, text, at=said)
+        log.send(2, text, at=said)
+        log.send(3, text, at=said)
         for report in log.read():
             assert time.time() - report.at == pytest.approx(0, abs=5)
         skew = log.source.skew
         assert skew == pytest.approx(16, abs=5)
     # The next daemon knows it, too, for what was said between the two.
     with closing(Log(monkeypatch, skew=skew)) as log:
-        log.say(4, text, at=said)
+        log.send(4, text, at=said)
         (report,) = log.read()
         assert time.time() - report.at == pytest.approx(0, abs=5)
 
@@ -257,7 +257,7 @@ def test_a_file_that_is_no_list_is_reported(tmp_path: Path, sys_block: Path) -> 
 
 
 def test_a_list_that_is_longer_than_a_page(tmp_path: Path, sys_block: Path) -> None:
-    # Of what the page does not show nobody knows whether it is good again.
+    # The state of ranges behind the end of the page is unknown.
 
     def shown(entries: range) -> str:
         return "".join(f"{10_000_000 + at * 16} 8\n" for at in entries)[:4095]
@@ -370,7 +370,7 @@ def test_the_next_daemon_reports_what_a_killed_one_had_read(tracefs: Path) -> No
         pipe.write((line % (2, 2))[40:] + line % (3, 3))
         keys += [one.key for one in first.read()]
     assert len(set(keys)) == 3
-    # One more was read by somebody who could not even write it down; two found no room.
+    # One more was read by a daemon that could not write it down; two were dropped.
     stats.write_text("entries: 0\noverrun: 2\nread events: 4\n")
     second = trace_source(tracefs)
     assert words(list(second.sweep())) == [
@@ -381,7 +381,7 @@ def test_the_next_daemon_reports_what_a_killed_one_had_read(tracefs: Path) -> No
     ]
     second.mark_spooled()
     assert list(second.sweep()) == []
-    # What a line tells of is told, and not once more at the next sweep.
+    # Losses that a line reports are not reported again at the next sweep.
     stats.write_text("entries: 0\noverrun: 7\nread events: 4\n")
     with (folder / "trace_pipe").open("wb", 0) as pipe:
         pipe.write(b"CPU:0 [LOST 7 EVENTS]\n" + line % (5, 5))
@@ -393,7 +393,7 @@ def test_the_next_daemon_reports_what_a_killed_one_had_read(tracefs: Path) -> No
 
 
 def test_failed_requests_of_a_disk_that_has_gone(tracefs: Path) -> None:
-    # It was unplugged before anybody read of them: nobody knows its name any more.
+    # It was unplugged before they were read: its name is unknown by then.
     event = tracefs / "instances/test/events/block/block_rq_error"
     event.mkdir(parents=True)
     (event / "enable").write_text("0\n")

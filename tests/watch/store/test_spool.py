@@ -1,4 +1,4 @@
-"""The spool: durable, bounded, and the same to whoever reads it again."""
+"""The spool: durable, bounded, and the same for every reader."""
 
 import gc
 import tracemalloc
@@ -89,7 +89,7 @@ def test_a_full_spool_accepts_nothing_until_there_is_room(tmp_path: Path) -> Non
 def test_what_was_dealt_with_is_not_remembered(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Whoever puts never hears of it: the other process drops it.
+    # The writer gets no notification: the other process drops it.
     # Without waiting for the disk.
     monkeypatch.setattr("whoseblock.watch.store.spool.write_atomically", Path.write_bytes)
     spool = Spool(tmp_path / "spool")

@@ -79,6 +79,8 @@ _RIGHT_AT: Final = 12
 #: Keys of other trees than the rmap btree are compared by the block or inode that they begin with.
 _BLOCK_NUMBER: Final = 4
 _LSN_AT: Final = 24
+#: The level of leaves, as headers have it.
+_LEAF: Final = bytes(2)
 #: Past every log sequence number.
 _NEVER: Final = 1 << 64
 #: The byte of an rmap key that has the flags, and those of them that are part of the key: kernels
@@ -215,8 +217,9 @@ class AgTree:
         self._magic = shape.magic.to_bytes(4, "big")
         self._uuid_and_owner = volume.uuid + agno.to_bytes(4, "big")
         self._cache: dict[int, Node] = {}
-        #: What the header of the group was written with last.
+        #: What the header of the group was written with last, and what it counts.
         self._newest = _NEVER
+        self._free_blocks = self._longest = 0
         #: Set once the tree was found to have no records.
         self.is_empty = False
 
@@ -228,6 +231,7 @@ class AgTree:
         agf = self.volume.agf(self.agno)
         if self.shape.counted:
             self._newest = agf.lsn
+            self._free_blocks, self._longest = agf.freeblks, agf.longest
         return {
             "rmapbt": (agf.rmap_root, agf.rmap_level),
             "bnobt": (agf.bno_root, agf.bno_level),
@@ -442,6 +446,22 @@ class AgTree:
                 return "not beside the blocks that its parent names"
         if int.from_bytes(block[_LSN_AT : _LSN_AT + 8], "big") > self._newest:
             return "newer than the header of its allocation group"
+        if self.shape.counted and block[4:6] == _LEAF:
+            return self._miscounted(block, promise)
+        return ""
+
+    def _miscounted(self, block: bytes, promise: Promise) -> str:
+        """Say how a leaf of a free-space btree is not as the header of the group counts.
+
+        Only a root has all free blocks, and only the last leaf by size the longest free extent.
+        """
+        count = int.from_bytes(block[6:8], "big")
+        lengths = struct.unpack_from(">" + "4xI" * count, block, SHORT_HEADER.size)
+        if not promise.low_key and sum(lengths) != self._free_blocks:
+            return "not as many free blocks as the header of its allocation group counts"
+        last = self.shape.by_size and promise.right == NULLAGBLOCK and lengths
+        if last and lengths[-1] != self._longest:
+            return "not the longest free extent that the header of its allocation group knows"
         return ""
 
     def _header_fault(self, block: bytes, level: int, start: int) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
-from whoseblock.errors import BlockError, CorruptError
+from whoseblock.errors import BlockError, CorruptError, MediaError
 from whoseblock.fs.xfs.format.checksum import crc_matches
 from whoseblock.fs.xfs.format.directory import (
     DIR_BLOCK,
@@ -18,6 +18,7 @@ from whoseblock.fs.xfs.format.directory import (
     short_entries,
 )
 from whoseblock.fs.xfs.format.inode import DATA_FORK, XFS_DINODE_FMT_LOCAL
+from whoseblock.fs.xfs.hash_index import HashIndex
 from whoseblock.fs.xfs.inodes import InodeTable, LoadedInode
 from whoseblock.fs.xfs.volume import Volume
 
@@ -32,6 +33,7 @@ _NAMED_BAD_BLOCKS: Final = 4
 #: A search over a badly damaged device keeps so many faults in mind.
 _MOST_FAULTS: Final = 1000
 #: What a directory says of the type of a file, by the highest four bits of the file's mode.
+_WITH_INDEX: Final = XFS_DIR3_BLOCK_MAGIC.to_bytes(4, "big")
 _FILE_TYPES: Final = tuple(FILE_TYPES.get(nibble << 12, 0) for nibble in range(16))
 
 
@@ -39,12 +41,14 @@ class Faults:
     """What is damaged where names were searched for.
 
     Some of it may hide a name of any inode, the rest only names of certain ones.  What is kept
-    does not depend on the order in which it was found.
+    does not depend on the order in which it was found.  ``doubts`` are about names that were found,
+    by the inode of the directory and the name.
     """
 
     def __init__(self) -> None:
         self._of_any: set[str] = set()
         self._of: dict[int, set[str]] = {}
+        self.doubts: dict[tuple[int, bytes], str] = {}
 
     def add(self, note: str) -> None:
         """Add what may hide a name of any inode."""
@@ -76,25 +80,30 @@ class Directories:
     def __init__(self, volume: Volume, inodes: InodeTable) -> None:
         self.volume = volume
         self.inodes = inodes
+        #: That of the directory that was read last.
+        self._index: HashIndex | None = None
 
     def parent(self, ino: int) -> int:
-        """Give the parent of a directory, from its ``..``; raises `BlockError`."""
+        """Return the parent of a directory, from its ``..``; raises `BlockError`."""
         inode = self._load(ino)
         if short := self._short(inode):
             return short[0]
-        for block, start in self._blocks(ino, Faults()):
+        for block, start, _ in self._blocks(ino, Faults()):
             for entry in block_entries(block, start):
                 if entry.name == b"..":
                     return entry.inumber
             break
         raise CorruptError(f"directory inode {ino}", inode.start, "its first block has no ..")
 
-    def names(self, ino: int, wanted: Mapping[int, int], faults: Faults) -> Iterator[Entry]:
+    def names(
+        self, ino: int, wanted: Mapping[int, int], faults: Faults, *, confirmed: bool = False
+    ) -> Iterator[Entry]:
         """Yield the names that directory ``ino`` has for any of the inodes ``wanted``.
 
         ``wanted`` has the mode of each: a name that is said to be of another type of file belongs
-        to an inode that had the number before.  ``.`` and ``..`` are left out.  What cannot be
-        read is added to ``faults``, and the rest is still searched.
+        to an inode that had the number before.  So does one that the hash index does not have,
+        unless another structure has ``confirmed`` the names.  ``.`` and ``..`` are left out.  What
+        cannot be read is added to ``faults``, and the rest is still searched.
         """
         try:
             inode = self._load(ino)
@@ -107,12 +116,19 @@ class Directories:
             return
         few = len(wanted) <= _FEW
         needles = [number.to_bytes(8, "big") for number in wanted] if few else []
-        for block, start in self._blocks(ino, faults):
+        for block, start, offset in self._blocks(ino, faults):
             # An inode number lies in the block as 8 bytes: a block without them needs no decoding.
             if few and not any(needle in block for needle in needles):
                 continue
             try:
-                yield from self._select(ino, block_entries(block, start), wanted, faults)
+                for entry in self._select(ino, block_entries(block, start), wanted, faults):
+                    # A directory of one block has its index in that block.
+                    if (
+                        confirmed
+                        or block.startswith(_WITH_INDEX)
+                        or self._is_indexed(ino, entry, offset, faults)
+                    ):
+                        yield entry
             except CorruptError as error:
                 hidden = [number for number in wanted if number.to_bytes(8, "big") in block]
                 faults.add_for(hidden, str(error))
@@ -134,6 +150,32 @@ class Directories:
             name = f"directory inode {ino} has the name {entry.name!r} for inode {number}"
             faults.add_for((number,), f"{name}, {why}")
 
+    def _is_indexed(self, ino: int, entry: Entry, offset: int, faults: Faults) -> bool:
+        """Return whether the hash index has a name of the block at byte ``offset``.
+
+        Where the medium does not return a block of the index, nothing contradicts the name.
+        """
+        if self.volume.sb.ignores_case:
+            return True
+        if self._index is None or self._index.ino != ino:
+            self._index = HashIndex(self.volume, self.inodes, ino)
+        try:
+            if self._index.has(entry.name, offset + entry.at):
+                return True
+        except MediaError:
+            return True
+        except BlockError as error:
+            faults.doubts[ino, entry.name] = (
+                f"the name {entry.name!r} in directory inode {ino} is not confirmed: {error}"
+            )
+            return True
+        faults.add_for(
+            (entry.inumber,),
+            f"directory inode {ino} has the name {entry.name!r} for inode {entry.inumber}, its hash"
+            " index has not",
+        )
+        return False
+
     def _load(self, ino: int) -> LoadedInode:
         inode = self.inodes.get(ino)
         if not inode.core.is_dir:
@@ -146,18 +188,21 @@ class Directories:
             return None
         return short_entries(inode.fork_bytes(fork), inode.start)
 
-    def _blocks(self, ino: int, faults: Faults) -> Iterator[tuple[bytes, int]]:
-        """Yield the blocks that hold entries, verified, each with the byte it begins at."""
+    def _blocks(self, ino: int, faults: Faults) -> Iterator[tuple[bytes, int, int]]:
+        """Yield the blocks that hold entries, verified.
+
+        Each comes with the byte of the device and the byte of the directory it begins at.
+        """
         bad = 0
         seen: set[int] = set()
         try:
-            for pieces in self._pieces(ino):
+            for pieces, offset in self._pieces(ino):
                 start = pieces[0][0]
                 try:
                     if start in seen:
                         raise CorruptError(f"directory block of inode {ino}", start, "used twice")
                     seen.add(start)
-                    yield self._read(ino, pieces), start
+                    yield self._read(ino, pieces), start, offset
                 except BlockError as error:
                     bad += 1
                     if bad <= _NAMED_BAD_BLOCKS:
@@ -171,8 +216,8 @@ class Directories:
         elif bad > _NAMED_BAD_BLOCKS:
             faults.add(f"directory inode {ino} has {bad} bad blocks")
 
-    def _pieces(self, ino: int) -> Iterator[list[tuple[int, int]]]:
-        """Yield each directory block as the ranges of bytes that make it up."""
+    def _pieces(self, ino: int) -> Iterator[tuple[list[tuple[int, int]], int]]:
+        """Yield each directory block: the ranges of bytes that make it up, and its own place."""
         size, block_size = self.volume.dir_block_size, self.volume.block_size
         end = self.inodes.get(ino).core.size
         pieces: list[tuple[int, int]] = []
@@ -191,7 +236,7 @@ class Directories:
                 pieces.append((start, part))
                 start, left, missing = start + part, left - part, missing - part
                 if not missing:
-                    yield pieces
+                    yield pieces, min(at, end) - left - size
                     pieces, missing = [], size
             if at > end:
                 raise CorruptError(f"directory inode {ino}", extent.start, "blocks past its size")

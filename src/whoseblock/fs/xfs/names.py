@@ -44,8 +44,8 @@ class _Target:
         self.mode = mode
         self.links = links
         #: The group, and where the inode's chunk begins, in inodes of the group.
-        self.home, agino = home
-        self.chunk = agino // XFS_INODES_PER_CHUNK * XFS_INODES_PER_CHUNK
+        self.home, self.agino = home
+        self.chunk = self.agino // XFS_INODES_PER_CHUNK * XFS_INODES_PER_CHUNK
         #: How far from the inode's chunk the last name that counts is, in inodes.
         self.reach = 0
         self._found: dict[Link, _Rank] = {}
@@ -87,7 +87,13 @@ class NameSearch:
         self.directories = directories
         self.progress = progress
         self.faults = Faults()
-        self._chunks_read = 0
+        self._chunks_searched = 0
+        #: The inode chunk that was read last, and the byte it begins at.
+        self._chunk: tuple[int, bytes] = (-1, b"")
+        #: What is wrong with inode chunks, by the group and the first inode of each chunk.
+        self._odd_chunks: dict[tuple[int, int], str] = {}
+        #: Directories in such chunks, and what is wrong with them.
+        self._odd: dict[int, str] = {}
 
     def find(self, wanted: Iterable[tuple[int, int, int]]) -> dict[int, list[Link]]:
         """Find names of inodes, given as number, mode and number of names to find."""
@@ -123,6 +129,20 @@ class NameSearch:
             self.faults.add("the device ends before the filesystem does")
         return {target.ino: target.names() for target in targets}
 
+    def doubts(self, ino: int, links: Iterable[Link]) -> list[str]:
+        """Return why the number of names of an inode, or one of these names, may not be true."""
+        found: list[str] = []
+        if self._odd_chunks:
+            agno, agino = self.volume.split_inode(ino)
+            begins = range(agino - XFS_INODES_PER_CHUNK + 1, agino + 1)
+            keys = ((agno, begin) for begin in begins)
+            found += [self._odd_chunks[key] for key in keys if key in self._odd_chunks]
+        for link in links:
+            found += [self._odd[link.parent]] if link.parent in self._odd else []
+            if note := self.faults.doubts.get((link.parent, link.name)):
+                found.append(note)
+        return found
+
     # ------------------------------------------------------------------ the order
 
     def _search_home(self, agno: int, targets: list[_Target]) -> None:
@@ -141,6 +161,9 @@ class NameSearch:
     ) -> None:
         wanted = {target.ino: target}
         modes = {target.ino: target.mode}
+        # The one that the inode itself is in may begin farther away than another.
+        for chunk in map(InobtRec._make, tree.find(target.agino, target.agino + 1, faults)):
+            self._compare_chunk(agno, chunk, self._read_chunk(agno, chunk))
         for chunk in self._rings(tree, limit, target.chunk, faults):
             for ino in self._directories_in(agno, chunk, target.ino):
                 self._search_directory(ino, chunk, wanted, modes)
@@ -154,8 +177,8 @@ class NameSearch:
         wanted = {target.ino: target for target in targets}
         modes = {target.ino: target.mode for target in targets}
         unsettled = set(wanted)
-        # Behind this nothing is nearer than what was found.
-        upto = 0
+        # Behind this nothing is nearer than what was found, and none of the inodes is.
+        upto = max(wanted[ino].agino for ino in wanted)
         for chunk in map(InobtRec._make, tree.find(0, limit, faults)):
             if not unsettled and chunk.startino > upto:
                 break
@@ -217,14 +240,12 @@ class NameSearch:
     def _directories_in(self, agno: int, chunk: InobtRec, near: int | None = None) -> list[int]:
         """Return the directories whose inode is in a chunk; the nearest to an inode first."""
         volume = self.volume
-        self._chunks_read += 1
-        self.progress("inode chunks searched for names", self._chunks_read, None)
+        self._chunks_searched += 1
+        self.progress("inode chunks searched for names", self._chunks_searched, None)
         start = volume.agino_to_byte(agno, chunk.startino)
         size = volume.inode_size
-        try:
-            raw = volume.read("inode-chunk", start, XFS_INODES_PER_CHUNK * size)
-        except BlockError:
-            raw = b""
+        raw = self._read_chunk(agno, chunk)
+        odd = self._compare_chunk(agno, chunk, raw)
         # The high nibble of a mode is the file's type, and a mode is at byte 2 of an inode.
         nibbles = raw[2::size] if raw else bytes([_S_IFDIR_NIBBLE << 4]) * XFS_INODES_PER_CHUNK
         found = []
@@ -242,9 +263,51 @@ class NameSearch:
                 self.faults.add(str(error))
                 continue
             found.append(ino)
+            if odd:
+                self._odd[ino] = odd
         if near is not None:
             found.sort(key=lambda ino: (abs(ino - near), ino))
         return found
+
+    def _read_chunk(self, agno: int, chunk: InobtRec) -> bytes:
+        """Read a chunk of inodes; empty if the medium does not return all of it."""
+        start = self.volume.agino_to_byte(agno, chunk.startino)
+        if self._chunk[0] != start:
+            size = XFS_INODES_PER_CHUNK * self.volume.inode_size
+            try:
+                self._chunk = start, self.volume.read("inode-chunk", start, size)
+            except BlockError:
+                return b""
+        return self._chunk[1]
+
+    def _compare_chunk(self, agno: int, chunk: InobtRec, raw: bytes) -> str:
+        """Compare which inodes of a chunk are in use with the inode btree.
+
+        Returns a note if they differ: the chunk is old then, or the btree is.  The kernel clears
+        the mode of an inode when it frees it in the btree.
+        """
+        known = self._odd_chunks.get((agno, chunk.startino))
+        if known is not None or not raw:
+            return known or ""
+        size = self.volume.inode_size
+        first = self.volume.join_inode(agno, chunk.startino)
+        for index in range(XFS_INODES_PER_CHUNK):
+            at = index * size
+            in_use = raw[at + 2 : at + 4] != b"\0\0"
+            if in_use is chunk.is_allocated(index) or chunk.is_hole(index):
+                continue
+            try:
+                start = self.volume.agino_to_byte(agno, chunk.startino + index)
+                self.inodes.verified(first + index, raw[at : at + size], start)
+            except BlockError:
+                continue
+            note = (
+                f"inode {first + index} is {'' if in_use else 'not '}in use, the inode btree says"
+                f" otherwise: inodes {first} to {first + XFS_INODES_PER_CHUNK - 1} may be old"
+            )
+            self._odd_chunks[agno, chunk.startino] = note
+            return note
+        return ""
 
     def _search_directory(
         self, ino: int, chunk: InobtRec, wanted: dict[int, _Target], modes: dict[int, int]

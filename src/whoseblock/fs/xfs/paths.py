@@ -166,7 +166,7 @@ class PathFinder:
         """
         faults = Faults()
         missing = {(ino, name) for ino, names in claims.items() for name in names}
-        for entry in self.directories.names(parent, modes, faults):
+        for entry in self.directories.names(parent, modes, faults, confirmed=True):
             missing.discard((entry.inumber, entry.name))
             if not missing:
                 break
@@ -228,6 +228,8 @@ class PathFinder:
             if entry.inumber not in missing:
                 continue
             search.up[entry.inumber] = Link(parent, entry.name)
+            if doubt := faults.doubts.get((parent, entry.name)):
+                search.unsure[entry.inumber] = doubt
             missing.discard(entry.inumber)
             if not missing:
                 break
@@ -263,6 +265,7 @@ class PathFinder:
             paths.append(path)
         search.bytes_left -= min(size, allowed)
         if core := search.wanted.get(ino):
+            notes += search.names.doubts(ino, links)
             if len(links) < min(core.nlink, _MOST_LINKS):
                 notes.append(f"inode {ino} has {core.nlink} names, {len(links)} were found")
                 notes += search.names.faults.notes(ino)

@@ -141,9 +141,12 @@ class InobtRec(NamedTuple):
     free: Be64
 
     def is_allocated(self, index: int) -> bool:
-        """Tell whether inode ``index`` of the chunk exists and is in use."""
-        hole = self.holemask >> (index // XFS_INODES_PER_HOLEMASK_BIT) & 1
-        return not (hole or self.free >> index & 1)
+        """Return whether inode ``index`` of the chunk exists and is in use."""
+        return not (self.is_hole(index) or self.free >> index & 1)
+
+    def is_hole(self, index: int) -> bool:
+        """Return whether the chunk lacks inode ``index``."""
+        return bool(self.holemask >> (index // XFS_INODES_PER_HOLEMASK_BIT) & 1)
 
 
 class BmbtRec(NamedTuple):

@@ -1,7 +1,7 @@
 """Directories: entries in the inode (short form) and in directory blocks (xfs_da_format.h).
 
-Only the part of a directory below 32 GiB holds entries; above lie its hash and free-space indexes,
-which finding a name *by inode* has no use for.
+Only the part of a directory below 32 GiB holds entries; above lie its hash index, which confirms
+them, and its index of free room, which is not read.
 """
 
 import stat
@@ -18,6 +18,7 @@ __all__ = [
     "DirBlockHeader",
     "Entry",
     "block_entries",
+    "hash_of_name",
     "is_name",
     "short_entries",
 ]
@@ -25,8 +26,11 @@ __all__ = [
 XFS_DIR3_BLOCK_MAGIC: Final = 0x58444233  # "XDB3": the whole directory in one block
 XFS_DIR3_DATA_MAGIC: Final = 0x58444433  # "XDD3": one of several
 XFS_DIR3_DATA_CRC_OFF: Final = 4
-#: Where the hash index begins, in bytes of the directory.
+XFS_DIR3_LEAF1_MAGIC: Final = 0x3DF1
+XFS_DIR3_LEAFN_MAGIC: Final = 0x3DFF
+#: Where the hash index begins, in bytes of the directory, and where that of free room does.
 XFS_DIR2_LEAF_OFFSET: Final = 1 << 35
+XFS_DIR2_FREE_OFFSET: Final = 1 << 36
 #: ``struct xfs_dir3_data_hdr``: the block header, three free-space hints, padding.
 _DATA_HDR_SIZE = 64
 _DATA_FREE_TAG = b"\xff\xff"
@@ -70,12 +74,24 @@ def is_name(name: bytes) -> bool:
     return name not in {b"", b".", b".."} and b"/" not in name and b"\0" not in name
 
 
+def hash_of_name(name: bytes) -> int:
+    """Return the hash of a name in the index of a directory (``xfs_da_hashname``)."""
+    value = 0
+    for byte in name:
+        value = (value << 7 & 0xFFFFFFFF | value >> 25) ^ byte
+    return value
+
+
 class Entry(NamedTuple):
-    """One name; ``ftype`` is a number of `FILE_TYPES`, as the directory has it."""
+    """One name; ``ftype`` is a number of `FILE_TYPES`, as the directory has it.
+
+    ``at`` is the byte of its block at which it begins.
+    """
 
     inumber: int
     name: bytes
     ftype: int
+    at: int = 0
 
 
 def short_entries(fork: bytes, start: int) -> tuple[int, list[Entry]]:
@@ -128,7 +144,7 @@ def block_entries(block: bytes, start: int) -> Iterator[Entry]:
             raise CorruptError("directory block", start, f"bad entry at {at}")
         name_at = at + _ENTRY_HEAD.size
         type_at = name_at + namelen
-        yield Entry(inumber, block[name_at:type_at], block[type_at])
+        yield Entry(inumber, block[name_at:type_at], block[type_at], at)
         at += size
     if at != end:
         raise CorruptError("directory block", start, "entries end past the hash index")

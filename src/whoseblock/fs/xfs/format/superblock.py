@@ -13,6 +13,7 @@ XFS_SB_CRC_OFF: Final = 224
 NULLFSINO: Final = (1 << 64) - 1
 XFS_SB_VERSION_NUMBITS: Final = 0x000F
 XFS_SB_VERSION_5: Final = 5
+XFS_SB_VERSION_BORGBIT: Final = 0x4000
 
 XFS_SB_FEAT_RO_COMPAT_RMAPBT: Final = 1 << 1
 XFS_SB_FEAT_RO_COMPAT_REFLINK: Final = 1 << 2
@@ -101,6 +102,11 @@ class Superblock(NamedTuple):
     def version(self) -> int:
         """The version of the format: 4 or 5."""
         return self.versionnum & XFS_SB_VERSION_NUMBITS
+
+    @property
+    def ignores_case(self) -> bool:
+        """Whether directories hash names as if ASCII letters were small (``ascii-ci=1``)."""
+        return bool(self.versionnum & XFS_SB_VERSION_BORGBIT)
 
     @property
     def has_rmapbt(self) -> bool:

@@ -1,0 +1,36 @@
+from collections.abc import Iterator
+
+import click
+import pytest
+
+from whoseblock.cli import cli
+
+WIDTH = 80
+
+
+def contexts(
+    command: click.Command, name: str, above: click.Context | None
+) -> Iterator[click.Context]:
+    context = click.Context(
+        command,
+        info_name=name,
+        parent=above,
+        terminal_width=WIDTH,
+        help_option_names=["-h", "--help"],
+    )
+    yield context
+    if isinstance(command, click.Group):
+        for word in command.list_commands(context):
+            below = command.get_command(context, word)
+            assert below is not None
+            yield from contexts(below, word, context)
+
+
+@pytest.mark.parametrize(
+    "context", list(contexts(cli, "whoseblock", None)), ids=lambda it: it.command_path
+)
+def test_help_fits_a_terminal_of_80_columns(context: click.Context) -> None:
+    text = context.get_help()
+    assert [line for line in text.splitlines() if len(line) > WIDTH] == []
+    # click ends a summary that is too long for the list of commands so.
+    assert "..." not in text.partition("Commands:")[2]
