@@ -19,10 +19,10 @@ from tests.support.tools import Missing, need_loop_mounts
 from bench.study_images import FACTORS, aged, shared
 from bench.upkeep import Price, price
 from bench.upkeep import table as upkeep_table
-from whoseblock.study.figures import draw
-from whoseblock.study.results import Report
+from whoseblock.study.report.figures import draw
+from whoseblock.study.report.table import Table, as_markdown, as_text, tables
+from whoseblock.study.results import StudyReport
 from whoseblock.study.study import Plan, study
-from whoseblock.study.table import Table, as_markdown, as_text, tables
 
 __all__ = ["render"]
 
@@ -39,7 +39,7 @@ _MARKED = re.compile(r"(?<=<!-- table: )([\w-]+)( -->\n).*?(?=<!-- end -->)", re
 
 def render(document: str, results: dict[str, Any]) -> str:
     """Replace the marks in a document by the tables of the results of a study."""
-    report = msgspec.convert(results["report"], Report)
+    report = msgspec.convert(results["report"], StudyReport)
     known = {table.name: table for table in (*tables(report), *_more(results))}
 
     def table(match: re.Match[str]) -> str:

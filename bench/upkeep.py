@@ -16,7 +16,7 @@ from tests.support import system_calls
 from tests.support.mounts import loop_device, mounted
 from tests.support.tools import Missing, need_loop_mounts, run, xfsprogs
 
-from whoseblock.study.table import Table, as_text
+from whoseblock.study.report.table import Table, as_text
 
 __all__ = ["Price", "price", "table"]
 

@@ -146,7 +146,7 @@ def test_an_import_that_goes_up_is_seen(module: str, source: bytes) -> None:
 
 FILESYSTEMS = {path.parent.name for path in (PACKAGE / "fs").glob("*/driver.py")}
 # What the study measures is the reverse mapping of XFS itself.
-MEASURES_A_FILESYSTEM = {"study.disk", "study.sources"}
+MEASURES_A_FILESYSTEM = {"study.measurements.disk", "study.measurements.sources"}
 
 
 def filesystems_known(imported: list[str]) -> set[str]:
@@ -221,6 +221,17 @@ PACKAGES: dict[str, dict[str, set[str]]] = {
         "kernel": {"base", "formats", "members"},
         "images": {"base", "formats", "members"},
         "mounted": {"kernel"},
+    },
+    "study": {
+        "sizes": set(),
+        "counts": set(),
+        "base": {"counts"},
+        "results": set(),
+        "simulation": {"base", "sizes"},
+        "trackers": {"base", "counts", "simulation", "sizes"},
+        "report": {"results", "simulation", "sizes"},
+        "measurements": {"base", "results", "simulation", "sizes", "trackers"},
+        "study": {"measurements", "report", "results", "simulation"},
     },
     "watch": {
         "log": set(),

@@ -10,7 +10,7 @@ import msgspec
 from tests.support.tools import CHECKOUT
 
 from whoseblock.errors import MissingExtraError, TargetError
-from whoseblock.study.results import Report
+from whoseblock.study.results import StudyReport
 
 
 def run(*words: str | Path, environment: dict[str, str] | None = None) -> tuple[int, str, str]:
@@ -36,7 +36,7 @@ def test_without_times_equal_runs_print_the_same(demo_image: Path) -> None:
 def test_json_is_the_report(demo_image: Path) -> None:
     code, printed, _ = run(demo_image, "--json", "--no-times", "--steps=300", "--jobs=1")
     assert code == 0
-    found = msgspec.json.decode(printed, type=Report)
+    found = msgspec.json.decode(printed, type=StudyReport)
     assert [one.disagreements for one in found.workloads] == [0] * 5
     assert [one.sharing for one in found.sweep] == [1, 2, 4, 8, 16, 32, 64]
     assert not found.times

@@ -9,8 +9,8 @@ import pytest
 from bench.study import render
 from tests.support.tools import CHECKOUT
 
-from whoseblock.study.arithmetic import break_even
-from whoseblock.study.results import Report
+from whoseblock.study.report.arithmetic import break_even
+from whoseblock.study.results import StudyReport
 from whoseblock.study.sizes import rmap_reserve
 
 RESULTS = CHECKOUT / "docs" / "study" / "results.json"
@@ -33,7 +33,7 @@ def test_the_document_shows_every_figure() -> None:
 
 def test_the_committed_designs_agree() -> None:
     results = json.loads(RESULTS.read_text("utf-8"))
-    report = msgspec.convert(results["report"], Report)
+    report = msgspec.convert(results["report"], StudyReport)
     assert report.disagreements == 0
     assert all(one.associations >= 1_000_000 for one in report.workloads[:4])
     # Each page of every entry was compared when it came, and all of them in the end.
@@ -47,7 +47,7 @@ def test_the_committed_designs_agree() -> None:
 
 def test_the_committed_results_follow_the_formulas() -> None:
     results = json.loads(RESULTS.read_text("utf-8"))
-    report, paid = msgspec.convert(results["report"], Report), results["price"]
+    report, paid = msgspec.convert(results["report"], StudyReport), results["price"]
     # Of 1 GiB in four groups, one of which has a log of 64 MiB; and four roots from the beginning.
     kept = 3 * rmap_reserve(65_536) + rmap_reserve(65_536 - 16_384) + 4
     assert paid["space_without"] - paid["space_with"] == kept * 4096
@@ -63,7 +63,7 @@ def test_the_committed_results_follow_the_formulas() -> None:
 
 def test_the_results_support_the_words_of_the_document() -> None:
     results = json.loads(RESULTS.read_text("utf-8"))
-    report, paid = msgspec.convert(results["report"], Report), results["price"]
+    report, paid = msgspec.convert(results["report"], StudyReport), results["price"]
     # "about twice as long", "about a hundred microseconds", "twice the transactions, two and a half
     # times the buffers"
     assert 1.5 < paid["time"] < 2.6

@@ -88,12 +88,12 @@ def study(  # noqa: PLR0913 - one per option
     if as_json:
         click.echo(encode_json(report))
     else:
-        from whoseblock.study.table import as_text, tables
+        from whoseblock.study.report.table import as_text, tables
 
         for line in as_text(tables(report)):
             click.echo(line)
     if figures is not None:
-        from whoseblock.study.figures import draw
+        from whoseblock.study.report.figures import draw
 
         for path in draw(report, figures):
             click.echo(f"whoseblock: drew {path}", err=True)

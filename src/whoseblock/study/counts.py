@@ -1,4 +1,4 @@
-"""What a tracker costs: bytes held, now and at most, and the work that was done for them."""
+"""The cost of a tracker: memory, now and at most, and the operations done."""
 
 from dataclasses import dataclass
 
@@ -7,14 +7,13 @@ __all__ = ["Counts"]
 
 @dataclass(slots=True)
 class Counts:
-    """Everything is counted where it happens, and nothing is estimated.
+    """Counters, updated by each operation; none of them is an estimate.
 
-    ``comparisons`` are nodes of a tree whose key was looked at, ``rotations`` those of a red-black
-    tree, ``locks`` the times that a lock must be taken since others may change the same,
-    ``page_writes`` the times that a ``struct page`` which others use must be changed because its
-    extent was cut or joined, ``probes`` the entries of files that a tracker looked at.  Not counted
-    is what all designs do for each page of an entry: to write the mapping, the tree, or the number
-    of entries to its ``struct page``.
+    ``comparisons`` are keys compared in trees, ``rotations`` those of red-black trees. ``locks``
+    are lock acquisitions. ``page_writes`` are changes of a ``struct page`` in use because its
+    extent was cut or joined. ``probes`` are entries of files that a tracker examined. Writing the
+    mapping, the tree or the number of entries to the ``struct page`` of each page of an entry is
+    not counted: all designs do it.
     """
 
     allocations: int = 0
@@ -27,14 +26,14 @@ class Counts:
     memory: int = 0
     peak: int = 0
 
-    def take(self, size: int) -> None:
-        """Note that a structure of ``size`` bytes was allocated."""
+    def count_allocation(self, size: int) -> None:
+        """Count an allocated structure of ``size`` bytes."""
         self.allocations += 1
         self.memory += size
         if self.memory > self.peak:  # noqa: PLR1730 - twice as quick as max() here
             self.peak = self.memory
 
-    def give(self, size: int) -> None:
-        """Note that one was freed."""
+    def count_free(self, size: int) -> None:
+        """Count a freed structure."""
         self.frees += 1
         self.memory -= size

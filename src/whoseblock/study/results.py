@@ -1,4 +1,4 @@
-"""What a study finds, as records that are the JSON."""
+"""The results of a study, as records that define the JSON."""
 
 from msgspec import Struct
 
@@ -12,7 +12,7 @@ __all__ = [
     "LostLeaves",
     "Phase",
     "Pieces",
-    "Report",
+    "StudyReport",
     "TrackerResult",
     "Upkeep",
     "WorkloadResult",
@@ -21,11 +21,11 @@ __all__ = [
 
 
 class Failures(Struct, frozen=True):
-    """What became of the failures of a workload by one design.
+    """The results of the failures of a workload under one design.
 
     ``told`` counts the owners that were found, ``missed`` those that the filesystem knows besides.
-    ``free`` pages were zeroed and cleared; of ``unknown`` ones nothing can be done.  ``processes``
-    were told, all that had the page in their page tables.
+    ``free`` pages were zeroed and cleared; ``unknown`` ones were not handled. ``processes`` is the
+    number of notified processes: all with the page in their page tables.
     """
 
     files: int
@@ -38,7 +38,7 @@ class Failures(Struct, frozen=True):
 
 
 class TrackerResult(Struct, frozen=True):
-    """What one design cost in one workload; the fields of `whoseblock.study.counts.Counts`.
+    """The cost of one design in one workload; the fields of `whoseblock.study.counts.Counts`.
 
     ``memory_over_time`` is the memory after each of equal parts of the steps, for one phase of the
     workload after the other.
@@ -59,7 +59,7 @@ class TrackerResult(Struct, frozen=True):
 
 
 class Blindness(Struct, frozen=True):
-    """What tracking faults cannot know, at the end of a workload.
+    """The owners that tracking faults cannot find, at the end of a workload.
 
     ``owners`` counts every pair of a page and a file that has it, ``known`` those that were
     faulted in; ``files`` and ``files_known`` the same of files.
@@ -80,10 +80,10 @@ class Phase(Struct, frozen=True):
 
 
 class LifeResult(Struct, frozen=True):
-    """What there is in a life alone.
+    """The results of a life only.
 
     ``broken`` writes broke sharing; ``evicted`` inodes left memory, no process having the file
-    mapped any more, and ``evicted_entries`` with them.  ``linux`` is what XFS in Linux makes of the
+    mapped any more, and ``evicted_entries`` with them. ``linux`` is what XFS in Linux makes of the
     same failures, which asks on demand, too.
     """
 
@@ -98,7 +98,7 @@ class WorkloadResult(Struct, frozen=True):
     """One workload: what happened, that all agreed, and what each design paid.
 
     ``faults`` put entries in, of ``associations`` pages; in the end ``pages`` different pages of
-    the device are faulted in, by ``entries``.  ``checked`` counts the comparisons of all designs'
+    the device are faulted in, by ``entries``. ``checked`` counts the comparisons of all designs'
     owners of a page, of which ``disagreements`` failed.
     """
 
@@ -155,7 +155,7 @@ class WriteTime(Struct, frozen=True):
 
 
 class FailureTime(Struct, frozen=True):
-    """What one failure takes in one design: seconds, and blocks read.
+    """The cost of one failure in one design: seconds, and blocks read.
 
     Of failures that were asked about all together only the mean is known.
     """
@@ -171,7 +171,7 @@ class FailureTime(Struct, frozen=True):
 
 
 class Upkeep(Struct, frozen=True):
-    """What the reverse mapping takes on the disk, in bytes and records.
+    """The size of the reverse mapping on the disk, in bytes and records.
 
     Of ``size`` the kernel keeps ``kept_bytes`` back for it, in which are the ``rmap_bytes`` that it
     has now.
@@ -189,10 +189,10 @@ class Upkeep(Struct, frozen=True):
 
 
 class LostLeaf(Struct, frozen=True):
-    """One block of the reverse mapping is lost, and with it what it told of ``pages`` pages.
+    """The loss of a block of the reverse mapping, with the records of ``pages`` pages.
 
-    ``asked`` of these were asked about: of ``complete`` ones the answer was whole all the same, and
-    ``wrong`` ones got one that is not so, or that leaves out an owner without saying so.
+    ``asked`` of these pages were queried; ``complete`` answers were complete nevertheless, and
+    ``wrong`` ones had a wrong owner, or lacked an owner without a note.
     """
 
     records: int
@@ -203,7 +203,7 @@ class LostLeaf(Struct, frozen=True):
 
 
 class LostLeaves(Struct, frozen=True):
-    """What it means to lose one of ``leaves`` blocks, each of which tells of ``mean`` pages.
+    """The effect of losing one of ``leaves`` blocks, each with records of ``mean`` pages.
 
     The median of them, by how many pages they tell of, and the worst were lost indeed.
     """
@@ -214,13 +214,13 @@ class LostLeaves(Struct, frozen=True):
     worst: LostLeaf
 
 
-class Report(Struct, frozen=True):
+class StudyReport(Struct, frozen=True):
     """All of a study.
 
-    What differs from run to run is in ``times``, ``write_times``, ``failure_times``, ``seconds``,
-    which is how long all workloads took together, and ``processor_seconds``, how long they would
-    have taken one by one on a processor of their own.  ``in_folios`` is what the first design would
-    take if each large folio had one tree, where the first workload gives each of its pages one.
+    These fields differ from run to run: ``times``, ``write_times``, ``failure_times``,
+    ``seconds`` (the duration of all workloads) and ``processor_seconds`` (the sum of their
+    processor times). ``in_folios`` is the memory of the first design with one tree for each large
+    folio; the first workload creates one for each of its pages.
     """
 
     extents: str
@@ -239,12 +239,12 @@ class Report(Struct, frozen=True):
 
     @property
     def life(self) -> LifeResult:
-        """What only the life has, the last of the workloads."""
+        """The results of the life, the last of the workloads."""
         (life,) = (one.life for one in self.workloads if one.life is not None)
         return life
 
     @property
     def disagreements(self) -> int:
-        """How often the designs did not agree."""
+        """The number of disagreements between designs."""
         pieces = (one.result for one in self.pieces)
         return sum(one.disagreements for one in (*self.workloads, *self.sweep, *pieces))

@@ -1,4 +1,4 @@
-"""What the kernel's structures weigh, in bytes, on x86-64.
+"""The sizes of the kernel's structures, in bytes, on x86-64.
 
 ``pahole``, or the type information of a running kernel
 (/sys/kernel/btf/vmlinux), shows them; the tests compare with that.
@@ -41,11 +41,11 @@ _NODE_LEAST: Final = (PAGE - _BLOCK_HEADER) // (2 * 20 + 4) // 2
 
 
 def rmap_reserve(blocks: int) -> int:
-    """Give the blocks that the kernel keeps back in an allocation group for its reverse mapping.
+    """Return the blocks that the kernel reserves in an allocation group for its reverse mapping.
 
-    ``blocks`` are those of the group without an internal log.  The rule is that of
-    ``xfs_rmapbt_calc_reserves``: a hundredth of the group, or if that is more the tree that it
-    takes when each block has a record and no block of the tree has more than it must.
+    ``blocks`` are those of the group without an internal log. The rule is that of
+    ``xfs_rmapbt_calc_reserves``: a hundredth of the group, or the size of a tree with a record for
+    each block and with minimally filled nodes, whichever is larger.
     """
     level = tree = -(-blocks // _LEAF_LEAST)
     while level > 1:

@@ -10,13 +10,13 @@ from multiprocessing import active_children, get_context
 from typing import Final, NamedTuple, Self, TypeVar
 
 from whoseblock.fs.base import Progress, no_progress
-from whoseblock.study.arithmetic import bytes_in_folios
-from whoseblock.study.disk import lost_leaves, upkeep
-from whoseblock.study.results import EntryTime, Pieces, Report, WorkloadResult, WriteTime
-from whoseblock.study.run import run_workload
-from whoseblock.study.sources import ImageSource, MadeUpSource, PiecesSource
-from whoseblock.study.timing import entry_times, failure_times, write_times
-from whoseblock.study.workloads import LIFE, WORKLOADS, Workload
+from whoseblock.study.measurements.disk import lost_leaves, upkeep
+from whoseblock.study.measurements.run import run_workload
+from whoseblock.study.measurements.sources import ImageSource, MadeUpSource, PiecesSource
+from whoseblock.study.measurements.timing import entry_times, failure_times, write_times
+from whoseblock.study.report.arithmetic import bytes_in_folios
+from whoseblock.study.results import EntryTime, Pieces, StudyReport, WorkloadResult, WriteTime
+from whoseblock.study.simulation.workloads import LIFE, WORKLOADS, Workload
 
 __all__ = ["LENGTHS", "SHARING", "Plan", "study"]
 
@@ -33,7 +33,7 @@ _Source = ImageSource | MadeUpSource | PiecesSource
 
 
 class Plan(NamedTuple):
-    """What a study does.
+    """The plan of a study.
 
     The extents of the sweep of sharing are made up, ``sweep_pages`` of data each, unless there are
     ``sweep_images``; with no ``sweep_pages`` there is no sweep of extents, which are all made up.
@@ -50,7 +50,7 @@ class Plan(NamedTuple):
 
 
 class _Origin(NamedTuple):
-    """What can be opened, in any process."""
+    """A source that can be opened in any process."""
 
     kind: Callable[..., _Source]
     arguments: tuple[str | int, ...]
@@ -68,7 +68,7 @@ class _Job(NamedTuple):
     life_steps: int
 
 
-def study(plan: Plan, progress: Progress = no_progress) -> Report:
+def study(plan: Plan, progress: Progress = no_progress) -> StudyReport:
     """Carry out a plan.
 
     Raises `UnsupportedError` for an image that cannot be studied, and what opening it raises.
@@ -96,7 +96,7 @@ def study(plan: Plan, progress: Progress = no_progress) -> Report:
         order = [workload.name for workload in (*WORKLOADS, LIFE)]
         first = sorted(results[: len(kinds)], key=lambda result: order.index(result.workload))
         rest = results[len(kinds) :]
-        return Report(
+        return StudyReport(
             extents=source.name,
             seed=plan.seed,
             upkeep=price,
@@ -117,7 +117,7 @@ def study(plan: Plan, progress: Progress = no_progress) -> Report:
 
 
 def _swept(plan: Plan) -> list[_Origin]:
-    """Give the images of the sweep of sharing, or made-up pages."""
+    """Yield the images of the sweep of sharing, or generated pages."""
     if plan.sweep_images:
         return [_Origin(ImageSource, (path,)) for path in plan.sweep_images]
     sharing = SHARING if plan.sweep_pages else ()
@@ -125,7 +125,7 @@ def _swept(plan: Plan) -> list[_Origin]:
 
 
 def _pieces(plan: Plan) -> list[tuple[int, _Origin]]:
-    """Give how long the extents are, and those."""
+    """Yield each length of extents, with these extents."""
     if not plan.sweep_pages:
         return []
     return [
@@ -150,7 +150,7 @@ def _times(
 
 @contextmanager
 def _begun(jobs: list[_Job], processes: int) -> Iterator[Iterable[tuple[WorkloadResult, float]]]:
-    """Have other processes begin with jobs; with one process, they are done when they are asked."""
+    """Start jobs in other processes; with one process, run them on request."""
     if processes <= 1:
         with _Opened() as opened:
             yield map(opened.work, jobs)
@@ -161,7 +161,7 @@ def _begun(jobs: list[_Job], processes: int) -> Iterator[Iterable[tuple[Workload
                 found = [pool.submit(_work, job) for job in jobs]
             yield (one.result() for one in found)
         except BaseException:
-            # A job takes minutes, and the pool would wait for it.  No future is cancelled: the
+            # A job takes minutes, and the pool would wait for it. No future is cancelled: the
             # pool fails those that are left, and cannot fail a cancelled one.
             for child in active_children():
                 child.terminate()
@@ -172,7 +172,7 @@ def _begun(jobs: list[_Job], processes: int) -> Iterator[Iterable[tuple[Workload
 def _interrupts_held() -> Iterator[None]:
     """Start processes that Ctrl-C does not reach, which is for this one to deal with.
 
-    They inherit the mask.  An interrupt of this process is delivered when the block ends.
+    They inherit the mask. An interrupt of this process is delivered when the block ends.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
@@ -182,7 +182,7 @@ def _interrupts_held() -> Iterator[None]:
 
 
 class _Opened:
-    """What the last job had open: the next one on the same image finds it read already."""
+    """The source of the last job, which the next job on the same image uses again."""
 
     def __init__(self) -> None:
         self._stack = ExitStack()

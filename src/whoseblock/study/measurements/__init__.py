@@ -1,0 +1,1 @@
+"""Measurements of the designs: workloads, timings, the reverse mapping on the disk."""

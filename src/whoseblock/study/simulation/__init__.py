@@ -1,0 +1,1 @@
+"""A simulated filesystem on persistent memory: extents, page cache entries, failures, workloads."""

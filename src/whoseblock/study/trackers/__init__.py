@@ -1,0 +1,1 @@
+"""The three designs of the discussion, behind one protocol."""
