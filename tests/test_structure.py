@@ -145,8 +145,6 @@ def test_an_import_that_goes_up_is_seen(module: str, source: bytes) -> None:
 
 
 FILESYSTEMS = {path.parent.name for path in (PACKAGE / "fs").glob("*/driver.py")}
-# What the study measures is the reverse mapping of XFS itself.
-MEASURES_A_FILESYSTEM = {"study.measurements.disk", "study.measurements.sources"}
 
 
 def filesystems_known(imported: list[str]) -> set[str]:
@@ -162,8 +160,7 @@ def own_filesystem(module: str) -> set[str]:
 
 @every_module
 def test_only_a_filesystem_imports_its_modules(module: str) -> None:
-    if module not in MEASURES_A_FILESYSTEM:
-        assert filesystems_known(imports_of(module)) <= own_filesystem(module)
+    assert filesystems_known(imports_of(module)) <= own_filesystem(module)
 
 
 def test_an_import_of_a_filesystem_is_seen() -> None:

@@ -86,15 +86,14 @@ class Allocation(NamedTuple):
 
 
 class IndexSize(NamedTuple):
-    """The size of a reverse map on the disk, and what the filesystem reserves for it, in bytes.
+    """The size of a reverse map on the disk, in bytes; ``levels`` are those of its highest tree.
 
-    ``levels`` are those of its highest tree; ``groups`` is the number of its trees.
+    ``groups`` has, for each of its trees, the blocks of the device that may need a record in it.
     """
 
     size: int
-    reserve: int
     levels: int
-    groups: int
+    groups: tuple[int, ...]
 
 
 class IndexLeaf(NamedTuple):
@@ -193,6 +192,11 @@ class Volume(AddressSpace, Protocol):
     def unused_companions(self) -> Mapping[str, str]:
         """The roles of companions that this filesystem does not have, each with the reason."""
         return {}
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """The reasons why every answer is incomplete, such as a log with changes to replay."""
+        return ()
 
     @property
     def reads(self) -> Counter[str]:

@@ -73,7 +73,7 @@ def test_an_unsuitable_image_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TargetError):
         ImageSource(str(tmp_path / "none"))
     plain = Geometry("plain", size=64 * MIB, rmapbt=False, parent=False)
-    with pytest.raises(UnsupportedError, match="no reverse mapping"):
+    with pytest.raises(UnsupportedError, match="no reverse map to measure"):
         ImageSource(str(make_image(tmp_path / "plain", plain)))
     small = Geometry("small", size=64 * MIB, block=1024, parent=False)
     with (

@@ -1,21 +1,20 @@
 """Measure the reverse mapping on the disk: its size, and the effect of a lost block."""
 
 from collections import defaultdict
-from typing import Final, NamedTuple
+from typing import Final
 
 import numpy as np
 
 from whoseblock.fs.arrays import FORKS, KINDS, WHATS, OwnerArrays
+from whoseblock.fs.driver import IndexLeaf, Volume
 from whoseblock.fs.registry import open_volume
-from whoseblock.fs.xfs import XfsFilesystem
-from whoseblock.fs.xfs.btree import RMAPBT, AgTree, Fault, Leaf
 from whoseblock.media.device import FileMedia
 from whoseblock.media.pmem import EmulatedPmem
 from whoseblock.ranges import ByteRange
 from whoseblock.study.results import LostLeaf, LostLeaves, Upkeep
 from whoseblock.study.sizes import PAGE, rmap_reserve
 
-__all__ = ["leaves_of", "lost_leaves", "upkeep"]
+__all__ = ["lost_leaves", "upkeep"]
 
 _FILE, _METADATA = KINDS.index("file"), KINDS.index("metadata")
 _UNKNOWN = KINDS.index("unknown")
@@ -25,11 +24,9 @@ _QUESTION: Final = 1 << 30
 _ASKED: Final = 10_000
 
 
-def upkeep(filesystem: XfsFilesystem) -> Upkeep:
+def upkeep(filesystem: Volume) -> Upkeep:
     """Measure the reverse mapping, compared with all metadata and with the data."""
-    volume = filesystem.volume
-    groups = range(volume.groups_on_device)
-    headers = [volume.agf(agno) for agno in groups]
+    index = filesystem.index_size()
     starts = range(0, filesystem.size, _QUESTION)
     lengths = [min(_QUESTION, filesystem.size - start) for start in starts]
     rows = filesystem.owners_of(list(starts), lengths)
@@ -39,37 +36,17 @@ def upkeep(filesystem: XfsFilesystem) -> Upkeep:
         np.arange(start, start + length, PAGE)
         for start, length in zip(rows.start[data], rows.length[data], strict=True)
     ])).size if data.any() else 0  # fmt: skip
-    records = sum(leaf.numrecs for agno in groups for leaf in leaves_of(filesystem, agno))
     return Upkeep(
         size=filesystem.size,
-        rmap_bytes=sum(header.rmap_blocks for header in headers) * filesystem.block_size,
-        kept_bytes=_kept_back(filesystem) * filesystem.block_size,
+        rmap_bytes=index.size,
+        kept_bytes=sum(map(rmap_reserve, index.groups)) * filesystem.block_size,
         metadata_bytes=int(rows.length[metadata].sum()),
         data_bytes=owned * PAGE,
-        records=records,
+        records=sum(leaf.records for leaf in filesystem.index_leaves()),
         file_records=int(data.sum()),
-        levels=max(header.rmap_level for header in headers),
-        groups=len(headers),
+        levels=index.levels,
+        groups=len(index.groups),
     )
-
-
-def _kept_back(filesystem: XfsFilesystem) -> int:
-    """Return the blocks that the kernel reserves for growth of the reverse mapping."""
-    volume = filesystem.volume
-    blocks = [volume.ag_blocks(agno) for agno in range(volume.sb.agcount)]
-    if volume.sb.logstart:
-        blocks[volume.sb.logstart >> volume.sb.agblklog] -= volume.sb.logblocks
-    return sum(map(rmap_reserve, blocks))
-
-
-class _Place(NamedTuple):
-    """A leaf: of how many blocks it tells, from which one of its group on, and where it is."""
-
-    blocks: int
-    agno: int
-    low: int
-    agbno: int
-    records: int
 
 
 def lost_leaves(path: str) -> LostLeaves:
@@ -78,36 +55,32 @@ def lost_leaves(path: str) -> LostLeaves:
     A leaf covers the blocks between the keys above it, whatever its records. So the effect of a
     lost leaf follows from these keys, and the two queries confirm it.
     """
-    with XfsFilesystem(FileMedia(path)) as filesystem:
-        places = sorted(
-            _Place(leaf.high - leaf.low, agno, leaf.low, leaf.agbno, leaf.numrecs)
-            for agno in range(filesystem.volume.groups_on_device)
-            for leaf in leaves_of(filesystem, agno)
-        )
+    with open_volume([FileMedia(path)]) as filesystem:
+        leaves = sorted(filesystem.index_leaves(), key=lambda leaf: (leaf.length, leaf.start))
     return LostLeaves(
-        leaves=len(places),
-        mean=sum(place.blocks for place in places) / len(places),
-        median=_lose(path, places[len(places) // 2]),
-        worst=_lose(path, places[-1]),
+        leaves=len(leaves),
+        mean=sum(leaf.length for leaf in leaves) / len(leaves) / PAGE,
+        median=_lose(path, leaves[len(leaves) // 2]),
+        worst=_lose(path, leaves[-1]),
     )
 
 
-def _lose(path: str, place: _Place) -> LostLeaf:
-    """Poison a leaf, and ask about blocks that it told of, all or evenly spread."""
-    asked = np.unique(np.linspace(0, place.blocks - 1, min(place.blocks, _ASKED)).astype(np.int64))
-    with XfsFilesystem(FileMedia(path)) as whole:
-        block = whole.volume.ag_to_byte(place.agno, place.agbno)
-        starts = whole.volume.ag_to_byte(place.agno, place.low) + asked * whole.block_size
-        lengths = np.full(asked.size, whole.block_size)
+def _lose(path: str, leaf: IndexLeaf) -> LostLeaf:
+    """Poison a leaf, and query pages that it covers: all of them, or evenly spread ones."""
+    pages = leaf.length // PAGE
+    asked = np.unique(np.linspace(0, pages - 1, min(pages, _ASKED)).astype(np.int64))
+    starts = leaf.start + asked * PAGE
+    lengths = np.full(asked.size, PAGE)
+    with open_volume([FileMedia(path)]) as whole:
         right = whole.owners_of(starts, lengths)
-    media = EmulatedPmem(FileMedia(path), poison=[ByteRange(block, PAGE)])
+    media = EmulatedPmem(FileMedia(path), poison=[ByteRange(leaf.block, PAGE)])
     with open_volume([media]) as wounded:
         rows = wounded.owners_of(starts, lengths)
     expected, told = _claims(right), _claims(rows)
     complete = set(np.flatnonzero(rows.complete).tolist())
     return LostLeaf(
-        records=place.records,
-        pages=place.blocks,
+        records=leaf.records,
+        pages=pages,
         asked=asked.size,
         complete=len(complete),
         # What is said must be so, and all of it where nothing is said to be missing.
@@ -126,11 +99,3 @@ def _claims(rows: OwnerArrays) -> dict[int, set[tuple[int, ...]]]:
         if kind != _UNKNOWN:
             claims[question].add((kind, *owner))
     return claims
-
-
-def leaves_of(filesystem: XfsFilesystem, agno: int) -> list[Leaf]:
-    """Return the leaves of the reverse mapping of a group."""
-    faults: list[Fault] = []
-    volume = filesystem.volume
-    tree = AgTree(volume, agno, RMAPBT, volume.ag_blocks(agno))
-    return list(tree.leaves(lambda node: list(range(len(node.starts))), faults))

@@ -7,8 +7,8 @@ from typing import Protocol, Self
 
 from whoseblock.closing import Closing
 from whoseblock.errors import UnsupportedError
+from whoseblock.fs.driver import Volume
 from whoseblock.fs.registry import open_volume
-from whoseblock.fs.xfs import XfsFilesystem
 from whoseblock.media.device import FileMedia
 from whoseblock.media.overlay import OverlayMedia
 from whoseblock.media.pmem import EmulatedPmem
@@ -43,15 +43,15 @@ class Source(Protocol):
         """Create a device that fails; written data are discarded."""
 
 
-def open_image(path: str) -> XfsFilesystem:
-    """Open an image for questions only; raises `UnsupportedError` if it has no reverse mapping."""
+def open_image(path: str) -> Volume:
+    """Open an image for queries; raises `UnsupportedError` if it has no reverse map."""
     filesystem = open_volume([FileMedia(path)])
-    if isinstance(filesystem, XfsFilesystem) and filesystem.volume.sb.has_rmapbt:
+    if filesystem.reverse_map == "index":
         return filesystem
     filesystem.close()
     raise UnsupportedError(
-        f"{path!r} has no reverse mapping to ask",
-        hint="the study needs an XFS made with -m rmapbt=1",
+        f"{path!r} has no reverse map to measure",
+        hint="name the image of a filesystem with one, such as an XFS made with -m rmapbt=1",
     )
 
 
