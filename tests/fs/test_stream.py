@@ -18,8 +18,8 @@ from tests.support.xfs_images import Geometry, make_image
 
 import whoseblock
 from whoseblock import lookup
-from whoseblock.cli.json_lines import json_chunks
-from whoseblock.cli.table import table_lines
+from whoseblock.cli.presentation.json_lines import json_chunks
+from whoseblock.cli.presentation.table import table_lines
 from whoseblock.fs.base import Answer, FileOwner
 from whoseblock.fs.driver import Volume
 from whoseblock.fs.mounted.volume import FsmapVolume

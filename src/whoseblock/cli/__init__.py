@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from whoseblock import __version__
-from whoseblock.cli.terminal import printable
+from whoseblock.cli.presentation.terminal import printable
 from whoseblock.errors import OUT_OF_MEMORY, OutputError, WhoseblockError, exit_codes
 
 if TYPE_CHECKING:

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from whoseblock.cli.command import Command
-from whoseblock.cli.failures import FailureOptions, image_failure_options
-from whoseblock.cli.notices import report_readings
-from whoseblock.cli.terminal import printable
+from whoseblock.cli.options.failures import FailureOptions, image_failure_options
+from whoseblock.cli.presentation.notices import report_readings
+from whoseblock.cli.presentation.terminal import printable
 from whoseblock.errors import TargetError, WhoseblockError
 from whoseblock.ranges import ByteRange, merge, parse_range
 

@@ -8,8 +8,8 @@ from typing import Any, Final, TypeVar
 import click
 
 from whoseblock.cli.command import Command, is_given
-from whoseblock.cli.notices import report
-from whoseblock.cli.output import write_lines
+from whoseblock.cli.presentation.notices import report
+from whoseblock.cli.presentation.output import write_lines
 from whoseblock.encode import encode_json
 from whoseblock.journal import Filter, State, open_journal
 
@@ -152,7 +152,7 @@ def list_failures(url: str | None, as_json: bool, **options: Any) -> None:  # no
         if as_json:
             write_lines(map(encode_json, found))
             return
-        from whoseblock.cli.history import overview_lines
+        from whoseblock.cli.presentation.history import overview_lines
 
         _write_text(overview_lines(found))
 
@@ -177,7 +177,7 @@ def show(failure: int, url: str | None, as_json: bool) -> None:
     if as_json:
         write_lines([encode_json(found)])
         return
-    from whoseblock.cli.history import history_lines
+    from whoseblock.cli.presentation.history import history_lines
 
     _write_text(history_lines(found))
 
@@ -213,7 +213,7 @@ def export(url: str | None, form: str, **options: Any) -> None:  # noqa: ANN401 
         if form == "json":
             write_lines(map(encode_json, found))
             return
-        from whoseblock.cli.history import csv_lines
+        from whoseblock.cli.presentation.history import csv_lines
 
         _write_text(csv_lines(found))
 

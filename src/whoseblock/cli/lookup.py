@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from whoseblock.cli.command import Command
-from whoseblock.cli.failures import FailureOptions, failure_options, read_failures
-from whoseblock.cli.notices import report_options, report_readings, report_resolver
-from whoseblock.cli.output import OutputFile, write_chunks
-from whoseblock.cli.progress import ProgressBar
-from whoseblock.cli.targets import options_of, target_options
+from whoseblock.cli.options.failures import FailureOptions, failure_options, read_failures
+from whoseblock.cli.options.targets import options_of, target_options
+from whoseblock.cli.presentation.notices import report_options, report_readings, report_resolver
+from whoseblock.cli.presentation.output import OutputFile, write_chunks
+from whoseblock.cli.presentation.progress import ProgressBar
 from whoseblock.fs.base import Answer
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def lookup(target: str | None, ranges: tuple[str, ...], **options: Any) -> None:
     The owners are all files that share the range, with every path, or metadata of the filesystem.
     Free space has no owner.  For a disk, the layers down to the filesystem are shown.
     """
-    from whoseblock.cli.json_lines import json_chunks
+    from whoseblock.cli.presentation.json_lines import json_chunks
     from whoseblock.lookup import Lookup
     from whoseblock.resolve import Resolver
     from whoseblock.target import Target
@@ -103,7 +103,7 @@ def lookup(target: str | None, ranges: tuple[str, ...], **options: Any) -> None:
             resolver = Resolver(opened, device=where.device)
             asked = resolver.resolve(read_failures(given, opened, finder, readings))
             if options["summary"] or output is not None:
-                from whoseblock.cli.summary import summarise
+                from whoseblock.cli.presentation.summary import summarise
 
                 lines: Iterable[bytes] = summarise(
                     finder, asked, output, paths=not options["no_paths"], as_json=options["as_json"]
@@ -174,6 +174,6 @@ def _count_answers(
 
 
 def _table_chunks(answers: "Iterable[LeadingRows | Answer]") -> Iterator[bytes]:
-    from whoseblock.cli.table import table_lines
+    from whoseblock.cli.presentation.table import table_lines
 
     return (line.encode(errors="backslashreplace") + b"\n" for line in table_lines(answers))

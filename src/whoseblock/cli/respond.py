@@ -9,11 +9,11 @@ import click
 
 from whoseblock import __version__
 from whoseblock.cli.command import Command, is_given
-from whoseblock.cli.failures import FailureOptions, failure_options, read_failures
-from whoseblock.cli.notices import report_options, report_readings, report_resolver
-from whoseblock.cli.progress import ProgressBar
-from whoseblock.cli.targets import options_of, target_options
-from whoseblock.cli.terminal import printable
+from whoseblock.cli.options.failures import FailureOptions, failure_options, read_failures
+from whoseblock.cli.options.targets import options_of, target_options
+from whoseblock.cli.presentation.notices import report_options, report_readings, report_resolver
+from whoseblock.cli.presentation.progress import ProgressBar
+from whoseblock.cli.presentation.terminal import printable
 from whoseblock.errors import LeftUndoneError, PrivilegeError, TargetError
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from whoseblock.cli.command import Command
-from whoseblock.cli.targets import options_of, target_options
-from whoseblock.cli.terminal import printable
+from whoseblock.cli.options.targets import options_of, target_options
+from whoseblock.cli.presentation.terminal import printable
 from whoseblock.encode import encode_json
 from whoseblock.errors import WhoseblockError
 

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from whoseblock.cli.command import Command
-from whoseblock.cli.terminal import printable
+from whoseblock.cli.presentation.terminal import printable
 from whoseblock.errors import PrivilegeError, TargetError
 
 __all__ = ["status"]

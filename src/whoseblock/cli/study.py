@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from whoseblock.cli.command import Command
-from whoseblock.cli.progress import ProgressBar
+from whoseblock.cli.presentation.progress import ProgressBar
 from whoseblock.encode import encode_json
 from whoseblock.extras import import_extra
 

@@ -18,7 +18,7 @@ from tests.support.truth import Truth
 from tests.support.xfs_images import MIB, Geometry, make_image, sparse_copy, sparse_file
 
 import whoseblock
-from whoseblock.cli.table import table_lines
+from whoseblock.cli.presentation.table import table_lines
 
 SMALL = Geometry("small", size=128 * MIB, groups=3)
 

@@ -11,7 +11,7 @@ def _stderr_of_long_work(demo_image: Path, stderr: int) -> None:
     code = (
         "import sys; from functools import partial\n"
         "from whoseblock.cli import main\n"
-        "from whoseblock.cli.progress import ProgressBar\n"
+        "from whoseblock.cli.presentation.progress import ProgressBar\n"
         "import whoseblock.cli.lookup\n"
         "sys.modules['whoseblock.cli.lookup'].ProgressBar = partial(ProgressBar, delay_s=0)\n"
         "main()"

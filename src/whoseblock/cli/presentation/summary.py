@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import UNSET, Struct, UnsetType
 
-from whoseblock.cli.output import OutputFile
-from whoseblock.cli.terminal import printable
+from whoseblock.cli.presentation.output import OutputFile
+from whoseblock.cli.presentation.terminal import printable
 from whoseblock.encode import encode_json
 from whoseblock.fs.base import FileId, Paths
 from whoseblock.fs.stream import LeadingRows

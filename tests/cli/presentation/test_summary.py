@@ -20,7 +20,7 @@ from tests.support.filled_images import Zoo
 from tests.support.mounts import mounted
 from tests.support.truth import Truth
 
-from whoseblock.cli.summary import quoted
+from whoseblock.cli.presentation.summary import quoted
 from whoseblock.summary import KINDS
 
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from whoseblock.cli.terminal import printable
+from whoseblock.cli.presentation.terminal import printable
 
 if TYPE_CHECKING:
     from whoseblock.resolve import Resolver

@@ -11,9 +11,9 @@ from typing import Any, Final
 
 import msgspec
 
-from whoseblock.cli.summary import cell, quoted
-from whoseblock.cli.table import table_lines
-from whoseblock.cli.terminal import printable
+from whoseblock.cli.presentation.summary import cell, quoted
+from whoseblock.cli.presentation.table import table_lines
+from whoseblock.cli.presentation.terminal import printable
 from whoseblock.fs.base import (
     Answer,
     FileOwner,

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from whoseblock.cli.terminal import printable
+from whoseblock.cli.presentation.terminal import printable
 from whoseblock.fs.base import (
     Answer,
     FileOwner,

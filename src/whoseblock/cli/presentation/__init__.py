@@ -1,0 +1,1 @@
+"""Results for people and programs: tables, JSON Lines, messages, a progress bar."""
