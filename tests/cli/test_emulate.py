@@ -83,18 +83,18 @@ every_way = pytest.mark.parametrize("way", ["fuse", "loop, direct", "loop, buffe
 @every_way
 def test_exactly_the_bad_sectors_fail_and_are_healed(image: Path, tmp_path: Path, way: str) -> None:
     original = image.read_bytes()
-    bad, stubborn = {3, 4, 100, 2047}, {50, 51, 900}
-    ranges = [[ByteRange(n * SECTOR, SECTOR) for n in numbers] for numbers in (bad, stubborn)]
+    bad, permanent = {3, 4, 100, 2047}, {50, 51, 900}
+    ranges = [[ByteRange(n * SECTOR, SECTOR) for n in numbers] for numbers in (bad, permanent)]
     with (
         emulated(
-            image, tmp_path / "at", bad=ranges[0], stubborn=ranges[1], in_place=False
+            image, tmp_path / "at", bad=ranges[0], permanent=ranges[1], in_place=False
         ) as served,
         reached(served, way) as device,
     ):
         for number in range(SIZE // SECTOR):
             expected = original[number * SECTOR :][:SECTOR]
             found = device.read(number * SECTOR, SECTOR)
-            assert found == (errno.EIO if number in bad | stubborn else expected), number
+            assert found == (errno.EIO if number in bad | permanent else expected), number
         # Eight sectors at once fail for one of them.
         assert device.read(0, PAGE) == errno.EIO
         assert device.read(PAGE, PAGE) == original[PAGE : 2 * PAGE]
@@ -103,20 +103,20 @@ def test_exactly_the_bad_sectors_fail_and_are_healed(image: Path, tmp_path: Path
             assert device.read(number * SECTOR, SECTOR) == b"new" + bytes(SECTOR - 3)
         device.sync()
         assert device.read(4 * SECTOR, SECTOR) == errno.EIO
-        for number in stubborn:
+        for number in permanent:
             assert device.write(number * SECTOR, bytes(SECTOR)) == errno.EIO
             assert device.read(number * SECTOR, SECTOR) == errno.EIO
-        # Nothing of a write is done that touches a stubborn sector.
+        # Nothing of a write is done that touches a permanent sector.
         assert device.write(48 * SECTOR, bytes(PAGE)) == errno.EIO
         assert device.read(49 * SECTOR, SECTOR) == original[49 * SECTOR : 50 * SECTOR]
         left = [ByteRange(number * SECTOR, SECTOR) for number in (4, 900)]
         assert served.bad() == [left[0], ByteRange(50 * SECTOR, 2 * SECTOR), left[1]]
-        assert served.stubborn() == served.bad()[1:]
+        assert served.permanent() == served.bad()[1:]
         assert (served.folder / "badblocks").read_text() == "4 1\n50 2\n900 1\n"
         counted = served.statistics()
         assert counted["sectors_healed"] == 3
         assert counted["writes_refused"] >= 4
-        assert counted["reads_failed"] >= len(bad | stubborn)
+        assert counted["reads_failed"] >= len(bad | permanent)
     assert image.read_bytes() == original
 
 
@@ -132,28 +132,28 @@ def test_random_requests_agree_with_the_model(image: Path, tmp_path: Path, way: 
                 count = rng.choice([1, 1, 2, 7, 8, 64])
                 span = slice(first * SECTOR, (first + count) * SECTOR)
                 asked = marks[first : first + count]
-                action = rng.choice(["read", "read", "write", "write", "bad", "stubborn", "good"])
+                action = rng.choice(["read", "read", "write", "write", "bad", "permanent", "good"])
                 if action == "read":
-                    failing = {"bad", "stubborn"} & set(asked)
+                    failing = {"bad", "permanent"} & set(asked)
                     expected = errno.EIO if failing else model[span]
                     assert device.read(span.start, count * SECTOR) == expected
                 elif action == "write":
                     data = rng.randbytes(count * SECTOR)
                     failed = device.write(span.start, data)
-                    assert failed == (errno.EIO if "stubborn" in asked else 0)
+                    assert failed == (errno.EIO if "permanent" in asked else 0)
                     if not failed:
                         model[span] = data
                         marks[first : first + count] = ["good"] * count
-                elif rng.random() < (0.2 if action == "stubborn" else 0.7):
+                elif rng.random() < (0.2 if action == "permanent" else 0.7):
                     served.write(action, f"{first}s+{count}s")
                     for number in range(first, first + count):
-                        if action != "bad" or marks[number] != "stubborn":
+                        if action != "bad" or marks[number] != "permanent":
                             marks[number] = action
-        for mark in ("bad", "stubborn"):
+        for mark in ("bad", "permanent"):
             wanted = {number for number, one in enumerate(marks) if one == mark}
-            lines = served.stubborn() if mark == "stubborn" else served.bad()
+            lines = served.permanent() if mark == "permanent" else served.bad()
             if mark == "bad":
-                lines = [one for one in lines if one not in served.stubborn()]
+                lines = [one for one in lines if one not in served.permanent()]
             found = {at // SECTOR for one in lines for at in range(one.start, one.end, SECTOR)}
             assert found == wanted
     assert image.read_bytes() == model
@@ -205,8 +205,8 @@ def test_sectors_of_4096_fail_and_heal_whole(image: Path, tmp_path: Path, way: s
 
 def test_the_control_file_takes_lines_while_it_runs(image: Path, tmp_path: Path) -> None:
     with emulated(image, tmp_path / "at") as served:
-        served.control.write_text("bad 10p\nstubborn 10s+4s\nbad 1000+1000\n")
-        listed = "bad 512+1536\nstubborn 5120+2048\nbad 40960+4096\n"
+        served.control.write_text("bad 10p\npermanent 10s+4s\nbad 1000+1000\n")
+        listed = "bad 512+1536\npermanent 5120+2048\nbad 40960+4096\n"
         assert served.control.read_text() == listed
         for wrong in ("bad", "bad 1p\nworse 2p", "bad 1M", "bad 2p\nbad 1M+1", b"\xff\n", "bad 1b"):
             with pytest.raises(OSError, match="Invalid argument"):
@@ -218,7 +218,7 @@ def test_the_control_file_takes_lines_while_it_runs(image: Path, tmp_path: Path)
             first = file.read(20)
             served.add(ByteRange(0, 1))
             rest = b"".join(iter(lambda: file.read(7), b""))
-        half = "bad 512+1536\nstubborn 5120+512\nstubborn 6144+1024\nbad 40960+4096\n"
+        half = "bad 512+1536\npermanent 5120+512\npermanent 6144+1024\nbad 40960+4096\n"
         assert (first + rest).decode() == half
         assert served.bad()[0] == ByteRange(0, 2048)
         listing = served.control.read_text()
@@ -402,9 +402,9 @@ def test_the_background_server_returns_once_it_serves(image: Path, tmp_path: Pat
         (["{image}", "{folder}"], TargetError),
         (["/dev/null", "{at}"], TargetError),
         (["{image}", "{at}", "--bad=1M"], OutOfDeviceError),
-        (["{image}", "{at}", "--stubborn=1M"], OutOfDeviceError),
+        (["{image}", "{at}", "--permanent=1M"], OutOfDeviceError),
         (["{image}", "{at}", "--bad=x"], RangeSyntaxError),
-        (["{image}", "{at}", "--stubborn=1b"], RangeSyntaxError),
+        (["{image}", "{at}", "--permanent=1b"], RangeSyntaxError),
     ],
 )
 def test_errors_are_a_sentence_and_a_code(

@@ -33,7 +33,7 @@ def test_malformed_lines_are_refused(text: str) -> None:
 
 
 def test_lines_are_parsed_in_order() -> None:
-    text = "# mine\nbad 2p  # a page\n\nstubborn 10s+4s\n good 2p\nclear"
+    text = "# mine\nbad 2p  # a page\n\npermanent 10s+4s\n good 2p\nclear"
     assert parse_control(text, SIZE) == [
         ("bad", (8192, 4096)),
         ("permanent", (5120, 2048)),

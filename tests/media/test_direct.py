@@ -109,7 +109,7 @@ def test_a_failed_read_of_a_device_names_exactly_the_bad_sectors(tmp_path: Path)
             media.sync()
             assert served.bad() == merge(one for one in bad if one.start != 9 * SECTOR)
             assert media.pread(9 * SECTOR, SECTOR) == b"\1" * SECTOR
-            served.add(ByteRange(20 * SECTOR, SECTOR), stubborn=True)
+            served.add(ByteRange(20 * SECTOR, SECTOR), permanent=True)
             with pytest.raises(OSError, match="Input/output error") as error:
                 media.pwrite(20 * SECTOR, bytes(SECTOR))
             assert error.value.errno == errno.EIO

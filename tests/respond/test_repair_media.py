@@ -58,7 +58,7 @@ def check_readable(served: Bench, five: Five, at: ByteRange) -> None:
 
 
 @kinds
-@pytest.mark.parametrize("mark", ["bad", "stubborn"])
+@pytest.mark.parametrize("mark", ["bad", "permanent"])
 def test_the_rest_of_the_block_fails_while_it_is_restored(
     tmp_path: Path, kind: Geometry, mark: str
 ) -> None:
@@ -101,14 +101,14 @@ def test_the_copy_fails(tmp_path: Path, kind: Geometry) -> None:
 @kinds
 @pytest.mark.parametrize("words", [[], ["--quarantine"]], ids=["plain", "quarantine"])
 def test_no_block_can_be_written(tmp_path: Path, kind: Geometry, words: list[str]) -> None:
-    # All free space is stubborn: there is no place for the replacement.
+    # All free space is permanent: there is no place for the replacement.
     with bench(tmp_path, kind) as served:
         five = share_five(served, tmp_path / "copies")
         lost = ByteRange(five.place.start + 512, 512)
         served.fail(lost)
         for row in served.rows():
             if row.kind == "free":
-                served.served.add(ByteRange(row.start, row.length), stubborn=True)
+                served.served.add(ByteRange(row.start, row.length), permanent=True)
         said = served.apply(lost, "--restore-from", five.copies, *words, code=14)
         assert "failed" in said
         assert served.steps()[-1].state == "failed"
@@ -130,13 +130,13 @@ def test_no_block_can_be_written(tmp_path: Path, kind: Geometry, words: list[str
 
 @kinds
 def test_the_device_begins_to_refuse_writes(tmp_path: Path, kind: Geometry) -> None:
-    # What was bad becomes stubborn when its owners have the copy already.
+    # What was bad becomes permanent when its owners have the copy already.
     with bench(tmp_path, kind) as served:
         five = share_five(served, tmp_path / "copies")
         lost = ByteRange(five.place.start + 512, 512)
         served.fail(lost)
         copy = five.copy_of(served.root / "c", served)
-        command = failing_on_the_way(served, f"stubborn {lost}", copy)
+        command = failing_on_the_way(served, f"permanent {lost}", copy)
         said = served.apply(lost, "--restore-command", command, code=14)
         assert "failed" in said
         for path in five.files:
@@ -165,7 +165,7 @@ def test_failed_writes_of_other_files_do_not_matter(tmp_path: Path, kind: Geomet
         lost, free = ByteRange(five.place.start + 512, 512), served.free(1)
         served.fail(lost, free)
         for failing, words in ((free, []), (lost, ["--restore-from", five.copies])):
-            served.served.add(place, stubborn=True)
+            served.served.add(place, permanent=True)
             write_file(path, pattern("new", BLOCK), BLOCK)
             os.sync()
             said = served.apply(failing, *words)

@@ -97,12 +97,14 @@ def test_lost_blocks_become_holes_beside_damaged_ones(tmp_path: Path, kind: Geom
 
 @kinds
 @pytest.mark.parametrize("quarantine", [[], ["--quarantine"]], ids=["given-back", "quarantine"])
-def test_stubborn_blocks_are_punched(tmp_path: Path, kind: Geometry, quarantine: list[str]) -> None:
+def test_permanent_blocks_are_punched(
+    tmp_path: Path, kind: Geometry, quarantine: list[str]
+) -> None:
     with bench(tmp_path, kind) as served:
         content = pattern("file", 12 * BLOCK)
         path = write_file(served.root / "file", content)
         place = served.place(path, 4)
-        served.fail(place, stubborn=True)
+        served.fail(place, permanent=True)
         served.apply(place, "--punch", *quarantine, code=0 if quarantine else 14)
         assert path.read_bytes() == zeroed(content, 4 * BLOCK, BLOCK)
         assert holes(path) == [4]
@@ -202,12 +204,12 @@ def test_data_of_one_file_that_heals_only_in_part_moves(tmp_path: Path, kind: Ge
     with bench(tmp_path, kind) as served:
         path, copy, place = plain_file(served, tmp_path)
         served.fail(ByteRange(place.start + 512, 512))
-        stubborn = ByteRange(place.start + 2048, 512)
-        served.fail(stubborn, stubborn=True)
+        permanent = ByteRange(place.start + 2048, 512)
+        served.fail(permanent, permanent=True)
         served.apply(place, "--restore-file", copy, code=14)
         assert path.read_bytes() == copy.read_bytes()
         assert served.place(path, 3) != place
-        assert served.served.bad() == [stubborn]
+        assert served.served.bad() == [permanent]
 
 
 @kinds

@@ -118,12 +118,12 @@ def test_several_blocks_in_one_range(tmp_path: Path, kind: Geometry) -> None:
 
 
 @kinds
-def test_stubborn_sectors_stay_in_quarantine(tmp_path: Path, kind: Geometry) -> None:
+def test_permanent_sectors_stay_in_quarantine(tmp_path: Path, kind: Geometry) -> None:
     with bench(tmp_path, kind) as served:
         five = share_five(served, tmp_path / "copies")
         five.keep_only(served.root / "c", served)
         lost = ByteRange(five.place.start + 1024, 512)
-        served.fail(lost, stubborn=True)
+        served.fail(lost, permanent=True)
         before = served.everything(but=five.files)
         words = [lost, "--restore-from", five.copies, "--quarantine"]
         said = served.apply(*words)
@@ -157,11 +157,11 @@ def test_stubborn_sectors_stay_in_quarantine(tmp_path: Path, kind: Geometry) -> 
 
 
 @kinds
-def test_stubborn_sectors_without_quarantine(tmp_path: Path, kind: Geometry) -> None:
+def test_permanent_sectors_without_quarantine(tmp_path: Path, kind: Geometry) -> None:
     with bench(tmp_path, kind) as served:
         five = share_five(served, tmp_path / "copies")
         lost = ByteRange(five.place.start + 1024, 512)
-        served.fail(lost, stubborn=True)
+        served.fail(lost, permanent=True)
         said = served.apply(lost, "--restore-from", five.copies, code=14)
         assert "failed" in said
         assert served.states() == [["planned", "started", "failed"]]

@@ -86,11 +86,11 @@ def test_while_files_are_created_at_full_speed(tmp_path: Path, kind: Geometry) -
             pass
 
 
-def test_stubborn_free_space_is_reported(tmp_path: Path) -> None:
+def test_permanent_free_space_is_reported(tmp_path: Path) -> None:
     with bench(tmp_path) as served:
         run = served.free(4)
         served.fail(ByteRange(run.start, 512))
-        served.fail(ByteRange(run.start + BLOCK, 512), stubborn=True)
+        served.fail(ByteRange(run.start + BLOCK, 512), permanent=True)
         served.fail(ByteRange(run.start + 2 * BLOCK, 512))
         said = served.apply(run, code=14)
         assert "refuses the write" in said

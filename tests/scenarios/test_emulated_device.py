@@ -144,11 +144,11 @@ def test_a_file_on_a_bad_block_fails_until_it_is_written(
                 assert start == at or inside, start
 
 
-def test_a_stubborn_block_fails_for_good(image: Path, tmp_path: Path) -> None:
+def test_a_permanent_block_fails_for_good(image: Path, tmp_path: Path) -> None:
     with mounted_on_failing(image, tmp_path / "at") as (served, root):
         content = fill(root / "hit", "hit")
         at = place_of(root, root / "hit", 7)
-        served.add(ByteRange(at, 512), stubborn=True)
+        served.add(ByteRange(at, 512), permanent=True)
         forget(root / "hit")
         with (root / "hit").open("r+b", 0) as file:
             os.pwrite(file.fileno(), bytes(BLOCK), 7 * BLOCK)
@@ -157,7 +157,7 @@ def test_a_stubborn_block_fails_for_good(image: Path, tmp_path: Path) -> None:
         with pytest.raises(OSError, match="Input/output error"):
             read_uncached(root / "hit", 7)
         assert read_uncached(root / "hit", 8) == content[8 * BLOCK : 9 * BLOCK]
-        assert served.stubborn() == [ByteRange(at, 512)]
+        assert served.permanent() == [ByteRange(at, 512)]
 
 
 def test_a_rehearsal_leaves_the_image_as_it_was(image: Path, tmp_path: Path) -> None:

@@ -46,12 +46,12 @@ class Emulated:
         return self.folder / "control"
 
     def bad(self) -> list[ByteRange]:
-        """Return all bad ranges of this moment, stubborn ones too, ascending."""
+        """Return all bad ranges of this moment, permanent ones too, ascending."""
         return [bad for _, bad in self._lines()]
 
-    def stubborn(self) -> list[ByteRange]:
+    def permanent(self) -> list[ByteRange]:
         """Return those that nothing heals."""
-        return [bad for mark, bad in self._lines() if mark == "stubborn"]
+        return [bad for mark, bad in self._lines() if mark == "permanent"]
 
     def _lines(self) -> Iterator[tuple[str, ByteRange]]:
         for line in self.control.read_text().splitlines():
@@ -59,9 +59,9 @@ class Emulated:
             start, length = text.split("+")
             yield mark, ByteRange(int(start), int(length))
 
-    def add(self, bad: ByteRange, *, stubborn: bool = False) -> None:
+    def add(self, bad: ByteRange, *, permanent: bool = False) -> None:
         """Make one more range fail."""
-        self.write("stubborn" if stubborn else "bad", bad)
+        self.write("permanent" if permanent else "bad", bad)
 
     def write(self, *words: object) -> None:
         """Write one line to the file ``control``."""
@@ -95,7 +95,7 @@ def emulated(  # noqa: PLR0913 - as many as the command has
     folder: Path,
     *options: str | Path,
     bad: Iterable[ByteRange] = (),
-    stubborn: Iterable[ByteRange] = (),
+    permanent: Iterable[ByteRange] = (),
     in_place: bool = True,
     sector: int = 512,
 ) -> Iterator[Emulated]:
@@ -106,7 +106,7 @@ def emulated(  # noqa: PLR0913 - as many as the command has
         own_mount_namespace()
     words: list[str | Path] = [image, folder, f"--sector={sector}", *options]
     words += [f"--bad={one}" for one in map(str, bad)]
-    words += [f"--stubborn={one}" for one in map(str, stubborn)]
+    words += [f"--permanent={one}" for one in map(str, permanent)]
     words += ["--in-place"] * in_place
     with subprocess.Popen(
         [sys.executable, "-m", "whoseblock", "emulate", *words],

@@ -234,11 +234,11 @@ class Bench:
             file.seek(where.start)
             return file.read(where.length)
 
-    def fail(self, *ranges: ByteRange, stubborn: bool = False) -> None:
+    def fail(self, *ranges: ByteRange, permanent: bool = False) -> None:
         """Make ranges fail, and drop them from the page cache."""
         self.sync()
         for one in ranges:
-            self.served.add(one, stubborn=stubborn)
+            self.served.add(one, permanent=permanent)
         for path in self.root.rglob("*"):
             if path.is_file() and not path.is_symlink():
                 forget(path)

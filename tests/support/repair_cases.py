@@ -26,7 +26,7 @@ class Failure:
     arguments: tuple[str, ...]
     contents: dict[str, bytes] = field(default_factory=dict)
     lost: dict[str, list[ByteRange]] = field(default_factory=dict)
-    stubborn: bool = False
+    permanent: bool = False
     #: What was lost is zeros in the end.
     zeros: bool = False
     #: Where each file has the block that they share.
@@ -70,8 +70,8 @@ class Failure:
     def check_finished(self, ground: Ground) -> None:
         """See that it was dealt with: the device is well, and the files hold what they must."""
         bad = ground.served.bad()
-        if self.stubborn:
-            assert not subtract_all(self.bad, ground.served.stubborn())
+        if self.permanent:
+            assert not subtract_all(self.bad, ground.served.permanent())
             self._check_quarantine(ground)
         else:
             assert bad == [one for one in bad if subtract_all([one], self.bad) == [one]]
@@ -112,7 +112,7 @@ def _mark(ground: Ground, failure: Failure) -> Failure:
         os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
         os.close(file)
     for one in failure.bad:
-        ground.served.add(one, stubborn=failure.stubborn)
+        ground.served.add(one, permanent=failure.permanent)
     return failure
 
 
@@ -219,7 +219,7 @@ def quarantined(ground: Ground, number: int, chance: random.Random) -> Failure:
     failure = _lose_shared(
         ground, shared, ByteRange(SECTOR, SECTOR), "--quarantine", *_restoring(ground)
     )
-    failure.stubborn = True
+    failure.permanent = True
     return _mark(ground, failure)
 
 

@@ -35,7 +35,7 @@ at the end.  Its files:
   device      the image: reading a bad sector fails with EIO, writing the
               whole sector heals it
   control     the bad ranges, one per line; to change them, write lines:
-              bad RANGE, stubborn RANGE, good RANGE, clear
+              bad RANGE, permanent RANGE, good RANGE, clear
   badblocks   the bad ranges as SECTOR COUNT, like /sys/block/pmemN/badblocks
   statistics  counts of failed reads and writes, and of healed sectors
 
@@ -52,7 +52,7 @@ Examples:
   whoseblock emulate disk.img failing --bad 307p
   then, in another terminal:
     losetup --find --show --direct-io=on failing/device
-    echo 'stubborn 2456s' > failing/control
+    echo 'permanent 2456s' > failing/control
   whoseblock emulate rescued.img failing --mapfile rescued.map --background
   whoseblock emulate disk.img failing --bad 10M+1M --sector 4096""",
 )
@@ -66,7 +66,7 @@ Examples:
     help="Range that fails until it is written; may be repeated.",
 )
 @click.option(
-    "--stubborn",
+    "--permanent",
     multiple=True,
     metavar="RANGE",
     help="Range that fails permanently, whatever is written; may be repeated.",
@@ -88,7 +88,7 @@ Examples:
 def emulate(
     image: str,
     directory: Path,
-    stubborn: tuple[str, ...],
+    permanent: tuple[str, ...],
     sector: str,
     **options: Any,  # noqa: ANN401 - click's
 ) -> None:
@@ -101,9 +101,9 @@ def emulate(
 
     in_place = options["in_place"]
     bad = _bad_ranges(FailureOptions.of(options["texts"], options))
-    never = [parse_range(text) for text in stubborn]
+    never = [parse_range(text) for text in permanent]
     with closing(_open_base(image, in_place=in_place)) as base:
-        medium = EmulatedPmem(base, bad, stubborn=never, sector=int(sector))
+        medium = EmulatedPmem(base, bad, permanent=never, sector=int(sector))
         if not medium.size:
             raise TargetError(f"{image!r} is smaller than one sector")
         served = _start_detached() if options["background"] else _do_nothing
@@ -185,7 +185,7 @@ def _mount_point(directory: Path) -> Iterator[Path]:
 def _ready_lines(medium: "EmulatedPmem", folder: Path, *, in_place: bool) -> Iterator[str]:
     failing = sum(run.length for run in merge(chain.from_iterable(medium.lists())))
     sectors = f"{failing // medium.sector} of {medium.size // medium.sector} sectors bad"
-    kept = "written in place" if in_place else "kept as it is"
+    kept = "which is written in place" if in_place else "which is not changed"
     yield f"{printable(str(folder / 'device'))} serves {printable(medium.name)}, {kept}: {sectors}"
     device, place = (printable(shlex.quote(str(path))) for path in (folder / "device", folder))
     if os.geteuid() == 0:

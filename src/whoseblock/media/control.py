@@ -1,12 +1,12 @@
 """The language of the file ``control``, which lists and changes the bad sectors of a medium.
 
-Lines are ``bad RANGE``, ``stubborn RANGE`` (permanent), ``good RANGE`` and ``clear``. A listing has
+Lines are ``bad RANGE``, ``permanent RANGE``, ``good RANGE`` and ``clear``. A listing has
 the same form, so that writing it back restores the same sectors.
 """
 
 from collections.abc import Iterable
 from heapq import merge as in_order
-from typing import Final
+from typing import Final, get_args
 
 from whoseblock.errors import RangeSyntaxError
 from whoseblock.media.sectors import Change, Mark
@@ -17,12 +17,12 @@ __all__ = ["format_control", "parse_control"]
 #: The smallest buffer size of programs, in bytes.
 _BUFFER: Final = 4096
 
-_MARKS: Final[dict[str, Mark]] = {"good": "good", "bad": "bad", "stubborn": "permanent"}
+_MARKS: Final[dict[str, Mark]] = {mark: mark for mark in get_args(Mark)}
 
 
 def format_control(poison: Iterable[ByteRange], permanent: Iterable[ByteRange]) -> str:
     """List bad sectors, a line for each range, ascending."""
-    marked = in_order(((bad, "bad") for bad in poison), ((bad, "stubborn") for bad in permanent))
+    marked = in_order(((bad, "bad") for bad in poison), ((bad, "permanent") for bad in permanent))
     return "".join(f"{mark} {bad}\n" for bad, mark in marked)
 
 
@@ -45,6 +45,6 @@ def parse_control(text: str, size: int) -> list[Change]:
         elif word:
             raise RangeSyntaxError(
                 f"{line!r} is not a command",
-                hint="use bad, stubborn or good with a RANGE, or clear",
+                hint="use bad, permanent or good with a RANGE, or clear",
             )
     return changes

@@ -23,7 +23,7 @@ __all__ = ["EmulatedPmem"]
 class EmulatedPmem:
     """An image in which some ranges are poisoned.
 
-    ``poison`` and ``stubborn`` (permanent) ranges are widened to sectors of ``sector`` bytes; a
+    ``poison`` and ``permanent`` ranges are widened to sectors of ``sector`` bytes; a
     sector in both is permanent. The size is that of ``base`` in whole sectors. Writing needs a
     writable ``base``. Threads may share it: every call uses lists that match the data.
 
@@ -35,7 +35,7 @@ class EmulatedPmem:
         base: Media,
         poison: Iterable[ByteRange] = (),
         *,
-        stubborn: Iterable[ByteRange] = (),
+        permanent: Iterable[ByteRange] = (),
         sector: int = SECTOR,
     ) -> None:
         self._base = base
@@ -47,7 +47,7 @@ class EmulatedPmem:
         self.sector = sector
         self.size = base.size // sector * sector
         self.change(Change("bad", bad) for bad in poison)
-        self.change(Change("permanent", bad) for bad in stubborn)
+        self.change(Change("permanent", bad) for bad in permanent)
 
     def inject(self, bad: ByteRange) -> None:
         """Poison every sector that ``bad`` touches."""
@@ -115,12 +115,12 @@ class EmulatedPmem:
         return self.lists()[0]
 
     @property
-    def stubborn(self) -> list[ByteRange]:
+    def permanent(self) -> list[ByteRange]:
         """The permanent bad ranges: disjoint, ascending."""
         return self.lists()[1]
 
     def lists(self) -> tuple[list[ByteRange], list[ByteRange]]:
-        """Return `poison` and `stubborn` of the same moment."""
+        """Return `poison` and `permanent` of the same moment."""
         with self._lock:
             return self._sectors.bad, self._sectors.permanent
 
