@@ -26,10 +26,10 @@ from whoseblock.fs.pieces import (
     STATIC,
 )
 from whoseblock.fs.xfs import XfsFilesystem
-from whoseblock.fs.xfs.crosscheck import BY_FREE_SPACE, CrossCheck
 from whoseblock.fs.xfs.format.inode import ATTR_FORK, DATA_FORK, XFS_DIFLAG2_REFLINK
 from whoseblock.fs.xfs.inodes import InodeTable
-from whoseblock.fs.xfs.owners import OwnerFinder
+from whoseblock.fs.xfs.owners.crosscheck import BY_FREE_SPACE, CrossCheck
+from whoseblock.fs.xfs.owners.finder import OwnerFinder
 
 __all__ = ["measure_all"]
 

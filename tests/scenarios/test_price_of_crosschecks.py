@@ -13,7 +13,6 @@ import whoseblock
 from whoseblock.errors import CorruptError
 from whoseblock.fs.base import FileOwner, Free, MetadataOwner, Owner
 from whoseblock.fs.xfs import XfsFilesystem
-from whoseblock.fs.xfs.crosscheck import Claim, CrossCheck
 from whoseblock.fs.xfs.format.btree import (
     XFS_RMAP_OFF_ATTR_FORK,
     XFS_RMAP_OFF_BMBT_BLOCK,
@@ -23,6 +22,7 @@ from whoseblock.fs.xfs.format.btree import (
     XFS_RMAP_OWN_INODES,
 )
 from whoseblock.fs.xfs.format.inode import XFS_DIFLAG2_REFLINK
+from whoseblock.fs.xfs.owners.crosscheck import Claim, CrossCheck
 
 DEMO = Path(__file__).resolve().parents[2] / "demo" / "image.xfs.xz"
 BLOCK = 4096

@@ -21,17 +21,17 @@ from whoseblock.fs.driver import Capability, FileFacts, IndexLeaf, IndexSize, Re
 from whoseblock.fs.driver import Volume as VolumeProtocol
 from whoseblock.fs.pieces import FILE, Piece
 from whoseblock.fs.stream import ROW_BUDGET, LeadingRows, join_rows
-from whoseblock.fs.xfs.answers import AnswerMaker
-from whoseblock.fs.xfs.attributes import Attributes
 from whoseblock.fs.xfs.counters import ALWAYS_COMPARED, SummaryCounters
-from whoseblock.fs.xfs.cuts import Cut, find_cuts
 from whoseblock.fs.xfs.format.inode import XFS_DIFLAG_APPEND, XFS_DIFLAG_IMMUTABLE
 from whoseblock.fs.xfs.format.superblock import XFS_SB_VERSION_5
 from whoseblock.fs.xfs.inodes import InodeTable
 from whoseblock.fs.xfs.log import log_note
+from whoseblock.fs.xfs.names.attributes import Attributes
+from whoseblock.fs.xfs.names.paths import PathFinder
 from whoseblock.fs.xfs.notes import NO_RMAP_NOTE, REALTIME_REMARK, repair_advice
-from whoseblock.fs.xfs.owners import OwnerFinder
-from whoseblock.fs.xfs.paths import PathFinder
+from whoseblock.fs.xfs.owners.answers import AnswerMaker
+from whoseblock.fs.xfs.owners.cuts import Cut, find_cuts
+from whoseblock.fs.xfs.owners.finder import OwnerFinder
 from whoseblock.fs.xfs.superblocks import open_superblock
 from whoseblock.fs.xfs.volume import Volume
 from whoseblock.media.base import Media
@@ -227,7 +227,7 @@ class XfsFilesystem(Closing, VolumeProtocol):
         `doubts` make every question incomplete, and stand in no question's notes.  Raises
         `ArgumentError`, `OutOfDeviceError` and `ClosedError`.
         """
-        from whoseblock.fs.xfs.bulk import find_all
+        from whoseblock.fs.xfs.owners.bulk import find_all
 
         self._check_open()
         low, length = check_columns(starts, lengths, self._media.name, self.device_size)

@@ -13,8 +13,8 @@ from whoseblock.fs.arrays import FORKS, WHATS, OwnerArrays
 from whoseblock.fs.base import Answer, FileOwner, Free, Owner, Paths, distinct, remarks_in
 from whoseblock.fs.pieces import EXTENT_MAP, FILE, FREE, Piece
 from whoseblock.fs.stream import LeadingRows
-from whoseblock.fs.xfs.cuts import Cut
-from whoseblock.fs.xfs.rows import make_row
+from whoseblock.fs.xfs.owners.cuts import Cut
+from whoseblock.fs.xfs.owners.rows import make_row
 from whoseblock.fs.xfs.volume import Volume
 
 if TYPE_CHECKING:

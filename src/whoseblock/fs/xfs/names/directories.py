@@ -18,8 +18,8 @@ from whoseblock.fs.xfs.format.directory import (
     short_entries,
 )
 from whoseblock.fs.xfs.format.inode import DATA_FORK, XFS_DINODE_FMT_LOCAL
-from whoseblock.fs.xfs.hash_index import HashIndex
 from whoseblock.fs.xfs.inodes import InodeTable, LoadedInode
+from whoseblock.fs.xfs.names.hash_index import HashIndex
 from whoseblock.fs.xfs.volume import Volume
 
 __all__ = ["Directories", "Faults"]

@@ -4,8 +4,6 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from whoseblock.fs.xfs.agree import miscounted, size_keys, within_chunks
-from whoseblock.fs.xfs.crosscheck import Claim, Part, _inode_blocks, _segments
 from whoseblock.fs.xfs.format.btree import (
     ALLOC_REC,
     INOBT_REC,
@@ -15,6 +13,8 @@ from whoseblock.fs.xfs.format.btree import (
     XFS_RMAP_OFF_ATTR_FORK,
     XFS_RMAP_OWN_AG,
 )
+from whoseblock.fs.xfs.owners.agree import miscounted, size_keys, within_chunks
+from whoseblock.fs.xfs.owners.crosscheck import Claim, Part, _inode_blocks, _segments
 
 BLOCKS = 60
 

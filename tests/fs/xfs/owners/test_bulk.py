@@ -13,7 +13,7 @@ from tests.support.filled_images import Zoo
 import whoseblock
 from whoseblock.errors import OutOfDeviceError
 from whoseblock.fs.pieces import FILE, FILE_DATA
-from whoseblock.fs.xfs import bulk
+from whoseblock.fs.xfs.owners import bulk
 
 Ints = NDArray[np.int64]
 

@@ -11,13 +11,13 @@ from typing import Final
 
 from whoseblock.errors import BlockError
 from whoseblock.fs.base import Paths, Progress, distinct
-from whoseblock.fs.xfs.attributes import Attributes, parents_or_none
-from whoseblock.fs.xfs.directories import Directories, Faults
 from whoseblock.fs.xfs.format.ag import NULLAGINO, XFS_AGI_UNLINKED_BUCKETS
 from whoseblock.fs.xfs.format.inode import Dinode
 from whoseblock.fs.xfs.format.superblock import NULLFSINO
 from whoseblock.fs.xfs.inodes import InodeTable
-from whoseblock.fs.xfs.names import Link, NameSearch
+from whoseblock.fs.xfs.names.attributes import Attributes, parents_or_none
+from whoseblock.fs.xfs.names.directories import Directories, Faults
+from whoseblock.fs.xfs.names.search import Link, NameSearch
 from whoseblock.fs.xfs.volume import Volume
 
 __all__ = ["PathFinder"]

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from whoseblock.fs.xfs.btree import RMAPBT, AgTree, Fault, Node
-from whoseblock.fs.xfs.owners import OwnerFinder
-from whoseblock.fs.xfs.promises import sound_records
+from whoseblock.fs.xfs.owners.finder import OwnerFinder
+from whoseblock.fs.xfs.owners.promises import sound_records
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -13,9 +13,9 @@ from typing import Final, NamedTuple
 from whoseblock.errors import BlockError
 from whoseblock.fs.base import Progress
 from whoseblock.fs.xfs.btree import INOBT, AgTree, Fault
-from whoseblock.fs.xfs.directories import Directories, Faults
 from whoseblock.fs.xfs.format.btree import XFS_INODES_PER_CHUNK, InobtRec
 from whoseblock.fs.xfs.inodes import InodeTable
+from whoseblock.fs.xfs.names.directories import Directories, Faults
 from whoseblock.fs.xfs.volume import MOST_LOST_GROUPS, Volume
 
 __all__ = ["Link", "NameSearch"]

@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 from whoseblock.errors import BlockError
 from whoseblock.fs.arrays import OwnerArrays
 from whoseblock.fs.pieces import FILE, Piece
-from whoseblock.fs.xfs.owners import OwnerFinder
+from whoseblock.fs.xfs.owners.finder import OwnerFinder
 from whoseblock.fs.xfs.volume import Volume
 
 __all__ = ["Cut", "Found", "find_cuts"]
@@ -120,7 +120,7 @@ def _singly(finder: OwnerFinder, questions: list[tuple[int, int]], budget: int) 
 
 
 def _together(finder: OwnerFinder, questions: list[tuple[int, int]], budget: int) -> Iterator[Cut]:
-    from whoseblock.fs.xfs.bulk import OverBudgetError, find_many
+    from whoseblock.fs.xfs.owners.bulk import OverBudgetError, find_many
 
     most = _MOST_LEAVES if _has_many_leaves(finder.volume, questions) else len(questions)
     todo = [questions[at : at + most] for at in reversed(range(0, len(questions), most))]
@@ -153,8 +153,8 @@ def _has_many_leaves(volume: Volume, questions: Sequence[tuple[int, int]]) -> bo
 
 
 def _parts(finder: OwnerFinder, question: tuple[int, int], budget: int) -> Iterator[Cut]:
-    from whoseblock.fs.xfs.bulk import find_many
-    from whoseblock.fs.xfs.seams import split
+    from whoseblock.fs.xfs.owners.bulk import find_many
+    from whoseblock.fs.xfs.owners.seams import split
 
     end = sum(question)
     for start, length in split(finder, *question, budget):

@@ -21,11 +21,11 @@ from whoseblock.fs.pieces import (
     mark_shared,
 )
 from whoseblock.fs.xfs.btree import BNOBT, CNTBT, INOBT, REFCOUNTBT, RMAPBT, AgTree, Fault, Shape
-from whoseblock.fs.xfs.crosscheck import Claim, CrossCheck, Part, most_counted
 from whoseblock.fs.xfs.format.btree import XFS_INODES_PER_CHUNK
 from whoseblock.fs.xfs.inodes import InodeTable
-from whoseblock.fs.xfs.maps import ExtentMaps
-from whoseblock.fs.xfs.rows import piece_of
+from whoseblock.fs.xfs.owners.crosscheck import Claim, CrossCheck, Part, most_counted
+from whoseblock.fs.xfs.owners.maps import ExtentMaps
+from whoseblock.fs.xfs.owners.rows import piece_of
 from whoseblock.fs.xfs.volume import MOST_LOST_GROUPS, Volume
 
 __all__ = ["OwnerFinder"]

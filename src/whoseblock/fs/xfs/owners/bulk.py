@@ -29,10 +29,7 @@ from whoseblock.fs.pieces import (
     UNKNOWN,
     XATTR,
 )
-from whoseblock.fs.xfs.agree import miscounted, size_keys, within_chunks
 from whoseblock.fs.xfs.btree import BNOBT, CNTBT, INOBT, REFCOUNTBT, RMAPBT, AgTree, Fault, Node
-from whoseblock.fs.xfs.confirm import confirm_files
-from whoseblock.fs.xfs.crosscheck import BY_FREE_SPACE, static_blocks
 from whoseblock.fs.xfs.format.btree import (
     XFS_RMAP_NON_INODE,
     XFS_RMAP_OFF_ATTR_FORK,
@@ -40,10 +37,13 @@ from whoseblock.fs.xfs.format.btree import (
     XFS_RMAP_OFF_MASK,
     XFS_RMAP_OFF_UNWRITTEN,
 )
-from whoseblock.fs.xfs.owners import OwnerFinder
-from whoseblock.fs.xfs.promises import sound_records
-from whoseblock.fs.xfs.rows import MAX_FILE_SIZE, SPECIAL_OWNERS
-from whoseblock.fs.xfs.seams import split
+from whoseblock.fs.xfs.owners.agree import miscounted, size_keys, within_chunks
+from whoseblock.fs.xfs.owners.confirm import confirm_files
+from whoseblock.fs.xfs.owners.crosscheck import BY_FREE_SPACE, static_blocks
+from whoseblock.fs.xfs.owners.finder import OwnerFinder
+from whoseblock.fs.xfs.owners.promises import sound_records
+from whoseblock.fs.xfs.owners.rows import MAX_FILE_SIZE, SPECIAL_OWNERS
+from whoseblock.fs.xfs.owners.seams import split
 from whoseblock.fs.xfs.volume import MOST_LOST_GROUPS
 
 if TYPE_CHECKING:

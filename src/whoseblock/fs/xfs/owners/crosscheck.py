@@ -42,8 +42,8 @@ from whoseblock.fs.xfs.format.btree import (
     XFS_RMAP_OFF_UNWRITTEN,
 )
 from whoseblock.fs.xfs.format.inode import ATTR_FORK, DATA_FORK, XFS_DIFLAG2_REFLINK
-from whoseblock.fs.xfs.maps import ExtentMaps
-from whoseblock.fs.xfs.rows import classify
+from whoseblock.fs.xfs.owners.maps import ExtentMaps
+from whoseblock.fs.xfs.owners.rows import classify
 from whoseblock.fs.xfs.volume import Volume
 
 __all__ = ["BY_FREE_SPACE", "Claim", "CrossCheck", "Part", "Trees", "most_counted", "static_blocks"]

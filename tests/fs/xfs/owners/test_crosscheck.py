@@ -14,7 +14,7 @@ import whoseblock
 from whoseblock.media import EmulatedPmem, FileMedia
 from whoseblock.ranges import ByteRange
 
-DEMO = Path(__file__).resolve().parents[3] / "demo" / "image.xfs.xz"
+DEMO = Path(__file__).resolve().parents[4] / "demo" / "image.xfs.xz"
 BLOCK = 4096
 HEADER = 56
 INODES, AG, LOG, STATIC, STAGING = (

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from whoseblock.fs.xfs.owners import OwnerFinder
+    from whoseblock.fs.xfs.owners.finder import OwnerFinder
 
     Ints = NDArray[np.int64]
     Words = NDArray[np.uint64]

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from whoseblock.fs.xfs.agree import size_keys
 from whoseblock.fs.xfs.btree import RMAPBT, AgTree, Fault, Leaf, Shape, size_key
 from whoseblock.fs.xfs.format.btree import (
     XFS_RMAP_NON_INODE,
@@ -15,6 +14,7 @@ from whoseblock.fs.xfs.format.btree import (
     XFS_RMAP_OFF_MASK,
     XFS_RMAP_OFF_UNWRITTEN,
 )
+from whoseblock.fs.xfs.owners.agree import size_keys
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

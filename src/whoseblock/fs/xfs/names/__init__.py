@@ -1,0 +1,1 @@
+"""The paths of inodes: from directories, attributes and parent pointers."""
