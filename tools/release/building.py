@@ -53,8 +53,11 @@ def build(sources: Path, target: Path, epoch: int) -> list[Path]:
     """Build the source distribution, and the wheel from it; return the path of each."""
     _hatchling("sdist", sources, target, epoch)
     (sdist,) = target.glob("*.tar.gz")
-    shutil.unpack_archive(sdist, target / "unpacked", filter="data")
-    (unpacked,) = (target / "unpacked").iterdir()
+    # Debian 12's Python 3.11.2 cannot filter members; tar refuses those that leave the folder.
+    folder = target / "unpacked"
+    folder.mkdir()
+    subprocess.run(["tar", "--extract", "--file", sdist, "--directory", folder], check=True)
+    (unpacked,) = folder.iterdir()
     _hatchling("wheel", unpacked, target, epoch)
     (wheel,) = target.glob("*.whl")
     return [sdist, wheel]
