@@ -79,7 +79,7 @@ class Attributes:
         return found
 
     def values(self, ino: int) -> Iterator[Attribute]:
-        """Give every attribute of an inode with its value; parent pointers are left out."""
+        """Yield every attribute of an inode with its value, except for parent pointers."""
         extents: _Fork | None = None
         left = _MOST_VALUES
         for attribute in self._all(ino):
@@ -99,7 +99,7 @@ class Attributes:
             yield attribute._replace(value=value)
 
     def readlink(self, ino: int) -> bytes:
-        """Give what a symbolic link holds."""
+        """Return the target of a symbolic link."""
         inode = self.inodes.get(ino)
         size = inode.core.size
         if not inode.core.is_symlink or size > _SYMLINK_MAXLEN:

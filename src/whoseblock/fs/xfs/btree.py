@@ -1,16 +1,16 @@
 """One verified walker for every btree of an allocation group.
 
-A tree is described by its `Shape`.  On every block the magic number, checksum, UUID, owner,
-self-address and level are verified, and that it is what its parent's `Promise` says: the keys of
-the child, and the blocks to its left and right.  So a block that was valid once, and is not the
-newest, is noticed wherever keys or neighbours changed since.  No block is visited twice, and the
-level falls with every step, so that a walk ends whatever is on the disk.
+A tree is described by its `Shape`.  The walker verifies magic number, checksum, UUID, owner, level
+and self-address of every block.  It also compares the block with the `Promise` of its parent: the
+keys of the child, and the blocks to its left and right.  So a block that was valid once, and is not
+the newest, is noticed wherever keys or neighbours changed since.  No block is visited twice, and
+the level falls with every step, so that a walk ends whatever is on the disk.
 
-Keys may overlap: a reverse mapping that begins early may end late, so a node of the rmap btree
-gives every child a low and a high key, and *all* children whose key range touches the question are
-descended.  A running maximum of the ends makes both ends of the window of candidates a bisection.
-In the other trees a child's keys end where the next child's begin; those of the last child end
-where the parent promised that the node's do.
+Keys may overlap: a reverse mapping that begins early may end late.  So a node of the rmap btree has
+a low and a high key for every child, and the walker descends to *all* children whose key range
+touches the question.  A running maximum of the ends makes both ends of the window of candidates a
+bisection.  In the other trees a child's keys end where the next child's begin; those of the last
+child end where the parent promised that the node's do.
 
 A block that cannot be read or fails verification becomes a `Fault` with the range of keys that it
 would have answered for; everything else is still found.  So does a block that is sound and not as
@@ -451,7 +451,7 @@ class AgTree:
         return ""
 
     def _miscounted(self, block: bytes, promise: Promise) -> str:
-        """Say how a leaf of a free-space btree is not as the header of the group counts.
+        """Return how a leaf of a free-space btree contradicts the header of the group, or "".
 
         Only a root has all free blocks, and only the last leaf by size the longest free extent.
         """

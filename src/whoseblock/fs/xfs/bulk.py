@@ -1,8 +1,8 @@
 """Owners of many ranges: each leaf that a question touches is read once and matched with NumPy.
 
-What is sound is answered here; a question that touches anything odd (a damaged block, a gap that
-the free-space btree does not confirm, an unknown owner, the end of the filesystem) goes
-to `OwnerFinder`, so that there is one place that knows what to say about it.
+Questions about sound metadata are answered here.  A question that touches a damaged block, an
+unknown owner, the end of the filesystem, or a gap that the free-space btree does not confirm goes
+to `OwnerFinder`, so that only one module describes faults.
 """
 
 from collections.abc import Iterator
@@ -476,7 +476,7 @@ def _touching(ends: "Ints", first: "Ints", stop: "Ints", low: "Ints") -> "tuple[
     """Return every pair of a question and a record of its window that ends past its ``low``.
 
     The window of question i is the records from ``first[i]`` up to ``stop[i]``.  One early record
-    that ends late makes the windows of all after it begin there; so if the windows are large, the
+    that ends late makes the windows of all after it begin there.  So if the windows are large, the
     largest ends of blocks of records are matched first, which skips what cannot match.
     """
     counts = np.maximum(stop - first, 0)

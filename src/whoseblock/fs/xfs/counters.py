@@ -3,8 +3,8 @@
 The headers of a group count its free blocks and its inodes, and the kernel writes the sums into the
 superblock when it unmounts (``xfs_log_sb``; ``xfs_initialize_perag_data`` adds them up as it is
 done here).  So on a filesystem that was unmounted cleanly they agree.  A header that lost its last
-write names the roots of btrees that are no longer in use; where the medium still holds their
-blocks, all structures of the group agree with each other, and only these sums tell.
+write names the roots of btrees that are no longer in use.  Where the medium still holds their
+blocks, all structures of the group agree with each other, and only these sums differ.
 """
 
 from functools import cached_property
@@ -28,7 +28,7 @@ class SummaryCounters:
 
     @cached_property
     def note(self) -> str:
-        """How the counters of the superblock and of the groups differ; "" if they do not.
+        """A note about counters of the superblock and of the groups that differ; "" if none do.
 
         Reads the headers of all groups once, up to ``_MOST_COMPARED``.  Headers that do not verify
         may count anything that fits into their group.

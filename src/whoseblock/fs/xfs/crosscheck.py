@@ -5,7 +5,7 @@ structures hold the same facts.  For the blocks of a question they are compared 
 
 - who the owner is: the extent map of the inode, the inode btree, the superblock;
 - how many owners there are: the refcount btree, which counts two and more;
-- that there is an owner: the free-space btree, where nothing of the above says so.
+- that there is an owner: the free-space btree, where nothing of the above confirms it.
 
 A contradiction does not show which side is right.  It becomes a note that names both, and the
 answer is incomplete.
@@ -277,7 +277,7 @@ class CrossCheck:
             place = self._place(agno, low, high)
             notes.append(
                 f"the rmap btree says that inode {ino} owns {place}, the extent map of the inode"
-                " does not say so"
+                " does not confirm it"
             )
 
     def is_log(self, agno: int, low: int, high: int) -> bool:
@@ -288,7 +288,7 @@ class CrossCheck:
         return in_group and start <= low and high <= start + sb.logblocks
 
     def _check_staging(self, agno: int, claim: Claim, notes: list[str]) -> None:
-        """Blocks staged for copy-on-write have records of their own in the refcount btree."""
+        """Check that the refcount btree has records of blocks staged for copy-on-write."""
         low, high = claim.low, claim.high
         lost: list[Fault] = []
         at = low

@@ -38,11 +38,11 @@ _FILE_TYPES: Final = tuple(FILE_TYPES.get(nibble << 12, 0) for nibble in range(1
 
 
 class Faults:
-    """What is damaged where names were searched for.
+    """Damage found in a search for names.
 
-    Some of it may hide a name of any inode, the rest only names of certain ones.  What is kept
-    does not depend on the order in which it was found.  ``doubts`` are about names that were found,
-    by the inode of the directory and the name.
+    Some of it may hide a name of any inode, the rest only names of certain ones.  The notes kept
+    do not depend on the order in which they were added.  ``doubts`` are about names that were
+    found, by the inode of the directory and the name.
     """
 
     def __init__(self) -> None:

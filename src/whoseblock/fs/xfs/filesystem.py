@@ -78,7 +78,7 @@ class XfsFilesystem(Closing, VolumeProtocol):
 
     @property
     def identity(self) -> str:
-        """What tells the filesystem from others, whatever its device is called."""
+        """The type and UUID of the filesystem, which do not depend on the name of the device."""
         from uuid import UUID
 
         return f"xfs {UUID(bytes=self.volume.sb.uuid)}"
@@ -129,13 +129,13 @@ class XfsFilesystem(Closing, VolumeProtocol):
 
     @cached_property
     def _known_doubts(self) -> tuple[str, ...]:
-        """What makes every answer incomplete, as far as the headers of groups do not matter."""
+        """The notes that make every answer incomplete, except for those about headers of groups."""
         sb = self.volume.sb
         notes = [*self._told, *self._superblock_notes]
         if sb.version != XFS_SB_VERSION_5:
             notes.append(
-                f"XFS version {sb.version} has neither a reverse mapping nor checksums: nobody can"
-                " say who owns a block without reading every inode"
+                f"XFS version {sb.version} has neither a reverse mapping nor checksums: the"
+                " owner of a block is not known without reading every inode"
             )
         elif not sb.has_rmapbt:
             notes.append(NO_RMAP_NOTE)

@@ -47,7 +47,7 @@ class LoadedInode(NamedTuple):
     start: int
 
     def fork_bytes(self, fork: Fork) -> bytes:
-        """Give the bytes of a fork that lie in the inode."""
+        """Return the bytes of a fork that lie in the inode."""
         return self.raw[fork.offset : fork.offset + fork.size]
 
 
@@ -130,7 +130,7 @@ class InodeTable:
         found: dict[int, bytes | memoryview],
         faults: dict[int, str],
     ) -> None:
-        """Part of a run cannot be read: find out which inodes of it can."""
+        """Read each inode of a run alone, after a read of the whole run failed."""
         for ino, _ in run:
             try:
                 found[ino] = self.get(ino).raw
@@ -155,7 +155,7 @@ class InodeTable:
     # ------------------------------------------------------------------ forks
 
     def extents(self, ino: int, which: str) -> Iterator[Extent]:
-        """Give the extents of a fork, in the order of the fork; raises `BlockError`.
+        """Yield the extents of a fork, in the order of the fork; raises `BlockError`.
 
         A fork that lies in the inode, or is not there, has none.
         """
@@ -196,7 +196,7 @@ class InodeTable:
 
     @staticmethod
     def _children(block: bytes, offset: int, most: int, count: int) -> list[int]:
-        """Give the pointers of a node, last first, as a stack wants them."""
+        """Return the pointers of a node, last first, to be pushed onto a stack."""
         at = offset + most * 8
         return [
             int.from_bytes(block[at + index * 8 : at + index * 8 + 8], "big")

@@ -40,7 +40,7 @@ _DIRTY: Final = (
 
 
 def log_note(volume: Volume, log_media: Media | None = None) -> str:
-    """Give the note that the state of the log calls for; "" if it is clean."""
+    """Return a note about the state of the log; "" if it is clean."""
     sb = volume.sb
     if not sb.logblocks:
         return "the superblock knows of no log"
@@ -50,8 +50,8 @@ def log_note(volume: Volume, log_media: Media | None = None) -> str:
             return "the superblock puts the log where it cannot be"
     elif log_media is None:
         return (
-            "the log is on another device, so that nobody can tell from this one whether it is"
-            " clean; name it with --log-device"
+            "the log is on another device, so that its state is unknown; name the device with"
+            " --log-device"
         )
     else:
         media, start = log_media, 0
@@ -59,7 +59,7 @@ def log_note(volume: Volume, log_media: Media | None = None) -> str:
     try:
         return "" if log.is_clean(sb.uuid) else _DIRTY
     except BlockError as error:
-        return f"the log cannot be read, so that nobody can tell whether it is clean: {error}"
+        return f"the log cannot be read, so that its state is unknown: {error}"
 
 
 def _cycle_of(block: bytes) -> bytes:
@@ -152,7 +152,7 @@ class _Log:
         return record, begin, begin + record.header_blocks + -(-record.len // BBSIZE)
 
     def is_clean(self, uuid: bytes) -> bool:
-        """Tell whether an unmount record is the last thing in the log."""
+        """Return whether an unmount record is the last thing in the log."""
         head = self.head()
         found = None if head is None else self.record_before(head)
         if head is None or found is None:

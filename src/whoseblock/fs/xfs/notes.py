@@ -7,8 +7,8 @@ from whoseblock.fs.base import MetadataOwner, Owner
 __all__ = ["NO_RMAP_NOTE", "REALTIME_REMARK", "repair_advice"]
 
 NO_RMAP_NOTE: Final = (
-    "the filesystem was made without a reverse mapping (rmapbt=0): nobody can say who owns a block"
-    " without reading every inode"
+    "the filesystem was made without a reverse mapping (rmapbt=0): the owner of a block is not"
+    " known without reading every inode"
 )
 REALTIME_REMARK: Final = (
     "the filesystem has a realtime section, an address space of its own; this answer is about the"

@@ -227,7 +227,7 @@ class OwnerFinder:
     ) -> Iterator[tuple[int, int, int]]:
         """Return the blocks that no record of the rmap btree covers, as free or unknown.
 
-        They are free if both free-space btrees say so too, nothing of the rmap btree is lost that
+        They are free if both free-space btrees list them, nothing of the rmap btree is lost that
         might have covered them, and no owners are counted.
         """
         for low, high in gaps:

@@ -54,7 +54,7 @@ class PathFinder:
         self._unlinked: dict[tuple[int, int], _UnlinkedList] = {}
 
     def find(self, inodes: Iterable[int]) -> dict[int, Paths]:
-        """Give every path of each inode, of each that cannot be had the reason."""
+        """Return every path of each inode, and a note for each path that cannot be found."""
         search = _Search(NameSearch(self.volume, self.inodes, self.directories, self.progress))
         found: dict[int, Paths] = {}
         for ino in dict.fromkeys(inodes):
@@ -70,7 +70,7 @@ class PathFinder:
         return found
 
     def _begin(self, ino: int, search: "_Search") -> Paths | None:
-        """Say what an inode itself tells, or enter it into the search."""
+        """Return the paths if the inode alone decides them; otherwise add it to the search."""
         try:
             core = self.inodes.get(ino).core
         except BlockError as error:
@@ -100,7 +100,7 @@ class PathFinder:
         return None
 
     def _can_be_internal(self, ino: int, core: Dinode) -> bool:
-        """Tell whether an inode that the superblock names looks as the kernel makes such.
+        """Return whether an inode that the superblock names looks as the kernel makes it.
 
         It is a regular file with one link, without permissions and without parent pointers.
         """
@@ -326,7 +326,7 @@ class PathFinder:
 
 
 class _UnlinkedList:
-    """The inodes of one unlinked list, walked once and only as far as somebody asks."""
+    """The inodes of one unlinked list, walked once and only as far as needed."""
 
     def __init__(self, walk: Iterator[int]) -> None:
         self._walk = walk
@@ -334,7 +334,7 @@ class _UnlinkedList:
         self._error: BlockError | None = None
 
     def __contains__(self, agino: int) -> bool:
-        """Tell whether an inode is in the list; raises `BlockError`."""
+        """Return whether an inode is in the list; raises `BlockError`."""
         if agino in self._seen:
             return True
         try:
@@ -354,7 +354,7 @@ class _UnlinkedList:
 
 
 class _Search:
-    """What one call of `PathFinder.find` knows so far.
+    """The state of one call of `PathFinder.find`.
 
     ``targets`` are the inodes asked for with the links found, ``folders`` those of them that are
     directories, ``wanted`` those whose names are searched for.  ``up`` is the one link of each

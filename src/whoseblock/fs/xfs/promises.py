@@ -69,7 +69,7 @@ def sound_records(
     return records, start, end
 
 
-def unpromised(  # noqa: PLR0913 - what the caller has at hand of the same records
+def unpromised(  # noqa: PLR0913 - all of them describe the same records
     shape: Shape,
     leaves: list[Leaf],
     records: "NDArray[np.void]",

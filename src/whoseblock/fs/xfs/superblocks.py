@@ -104,7 +104,7 @@ def _read_superblock(media: Media, start: int) -> Superblock:
 
 
 def begins_with_superblock(media: Media) -> bool:
-    """Tell whether a superblock that verifies is where the first one belongs."""
+    """Return whether a superblock that verifies is where the first one belongs."""
     try:
         _read_superblock(media, 0)
     except BlockError:
@@ -208,7 +208,7 @@ def _read_headers(media: Media, sb: Superblock, agno: int) -> _Headers:
 
 
 def _same_filesystem(one: Superblock, other: Superblock) -> bool:
-    """Tell whether two superblocks differ in no more than what growing and renaming change."""
+    """Return whether two superblocks differ in no more than what growing and renaming change."""
     return (one.metadata_uuid, one.blocksize, one.agblocks, one.sectsize, one.version) == (
         other.metadata_uuid,
         other.blocksize,
@@ -303,7 +303,7 @@ def _claimed_blocks(sb: Superblock, last: _Headers, after: _Headers) -> int:
 
 
 def _may_be_xfs(media: Media) -> bool:
-    """Tell whether a search is worth it: the device begins like XFS, or its beginning is lost.
+    """Return whether a search is worth it: the device begins like XFS, or its beginning is lost.
 
     A rescued image has zeros where nothing could be read.
     """
@@ -427,7 +427,7 @@ def _best_copy(media: Media, candidate: _Candidate) -> _Candidate:
 
 
 def _likely_copies(size: int) -> Iterator[int]:
-    """Give where the second group begins if mkfs.xfs divided the device evenly, as it does."""
+    """Yield the likely starts of the second group: mkfs.xfs divides the device evenly."""
     for block_size in _COMMON_BLOCK_SIZES:
         blocks = size // block_size
         for groups in range(2, _MOST_LIKELY_GROUPS + 1):
@@ -436,7 +436,7 @@ def _likely_copies(size: int) -> Iterator[int]:
 
 
 def _possible_copies(media: Media) -> Iterator[int]:
-    """Give the sectors near the start of the device that begin like a superblock."""
+    """Return the sectors near the start of the device that begin like a superblock."""
     return islice(_sectors_with_magic(media), _MOST_TRIED)
 
 

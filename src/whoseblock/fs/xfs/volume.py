@@ -1,8 +1,8 @@
-"""An XFS volume: where things are, and reading them verified.
+"""An XFS volume: the addresses of structures, and verified reads.
 
-Three kinds of block number meet here.  A block of an allocation group (*agbno*) counts from the
-group's start; a filesystem block number (*fsbno*) and an inode number carry the group's number in
-their high bits, which is no plain division when the size of a group is no power of two; the medium
+Three kinds of address meet here.  A block of an allocation group (*agbno*) counts from the group's
+start.  A filesystem block number (*fsbno*) and an inode number carry the group's number in their
+high bits, which is no plain division when the size of a group is no power of two.  The medium
 counts in bytes.
 """
 
@@ -52,7 +52,7 @@ DADDR: Final = 512
 
 
 class DisputedEnd(NamedTuple):
-    """Where the filesystem ends if the headers that claim most are right, and a note about it.
+    """The end of the filesystem if the headers that claim most are right, and a note about it.
 
     ``end`` is in bytes, and past the end by the superblock.
     """
@@ -62,7 +62,7 @@ class DisputedEnd(NamedTuple):
 
 
 class OwnedHeader(Protocol):
-    """What the headers of all blocks that belong to inodes have in common."""
+    """The common fields of the headers of blocks that belong to inodes."""
 
     @property
     def uuid(self) -> bytes: ...
@@ -98,19 +98,19 @@ class Volume:
 
     @property
     def groups_on_device(self) -> int:
-        """How many groups begin before the device ends: an image may be cut off, or lie."""
+        """The number of groups that begin before the device ends: an image may be cut off."""
         return min(self.sb.agcount, -(-self.media.size // self.ag_bytes))
 
     def ag_blocks(self, agno: int) -> int:
-        """Give the length of a group in blocks; the last may be shorter."""
+        """Return the length of a group in blocks; the last may be shorter."""
         return min(self.sb.agblocks, self.sb.dblocks - agno * self.sb.agblocks)
 
     def ag_to_byte(self, agno: int, agbno: int) -> int:
-        """Where a block of a group is, in bytes."""
+        """Return the byte address of a block of a group."""
         return agno * self.ag_bytes + agbno * self.block_size
 
     def fsb_to_byte(self, fsbno: int, count: int = 1) -> int | None:
-        """Where ``count`` filesystem blocks are, in bytes; None if they are not in one group."""
+        """Return the byte address of ``count`` blocks; None if they are not in one group."""
         agno, agbno = fsbno >> self.sb.agblklog, fsbno & ((1 << self.sb.agblklog) - 1)
         if agno >= self.sb.agcount or agbno + count > self.ag_blocks(agno):
             return None
@@ -125,18 +125,18 @@ class Volume:
         return agno << self.agino_bits | agino
 
     def agino_to_byte(self, agno: int, agino: int) -> int:
-        """Where an inode is, in bytes: within a group they simply follow one another."""
+        """Return the byte address of an inode: within a group they follow one another."""
         return agno * self.ag_bytes + agino * self.inode_size
 
     def inode_to_byte(self, ino: int) -> int | None:
-        """Where an inode is, in bytes; None if there can be no such inode."""
+        """Return the byte address of an inode; None if there can be no such inode."""
         agno, agino = self.split_inode(ino)
         if agno >= self.sb.agcount or agino >> self.sb.inopblog >= self.ag_blocks(agno):
             return None
         return self.agino_to_byte(agno, agino)
 
     def inodes_within(self, start: int, length: int) -> tuple[int, int]:
-        """Give the first and last inode that touch a range of inode blocks, within one group."""
+        """Return the first and last inode that touch a range of inode blocks, within one group."""
         agno, offset = divmod(start, self.ag_bytes)
         first = offset // self.inode_size
         last = (offset + length - 1) // self.inode_size
@@ -235,7 +235,10 @@ class Volume:
                 raise CorruptError(what, start, reason)
 
     def ownership_faults(self, header: OwnedHeader, ino: int, start: int) -> dict[str, bool]:
-        """Say what may be wrong with a block of an inode that is sound in itself."""
+        """Return, by description, which faults of ownership a block of an inode has.
+
+        The block itself verifies.
+        """
         return {
             "of another filesystem": header.uuid != self.uuid,
             "of another inode": header.owner != ino,

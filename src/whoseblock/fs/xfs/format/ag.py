@@ -71,7 +71,7 @@ class Agi(NamedTuple):
     fblocks: Be32
 
     def unlinked_heads(self) -> list[int]:
-        """Give the first inode of each unlinked list, as its number within the group."""
+        """Return the first inode of each unlinked list, as its number within the group."""
         return [
             int.from_bytes(self.unlinked[at : at + 4], "big")
             for at in range(0, XFS_AGI_UNLINKED_BUCKETS * 4, 4)

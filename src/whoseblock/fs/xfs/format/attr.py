@@ -172,7 +172,7 @@ def leaf_attributes(block: bytes, count: int, start: int) -> Iterator[Attribute]
 
 
 def node_children(block: bytes, count: int, start: int) -> tuple[int, ...]:
-    """Give the fork blocks below a node block; raises `CorruptError`."""
+    """Return the fork blocks below a node block; raises `CorruptError`."""
     if count == 0 or _NODE_HDR_SIZE + count * DA_NODE_ENTRY.size > len(block):
         raise CorruptError("attribute node", start, "impossible number of entries")
     return DA_NODE_ENTRY.unpack_many(block, _NODE_HDR_SIZE, count)[1::2]

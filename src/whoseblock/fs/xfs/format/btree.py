@@ -157,12 +157,12 @@ class BmbtRec(NamedTuple):
 
     @property
     def startoff(self) -> int:
-        """Where it is in the file, in blocks."""
+        """Its offset in the file, in blocks."""
         return self.l0 >> _BMBT_STARTOFF_SHIFT & _BMBT_STARTOFF_MASK
 
     @property
     def startblock(self) -> int:
-        """Where it is in the filesystem, as a filesystem block number."""
+        """Its first block, as a filesystem block number."""
         return (self.l0 & _BMBT_STARTBLOCK_HIGH) << 43 | self.l1 >> _BMBT_BLOCKCOUNT_BITS
 
     @property

@@ -8,7 +8,7 @@ _ZEROS = bytes(4)
 
 
 def crc_matches(block: bytes | memoryview, crc_offset: int) -> bool:
-    """Tell whether the little-endian checksum at ``crc_offset`` is that of ``block``."""
+    """Return whether the little-endian checksum at ``crc_offset`` is that of ``block``."""
     view = memoryview(block)
     after = crc_offset + 4
     crc = iscsi(view[after:], iscsi(_ZEROS, iscsi(view[:crc_offset])))

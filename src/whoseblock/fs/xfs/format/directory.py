@@ -70,7 +70,7 @@ DIR_BLOCK: Final = Layout(DirBlockHeader)
 
 
 def is_name(name: bytes) -> bool:
-    """Tell whether the kernel could have given a file this name."""
+    """Return whether the kernel could have given a file this name."""
     return name not in {b"", b".", b".."} and b"/" not in name and b"\0" not in name
 
 

@@ -91,7 +91,7 @@ class Dinode(NamedTuple):
         return bool(self.flags2 & XFS_DIFLAG2_METADATA)
 
     def time_ns(self, raw: int) -> int:
-        """Give one of the ``raw_…time`` fields in nanoseconds since 1970."""
+        """Convert one of the ``raw_…time`` fields to nanoseconds since 1970."""
         if self.flags2 & XFS_DIFLAG2_BIGTIME:
             return raw - XFS_BIGTIME_EPOCH_OFFSET * _NSEC_PER_SEC
         seconds, nanoseconds = raw >> 32, raw & 0xFFFFFFFF

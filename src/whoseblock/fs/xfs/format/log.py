@@ -37,7 +37,7 @@ class LogRecord(NamedTuple):
 
     @property
     def header_blocks(self) -> int:
-        """How many basic blocks the header takes."""
+        """The number of basic blocks of the header."""
         if self.version & 2 and self.size > XLOG_HEADER_CYCLE_SIZE:
             return -(-self.size // XLOG_HEADER_CYCLE_SIZE)
         return 1

@@ -147,7 +147,7 @@ SUPERBLOCK: Final = Layout(Superblock)
 
 
 def _geometry_fault(sb: Superblock) -> str:
-    """Say which number cannot be, after ``xfs_validate_sb_common``; "" if all can."""
+    """Return the name of an invalid number (``xfs_validate_sb_common``); "" if there is none."""
     checks = {
         "block size": _MIN_BLOCKLOG <= sb.blocklog <= _MAX_BLOCKLOG
         and sb.blocksize == 1 << sb.blocklog,
