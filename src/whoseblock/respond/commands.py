@@ -1,16 +1,27 @@
-"""Run a shell command of the user with a finding on its standard input."""
+"""Run a command of the user with a finding on its standard input.
 
-import contextlib
+The finding is a file without a name, so that a command need not read it. The output is read from a
+pipe, and a bounded part of it is kept.
+"""
+
 import os
+import select
 import signal
 import subprocess
-from collections.abc import Mapping
-from typing import Final
+import time
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
+from enum import Enum, auto
+from typing import Final, NamedTuple
 
-__all__ = ["CommandError", "run_shell"]
+__all__ = ["CommandEnd", "CommandError", "Output", "run_shell", "run_with_finding"]
 
-#: So many bytes of the output are read.
-_MOST_OUTPUT: Final = 1 << 16
+#: The first bytes of the output that are kept of a command that prints a result.
+_FIRST_BYTES: Final = 1 << 16
+#: The last bytes of the output that are kept of a command that reports: errors come last.
+_LAST_BYTES: Final = 2000
+#: The capacity of a pipe.
+_PIECE: Final = 1 << 16
 _STDERR: Final = 2
 
 
@@ -18,52 +29,139 @@ class CommandError(Exception):
     """The command failed; the message says how it ended."""
 
 
+class Output(Enum):
+    """The destination of the output of a command.
+
+    ``PASSED``: all of it goes to standard error. ``FIRST``: the first 64 KiB of its standard output
+    are kept. ``LAST``: the last 2,000 bytes of its standard output and error are kept.
+    """
+
+    PASSED = auto()
+    FIRST = auto()
+    LAST = auto()
+
+
+class CommandEnd(NamedTuple):
+    """The end of a command: its exit status, or None if it was killed after its time.
+
+    The status is that of `subprocess.Popen`: negative for a signal. ``output`` is the kept part.
+    """
+
+    status: int | None
+    output: bytes
+
+
+def run_with_finding(  # noqa: PLR0913 - the limits of a command
+    words: Sequence[str],
+    finding: bytes,
+    *,
+    seconds: float,
+    output: Output,
+    environment: Mapping[str, str] | None = None,
+    removed: Collection[str] = (),
+) -> CommandEnd:
+    """Run a command with ``finding`` on its standard input, and wait for its end.
+
+    The end of its process counts. Its background processes continue, without a reader of their
+    output. After ``seconds`` its process group is killed. Its environment is that of this process
+    without the names ``removed``, and with ``environment``. Raises `OSError` or `ValueError` if it
+    cannot be started.
+    """
+    inherited = {name: value for name, value in os.environ.items() if name not in removed}
+    with open(os.memfd_create("finding"), "w+b") as source:  # noqa: PTH123 - it has no path
+        source.write(finding)
+        source.seek(0)
+        child = subprocess.Popen(  # noqa: S603 - the user's own words
+            words,
+            stdin=source,
+            stdout=_STDERR if output is Output.PASSED else subprocess.PIPE,
+            stderr=subprocess.STDOUT if output is Output.LAST else None,
+            env={**inherited, **(environment or {})},
+            start_new_session=True,  # its processes are one group, which is killed as a whole
+        )
+    try:
+        kept = _read_output(child, output, time.monotonic() + seconds)
+        status = child.poll()
+    finally:
+        if child.returncode is None:
+            with suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
+        if child.stdout is not None:
+            child.stdout.close()
+    return CommandEnd(status, kept)
+
+
 def run_shell(
     command: str,
-    given: bytes,
+    finding: bytes,
     *,
     seconds: float,
     environment: Mapping[str, str] | None = None,
     capture: bool = False,
 ) -> bytes:
-    """Run a command in ``sh`` with ``given`` on its standard input.
+    """Run a command in ``sh`` with ``finding`` on its standard input, as `run_with_finding` does.
 
     Returns the first 64 KiB of its standard output if ``capture``; otherwise the output goes to
-    standard error.  After ``seconds`` its process group is killed.  Raises `CommandError` if that
-    happens, if it cannot be started, or if its exit status is not 0.
+    standard error. Raises `CommandError` if it takes longer than ``seconds``, if it cannot be
+    started, or if its exit status is not 0.
     """
-    # Files, not pipes: a command that does not read, or that leaves a writer running, must not
-    # block this process.
-    with (
-        open(os.memfd_create("finding"), "w+b") as source,  # noqa: PTH123 - it has no path
-        open(os.memfd_create("output"), "w+b") as output,  # noqa: PTH123 - as above
-    ):
-        source.write(given)
-        source.seek(0)
-        try:
-            child = subprocess.Popen(  # noqa: S603 - the user's own line, for a shell
-                ["/bin/sh", "-c", command],
-                stdin=source,
-                stdout=output if capture else _STDERR,
-                env={**os.environ, **(environment or {})},
-                start_new_session=True,  # its processes are one group, which is killed as a whole
-            )
-        except (OSError, ValueError) as error:
-            raise CommandError(f"the command cannot be started: {error}") from error
-        try:
-            status = child.wait(seconds)
-        except subprocess.TimeoutExpired:
-            raise CommandError(f"the command took longer than {seconds:g} seconds") from None
-        finally:
-            if child.returncode is None:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(child.pid, signal.SIGKILL)
-                child.wait()
-        if status:
-            raise CommandError(f"the command {_meaning(status)}")
-        # The child moved the shared file offset.
-        output.seek(0)
-        return output.read(_MOST_OUTPUT)
+    try:
+        status, printed = run_with_finding(
+            ["/bin/sh", "-c", command],
+            finding,
+            seconds=seconds,
+            output=Output.FIRST if capture else Output.PASSED,
+            environment=environment,
+        )
+    except (OSError, ValueError) as error:
+        raise CommandError(f"the command cannot be started: {error}") from error
+    if status is None:
+        raise CommandError(f"the command took longer than {seconds:g} seconds")
+    if status:
+        raise CommandError(f"the command {_meaning(status)}")
+    return printed
+
+
+def _read_output(child: "subprocess.Popen[bytes]", output: Output, deadline: float) -> bytes:
+    """Read a command's output until it ends or its time is over; return the part to keep.
+
+    Its background processes may hold its output open for ever, so the end of the output does not
+    count.
+    """
+    kept = b""
+    pipe = None if child.stdout is None else child.stdout.fileno()
+    ended = os.pidfd_open(child.pid)
+    try:
+        # select(2) takes no descriptor from 1024 on.
+        waiting = select.poll()
+        waiting.register(ended, select.POLLIN)
+        if pipe is not None:
+            os.set_blocking(pipe, False)
+            waiting.register(pipe, select.POLLIN)
+        while child.poll() is None and (left := deadline - time.monotonic()) > 0:
+            ready = [descriptor for descriptor, _ in waiting.poll(left * 1000)]
+            if pipe is not None and pipe in ready:
+                piece = _read_piece(pipe)
+                kept = _keep(kept + piece, output)
+                if not piece:
+                    waiting.unregister(pipe)
+    finally:
+        os.close(ended)
+    if pipe is None:
+        return b""
+    # The last output is still in the pipe. Read at most its capacity: others may go on writing.
+    return _keep(kept + _read_piece(pipe), output)
+
+
+def _keep(printed: bytes, output: Output) -> bytes:
+    return printed[:_FIRST_BYTES] if output is Output.FIRST else printed[-_LAST_BYTES:]
+
+
+def _read_piece(pipe: int) -> bytes:
+    with suppress(BlockingIOError):
+        return os.read(pipe, _PIECE)
+    return b""
 
 
 def _meaning(status: int) -> str:

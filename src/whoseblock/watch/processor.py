@@ -381,7 +381,7 @@ class Processor(Closing):
             if len(self._located) >= _MAX_LOCATED:
                 self._located.clear()
             if not any(place.why for place in places):
-                # A layer number is valid for this batch only.
+                # Later the names may lead to another device: it is located anew before a query.
                 self._located[where] = [place._replace(layer=None) for place in places]
         return places
 

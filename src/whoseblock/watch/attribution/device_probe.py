@@ -25,7 +25,11 @@ from whoseblock.lookup import Lookup, Query, QueryOptions
 from whoseblock.process_stat import read_start_time
 from whoseblock.stack.base import Layer
 from whoseblock.target import Target, TargetOptions
-from whoseblock.watch.attribution.locations import FailureLocation, locate
+from whoseblock.watch.attribution.locations import (
+    FailureLocation,
+    follow_names,
+    locate,
+)
 from whoseblock.watch.children import STANDARD, end_child, fork, signs_of_life
 from whoseblock.watch.store.reports import FailedFileRange
 from whoseblock.watch.store.state import StateFolder
@@ -56,11 +60,14 @@ USUAL_LIMITS: Final = ProbeLimits()
 
 
 class OwnerQuery(NamedTuple):
-    """A range of a located layer whose owners are wanted; ``origin`` is where it was reported."""
+    """A range of a located layer whose owners are wanted; ``origin`` is where it was reported.
+
+    ``layer`` has the names of its `FailureLocation`.
+    """
 
     start: int
     length: int
-    layer: int
+    layer: tuple[str, ...]
     origin: str
 
 
@@ -232,19 +239,12 @@ class _DeviceSession:
     def __init__(self, target: Target, finder: Lookup) -> None:
         self._target = target
         self._finder = finder
-        #: By the numbers in `FailureLocation.layer`.
-        self._layers: list[Layer] = []
 
     def locate(self, device: str, start: int, length: int) -> list[FailureLocation]:
         try:
-            return locate(self._target, self._finder, (device, start, length), self._number)
+            return locate(self._target, self._finder, (device, start, length))
         except (WhoseblockError, OSError) as error:
             return [FailureLocation(device, "", start, length, None, str(error))]
-
-    def _number(self, layer: Layer) -> int:
-        if layer not in self._layers:
-            self._layers.append(layer)
-        return self._layers.index(layer)
 
     def find_extents(self, report: FailedFileRange) -> list[tuple[int, int]] | str:
         try:
@@ -254,21 +254,27 @@ class _DeviceSession:
 
     def find_owners(self, questions: Sequence[OwnerQuery]) -> list[Answer]:
         """Answer all queries together; if that fails, each by itself."""
-        asked = [
-            Query(one.start, one.length, self._layers[one.layer], one.origin, named=True)
-            for one in questions
-        ]
         try:
+            layers = {
+                names: follow_names(self._target, names)
+                for names in {one.layer for one in questions}
+            }
+            asked = [_make_query(one, layers[one.layer]) for one in questions]
             return list(self._finder.answers(asked, _QUERY))
         except (WhoseblockError, OSError):
-            return [self._find_owners_of_one(one) for one in asked]
+            return [self._find_owners_of_one(one) for one in questions]
 
-    def _find_owners_of_one(self, asked: Query) -> Answer:
+    def _find_owners_of_one(self, one: OwnerQuery) -> Answer:
         try:
+            asked = _make_query(one, follow_names(self._target, one.layer))
             (answer,) = self._finder.answers([asked], _QUERY)
         except (WhoseblockError, OSError) as error:
-            return unknown_answer(asked.start, asked.length, asked.origin, str(error))
+            return unknown_answer(one.start, one.length, one.origin, str(error))
         return answer
+
+
+def _make_query(one: OwnerQuery, layer: Layer) -> Query:
+    return Query(one.start, one.length, layer, one.origin, named=True)
 
 
 def _is_file(path: str, inode: int, generation: int) -> bool:

@@ -5,7 +5,7 @@ sources see in different layers. It is recorded under the last layer that maps t
 Arrays and mirrors end that: the same bytes of two members may fail one after the other.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -18,7 +18,14 @@ from whoseblock.stack.kernel.host import Host
 from whoseblock.stack.kernel.loops import find_backing_file
 from whoseblock.target import Target
 
-__all__ = ["FailureLocation", "find_identity", "find_layer", "identity_of", "locate"]
+__all__ = [
+    "FailureLocation",
+    "find_identity",
+    "find_layer",
+    "follow_names",
+    "identity_of",
+    "locate",
+]
 
 #: The same limit as in `whoseblock.stack.base.descend`.
 _MAX_DEPTH = 32
@@ -28,38 +35,62 @@ class FailureLocation(NamedTuple):
     """``length`` bytes from ``start`` of ``device``; ``layer`` is None if the device is unknown.
 
     ``identity`` is a name of the filesystem or the device that does not depend on the kernel's
-    numbering, "" if there is none. ``layer`` is the number of the layer in the process that located
-    it; ``why`` is the reason if it is None.
+    numbering, "" if there is none. ``layer`` has the names of the layers from the reported device
+    to the location, for `follow_names`; ``why`` is the reason if it is None.
     """
 
     device: str
     identity: str
     start: int
     length: int
-    layer: int | None
+    layer: tuple[str, ...] | None
     why: str = ""
 
 
-def locate(
-    target: Target,
-    finder: Lookup,
-    where: tuple[str, int, int],
-    number: Callable[[Layer], int],
-) -> list[FailureLocation]:
+class _Piece(NamedTuple):
+    # A range of a layer, and the names of the layers that lead to it below the reported device.
+    layer: Layer
+    start: int
+    length: int
+    names: tuple[str, ...]
+
+
+def locate(target: Target, finder: Lookup, where: tuple[str, int, int]) -> list[FailureLocation]:
     """Return the locations of a failed range, in byte order.
 
-    ``where`` is the device, the start and the length; ``number`` returns the number of a layer.
+    ``where`` is the device, the start and the length.
     """
     device, start, length = where
     try:
         layer = target.layer_of(device)
     except TargetError as error:
         return [FailureLocation(device, "", start, length, None, str(error))]
-    found = _locate(layer, start, length, 0)
     return [
-        FailureLocation(at.name, _identity(target.host, finder, at), begin, size, number(at))
-        for at, begin, size in found
+        FailureLocation(
+            at.layer.name,
+            _identity(target.host, finder, at.layer),
+            at.start,
+            at.length,
+            (device, *at.names),
+        )
+        for at in _locate(_Piece(layer, start, length, ()), 0)
     ]
+
+
+def follow_names(target: Target, names: Sequence[str]) -> Layer:
+    """Return the layer that the names of a `FailureLocation` lead to.
+
+    Raises `TargetError` if they do not lead to exactly one layer: the stack has changed.
+    """
+    layer = target.layer_of(names[0])
+    for name in names[1:]:
+        below = {segment.to for segment in layer.segments if isinstance(segment, LinearSegment)}
+        called = [one for one in below if one.name == name]
+        if len(called) != 1:
+            many = "several layers" if called else "no layer"
+            raise TargetError(f"{layer.name} leads to {many} called {name!r}")
+        layer = called[0]
+    return layer
 
 
 def find_layer(target: Target, name: str) -> Layer:
@@ -67,19 +98,21 @@ def find_layer(target: Target, name: str) -> Layer:
     return target.layer_of(target.host.find_device_by_layer(name))
 
 
-def _locate(layer: Layer, start: int, length: int, depth: int) -> list[tuple[Layer, int, int]]:
+def _locate(whole: _Piece, depth: int) -> list[_Piece]:
+    layer, start, length, names = whole
     inside = max(min(length, layer.size - start), 0)
     if not layer.segments or not inside or depth == _MAX_DEPTH:
-        return [(layer, start, length)]
-    found: list[tuple[Layer, int, int]] = []
+        return [whole]
+    found: list[_Piece] = []
     for begin, size, straight in _split(layer, start, inside):
         if straight is None:
-            found.append((layer, begin, size))
+            found.append(_Piece(layer, begin, size, names))
         else:
             to_start = straight.to_start + begin - straight.start
-            found += _locate(straight.to, to_start, size, depth + 1)
+            below = _Piece(straight.to, to_start, size, (*names, straight.to.name))
+            found += _locate(below, depth + 1)
     if inside < length:
-        found.append((layer, start + inside, length - inside))
+        found.append(_Piece(layer, start + inside, length - inside, names))
     return _join(found)
 
 
@@ -103,14 +136,15 @@ def _split(
         yield low, high - low, None if straight is None or straight.remark else straight
 
 
-def _join(pieces: Iterable[tuple[Layer, int, int]]) -> list[tuple[Layer, int, int]]:
+def _join(pieces: Iterable[_Piece]) -> list[_Piece]:
     """Join adjacent pieces of one layer."""
-    joined: list[tuple[Layer, int, int]] = []
-    for layer, start, length in pieces:
-        if joined and joined[-1][0] is layer and sum(joined[-1][1:]) == start:
-            joined[-1] = (layer, joined[-1][1], joined[-1][2] + length)
+    joined: list[_Piece] = []
+    for piece in pieces:
+        last = joined[-1] if joined else None
+        if last and last.layer is piece.layer and last.start + last.length == piece.start:
+            joined[-1] = last._replace(length=last.length + piece.length)
         else:
-            joined.append((layer, start, length))
+            joined.append(piece)
     return joined
 
 
