@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from itertools import zip_longest
 from pathlib import Path
 
 import pytest
@@ -48,7 +49,7 @@ def _runs(workers: str, words: list[str]) -> list[list[str]]:
 def _files_to_time(words: list[str]) -> int | None:
     """Return the number that ``--durations`` asks for, or None without that option."""
     number = None
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    for word, following in zip_longest(words, words[1:], fillvalue=""):
         name, equals, value = word.partition("=")
         if name == "--durations":
             value = value if equals else following

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,14 @@ OTHERS = [
     ["lookup", "{}", "--ranges", "-"],
     ["respond", "{}", "--dmesg", "-", "--journal", "{}.journal"],
 ]
+
+
+@pytest.fixture(autouse=True)
+def _received() -> Iterator[None]:
+    """Handle the signal, so that commands get it too: background jobs of a shell ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize("whole_group", [True, False])
