@@ -190,7 +190,8 @@ def _extents(  # noqa: PLR0913 - which blocks of which forks, and where they are
 
     asked = np.flatnonzero(np.bincount(group, minlength=formats.size))
     small = asked[(formats[asked] == XFS_DINODE_FMT_EXTENTS)]
-    small = small[(counts[small] >= 0) & (counts[small] * 16 <= room[small])]
+    # A forged count can be so large that its size in bytes overflows.
+    small = small[(counts[small] >= 0) & (counts[small] <= room[small] // 16)]
     owner = np.repeat(small, counts[small])
     before = np.cumsum(counts[small]) - counts[small]
     which = np.arange(owner.size) - np.repeat(before, counts[small])
