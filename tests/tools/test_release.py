@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import pytest
 from tests.support.tools import CHECKOUT, Missing, program
-from tools.release.building import build, copy_sources
+from tools.release.building import build, copy_sources, unpack
 from tools.release.checks import check_sdist, check_wheel
 
 EPOCH = 1_700_000_000
@@ -84,8 +84,7 @@ def test_a_wheel_with_other_metadata_is_reported(built: Built, tmp_path: Path) -
 
 
 def test_a_source_distribution_without_a_file_is_reported(built: Built, tmp_path: Path) -> None:
-    with tarfile.open(built.sdist) as archive:
-        archive.extractall(tmp_path, filter="data")
+    unpack(built.sdist, tmp_path)
     (top,) = tmp_path.iterdir()
     shutil.rmtree(top / "docs" / "man")
     path = tmp_path / built.sdist.name

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import whoseblock
 
-__all__ = ["TOP", "build", "commit_time", "copy_sources", "is_clean", "version"]
+__all__ = ["TOP", "build", "commit_time", "copy_sources", "is_clean", "unpack", "version"]
 
 TOP = Path(__file__).resolve().parents[2]
 
@@ -49,14 +49,18 @@ def _hatchling(kind: str, sources: Path, target: Path, epoch: int) -> None:
     subprocess.run(command, cwd=sources, env=environment, capture_output=True, check=True)
 
 
+def unpack(sdist: Path, folder: Path) -> None:
+    """Extract a source distribution; Debian 12's Python 3.11.2 has no filters for members."""
+    subprocess.run(["tar", "--extract", "--file", sdist, "--directory", folder], check=True)
+
+
 def build(sources: Path, target: Path, epoch: int) -> list[Path]:
     """Build the source distribution, and the wheel from it; return the path of each."""
     _hatchling("sdist", sources, target, epoch)
     (sdist,) = target.glob("*.tar.gz")
-    # Debian 12's Python 3.11.2 cannot filter members; tar refuses those that leave the folder.
     folder = target / "unpacked"
     folder.mkdir()
-    subprocess.run(["tar", "--extract", "--file", sdist, "--directory", folder], check=True)
+    unpack(sdist, folder)
     (unpacked,) = folder.iterdir()
     _hatchling("wheel", unpacked, target, epoch)
     (wheel,) = target.glob("*.whl")
