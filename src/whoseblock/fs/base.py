@@ -44,6 +44,7 @@ def no_progress(_what: str, _done: int, _total: int | None) -> None:
 
 #: A badly damaged filesystem has thousands of notes; more than this many are only counted.
 MAX_NOTES: Final = 20
+_AND, _MORE = "and ", " more notes of this kind"
 
 
 class FileId(NamedTuple):
@@ -296,11 +297,22 @@ class Paths(Struct, frozen=True):
 
 
 def distinct(notes: Iterable[str]) -> tuple[str, ...]:
-    """Drop the notes that repeat others, and those past `MAX_NOTES`, counting the latter."""
-    once = tuple(dict.fromkeys(notes))
-    if len(once) <= MAX_NOTES:
-        return once
-    return (*once[:MAX_NOTES], f"and {len(once) - MAX_NOTES} more notes of this kind")
+    """Drop the notes that repeat others, and those past `MAX_NOTES`, counting the latter.
+
+    Notes that were cut off before stay counted: a second time has no effect.
+    """
+    once: dict[str, None] = {}
+    omitted = 0
+    for note in notes:
+        number = note.removeprefix(_AND).removesuffix(_MORE)
+        if number.isdecimal() and note == f"{_AND}{number}{_MORE}":
+            omitted += int(number)
+        else:
+            once[note] = None
+    omitted += max(len(once) - MAX_NOTES, 0)
+    if not omitted:
+        return tuple(once)
+    return (*tuple(once)[:MAX_NOTES], f"{_AND}{omitted}{_MORE}")
 
 
 def remarks_in(
