@@ -9,6 +9,7 @@ from tests.support.tools import CHECKOUT
 
 from whoseblock.errors import MalformedError
 from whoseblock.ranges import PHYSICAL_MEMORY
+from whoseblock.sources.base import Reading
 from whoseblock.sources.dmesg import read_dmesg, read_message
 
 FIXTURES = CHECKOUT / "tests" / "fixtures" / "sources"
@@ -90,6 +91,25 @@ def test_every_form_of_prefix_is_parsed(prefix: str) -> None:
 )
 def test_a_process_name_that_looks_like_a_failure_is_ignored(prefix: str, message: str) -> None:
     assert found(f"{prefix}{message}\n") == []
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        # The kernel begins these messages with the name of a process, which has 15 bytes.
+        "I/O error, dev [4242]: segfault at 0 ip 5628 sp 7ffe error 4 in x[1,5+1]",
+        "I/O error, dev [4242] general protection fault ip:5628 sp:7ffe error:0",
+        "I/O error, dev  invoked oom-killer: gfp_mask=0xcc0(GFP_KERNEL), order=0",
+        "I/O error, dev invoked oom-killer: gfp_mask=0xcc0(GFP_KERNEL), order=0",
+        "I/O error, dev  (4242): drop_caches: 3",
+    ],
+)
+def test_a_process_name_cannot_invalidate_a_log(message: str) -> None:
+    log = [f"[1.0] {message}\n", f"[2.0] I/O error, dev sda, {SECTOR}\n"]
+    reading = Reading("log")
+    assert [one.device for one in read_dmesg(log, "log", reading=reading)] == ["sda"]
+    assert reading.first == f"line 1: {message}"
+    assert read_message(message, "kmsg") is None
 
 
 def test_messages_of_programs_are_ignored() -> None:

@@ -9,7 +9,8 @@ the firmware's reports of them: for each lost page, the kernel also logs a memor
 line is ignored if a failure of the same device, or of memory, was read beside it.
 
 A message must begin with the words above. The kernel also logs names that any user may choose, as
-in ``x[1]: segfault … in NAME[…]``, and NAME may be ``Memory failure: 0x10140a: ``.
+in ``x[1]: segfault … in NAME[…]``, and NAME may be ``Memory failure: 0x10140a: ``. A process may be
+named ``I/O error, dev ``, and begin a message; but no name is long enough for a device and a comma.
 """
 
 import re
@@ -43,6 +44,8 @@ _BLOCK_WORDS: Final = re.compile(
 _BLOCK: Final = re.compile(
     r"([^\s,]{1,64}), sector (\d{1,20})\b(?: op 0x[0-9a-f]{1,8}:\((\w{1,32})\))?", re.ASCII
 )
+#: A message of the block layer, or a truncated one. Others begin with the name of a process.
+_BLOCK_BEGIN: Final = re.compile(r"[^\s,]*(?:,|\s*\Z)")
 #: Operations with data; the others of blk_op_name, such as FLUSH and DISCARD, lose none.
 _OPERATIONS: Final = frozenset({None, "READ", "WRITE", "WRITE_SAME", "WRITE_ZEROES", "ZONE_APPEND"})
 
@@ -103,6 +106,8 @@ def read_message(text: str, name: str, number: int = 1, page_size: int = 4096) -
     elif words := _BLOCK_WORDS.match(text):
         match = _BLOCK.match(text, words.end())
         if match is None:
+            if not _BLOCK_BEGIN.match(text, words.end()):
+                return None
             raise MalformedError(name, number, "DEVICE, sector NUMBER after 'error, dev'")
         # The kernel prints ? for a request without a disk.
         if match[3] not in _OPERATIONS or match[1] == "?":

@@ -58,7 +58,7 @@ _DEVICE: Final = re.compile(
     r"|(?P<memory>\[hardware error\]|\bedac\b|\bmce\b|memory failure)"
 )
 #: Errors of the path or the target, timeouts, and requests without data.
-_NO_LOSS: Final = re.compile(r"[\w /:]{1,60} error, dev ", re.ASCII)
+_NO_LOSS: Final = re.compile(r"[\w /:]{1,60} error, dev [^\s,]{1,64}, sector \d", re.ASCII)
 _PARTITION: Final = re.compile(r"p?\d{1,4}", re.ASCII)
 #: Limit on the number of devices that are counted separately.
 _MAX_DEVICES: Final = 256
