@@ -188,22 +188,21 @@ def test_an_event_is_journaled_once(journal_url: str) -> None:
 def test_a_report_of_a_failure_that_was_closed_in_the_meantime(journal_url: str) -> None:
     with opened(journal_url) as (journal, run):
         number = run.record_failure("sda", PAGE, report(), identity="wwn 5", target="t").failure
-        entry = journal.history(number).failure
-        noted = run.record_report(entry, report("dmesg", "17"), datetime.now(UTC))
+        noted = run.record_report(number, report("dmesg", "17"), datetime.now(UTC))
         assert noted == (number, False, True)
         seen = datetime.now(UTC)
         run.close_failure(number, "restored")
         # It was seen before.
-        assert run.record_report(entry, report("dmesg", "18"), seen) == (number, False, True)
+        assert run.record_report(number, report("dmesg", "18"), seen) == (number, False, True)
         assert len(journal.history(number).reports) == 3
         assert journal.history(number).failure.closed is not None
         # It was seen after.
-        new, *what = run.record_report(entry, report("dmesg", "19"), datetime.now(UTC))
+        new, *what = run.record_report(number, report("dmesg", "19"), datetime.now(UTC))
         assert what == [True, True]
         again = journal.history(new).failure
         assert (again.identity, again.target, again.range) == ("wwn 5", "t", PAGE)
         assert again.closed is None
-        assert run.record_report(entry, report("dmesg", "19"), seen) == (new, False, False)
+        assert run.record_report(number, report("dmesg", "19"), seen) == (new, False, False)
 
 
 # ------------------------------------------------------------------ filters

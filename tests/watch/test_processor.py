@@ -23,7 +23,7 @@ from whoseblock.journal import Filter, History, Overview, State, open_journal
 from whoseblock.journal.journal import Journal
 from whoseblock.journal.run import Run
 from whoseblock.ranges import ByteRange
-from whoseblock.watch.attribution.failure_records import FailureRecords, RepeatedReport
+from whoseblock.watch.attribution.failure_records import FailureRecords
 from whoseblock.watch.attribution.locations import FailureLocation
 from whoseblock.watch.policy.rule_matching import match_rules
 from whoseblock.watch.policy.rules import Policy, Rule
@@ -149,8 +149,8 @@ def test_a_failure_that_another_process_closes_at_any_moment(
             close(house)
         if moment == 3:
             entries.refresh(others_close=True)
-        again = replace(failed(512, key="healing"), at=seen)
-        assert not any(one.new for one in entries.record(RepeatedReport(again, 2, seen), ours))
+        again = replace(failed(512, key="healing"), at=seen, times=2, last=seen)
+        assert not any(one.new for one in entries.record(again, ours))
     assert [one[4] for one in house.records()] == [False]
 
 

@@ -25,7 +25,6 @@ from whoseblock.journal.records import (
     NewReport,
     Plan,
     PlannedStep,
-    RecordedFailure,
     ReportOutcome,
     State,
 )
@@ -51,7 +50,7 @@ _NOTHING: Final[Mapping[str, Any]] = {}
 _BATCH: Final = 4096
 # Made once: of many failures that come at once, most of the time would go into making them.
 _REPORT_OF: Final = select(reports.c.failure).where(reports.c.event == bindparam("event"))
-_CLOSED: Final = select(failures.c.closed).where(failures.c.id == bindparam("failure"))
+_FAILURE: Final = select(failures).where(failures.c.id == bindparam("failure"))
 _OPEN: Final = (
     select(failures.c.id, failures.c.device, failures.c.identity)
     .where(
@@ -153,25 +152,24 @@ class Run(Closing):
             self._add_report(connection, failure, report, event)
         return ReportOutcome(failure, new_failure=new, new_report=True)
 
-    def record_report(
-        self, failure: RecordedFailure, report: NewReport, seen: datetime
-    ) -> ReportOutcome:
+    def record_report(self, failure: int, report: NewReport, seen: datetime) -> ReportOutcome:
         """Record another report of a failure that was open when the caller read it.
 
         If it was closed since, and the event was last ``seen`` after that, this records a failure
-        as `record_failure` does.
+        of the same bytes as `record_failure` does.
         """
         report = _dated(report)
         with self._database.writing(lock=["failures", *self._host]) as connection:
             event, known = self._known_event(connection, report)
             if known is not None:
                 return known
-            closed = connection.scalar(_CLOSED, {"failure": failure.id})
-            if closed is None or seen <= closed:
-                self._add_report(connection, failure.id, report, event)
-                return ReportOutcome(failure.id, new_failure=False, new_report=True)
+            row = connection.execute(_FAILURE, {"failure": failure}).one()
+            if row.closed is None or seen <= row.closed:
+                self._add_report(connection, failure, report, event)
+                return ReportOutcome(failure, new_failure=False, new_report=True)
+        where = ByteRange(row.start, row.length)
         return self.record_failure(
-            failure.device, failure.range, report, identity=failure.identity, target=failure.target
+            row.device, where, report, identity=row.identity, target=row.target
         )
 
     def _known_event(

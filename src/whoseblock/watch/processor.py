@@ -17,14 +17,12 @@ from whoseblock.ranges import ByteRange, subtract
 from whoseblock.stack.kernel.host import Host
 from whoseblock.watch.attribution.device_probe import (
     DeviceProbe,
-    OwnerQuery,
     ProbeLimits,
     unknown_answer,
 )
 from whoseblock.watch.attribution.failure_records import (
     FailureRecord,
     FailureRecords,
-    RepeatedReport,
     coalesce_reports,
 )
 from whoseblock.watch.attribution.locations import FailureLocation, find_identity
@@ -142,9 +140,8 @@ class Processor(Closing):
             self._retry_queue.remove(number)
             return
         for one in (failed, replace(failed, key=f"{failed.key}~")):
-            repeated = RepeatedReport(one, 1, one.at)
-            self._located.pop(repeated.where, None)
-            records = self._record([repeated], again=number)
+            self._located.pop(one.where, None)
+            records = self._record([one], again=number)
             if records:
                 break
             # It belongs to another record, since its identity differs, and needs a key for that.
@@ -156,7 +153,7 @@ class Processor(Closing):
             self._retry_queue.remove(number)
 
     def _process_groups(self, groups: Iterable[Sequence[Report]]) -> None:
-        waiting: list[RepeatedReport] = []
+        waiting: list[FailedRange] = []
         listed: dict[str, BadBlockList] = {}
         for group in groups:
             failed: list[FailedRange] = []
@@ -296,9 +293,7 @@ class Processor(Closing):
 
     # ------------------------------------------------------------------ records
 
-    def _record(
-        self, reported: Iterable[RepeatedReport], again: int = 0
-    ) -> dict[int, FailureRecord]:
+    def _record(self, reported: Iterable[FailedRange], again: int = 0) -> dict[int, FailureRecord]:
         """Journal failures, look up the owners of new ones, and plan actions.
 
         The owners of record ``again`` are looked up in any case. Returns the records by number.
@@ -335,21 +330,17 @@ class Processor(Closing):
         return {number: entry for number, (entry, _) in records.items()}
 
     def _journal_failures(
-        self, reported: Iterable[RepeatedReport]
+        self, reported: Iterable[FailedRange]
     ) -> dict[int, tuple[FailureRecord, FailedRange]]:
         """Journal failures; return the records by number, with their first reports."""
-        placed = [
-            (repeated, place)
-            for repeated in reported
-            for place in self._find_locations(repeated.where)
-        ]
+        placed = [(one, place) for one in reported for place in self._find_locations(one.where)]
         records: dict[int, tuple[FailureRecord, FailedRange]] = {}
         with self._journal.together():
-            for repeated, place in placed:
-                for entry in self._records.record(repeated, place):
+            for one, place in placed:
+                for entry in self._records.record(one, place):
                     if entry.new:
                         count(self._statistics.failures, {place.device: 1})
-                    records.setdefault(entry.number, (entry, repeated.failed))
+                    records.setdefault(entry.number, (entry, one))
         for number, (entry, one) in records.items():
             if entry.new and entry.place.layer is None and not entry.place.why:
                 # It was open when we checked, and another process has closed it meanwhile.
@@ -387,9 +378,8 @@ class Processor(Closing):
 
     def _relocate(self, place: FailureLocation, one: FailedRange) -> FailureLocation:
         """Find the layer of a cached location."""
-        where = (one.device, one.start, one.length)
-        self._located.pop(where, None)
-        for fresh in self._locate(where):
+        self._located.pop(one.where, None)
+        for fresh in self._locate(one.where):
             if (
                 fresh.device == place.device
                 and fresh.start <= place.start < fresh.start + fresh.length
@@ -424,25 +414,20 @@ class Processor(Closing):
     def _look_up_owners(self, wanted: Sequence[tuple[FailureRecord, FailedRange]]) -> list[Answer]:
         """Look up the owners of all records, those of one device together."""
         answers: dict[int, Answer] = {}
-        asked: dict[str, list[tuple[int, OwnerQuery]]] = defaultdict(list)
+        asked: dict[str, list[tuple[FailureRecord, FailedRange]]] = defaultdict(list)
         for entry, one in wanted:
             place = entry.place
             if place.layer is None:
-                no_answer = unknown_answer(place.start, place.length, one.origin, place.why)
-                answers[entry.number] = no_answer
+                answers[entry.number] = unknown_answer(place, one.origin, place.why)
             else:
-                question = OwnerQuery(place.start, place.length, place.layer, one.origin)
-                asked[one.device].append((entry.number, question))
+                asked[one.device].append((entry, one))
         for device, both in asked.items():
-            questions = [question for _, question in both]
+            questions = [(entry.place, one.origin) for entry, one in both]
             try:
                 found = self._probe.find_owners(device, questions)
             except OSError as error:
-                found = [
-                    unknown_answer(one.start, one.length, one.origin, str(error))
-                    for one in questions
-                ]
-            answers.update(zip((number for number, _ in both), found, strict=True))
+                found = [unknown_answer(*question, str(error)) for question in questions]
+            answers.update(zip((entry.number for entry, _ in both), found, strict=True))
         return [answers[entry.number] for entry, _ in wanted]
 
     def _count(self, answer: Answer, one: FailedRange) -> None:

@@ -12,7 +12,7 @@ from whoseblock.fs.driver import Volume
 from whoseblock.lookup import Lookup
 from whoseblock.stack.base import Layer, LinearSegment
 from whoseblock.target import Target, TargetOptions
-from whoseblock.watch.attribution.device_probe import DeviceProbe, OwnerQuery
+from whoseblock.watch.attribution.device_probe import DeviceProbe
 from whoseblock.watch.attribution.locations import FailureLocation, follow_names, locate
 from whoseblock.watch.store.state import StateFolder
 
@@ -102,9 +102,9 @@ def test_a_child_that_was_started_anew_answers_for_the_same_layers(
             locate_part(probe, 4)
         # The new child has located another partition first.
         locate_part(probe, 4)
-        questions = [OwnerQuery(0, 512, one.layer, "log:1") for one in located if one.layer]
-        gone = OwnerQuery(512, 512, ("sda", "sda9"), "log:2")
-        *answers, missing = probe.find_owners("sda", [*questions, gone])
+        gone = FailureLocation("sda9", "", 512, 512, ("sda", "sda9"))
+        questions = [(one, "log:1") for one in located]
+        *answers, missing = probe.find_owners("sda", [*questions, (gone, "log:2")])
     for number, answer in enumerate(answers, 1):
         (row,) = answer
         assert isinstance(row.via, tuple)

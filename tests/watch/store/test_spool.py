@@ -73,8 +73,12 @@ def test_keys_ascend_though_the_clock_be_set_back(tmp_path: Path) -> None:
 
 
 def test_a_full_spool_accepts_nothing_until_there_is_room(tmp_path: Path) -> None:
-    spool = Spool(tmp_path / "spool", most_bytes=500)
+    first = Spool(tmp_path / "first")
+    first.put([failed(0)])
+    size = first.take(1).files[0].stat().st_size
     count = 4
+    # There is room as long as no more than this waits.
+    spool = Spool(tmp_path / "spool", most_bytes=(count - 1) * size)
     for start in range(count):
         spool.put([failed(start)])
     with pytest.raises(OSError, match="the spool is full"):

@@ -23,7 +23,6 @@ from whoseblock.fs.driver import Volume
 from whoseblock.fs.mounted.fiemap import file_extents
 from whoseblock.lookup import Lookup, Query, QueryOptions
 from whoseblock.process_stat import read_start_time
-from whoseblock.stack.base import Layer
 from whoseblock.target import Target, TargetOptions
 from whoseblock.watch.attribution.locations import (
     FailureLocation,
@@ -34,7 +33,7 @@ from whoseblock.watch.children import STANDARD, end_child, fork, signs_of_life
 from whoseblock.watch.store.reports import FailedFileRange
 from whoseblock.watch.store.state import StateFolder
 
-__all__ = ["DeviceProbe", "OwnerQuery", "ProbeLimits", "unknown_answer"]
+__all__ = ["DeviceProbe", "ProbeLimits", "unknown_answer"]
 
 _QUERY: Final = QueryOptions(paths=True, processes=True, verified=True)
 _FS_IOC_GETVERSION: Final = 0x80087601  # linux/fs.h
@@ -59,18 +58,6 @@ class ProbeLimits(NamedTuple):
 USUAL_LIMITS: Final = ProbeLimits()
 
 
-class OwnerQuery(NamedTuple):
-    """A range of a located layer whose owners are wanted; ``origin`` is where it was reported.
-
-    ``layer`` has the names of its `FailureLocation`.
-    """
-
-    start: int
-    length: int
-    layer: tuple[str, ...]
-    origin: str
-
-
 class AbandonedProbe(Struct):
     """A child stuck at a device: its pid, its start time, and when it was abandoned.
 
@@ -88,11 +75,10 @@ class AbandonedProbes(Struct):
     devices: dict[str, AbandonedProbe] = field(default_factory=dict)
 
 
-def unknown_answer(start: int, length: int, origin: str, why: str) -> Answer:
+def unknown_answer(place: FailureLocation, origin: str, why: str) -> Answer:
     """Return an incomplete answer of one unknown row, with the note ``why``."""
-    return Answer(
-        start, length, complete=False, notes=(why,), owners=(Unknown(start, length),), origin=origin
-    )
+    owners = (Unknown(*place.range),)
+    return Answer(*place.range, complete=False, notes=(why,), owners=owners, origin=origin)
 
 
 class DeviceProbe(Closing):
@@ -126,8 +112,13 @@ class DeviceProbe(Closing):
             raise OSError(found)
         return found
 
-    def find_owners(self, device: str, questions: Sequence[OwnerQuery]) -> list[Answer]:
-        """Answer queries about locations that failures of ``device`` were resolved to."""
+    def find_owners(
+        self, device: str, questions: Sequence[tuple[FailureLocation, str]]
+    ) -> list[Answer]:
+        """Return the owners of locations that failures of ``device`` were resolved to.
+
+        Each location has its layer, and comes with the origin of its report.
+        """
         answers: list[Answer] = self._query(device, "find_owners", questions)
         return answers
 
@@ -252,29 +243,23 @@ class _DeviceSession:
         except (WhoseblockError, OSError) as error:
             return str(error)
 
-    def find_owners(self, questions: Sequence[OwnerQuery]) -> list[Answer]:
+    def find_owners(self, questions: Sequence[tuple[FailureLocation, str]]) -> list[Answer]:
         """Answer all queries together; if that fails, each by itself."""
         try:
             layers = {
                 names: follow_names(self._target, names)
-                for names in {one.layer for one in questions}
+                for names in {place.layer or () for place, _ in questions}
             }
-            asked = [_make_query(one, layers[one.layer]) for one in questions]
+            asked = [
+                Query(*place.range, layers[place.layer or ()], origin, named=True)
+                for place, origin in questions
+            ]
             return list(self._finder.answers(asked, _QUERY))
-        except (WhoseblockError, OSError):
-            return [self._find_owners_of_one(one) for one in questions]
-
-    def _find_owners_of_one(self, one: OwnerQuery) -> Answer:
-        try:
-            asked = _make_query(one, follow_names(self._target, one.layer))
-            (answer,) = self._finder.answers([asked], _QUERY)
         except (WhoseblockError, OSError) as error:
-            return unknown_answer(one.start, one.length, one.origin, str(error))
-        return answer
-
-
-def _make_query(one: OwnerQuery, layer: Layer) -> Query:
-    return Query(one.start, one.length, layer, one.origin, named=True)
+            if len(questions) > 1:
+                return [self.find_owners([one])[0] for one in questions]
+            ((place, origin),) = questions
+            return [unknown_answer(place, origin, str(error))]
 
 
 def _is_file(path: str, inode: int, generation: int) -> bool:

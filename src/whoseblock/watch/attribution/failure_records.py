@@ -19,7 +19,7 @@ from whoseblock.ranges import ByteRange, subtract
 from whoseblock.watch.attribution.locations import FailureLocation
 from whoseblock.watch.store.reports import FailedRange
 
-__all__ = ["FailureRecord", "FailureRecords", "RepeatedReport", "coalesce_reports"]
+__all__ = ["FailureRecord", "FailureRecords", "coalesce_reports"]
 
 #: Why a record is closed that a list no longer has. Only the list knows since when. Any other
 #: reason to close a record means that its bytes were verified at that moment.
@@ -33,52 +33,33 @@ _MAX_CACHED: Final = 50_000
 _LOOK_BACK: Final = 4
 
 
-class RepeatedReport(NamedTuple):
-    """A failed range and how often a source reported it in a batch; ``last`` is the last time."""
-
-    failed: FailedRange
-    times: int
-    last: float
-
-    @property
-    def where(self) -> tuple[str, int, int]:
-        """The device, the start and the length."""
-        return self.failed.device, self.failed.start, self.failed.length
-
-
 class FailureRecord(NamedTuple):
-    """A journal record that a report belongs to; ``new`` if the report created it.
+    """An open record of the journal; ``place`` has the bytes of the record.
 
     ``looked_up`` is true if the owners were queried before, ``planned`` if actions were planned for
-    it. ``replayed`` is true if the journal knew this very report: the process that journaled it was
-    killed before it had finished.
+    it. About the report that led to it: ``new`` is true if it created the record, and ``replayed``
+    if the journal knew this very report. Then the process that journaled it was killed before it
+    had finished.
     """
 
     number: int
     place: FailureLocation
-    new: bool
-    looked_up: bool
-    planned: bool
-    replayed: bool
+    looked_up: bool = False
+    planned: bool = False
+    new: bool = False
+    replayed: bool = False
 
 
-def coalesce_reports(reports: Iterable[FailedRange]) -> list[RepeatedReport]:
+def coalesce_reports(reports: Iterable[FailedRange]) -> list[FailedRange]:
     """Merge what one source reported repeatedly about the same bytes."""
-    same: dict[tuple[str, str, int, int], RepeatedReport] = {}
+    same: dict[tuple[str, str, int, int], FailedRange] = {}
     for one in reports:
-        place = (one.source, one.device, one.start, one.length)
+        place = (one.source, *one.where)
         if before := same.get(place):
-            same[place] = RepeatedReport(before.failed, before.times + 1, one.at)
+            same[place] = replace(before, times=before.times + 1, last=one.at)
         else:
-            same[place] = RepeatedReport(one, 1, one.at)
+            same[place] = one
     return list(same.values())
-
-
-class _CachedRecord(NamedTuple):
-    # An open record, and whether its owners were looked up and actions planned.
-    entry: RecordedFailure
-    looked_up: bool
-    planned: bool
 
 
 class _DeviceCache(NamedTuple):
@@ -86,7 +67,7 @@ class _DeviceCache(NamedTuple):
     # bisecting, and the ranges closed lately with the time, latest first. Reports from before that
     # time may still arrive.
     starts: list[int]
-    open: list[_CachedRecord]
+    open: list[FailureRecord]
     dealt_with: list[tuple[datetime, ByteRange]]
 
 
@@ -119,52 +100,47 @@ class FailureRecords:
             self._devices.clear()
             self._since = time.monotonic()
 
-    def record(self, repeated: RepeatedReport, place: FailureLocation) -> Iterator[FailureRecord]:
+    def record(self, failed: FailedRange, place: FailureLocation) -> Iterator[FailureRecord]:
         """Journal a report under every record that has bytes of it; create records for the rest.
 
         A report from before its bytes were closed is not new, even if it arrives only now:
         verifying a healed range makes the kernel report it once more.
         """
-        left = [ByteRange(place.start, place.length)]
-        seen = datetime.fromtimestamp(repeated.last, UTC)
-        for entry, looked_up, planned in self._overlapping(place):
-            left = subtract(left, entry.range)
-            report = _new_report(repeated, place, entry.range)
-            noted = self._run.record_report(entry, report, seen)
-            known = place._replace(start=entry.start, length=entry.length, device=entry.device)
-            if noted.failure == entry.id:
-                yield FailureRecord(
-                    entry.id,
-                    known,
-                    new=False,
-                    looked_up=looked_up,
-                    planned=planned,
-                    replayed=not noted.new_report,
-                )
+        left = [place.range]
+        seen = datetime.fromtimestamp(failed.last or failed.at, UTC)
+        for entry in self._overlapping(place):
+            known = entry.place
+            left = subtract(left, known.range)
+            report = _new_report(failed, place, known.start)
+            noted = self._run.record_report(entry.number, report, seen)
+            # The way to the record, and its identity, are those that the report has found.
+            here = place._replace(device=known.device, start=known.start, length=known.length)
+            if noted.failure == entry.number:
+                yield entry._replace(place=here, replayed=not noted.new_report)
             elif noted.new_failure:
                 # Another process has closed it meanwhile.
                 self.drop_cache()
-                yield _created(noted.failure, known)
+                yield FailureRecord(noted.failure, here, new=True)
         for closed, where in self._cache_of(place).dealt_with:
             if closed < seen:
                 break
             left = subtract(left, where)
         for piece in left:
-            report = _new_report(repeated, place, piece)
+            report = _new_report(failed, place, piece.start)
             noted = self._run.record_failure(place.device, piece, report, identity=place.identity)
             # An event that was journaled before belongs to a record that is closed by now.
             if noted.new_failure:
                 part = place._replace(start=piece.start, length=piece.length)
-                self._add(noted.failure, part)
-                yield _created(noted.failure, part)
+                self._add(FailureRecord(noted.failure, part))
+                yield FailureRecord(noted.failure, part, new=True)
 
     def close_healed(self, place: FailureLocation) -> int:
         """Close the open records that lie wholly within a location; return their number."""
         end = place.start + place.length
         healed = 0
-        for entry, _, _ in self._overlapping(place):
-            if place.start <= entry.start and entry.start + entry.length <= end:
-                self._run.close_failure(entry.id, NOT_LISTED)
+        for number, where, *_ in self._overlapping(place):
+            if place.start <= where.start and where.start + where.length <= end:
+                self._run.close_failure(number, NOT_LISTED)
                 healed += 1
         if healed:
             self.drop_cache()
@@ -172,9 +148,9 @@ class FailureRecords:
 
     def covers(self, place: FailureLocation) -> bool:
         """Return whether open records with journaled owners cover a location."""
-        left = [ByteRange(place.start, place.length)]
-        for entry, looked_up, _ in self._overlapping(place):
-            left = subtract(left, entry.range) if looked_up else left
+        left = [place.range]
+        for entry in self._overlapping(place):
+            left = subtract(left, entry.place.range) if entry.looked_up else left
         return not left
 
     def mark_looked_up(self, numbers: Iterable[int]) -> None:
@@ -182,12 +158,12 @@ class FailureRecords:
         done = set(numbers)
         for device in self._devices.values():
             for at, one in enumerate(device.open):
-                if one.entry.id in done:
+                if one.number in done:
                     device.open[at] = one._replace(looked_up=True)
 
     # ------------------------------------------------------------------ what is known
 
-    def _overlapping(self, place: FailureLocation) -> list[_CachedRecord]:
+    def _overlapping(self, place: FailureLocation) -> list[FailureRecord]:
         """Return the open records that overlap a location."""
         starts, known, _ = self._cache_of(place)
         # Records of one device do not overlap unless another program made some: look back no
@@ -195,17 +171,14 @@ class FailureRecords:
         first = max(bisect_left(starts, place.start) - _LOOK_BACK, 0)
         last = bisect_left(starts, place.start + place.length)
         return [
-            one for one in known[first:last] if one.entry.start + one.entry.length > place.start
+            one for one in known[first:last] if one.place.start + one.place.length > place.start
         ]
 
     def _cache_of(self, place: FailureLocation) -> _DeviceCache:
         key = place.identity or place.device
         if key not in self._devices:
-            opened = [
-                _CachedRecord(one.failure, one.complete is not None, bool(one.states))
-                for one in self._find(place, Filter(open=True))
-            ]
-            opened.sort(key=lambda one: one.entry.start)
+            opened = [_known(one) for one in self._find(place, Filter(open=True))]
+            opened.sort(key=lambda one: one.place.start)
             # Read these second: a record that is closed in between is found as open, as closed, or
             # both.
             lately = Filter(closed_since=datetime.now(UTC) - _MAX_DELAY)
@@ -215,7 +188,7 @@ class FailureRecords:
                 if one.failure.closed is not None and one.failure.closed_because != NOT_LISTED
             ]
             dealt_with.sort(reverse=True)
-            starts = [one.entry.start for one in opened]
+            starts = [one.place.start for one in opened]
             self._devices[key] = _DeviceCache(starts, opened, dealt_with)
         return self._devices[key]
 
@@ -230,30 +203,18 @@ class FailureRecords:
                     found[one.failure.id] = one
         return found.values()
 
-    def _add(self, number: int, place: FailureLocation) -> None:
-        starts, known, _ = self._cache_of(place)
-        at = bisect_left(starts, place.start)
-        entry = RecordedFailure(
-            id=number,
-            host=self._journal.host.name,
-            machine_id=self._journal.host.machine_id,
-            device=place.device,
-            identity=place.identity,
-            start=place.start,
-            length=place.length,
-            target="",
-            first_seen=datetime.now(UTC),
-            run=self._run.id,
-            closed=None,
-            closed_by=None,
-            closed_because=None,
-        )
-        starts.insert(at, place.start)
-        known.insert(at, _CachedRecord(entry, looked_up=False, planned=False))
+    def _add(self, entry: FailureRecord) -> None:
+        starts, known, _ = self._cache_of(entry.place)
+        at = bisect_left(starts, entry.place.start)
+        starts.insert(at, entry.place.start)
+        known.insert(at, entry)
 
 
-def _created(number: int, place: FailureLocation) -> FailureRecord:
-    return FailureRecord(number, place, new=True, looked_up=False, planned=False, replayed=False)
+def _known(one: Overview) -> FailureRecord:
+    """Return an open record that the journal has."""
+    failure = one.failure
+    place = FailureLocation(failure.device, failure.identity, *failure.range, layer=None)
+    return FailureRecord(failure.id, place, one.complete is not None, bool(one.states))
 
 
 def _is_of(entry: RecordedFailure, place: FailureLocation) -> bool:
@@ -263,15 +224,15 @@ def _is_of(entry: RecordedFailure, place: FailureLocation) -> bool:
     return entry.device == place.device
 
 
-def _new_report(repeated: RepeatedReport, place: FailureLocation, entry: ByteRange) -> NewReport:
-    one, times, last = repeated
+def _new_report(one: FailedRange, place: FailureLocation, start: int) -> NewReport:
+    """Return what the journal keeps of a report, for the record that begins at ``start``."""
     detail = {"device": one.device, "start": one.start, "length": one.length, **one.detail}
-    if times > 1:
-        detail |= {"times": times, "last": last}
+    if one.times > 1:
+        detail |= {"times": one.times, "last": one.last}
     return NewReport(
         source=one.source,
         origin=one.origin,
         at=datetime.fromtimestamp(one.at, UTC),
-        key=f"{one.key}@{place.device}:{entry.start}",
+        key=f"{one.key}@{place.device}:{start}",
         detail=detail,
     )

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from whoseblock.errors import TargetError, WhoseblockError
 from whoseblock.fs.driver import Volume
 from whoseblock.lookup import Lookup
+from whoseblock.ranges import ByteRange
 from whoseblock.stack.base import Layer, LinearSegment
 from whoseblock.stack.kernel.host import Host
 from whoseblock.stack.kernel.loops import find_backing_file
@@ -45,6 +46,11 @@ class FailureLocation(NamedTuple):
     length: int
     layer: tuple[str, ...] | None
     why: str = ""
+
+    @property
+    def range(self) -> ByteRange:
+        """The bytes that failed."""
+        return ByteRange(self.start, self.length)
 
 
 class _Piece(NamedTuple):

@@ -20,7 +20,7 @@ __all__ = [
 ]
 
 
-class _Report(Struct, frozen=True, kw_only=True, tag_field="report"):
+class _Report(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="report"):
     source: str
     at: float
     key: str = ""
@@ -28,12 +28,23 @@ class _Report(Struct, frozen=True, kw_only=True, tag_field="report"):
 
 
 class FailedRange(_Report, frozen=True, tag="failed"):
-    """A failed range of a device, in bytes; ``origin`` is where it was read."""
+    """A failed range of a device, in bytes; ``origin`` is where it was read.
+
+    ``times`` is how often its source reported it in a batch, at ``at`` first, and at ``last`` last;
+    0 is the time of the only report.
+    """
 
     device: str
     start: int
     length: int
     origin: str = ""
+    times: int = 1
+    last: float = 0.0
+
+    @property
+    def where(self) -> tuple[str, int, int]:
+        """The device, the start and the length."""
+        return self.device, self.start, self.length
 
 
 class BadBlockList(_Report, frozen=True, tag="listed"):
