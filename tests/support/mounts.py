@@ -64,7 +64,7 @@ def small_filesystem(kind: str, image: Path, size: int) -> Iterator[Path]:
     own_mount_namespace()
     with tempfile.TemporaryDirectory(prefix="whoseblock-mount-") as folder:
         if kind == "tmpfs":
-            run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder])
+            run(["mount", "-t", "tmpfs", "-o", f"size={size},mode=0755", "tmpfs", folder])
         else:
             with image.open("wb") as file:
                 file.truncate(size)

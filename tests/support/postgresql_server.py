@@ -71,11 +71,11 @@ class Postgres:
         alive = [pid for pid in (*sessions, self._process.pid) if os.path.exists(f"/proc/{pid}")]
         try:
             for pid in alive:
-                os.kill(pid, signal.SIGSTOP)
+                _signal(pid, signal.SIGSTOP)
             yield
         finally:
             for pid in alive:
-                os.kill(pid, signal.SIGCONT)
+                _signal(pid, signal.SIGCONT)
 
     def sql(self, statement: str, database: str = "postgres") -> str:
         """Run a statement with psql; return its output."""
@@ -92,6 +92,12 @@ class Postgres:
     def url(self, database: str) -> str:
         """Return the URL of a database, as root may use it."""
         return f"postgresql://{_USER}@/{database}?host={self.folder}"
+
+
+def _signal(pid: int, number: signal.Signals) -> None:
+    # The session of psql itself may have ended since it was listed.
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
 
 
 def _as_user() -> list[str | Path]:

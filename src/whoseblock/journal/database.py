@@ -23,6 +23,7 @@ from whoseblock.journal.columns import digest
 from whoseblock.journal.faults import as_journal_error
 from whoseblock.journal.limits import USUAL_LIMITS, Limits
 from whoseblock.journal.location import JournalLocation
+from whoseblock.journal.trusted_files import check_file, find_trusted
 
 __all__ = ["Database", "missing"]
 
@@ -47,8 +48,9 @@ class Database(Closing):
         if location.file is None:
             self._engine = _postgresql(location, limits)
         else:
-            self._inode = _find_or_make(location, write=write)
-            self._engine = _sqlite(location, limits, write=write)
+            file = _find_or_make(location, location.file, write=write)
+            self._inode = _inode_of(file)
+            self._engine = _sqlite(location, file, limits, write=write)
 
     def close(self) -> None:
         """Close all connections."""
@@ -160,27 +162,32 @@ def _inode_of(file: Path) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _find_or_make(location: JournalLocation, *, write: bool) -> tuple[int, int]:
-    """Find the file; with ``write`` create it and its folder, readable by the user only."""
-    file = location.file
-    assert file is not None  # noqa: S101 - for the type checker: only SQLite comes here
+def _find_or_make(location: JournalLocation, named: Path, *, write: bool) -> Path:
+    """Return the real path of the file, which no other user can change or replace.
+
+    With ``write``, create it and its folder, readable by the user only.
+    """
     try:
+        file = find_trusted(f"the journal {location.name!r}", named, make=write)
+        # SQLite replays what is in these files.
+        for suffix in ("", "-wal", "-shm", "-journal"):
+            check_file(file, suffix=suffix)
+        flags = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
         if write:
-            file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            os.close(os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-            folder = os.open(file.parent, os.O_RDONLY | os.O_DIRECTORY)
+            os.close(os.open(file.path, flags | os.O_RDWR | os.O_CREAT, 0o600))
+            folder = os.open(file.path.parent, os.O_RDONLY | os.O_DIRECTORY)
             try:
                 os.fsync(folder)
             finally:
                 os.close(folder)
-        elif not file.exists() or not file.stat().st_size:
+        elif not file.path.exists() or not file.path.stat().st_size:
             raise missing(location)
         else:
             # SQLite does not tell a file that it may not read from one that is not there.
-            os.close(os.open(file, os.O_RDONLY | os.O_CLOEXEC))
-        return _inode_of(file)
+            os.close(os.open(file.path, flags | os.O_RDONLY))
     except OSError as error:
         raise as_journal_error(error, location) from error
+    return file.path
 
 
 def missing(location: JournalLocation) -> JournalError:
@@ -191,8 +198,7 @@ def missing(location: JournalLocation) -> JournalError:
     )
 
 
-def _sqlite(location: JournalLocation, limits: Limits, *, write: bool) -> Engine:
-    file = location.file or Path()
+def _sqlite(location: JournalLocation, file: Path, limits: Limits, *, write: bool) -> Engine:
     name = quote(os.fsencode(file))
     mode = "rw" if write else "ro"
     if not write and not os.access(file.parent, os.W_OK) and not Path(f"{file}-wal").exists():
