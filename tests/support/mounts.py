@@ -5,6 +5,7 @@ import ctypes
 import fcntl
 import functools
 import os
+import struct
 import subprocess
 import tempfile
 import time
@@ -13,11 +14,20 @@ from pathlib import Path
 
 from tests.support.tools import Missing, need_root, run
 
-__all__ = ["frozen", "loop_device", "mounted", "own_mount_namespace", "small_filesystem"]
+__all__ = [
+    "frozen",
+    "loop_device",
+    "mounted",
+    "own_mount_namespace",
+    "shut_down",
+    "small_filesystem",
+]
 
 _CLONE_NEWNS = 0x20000  # linux/sched.h
 _FIFREEZE = 0xC0045877  # linux/fs.h
 _FITHAW = 0xC0045878
+_XFS_IOC_GOINGDOWN = 0x8004587D  # xfs_fs.h
+_LOGFLUSH = 1
 
 
 @functools.cache
@@ -97,6 +107,15 @@ def frozen(folder: bytes) -> Iterator[None]:
             yield
         finally:
             fcntl.ioctl(descriptor, _FITHAW, 0)
+    finally:
+        os.close(descriptor)
+
+
+def shut_down(folder: bytes) -> None:
+    """Shut a mounted XFS down as a crash would, with all changes in its log and nowhere else."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.ioctl(descriptor, _XFS_IOC_GOINGDOWN, struct.pack("=I", _LOGFLUSH))
     finally:
         os.close(descriptor)
 

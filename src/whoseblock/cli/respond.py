@@ -83,6 +83,11 @@ Examples:
     help="Keep the failed blocks in a hidden file, so that they are not allocated again.",
 )
 @click.option(
+    "--write-read-only",
+    is_flag=True,
+    help="Write to the device even if its filesystem is mounted read-only.",
+)
+@click.option(
     "--exec",
     "command",
     metavar="COMMAND",
@@ -341,6 +346,7 @@ def _plan_options(options: dict[str, Any]) -> "PlanOptions":
         quarantine=options["quarantine"],
         command=options["command"],
         signal=options["signal_name"],
+        write_read_only=options["write_read_only"],
     )
 
 

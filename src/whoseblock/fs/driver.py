@@ -292,6 +292,19 @@ class MountedVolume(Volume, Protocol):
         """A descriptor of its root directory, on the mount of `fileno`; None if unreachable."""
         ...
 
+    @property
+    def is_read_only(self) -> bool:
+        """Whether the filesystem, not only one of its mounts, is read-only at this moment."""
+        return False
+
+    @property
+    def unreplayed_log(self) -> str:
+        """The reason why the kernel does not know changes that are in the log, "" if it does.
+
+        It is also one of the `doubts`.
+        """
+        return ""
+
     def fileno(self) -> int:
         """Return a descriptor on it, for syncfs(2) and FIFREEZE."""
         ...

@@ -18,6 +18,7 @@ __all__ = [
     "SHUT_DOWN",
     "Mount",
     "Reader",
+    "device_node",
     "devices_of",
     "find_mounts",
     "is_folder",
@@ -152,6 +153,18 @@ def _listed_with(kind: str, device: int) -> Iterator[int]:
         for one in folder.iterdir():
             with contextlib.suppress(OSError, ValueError):
                 yield _number(one)
+
+
+def device_node(number: int) -> str | None:
+    """Return the path of the block device with a number, by the kernel's name; None without one."""
+    attributes = _DEV_BLOCK / f"{os.major(number)}:{os.minor(number)}" / "uevent"
+    try:
+        lines = attributes.read_text().splitlines()
+        name = next(line for line in lines if line.startswith("DEVNAME=")).partition("=")[2]
+        status = Path("/dev", name).stat()
+    except (OSError, StopIteration):
+        return None
+    return f"/dev/{name}" if status.st_rdev == number and stat.S_ISBLK(status.st_mode) else None
 
 
 class Reader(NamedTuple):

@@ -32,6 +32,7 @@ from whoseblock.target import Target
 
 __all__ = [
     "CHANGES",
+    "READ_ONLY",
     "Act",
     "Decision",
     "PlanOptions",
@@ -41,6 +42,7 @@ __all__ = [
     "is_contested",
     "proposals_at",
     "proposals_for",
+    "why_protected",
     "why_unsupported",
 ]
 
@@ -71,7 +73,8 @@ class PlanOptions:
     ``copies`` says where good copies are, None if the user named none.  ``punch`` allows zeros in
     the place of data without a copy.  ``quarantine`` keeps the failed blocks in a file.
     ``command`` is a shell command that receives each finding; ``signal`` is the name of a signal
-    for the processes that map the lost part of a file.
+    for the processes that map the lost part of a file.  ``write_read_only`` allows to write to the
+    device of a filesystem that is mounted read-only.
     """
 
     copies: Copies | None = None
@@ -79,6 +82,7 @@ class PlanOptions:
     quarantine: bool = False
     command: str | None = None
     signal: str | None = None
+    write_read_only: bool = False
 
 
 class Decision(NamedTuple):
@@ -103,6 +107,8 @@ class Proposal(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
+#: Said of a filesystem in plans and outcomes.
+READ_ONLY: Final = "the filesystem is mounted read-only"
 #: What an act does, for messages.
 _VERBS: Final = {
     Act.ZERO: "zero free blocks",
@@ -219,6 +225,8 @@ def decide(
         quarantine = options.quarantine and decision.act is not Act.ZERO
         if why := why_unsupported(decision.act, filesystem, quarantine=quarantine):
             return Decision(Act.ADVISE, f"{why}: nothing is changed")
+        if why := why_protected(decision.act, filesystem, write_read_only=options.write_read_only):
+            return Decision(Act.ADVISE, why)
     if not complete and decision.act is not Act.ADVISE:
         return Decision(Act.ADVISE, "the owners are not certain: nothing is changed")
     return decision
@@ -250,8 +258,22 @@ def why_unsupported(act: Act, filesystem: Volume, *, quarantine: bool = False) -
     return f"whoseblock cannot {verb} on this {filesystem.name} without {' and '.join(missing)}"
 
 
+def why_protected(act: Act, filesystem: Volume, *, write_read_only: bool) -> str:
+    """Return why the way in which a filesystem is mounted forbids an act, "" if it does not."""
+    if not isinstance(filesystem, MountedVolume):
+        return ""
+    if filesystem.unreplayed_log:
+        return filesystem.unreplayed_log
+    if not filesystem.is_read_only:
+        return ""
+    if act is not Act.ZERO:
+        return f"{READ_ONLY}, and file data is changed only while it is writable: remount it"
+    if write_read_only:
+        return ""
+    return f"{READ_ONLY}: nothing is written; remount it, or pass --write-read-only"
+
+
 def _decide(owners: Sequence[Owner], options: PlanOptions, filesystem: Volume) -> Decision:
-    mounted = isinstance(filesystem, MountedVolume)
     kept = [row for row in owners if in_quarantine(row)]
     if kept and len(kept) == len(owners):
         return Decision(Act.NOTHING, "in quarantine: the filesystem does not allocate it again")
@@ -263,7 +285,7 @@ def _decide(owners: Sequence[Owner], options: PlanOptions, filesystem: Volume) -
         if why := why_not_direct(row):
             return Decision(Act.ADVISE, f"{why}: nothing is changed")
     if is_unowned(owners):
-        return Decision(Act.ZERO, _describe_zeroing(owners, mounted=mounted))
+        return Decision(Act.ZERO, _describe_zeroing(owners, filesystem))
     others = [row for row in owners if not (isinstance(row, FileOwner) and row.what == "data")]
     if not others:
         return _decide_data(len(owners) - len(kept), options, filesystem)
@@ -279,12 +301,16 @@ def in_quarantine(row: Owner) -> bool:
     )
 
 
-def _describe_zeroing(owners: Sequence[Owner], *, mounted: bool) -> str:
+def _describe_zeroing(owners: Sequence[Owner], filesystem: Volume) -> str:
+    mounted = isinstance(filesystem, MountedVolume)
     what = "free space" if isinstance(owners[0], Free) else "space never written"
     how = "freeze the filesystem" if mounted else "open the device exclusively"
+    nevertheless = ""
+    if isinstance(filesystem, MountedVolume) and filesystem.is_read_only:
+        nevertheless = f"; {READ_ONLY}, and its device is written nevertheless"
     return (
         f"{what}: {how}, query the owners again, zero exactly the failed sectors, and read them"
-        " back"
+        f" back{nevertheless}"
     )
 
 

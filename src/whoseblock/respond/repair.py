@@ -31,7 +31,15 @@ from whoseblock.respond.owners import (
     positions_of,
     rows_without,
 )
-from whoseblock.respond.planning import Act, Proposal, in_quarantine, why_unsupported
+from whoseblock.respond.planning import (
+    READ_ONLY,
+    Act,
+    PlanOptions,
+    Proposal,
+    in_quarantine,
+    why_protected,
+    why_unsupported,
+)
 from whoseblock.respond.quarantine import QuarantineKeeper
 from whoseblock.respond.relocate import (
     ContentChange,
@@ -61,7 +69,8 @@ class StepParameters(msgspec.Struct, frozen=True, kw_only=True):
 
     ``layer`` and ``identity`` name the filesystem; a step that changes something has both.
     ``start`` and ``length`` are the run of blocks in bytes of that layer.  ``owners`` are the
-    positions in files that may be changed.
+    positions in files that may be changed.  ``write_read_only`` allows to write to the device of a
+    filesystem that is mounted read-only.
     """
 
     layer: str
@@ -71,6 +80,7 @@ class StepParameters(msgspec.Struct, frozen=True, kw_only=True):
     owners: tuple[FilePosition, ...] = ()
     copies: Copies | None = None
     quarantine: bool = False
+    write_read_only: bool = False
     says: str = ""
 
     @property
@@ -79,7 +89,7 @@ class StepParameters(msgspec.Struct, frozen=True, kw_only=True):
         return ByteRange(self.start, self.length)
 
 
-def parameters_of(proposal: Proposal, copies: Copies | None, *, quarantine: bool) -> StepParameters:
+def parameters_of(proposal: Proposal, options: PlanOptions) -> StepParameters:
     """Return the parameters of the step that a proposal calls for."""
     rows = (row for row in proposal.owners if not in_quarantine(row))
     positions = tuple(filter(None, map(position_of, rows)))
@@ -89,8 +99,9 @@ def parameters_of(proposal: Proposal, copies: Copies | None, *, quarantine: bool
         start=proposal.run.start,
         length=proposal.run.length,
         owners=positions,
-        copies=copies if proposal.act is Act.RESTORE else None,
-        quarantine=quarantine and proposal.act in (Act.RESTORE, Act.PUNCH),
+        copies=options.copies if proposal.act is Act.RESTORE else None,
+        quarantine=options.quarantine and proposal.act in (Act.RESTORE, Act.PUNCH),
+        write_read_only=options.write_read_only and proposal.act is Act.ZERO,
         says=proposal.says,
     )
 
@@ -175,6 +186,8 @@ def _check_filesystem(kind: Act, step: StepParameters, site: Site) -> None:
         raise NotNowError("file data is changed only while the filesystem is mounted: mount it")
     if why := why_unsupported(kind, site.filesystem, quarantine=step.quarantine):
         raise RefusedError(why)
+    if why := why_protected(kind, site.filesystem, write_read_only=step.write_read_only):
+        raise NotNowError(why)
 
 
 def _file_of(keeper: Keeper | None) -> FileId | None:
@@ -208,7 +221,10 @@ def _zero(
             " --journal"
         )
     with contextlib.closing(site.device(writable=True)) as device:
-        return _zeroed(zero_mounted(fs, device, step.run))
+        result = _zeroed(zero_mounted(fs, device, step.run))
+    if result.zeroed and fs.is_read_only:
+        return result._replace(says=f"{result.says}, although {READ_ONLY}")
+    return result
 
 
 def _zeroed(sectors: Sequence[ByteRange]) -> ActResult:

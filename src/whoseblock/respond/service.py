@@ -103,7 +103,7 @@ def save(  # noqa: PLR0913 - the plan, and how it is applied and resumed
         steps += _notifications(options, failure)
         for proposal in one.proposals:
             if proposal.act is not Act.NOTHING:
-                parameters = parameters_of(proposal, options.copies, quarantine=options.quarantine)
+                parameters = parameters_of(proposal, options)
                 kept = msgspec.to_builtins(parameters)
                 steps.append(PlannedStep(str(proposal.act), kept, failure))
     kept = {

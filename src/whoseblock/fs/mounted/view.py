@@ -39,12 +39,14 @@ class View(Closing):
     ``root`` names it on a private one: None if they are unavailable.  ``mounts`` are those of our
     own mount namespace that their mount points lead to, each with a descriptor that names it;
     ``process`` is in the namespace that has the filesystem mounted if ours has not.
+    ``options`` are the filesystem's when it was opened.
     """
 
     def __init__(self, mount: Mount, process: int | None) -> None:
         self.kind = mount.kind
         self.device = mount.device
         self.point = mount.point
+        self.options = mount.options
         self.process = process
         self.fd = -1
         self.top: int | None = None

@@ -32,6 +32,7 @@ from whoseblock.fs.mounted.format import InodeFacts
 from whoseblock.fs.mounted.identity import find_identity
 from whoseblock.fs.mounted.paths import InodeAccess, PathFinder, gone_note
 from whoseblock.fs.mounted.records import piece_of
+from whoseblock.fs.mounted.recovery import unrecovered_by, unrecovered_note
 from whoseblock.fs.mounted.view import OpenRoot, View, open_view
 from whoseblock.fs.pieces import (
     FILE,
@@ -47,7 +48,7 @@ from whoseblock.fs.pieces import (
     row_of,
 )
 from whoseblock.fs.stream import ROW_BUDGET, LeadingRows
-from whoseblock.media.mounts import Mount
+from whoseblock.media.mounts import Mount, find_mounts
 from whoseblock.ranges import ByteRange
 
 if TYPE_CHECKING:
@@ -154,9 +155,21 @@ class FsmapVolume(Closing, MountedVolume):
         return self.asked
 
     @property
+    def is_read_only(self) -> bool:
+        """Whether the filesystem is read-only at this moment."""
+        _, mounts = find_mounts(self.view.device)
+        return "ro" in (mounts[0].options if mounts else self.view.options)
+
+    @cached_property
+    def unreplayed_log(self) -> str:
+        """The reason why the kernel does not know changes that are in the log, "" if it does."""
+        option = unrecovered_by(self.view.options)
+        return unrecovered_note(option) if option else ""
+
+    @property
     def doubts(self) -> tuple[str, ...]:
         """The reasons why every answer is incomplete."""
-        return ()
+        return (self.unreplayed_log,) if self.unreplayed_log else ()
 
     @property
     def remarks(self) -> tuple[str, ...]:
@@ -464,6 +477,7 @@ class FsmapVolume(Closing, MountedVolume):
 
     def allocation(self, ranges: Iterable[tuple[int, int]]) -> Iterator[Allocation]:
         """Yield which parts of the ranges the kernel reports as free; raises OSError."""
+        certain = not self.unreplayed_log
         for start, length in checked_ranges(ranges, self.view.point, self.device_size):
             at, end = start, start + length
             last = min(end, self.size)
@@ -471,7 +485,7 @@ class FsmapVolume(Closing, MountedVolume):
             for record in records:
                 low = max(at, record.physical)
                 high = min(end, record.physical + record.length)
-                if low < high and record.is_free:
+                if low < high and record.is_free and certain:
                     if at < low:
                         yield Allocation(at, low - at, is_free=False)
                     yield Allocation(low, high - low, is_free=True)

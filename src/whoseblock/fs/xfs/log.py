@@ -24,7 +24,7 @@ from whoseblock.fs.xfs.format.log import (
 from whoseblock.fs.xfs.volume import Volume
 from whoseblock.media.base import Media
 
-__all__ = ["log_note"]
+__all__ = ["DIRTY", "log_note"]
 
 _MAGIC: Final = XLOG_HEADER_MAGIC_NUM.to_bytes(4, "big")
 #: The largest record in basic blocks, with room for its header.
@@ -33,7 +33,7 @@ _LOOK_BACK: Final = XLOG_MAX_RECORD_BSIZE // BBSIZE + 8
 #: between them after a crash.
 _IN_FLIGHT: Final = XLOG_MAX_ICLOGS * XLOG_MAX_RECORD_BSIZE // BBSIZE
 
-_DIRTY: Final = (
+DIRTY: Final = (
     "the log is dirty: the filesystem is mounted, or was not unmounted cleanly, and what the log"
     " holds is not in this answer; mount and unmount it, or look at it mounted"
 )
@@ -57,7 +57,7 @@ def log_note(volume: Volume, log_media: Media | None = None) -> str:
         media, start = log_media, 0
     log = _Log(media, start, sb.logblocks * sb.blocksize // BBSIZE)
     try:
-        return "" if log.is_clean(sb.uuid) else _DIRTY
+        return "" if log.is_clean(sb.uuid) else DIRTY
     except BlockError as error:
         return f"the log cannot be read, so that its state is unknown: {error}"
 

@@ -7,6 +7,7 @@ from msgspec import UNSET, UnsetType
 
 from whoseblock.fs.base import FileId, Owner
 from whoseblock.fs.driver import Capability, ExchangeSample, ReverseMap
+from whoseblock.fs.mounted.recovery import unrecovered_by, unrecovered_note
 from whoseblock.fs.mounted.view import OpenRoot, View
 from whoseblock.fs.mounted.volume import FsmapVolume, no_answers
 from whoseblock.fs.pieces import INODES, STATIC, Piece, row_of
@@ -19,6 +20,7 @@ from whoseblock.fs.xfs.mounted.format import (
     XFS_FSOP_GEOM_FLAGS_RMAPBT,
 )
 from whoseblock.fs.xfs.mounted.inodes import XfsInodes
+from whoseblock.fs.xfs.mounted.recovery import doubt_of_log
 from whoseblock.fs.xfs.notes import NO_RMAP_NOTE, REALTIME_REMARK, repair_advice
 
 __all__ = ["MountedXfs"]
@@ -65,10 +67,18 @@ class MountedXfs(FsmapVolume):
             found.add(Capability.EXCHANGE_RANGE)
         return frozenset(found)
 
+    @cached_property
+    def unreplayed_log(self) -> str:
+        """The reason why the kernel does not know changes that are in the log, "" if it does."""
+        option = unrecovered_by(self.view.options)
+        state = doubt_of_log(self.view.device, self.view.options) if option else ""
+        return unrecovered_note(option, state) if state else ""
+
     @property
     def doubts(self) -> tuple[str, ...]:
         """The reasons why every answer is incomplete."""
-        return () if self.geometry.flags & XFS_FSOP_GEOM_FLAGS_RMAPBT else (NO_RMAP_NOTE,)
+        has_rmap = self.geometry.flags & XFS_FSOP_GEOM_FLAGS_RMAPBT
+        return super().doubts if has_rmap else (*super().doubts, NO_RMAP_NOTE)
 
     @property
     def remarks(self) -> tuple[str, ...]:
