@@ -1,5 +1,6 @@
 """Generated texts of /proc, compared with the facts that they were generated from."""
 
+import errno
 import os
 import tempfile
 from pathlib import Path
@@ -60,11 +61,11 @@ def maps(draw: st.DrawFn) -> list[Mapped]:
 
 
 def stat_text(
-    command: bytes, *, state: str = "S", flags: int = 0x400000, start: int = 100
+    command: bytes, *, state: str = "S", flags: int = 0x400000, start: int = 100, memory: int = 1
 ) -> bytes:
     # The kernel escapes newlines and backslashes here, and only here.
     escaped = command.replace(b"\\", b"\\\\").replace(b"\n", b"\\n")
-    fields = [state, *"1 2 3 4 5".split(), flags, *range(10), 1, 0, start, *range(30)]
+    fields = [state, *"1 2 3 4 5".split(), flags, *range(10), 1, 0, start, memory, *range(1, 30)]
     return b"7 (" + escaped + b") " + " ".join(map(str, fields)).encode() + b"\n"
 
 
@@ -183,6 +184,20 @@ def test_the_description_of_a_process(tmp_path: Path) -> None:
     assert (second.cgroup, second.unit) == ("/system.slice/a.service", "a.service")
     assert (first.pid, first.command, first.uid) == (9, "n\n", 65534)
     assert (first.namespace_pid, first.cgroup, first.unit) == (UNSET, UNSET, UNSET)
+
+
+@pytest.mark.parametrize("memory", [0, 4096])
+def test_a_process_that_is_ending_is_not_one_that_was_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memory: int
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    folder = process_folder(tmp_path, 10)
+    monkeypatch.setattr(processes, "_names", refuse)
+    (folder / "stat").write_bytes(stat_text(b"name", memory=memory))
+    found = find_processes([Wanted(os.makedev(8, 1), 131, 0, 10)], tmp_path)
+    assert (found.hidden, found.unanswered) == (memory > 0, 0)
 
 
 @pytest.mark.parametrize(

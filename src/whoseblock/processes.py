@@ -89,16 +89,18 @@ class Found(NamedTuple):
     """The processes that use each part, and what may be missing.
 
     ``processes`` are those of each wanted part, in its order, sorted by pid.  ``hidden`` is the
-    number of processes that could not be inspected completely: those of other users, without root.
-    ``unlisted`` is true if /proc may not list all processes, because it belongs to a pid namespace
-    or is mounted with hidepid.  ``omitted`` counts the mappings and descriptors past the first
-    thousand that a process has of one part.
+    number of processes that the kernel did not let this one inspect: those of other users, without
+    root.  ``unlisted`` is true if /proc may not list all processes, because it belongs to a pid
+    namespace or is mounted with hidepid.  ``omitted`` counts the mappings and descriptors past the
+    first thousand that a process has of one part.  ``unanswered`` is the number of processes with
+    an open file on a filesystem that did not answer, or failed.
     """
 
     processes: list[tuple[Process, ...]]
     hidden: int
     unlisted: bool
     omitted: int
+    unanswered: int = 0
 
 
 def find_processes(wanted: Sequence[Wanted], proc: Path = Path("/proc")) -> Found:
@@ -115,7 +117,8 @@ def find_processes(wanted: Sequence[Wanted], proc: Path = Path("/proc")) -> Foun
     if wanted:
         scan.run()
     found = [tuple(users) for users in scan.users]
-    return Found(found, scan.hidden, bool(wanted) and not scan.kernel_seen, scan.omitted)
+    unlisted = bool(wanted) and not scan.kernel_seen
+    return Found(found, scan.hidden, unlisted, scan.omitted, scan.unanswered)
 
 
 class _File:
@@ -160,6 +163,7 @@ class _Stat(NamedTuple):
     kernel: bool
     threads: int
     start_time: int
+    has_memory: bool
 
     @property
     def ended(self) -> bool:
@@ -176,7 +180,8 @@ class _Seen:
     mappings: dict[int, list[Mapping]] = field(default_factory=dict)
     open: dict[_File, set[OpenFile]] = field(default_factory=dict)
     omitted: int = 0
-    denied: bool = False
+    refused: bool = False
+    unanswered: bool = False
     mounts_read: bool = False
 
 
@@ -188,6 +193,7 @@ class _Scan:
         self.users: list[list[Process]] = [[] for _ in wanted]
         self.hidden = 0
         self.omitted = 0
+        self.unanswered = 0
         self.kernel_seen = False
         self._files: dict[tuple[int, int], _File] = {}
         for place, part in enumerate(wanted):
@@ -218,8 +224,10 @@ class _Scan:
                 self._process(pid)
             except (FileNotFoundError, ProcessLookupError):
                 pass
-            except OSError:
+            except PermissionError:
                 self.hidden += 1
+            except OSError:
+                self.unanswered += 1
 
     def _process(self, pid: int) -> None:
         # However soon the number is given to another process, this folder stays the old one's.
@@ -240,7 +248,8 @@ class _Scan:
                     break
         finally:
             os.close(folder)
-        self.hidden += seen.denied
+        self.hidden += seen.refused
+        self.unanswered += seen.unanswered
         if (seen.mappings or seen.open) and not stat.ended:
             self.omitted += seen.omitted
             self._note(process, seen)
@@ -302,8 +311,11 @@ class _Scan:
             any(self._maps(folder, task, seen) for task in tasks)
         except (FileNotFoundError, ProcessLookupError):
             raise
+        except PermissionError:
+            # To other users than root, the kernel also refuses processes that are just ending.
+            seen.refused = _read_stat(folder).has_memory
         except OSError:
-            seen.denied = True
+            seen.unanswered = True
         return seen
 
     def _with_own_tables(self, pid: int, tasks: list[str]) -> Iterator[str]:
@@ -447,7 +459,7 @@ class _Scan:
                 try:
                     answers.append(self._file_at(folder, link))
                 except OSError:
-                    seen.denied = True
+                    seen.unanswered = True
 
         if self._patience > 0 and mount not in self._silent:
             thread = threading.Thread(target=ask, daemon=True)
@@ -458,7 +470,7 @@ class _Scan:
                 return answers[0] if answers else None
             self._patience -= time.monotonic() - asked
             self._silent.add(mount)
-        seen.denied = True
+        seen.unanswered = True
         return None
 
 
@@ -533,6 +545,7 @@ def _parse_stat(text: bytes) -> _Stat:
         kernel=bool(int(fields[6]) & _PF_KTHREAD),
         threads=int(fields[17]),
         start_time=int(fields[19]),
+        has_memory=fields[20] != b"0",
     )
 
 

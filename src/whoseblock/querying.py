@@ -92,13 +92,20 @@ def _process_notes(found: "Found") -> list[str]:
     """Return notes on the processes that may be missing; the owners are complete."""
     notes = []
     if found.hidden:
-        how_many = "a process" if found.hidden == 1 else f"{found.hidden} processes"
+        how_many = _count_processes(found.hidden)
         notes.append(f"{how_many} could not be looked into: that takes CAP_SYS_PTRACE")
+    if found.unanswered:
+        how_many = _count_processes(found.unanswered)
+        notes.append(f"{how_many} could not be looked into: a filesystem does not answer")
     if found.unlisted:
         notes.append("/proc does not list every process: ask outside of the container")
     if found.omitted:
         notes.append(f"{found.omitted} more mappings and descriptors are not listed")
     return notes
+
+
+def _count_processes(number: int) -> str:
+    return "a process" if number == 1 else f"{number} processes"
 
 
 def _verify(stream: Iterable[StreamItem], space: AddressSpace) -> Iterator[StreamItem]:
