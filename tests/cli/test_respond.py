@@ -5,12 +5,16 @@ import json
 import os
 from pathlib import Path
 
+from click.testing import CliRunner
+from demo.demo import unpack
 from tests.support.failing_filesystem import BLOCK, Bench, Facts, bench, pattern, write_file
 from tests.support.mapping_processes import running
 from tests.support.mounts import small_filesystem
 from tests.support.shared_blocks import share_five
 
+from whoseblock.cli import cli
 from whoseblock.errors import JournalError
+from whoseblock.journal import open_journal
 from whoseblock.ranges import ByteRange
 
 EVERYTHING = ["--punch", "--quarantine"]
@@ -176,6 +180,20 @@ def test_readable_blocks_are_not_written(tmp_path: Path) -> None:
         assert served.rows() == rows
         assert served.served.statistics()["writes"] == counts
         assert {path: Facts.of(path) for path in five.files} == five.facts
+
+
+def test_a_dry_run_on_readable_sectors_records_no_failure(tmp_path: Path) -> None:
+    image = tmp_path / "disk.img"
+    unpack(image)
+    url = str(tmp_path / "journal.sqlite")
+    wanted = [f"{page}p" for page in range(300, 320)]
+    words = ["respond", str(image), *wanted, "--journal", url, "--exec", "false"]
+    done = CliRunner().invoke(cli, [*words, "--json"], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout) == {"plan": None, "failures": [], "steps": []}
+    assert "dry run" not in CliRunner().invoke(cli, words, catch_exceptions=False).stdout
+    with open_journal(url, write=False) as journal:
+        assert list(journal.failures()) == []
 
 
 def test_without_apply_a_mounted_device_is_not_written(tmp_path: Path) -> None:

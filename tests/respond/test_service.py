@@ -49,10 +49,10 @@ def planned(
         assert {proposal.act for one in found for proposal in one.proposals} == {Act.NOTHING}
         assert service.count_changes(found) == 0
         saved = service.save(run, found, options, target=str(image), where=where, applied=applied)
+        assert saved.asked == dict(zip(saved.plan.failures, asked, strict=True))
         if not carry_out:
-            return saved, []
-        numbers = dict(zip(saved.failures, asked, strict=True))
-        return saved, list(service.apply(journal, run, saved, target, finder, numbers))
+            return saved.plan, []
+        return saved.plan, list(service.apply(journal, run, saved, target, finder))
 
 
 def findings(image: Path) -> list[int]:
@@ -84,9 +84,29 @@ def test_a_failure_that_is_journaled_is_not_recorded_again(image: Path, tmp_path
             service.save(run, [one], options, target=None, where=where, applied=True)
             for one in (found, found._replace(failure=1))
         ]
-        assert [one.failures for one in saved] == [(1,), (1,)]
+        assert [one.plan.failures for one in saved] == [(1,), (1,)]
         history = journal.history(1)
         assert (len(history.reports), len(history.findings)) == (1, 1)
+
+
+def test_each_step_gets_the_finding_of_its_own_failure(image: Path, tmp_path: Path) -> None:
+    where, options = TargetOptions(), PlanOptions(command=f"cat >> {tmp_path / 'findings'}")
+    with (
+        opened(tmp_path) as (journal, run),
+        Target(str(image), where) as target,
+        Lookup(target.open_leaf) as finder,
+    ):
+        assert target.layer is not None
+        first, second = (Query(start, 512, target.layer) for start in (4096, 0))
+        for asked in ([second], [first, second, second]):
+            planned = list(service.plan(target, finder, asked, options))
+            saved = service.save(run, planned, options, target=None, where=where, applied=True)
+        # The second is known already, and asked twice.
+        assert saved.asked == {2: first, 1: second}
+        assert [step.failure for step in saved.plan.steps] == [2, 1]
+        for outcome in service.apply(journal, run, saved, target, finder):
+            assert outcome.state is State.VERIFIED
+    assert findings(image) == [4096, 0]
 
 
 def test_only_applied_plans_are_resumed(image: Path, tmp_path: Path) -> None:

@@ -205,24 +205,24 @@ class _Work:
             self._show(planned)
             # A plan that the user declined is in the journal, and --resume leaves it alone.
             agreed = False
+            saved = None
             try:
                 agreed = self._options["applied"] and self._confirm(planned)
             finally:
-                plan = service.save(
-                    self._run,
-                    planned,
-                    options,
-                    target=_absolute(path),
-                    where=where,
-                    applied=agreed,
-                )
-            self._show_plan(plan)
-            if agreed:
-                numbers = zip(plan.failures, planned, strict=True)
-                asked = {failure: one.asked for failure, one in numbers}
-                self._show_outcomes(
-                    service.apply(self._journal, self._run, plan, target, finder, asked)
-                )
+                # Readable sectors are no failure; what is applied closes one that is open.
+                failed = planned if agreed else [one for one in planned if one.needs_action]
+                if failed:
+                    saved = service.save(
+                        self._run,
+                        failed,
+                        options,
+                        target=_absolute(path),
+                        where=where,
+                        applied=agreed,
+                    )
+            self._show_plan(saved.plan if saved else None)
+            if agreed and saved:
+                self._show_outcomes(service.apply(self._journal, self._run, saved, target, finder))
 
     def _plan(
         self,
@@ -300,10 +300,12 @@ class _Work:
         for one in () if self._options["as_json"] else planned:
             click.echo(_printed(_describe(one)))
 
-    def _show_plan(self, plan: "Plan") -> None:
+    def _show_plan(self, plan: "Plan | None") -> None:
+        """Show the plan in the journal, None if no sector fails."""
         if self._options["as_json"]:
-            _write_json({"plan": plan.id, "failures": list(plan.failures), "steps": plan.steps})
-        elif plan.steps and not self._options["applied"]:
+            found = (plan.id, list(plan.failures), plan.steps) if plan else (None, [], [])
+            _write_json(dict(zip(("plan", "failures", "steps"), found, strict=True)))
+        elif plan and plan.steps and not self._options["applied"]:
             click.echo(f"dry run: plan {plan.id} saved; run again with --apply to carry it out")
 
     def _show_outcomes(self, outcomes: "Iterable[StepOutcome]") -> None:

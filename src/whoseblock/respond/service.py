@@ -28,6 +28,7 @@ __all__ = [
     "PlanInUseError",
     "PlanOptions",
     "PlannedFailure",
+    "SavedPlan",
     "StepOutcome",
     "apply",
     "count_changes",
@@ -48,6 +49,18 @@ class PlannedFailure(NamedTuple):
     answer: Answer
     proposals: tuple[Proposal, ...]
     failure: int | None = None
+
+    @property
+    def needs_action(self) -> bool:
+        """Whether some of its sectors fail and are not in quarantine, as far as is known."""
+        return any(proposal.act is not Act.NOTHING for proposal in self.proposals)
+
+
+class SavedPlan(NamedTuple):
+    """A plan in the journal, and the ranges of its failures by their numbers."""
+
+    plan: Plan
+    asked: Mapping[int, Query]
 
 
 class PlanInUseError(Exception):
@@ -86,20 +99,23 @@ def save(  # noqa: PLR0913 - the plan, and how it is applied and resumed
     target: str | None,
     where: TargetOptions,
     applied: bool,
-) -> Plan:
+) -> SavedPlan:
     """Record failures, their owners and the plan in the journal.
 
+    A range that was asked twice is one failure with one set of steps.
     ``target`` and ``where`` are what `resume` opens again: the path as an absolute one, None if
     the failures name their own devices.  Without ``applied``, `resume` leaves the plan alone.
     Raises `JournalError`.
     """
     steps: list[PlannedStep] = []
-    failures: list[int] = []
+    asked: dict[int, Query] = {}
     for one in planned:
         failure = one.failure
         if failure is None:
             failure = _record(run, one, target or "")
-        failures.append(failure)
+        if failure in asked:
+            continue
+        asked[failure] = one.asked
         steps += _notifications(options, failure)
         for proposal in one.proposals:
             if proposal.act is not Act.NOTHING:
@@ -112,7 +128,7 @@ def save(  # noqa: PLR0913 - the plan, and how it is applied and resumed
         "applied": applied,
         "quarantine": options.quarantine,
     }
-    return run.plan(steps, failures, kept)
+    return SavedPlan(run.plan(steps, asked, kept), asked)
 
 
 def _record(run: Run, one: PlannedFailure, target: str) -> int:
@@ -134,28 +150,23 @@ def _notifications(options: PlanOptions, failure: int) -> Iterator[PlannedStep]:
         yield PlannedStep(SIGNAL, {"signal": options.signal}, failure)
 
 
-def apply(  # noqa: PLR0913 - the plan, the journal and where the failures are
-    journal: Journal,
-    run: Run,
-    saved: Plan,
-    target: Target,
-    finder: Lookup,
-    asked: Mapping[int, Query],
+def apply(
+    journal: Journal, run: Run, saved: SavedPlan, target: Target, finder: Lookup
 ) -> Iterator[StepOutcome]:
     """Carry out the unfinished steps of a plan, one after another; yield what became of each.
 
-    ``asked`` are the plan's failures by their numbers.  Each step is journaled before, verified
-    after, and its outcome is yielded once the journal has it.  Raises `JournalError` when the
-    journal cannot be written; then no further step is taken.
+    Each step is journaled before, verified after, and its outcome is yielded once the journal has
+    it.  Raises `JournalError` when the journal cannot be written; then no further step is taken.
     """
 
     def find_site(name: str) -> Site | None:
         return site_named(name, target, finder)
 
-    def query(failure: int) -> Answer | None:
-        return next(finder.answers([asked[failure]], QueryOptions(processes=True)), None)
+    def owners(failure: int) -> Answer | None:
+        query = saved.asked[failure]
+        return next(finder.answers([query], QueryOptions(processes=True)), None)
 
-    return execute(run, saved, Context(find_site, query, _device_of(journal.name)))
+    return execute(run, saved.plan, Context(find_site, owners, _device_of(journal.name)))
 
 
 def _device_of(name: str) -> int | None:
@@ -199,4 +210,4 @@ def resume(journal: Journal, run: Run, saved: Plan) -> Iterator[StepOutcome]:
         # `site_named` finds only the layers that a lookup has reached.
         for _part in finder.stream(asked.values(), QueryOptions(paths=False)):
             pass
-        yield from apply(journal, run, saved, target, finder, asked)
+        yield from apply(journal, run, SavedPlan(saved, asked), target, finder)

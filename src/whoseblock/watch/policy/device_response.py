@@ -57,12 +57,10 @@ class DeviceResponder:
             proposals = (*allowed, *(part._replace(act=Act.ADVISE) for part in others))
             planned = planned._replace(proposals=proposals, failure=failure.id)
             path, _ = target.path_of(layer) or (failure.device, 0)
-            plan = service.save(
+            saved = service.save(
                 self._run, [planned], allowing, target=path, where=options, applied=True
             )
-            carried_out = service.apply(
-                self._journal, self._run, plan, target, finder, {failure.id: asked}
-            )
+            carried_out = service.apply(self._journal, self._run, saved, target, finder)
             outcomes = [outcome for outcome in carried_out if outcome.step.kind != Act.ADVISE]
         said = "; ".join(outcome.says for outcome in outcomes)
         if any(outcome.state is not State.VERIFIED for outcome in outcomes):
