@@ -1,7 +1,9 @@
 """``whoseblock watch``: the daemon, or one sweep of the kernel's log and lists."""
 
+import re
 import sys
 from pathlib import Path
+from typing import Final
 
 import click
 
@@ -11,6 +13,8 @@ from whoseblock.errors import NEWS
 from whoseblock.extras import check_extra
 
 __all__ = ["watch"]
+
+_ADDRESS: Final = re.compile(r"(?:(?:\[([^\[\]]+)\]|([^:\[\]]*)):)?([0-9]{1,5})", re.ASCII)
 
 
 @click.command(
@@ -64,7 +68,8 @@ Examples:
 @click.option(
     "--metrics-port",
     metavar="[ADDRESS:]PORT",
-    help="Serve metrics to Prometheus; only to this machine, unless ADDRESS is given.",
+    help="Serve metrics to Prometheus; only to this machine, unless ADDRESS is given.  An IPv6"
+    " address is in brackets.",
 )
 @click.option(
     "--metrics-file",
@@ -128,8 +133,11 @@ def watch(  # noqa: PLR0913 - as many as there are options
 
 
 def _address(text: str) -> tuple[str, int]:
-    """Read ``[ADDRESS:]PORT``."""
-    address, _, port = text.rpartition(":")
-    if not port.isascii() or not port.isdecimal() or int(port) > 65535:  # noqa: PLR2004 - the last there is
-        raise click.BadParameter(f"{text!r} is not [ADDRESS:]PORT", param_hint="--metrics-port")
-    return address.strip("[]") or "127.0.0.1", int(port)
+    """Parse ``[ADDRESS:]PORT``; an address with colons is in brackets, as in a URL."""
+    match = _ADDRESS.fullmatch(text)
+    if match is None or int(match[3]) > 65535:  # noqa: PLR2004 - the last there is
+        hint = "an IPv6 address is in brackets: [::1]:9719"
+        raise click.BadParameter(
+            f"{text!r} is not [ADDRESS:]PORT; {hint}", param_hint="--metrics-port"
+        )
+    return match[1] or match[2] or "127.0.0.1", int(match[3])

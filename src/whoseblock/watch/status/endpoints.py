@@ -4,6 +4,7 @@ Both run in the daemon's one loop: a slow client does not delay it.
 """
 
 import os
+import re
 import select
 import socket
 from collections.abc import Callable
@@ -19,6 +20,7 @@ __all__ = ["MetricsPort", "StatusSocket"]
 _BACKLOG: Final = 16
 _REQUEST: Final = 4096
 _OLD_UMASK: Final = 0o177
+_HEAD_END: Final = re.compile(rb"\r?\n\r?\n")
 
 
 class StatusSocket:
@@ -78,8 +80,15 @@ class MetricsPort:
         self._on = on
         self._off = off
         self._peers: dict[int, socket.socket] = {}
+        #: The beginnings of requests, by descriptor.
+        self._heads: dict[int, bytes] = {}
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        # As with other servers, [::] is every address of this machine.
+        both = address == "::" and socket.has_dualstack_ipv6()
         try:
-            self._socket = socket.create_server((address, port), backlog=_BACKLOG)
+            self._socket = socket.create_server(
+                (address, port), family=family, backlog=_BACKLOG, dualstack_ipv6=both
+            )
         except OSError as error:
             raise TargetError(
                 f"cannot listen on port {port} of {address}: {error.strerror}",
@@ -108,10 +117,16 @@ class MetricsPort:
             self._on(descriptor, lambda: self._serve(descriptor), select.EPOLLIN)
 
     def _serve(self, descriptor: int) -> None:
-        """Answer one request; its head must arrive in one piece."""
+        """Answer one request when its head has arrived."""
         with suppress(OSError):
-            if request := self._peers[descriptor].recv(_REQUEST):
-                self._send(descriptor, memoryview(self._answer(request)))
+            head = self._heads.get(descriptor, b"")
+            piece = self._peers[descriptor].recv(_REQUEST)
+            head += piece
+            if piece and not _HEAD_END.search(head) and len(head) < _REQUEST:
+                self._heads[descriptor] = head
+                return
+            if piece:
+                self._send(descriptor, memoryview(self._answer(head)))
                 return
         self._drop(descriptor)
 
@@ -140,6 +155,7 @@ class MetricsPort:
 
     def _drop(self, descriptor: int) -> None:
         self._off(descriptor)
+        self._heads.pop(descriptor, None)
         self._peers.pop(descriptor).close()
 
     def close(self) -> None:
