@@ -145,6 +145,34 @@ def test_a_policy_is_reloaded_and_an_invalid_one_is_refused(machine: Path, tmp_p
         daemon.stop()
 
 
+def test_after_a_crash_the_last_valid_policy_applies(machine: Path, tmp_path: Path) -> None:
+    out, policy = tmp_path / "out", tmp_path / "policy.toml"
+    good = f'[[rule]]\nexec = ["/bin/sh", "-c", "echo done >> {out}"]\n'
+    policy.write_text(good)
+    options: tuple[str | Path, ...] = ("--root", machine, "--policy", policy, "--interval", "0.2")
+    with watching(tmp_path, *options) as daemon:
+        daemon.kill()
+    policy.write_text("[[rule]]\nexec = 5\n")
+    with watching(tmp_path, *options) as daemon:
+        assert "line 2: must be a list of strings" in events(daemon, "policy-kept")[0]
+        assert "line 2" in daemon.status()["policy_fault"]
+        make_bad(machine, "8 8")
+        until(out.exists)
+        daemon.kill()
+    # The file of another user is not followed, nor that of another policy.
+    kept = tmp_path / "state/policy.json"
+    kept.chmod(0o666)
+    assert once(tmp_path, *options)[0] == PolicyError.exit_code
+    command: list[str | Path] = [sys.executable, "-m", "whoseblock", "watch", *options]
+    command += ["--state", tmp_path / "state"]
+    assert subprocess.run(command, check=False, cwd=CHECKOUT).returncode == PolicyError.exit_code
+    kept.chmod(0o600)
+    with watching(tmp_path, *options) as daemon:
+        daemon.stop()
+    # It has stopped by itself: the user who starts it next sees the error.
+    assert subprocess.run(command, check=False, cwd=CHECKOUT).returncode == PolicyError.exit_code
+
+
 @pytest.mark.parametrize("value", ["[" * 3000, "9" * 5000, "0x" + "f" * 5000])
 def test_no_policy_ends_the_daemon(machine: Path, tmp_path: Path, value: str) -> None:
     # Its name is not UTF-8, and the status has it.
@@ -297,6 +325,30 @@ def test_metrics_on_a_port_and_in_a_file(machine: Path, tmp_path: Path) -> None:
         with pytest.raises(urllib.error.HTTPError, match="404"):
             urllib.request.urlopen(f"http://127.0.0.1:{port}/secret", timeout=10)
         daemon.stop()
+
+
+def test_metrics_over_ipv6_and_a_request_in_two_packets(machine: Path, tmp_path: Path) -> None:
+    pytest.importorskip("prometheus_client")
+    try:
+        with closing(socket.create_server(("::1", 0), family=socket.AF_INET6)) as free:
+            port = free.getsockname()[1]
+    except OSError as error:
+        pytest.skip(f"no IPv6 here: {error.strerror}")
+    with watching(tmp_path, "--root", machine, "--metrics-port", f"[::1]:{port}") as daemon:
+        with closing(socket.create_connection(("::1", port), timeout=20)) as peer:
+            peer.sendall(b"GET /met")
+            # The daemon has read it when it answers another one.
+            with urllib.request.urlopen(f"http://[::1]:{port}/metrics", timeout=20) as answer:
+                assert answer.status == 200
+            peer.sendall(b"rics HTTP/1.1\r\nHost: [::1]\r\n\r\n")
+            assert peer.recv(12) == b"HTTP/1.1 200"
+        daemon.stop()
+
+
+@pytest.mark.parametrize("where", ["::1", "::1:9719", "fe80::1:9719", "[::1]", "[::1:9719", "x]:1"])
+def test_an_address_of_ipv6_is_in_brackets(tmp_path: Path, where: str) -> None:
+    code, _, words = once(tmp_path, "--root", tmp_path, "--metrics-port", where)
+    assert (code, f"{where!r} is not [ADDRESS:]PORT" in words) == (2, True), words
 
 
 def test_a_slow_reader_receives_all_metrics() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from tests.support.tools import CHECKOUT, program
 
-from whoseblock.watch.policy.rules import read_policy
+from whoseblock.watch.policy.rules import parse_policy, read_policy
 
 SHARE = CHECKOUT / "share"
 
@@ -24,14 +24,13 @@ def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
     assert (done.returncode, complaints) == (0, []), done.stderr
 
 
-def test_the_example_does_nothing_until_it_is_asked_to(tmp_path: Path) -> None:
+def test_the_example_does_nothing_until_it_is_asked_to() -> None:
     example = SHARE / "policy.toml"
     assert read_policy(example).rules == ()
     # Every rule in it is one.
     told = re.sub(r"^# (?=\[\[|[a-z-]+ = )", "", example.read_text("utf-8"), flags=re.MULTILINE)
-    policy = tmp_path / "policy.toml"
-    policy.write_text(told)
-    assert [rule.name for rule in read_policy(policy).rules] == [
+    # Its programs are examples, too.
+    assert [rule.name for rule in parse_policy(example.name, told, here=False).rules] == [
         "page",
         "database",
         "restore",
@@ -40,13 +39,11 @@ def test_the_example_does_nothing_until_it_is_asked_to(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("block", ["policy.toml"])
-def test_the_policy_of_the_guide_is_valid(tmp_path: Path, block: str) -> None:
+def test_the_policy_of_the_guide_is_valid(block: str) -> None:
     guide = (CHECKOUT / "docs/guides/watch.md").read_text("utf-8")
     found = re.search(rf"<!-- file: {re.escape(block)} -->\n```text\n(.*?)```", guide, re.DOTALL)
     assert found is not None
-    policy = tmp_path / block
-    policy.write_text(found[1])
-    assert [rule.actions for rule in read_policy(policy).rules] == [
+    assert [rule.actions for rule in parse_policy(block, found[1], here=False).rules] == [
         ("exec", "signal"),
         ("respond",),
     ]

@@ -13,11 +13,14 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from msgspec import Struct
+
 from whoseblock.encode import encode_json
 from whoseblock.errors import PolicyError, TargetError
 from whoseblock.stack.kernel.host import Host
 from whoseblock.watch.log import log_event
-from whoseblock.watch.policy.rules import DEFAULT, Policy, read_policy
+from whoseblock.watch.policy.file import PolicyFile
+from whoseblock.watch.policy.rules import Policy
 from whoseblock.watch.sources.base import Source
 from whoseblock.watch.sources.mounts import MountTable
 from whoseblock.watch.sources.source_set import RETROSPECTIVE, SourceSet
@@ -48,6 +51,14 @@ _TIMEOUT_S: Final = 45.0
 _DRAIN_S: Final = 5.0
 
 
+#: The file of the last status in the state folder.
+_STATUS: Final = "status.json"
+
+
+class _LastStatus(Struct):
+    state: str
+
+
 class Options(NamedTuple):
     """The options of the daemon; see ``whoseblock watch --help``."""
 
@@ -61,11 +72,6 @@ class Options(NamedTuple):
     version: str = ""
 
 
-def load_policy(path: Path | None) -> Policy:
-    """Read the policy if there is one; raises `PolicyError`."""
-    return DEFAULT if path is None else read_policy(path)
-
-
 class Daemon:
     """The daemon; `run` returns after SIGTERM or SIGINT.
 
@@ -74,11 +80,14 @@ class Daemon:
 
     def __init__(self, options: Options) -> None:
         self._options = options
-        self._policy = load_policy(options.policy)
-        self._policy_fault = ""
-        self._undo = ExitStack()
-        self._state = self._undo.enter_context(StateFolder(options.state))
         self._host = Host(options.root)
+        self._undo = ExitStack()
+        with ExitStack() as undo:
+            undo.callback(self._undo.close)
+            self._state = self._undo.enter_context(StateFolder(options.state))
+            self._policy_file = PolicyFile(options.policy, self._state, here=self._host.live)
+            self._policy, self._policy_fault = self._load_policy()
+            undo.pop_all()
         self._spool = _open_spool(self._state)
         self._started = time.time()
         self._statistics = Statistics()
@@ -94,6 +103,22 @@ class Daemon:
         self._polled: dict[str, int] = {}
         #: Reports that the spool had no room for, by source.
         self._unspooled: dict[str, list[Report]] = {}
+
+    def _load_policy(self) -> tuple[Policy, PolicyError | None]:
+        """Return the policy, or after a crash the last valid one with the error of the file."""
+        try:
+            return self._policy_file.load(), None
+        except PolicyError as error:
+            kept = self._policy_file.load_kept() if self._has_crashed() else None
+            if kept is None:
+                raise
+            log_event("err", "policy-kept", why=str(error), hint=error.hint or None)
+            return kept, error
+
+    def _has_crashed(self) -> bool:
+        """Return whether the last daemon did not stop by itself."""
+        status = self._state.load(_STATUS, _LastStatus)
+        return status is not None and status.state == "killed"
 
     def run(self) -> None:
         """Watch until SIGTERM or SIGINT."""
@@ -182,12 +207,12 @@ class Daemon:
         """Reload the policy; if it is invalid, keep the old one."""
         notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
         try:
-            self._policy = load_policy(self._options.policy)
+            self._policy = self._policy_file.load()
         except PolicyError as error:
-            self._policy_fault = str(error)
+            self._policy_fault = error
             log_event("err", "policy-kept", why=str(error), hint=error.hint or None)
         else:
-            self._policy_fault = ""
+            self._policy_fault = None
             log_event("notice", "policy-loaded", rules=len(self._policy.rules))
             # The next worker and actor get the new policy.
             if self._worker is not None:
@@ -419,7 +444,7 @@ class Daemon:
         """Save the last status, to be shown when the daemon no longer runs."""
         status = self.status() | {"state": state, "pid": None}
         with suppress(OSError):
-            write_atomically(self._options.state / "status.json", _encode(status), durable=False)
+            write_atomically(self._options.state / _STATUS, _encode(status), durable=False)
 
     def status(self) -> dict[str, Any]:
         """Return the status as `whoseblock status` shows it."""
@@ -431,7 +456,7 @@ class Daemon:
             "now": time.time(),
             "journal": self._options.journal,
             "policy": None if self._options.policy is None else str(self._options.policy),
-            "policy_fault": self._policy_fault,
+            "policy_fault": str(self._policy_fault or ""),
             "rules": len(self._policy.rules),
             "interval": self._options.interval,
             "sources": {
@@ -476,11 +501,12 @@ def sweep_once(options: Options) -> Statistics:
     """
     from whoseblock.watch.processor import Setup
 
-    policy = load_policy(options.policy)
     total = Statistics()
+    host = Host(options.root)
     with StateFolder(options.state) as state:
+        policy = PolicyFile(options.policy, state, here=host.live).load()
         spool = _open_spool(state)
-        sources = SourceSet(Host(options.root), state, RETROSPECTIVE)
+        sources = SourceSet(host, state, RETROSPECTIVE)
         fault: OSError | None = None
         try:
             for source in sources.open_missing():

@@ -1,5 +1,6 @@
 """The policy: what it may say, and the line of what it may not."""
 
+import os
 import tomllib
 from pathlib import Path
 
@@ -8,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from whoseblock.errors import PolicyError
-from whoseblock.watch.policy.rules import Rule, read_policy
+from whoseblock.fs.base import Owner
+from whoseblock.watch.policy.rules import Rule, parse_policy, read_policy
 from whoseblock.watch.policy.toml_lines import Key, find_lines
 
 GOOD = """\
@@ -23,7 +25,7 @@ filesystem = "/srv/db/"
 owner = ["file", "unwritten"]
 path = "/srv/db/*.data"
 exec = [
-    "/usr/local/sbin/page",  # with a comment ]
+    "/bin/sh",  # with a comment ]
     "--urgent",
 ]
 exec-timeout = 5
@@ -53,7 +55,7 @@ def test_a_policy(tmp_path: Path) -> None:
         filesystem="/srv/db",
         owner=("file", "unwritten"),
         path="/srv/db/*.data",
-        exec=("/usr/local/sbin/page", "--urgent"),
+        exec=("/bin/sh", "--urgent"),
         exec_timeout=5,
         signal="SIGUSR1",
         signal_to="all",
@@ -73,7 +75,7 @@ def test_a_policy(tmp_path: Path) -> None:
         ('name = "database"', "name = 7", 7, "must be a non-empty string, not 7"),
         ('"/srv/db/"', '"srv"', 8, "an absolute path"),
         ('"unwritten"', '"unwriten"', 9, "one of file, unwritten, metadata"),
-        ('"/usr/local/sbin/page"', '"page"', 11, "must begin with a program's path"),
+        ('"/bin/sh"', '"sh"', 11, "must begin with a program's path"),
         ("exec-timeout = 5", "exec-timeout = 0", 15, "a number from 1 to 3600"),
         ('"SIGUSR1"', '"USR1"', 16, "must be one of"),
         ('signal-to = "all"', 'signal-to = "some"', 17, "must be one of mapped, open, all"),
@@ -81,6 +83,12 @@ def test_a_policy(tmp_path: Path) -> None:
         ('owner = "free"', 'owner = "file"', 22, "only free space may be zeroed"),
         ('"zero"', '"restore"', 22, "needs restore-from, a folder"),
         ("[[rule]]\ndevice", "[[rules]]\ndevice", 19, "unknown key 'rules'"),
+        ('"/bin/sh"', '"/bin/page"', 11, "there is no program '/bin/page'"),
+        ('"/bin/sh"', '"/bin"', 11, "there is no program '/bin'"),
+        ('"/bin/sh"', '"/etc/passwd"', 11, "'/etc/passwd' is not executable"),
+        ('"/srv/db/"', '"/srv//db"', 8, "no mount point has the path '/srv//db': write '/srv/db'"),
+        ('"/srv/db/"', '"/srv/./db"', 8, "write '/srv/db'"),
+        ('"/srv/db/"', '"/proc/self/.."', 8, "write '/proc'"),
     ],
 )
 def test_an_error_in_the_policy_names_its_line(
@@ -99,6 +107,39 @@ def test_a_policy_that_is_not_there(tmp_path: Path) -> None:
     (tmp_path / "policy.toml").write_bytes(b"name = '\xff'")
     with pytest.raises(PolicyError, match="not UTF-8"):
         read_policy(tmp_path / "policy.toml")
+
+
+def test_a_policy_that_is_no_file(tmp_path: Path) -> None:
+    pipe = tmp_path / "policy.toml"
+    os.mkfifo(pipe)
+    # It would wait for a writer.
+    with pytest.raises(PolicyError, match=r"policy\.toml: not a regular file"):
+        read_policy(pipe)
+    with pytest.raises(PolicyError, match="not a regular file"):
+        read_policy(Path("/dev/zero"))
+    with pytest.raises(PolicyError, match="cannot be read: Is a directory"):
+        read_policy(tmp_path)
+
+
+def test_a_mount_point_is_written_without_links(tmp_path: Path) -> None:
+    (tmp_path / "to").mkdir()
+    (tmp_path / "link").symlink_to("to")
+    rule = f'[[rule]]\nfilesystem = "{tmp_path}/link"\n'
+    with pytest.raises(PolicyError, match=f"line 2: .*: write '{tmp_path}/to'$"):
+        read_policy(write(tmp_path, rule))
+    # What is not mounted now may be later.
+    (rule_of_folder,) = read_policy(write(tmp_path, rule.replace("link", "to"))).rules
+    assert rule_of_folder.filesystem == f"{tmp_path}/to"
+    assert parse_policy("policy.toml", rule, here=False).rules
+
+
+def test_a_rule_for_every_kind_of_owner(tmp_path: Path) -> None:
+    kinds = [str(row.__struct_config__.tag) for row in Owner.__subclasses__()]
+    assert {"free", "unreferenced"} < set(kinds)
+    for kind in kinds:
+        (rule,) = read_policy(write(tmp_path, f'[[rule]]\nowner = "{kind}"\n')).rules
+        assert rule.owner == (kind,)
+        assert Rule("", 0).matches(kind, set(), set(), set())
 
 
 @pytest.mark.parametrize(

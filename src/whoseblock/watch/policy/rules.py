@@ -17,8 +17,10 @@ Each owner of the failed bytes gets the first rule that matches it.  Without a r
 journaled and logged, as every failure is.
 """
 
+import os
 import re
 import signal
+import stat
 import tomllib
 from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
@@ -31,9 +33,20 @@ from msgspec import Meta, Struct
 from msgspec.structs import asdict
 
 from whoseblock.errors import PolicyError
+from whoseblock.media.mounts import read_mounts
 from whoseblock.watch.policy.toml_lines import Key, find_lines
 
-__all__ = ["DEFAULT", "ActionKind", "Policy", "Respond", "Rule", "Users", "read_policy"]
+__all__ = [
+    "DEFAULT",
+    "ActionKind",
+    "Policy",
+    "Respond",
+    "Rule",
+    "Users",
+    "parse_policy",
+    "read_policy",
+    "read_text",
+]
 
 ActionKind = Literal["exec", "signal", "respond"]
 Respond = Literal["zero", "restore"]
@@ -41,13 +54,16 @@ Users = Literal["mapped", "open", "all"]
 
 #: The kinds of owners of an answer. Files whose block was never written are a kind of their own,
 #: since they lose nothing.
-OwnerKind = Literal["file", "unwritten", "metadata", "free", "staging", "outside", "unknown"]
+OwnerKind = Literal[
+    "file", "unwritten", "metadata", "free", "staging", "unreferenced", "outside", "unknown"
+]
 OWNERS: Final = get_args(OwnerKind)
 _LIMITS: Final[Mapping[ActionKind, int]] = MappingProxyType(
     {"exec": 60, "signal": 20, "respond": 10}
 )
 _MAX_LIMIT: Final = 1_000_000
 _MAX_TIMEOUT_S: Final = 3600
+_MOUNTS: Final = Path("/proc/self/mountinfo")
 _SIGNALS: Final = tuple(signal.Signals.__members__)
 _Limit = Annotated[int, Meta(ge=0, le=_MAX_LIMIT)]
 _Text = Annotated[str, Meta(pattern=r"\A[^\0]+\Z")]
@@ -132,21 +148,41 @@ DEFAULT: Final = Policy()
 
 def read_policy(path: Path) -> Policy:
     """Read a policy file; raises `PolicyError` with the line of the error."""
+    return parse_policy(str(path), read_text(path))
+
+
+def read_text(path: Path) -> str:
+    """Read a policy file as text; raises `PolicyError`.
+
+    It must be a regular file: a pipe would have to be waited for, and cannot be read again.
+    """
     try:
-        text = path.read_text("utf-8")
-        document = tomllib.loads(text)
-        return _Parser(str(path), document, find_lines(text)).parse()
+        file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(file, encoding="utf-8") as opened:
+            if not stat.S_ISREG(os.fstat(file).st_mode):
+                raise PolicyError(str(path), None, "not a regular file")
+            return opened.read()
     except OSError as error:
         raise PolicyError(str(path), None, f"cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise PolicyError(str(path), None, "not UTF-8") from error
+
+
+def parse_policy(name: str, text: str, *, here: bool = True) -> Policy:
+    """Parse the policy in the file ``name``; raises `PolicyError` with the line of the error.
+
+    ``here`` refuses programs and mount points that this machine cannot have.
+    """
+    try:
+        document = tomllib.loads(text)
+        return _Parser(name, document, find_lines(text)).parse(here=here)
     except tomllib.TOMLDecodeError as error:
         at = _LINE.search(str(error))
         what = _LINE.sub("", str(error)).strip()
-        raise PolicyError(str(path), int(at[1]) if at else None, f"invalid TOML: {what}") from error
+        raise PolicyError(name, int(at[1]) if at else None, f"invalid TOML: {what}") from error
     except (ValueError, RecursionError) as error:
         # A number of thousands of digits, or brackets nested thousands deep.
-        raise PolicyError(str(path), None, f"cannot be read: {error}") from error
+        raise PolicyError(name, None, f"cannot be read: {error}") from error
 
 
 class _Limits(Struct, frozen=True, forbid_unknown_fields=True):
@@ -202,6 +238,24 @@ class _RuleTable(Struct, frozen=True, forbid_unknown_fields=True, rename="kebab"
             if value is not None and there is None:
                 yield key, f"{key} has no effect without {needed}"
 
+    def absences(self) -> Iterator[tuple[str, str]]:
+        """Yield the keys that name what this machine cannot have, and why."""
+        if self.exec:
+            program = Path(self.exec[0])
+            if not program.is_file():
+                yield "exec", f"there is no program {self.exec[0]!r}"
+            elif not os.access(program, os.X_OK):
+                yield "exec", f"{self.exec[0]!r} is not executable"
+        if self.filesystem is not None:
+            point = self.filesystem.rstrip("/") or "/"
+            # The kernel lists mount points without links, double slashes, "." and "..".  Nothing
+            # below a mount is touched, since its server or disk may not answer.
+            mounts = read_mounts(os.fsdecode(_MOUNTS.read_bytes()))
+            mounted = any(mount.point == point for mount in mounts)
+            real = point if mounted else os.path.realpath(point)
+            if real != point:
+                yield "filesystem", f"no mount point has the path {point!r}: write {real!r}"
+
 
 class _PolicyTable(Struct, frozen=True, forbid_unknown_fields=True):
     """The whole file."""
@@ -218,14 +272,14 @@ class _Parser:
         self._document = document
         self._lines = lines
 
-    def parse(self) -> Policy:
-        """Validate the document; raises `PolicyError`."""
+    def parse(self, *, here: bool) -> Policy:
+        """Validate the document, and with ``here`` what it names; raises `PolicyError`."""
         try:
             table = msgspec.convert(self._document, _PolicyTable)
         except msgspec.ValidationError as error:
             raise self._explain(str(error)) from None
         for number, one in enumerate(table.rule):
-            for key, why in one.faults():
+            for key, why in (*one.faults(), *(one.absences() if here else ())):
                 raise self._error(("rule", number, key), why)
         rules = (
             one.rule(number, self._lines.get(("rule", number), 0))
