@@ -19,6 +19,13 @@ _FMR_OF_EXTENT_MAP = 0x4
 _FMR_OF_SHARED = 0x8
 _FMR_OF_SPECIAL_OWNER = 0x10
 _FMR_OF_LAST = 0x20
+_MOST32, _MOST64 = 0xFFFFFFFF, 0xFFFFFFFFFFFFFFFF
+#: XFS takes its records in batches of so many, also within one call.  After a batch it leaves out
+#: the other places where the last file has the last block.
+_BATCH = 2048
+
+#: The number of a device, and a byte of it.
+_Place = tuple[int, int]
 
 _X = ord("X") << 32
 _SPECIAL = {
@@ -43,16 +50,21 @@ def getfsmap(folder: bytes) -> list[Row]:
     """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        count = _ask(descriptor, 0)[0]
-        entries, data = _ask(descriptor, count + 64)
+        # The device is in the kernel's own old encoding of small numbers.
+        device = os.fstat(descriptor).st_dev
+        encoded = os.major(device) << 8 | os.minor(device)
+        records = _records(descriptor, (0, 0), (_MOST32, _MOST64))
+        if not records or not records[-1][1] & _FMR_OF_LAST:
+            raise RuntimeError("GETFSMAP did not give every row in one call")
+        found = {one[2:5] for one in records}  # physical, owner, offset
+        for last in records[_BATCH - 1 :: _BATCH]:
+            again = _records(descriptor, (last[0], last[2]), (last[0], last[2]))
+            at = records.index(last) + 1
+            records[at:at] = [
+                one for one in again if one[2:4] == last[2:4] and one[2:5] not in found
+            ]
     finally:
         os.close(descriptor)
-    records = list(_RECORD.iter_unpack(data[: entries * _RECORD.size]))
-    if not records or not records[-1][1] & _FMR_OF_LAST:
-        raise RuntimeError("GETFSMAP did not give every row in one call")
-    device = os.stat(folder).st_dev
-    # The device is in the kernel's own old encoding of small numbers.
-    encoded = os.major(device) << 8 | os.minor(device)
     return [
         _row(flags, physical, owner, offset, length)
         for on, flags, physical, owner, offset, length, *_ in records
@@ -60,12 +72,18 @@ def getfsmap(folder: bytes) -> list[Row]:
     ]
 
 
-def _ask(descriptor: int, count: int) -> tuple[int, bytes]:
+def _records(descriptor: int, low: _Place, high: _Place) -> list[tuple[int, ...]]:
+    """Return the records from one place to another, both included."""
+    count = _ask(descriptor, 0, low, high)[0]
+    entries, data = _ask(descriptor, count + 64, low, high)
+    return list(_RECORD.iter_unpack(data[: entries * _RECORD.size]))
+
+
+def _ask(descriptor: int, count: int, low: _Place, high: _Place) -> tuple[int, bytes]:
     head = _HEAD.pack(0, 0, count, 0, *[0] * 6)
-    low = _RECORD.pack(0, 0, 0, 0, 0, 0, 0, 0, 0)
-    most32, most64 = 0xFFFFFFFF, 0xFFFFFFFFFFFFFFFF
-    high = _RECORD.pack(most32, most32, most64, most64, most64, 0, 0, 0, 0)
-    buffer = bytearray(head + low + high + bytes(count * _RECORD.size))
+    first = _RECORD.pack(low[0], 0, low[1], 0, 0, 0, 0, 0, 0)
+    last = _RECORD.pack(high[0], _MOST32, high[1], _MOST64, _MOST64, 0, 0, 0, 0)
+    buffer = bytearray(head + first + last + bytes(count * _RECORD.size))
     fcntl.ioctl(descriptor, _FS_IOC_GETFSMAP, buffer)
     entries = _HEAD.unpack_from(buffer)[3]
     return entries, bytes(buffer[_HEAD.size + 2 * _RECORD.size :])
