@@ -2,7 +2,8 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from hashlib import blake2b
-from typing import TYPE_CHECKING, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from msgspec import UNSET
 from msgspec.structs import replace
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 __all__ = ["QueryOptions", "StreamItem", "stream_owners"]
 
 StreamItem = LeadingRows | Answer
+
+_CAP_SYS_PTRACE: Final = 19  # linux/capability.h
 
 
 class QueryOptions(NamedTuple):
@@ -93,7 +96,8 @@ def _process_notes(found: "Found") -> list[str]:
     notes = []
     if found.hidden:
         how_many = _count_processes(found.hidden)
-        notes.append(f"{how_many} could not be looked into: that takes CAP_SYS_PTRACE")
+        why = "the kernel refuses it" if _has_ptrace() else "that takes CAP_SYS_PTRACE"
+        notes.append(f"{how_many} could not be looked into: {why}")
     if found.unanswered:
         how_many = _count_processes(found.unanswered)
         notes.append(f"{how_many} could not be looked into: a filesystem does not answer")
@@ -102,6 +106,13 @@ def _process_notes(found: "Found") -> list[str]:
     if found.omitted:
         notes.append(f"{found.omitted} more mappings and descriptors are not listed")
     return notes
+
+
+def _has_ptrace() -> bool:
+    """Return whether this process has the effective capability CAP_SYS_PTRACE."""
+    status = Path("/proc/self/status").read_bytes()
+    effective = status.partition(b"\nCapEff:\t")[2].partition(b"\n")[0]
+    return bool(int(effective, 16) >> _CAP_SYS_PTRACE & 1)
 
 
 def _count_processes(number: int) -> str:
