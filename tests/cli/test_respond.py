@@ -169,6 +169,29 @@ def test_the_signal_reaches_processes_that_mapped_the_lost_part(tmp_path: Path) 
         assert heard.read_text().split() == [str(pid)]
 
 
+def test_the_plan_names_the_processes_that_use_the_lost_part(tmp_path: Path) -> None:
+    with bench(tmp_path) as served:
+        path = write_file(served.root / "file", pattern("file", 16 * BLOCK))
+        other = write_file(served.root / "other", pattern("other", BLOCK))
+        place = served.place(path, 2, 4)
+        lost = ByteRange(place.start + 512, 512), ByteRange(place.start + 2 * BLOCK, 512)
+        served.fail(*lost)
+        mapped, opened = f"map_file({2 * BLOCK}, PAGE); ready()", "kept = open(path); ready()"
+        with (
+            running(mapped, path) as (mapping,),
+            running(opened, path) as (opening,),
+            running("map_file(0, PAGE); ready()", other),
+        ):
+            said = served.respond(place).stdout
+        first, second = said.split("of which")[1:]
+        assert [f"{name} by process" in first for name in ("mapped", "open")] == [True, True]
+        assert f"mapped by process {mapping} " in first
+        assert f"mapped by process {mapping} " not in second
+        for part in (first, second):
+            assert f"open by process {opening} " in part
+            assert part.count("by process") == (2 if part is first else 1)
+
+
 def test_readable_blocks_are_not_written(tmp_path: Path) -> None:
     with bench(tmp_path) as served:
         five = share_five(served, tmp_path / "copies")

@@ -4,7 +4,8 @@ The failed sectors are found by reading, and widened to the blocks that the file
 Each run of blocks with the same owners becomes one `Proposal` with the one act that it calls for.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import pairwise
@@ -14,11 +15,13 @@ from msgspec.structs import replace
 
 from whoseblock.fs.base import (
     Answer,
+    FileId,
     FileOwner,
     Free,
     MetadataOwner,
     Outside,
     Owner,
+    Process,
     Staging,
     Unreferenced,
 )
@@ -159,10 +162,11 @@ def proposals_at(site: Site, rows: list[Owner], options: PlanOptions) -> Iterato
         for run, owners in _same_owners(rows):
             yield Proposal(site, run, (), owners, act, says)
         return
+    users = _users_of(rows)
     for blocks in whole_blocks(failing, filesystem.block_size):
         length = min(blocks.end, filesystem.device_size) - blocks.start
         answer = filesystem.owners(blocks.start, length)
-        for run, owners in _same_owners(answer.owners):
+        for run, owners in _same_owners([_with_processes(row, users) for row in answer.owners]):
             bad = tuple(_within(failing, run))
             if not bad:
                 continue
@@ -175,6 +179,35 @@ def proposals_at(site: Site, rows: list[Owner], options: PlanOptions) -> Iterato
                 piece = ByteRange(low, high - low)
                 lost = tuple(_within(bad, piece))
                 yield Proposal(site, piece, lost, clipped, act, says, answer.notes)
+
+
+def _users_of(rows: Iterable[Owner]) -> dict[FileId, dict[int, Process]]:
+    """Collect the processes that use the bytes of rows, by file and pid."""
+    users: dict[FileId, dict[int, Process]] = defaultdict(dict)
+    for row in rows:
+        if isinstance(row, FileOwner) and isinstance(row.processes, tuple):
+            for process in row.processes:
+                known = users[row.file].get(process.pid)
+                mappings = (*known.mappings, *process.mappings) if known else process.mappings
+                users[row.file][process.pid] = replace(process, mappings=mappings)
+    return users
+
+
+def _with_processes(row: Owner, users: Mapping[FileId, Mapping[int, Process]]) -> Owner:
+    """Add the processes to a row that map its part of the file, or have the file open."""
+    if not isinstance(row, FileOwner) or row.file not in users:
+        return row
+    start, length = row.lost or (0, 0)
+    found = []
+    for process in users[row.file].values():
+        mappings = tuple(
+            one
+            for one in process.mappings
+            if one.file_offset < start + length and start < one.file_offset + one.length
+        )
+        if mappings or process.open:
+            found.append(replace(process, mappings=mappings))
+    return replace(row, processes=tuple(found))
 
 
 def _by_loss(run: ByteRange, bad: Sequence[ByteRange], block: int) -> Iterator[tuple[int, int]]:
