@@ -248,7 +248,8 @@ def test_filters(journal_url: str) -> None:
         assert ids(since=day, until=day + timedelta(microseconds=1)) == [first]
         assert ids(since=day + timedelta(seconds=1)) == [second, third]
         assert ids(state=State.STARTED) == [second]
-        assert ids(state=State.PLANNED) == [second, third]
+        # The third is closed: its planned step will not be taken.
+        assert ids(state=State.PLANNED) == [second]
         assert ids(state=State.DONE) == []
         assert ids(open=True) == [first, second]
         assert ids(open=False) == ids(closed_since=before) == [third]
@@ -261,7 +262,37 @@ def test_filters(journal_url: str) -> None:
         assert overview.owners == {"file": 2, "metadata": 1}
         assert (overview.path, overview.paths, overview.reports) == ("/a", 2, 1)
         assert overview.states == {"started": 1, "planned": 1}
-        assert other.states == {"planned": 1}
+        assert other.states == {}
+
+
+def test_planned_steps_that_will_not_be_taken_do_not_count(journal_url: str) -> None:
+    with opened(journal_url) as (journal, run):
+        failure = run.record_failure("sda", PAGE, report()).failure
+        other = run.record_failure("sdb", PAGE, report()).failure
+
+        def planned(*failures: int) -> list[int]:
+            steps = [PlannedStep("zero", {}, one) for one in failures]
+            return [step.id for step in run.plan(steps, failures).steps]
+
+        def states() -> list[dict[State, int]]:
+            return [dict(one.states) for one in journal.failures()]
+
+        planned(failure, failure)  # a dry run
+        assert states() == [{State.PLANNED: 2}, {}]
+        first, _ = planned(failure, other)
+        assert states() == [{State.PLANNED: 1}, {State.PLANNED: 1}]
+        run.started(first)
+        # A plan with a step that was begun can be resumed.
+        planned(other)
+        assert states() == [{State.STARTED: 1}, {State.PLANNED: 2}]
+        planned(failure)
+        run.done(first)
+        run.verified(first, closes=(failure, "healed"))
+        assert states() == [{State.VERIFIED: 1}, {State.PLANNED: 2}]
+        wanted = Filter(state=State.PLANNED)
+        assert [one.failure.id for one in journal.failures(wanted)] == [other]
+        # The history has them.
+        assert len(journal.history(failure).plans) == 3
 
 
 def test_many_failures_come_in_order(journal_url: str) -> None:

@@ -61,6 +61,27 @@ _IS_LAST: Final = step_events.c.number == (
 _DEALS_WITH: Final = (steps.c.plan == plan_failures.c.plan) & (
     func.coalesce(steps.c.failure, plan_failures.c.failure) == plan_failures.c.failure
 )
+_newer: Final = plan_failures.alias("newer")
+_other: Final = steps.alias("other")
+_begun: Final = step_events.alias("begun")
+#: A later plan of the failure replaces a plan of which no step was begun, such as a dry run's.
+_IS_REPLACED: Final = (
+    exists()
+    .where(_newer.c.failure == plan_failures.c.failure, _newer.c.plan > plan_failures.c.plan)
+    .correlate(plan_failures)
+) & ~(
+    exists()
+    .where(
+        _other.c.plan == plan_failures.c.plan,
+        _begun.c.step == _other.c.id,
+        _begun.c.state != State.PLANNED.value,
+    )
+    .correlate(plan_failures)
+)
+#: A planned step that will not be taken does not count.
+_COUNTS: Final = (step_events.c.state != State.PLANNED.value) | (
+    failures.c.closed.is_(None) & ~_IS_REPLACED
+)
 
 
 def find(connection: Connection, wanted: Filter, after: int, limit: int) -> list[int]:
@@ -104,6 +125,7 @@ def _conditions(wanted: Filter) -> list[ColumnElement[bool]]:
                 _DEALS_WITH,
                 step_events.c.step == steps.c.id,
                 _IS_LAST,
+                _COUNTS,
                 step_events.c.state == wanted.state.value,
             )
             .correlate(failures)
@@ -175,7 +197,8 @@ def _states(ids: Sequence[int]) -> Select[Any]:
         .select_from(plan_failures)
         .join(steps, _DEALS_WITH)
         .join(step_events, step_events.c.step == steps.c.id)
-        .where(plan_failures.c.failure.in_(ids), _IS_LAST)
+        .join(failures, failures.c.id == plan_failures.c.failure)
+        .where(plan_failures.c.failure.in_(ids), _IS_LAST, _COUNTS)
         .group_by(plan_failures.c.failure, step_events.c.state)
     )
 

@@ -216,9 +216,10 @@ class ReportOutcome(NamedTuple):
 class Overview(Struct, frozen=True, kw_only=True):
     """One failure as a summary.
 
-    ``states`` counts the steps that deal with it, by state.  ``owners`` counts the rows of its last
-    finding, by kind, and ``path`` is the first path there, of ``paths``; ``complete`` is None
-    without a finding.
+    ``states`` counts the steps that deal with it, by state, without those planned that will not be
+    taken: the failure is closed, or a later plan replaced a dry run.  ``owners`` counts the rows of
+    its last finding, by kind, and ``path`` is the first path there, of ``paths``; ``complete`` is
+    None without a finding.
     """
 
     failure: RecordedFailure
@@ -246,8 +247,8 @@ class Filter(Struct, frozen=True, kw_only=True):
     ``device`` is the name of the device, its identity, or the target as it was named.  ``file`` is
     a path of any owner, from the root of its filesystem or as it was mounted.  ``since``
     (inclusive) and ``until`` (exclusive) bound the time of a report, ``closed_since`` (inclusive)
-    that of its closing.  ``state`` is that of any of its steps.  ``overlapping`` is a range that
-    shares a byte with it.
+    that of its closing.  ``state`` is that of any step that an `Overview` counts.
+    ``overlapping`` is a range that shares a byte with it.
     """
 
     device: str | None = None

@@ -25,7 +25,7 @@ from whoseblock.fs.base import (
     Unknown,
     Unreferenced,
 )
-from whoseblock.journal import Finding, History, Overview, Plan, RunRecord, Step
+from whoseblock.journal import Finding, History, Overview, Plan, RunRecord, State, Step
 
 __all__ = ["csv_lines", "history_lines", "overview_lines"]
 
@@ -52,7 +52,8 @@ def overview_lines(found: Iterable[Overview]) -> Iterator[str]:
 
 def _overview(one: Overview) -> tuple[str, ...]:
     failure = one.failure
-    state = ", ".join(f"{count} {state}" for state, count in one.states.items()) or "no plan"
+    closed = [] if failure.closed is None else ["closed"]
+    states = [*closed, *(f"{count} {state}" for state, count in one.states.items())]
     owners = ", ".join(f"{count} {kind}" for kind, count in one.owners.items())
     if one.complete is None:
         owners = "not looked up"
@@ -65,7 +66,7 @@ def _overview(one: Overview) -> tuple[str, ...]:
         printable(failure.host),
         printable(failure.device),
         str(failure.range),
-        state if failure.closed is None else f"closed, {state}",
+        ", ".join(states) or "no plan",
         printable(owners.removeprefix(", ")),
         f"{path}  (and {one.paths - 1} more)" if one.paths > 1 else path,
     )
@@ -99,18 +100,29 @@ def history_lines(history: History) -> Iterator[str]:
         yield from (f"  {line}" for line in table_lines([answer]))
     for plan in history.plans:
         yield ""
-        yield from _plan_lines(plan)
+        yield from _plan_lines(history, plan)
     yield ""
     yield from map(_run_line, history.runs)
 
 
-def _plan_lines(plan: Plan) -> Iterator[str]:
+def _why_moot(history: History, plan: Plan) -> str:
+    """Return why the planned steps of a plan will not be taken, "" if they may be."""
+    if history.failure.closed is not None:
+        return "the failure is closed"
+    begun = any(step.state is not State.PLANNED for step in plan.steps)
+    return "" if begun or plan is history.plans[-1] else "a later plan replaced it"
+
+
+def _plan_lines(history: History, plan: Plan) -> Iterator[str]:
+    moot = _why_moot(history, plan)
     yield f"plan {plan.id} of {_time(plan.at)}, run {plan.run}{_detail(plan.options)}"
     for step in plan.steps:
         times = f", attempt {step.attempts}" if step.attempts > 1 else ""
         about = "" if step.failure is None else f" of failure {step.failure}"
         kind = printable(step.kind)
-        yield f"  step {step.id}: {kind}{about}: {step.state}{times}{_detail(step.parameters)}"
+        mine = step.failure in {None, history.failure.id}
+        why = f", not taken: {moot}" if moot and mine and step.state is State.PLANNED else ""
+        yield f"  step {step.id}: {kind}{about}: {step.state}{why}{times}{_detail(step.parameters)}"
         yield from _event_lines(step)
 
 
@@ -180,8 +192,9 @@ def _common(history: History) -> tuple[object, ...]:
     failure = history.failure
     states: dict[str, int] = {}
     for plan in history.plans:
+        moot = _why_moot(history, plan)
         for step in plan.steps:
-            if step.failure in {None, failure.id}:
+            if step.failure in {None, failure.id} and not (moot and step.state is State.PLANNED):
                 states[step.state] = states.get(step.state, 0) + 1
     return (
         failure.id,
