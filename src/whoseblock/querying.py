@@ -96,8 +96,10 @@ def _process_notes(found: "Found") -> list[str]:
     notes = []
     if found.hidden:
         how_many = _count_processes(found.hidden)
-        why = "the kernel refuses it" if _has_ptrace() else "that takes CAP_SYS_PTRACE"
-        notes.append(f"{how_many} could not be looked into: {why}")
+        if _has_ptrace():
+            notes.append(f"{how_many} could not be looked into: the kernel refuses it")
+        else:
+            notes.append(f"{how_many} could not be looked into: that takes CAP_SYS_PTRACE")
     if found.unanswered:
         how_many = _count_processes(found.unanswered)
         notes.append(f"{how_many} could not be looked into: a filesystem does not answer")
