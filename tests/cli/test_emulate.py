@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fcntl
 import mmap
 import os
 import random
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from tests.support.emulated_device import Emulated, emulated, need_fuse
-from tests.support.mounts import loop_device
+from tests.support.mounts import loop_device, loop_device_elsewhere
 from tests.support.tools import need_root
 
 from whoseblock.errors import OutOfDeviceError, RangeSyntaxError, TargetError, WhoseblockError
@@ -438,6 +439,45 @@ def test_a_missing_libfuse_names_its_package(image: Path, tmp_path: Path) -> Non
     assert sentence.startswith("whoseblock: cannot use FUSE: ")
     assert hint == "hint: install the package libfuse3-3"
     assert not (tmp_path / "at").exists()
+
+
+def emulate_in_place(image: Path, at: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    command: list[str | Path] = [*COMMAND, image, at, "--in-place", *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+
+
+@pytest.mark.parametrize("use", ["loop device", "loop device elsewhere", "writer", "lock"])
+def test_an_image_in_use_is_not_written_in_place(image: Path, tmp_path: Path, use: str) -> None:
+    need_fuse()
+    with contextlib.ExitStack() as stack:
+        if use.startswith("loop"):
+            attach = loop_device_elsewhere if use.endswith("elsewhere") else loop_device
+            stack.enter_context(attach(image))
+        else:
+            file = stack.enter_context(image.open("r+b" if use == "writer" else "rb"))
+            if use == "lock":
+                fcntl.flock(file, fcntl.LOCK_SH)
+        done = emulate_in_place(image, tmp_path / "at")
+    assert done.returncode == TargetError.exit_code
+    assert "must not be written" in done.stderr
+    assert not (tmp_path / "at").exists()
+
+
+def test_a_server_in_the_background_keeps_its_image_locked(image: Path, tmp_path: Path) -> None:
+    need_root()
+    need_fuse()
+    first = emulate_in_place(image, tmp_path / "one", "--background")
+    try:
+        assert first.returncode == 0, first.stderr
+        done = emulate_in_place(image, tmp_path / "two")
+        assert done.returncode == TargetError.exit_code
+        assert "must not be written" in done.stderr
+        with image.open("rb") as file, pytest.raises(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    finally:
+        subprocess.run(["umount", tmp_path / "one"], check=True)
+    with image.open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
 
 
 def test_only_an_image_is_written_in_place(image: Path, tmp_path: Path) -> None:

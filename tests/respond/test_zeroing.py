@@ -23,7 +23,7 @@ from tests.support.failing_filesystem import (
     write_file,
 )
 from tests.support.file_creation import creating
-from tests.support.mounts import frozen, loop_device, mounted
+from tests.support.mounts import frozen, loop_device, loop_device_elsewhere, mounted
 from tests.support.system_calls import fallocate
 from tests.support.xfs_images import MIB, Geometry
 
@@ -245,7 +245,7 @@ def test_a_device_in_use_is_refused(tmp_path: Path) -> None:
             assert served.served.statistics()["sectors_healed"] == 0
 
 
-@pytest.mark.parametrize("how", ["locked", "loop"])
+@pytest.mark.parametrize("how", ["locked", "loop", "elsewhere", "written"])
 def test_an_image_in_use_is_refused(tmp_path: Path, how: str) -> None:
     with unmounted(tmp_path, PLAIN) as (served, run), contextlib.ExitStack() as stack:
         served.served.add(run)
@@ -253,8 +253,12 @@ def test_an_image_in_use_is_refused(tmp_path: Path, how: str) -> None:
             file = stack.enter_context(served.device.open("rb"))
             fcntl.flock(file, fcntl.LOCK_SH)
             why = "locked"
+        elif how == "written":
+            stack.enter_context(served.device.open("r+b"))
+            why = "open for writing elsewhere"
         else:
-            stack.enter_context(loop_device(served.device))
+            attach = loop_device if how == "loop" else loop_device_elsewhere
+            stack.enter_context(attach(served.device))
             why = "in use by"
         said = served.apply(run, target=served.device, code=14)
         assert why in said

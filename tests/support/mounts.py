@@ -17,6 +17,7 @@ from tests.support.tools import Missing, need_root, run
 __all__ = [
     "frozen",
     "loop_device",
+    "loop_device_elsewhere",
     "mounted",
     "own_mount_namespace",
     "shut_down",
@@ -138,3 +139,30 @@ def loop_device(file: Path, *options: str) -> Iterator[str]:
         yield device
     finally:
         run(["losetup", "--detach", device])
+
+
+@contextlib.contextmanager
+def loop_device_elsewhere(file: Path) -> Iterator[str]:
+    """Attach a file to a loop device in another mount namespace, where it has another name."""
+    own_mount_namespace()
+    with tempfile.TemporaryDirectory(prefix="whoseblock-mount-") as folder:
+        script = (
+            'mount -t tmpfs tmpfs "$1" && touch "$1/image" && mount --bind "$0" "$1/image"'
+            ' && losetup --find --show "$1/image" && read line'
+        )
+        with subprocess.Popen(
+            ["unshare", "--mount", "sh", "-c", script, file, folder],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as process:
+            assert process.stdout is not None
+            device = process.stdout.readline().strip()
+            try:
+                if not device:
+                    raise Missing("no loop device can be attached in another mount namespace")
+                yield device
+            finally:
+                if device:
+                    run(["losetup", "--detach", device])
+                process.communicate("\n")

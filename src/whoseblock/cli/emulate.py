@@ -5,7 +5,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from whoseblock.cli.command import Command
 from whoseblock.cli.options.failures import FailureOptions, image_failure_options
 from whoseblock.cli.presentation.notices import report_readings
 from whoseblock.cli.presentation.terminal import printable
-from whoseblock.errors import TargetError, WhoseblockError
+from whoseblock.errors import PrivilegeError, TargetError, WhoseblockError
 from whoseblock.ranges import ByteRange, merge, parse_range
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def emulate(
     in_place = options["in_place"]
     bad = _bad_ranges(FailureOptions.of(options["texts"], options))
     never = [parse_range(text) for text in permanent]
-    with closing(_open_base(image, in_place=in_place)) as base:
+    with _opened_base(image, in_place=in_place) as base:
         medium = EmulatedPmem(base, bad, permanent=never, sector=int(sector))
         if not medium.size:
             raise TargetError(f"{image!r} is smaller than one sector")
@@ -132,26 +132,44 @@ def _bad_ranges(given: FailureOptions) -> list[ByteRange]:
     return merge(ByteRange(one.start, one.length) for one in failures)
 
 
-def _open_base(image: str, *, in_place: bool) -> "WritableMedia":
+@contextmanager
+def _opened_base(image: str, *, in_place: bool) -> "Iterator[WritableMedia]":
     """Open the image; raises `TargetError` if that fails, or if it must not be written."""
     from whoseblock.media.device import FileMedia
     from whoseblock.media.mounts import mount_note
     from whoseblock.media.overlay import OverlayMedia
 
-    note = mount_note(image)
-    if not in_place:
+    with ExitStack() as stack:
+        if in_place:
+            # A child in the background inherits the descriptor, and with it the locks.
+            stack.callback(os.close, _claim_image(image))
+            yield stack.enter_context(closing(FileMedia(image, writable=True)))
+            return
+        note = mount_note(image)
         base = FileMedia(image)
         if note:
             click.echo(f"whoseblock: {printable(image)}: {printable(note)}", err=True)
-        return OverlayMedia(base)
+        yield stack.enter_context(closing(OverlayMedia(base)))
+
+
+def _claim_image(image: str) -> int:
+    """Claim the image for writing in place; return the descriptor that holds the locks."""
+    from whoseblock.media.claims import claim
+    from whoseblock.media.mounts import mount_note
+
     hint = "omit --in-place: written data are then kept in a temporary file"
-    if note:
+    if mount_note(image):
         raise TargetError(f"{image!r} is mounted and must not be written", hint=hint)
     if not Path(image).is_file():
         raise TargetError(
             f"{image!r} is not an image file; only these are written in place", hint=hint
         )
-    return FileMedia(image, writable=True)
+    try:
+        return claim(image)
+    except PrivilegeError:
+        raise
+    except TargetError as error:
+        raise TargetError(f"{error}: it must not be written", hint=hint) from error
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from whoseblock.errors import TargetError
+from whoseblock.media.loops import FileIdentity, backing_identity
 
 __all__ = [
     "SHUT_DOWN",
@@ -261,11 +262,10 @@ def _says_nothing(error: Exception) -> bool:
 
 def _loop_devices(image: os.stat_result) -> Iterator[Reader]:
     """Yield the loop devices whose backing file is ``image``, and their partitions."""
+    wanted = FileIdentity(image.st_dev, image.st_ino)
     for loop in _SYS_BLOCK.glob("loop*"):
         try:
-            backing = (loop / "loop/backing_file").read_text(errors="surrogateescape").rstrip("\n")
-            status = Path(backing).stat()
-            if (status.st_dev, status.st_ino) != (image.st_dev, image.st_ino):
+            if not (loop / "loop").is_dir() or backing_identity(loop.name) != wanted:
                 continue
             offset, limit = (
                 int((loop / "loop" / of).read_text()) for of in ("offset", "sizelimit")
@@ -275,7 +275,7 @@ def _loop_devices(image: os.stat_result) -> Iterator[Reader]:
                 start = int((part / "start").read_text()) * _SECTOR
                 yield Reader(_number(part), loop.name, offset + start, whole=False)
         except (OSError, ValueError):
-            # Not set up, or its file is deleted or in another mount namespace.
+            # It was detached meanwhile.
             continue
 
 

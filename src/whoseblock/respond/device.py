@@ -2,17 +2,15 @@
 
 import contextlib
 import errno
-import fcntl
 import os
-import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from whoseblock.closing import Closing
 from whoseblock.errors import MediaError, TargetError
+from whoseblock.media.claims import claim
 from whoseblock.media.direct import DirectMedia
-from whoseblock.media.mounts import readers
 from whoseblock.ranges import ByteRange, merge, subtract
 from whoseblock.respond.exceptions import NotHealedError, NotNowError
 
@@ -40,9 +38,9 @@ class Content(NamedTuple):
 class Device(Closing):
     """A block device or an image; byte 0 is byte ``shift`` of the file at ``path``.
 
-    ``exclusive`` needs a device that is neither mounted nor part of a volume, or an image that no
-    loop device reads and that no other process has locked.  Raises `NotNowError` if it cannot be
-    opened so.
+    ``exclusive`` needs a device that is neither mounted nor part of a volume, or an image that
+    nothing else uses; see `whoseblock.media.claims`.  Raises `NotNowError` if it cannot be opened
+    so.
     """
 
     def __init__(
@@ -53,9 +51,11 @@ class Device(Closing):
         self._undo = contextlib.ExitStack()
         with contextlib.ExitStack() as undo:
             undo.callback(self._undo.close)
-            claim = _claim(path) if exclusive else None
-            if claim is not None:
-                self._undo.callback(os.close, claim)
+            try:
+                if exclusive:
+                    self._undo.callback(os.close, claim(path))
+            except TargetError as error:
+                raise NotNowError(str(error)) from error
             try:
                 self.media = DirectMedia(path, writable=writable)
             except TargetError as error:
@@ -138,26 +138,6 @@ class Device(Closing):
     def close(self) -> None:
         """Close the device."""
         self._undo.close()
-
-
-def _claim(path: str) -> int:
-    """Open a device or an image exclusively; return the descriptor that holds it."""
-    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
-    try:
-        if stat.S_ISBLK(Path(path).stat().st_mode):
-            # Without O_CREAT, and of a block device: EBUSY if anything has it in use (open(2)).
-            return os.open(path, flags | os.O_EXCL)
-        if used := readers(path):
-            raise NotNowError(f"{path!r} is in use by /dev/{used[0].name}")
-        descriptor = os.open(path, flags)
-    except OSError as error:
-        raise NotNowError(f"cannot open {path!r} exclusively: {error.strerror}") from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(descriptor)
-        raise NotNowError(f"another process has {path!r} locked") from error
-    return descriptor
 
 
 def in_bad_list(path: str, wanted: ByteRange, align: int = _SECTOR) -> list[ByteRange]:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+from whoseblock.media.loops import FileIdentity, backing_identity
 from whoseblock.stack.base import Layer, LayerMapping, LinearSegment, Segment
 from whoseblock.stack.kernel.host import Host
 
@@ -106,8 +107,11 @@ def find_backing_segments(
         return []
     try:
         status = Path(backing.path).stat()
-    except OSError:
+    except (OSError, ValueError):
         # The file was deleted, or is in another mount namespace.
+        return []
+    if backing_identity(loop) != FileIdentity(status.st_dev, status.st_ino):
+        # The path leads to another file here than in the mount namespace of the loop device.
         return []
     device = host.find_device_by_number(status.st_dev)
     if device is None:

@@ -1,0 +1,89 @@
+"""Exclusive use of a device or an image while it is written.
+
+The users of an image may be in other mount namespaces: a loop device, a virtual machine, a server
+of FUSE, an iSCSI target.  None of them is found by the name of the image.
+"""
+
+import errno
+import fcntl
+import os
+import signal
+import stat
+import struct
+from pathlib import Path
+from typing import Final
+
+from whoseblock.errors import PrivilegeError, TargetError
+from whoseblock.media.mounts import readers
+
+__all__ = ["claim"]
+
+_FLAGS: Final = os.O_CLOEXEC | os.O_NONBLOCK
+#: ``struct flock`` of fcntl(2) for a write lock on the whole file; open file description locks
+#: have no process.
+_WHOLE: Final = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+_HELD: Final = {errno.EAGAIN, errno.EACCES}
+
+
+def claim(path: str | os.PathLike[str]) -> int:
+    """Open a device or an image exclusively; return the descriptor, which holds it until closed.
+
+    A device must be neither mounted nor part of a volume.  An image must not be behind a loop
+    device, open for writing, or locked by flock(2) or fcntl(2).  Raises `TargetError`, and
+    `PrivilegeError` without permission.
+    """
+    name = os.fspath(path)
+    try:
+        if stat.S_ISBLK(Path(path).stat().st_mode):
+            # Without O_CREAT, and of a block device: EBUSY if anything has it in use (open(2)).
+            return os.open(path, os.O_RDONLY | os.O_EXCL | _FLAGS)
+        _check_readers(name)
+        _check_writers(name)
+        descriptor = os.open(path, os.O_RDWR | _FLAGS)
+    except OSError as error:
+        message = f"cannot open {name!r} exclusively: {error.strerror}"
+        if isinstance(error, PermissionError) and os.geteuid():
+            raise PrivilegeError(message) from error
+        raise TargetError(message) from error
+    try:
+        _lock(descriptor, name)
+        # One may have been made before the lock, by a program that respects it.
+        _check_readers(name)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _check_readers(name: str) -> None:
+    if used := readers(name):
+        raise TargetError(f"{name!r} is in use by /dev/{used[0].name}")
+
+
+def _check_writers(name: str) -> None:
+    """Raise `TargetError` if a process, or the kernel itself, has the image open for writing.
+
+    A read lease is granted only if that is not so (fcntl(2), F_SETLEASE).  It needs the file's
+    owner or CAP_LEASE, and support by the filesystem; otherwise nothing is known.
+    """
+    descriptor = os.open(name, os.O_RDONLY | _FLAGS)
+    try:
+        # The kernel asks for a lease back by a signal; this one is ignored by default.
+        fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGURG)
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+    except OSError as error:
+        if error.errno == errno.EAGAIN:
+            raise TargetError(f"{name!r} is open for writing elsewhere") from error
+    finally:
+        # The lease ends with it.
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, name: str) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, _WHOLE)
+    except OSError as error:
+        if error.errno in _HELD:
+            raise TargetError(f"another process has {name!r} locked") from error
+        raise TargetError(f"cannot lock {name!r}: {error.strerror}") from error

@@ -1,0 +1,58 @@
+"""The files behind loop devices, by device and inode and not by name.
+
+The kernel reports the name of the file as its opener saw it.  It leads elsewhere, or nowhere, if
+the file was removed, renamed, or opened in another mount namespace.
+
+Source: ``linux/loop.h`` (LOOP_GET_STATUS64, ``struct loop_info64``).
+"""
+
+import fcntl
+import os
+from contextlib import suppress
+from pathlib import Path
+from struct import Struct
+from typing import Final, NamedTuple
+
+__all__ = ["FileIdentity", "backing_identity"]
+
+_LOOP_GET_STATUS64: Final = 0x4C05
+#: lo_device, lo_inode, and the rest.
+_LOOP_INFO64: Final = Struct("=QQ216x")
+_SYS_BLOCK: Final = Path("/sys/block")
+
+
+class FileIdentity(NamedTuple):
+    """The ``st_dev`` and ``st_ino`` of a file."""
+
+    device: int
+    inode: int
+
+
+def backing_identity(name: str) -> FileIdentity | None:
+    """Return which file is behind the loop device of a name, None if there is none.
+
+    Without permission to open the device, the name of the file is trusted.
+    """
+    try:
+        descriptor = os.open(f"/dev/{name}", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:
+        return _identity_by_name(name)
+    info = bytearray(_LOOP_INFO64.size)
+    try:
+        fcntl.ioctl(descriptor, _LOOP_GET_STATUS64, info)
+    except OSError:
+        return None
+    finally:
+        os.close(descriptor)
+    device, inode = _LOOP_INFO64.unpack(info)
+    # Encoded as huge_encode_dev() in kdev_t.h does it.
+    major, minor = (device & 0xFFF00) >> 8, device & 0xFF | (device >> 12) & 0xFFF00
+    return FileIdentity(os.makedev(major, minor), inode)
+
+
+def _identity_by_name(name: str) -> FileIdentity | None:
+    with suppress(OSError, ValueError):
+        path = (_SYS_BLOCK / name / "loop/backing_file").read_text(errors="surrogateescape")
+        status = Path(path.rstrip("\n")).stat()
+        return FileIdentity(status.st_dev, status.st_ino)
+    return None
