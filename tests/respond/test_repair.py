@@ -8,7 +8,8 @@ from demo.demo import unpack
 from whoseblock.lookup import Lookup
 from whoseblock.respond.exceptions import RefusedError
 from whoseblock.respond.planning import Act
-from whoseblock.respond.repair import ReplacementDigest, StepParameters, carry_out
+from whoseblock.respond.privileges import PrivilegeJournal
+from whoseblock.respond.repair import ReplacementDigest, StepParameters, StepRecords, carry_out
 from whoseblock.respond.sites import Site
 from whoseblock.target import Target, TargetOptions
 
@@ -25,8 +26,10 @@ def _site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 def act(kind: Act, site: Site, identity: str) -> str:
     """Carry out an act on the first block, which is metadata, and return why it is refused."""
     step = StepParameters(layer=site.layer.name, identity=identity, start=0, length=4096)
+    nothing = PrivilegeJournal((), lambda _records: None)
+    records = StepRecords(ReplacementDigest("", lambda _digest: None), nothing)
     with pytest.raises(RefusedError) as refused:
-        carry_out(kind, step, site, None, ReplacementDigest("", lambda _digest: None))
+        carry_out(kind, step, site, None, records)
     return str(refused.value)
 
 

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.support.failing_filesystem import BLOCK, KINDS, Bench, bench, forget, pattern, write_file
@@ -18,6 +19,8 @@ from tests.support.shared_blocks import Five, share_five
 from tests.support.tools import CHECKOUT
 from tests.support.xfs_images import Geometry
 
+from whoseblock import cli
+from whoseblock.fs.xfs.mounted import exchange
 from whoseblock.ranges import ByteRange
 from whoseblock.respond import syscalls
 from whoseblock.respond.exceptions import NotNowError
@@ -149,6 +152,40 @@ def test_one_owner_is_changed(tmp_path: Path, kind: Geometry, when: str, name: s
             assert final in ("skipped", "failed")
             done = served.respond(lost, "--restore-from", five.copies, "--apply", "--yes")
             check_nothing_lost(served, five, name, changed, lost)
+
+
+def test_a_write_after_the_exchange_keeps_its_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with bench(tmp_path) as served:
+        content = pattern("file", 6 * BLOCK)
+        path = write_file(served.root / "file", content)
+        copy = write_file(tmp_path / "good", content)
+        os.utime(copy, ns=(path.stat().st_atime_ns, path.stat().st_mtime_ns))
+        subprocess.run(["cp", "--reflink=always", path, served.root / "clone"], check=True)
+        place = served.place(path, 2)
+        served.fail(place)
+        told: list[int] = []
+        usual = exchange.exchange_range
+
+        def then_written(*arguments: Any) -> bool:  # noqa: ANN401 - those of `exchange_range`
+            done = usual(*arguments)
+            if os.fstat(arguments[0]).st_ino == path.stat().st_ino:
+                write_file(path, b"new data", 5 * BLOCK)
+                told.append(path.stat().st_mtime_ns)
+            return done
+
+        monkeypatch.setattr(exchange, "exchange_range", then_written)
+        words = ["--restore-file", str(copy), "--apply", "--yes"]
+        words += ["--journal", str(served.journal)]
+        monkeypatch.setattr(
+            sys, "argv", ["whoseblock", "respond", str(path.parent), str(place), *words]
+        )
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        assert not end.value.code
+        assert told == [path.stat().st_mtime_ns]
+        assert path.read_bytes() == content[: 5 * BLOCK] + b"new data" + content[5 * BLOCK + 8 :]
 
 
 def test_a_copy_that_changed_with_its_file_is_not_shared_with_the_others(tmp_path: Path) -> None:

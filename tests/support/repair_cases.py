@@ -4,7 +4,9 @@ import os
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
+from tests.support.file_attributes import Attributes, adorn
 from tests.support.killed_repairs import BLOCK, SECTOR, Ground, read_direct
 from tests.support.system_calls import clone_range, fallocate
 
@@ -32,6 +34,7 @@ class Failure:
     #: Where each file has the block that they share.
     shared: dict[str, int] = field(default_factory=dict)
     unwritten: str = ""
+    attributes: dict[str, Attributes] = field(default_factory=dict)
 
     def finally_(self, name: str) -> bytes:
         """Return the content that a file must have at the end."""
@@ -60,6 +63,11 @@ class Failure:
                     part = slice(at, min(at + SECTOR, start + length))
                     allowed = {before[part], bytes(len(before[part]))}
                     assert now[part] in allowed, (name, at)
+            found, kept_ones = Attributes.of(ground.root / name), self.attributes[name]
+            # The kernel takes a capability from a changed file, and only that; a resume puts it
+            # back.
+            assert found._replace(capability=None) == kept_ones._replace(capability=None), name
+            assert found.capability in (None, kept_ones.capability)
 
     def untouched(self, ground: Ground) -> bool:
         """Return whether everything is as it was after the failure."""
@@ -78,7 +86,8 @@ class Failure:
         for name in self.contents:
             data, failing = read_direct(ground.root / name)
             assert (failing, data == self.finally_(name)) == ([], True), name
-            assert (ground.root / name).read_bytes() == data
+            assert read_cached(ground.root / name) == data
+            assert Attributes.of(ground.root / name) == self.attributes[name], name
         if self.shared:
             places = {ground.place_of(name, at) for name, at in self.shared.items()}
             assert len(places) == 1, f"no longer shared: {places}"
@@ -97,6 +106,12 @@ class Failure:
             assert rows
 
 
+def read_cached(path: Path) -> bytes:
+    """Read a file through the page cache, and leave its times."""
+    with open(os.open(path, os.O_RDONLY | os.O_NOATIME), "rb") as file:
+        return file.read()
+
+
 def subtract_all(ranges: list[ByteRange], cuts: list[ByteRange]) -> list[ByteRange]:
     """Return the parts of ``ranges`` that are in none of ``cuts``."""
     left = merge(ranges)
@@ -105,7 +120,10 @@ def subtract_all(ranges: list[ByteRange], cuts: list[ByteRange]) -> list[ByteRan
     return left
 
 
-def _mark(ground: Ground, failure: Failure) -> Failure:
+def _mark(ground: Ground, failure: Failure, chance: random.Random) -> Failure:
+    for number, name in enumerate(failure.contents):
+        path, copy = ground.root / name, ground.copies / name
+        failure.attributes[name] = adorn(path, copy, chance, capable=number == 0)
     ground.sync()
     for name in failure.contents:
         file = os.open(ground.root / name, os.O_RDONLY)
@@ -121,7 +139,7 @@ def free_space(ground: Ground, number: int, chance: random.Random) -> Failure:
     del number
     place = ground.free_place(8) + chance.randrange(6) * BLOCK
     bad = [ByteRange(place + SECTOR, 3 * SECTOR), ByteRange(place + BLOCK, 2 * SECTOR)]
-    return _mark(ground, Failure(bad, (f"{place}+{2 * BLOCK}",)))
+    return _mark(ground, Failure(bad, (f"{place}+{2 * BLOCK}",)), chance)
 
 
 def never_written(ground: Ground, number: int, chance: random.Random) -> Failure:
@@ -135,7 +153,7 @@ def never_written(ground: Ground, number: int, chance: random.Random) -> Failure
     place = ground.place_of(name, chance.randrange(_BLOCKS) * BLOCK)
     failure = Failure([ByteRange(place, SECTOR)], (f"{place}+{BLOCK}",), unwritten=name)
     failure.contents[name] = bytes(_BLOCKS * BLOCK)
-    return _mark(ground, failure)
+    return _mark(ground, failure, chance)
 
 
 def _sharing(ground: Ground, number: int, chance: random.Random, files: int) -> dict[str, int]:
@@ -180,7 +198,7 @@ def shared_by_five(ground: Ground, number: int, chance: random.Random) -> Failur
     """Fail some sectors of a block that five files share, with copies."""
     shared = _sharing(ground, number, chance, 5)
     where = ByteRange(SECTOR * chance.randrange(4), SECTOR * chance.randrange(1, 5))
-    return _mark(ground, _lose_shared(ground, shared, where, *_restoring(ground)))
+    return _mark(ground, _lose_shared(ground, shared, where, *_restoring(ground)), chance)
 
 
 def unshared(ground: Ground, number: int, chance: random.Random) -> Failure:
@@ -193,7 +211,7 @@ def unshared(ground: Ground, number: int, chance: random.Random) -> Failure:
     failure = Failure(bad, (f"{place}+{3 * BLOCK}", *_restoring(ground)))
     failure.contents[name] = (ground.copies / name).read_bytes()
     failure.lost[name] = lost
-    return _mark(ground, failure)
+    return _mark(ground, failure, chance)
 
 
 def given_up(ground: Ground, number: int, chance: random.Random) -> Failure:
@@ -201,7 +219,7 @@ def given_up(ground: Ground, number: int, chance: random.Random) -> Failure:
     shared = _sharing(ground, number, chance, 3)
     failure = _lose_shared(ground, shared, ByteRange(SECTOR, 2 * SECTOR), "--punch")
     failure.zeros = True
-    return _mark(ground, failure)
+    return _mark(ground, failure, chance)
 
 
 def given_up_whole(ground: Ground, number: int, chance: random.Random) -> Failure:
@@ -210,7 +228,7 @@ def given_up_whole(ground: Ground, number: int, chance: random.Random) -> Failur
         ground, _sharing(ground, number, chance, 3), ByteRange(0, BLOCK), "--punch"
     )
     failure.zeros, failure.shared = True, {}
-    return _mark(ground, failure)
+    return _mark(ground, failure, chance)
 
 
 def quarantined(ground: Ground, number: int, chance: random.Random) -> Failure:
@@ -220,7 +238,7 @@ def quarantined(ground: Ground, number: int, chance: random.Random) -> Failure:
         ground, shared, ByteRange(SECTOR, SECTOR), "--quarantine", *_restoring(ground)
     )
     failure.permanent = True
-    return _mark(ground, failure)
+    return _mark(ground, failure, chance)
 
 
 def last_block(ground: Ground, number: int, chance: random.Random) -> Failure:
@@ -234,7 +252,9 @@ def last_block(ground: Ground, number: int, chance: random.Random) -> Failure:
         clone_range(source.fileno(), 0, 0, to.fileno(), 0)
         os.fsync(to.fileno())
     shared = dict.fromkeys(names, 2 * BLOCK)
-    return _mark(ground, _lose_shared(ground, shared, ByteRange(0, SECTOR), *_restoring(ground)))
+    return _mark(
+        ground, _lose_shared(ground, shared, ByteRange(0, SECTOR), *_restoring(ground)), chance
+    )
 
 
 Maker = Callable[[Ground, int, random.Random], Failure]

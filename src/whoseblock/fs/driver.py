@@ -316,8 +316,9 @@ class MountedVolume(Volume, Protocol):
     def open_file(self, file: FileId, generation: int, flags: int) -> int:
         """Open a file by its identity; raises OSError, FileNotFoundError if it is gone.
 
-        Raises `PrivilegeError` without the right to open files by handle, and `UnsupportedError`
-        unless the driver can open files so.
+        Neither reads nor writes through the descriptor change the times of the file.  Raises
+        `PrivilegeError` without the right to open files by handle, and `UnsupportedError` unless
+        the driver can open files so.
         """
         raise UnsupportedError(f"files of {self.name} cannot be opened by their inode number")
 

@@ -2,7 +2,7 @@
 
 import errno
 from collections.abc import Callable, Iterator
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -14,7 +14,14 @@ from whoseblock.respond.exceptions import NotHealedError, RefusedError, Unguarde
 from whoseblock.respond.notify import NotifyError, run_command, signal_processes
 from whoseblock.respond.owners import raised_file_limit
 from whoseblock.respond.planning import Act
-from whoseblock.respond.repair import ReplacementDigest, StepParameters, carry_out, verify
+from whoseblock.respond.privileges import FilePrivileges, PrivilegeJournal
+from whoseblock.respond.repair import (
+    ReplacementDigest,
+    StepParameters,
+    StepRecords,
+    carry_out,
+    verify,
+)
 from whoseblock.respond.sites import Site
 
 __all__ = ["EXEC", "SIGNAL", "Context", "StepOutcome", "execute"]
@@ -24,6 +31,8 @@ EXEC: Final = "exec"
 SIGNAL: Final = "signal"
 #: The key under which the journal keeps the SHA-256 of the data that owners are given.
 _REPLACEMENT: Final = "replacement"
+#: The key of the records of `PrivilegeJournal`.
+_PRIVILEGES: Final = "privileges"
 _CLOSED_BECAUSE: Final = "all planned steps are done and verified"
 #: Errors of a file that must not be changed; the kernel reports ETXTBSY for swap space, too.
 _REFUSALS: Final = {errno.ETXTBSY, errno.EPERM, errno.EACCES, errno.EROFS}
@@ -117,20 +126,36 @@ def _change(run: Run, step: Step, context: Context, *, ends: bool) -> StepOutcom
     if site is None or site.filesystem is None:
         raise RefusedError(f"{parameters.layer} is missing, or has no known filesystem")
     kind = Act(step.kind)
-    digests = [event.detail[_REPLACEMENT] for event in step.events if _REPLACEMENT in event.detail]
-
-    def note(digest: str) -> None:
-        run.started(step.id, {_REPLACEMENT: digest})
-
-    replacement = ReplacementDigest(str(digests[-1]) if digests else "", note)
+    records = StepRecords(_replacement_of(run, step), _privileges_of(run, step))
     with raised_file_limit():
-        result = carry_out(kind, parameters, site, context.journal_device, replacement)
+        result = carry_out(kind, parameters, site, context.journal_device, records)
         detail = {"says": result.says, "zeroed": result.zeroed, "kept": result.kept}
         run.done(step.id, detail)
         seen = verify(kind, parameters, site, result)
     closes = (step.failure, _CLOSED_BECAUSE) if ends and step.failure is not None else None
     run.verified(step.id, {"says": seen}, closes=closes)
     return StepOutcome(step, State.VERIFIED, f"{result.says}; {seen}")
+
+
+def _last(step: Step, key: str) -> Any:  # noqa: ANN401 - JSON
+    """Return what the newest event of a step has under a key, None if none has it."""
+    found = [event.detail[key] for event in step.events if key in event.detail]
+    return found[-1] if found else None
+
+
+def _replacement_of(run: Run, step: Step) -> ReplacementDigest:
+    def note(digest: str) -> None:
+        run.started(step.id, {_REPLACEMENT: digest})
+
+    return ReplacementDigest(str(_last(step, _REPLACEMENT) or ""), note)
+
+
+def _privileges_of(run: Run, step: Step) -> PrivilegeJournal:
+    def note(records: list[FilePrivileges]) -> None:
+        run.started(step.id, {_PRIVILEGES: msgspec.to_builtins(records)})
+
+    records = msgspec.convert(_last(step, _PRIVILEGES) or [], list[FilePrivileges])
+    return PrivilegeJournal(records, note)
 
 
 def _notify(step: Step, context: Context) -> str:

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
 from whoseblock.errors import MediaError
-from whoseblock.fs.driver import MountedVolume
+from whoseblock.fs.driver import ExchangeSample, MountedVolume
 from whoseblock.media.direct import DirectMedia
 from whoseblock.ranges import ByteRange
 from whoseblock.respond import syscalls
@@ -30,6 +30,7 @@ from whoseblock.respond.owners import (
     rows_without,
     whole_blocks,
 )
+from whoseblock.respond.privileges import PrivilegeJournal, has_privileges
 
 __all__ = ["ContentChange", "Keeper", "ReplacementSource", "overwrite", "relocate"]
 
@@ -125,13 +126,15 @@ def relocate(  # noqa: PLR0913 - what, where, whose, for what
     keeper: Keeper,
     owners: Sequence[OpenOwner],
     change: ContentChange,
+    privileges: PrivilegeJournal,
     source: ReplacementSource | None = None,
 ) -> None:
     """Map the replacement into every owner in the place of the keeper's run.
 
-    ``source`` is a file that an interrupted attempt gave the replacement.  Times and modes of the
-    files are kept.  Raises `ChangedError` if an owner maps other blocks by now, and `NotNowError`
-    if another process keeps a file open; the owners before it are changed then.
+    ``source`` is a file that an interrupted attempt gave the replacement.  ``privileges`` records
+    what the kernel takes from a file and this puts back.  Raises `ChangedError` if an owner maps
+    other blocks by now, and `NotNowError` if another process keeps a file open; the owners before
+    it are changed then.
     """
     with contextlib.ExitStack() as stack:
         good = _SharedReplacement(fs, stack, change.replacement, source)
@@ -140,7 +143,7 @@ def relocate(  # noqa: PLR0913 - what, where, whose, for what
             with _spare(fs, keeper.run.length) as spare:
                 good.put_into(spare, length)
                 os.fsync(spare)
-                _Exchange(fs, device, owner, change).run(spare, length)
+                _Exchange(fs, device, owner, change, privileges).run(spare, length)
         syscalls.sync_filesystem(fs.fileno())
 
 
@@ -194,21 +197,25 @@ class _Exchange:
     """Exchanges the run in one owner with the blocks of a spare file."""
 
     def __init__(
-        self, fs: MountedVolume, device: Device, owner: OpenOwner, change: ContentChange
+        self,
+        fs: MountedVolume,
+        device: Device,
+        owner: OpenOwner,
+        change: ContentChange,
+        privileges: PrivilegeJournal,
     ) -> None:
         self._fs = fs
         self._device = device
         self._owner = owner
         self._change = change
+        self._privileges = privileges
         self._block = change.before.run
 
     def run(self, spare: int, length: int) -> None:
         """Exchange the blocks, and retry while other processes write to the file."""
         for attempt in range(1, _ATTEMPTS + 1):
             try:
-                # After an error, times and mode are as other processes set them.
-                with syscalls.keeping_attributes(self._owner.fd):
-                    self._once(spare, length)
+                self._once(spare, length)
             except _BusyError:
                 if attempt == _ATTEMPTS:
                     raise
@@ -216,24 +223,46 @@ class _Exchange:
                 return
 
     def _once(self, spare: int, length: int) -> None:
-        file, start = self._owner.fd, self._owner.position.offset
+        file = self._owner.fd
         sample = self._fs.sample_file(file)
-        if sample is not None:
+        # A change of the mode or of the capabilities after the sample fails the exchange.
+        if sample is not None and not has_privileges(file):
             self.check()
-            try:
-                if self._fs.exchange_range(file, start, length, spare, sample):
-                    return
-            except OSError as error:
-                if error.errno == errno.EBUSY:
-                    raise _BusyError("another process is writing to it") from error
-                raise
-        with syscalls.write_lease(file):
+            if self._is_exchanged(spare, length, sample):
+                return
+        # To put the privileges back is safe only while no other process can change the file.
+        with syscalls.write_lease(file), self.keeping_privileges(length):
             self.check()
             syscalls.check_lease(file)
-            if self._change.replacement is None:
-                syscalls.punch_hole(file, start, self._block.length)
-            else:
-                syscalls.clone_range(spare, 0, length, file, start)
+            if sample is None or not self._is_exchanged(spare, length, sample):
+                self._clone_over(spare, length)
+
+    @contextlib.contextmanager
+    def keeping_privileges(self, length: int) -> Iterator[None]:
+        """Put privileges back that the kernel takes from the owner in the block, if it has any."""
+        if not has_privileges(self._owner.fd):
+            yield
+            return
+        data = self._change.replacement or bytes(self._block.length)
+        with self._privileges.keeping(self._owner, data[:length]):
+            yield
+
+    def _is_exchanged(self, spare: int, length: int, sample: ExchangeSample) -> bool:
+        """Exchange the blocks; return False if the filesystem does not support it."""
+        file, start = self._owner.fd, self._owner.position.offset
+        try:
+            return self._fs.exchange_range(file, start, length, spare, sample)
+        except OSError as error:
+            if error.errno == errno.EBUSY:
+                raise _BusyError("another process is writing to it") from error
+            raise
+
+    def _clone_over(self, spare: int, length: int) -> None:
+        file, start = self._owner.fd, self._owner.position.offset
+        if self._change.replacement is None:
+            syscalls.punch_hole(file, start, self._block.length)
+        else:
+            syscalls.clone_range(spare, 0, length, file, start)
 
     def check(self) -> None:
         """Raise `ChangedError` unless the owner still has the run with the same content.
@@ -260,7 +289,13 @@ def _flush(file: int) -> None:
             raise
 
 
-def overwrite(fs: MountedVolume, device: Device, owner: OpenOwner, change: ContentChange) -> bool:
+def overwrite(
+    fs: MountedVolume,
+    device: Device,
+    owner: OpenOwner,
+    change: ContentChange,
+    privileges: PrivilegeJournal,
+) -> bool:
     """Rewrite the failed sectors of a run in place; return False if that does not heal them.
 
     Raises `NotNowError` if another process has the file open, and `ChangedError` if the file maps
@@ -271,8 +306,9 @@ def overwrite(fs: MountedVolume, device: Device, owner: OpenOwner, change: Conte
         # Whole blocks are written, which would extend the file.
         return False
     data = change.replacement or bytes(run.length)
-    with syscalls.write_lease(owner.fd), syscalls.keeping_attributes(owner.fd):
-        _Exchange(fs, device, owner, change).check()
+    exchange = _Exchange(fs, device, owner, change, privileges)
+    with syscalls.write_lease(owner.fd), exchange.keeping_privileges(run.length):
+        exchange.check()
         if positions_of(owners_now(fs, run), run) != {owner.position}:
             raise ChangedError(f"{run} has other owners, too")
         syscalls.check_lease(owner.fd)

@@ -40,6 +40,7 @@ from whoseblock.respond.planning import (
     why_protected,
     why_unsupported,
 )
+from whoseblock.respond.privileges import PrivilegeJournal
 from whoseblock.respond.quarantine import QuarantineKeeper
 from whoseblock.respond.relocate import (
     ContentChange,
@@ -55,6 +56,7 @@ __all__ = [
     "ActResult",
     "ReplacementDigest",
     "StepParameters",
+    "StepRecords",
     "carry_out",
     "parameters_of",
     "verify",
@@ -142,12 +144,19 @@ class ReplacementDigest:
         self.digest = digest
 
 
+class StepRecords(NamedTuple):
+    """The records that an interrupted attempt left in the journal, and that this one continues."""
+
+    replacement: ReplacementDigest
+    privileges: PrivilegeJournal
+
+
 def carry_out(
     kind: Act,
     step: StepParameters,
     site: Site,
     journal_device: int | None,
-    digest: ReplacementDigest,
+    records: StepRecords,
 ) -> ActResult:
     """Carry out an act, and return what it did.
 
@@ -158,6 +167,24 @@ def carry_out(
     fs = site.mounted
     if fs is None:
         return _zero_unmounted(step, site)
+    privileges = records.privileges
+    privileges.put_back(fs)
+    result = _change_owners(kind, step, site, fs, journal_device, records)
+    # What the interrupted attempt was to write is there only now.
+    privileges.put_back(fs)
+    if lost := privileges.forget_rest():
+        return result._replace(says=f"{result.says}; {lost}")
+    return result
+
+
+def _change_owners(  # noqa: PLR0913 - as `carry_out`
+    kind: Act,
+    step: StepParameters,
+    site: Site,
+    fs: MountedVolume,
+    journal_device: int | None,
+    records: StepRecords,
+) -> ActResult:
     with _quarantined(fs, step) as keeper:
         for number in range(_ROUNDS):
             rows = owners_now(fs, step.run)
@@ -168,7 +195,8 @@ def carry_out(
                 return _zero(fs, step, site, journal_device)
             if kind is Act.ZERO:
                 raise ChangedError(f"{step.run} now has an owner")
-            result = _Attempt(fs, site, step, kind, keeper, digest).run(in_place=number == 0)
+            attempt = _Attempt(fs, site, step, kind, keeper, records)
+            result = attempt.run(in_place=number == 0)
             if result is not None:
                 return result
     raise ChangedError("the owners keep changing")
@@ -262,9 +290,9 @@ class _Attempt:
         step: StepParameters,
         kind: Act,
         keeper: QuarantineKeeper | None,
-        digest: ReplacementDigest,
+        records: StepRecords,
     ) -> None:
-        self._digest = digest
+        self._digest, self._privileges = records
         self._fs = fs
         self._site = site
         self._step = step
@@ -290,7 +318,7 @@ class _Attempt:
                 self._digest.check(change.replacement, strict=self._kind is Act.RESTORE)
             if in_place and len(owners) == 1 and not others and self._may_overwrite(change):
                 with contextlib.suppress(NotNowError):
-                    if overwrite(self._fs, device, owners[0], change):
+                    if overwrite(self._fs, device, owners[0], change, self._privileges):
                         return ActResult(f"rewrote {_list(content.failing)} in place")
                     return None
             keeper: Keeper = self._keeper or stack.enter_context(
@@ -298,7 +326,8 @@ class _Attempt:
             )
             if not keeper.has_run():
                 keeper.share(owners[0])
-            relocate(self._fs, device, keeper, owners, change, _source(others, change))
+            source = _source(others, change)
+            relocate(self._fs, device, keeper, owners, change, self._privileges, source)
             if not keeper.is_alone():
                 return None
             result = _settle(self._site, keeper)

@@ -19,8 +19,8 @@ from whoseblock.respond.exceptions import NotNowError
 __all__ = [
     "check_lease",
     "clone_range",
-    "keeping_attributes",
     "punch_hole",
+    "read_lease",
     "set_immutable",
     "sync_filesystem",
     "write_lease",
@@ -33,7 +33,6 @@ _FS_IOC_FSGETXATTR, _FS_IOC_FSSETXATTR = 0x801C581F, 0x401C5820
 #: ``struct fsxattr``, of which only the flags are changed.
 _FSXATTR_BYTES, _FSX_XFLAGS = 28, Struct("=I")
 _FS_XFLAG_IMMUTABLE: Final = 0x8
-_CAPABILITY: Final = "security.capability"
 
 
 @cache
@@ -82,16 +81,32 @@ def write_lease(file: int) -> Iterator[None]:
     They wait until the block ends.  Raises `NotNowError` if another process has it open, or if the
     lease is not permitted.
     """
+    with _lease(file, fcntl.F_WRLCK, "another process has it open"):
+        yield
+
+
+@contextlib.contextmanager
+def read_lease(file: int) -> Iterator[None]:
+    """Keep other processes from opening for writing a file that none of them has open so.
+
+    ``file`` is open only for reading.  Raises `NotNowError` as `write_lease` does.
+    """
+    with _lease(file, fcntl.F_RDLCK, "another process has it open for writing"):
+        yield
+
+
+@contextlib.contextmanager
+def _lease(file: int, kind: int, taken: str) -> Iterator[None]:
     # SIGIO, by which the kernel asks for the lease back, would end the process.  It stays ignored:
     # nothing else here uses it, and only the main thread can set it.
     with contextlib.suppress(ValueError):
         signal.signal(signal.SIGIO, signal.SIG_IGN)
     try:
-        fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+        fcntl.fcntl(file, fcntl.F_SETLEASE, kind)
     except OSError as error:
         if error.errno == errno.EACCES:
             raise NotNowError("a lease on a file of another user needs CAP_LEASE") from error
-        raise NotNowError("another process has it open") from error
+        raise NotNowError(taken) from error
     try:
         yield
     finally:
@@ -102,22 +117,7 @@ def write_lease(file: int) -> Iterator[None]:
 
 def check_lease(file: int) -> None:
     """Raise `NotNowError` if another process waits for the lease: the kernel breaks it soon."""
-    if fcntl.fcntl(file, fcntl.F_GETLEASE) != fcntl.F_WRLCK:
+    readable = fcntl.fcntl(file, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY
+    wanted = fcntl.F_RDLCK if readable else fcntl.F_WRLCK
+    if fcntl.fcntl(file, fcntl.F_GETLEASE) != wanted:
         raise NotNowError("another process waits for it")
-
-
-@contextlib.contextmanager
-def keeping_attributes(file: int) -> Iterator[None]:
-    """Restore a file's times, mode and capabilities after its blocks are changed."""
-    status = os.fstat(file)
-    try:
-        capability = os.getxattr(file, _CAPABILITY)
-    except OSError:
-        capability = None
-    # After an error another process changed the file, and the times are its own.
-    yield
-    if os.fstat(file).st_mode != status.st_mode:
-        os.fchmod(file, status.st_mode & 0o7777)
-    if capability is not None:
-        os.setxattr(file, _CAPABILITY, capability)
-    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))

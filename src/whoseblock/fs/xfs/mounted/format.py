@@ -19,10 +19,12 @@ __all__ = [
     "bulkstat_request",
     "handle_request",
     "inode_handle",
+    "open_request",
     "parents_request",
     "read_bulkstat",
     "read_geometry",
     "read_parents",
+    "xfs_handle",
 ]
 
 #: The data device in GETFSMAP where devices are not numbered by their dev_t.
@@ -111,6 +113,7 @@ def read_bulkstat(answer: bytearray) -> Iterator[InodeFacts]:
 # ---------------------------------------------------------------------- XFS: handles and parents
 
 XFS_IOC_FD_TO_HANDLE: Final = 0xC038586A
+XFS_IOC_OPEN_BY_HANDLE: Final = 0xC038586B
 XFS_IOC_GETPARENTS_BY_HANDLE: Final = 0xC040583F
 XFS_GETPARENTS_OFLAG_DONE: Final = 1 << 1
 #: ``fid_len``: the bytes of ``struct xfs_fid`` behind it.
@@ -137,6 +140,16 @@ def handle_request(fd: int, handle: int, length: int) -> bytearray:
 XFS_HANDLE_BYTES: Final = _XFS_HANDLE.size
 
 
+def xfs_handle(fsid: bytes, inode: int, generation: int) -> bytes:
+    """Pack the ``struct xfs_handle`` of an inode."""
+    return _XFS_HANDLE.pack(fsid, _FID_LEN, 0, generation, inode)
+
+
+def open_request(handle: int, flags: int) -> bytearray:
+    """Make the ``struct xfs_fsop_handlereq`` that opens a file; ``handle`` is an address."""
+    return bytearray(_HANDLEREQ.pack(0, 0, flags, handle, XFS_HANDLE_BYTES, 0, 0))
+
+
 def parents_request(  # noqa: PLR0913 - what the structure holds
     fsid: bytes, inode: int, generation: int, cursor: bytes, buffer: int, length: int
 ) -> bytearray:
@@ -144,7 +157,7 @@ def parents_request(  # noqa: PLR0913 - what the structure holds
 
     ``cursor`` is that of the answer before, at first 16 zeros.
     """
-    handle = _XFS_HANDLE.pack(fsid, _FID_LEN, 0, generation, inode)
+    handle = xfs_handle(fsid, inode, generation)
     return bytearray(handle + _GETPARENTS.pack(cursor, 0, 0, length, 0, buffer))
 
 

@@ -23,7 +23,8 @@ class XfsInodes:
         self._geometry = geometry
 
     @cached_property
-    def _fsid(self) -> bytes:
+    def fsid(self) -> bytes:
+        """The part that the handles of all inodes have in common."""
         return kernel.filesystem_id(self._fd)
 
     def facts(self, inode: int) -> InodeFacts | None:
@@ -40,7 +41,7 @@ class XfsInodes:
 
     def parents(self, inode: int, generation: int) -> list[Parent]:
         """Return the parent pointers of an inode; raises OSError if there are none."""
-        return kernel.parents(self._fd, self._fsid, inode, generation)
+        return kernel.parents(self._fd, self.fsid, inode, generation)
 
     def directories_near(self, inode: int) -> Iterator[InodeFacts]:
         """Yield the directories near an inode in its group, in rings, the nearest first.

@@ -40,7 +40,7 @@ class MountedXfs(FsmapVolume):
             raise no_answers(view, error) from error
         self.size = self.known_size = self.geometry.size
         self.block_size = self.geometry.blocksize
-        self.inodes = XfsInodes(view.fd, self.geometry)
+        self.inodes = self._inodes = XfsInodes(view.fd, self.geometry)
 
     @cached_property
     def identity(self) -> str:
@@ -106,7 +106,8 @@ class MountedXfs(FsmapVolume):
 
     def open_file(self, file: FileId, generation: int, flags: int) -> int:
         """Open a file by its handle; raises OSError, FileNotFoundError if it is gone."""
-        return kernel.open_inode(self.view.fd, file.inode, generation, flags)
+        fsid = self._inodes.fsid
+        return kernel.open_invisibly(self.view.fd, fsid, file.inode, generation, flags)
 
     def sample_file(self, fd: int) -> ExchangeSample | None:
         """Sample the state of an open file for `exchange_range`; None if that is unsupported."""
