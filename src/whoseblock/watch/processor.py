@@ -116,7 +116,7 @@ class Processor(Closing):
         try:
             self._process_groups(groups)
         finally:
-            self._probe.start_round()
+            self._probe.release()
         return self._statistics
 
     def retry_unknown(self) -> Statistics:
@@ -130,7 +130,7 @@ class Processor(Closing):
             for number, failed in self._retry_queue.iter_due():
                 self._retry(number, failed)
         finally:
-            self._probe.start_round()
+            self._probe.release()
         self._retry_queue.save()
         self._statistics.unanswered = self._retry_queue.next_due
         return self._statistics

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from tests.support.emulated_device import emulated, need_fuse
-from tests.support.mounts import mounted
+from tests.support.mounts import mounted, own_mount_namespace
 from tests.support.tools import need_root, run
 from tests.support.watch_daemon import Daemon, histories, until, watching
 from tests.support.xfs_images import MIB, Geometry, make_image
@@ -173,6 +173,39 @@ def test_a_device_that_comes_later(tmp_path: Path) -> None:
     (history,) = machine.histories()
     assert kinds(history) == [["unknown"], ["free"]]
     assert history.findings[1].answer["complete"]
+
+
+def test_nothing_stays_busy_while_another_disk_fails(tmp_path: Path) -> None:
+    need_root()
+    own_mount_namespace()
+    image = make_image(tmp_path / "disk", Geometry("busy", size=64 * MIB, parent=True))
+    machine = Machine(tmp_path)
+    at = tmp_path / "at"
+    at.mkdir()
+
+    def unmounts(processor: Processor) -> Statistics:
+        processor.process([[failed(attach.name, MIB)]])
+        processor.process([[failed("sdzz")]])
+        # The worker and its probes live on: more may fail.
+        assert processor._probe._children
+        done = until(lambda: unmounted(at), 1.0)
+        # Its device may be used by itself, too.
+        os.close(os.open(f"/dev/{attach.name}", os.O_RDONLY | os.O_EXCL))
+        assert done
+        return processor.process([[failed(attach.name, 2 * MIB)]])
+
+    with own_loop(image) as attach:
+        attach()
+        run(["mount", f"/dev/{attach.name}", at])
+        try:
+            machine.do(unmounts)
+        finally:
+            unmounted(at)
+    assert [kinds(one) for one in machine.histories()] == [[["free"]], [["unknown"]], [["free"]]]
+
+
+def unmounted(point: Path) -> bool:
+    return subprocess.run(["umount", point], capture_output=True, check=False).returncode == 0
 
 
 def test_a_range_that_fails_again_at_once(tmp_path: Path) -> None:

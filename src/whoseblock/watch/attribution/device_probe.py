@@ -37,6 +37,8 @@ __all__ = ["DeviceProbe", "ProbeLimits", "unknown_answer"]
 
 _QUERY: Final = QueryOptions(paths=True, processes=True, verified=True)
 _FS_IOC_GETVERSION: Final = 0x80087601  # linux/fs.h
+#: Tells a child to close what it has open; it sends no answer.
+_RELEASE: Final = "release"
 #: At most this many children are kept for the next round: each takes some 16 MB.
 _MAX_CHILDREN: Final = 8
 
@@ -82,7 +84,7 @@ def unknown_answer(place: FailureLocation, origin: str, why: str) -> Answer:
 
 
 class DeviceProbe(Closing):
-    """Children that query devices; what they learned of a device is valid until `start_round`.
+    """Children that query devices, and have them open until `release`.
 
     Every query raises `TimeoutError` if the device does not answer. The next queries raise it at
     once, for a while and as long as the child is stuck. `ConnectionError` is raised if the child
@@ -95,7 +97,6 @@ class DeviceProbe(Closing):
         self._root = root
         self._abandoned = state.load("silent.json", AbandonedProbes) or AbandonedProbes()
         self._children: dict[str, tuple[int, Connection]] = {}
-        self._round = 0
 
     def locate(self, device: str, start: int, length: int) -> list[FailureLocation]:
         """Return the locations of a failed range, in byte order."""
@@ -122,11 +123,17 @@ class DeviceProbe(Closing):
         answers: list[Answer] = self._query(device, "find_owners", questions)
         return answers
 
-    def start_round(self) -> None:
-        """Open every device anew from now on."""
-        self._round += 1
+    def release(self) -> None:
+        """Close every device, mount point and file; the next queries open them anew.
+
+        A child that is kept for them must keep no filesystem from being unmounted.
+        """
         if len(self._children) > _MAX_CHILDREN:
             self.close()
+        for _, connection in self._children.values():
+            # The next query finds out that it died.
+            with suppress(BrokenPipeError, ConnectionResetError):
+                connection.send((_RELEASE, ()))
 
     def close(self) -> None:
         """End all children."""
@@ -143,7 +150,7 @@ class DeviceProbe(Closing):
             self._children[device] = self._start()
         pid, connection = self._children[device]
         try:
-            connection.send((self._round, what, about))
+            connection.send((what, about))
             self._wait(device, pid, connection)
             return connection.recv()
         except (EOFError, BrokenPipeError, ConnectionResetError):
@@ -204,21 +211,23 @@ class DeviceProbe(Closing):
 
 
 def _serve_queries(connection: Connection, root: str) -> None:
-    """Serve queries until the connection closes; each round opens every device anew."""
-    current = None
+    """Serve queries until the connection closes; a release closes what they opened."""
     handlers: dict[str, Callable[..., object]] = {}
     with ExitStack() as opened:
         while True:
             try:
-                round_number, what, about = connection.recv()
+                what, about = connection.recv()
             except EOFError:
                 return
-            if round_number != current:
+            if what == _RELEASE:
                 opened.close()
+                handlers.clear()
+                continue
+            if not handlers:
                 target = opened.enter_context(Target(None, TargetOptions(root=root)))
                 finder = opened.enter_context(Lookup(target.open_leaf))
-                current, one = round_number, _DeviceSession(target, finder)
-                handlers = {
+                one = _DeviceSession(target, finder)
+                handlers |= {
                     "locate": one.locate,
                     "find_extents": one.find_extents,
                     "find_owners": one.find_owners,
