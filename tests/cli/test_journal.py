@@ -54,6 +54,24 @@ def journal(*words: str, error: str = "") -> str:
     return done.stdout_bytes.decode()
 
 
+def test_show_of_a_run_that_has_not_ended(tmp_path: Path) -> None:
+    file = str(tmp_path / "journal.sqlite")
+    with opened(file) as (_, ours):
+        number = ours.record_failure("pmem0", PAGE, report("dmesg")).failure
+        shown = journal("show", str(number), "--journal", file)
+        assert shown.splitlines()[-1].split(", ")[0].endswith("Z still running")
+    with opened(file, Host("other")) as (_, other):
+        number = other.record_failure("sda", PAGE, report("dmesg")).failure
+        # It may have been killed, which cannot be seen from here.
+        assert "Z end not journaled so far, " in journal("show", str(number), "--journal", file)
+    if not (child := os.fork()):
+        with opened(file) as (_, killed):
+            number = killed.record_failure("sdb", PAGE, report("dmesg")).failure
+            os._exit(number)
+    number = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert "Z its end was not journaled, " in journal("show", str(number), "--journal", file)
+
+
 def test_list(url: str) -> None:
     headings, first, second, third = journal("list", "--journal", url).splitlines()
     assert headings.split() == "ID TIME HOST DEVICE RANGE STATE OWNERS PATH".split()

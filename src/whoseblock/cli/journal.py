@@ -173,13 +173,13 @@ def show(failure: int, url: str | None, as_json: bool) -> None:
     It has the reports, the owners, the plans, and the states of each step.
     """
     with open_journal(url, write=False) as opened:
-        found = opened.history(failure)
+        found, here = opened.history(failure), opened.host
     if as_json:
         write_lines([encode_json(found)])
         return
     from whoseblock.cli.presentation.history import history_lines
 
-    _write_text(history_lines(found))
+    _write_text(history_lines(found, here))
 
 
 @journal.command(

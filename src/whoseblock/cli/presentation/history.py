@@ -25,7 +25,7 @@ from whoseblock.fs.base import (
     Unknown,
     Unreferenced,
 )
-from whoseblock.journal import Finding, History, Overview, Plan, RunRecord, State, Step
+from whoseblock.journal import Finding, History, Host, Overview, Plan, RunRecord, State, Step
 
 __all__ = ["csv_lines", "history_lines", "overview_lines"]
 
@@ -75,8 +75,8 @@ def _overview(one: Overview) -> tuple[str, ...]:
 # ------------------------------------------------------------------ one failure
 
 
-def history_lines(history: History) -> Iterator[str]:
-    """Yield the lines that describe everything about one failure."""
+def history_lines(history: History, here: Host) -> Iterator[str]:
+    """Yield the lines that describe everything about one failure, as seen from ``here``."""
     failure = history.failure
     yield f"failure {failure.id}: {failure.range} of {printable(failure.device)}"
     yield f"  host        {printable(failure.host)}"
@@ -102,7 +102,7 @@ def history_lines(history: History) -> Iterator[str]:
         yield ""
         yield from _plan_lines(history, plan)
     yield ""
-    yield from map(_run_line, history.runs)
+    yield from (_run_line(run, here) for run in history.runs)
 
 
 def _why_moot(history: History, plan: Plan) -> str:
@@ -132,8 +132,15 @@ def _event_lines(step: Step) -> Iterator[str]:
         yield f"    {_time(event.at)}  {state}  run {event.run}{_detail(event.detail)}"
 
 
-def _run_line(run: RunRecord) -> str:
-    ended = "its end was not journaled" if run.ended is None else f"to {_time(run.ended)}"
+def _run_line(run: RunRecord, here: Host) -> str:
+    if run.ended is not None:
+        ended = f"to {_time(run.ended)}"
+    elif not run.may_live(here):
+        ended = "its end was not journaled"
+    elif Host(run.host, run.machine_id) == here:
+        ended = "still running"
+    else:
+        ended = "end not journaled so far"
     who = printable(run.user) + (f" by sudo of {printable(run.sudo_user)}" if run.sudo_user else "")
     where = f"process {run.pid} on {printable(run.host)}, whoseblock {printable(run.version)}"
     command = printable(shlex.join(run.command))
