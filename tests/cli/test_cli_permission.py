@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -78,6 +79,14 @@ def places(tmp_path_factory: pytest.TempPathFactory, run: Run) -> Iterator[dict[
     with ExitStack() as stack:
         device = stack.enter_context(loop_device(image))
         mount = stack.enter_context(mounted(image, "ro", "norecovery"))
+        # Of the user, who must reach it whatever other runs of pytest do to their folder.
+        own = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        kmsg = own / "dev/kmsg"
+        kmsg.parent.mkdir()
+        kmsg.write_text("3,5,100,-;usb 1-1: new device\n")
+        kmsg.chmod(0o600)
+        for path in (own, kmsg.parent):
+            os.chown(path, 65534, -1)
         yield {
             "image": str(image),
             "device": device,
@@ -85,6 +94,7 @@ def places(tmp_path_factory: pytest.TempPathFactory, run: Run) -> Iterator[dict[
             "secret": str(secret / "x"),
             "log": str(log),
             "zeros": str(public),
+            "own": str(own),
         }
 
 
@@ -110,6 +120,7 @@ def places(tmp_path_factory: pytest.TempPathFactory, run: Run) -> Iterator[dict[
         "emulate {image} {secret}",
         "study {image}",
         "status --state {secret}",
+        "watch --once --root {own} --state {own}/state --journal {own}/journal.sqlite",
     ],
 )
 def test_denied_permission_has_one_exit_code_and_one_hint(

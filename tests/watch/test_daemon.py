@@ -248,6 +248,37 @@ def test_a_state_folder_without_room_loses_nothing(machine: Path, tmp_path: Path
         run(["umount", state])
 
 
+@pytest.mark.parametrize("by", ["time", "report"])
+def test_a_state_folder_that_vanished_ends_the_daemon(
+    machine: Path, tmp_path: Path, by: str
+) -> None:
+    interval = "0.2" if by == "time" else "86400"
+    (machine / "dev").mkdir()
+    os.mkfifo(machine / "dev/kmsg")
+    with (
+        watching(tmp_path, "--root", machine, "--interval", interval) as daemon,
+        (machine / "dev/kmsg").open("wb", 0) as log,
+    ):
+        until(lambda: daemon.status()["worker"] is None)
+        daemon.state.rename(tmp_path / "gone")
+        if by == "report":
+            log.write(b"3,5,100,-;critical medium error, dev pmem0, sector 100\n")
+        assert daemon.process.wait(20) == TargetError.exit_code
+        assert "/state' was removed or replaced while it was in use" in daemon.log()
+    # The next one makes another.
+    with watching(tmp_path, "--root", machine) as daemon:
+        daemon.stop()
+
+
+def test_a_spool_that_vanished_is_made_again(machine: Path, tmp_path: Path) -> None:
+    with watching(tmp_path, "--root", machine, "--interval", "0.2") as daemon:
+        until(lambda: daemon.status()["worker"] is None)
+        (daemon.state / "spool").rmdir()
+        make_bad(machine, "8 8")
+        until(daemon.histories)
+        daemon.stop()
+
+
 # ------------------------------------------------------------------ systemd
 
 

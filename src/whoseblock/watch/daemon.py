@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from msgspec import Struct
 
 from whoseblock.encode import encode_json
-from whoseblock.errors import PolicyError, TargetError
+from whoseblock.errors import PolicyError, PrivilegeError, TargetError
 from whoseblock.stack.kernel.host import Host
 from whoseblock.watch.log import log_event
 from whoseblock.watch.policy.file import PolicyFile
@@ -230,6 +230,7 @@ class Daemon:
 
     def _sweep(self) -> None:
         """Read again what can be read again, and open sources that were missing."""
+        self._check_state()
         for source in self._sources.open_missing():
             self._start_polling(source)
         for source in self._sources:
@@ -239,6 +240,15 @@ class Daemon:
         if self._has_acts:
             self._wake_actor()
         self._write_metrics()
+
+    def _check_state(self) -> None:
+        """Raise `TargetError` if the state folder is gone: reports could not be kept."""
+        if self._state.has_vanished and not self._ending:
+            raise TargetError(
+                f"the state folder {str(self._state.path)!r} was removed or replaced while it was"
+                " in use",
+                hint="start whoseblock watch again: it makes a new one, and reads the log again",
+            )
 
     def _start_polling(self, source: Source) -> None:
         """Poll a source, and read it when it is readable."""
@@ -293,6 +303,7 @@ class Daemon:
             self._unspooled[source.name] = reports
             self._stop_polling(source)
             waiting = len(reports)
+            self._check_state()
             log_event(
                 "err", "spool-failed", source=source.name, waiting=waiting, why=error.strerror
             )
@@ -530,6 +541,9 @@ def sweep_once(options: Options) -> Statistics:
             sources.close()
     if fault is not None:
         raise TargetError(f"incomplete sweep: {fault.strerror}") from fault
+    if sources.denied:
+        names = ", ".join(sorted(sources.denied))
+        raise PrivilegeError(f"incomplete sweep: permission denied for {names}")
     return total
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final, Protocol, runtime_checkable
 from zlib import crc32
 
-from whoseblock.errors import WhoseblockError
+from whoseblock.errors import PrivilegeError, WhoseblockError
 from whoseblock.fs.registry import monitors
 from whoseblock.stack.kernel.host import Host
 from whoseblock.watch.clock import boot_id
@@ -56,6 +56,8 @@ class SourceSet:
         self._boot = boot_id()
         self.open: dict[str, Source] = {}
         self.missing: dict[str, str] = {}
+        #: The missing sources that another user could read.
+        self.denied: set[str] = set()
         self._mounts: list[MountedFilesystem] = []
         position = state.load("position.json", LogPosition) or LogPosition()
         #: How far the log was read and spooled, and the last position saved of that.
@@ -110,6 +112,7 @@ class SourceSet:
                 self._set_missing(name, error)
                 continue
             self.missing.pop(name, None)
+            self.denied.discard(name)
             self.open[name] = source
             log_event("info", "source", source=name, watched="true", health=source.health)
             found.append(source)
@@ -129,6 +132,10 @@ class SourceSet:
             why = error.strerror or str(error)
         else:
             why = str(error) if isinstance(error, WhoseblockError) else repr(error)
+        if isinstance(error, PermissionError | PrivilegeError):
+            self.denied.add(name)
+        else:
+            self.denied.discard(name)
         hint = error.hint or None if isinstance(error, WhoseblockError) else None
         if self.missing.get(name) != why:
             self.missing[name] = why

@@ -90,6 +90,8 @@ class Spool:
             for number, one in enumerate(reports)
         ]
         data = self._encode(keyed)
+        # It may have been removed; the folder that it is in is watched by the daemon.
+        self._path.mkdir(0o700, exist_ok=True)
         write_atomically(self._path / f"{name}{_SUFFIX}", data)
         self._bytes += len(data)
 

@@ -85,6 +85,14 @@ class StateFolder(Closing):
         """The locked file. Every process of the daemon has it open, and no other process."""
         return self.path / "lock"
 
+    @property
+    def has_vanished(self) -> bool:
+        """Whether the folder was removed or replaced, so that another daemon may lock the name."""
+        try:
+            return not os.path.samestat(self.lock.stat(), os.fstat(self._lock))
+        except (FileNotFoundError, NotADirectoryError):
+            return True
+
     def load(self, name: str, kind: type[_Record]) -> _Record | None:
         """Read a record; None if it is missing or cannot be decoded."""
         try:
