@@ -4,7 +4,9 @@ import contextlib
 import json
 import os
 from pathlib import Path
+from typing import Any
 
+import pytest
 from click.testing import CliRunner
 from demo.demo import unpack
 from tests.support.failing_filesystem import BLOCK, Bench, Facts, bench, pattern, write_file
@@ -16,6 +18,8 @@ from whoseblock.cli import cli
 from whoseblock.errors import JournalError
 from whoseblock.journal import open_journal
 from whoseblock.ranges import ByteRange
+from whoseblock.respond import execution
+from whoseblock.respond.repair import ActResult, carry_out
 
 EVERYTHING = ["--punch", "--quarantine"]
 
@@ -121,6 +125,34 @@ def test_a_full_disk_below_the_journal_keeps_the_device_as_it_is(tmp_path: Path)
             assert done.returncode == JournalError.exit_code, done.stdout + done.stderr
             assert served.served.bad() == [bad]
             assert served.served.statistics()["sectors_healed"] == counts
+
+
+def test_a_disk_that_fills_during_a_step_leaves_its_outcome_in_the_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with (
+        bench(tmp_path) as served,
+        small_filesystem("tmpfs", tmp_path / "small", 512 << 10) as folder,
+    ):
+        bad = served.free(1)
+        served.fail(bad)
+        filler = folder / "filler"
+
+        def fill_after(*arguments: Any) -> ActResult:  # noqa: ANN401 - those of any act
+            result = carry_out(*arguments)
+            with contextlib.suppress(OSError), filler.open("wb", 0) as file:
+                while file.write(bytes(4096)):
+                    pass
+            return result
+
+        monkeypatch.setattr(execution, "carry_out", fill_after)
+        words = ["respond", str(served.root), f"{bad.start}+{bad.length}", "--apply", "--yes"]
+        words += ["--journal", str(folder / "journal.sqlite")]
+        done = CliRunner().invoke(cli, words)
+        assert isinstance(done.exception, JournalError), done.output
+        said = f"not journaled: zero {bad}: zeroed {bad}"
+        assert str(done.exception).startswith(said)
+        assert served.served.bad() == []
 
 
 def test_the_command_gets_the_finding(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import errno
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -64,7 +65,7 @@ def execute(run: Run, plan: Plan, context: Context) -> Iterator[StepOutcome]:
 
     Each outcome is yielded once the journal has it.  A failure is closed when all of its steps are
     verified.  Raises `JournalError` when the journal cannot be written; then no further step is
-    taken.
+    taken, and the message says what the last one did.
     """
     open_failures = set(plan.failures)
     last = {step.failure: step.id for step in plan.steps}
@@ -94,8 +95,9 @@ def _take(run: Run, step: Step, context: Context, *, ends: bool) -> StepOutcome:
     try:
         if step.kind in (EXEC, SIGNAL):
             says = _notify(step, context)
-            run.done(step.id, {"says": says})
-            run.verified(step.id)
+            with _reporting(step, says):
+                run.done(step.id, {"says": says})
+                run.verified(step.id)
             return StepOutcome(step, State.VERIFIED, says)
         return _change(run, step, context, ends=ends)
     except JournalError:
@@ -110,13 +112,27 @@ def _take(run: Run, step: Step, context: Context, *, ends: bool) -> StepOutcome:
         return _fail(run, step, str(error))
 
 
+@contextmanager
+def _reporting(step: Step, outcome: str) -> Iterator[None]:
+    """Add what became of a step to the error of a journal that cannot record it."""
+    try:
+        yield
+    except JournalError as error:
+        run = step.parameters
+        place = f" {run['start']}+{run['length']}" if "start" in run else ""
+        message = f"not journaled: {step.kind}{place}: {outcome}: {error}"
+        raise type(error)(message, hint=error.hint) from error
+
+
 def _skip(run: Run, step: Step, why: str) -> StepOutcome:
-    run.skipped(step.id, why)
+    with _reporting(step, why):
+        run.skipped(step.id, why)
     return StepOutcome(step, State.SKIPPED, why)
 
 
 def _fail(run: Run, step: Step, why: str) -> StepOutcome:
-    run.failed(step.id, why)
+    with _reporting(step, f"failed: {why}"):
+        run.failed(step.id, why)
     return StepOutcome(step, State.FAILED, why)
 
 
@@ -130,11 +146,14 @@ def _change(run: Run, step: Step, context: Context, *, ends: bool) -> StepOutcom
     with raised_file_limit():
         result = carry_out(kind, parameters, site, context.journal_device, records)
         detail = {"says": result.says, "zeroed": result.zeroed, "kept": result.kept}
-        run.done(step.id, detail)
+        with _reporting(step, result.says):
+            run.done(step.id, detail)
         seen = verify(kind, parameters, site, result)
     closes = (step.failure, _CLOSED_BECAUSE) if ends and step.failure is not None else None
-    run.verified(step.id, {"says": seen}, closes=closes)
-    return StepOutcome(step, State.VERIFIED, f"{result.says}; {seen}")
+    outcome = StepOutcome(step, State.VERIFIED, f"{result.says}; {seen}")
+    with _reporting(step, outcome.says):
+        run.verified(step.id, {"says": seen}, closes=closes)
+    return outcome
 
 
 def _last(step: Step, key: str) -> Any:  # noqa: ANN401 - JSON
