@@ -4,6 +4,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import shlex
 import socket
 import subprocess
 import sys
@@ -102,7 +103,12 @@ class _Guard:
             raise NotNowError("cannot freeze the filesystem: its guard process does not answer")
         self._to_thaw = failed == 0
         if failed == errno.EBUSY:
-            raise NotNowError("cannot freeze the filesystem: another process has frozen it")
+            # It may be for a snapshot that is being taken, or of a process that was killed.
+            point = shlex.quote(str(Path(f"/proc/self/fd/{self._place}").readlink()))
+            raise NotNowError(
+                "cannot freeze the filesystem: another process has frozen it; wait until it has"
+                f" thawed it, or if it has ended, run: fsfreeze --unfreeze {point}"
+            )
         if failed:
             raise NotNowError(f"cannot freeze the filesystem: {os.strerror(failed)}")
 
