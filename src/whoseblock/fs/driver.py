@@ -54,6 +54,8 @@ class Capability(StrEnum):
     ZERO_FREE = "zero-free"
     #: FIFREEZE stops every allocation, and `owners` and `allocation` answer meanwhile.
     FREEZE = "freeze"
+    #: `MountedVolume.capture` can give free blocks to a file.
+    CAPTURE = "capture"
     #: Files can share blocks (FICLONERANGE).
     REFLINK = "reflink"
     #: `MountedVolume.exchange_range` exchanges blocks of two files, and fails if one changed.
@@ -342,6 +344,15 @@ class MountedVolume(Volume, Protocol):
         Raises OSError, with EBUSY if the file has changed since the sample.
         """
         return False
+
+    def capture(self, run: "ByteRange", work: int) -> int | None:
+        """Return the descriptor of an unlinked file that has free blocks at its byte 0.
+
+        ``run`` is whole blocks of the device.  ``work`` is a descriptor of a directory of the
+        caller's own, in which others are made and removed.  Returns None if the blocks are not
+        free, or if the filesystem does not allocate them for the file.  Raises OSError.
+        """
+        return None
 
 
 class Driver(Protocol):

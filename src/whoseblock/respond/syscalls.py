@@ -1,6 +1,6 @@
 """System calls that change which blocks a file has, and leave its content.
 
-Sources: ``linux/fs.h`` (FICLONERANGE, FS_IOC_FSSETXATTR), and ``linux/falloc.h``.
+Source: ``linux/fs.h`` (FICLONERANGE, FS_IOC_FSSETXATTR).
 """
 
 import contextlib
@@ -14,6 +14,7 @@ from functools import cache
 from struct import Struct
 from typing import Final
 
+from whoseblock.fs.mounted.fallocate import punch_hole
 from whoseblock.respond.exceptions import NotNowError
 
 __all__ = [
@@ -28,7 +29,6 @@ __all__ = [
 
 _FICLONERANGE: Final = 0x4020940D
 _CLONE_RANGE: Final = Struct("=q3Q")
-_PUNCH_HOLE: Final = 0x02 | 0x01  # FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
 _FS_IOC_FSGETXATTR, _FS_IOC_FSSETXATTR = 0x801C581F, 0x401C5820
 #: ``struct fsxattr``, of which only the flags are changed.
 _FSXATTR_BYTES, _FSX_XFLAGS = 28, Struct("=I")
@@ -37,9 +37,7 @@ _FS_XFLAG_IMMUTABLE: Final = 0x8
 
 @cache
 def _libc() -> ctypes.CDLL:
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_longlong, ctypes.c_longlong)
-    return libc
+    return ctypes.CDLL(None, use_errno=True)
 
 
 def _check(result: int) -> None:
@@ -51,11 +49,6 @@ def _check(result: int) -> None:
 def clone_range(source: int, start: int, length: int, target: int, to: int) -> None:
     """Make ``target`` share ``length`` bytes of ``source``; neither is read."""
     fcntl.ioctl(target, _FICLONERANGE, _CLONE_RANGE.pack(source, start, length, to))
-
-
-def punch_hole(file: int, start: int, length: int) -> None:
-    """Free the blocks that a file has in a range."""
-    _check(_libc().fallocate(file, _PUNCH_HOLE, start, length))
 
 
 def sync_filesystem(fd: int) -> None:

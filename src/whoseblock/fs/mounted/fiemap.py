@@ -34,6 +34,11 @@ class Extent(NamedTuple):
     flags: int
 
     @property
+    def end(self) -> int:
+        """The first byte of the file after it."""
+        return self.logical + self.length
+
+    @property
     def has_place(self) -> bool:
         """Whether ``physical`` means anything."""
         return not self.flags & _NO_PLACE

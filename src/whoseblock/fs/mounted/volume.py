@@ -493,6 +493,13 @@ class FsmapVolume(Closing, MountedVolume):
             if at < end:
                 yield Allocation(at, end - at, is_free=False)
 
+    def free_extents(self, run: ByteRange) -> Iterator[ByteRange]:
+        """Yield the free extents that have a byte of a range, as a whole; raises OSError."""
+        last = min(run.end, self.size)
+        for record in kernel.fsmap(self.view.fd, self._device, run.start, last):
+            if record.is_free:
+                yield ByteRange(record.physical, record.length)
+
     def paths_of(self, files: Iterable[FileId]) -> dict[FileId, Paths]:
         """Return every path of each file, in one search for all."""
         known = self.paths_many([file.inode for file in files])

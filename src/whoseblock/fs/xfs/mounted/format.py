@@ -16,12 +16,14 @@ __all__ = [
     "GEOMETRY_BYTES",
     "XFS_HANDLE_BYTES",
     "Geometry",
+    "ag_geometry_request",
     "bulkstat_request",
     "handle_request",
     "inode_handle",
     "open_request",
     "parents_request",
     "read_bulkstat",
+    "read_free_inodes",
     "read_geometry",
     "read_parents",
     "xfs_handle",
@@ -84,6 +86,21 @@ def read_geometry(answer: bytearray) -> Geometry:
     return Geometry(
         blocksize, agblocks, agcount, sectsize, inodesize, datablocks, rtblocks, uuid, flags
     )
+
+
+XFS_IOC_AG_GEOMETRY: Final = 0xC080583D
+#: number, length, free blocks, inodes, free inodes of ``struct xfs_ag_geometry``
+_AG_GEOMETRY: Final = Struct("=5I108x")
+
+
+def ag_geometry_request(group: int) -> bytearray:
+    """Make the ``struct xfs_ag_geometry`` that asks for an allocation group."""
+    return bytearray(_AG_GEOMETRY.pack(group, 0, 0, 0, 0))
+
+
+def read_free_inodes(answer: bytearray) -> int:
+    """Return the inodes that are allocated in a group, and free."""
+    return int(_AG_GEOMETRY.unpack_from(answer)[4])
 
 
 # ---------------------------------------------------------------------- XFS: inodes

@@ -17,18 +17,21 @@ from whoseblock.fs.xfs.mounted.format import (
     XFS_BULK_IREQ_SPECIAL,
     XFS_BULK_IREQ_SPECIAL_ROOT,
     XFS_HANDLE_BYTES,
+    XFS_IOC_AG_GEOMETRY,
     XFS_IOC_BULKSTAT,
     XFS_IOC_FD_TO_HANDLE,
     XFS_IOC_FSGEOMETRY,
     XFS_IOC_GETPARENTS_BY_HANDLE,
     XFS_IOC_OPEN_BY_HANDLE,
     Geometry,
+    ag_geometry_request,
     bulkstat_request,
     handle_request,
     inode_handle,
     open_request,
     parents_request,
     read_bulkstat,
+    read_free_inodes,
     read_geometry,
     read_parents,
     xfs_handle,
@@ -37,6 +40,7 @@ from whoseblock.fs.xfs.mounted.format import (
 __all__ = [
     "bulkstat",
     "filesystem_id",
+    "free_inodes",
     "geometry",
     "inode_facts",
     "open_inode",
@@ -54,6 +58,13 @@ def geometry(fd: int) -> Geometry:
     answer = bytearray(GEOMETRY_BYTES)
     fcntl.ioctl(fd, XFS_IOC_FSGEOMETRY, answer)
     return read_geometry(answer)
+
+
+def free_inodes(fd: int, group: int) -> int:
+    """Return how many inodes of an allocation group are allocated on the disk, and free."""
+    request = ag_geometry_request(group)
+    fcntl.ioctl(fd, XFS_IOC_AG_GEOMETRY, request)
+    return read_free_inodes(request)
 
 
 def bulkstat(fd: int, first: int, room: int, flags: int = 0) -> list[InodeFacts]:

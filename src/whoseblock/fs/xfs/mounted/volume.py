@@ -13,6 +13,7 @@ from whoseblock.fs.mounted.volume import FsmapVolume, no_answers
 from whoseblock.fs.pieces import INODES, STATIC, Piece, row_of
 from whoseblock.fs.xfs.format.ag import AG_HEADERS
 from whoseblock.fs.xfs.mounted import exchange, kernel
+from whoseblock.fs.xfs.mounted.capture import capture
 from whoseblock.fs.xfs.mounted.format import (
     XFS_DEV_DATA,
     XFS_FSOP_GEOM_FLAGS_EXCHANGE_RANGE,
@@ -22,6 +23,7 @@ from whoseblock.fs.xfs.mounted.format import (
 from whoseblock.fs.xfs.mounted.inodes import XfsInodes
 from whoseblock.fs.xfs.mounted.recovery import doubt_of_log
 from whoseblock.fs.xfs.notes import NO_RMAP_NOTE, REALTIME_REMARK, repair_advice
+from whoseblock.ranges import ByteRange
 
 __all__ = ["MountedXfs"]
 
@@ -58,6 +60,7 @@ class MountedXfs(FsmapVolume):
         found = {
             Capability.ZERO_FREE,
             Capability.FREEZE,
+            Capability.CAPTURE,
             Capability.OVERWRITE,
             Capability.QUARANTINE,
         }
@@ -118,6 +121,15 @@ class MountedXfs(FsmapVolume):
     ) -> bool:
         """Exchange blocks of an open file with those that ``other`` has from its byte 0 on."""
         return exchange.exchange_range(fd, file_offset, length, other, sample)
+
+    def capture(self, run: ByteRange, work: int) -> int | None:
+        """Return the descriptor of an unlinked file that has free blocks at its byte 0."""
+        if self.root_fd is None:
+            return None
+        for extent in self.free_extents(run):
+            if extent.start <= run.start and run.end <= extent.end:
+                return capture(self.root_fd, work, self.geometry, run, extent)
+        return None
 
     def repair_advice(self, row: Owner) -> str:
         """Return what repairs a row that is metadata, of the filesystem or of a file."""
