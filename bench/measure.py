@@ -57,11 +57,18 @@ class Run(NamedTuple):
     output: bytes
 
 
+def _environment() -> dict[str, str]:
+    """Return an environment in which Python keeps bytecode, as where a package is installed."""
+    kept = dict(os.environ)
+    kept.pop("PYTHONDONTWRITEBYTECODE", None)
+    return kept
+
+
 def measured(command: Command, stdin: Path | None = None) -> Run:
     """Run a command to its end; raises `CalledProcessError` if it fails."""
     with tempfile.TemporaryFile() as sink, (stdin or Path(os.devnull)).open("rb") as source:
         begun = time.perf_counter()
-        subprocess.run(command, stdin=source, stdout=sink, check=True)
+        subprocess.run(command, stdin=source, stdout=sink, check=True, env=_environment())
         seconds = time.perf_counter() - begun
         sink.seek(0)
         return Run(seconds, sink.read())
@@ -70,7 +77,8 @@ def measured(command: Command, stdin: Path | None = None) -> Run:
 def peak_memory(command: Command) -> int:
     """Run a command to its end, and give the most memory that it ever had resident, in bytes."""
     through = [sys.executable, "-I", "-S", "-c", _GO_BETWEEN, *command]
-    return int(subprocess.run(through, stdout=subprocess.PIPE, check=True).stdout) * 1024
+    done = subprocess.run(through, stdout=subprocess.PIPE, check=True, env=_environment())
+    return int(done.stdout) * 1024
 
 
 class Comparison(NamedTuple):
