@@ -1,5 +1,6 @@
 """The syntax of ranges, which other programs rely on, and arithmetic with them."""
 
+from collections.abc import Callable, Iterable
 from itertools import pairwise
 
 import pytest
@@ -7,7 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from whoseblock.errors import RangeSyntaxError
-from whoseblock.ranges import ByteRange, merge, parse_range, parse_ranges, subtract
+from whoseblock.ranges import (
+    ByteRange,
+    RangeList,
+    merge,
+    parse_range,
+    parse_range_text,
+    parse_ranges,
+    subtract,
+)
 
 BLOCK = 1024
 
@@ -69,6 +78,42 @@ def test_lists_have_comments_and_errors_have_their_line() -> None:
 @given(st.integers(0, (1 << 62) - 1), st.integers(1, 1 << 62))
 def test_a_range_is_parsed_as_it_is_written(start: int, length: int) -> None:
     assert parse_range(str(ByteRange(start, length))) == (start, length)
+
+
+_plain_lines = st.builds("{}+{}".format, st.integers(0, 10**19), st.integers(0, 10**19))
+_lines = st.one_of(
+    _plain_lines,
+    st.sampled_from(
+        ["", "307p", "# x", "0x10+0x20", "5+6 # why", " 5+6", "5+6\r", "5 +6", "x", "7"]
+    ),
+    st.text("0123456789+ \u0663#p", max_size=8),
+)
+
+
+@given(st.lists(_plain_lines, max_size=40) | st.lists(_lines, max_size=5), st.booleans())
+def test_text_is_parsed_as_its_lines_are(lines: list[str], ends: bool) -> None:  # noqa: FBT001
+    text = "\n".join(lines) + "\n" * ends
+
+    def outcome(parse: Callable[[], Iterable[tuple[int, int]]]) -> list[tuple[int, int]] | str:
+        try:
+            return list(parse())
+        except RangeSyntaxError as error:
+            return str(error)
+
+    expected = outcome(lambda: parse_ranges(lines, "list", 512, 7))
+    assert outcome(lambda: parse_range_text(text, "list", 512, 7)) == expected
+
+
+@given(st.lists(st.tuples(st.integers(0, 1 << 63), st.integers(0, 1 << 63))), st.slices(9))
+def test_a_list_of_ranges_is_a_sequence_of_pairs(
+    ranges: list[tuple[int, int]], part: slice
+) -> None:
+    found = RangeList.of(ranges)
+    assert list(found) == ranges
+    assert [found[index] for index in range(-len(found), len(found))] == ranges * 2
+    assert list(found[part]) == ranges[part]
+    found.extend(RangeList.of(ranges[::-1]))
+    assert list(found) == ranges + ranges[::-1]
 
 
 def _bytes(ranges: list[ByteRange]) -> set[int]:

@@ -24,7 +24,7 @@ from whoseblock.errors import (
     WhoseblockError,
 )
 from whoseblock.fs import registry
-from whoseblock.fs.arguments import check_within
+from whoseblock.fs.arguments import check_list, check_within
 from whoseblock.fs.base import (
     Answer,
     FileId,
@@ -40,11 +40,12 @@ from whoseblock.fs.base import (
     remarks_in,
 )
 from whoseblock.fs.driver import AddressSpace, Volume
-from whoseblock.fs.stream import ROW_BUDGET, LeadingRows, join_rows
+from whoseblock.fs.stream import ROW_BUDGET, AnswerColumns, LeadingRows, join_rows
 from whoseblock.media.base import Media
 from whoseblock.media.device import FileMedia
 from whoseblock.media.mounts import is_folder, mounted_device
-from whoseblock.querying import QueryOptions, StreamItem, stream_owners
+from whoseblock.querying import QueryOptions, StreamItem, stream_columns, stream_owners
+from whoseblock.ranges import RangeList
 from whoseblock.stack.base import Layer, LayerOffset, RangeMapping, descend
 
 __all__ = ["Lookup", "Query", "QueryOptions", "open_filesystem"]
@@ -181,6 +182,22 @@ class Lookup(Closing):
             else:
                 yield from self._answer_batch(batch, options)
 
+    def stream_columns(
+        self, layer: Layer, ranges: RangeList, options: QueryOptions = _DEFAULTS, *, named: bool
+    ) -> Iterator[StreamItem | AnswerColumns]:
+        """Answer like `stream` about ranges of one layer, as columns where its filesystem has them.
+
+        ``named`` is as in a `Query`.
+        """
+        if named or not options.bare or not _is_plain(layer):
+            queries = (Query(start, length, layer, named=named) for start, length in ranges)
+            yield from self.stream(queries, options)
+            return
+        for at in range(0, len(ranges), _BATCH):
+            batch = ranges[at : at + _BATCH]
+            check_list(batch, layer.name, layer.size)
+            yield from stream_columns(self.leaf(layer), batch, options)
+
     @property
     def layers(self) -> dict[str, Layer]:
         """The layers whose content was queried, by their names."""
@@ -230,10 +247,8 @@ class Lookup(Closing):
     def _are_plain(batch: Sequence[Query]) -> bool:
         """Return whether a filesystem itself is queried, whose answers need no translation."""
         layer = batch[0].layer
-        if layer.segments or layer.backing_segments or layer.remarks or layer.doubts:
-            return False
         size = layer.size
-        return all(
+        return _is_plain(layer) and all(
             query.layer is layer and not query.named and query.start + query.length <= size
             for query in batch
         )
@@ -307,6 +322,11 @@ class Lookup(Closing):
             if leaf.space is not None:
                 leaf.space.close()
         self._leaves.clear()
+
+
+def _is_plain(layer: Layer) -> bool:
+    """Return whether the answers of the filesystem on a layer need no translation."""
+    return not (layer.segments or layer.backing_segments or layer.remarks or layer.doubts)
 
 
 def _with_via(item: StreamItem, layer: Layer) -> StreamItem:

@@ -11,12 +11,13 @@ from msgspec.structs import replace
 from whoseblock.encode import encode_json
 from whoseblock.fs.base import Answer, FileOwner, Owner, distinct
 from whoseblock.fs.driver import AddressSpace, MountedVolume
-from whoseblock.fs.stream import ROW_BUDGET, LeadingRows, chunks, join_rows
+from whoseblock.fs.stream import ROW_BUDGET, AnswerColumns, LeadingRows, chunks, join_rows
+from whoseblock.ranges import RangeList
 
 if TYPE_CHECKING:
     from whoseblock.processes import Found, Wanted
 
-__all__ = ["QueryOptions", "StreamItem", "stream_owners"]
+__all__ = ["QueryOptions", "StreamItem", "stream_columns", "stream_owners"]
 
 StreamItem = LeadingRows | Answer
 
@@ -47,6 +48,15 @@ def stream_owners(
     if options.verified:
         stream = _verify(stream, space)
     return stream
+
+
+def stream_columns(
+    space: AddressSpace, wanted: RangeList, options: QueryOptions
+) -> Iterable[StreamItem | AnswerColumns]:
+    """Answer like `stream_owners`, as columns if there is nothing to add to them."""
+    if options.paths or options.processes or options.verified:
+        return stream_owners(space, wanted, options)
+    return space.columns_stream(wanted)
 
 
 def _with_processes(stream: Iterable[StreamItem], devices: frozenset[int]) -> Iterator[StreamItem]:

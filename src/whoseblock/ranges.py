@@ -5,13 +5,24 @@ Inside whoseblock, offsets and lengths are bytes, half-open, from the start of t
 """
 
 import re
-from collections.abc import Iterable, Iterator
-from typing import Final
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from operator import itemgetter
+from typing import Final, overload
 
 from whoseblock.byte_range import ByteRange
 from whoseblock.errors import RangeSyntaxError
 
-__all__ = ["PHYSICAL_MEMORY", "ByteRange", "merge", "parse_range", "parse_ranges", "subtract"]
+__all__ = [
+    "PHYSICAL_MEMORY",
+    "ByteRange",
+    "RangeList",
+    "merge",
+    "parse_range",
+    "parse_range_text",
+    "parse_ranges",
+    "subtract",
+]
 
 #: The name of the address space that page frame numbers and physical addresses count in.
 PHYSICAL_MEMORY: Final = "physical-memory"
@@ -32,8 +43,45 @@ _SHOWN = 72
 # quadratic time.
 _NUMBER = r"(0[xX][0-9a-fA-F]{1,32}|[0-9]{1,32})([KMGTspb]?)"
 _RANGE = re.compile(rf"{_NUMBER}(?:\+{_NUMBER})?")
-#: A line of a long list: bytes, in so few digits that the sum cannot be too large.
-_PLAIN_LINE = re.compile(r"([0-9]{1,18})\+([0-9]{1,18})\n?")
+#: Lines of a long list: bytes, in so few digits that no sum can be too large.
+_PLAIN_LINES = re.compile(r"(?:[0-9]{1,18}\+[0-9]{1,18}\n)++")
+
+
+class RangeList(Sequence[tuple[int, int]]):
+    """Many ranges in two arrays of 64-bit integers: 16 bytes for each range."""
+
+    __slots__ = ("lengths", "starts")
+
+    def __init__(self, starts: "array[int]", lengths: "array[int]") -> None:
+        self.starts = starts
+        self.lengths = lengths
+
+    @classmethod
+    def of(cls, ranges: Iterable[tuple[int, int]]) -> "RangeList":
+        """Return the list of ``ranges``; raises OverflowError for a number past 64 bits."""
+        pairs = list(ranges)
+        starts, lengths = map(itemgetter(0), pairs), map(itemgetter(1), pairs)
+        return cls(array("Q", starts), array("Q", lengths))
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return zip(self.starts, self.lengths, strict=True)
+
+    @overload
+    def __getitem__(self, index: int) -> tuple[int, int]: ...
+    @overload
+    def __getitem__(self, index: slice) -> "RangeList": ...
+    def __getitem__(self, index: int | slice) -> "tuple[int, int] | RangeList":
+        if isinstance(index, slice):
+            return RangeList(self.starts[index], self.lengths[index])
+        return self.starts[index], self.lengths[index]
+
+    def extend(self, ranges: "RangeList") -> None:
+        """Append other ranges."""
+        self.starts.extend(ranges.starts)
+        self.lengths.extend(ranges.lengths)
 
 
 def _value(digits: str, unit: int) -> int:
@@ -84,19 +132,13 @@ def parse_range(text: str, block_size: int | None = None) -> ByteRange:
 
 
 def parse_ranges(
-    lines: Iterable[str], name: str, block_size: int | None = None
+    lines: Iterable[str], name: str, block_size: int | None = None, first_line: int = 1
 ) -> Iterator[ByteRange]:
     """Parse one range per line; ``#`` starts a comment, empty lines are skipped.
 
-    Raises `RangeSyntaxError` with ``name`` and the line.
+    Raises `RangeSyntaxError` with ``name`` and the line, counted from ``first_line``.
     """
-    match_plain = _PLAIN_LINE.fullmatch
-    for number, line in enumerate(lines, 1):
-        if plain := match_plain(line):
-            start, length = plain.groups()
-            if size := int(length):
-                yield ByteRange(int(start), size)
-                continue
+    for number, line in enumerate(lines, first_line):
         text = line.partition("#")[0].strip()
         if not text:
             continue
@@ -104,6 +146,18 @@ def parse_ranges(
             yield parse_range(text, block_size)
         except RangeSyntaxError as error:
             raise RangeSyntaxError(f"{name}, line {number}: {error}", hint=error.hint) from None
+
+
+def parse_range_text(
+    text: str, name: str, block_size: int | None = None, first_line: int = 1
+) -> RangeList:
+    """Parse whole lines like `parse_ranges`, all at once if every line is plain."""
+    if _PLAIN_LINES.fullmatch(text):
+        numbers = array("Q", map(int, text.replace("+", "\n").split()))
+        lengths = numbers[1::2]
+        if all(lengths):
+            return RangeList(numbers[::2], lengths)
+    return RangeList.of(parse_ranges(text.split("\n"), name, block_size, first_line))
 
 
 def merge(ranges: Iterable[ByteRange]) -> list[ByteRange]:

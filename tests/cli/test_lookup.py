@@ -62,3 +62,31 @@ def test_one_question_loads_neither_numpy_nor_rich(demo_image: Path, words: list
         check=True,
     )
     assert done.stderr.strip() == "set()"
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("x", "line 9001: 'x' is not a range"),
+        ("1" * 70_000, "line 9001: expected text in lines of"),
+    ],
+)
+def test_an_invalid_line_of_a_long_list_is_reported_first(
+    demo_image: Path, line: str, message: str
+) -> None:
+    ranges = "4096+512\n" * 9000 + line
+    done = whoseblock("lookup", demo_image, "--ranges", "-", "--json", "--no-paths", stdin=ranges)
+    assert done.stdout == ""
+    assert message in done.stderr
+
+
+def test_a_list_without_paths_has_the_same_answers(demo_image: Path) -> None:
+    ranges = "".join(f"{page}p\n" for page in range(600)) + "# a comment\n0+16K\n307p"
+    words = ["lookup", str(demo_image), "--ranges", "-", "--json"]
+    bare = whoseblock(*words, "--no-paths", stdin=ranges).stdout.splitlines()
+    full = whoseblock(*words, stdin=ranges).stdout.splitlines()
+    assert len(bare) == 602
+    for one, other in zip(map(json.loads, bare), map(json.loads, full), strict=True):
+        for owner in other["owners"]:
+            owner.pop("paths", None)
+        assert one == other

@@ -26,6 +26,7 @@ from whoseblock.fs.mounted.volume import FsmapVolume
 from whoseblock.fs.stream import LeadingRows, join_rows
 from whoseblock.fs.xfs import XfsFilesystem
 from whoseblock.lookup import Lookup, Query
+from whoseblock.ranges import RangeList
 from whoseblock.stack.base import Layer, LinearSegment
 from whoseblock.summary import Summary
 
@@ -59,10 +60,13 @@ def same_in_pieces(
     fs.row_budget = budget
     try:
         items = list(fs.owners_stream(ranges, paths=paths))
+        in_columns = list(fs.columns_stream(RangeList.of(ranges)))
         columns = fs.owners_of(*zip(*ranges, strict=True))
     finally:
         del fs.row_budget
     assert list(join_rows(items)) == whole
+    if not paths:
+        assert b"".join(json_chunks(in_columns)) == b"".join(json_chunks(items))
     assert all(len(item.owners) <= budget for item in items if isinstance(item, LeadingRows))
     rows = [(number, row) for number, answer in enumerate(whole) for row in answer]
     assert columns.question.tolist() == [number for number, _ in rows]
@@ -133,10 +137,12 @@ def test_a_block_of_many_sharers_is_streamed_in_pieces(
         same_in_pieces(fs, ranges * 20, budget)
 
 
-@pytest.mark.parametrize("paths", [True, False])
-@pytest.mark.parametrize("live", [False, True])
+@pytest.mark.parametrize(
+    ("live", "form"),
+    [(live, form) for live in (False, True) for form in ("paths", "bare")] + [(False, "columns")],
+)
 def test_memory_does_not_grow_with_the_rows(
-    shared: tuple[Path, tuple[int, int]], *, live: bool, paths: bool
+    shared: tuple[Path, tuple[int, int]], *, live: bool, form: str
 ) -> None:
     image, (start, _) = shared
 
@@ -145,7 +151,11 @@ def test_memory_does_not_grow_with_the_rows(
         size = 0
         tracemalloc.start()
         try:
-            for chunk in json_chunks(fs.owners_stream(ranges, paths=paths)):
+            if form == "columns":
+                chunks = json_chunks(fs.columns_stream(RangeList.of(ranges)))
+            else:
+                chunks = json_chunks(fs.owners_stream(ranges, paths=form == "paths"))
+            for chunk in chunks:
                 size += len(chunk)
             return tracemalloc.get_traced_memory()[1]
         finally:

@@ -2,12 +2,17 @@
 
 import os
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from whoseblock.cli.command import Command
-from whoseblock.cli.options.failures import FailureOptions, failure_options, read_failures
+from whoseblock.cli.options.failures import (
+    FailureOptions,
+    failure_options,
+    read_failures,
+    read_ranges,
+)
 from whoseblock.cli.options.targets import options_of, target_options
 from whoseblock.cli.presentation.notices import report_options, report_readings, report_resolver
 from whoseblock.cli.presentation.output import OutputFile, write_chunks
@@ -21,6 +26,8 @@ if TYPE_CHECKING:
     from whoseblock.target import Target
 
 __all__ = ["lookup"]
+
+_Item = TypeVar("_Item")
 
 
 @click.command(
@@ -111,11 +118,17 @@ def lookup(target: str | None, ranges: tuple[str, ...], **options: Any) -> None:
                 lines = (line + b"\n" for line in lines)
             else:
                 # If there are only ranges, report an invalid one before the first answer.
-                wanted = list(asked) if given.few else asked
-                answers = finder.stream(wanted, _query_options(options))
-                if progress.shown:
-                    answers = _count_answers(answers, progress)
-                lines = json_chunks(answers) if options["as_json"] else _table_chunks(answers)
+                content = _query_options(options)
+                if not options["as_json"]:
+                    wanted = list(asked) if given.few else asked
+                    lines = _table_chunks(_counted(finder.stream(wanted, content), progress))
+                elif given.few and (layer := opened.layer) is not None:
+                    few = read_ranges(given, opened, finder, readings)
+                    named = layer is not opened.root
+                    columns = finder.stream_columns(layer, few, content, named=named)
+                    lines = json_chunks(_counted(columns, progress))
+                else:
+                    lines = json_chunks(_counted(finder.stream(asked, content), progress))
             write_chunks(lines)
         report_readings(readings)
         report_resolver(resolver, opened)
@@ -163,12 +176,19 @@ def _query_options(options: dict[str, Any]) -> "QueryOptions":
     )
 
 
-def _count_answers(
-    answers: "Iterable[LeadingRows | Answer]", progress: ProgressBar
-) -> "Iterator[LeadingRows | Answer]":
+def _counted(answers: Iterable[_Item], progress: ProgressBar) -> Iterable[_Item]:
+    """Show the number of answers, if progress is shown."""
+    return _count_answers(answers, progress) if progress.shown else answers
+
+
+def _count_answers(answers: Iterable[_Item], progress: ProgressBar) -> Iterator[_Item]:
+    from whoseblock.fs.stream import AnswerColumns
+
     number = 0
     for item in answers:
-        number += isinstance(item, Answer)
+        number += (
+            len(item.questions) if isinstance(item, AnswerColumns) else isinstance(item, Answer)
+        )
         progress("ranges answered", number, None)
         yield item
 

@@ -10,9 +10,12 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import ArrayLike, NDArray
 
+    from whoseblock.ranges import RangeList
+
 __all__ = [
     "check_columns",
     "check_inodes",
+    "check_list",
     "check_open",
     "check_within",
     "checked_ranges",
@@ -81,6 +84,16 @@ def checked_ranges(
             yield start, length
         else:
             yield check_within(start, length, device, device_size)
+
+
+def check_list(ranges: "RangeList", device: str, device_size: int) -> None:
+    """Raise what `check_within` does for the first range that is not on the device."""
+    if not ranges:
+        return
+    # Far fewer operations than a check of each, unless one is near the end.
+    if max(ranges.starts) + max(ranges.lengths) > device_size or not all(ranges.lengths):
+        for start, length in ranges:
+            check_within(start, length, device, device_size)
 
 
 def check_inodes(inodes: Iterable[int]) -> list[int]:

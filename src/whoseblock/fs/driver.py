@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
     from whoseblock.fs.arrays import OwnerArrays
-    from whoseblock.fs.stream import LeadingRows
-    from whoseblock.ranges import ByteRange
+    from whoseblock.fs.stream import AnswerColumns, LeadingRows
+    from whoseblock.ranges import ByteRange, RangeList
 
 __all__ = [
     "AddressSpace",
@@ -163,6 +163,12 @@ class AddressSpace(Protocol):
     ) -> "Iterator[LeadingRows | Answer]":
         """Answer like `owners_many`, an answer with many rows in pieces; see `fs.stream`."""
         ...
+
+    def columns_stream(
+        self, ranges: "RangeList"
+    ) -> "Iterator[LeadingRows | Answer | AnswerColumns]":
+        """Answer like `owners_stream`, without paths, as columns where the filesystem has them."""
+        return self.owners_stream(ranges, paths=False)
 
     def close(self) -> None:
         """Close the device."""

@@ -5,15 +5,22 @@ preceded by `LeadingRows`: its first rows, in order.  The `Answer` then holds th
 and ``complete`` and ``notes`` for all of them.
 """
 
-from collections.abc import Iterable, Iterator
-from typing import Final
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from msgspec import Struct
 from msgspec.structs import replace
 
 from whoseblock.fs.base import Answer, Owner
+from whoseblock.ranges import RangeList
 
-__all__ = ["ROW_BUDGET", "LeadingRows", "chunks", "join_rows"]
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from whoseblock.fs.arrays import OwnerArrays
+
+__all__ = ["ROW_BUDGET", "AnswerColumns", "LeadingRows", "chunks", "join_rows"]
 
 #: The rows that are held at once as objects: about 500 bytes each.
 ROW_BUDGET: Final = 1 << 16
@@ -25,6 +32,21 @@ class LeadingRows(Struct, frozen=True):
     start: int
     length: int
     owners: tuple[Owner, ...]
+
+
+class AnswerColumns(NamedTuple):
+    """Whole answers to consecutive questions, without paths, not yet as objects.
+
+    ``rows`` are ordered by question, and each question has one at least.  ``common`` has the fields
+    that the answers share: all but ``start``, ``length`` and ``owners``.  ``is_odd`` is true for a
+    question whose answer has other fields; ``answer`` makes the answer of a question as an object.
+    """
+
+    questions: RangeList
+    rows: "OwnerArrays"
+    common: Answer
+    is_odd: "NDArray[np.bool_]"
+    answer: Callable[[int], Answer]
 
 
 def join_rows(stream: Iterable[LeadingRows | Answer]) -> Iterator[Answer]:

@@ -6,20 +6,28 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, TextIO, TypeVar
 import click
 
 from whoseblock.errors import MalformedError, PrivilegeError, WhoseblockError
-from whoseblock.ranges import parse_range, parse_ranges
+from whoseblock.ranges import RangeList, parse_range, parse_range_text
 from whoseblock.sources.base import Failure, Reading
 
 if TYPE_CHECKING:
     from whoseblock.lookup import Lookup
     from whoseblock.target import Target
 
-__all__ = ["FailureOptions", "failure_options", "image_failure_options", "read_failures"]
+__all__ = [
+    "FailureOptions",
+    "failure_options",
+    "image_failure_options",
+    "read_failures",
+    "read_ranges",
+]
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 _STATUSES: Final = "?*/-"
 #: Limit on the length of a line, in characters; binary data may have no line ends.
 _MAX_LINE: Final = 1 << 16
+#: So many characters of a list of ranges are parsed at once, up to the end of the line.
+_CHUNK: Final = 1 << 15
 #: Limit on the length of a document, in characters.
 _MAX_DOCUMENT: Final = 1 << 28
 
@@ -204,14 +212,22 @@ class FailureOptions(NamedTuple):
 
         The record of the ranges file is appended to ``readings``.
         """
-        for text in self.texts:
-            yield Failure(*parse_range(text, block_size))
+        for ranges in self.parse_range_lists(block_size, readings):
+            for start, length in ranges:
+                yield Failure(start, length)
+
+    def parse_range_lists(
+        self, block_size: int | None, readings: list[Reading]
+    ) -> Iterator[RangeList]:
+        """Yield what `parse_given_ranges` does, many ranges at once."""
+        yield RangeList.of(parse_range(text, block_size) for text in self.texts)
         if self.ranges_file is not None:
             reading = _start_reading(self.ranges_file, readings)
-            lines = _count_lines(_lines(self.ranges_file), reading)
-            for start, length in parse_ranges(lines, reading.name, block_size):
-                reading.failures += 1
-                yield Failure(start, length)
+            for text in _chunks(self.ranges_file):
+                ranges = parse_range_text(text, reading.name, block_size, reading.read + 1)
+                reading.read += text.count("\n") + (not text.endswith("\n"))
+                reading.failures += len(ranges)
+                yield ranges
 
     def read_reports(self, page_size: int, readings: list[Reading]) -> Iterator[Failure]:
         """Yield every failure of the report files; raises `MalformedError`.
@@ -278,6 +294,20 @@ def _lines(file: TextIO) -> Iterator[str]:
         yield line
 
 
+def _chunks(file: TextIO) -> Iterator[str]:
+    """Yield the text of a file, many whole lines at once; raises what `_lines` does."""
+    number = 0
+    while text := _read(file.read, file, _CHUNK):
+        if not text.endswith("\n"):
+            text += _read(file.readline, file, _MAX_LINE)
+        number += text.count("\n")
+        last = text.rfind("\n", 0, -1) + 1
+        if len(text) - last >= _MAX_LINE:
+            expected = f"text in lines of less than {_MAX_LINE} characters"
+            raise MalformedError(name_of(file), number + (text[-1] != "\n"), expected)
+        yield text
+
+
 def _document(file: TextIO) -> str:
     """Read a whole file; raises `MalformedError` for one that is too long."""
     text = _read(file.read, file, _MAX_DOCUMENT)
@@ -294,12 +324,6 @@ def _read(read: Callable[[int], str], file: TextIO, most: int) -> str:
         raise WhoseblockError(f"cannot read {name_of(file)}: {error.strerror}") from error
 
 
-def _count_lines(lines: Iterator[str], reading: Reading) -> Iterator[str]:
-    for line in lines:
-        reading.read += 1
-        yield line
-
-
 def read_failures(
     given: FailureOptions, target: "Target", finder: "Lookup", readings: list[Reading]
 ) -> Iterator[Failure]:
@@ -307,11 +331,7 @@ def read_failures(
 
     A record for each input is appended to ``readings``.
     """
-    block_size = None
-    if given.of_the_target and target.layer is not None and not target.layer.segments:
-        # Opening the target first reports an unreadable target before any other error.
-        block_size = finder.leaf(target.layer).block_size
-    yield from given.parse_given_ranges(block_size, readings)
+    yield from given.parse_given_ranges(_block_size(given, target, finder), readings)
     yield from given.read_reports(target.host.page_size, readings)
     if given.sysfs_badblocks:
         from whoseblock.sources.sysfs import TRUNCATED, parse_bad_block_list
@@ -324,6 +344,27 @@ def read_failures(
             if truncated:
                 click.echo(f"whoseblock: {name}: {TRUNCATED}", err=True)
             yield from failures
+
+
+def read_ranges(
+    given: FailureOptions, target: "Target", finder: "Lookup", readings: list[Reading]
+) -> RangeList:
+    """Return all ranges, if there are only ranges; see `FailureOptions.few`.
+
+    A record of the ranges file is appended to ``readings``.
+    """
+    found = RangeList.of(())
+    for ranges in given.parse_range_lists(_block_size(given, target, finder), readings):
+        found.extend(ranges)
+    return found
+
+
+def _block_size(given: FailureOptions, target: "Target", finder: "Lookup") -> int | None:
+    """Return the block size of the filesystem that ranges are of; None if it is unknown."""
+    if given.of_the_target and target.layer is not None and not target.layer.segments:
+        # Opening the target first reports an unreadable target before any other error.
+        return finder.leaf(target.layer).block_size
+    return None
 
 
 def name_of(file: TextIO) -> str:

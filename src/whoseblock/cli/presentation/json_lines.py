@@ -8,7 +8,7 @@ from msgspec.structs import replace
 
 from whoseblock.encode import encode_json, encode_lines
 from whoseblock.fs.base import Answer, FileOwner, Owner
-from whoseblock.fs.stream import LeadingRows
+from whoseblock.fs.stream import AnswerColumns, LeadingRows
 
 __all__ = ["json_chunks"]
 
@@ -19,7 +19,7 @@ _FEW: Final = 8
 _WEIGHT: Final = 4096
 
 
-def json_chunks(answers: Iterable[LeadingRows | Answer]) -> Iterator[bytes]:
+def json_chunks(answers: Iterable[LeadingRows | Answer | AnswerColumns]) -> Iterator[bytes]:
     """Encode a stream of answers, one line each; see `fs.stream`.
 
     Fields that are known only at the end of an answer in pieces come after its ``owners``.
@@ -29,6 +29,14 @@ def json_chunks(answers: Iterable[LeadingRows | Answer]) -> Iterator[bytes]:
     short: list[Answer] = []
     weight = 0
     for item in answers:
+        if isinstance(item, AnswerColumns):
+            from whoseblock.cli.presentation.json_columns import column_chunks
+
+            if short:
+                yield encode_lines(short)
+                short, weight = [], 0
+            yield from column_chunks(item, _answer)
+            continue
         rows = item.owners
         if len(rows) == 1 and not leading and isinstance(item, Answer):
             short.append(item)
@@ -46,20 +54,23 @@ def json_chunks(answers: Iterable[LeadingRows | Answer]) -> Iterator[bytes]:
                 yield b'{"start":%d,"length":%d,"owners":[' % (item.start, item.length)
             yield from _rows(rows, follow=leading)
         else:
-            yield from _last_rows(item, leading=leading)
+            yield from _end_answer(item) if leading else _answer(item)
         leading = isinstance(item, LeadingRows)
     if short:
         yield encode_lines(short)
 
 
-def _last_rows(answer: Answer, *, leading: bool) -> Iterator[bytes]:
-    """Encode an answer, the first rows of which may have been encoded already."""
+def _end_answer(answer: Answer) -> Iterator[bytes]:
+    """Encode the last rows of an answer and its other fields."""
+    yield from _rows(answer.owners, follow=True)
+    before, after = _fields(answer)
+    yield b"]," + encode_json({**before, **after})[1:] + b"\n"
+
+
+def _answer(answer: Answer) -> Iterator[bytes]:
+    """Encode a whole answer."""
     rows = answer.owners
-    if leading:
-        yield from _rows(rows, follow=True)
-        before, after = _fields(answer)
-        yield b"]," + encode_json({**before, **after})[1:] + b"\n"
-    elif len(rows) <= _FEW and sum(map(_weight, rows)) <= _WEIGHT:
+    if len(rows) <= _FEW and sum(map(_weight, rows)) <= _WEIGHT:
         yield encode_json(answer) + b"\n"
     else:
         before, after = _fields(answer)

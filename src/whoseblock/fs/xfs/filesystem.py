@@ -11,6 +11,7 @@ from whoseblock.errors import BlockError
 from whoseblock.fs.arguments import (
     check_columns,
     check_inodes,
+    check_list,
     check_open,
     check_within,
     checked_ranges,
@@ -20,7 +21,7 @@ from whoseblock.fs.base import Answer, FileId, Owner, Paths, Progress, no_progre
 from whoseblock.fs.driver import Capability, FileFacts, IndexLeaf, IndexSize, ReverseMap
 from whoseblock.fs.driver import Volume as VolumeProtocol
 from whoseblock.fs.pieces import FILE, Piece
-from whoseblock.fs.stream import ROW_BUDGET, LeadingRows, join_rows
+from whoseblock.fs.stream import ROW_BUDGET, AnswerColumns, LeadingRows, join_rows
 from whoseblock.fs.xfs.counters import ALWAYS_COMPARED, SummaryCounters
 from whoseblock.fs.xfs.format.inode import XFS_DIFLAG_APPEND, XFS_DIFLAG_IMMUTABLE
 from whoseblock.fs.xfs.format.superblock import XFS_SB_VERSION_5
@@ -36,6 +37,7 @@ from whoseblock.fs.xfs.superblocks import open_superblock
 from whoseblock.fs.xfs.volume import Volume
 from whoseblock.media.base import Media
 from whoseblock.media.mounts import mount_note
+from whoseblock.ranges import RangeList
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -192,9 +194,18 @@ class XfsFilesystem(Closing, VolumeProtocol):
         known: dict[int, Paths] = {}
         while batch := list(islice(wanted, _BATCH)):
             self._check_open()
-            cuts = find_cuts(self._finder, batch, self.row_budget)
+            cuts = find_cuts(self._finder, RangeList.of(batch), self.row_budget)
             cuts = self._with_paths(cuts, known) if paths else cuts
             yield from self._answers.of_cuts(cuts, known, self.row_budget)
+
+    def columns_stream(self, ranges: RangeList) -> Iterator[LeadingRows | Answer | AnswerColumns]:
+        """Answer like `owners_stream`, without paths, many short answers as columns."""
+        for at in range(0, len(ranges), _BATCH):
+            self._check_open()
+            batch = ranges[at : at + _BATCH]
+            check_list(batch, self._media.name, self.device_size)
+            cuts = find_cuts(self._finder, batch, self.row_budget)
+            yield from self._answers.columns_of_cuts(cuts, self.row_budget)
 
     def _with_paths(self, cuts: Iterable[Cut], known: dict[int, Paths]) -> Iterator[Cut]:
         """Pass the cuts on once ``known`` has the paths of their inodes, many with one search."""

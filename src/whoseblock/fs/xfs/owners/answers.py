@@ -4,15 +4,16 @@ The rows of a large cut are made a column at a time: one row at a time takes sev
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import repeat
+from functools import partial
+from itertools import groupby, repeat
 from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import UNSET
 
 from whoseblock.fs.arrays import FORKS, WHATS, OwnerArrays
 from whoseblock.fs.base import Answer, FileOwner, Free, Owner, Paths, distinct, remarks_in
-from whoseblock.fs.pieces import EXTENT_MAP, FILE, FREE, Piece
-from whoseblock.fs.stream import LeadingRows
+from whoseblock.fs.pieces import EXTENT_MAP, FILE, FREE, INODES, STATIC, Piece
+from whoseblock.fs.stream import AnswerColumns, LeadingRows
 from whoseblock.fs.xfs.owners.cuts import Cut
 from whoseblock.fs.xfs.owners.rows import make_row
 from whoseblock.fs.xfs.volume import Volume
@@ -45,7 +46,7 @@ class AnswerMaker:
         # Notes that belong to leading rows stand in the answer that ends them.
         carried: dict[str, None] = {}
         for cut in cuts:
-            if cut.arrays is not None and len(cut.questions) > 1:
+            if cut.arrays is not None and _has_many(cut):
                 yield from self._of_arrays(cut, cut.arrays, known)
                 continue
             for start, length, pieces, notes, more in cut.found(budget):
@@ -59,6 +60,37 @@ class AnswerMaker:
                     carried = {}
                 else:
                     yield self.answer(start, length, notes, pieces, known)
+
+    def columns_of_cuts(
+        self, cuts: Iterable[Cut], budget: int
+    ) -> Iterator[LeadingRows | Answer | AnswerColumns]:
+        """Make the answers of ``cuts`` without paths, those of several questions as columns."""
+        for many, group in groupby(cuts, _has_many):
+            if many:
+                yield from (self._columns(cut, cut.arrays) for cut in group if cut.arrays)
+            else:
+                yield from self.of_cuts(group, {}, budget)
+
+    def _columns(self, cut: Cut, arrays: OwnerArrays) -> AnswerColumns:
+        import numpy as np
+
+        is_odd = np.zeros(len(cut.questions), dtype=np.bool_)
+        is_odd[list(arrays.notes)] = True
+        # Their rows have fields that are not in the columns.
+        is_odd[arrays.question[(arrays.what == STATIC) | (arrays.what == INODES)]] = True
+        common = self._with_notes(0, 0, (), ())
+        answer = partial(self._one_of_arrays, cut, arrays)
+        return AnswerColumns(cut.questions, arrays, common, is_odd, answer)
+
+    def _one_of_arrays(self, cut: Cut, arrays: OwnerArrays, number: int) -> Answer:
+        """Make the answer to one question of a cut."""
+        import numpy as np
+
+        first, end = np.searchsorted(arrays.question, (number, number + 1)).tolist()
+        columns = (getattr(arrays, name)[first:end].tolist() for name in Piece._fields)
+        pieces = map(Piece._make, zip(*columns, strict=True))
+        start, length = cut.questions[number]
+        return self.answer(start, length, arrays.notes.get(number, ()), pieces, {})
 
     def answer(
         self,
@@ -109,7 +141,7 @@ class AnswerMaker:
             owners = (
                 tuple(rows[first:end]) for first, end in zip(firsts, ends.tolist(), strict=True)
             )
-        starts, lengths = zip(*cut.questions, strict=True)
+        starts, lengths = cut.questions.starts, cut.questions.lengths
         plain = self._with_notes(0, 0, (), ())
         notes = self._notes(arrays, known)
         if not notes:
@@ -189,6 +221,11 @@ class AnswerMaker:
             facts = {inode: _facts(known.get(inode)) for inode in set(inodes)}
             columns += zip(*map(facts.__getitem__, inodes), strict=True)
         return list(map(FileOwner, *columns))
+
+
+def _has_many(cut: Cut) -> bool:
+    """Return whether a cut has the columns of several questions."""
+    return cut.arrays is not None and len(cut.questions) > 1
 
 
 def _facts(paths: Paths | None) -> tuple[Any, ...]:

@@ -9,6 +9,7 @@ from whoseblock.fs.arrays import OwnerArrays
 from whoseblock.fs.pieces import FILE, Piece
 from whoseblock.fs.xfs.owners.finder import OwnerFinder
 from whoseblock.fs.xfs.volume import Volume
+from whoseblock.ranges import RangeList
 
 __all__ = ["Cut", "Found", "find_cuts"]
 
@@ -33,7 +34,7 @@ class Found(NamedTuple):
 class Cut(NamedTuple):
     """The pieces of consecutive questions; of the last one, ``more`` may follow in the next cut."""
 
-    questions: Sequence[tuple[int, int]]
+    questions: RangeList
     arrays: OwnerArrays | None
     single: Sequence[_Single] = ()
     more: bool = False
@@ -87,26 +88,31 @@ class Cut(NamedTuple):
             yield Found(start, length, pieces, notes, self.more or not last)
 
 
-def find_cuts(
-    finder: OwnerFinder, questions: Iterable[tuple[int, int]], budget: int
-) -> Iterator[Cut]:
+def find_cuts(finder: OwnerFinder, questions: RangeList, budget: int) -> Iterator[Cut]:
     """Answer all of ``questions``, which lie on the device, in order.
 
     A cut of several questions has at most ``budget`` records.  A question that is long enough to
     have more is cut where no record is.
     """
     most = budget * finder.volume.block_size
-    questions = list(questions)
-    for is_long, group in groupby(questions, lambda question: question[1] > most):
+    for is_long, some in _by_length(questions, most):
         if is_long:
-            for question in group:
+            for question in some:
                 yield from _parts(finder, question, budget)
             continue
-        some = list(group)
         yield from (_together if len(some) >= _BULK else _singly)(finder, some, budget)
 
 
-def _singly(finder: OwnerFinder, questions: list[tuple[int, int]], budget: int) -> Iterator[Cut]:
+def _by_length(questions: RangeList, most: int) -> Iterator[tuple[bool, RangeList]]:
+    """Group consecutive questions by whether they are longer than ``most`` bytes."""
+    if max(questions.lengths, default=0) <= most:
+        yield False, questions
+        return
+    for is_long, group in groupby(questions, lambda question: question[1] > most):
+        yield is_long, RangeList.of(group)
+
+
+def _singly(finder: OwnerFinder, questions: RangeList, budget: int) -> Iterator[Cut]:
     first, rows = 0, 0
     found: list[_Single] = []
     for number, (start, length) in enumerate(questions, 1):
@@ -119,14 +125,16 @@ def _singly(finder: OwnerFinder, questions: list[tuple[int, int]], budget: int) 
             first, rows, found = number, 0, []
 
 
-def _together(finder: OwnerFinder, questions: list[tuple[int, int]], budget: int) -> Iterator[Cut]:
+def _together(finder: OwnerFinder, questions: RangeList, budget: int) -> Iterator[Cut]:
+    import numpy as np
+
     from whoseblock.fs.xfs.owners.bulk import OverBudgetError, find_many
 
     most = _MOST_LEAVES if _has_many_leaves(finder.volume, questions) else len(questions)
     todo = [questions[at : at + most] for at in reversed(range(0, len(questions), most))]
     while todo:
         part = todo.pop()
-        starts, lengths = zip(*part, strict=True)
+        starts, lengths = np.array(part.starts, np.int64), np.array(part.lengths, np.int64)
         try:
             arrays = find_many(finder, starts, lengths, budget)
         except OverBudgetError as over:
@@ -135,11 +143,11 @@ def _together(finder: OwnerFinder, questions: list[tuple[int, int]], budget: int
             yield Cut(part, arrays)
 
 
-def _has_many_leaves(volume: Volume, questions: Sequence[tuple[int, int]]) -> bool:
+def _has_many_leaves(volume: Volume, questions: RangeList) -> bool:
     """Return whether the questions might touch more leaves than may be held."""
     if len(questions) <= _MOST_LEAVES:
         return False
-    groups = {start // volume.ag_bytes for start, _ in questions}
+    groups = {start // volume.ag_bytes for start in questions.starts}
     try:
         # A short question reaches into the next group at most.
         known = [
@@ -159,4 +167,4 @@ def _parts(finder: OwnerFinder, question: tuple[int, int], budget: int) -> Itera
     end = sum(question)
     for start, length in split(finder, *question, budget):
         arrays = find_many(finder, (start,), (length,))
-        yield Cut([question], arrays, more=start + length < end)
+        yield Cut(RangeList.of([question]), arrays, more=start + length < end)
