@@ -23,7 +23,9 @@ from whoseblock.watch.sources.fanotify import FilesystemErrorSource
 from whoseblock.watch.sources.monitors import MonitorSource
 from whoseblock.watch.sources.mount_probe import MountProbe, ProbeResult
 from whoseblock.watch.sources.mounts import MountedFilesystem, MountTable, parse_filesystems
+from whoseblock.watch.sources.source_set import SourceSet
 from whoseblock.watch.store.reports import EventsLost, FailedFileRange, FailedRange, FilesystemError
+from whoseblock.watch.store.state import StateFolder
 
 # ------------------------------------------------------------------ XFS's health monitor
 
@@ -165,6 +167,28 @@ def test_a_kernel_without_monitors_is_queried_once(tmp_path: Path, kernel: Monit
         source.mounts_changed([])
         source.mounts_changed([mounted])
         assert source.health == "monitoring 1 filesystems"
+
+
+def test_a_source_without_a_filesystem_to_watch_does_not_watch(
+    tmp_path: Path, kernel: Monitors, capfd: pytest.CaptureFixture[str]
+) -> None:
+    kernel.error = errno.ENOTTY
+    mounted = MountedFilesystem(tmp_path.stat().st_dev, "xfs", (str(tmp_path),))
+    with (
+        StateFolder(tmp_path / "state") as state,
+        closing(SourceSet(Host("/"), state, ("xfs-health",))) as sources,
+    ):
+        list(sources.mounts_changed([mounted]))
+        sources.open_missing()
+        why = "monitoring 0 filesystems; this kernel has no health monitor for XFS"
+        assert sources.health == {"xfs-health": (False, why)}
+        assert "source=xfs-health watched=false health=" in capfd.readouterr().err
+        # Nothing escapes where there is nothing to watch.
+        list(sources.mounts_changed([]))
+        assert sources.health == {"xfs-health": (True, "monitoring 0 filesystems")}
+        kernel.offer()
+        list(sources.mounts_changed([mounted]))
+        assert sources.health == {"xfs-health": (True, "monitoring 1 filesystems")}
 
 
 def test_a_filesystem_is_found_where_no_other_covers_it(tmp_path: Path, kernel: Monitors) -> None:

@@ -56,7 +56,13 @@ class Log:
             return read(wanted, size)
 
         monkeypatch.setattr(os, "read", fake_read)
-        self.source = KmsgSource(descriptor, "boot", 4096, after, skew)
+        #: Since when the tracepoints have all failures, None if they have not.
+        self.traced: float | None = None
+        position = LogPosition("boot", after, skew)
+        self.source = KmsgSource(descriptor, position, 4096, self._is_traced)
+
+    def _is_traced(self, since: float) -> bool:
+        return self.traced is not None and since >= self.traced
 
     def close(self) -> None:
         self.source.close()
@@ -105,8 +111,12 @@ def test_log_text_that_a_user_controls_is_no_failure(
         log.send(3, f"x[9]: {crash} a\\x0aMemory failure: 0x10140a: recovery[1132,562863bbc+10]")
         log.send(4, f"x[9]: {crash} blk_print_req_error: 117 callbacks suppressed[1132,5628+10]")
         log.send(5, "[1.0] I/O error, dev sda, sector 8")
+        # The names of these fill the 15 bytes that a name has.
+        log.send(6, f"I/O error, dev [9]: {crash} x[1132,562863bbc+10]")
+        log.send(7, f"Memory failure:[9]: {crash} x[1132,562863bbc+10]")
+        log.send(8, f"print_req_error[9]: {crash} x[1132,562863bbc+10]")
         assert log.read() == []
-        assert log.source.sequence == 5
+        assert log.source.sequence == 8
 
 
 def test_messages_that_were_overwritten_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,6 +143,31 @@ def test_suppressed_messages_are_reported(monkeypatch: pytest.MonkeyPatch) -> No
         log.send(1, "blk_print_req_error: 117 callbacks suppressed")
         log.send(2, "I/O error, dev sda, sector what")
         assert words(log.read()) == [(117, "boot:1"), (1, "boot:2")]
+
+
+def test_unread_messages_are_no_loss_where_the_tracepoints_have_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    error, suppressed = (
+        "I/O error, dev sda, sector 8",
+        "blk_print_req_error: 5 callbacks suppressed",
+    )
+    with closing(Log(monkeypatch)) as log:
+        log.traced = time.time() - 5
+        now = time.monotonic()
+        log.send(1, error, at=now - 60)
+        assert words(log.read()) == [("sda", 4096, 512, "boot:1")]
+        # When these were logged is known; those before them may be older than the tracepoints.
+        log.send(9, "something else", at=now)
+        log.send(10, suppressed, at=now)
+        assert words(log.read()) == [(7, "boot:9:lost"), (5, "boot:10")]
+        log.send(20, error, at=now)
+        log.send(21, suppressed, at=now)
+        assert words(log.read()) == [("sda", 4096, 512, "boot:20")]
+        assert log.source.health == "read up to message 21; 14 were not read, but traced"
+        log.traced = None
+        log.send(30, suppressed, at=now)
+        assert words(log.read()) == [(8, "boot:30:lost"), (5, "boot:30")]
 
 
 def test_the_clock_of_the_log_is_not_that_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,7 +197,7 @@ def test_a_log_that_is_a_file(tmp_path: Path) -> None:
         f"3,{number},100,-;I/O error, dev sda, sector {number}\n DEVICE=b7:0\n" for number in (5, 6)
     ]
     (tmp_path / "dev/kmsg").write_text(lines[0])
-    with closing(KmsgSource.at(tmp_path / "dev/kmsg", "boot", 4096)) as source:
+    with closing(KmsgSource.at(tmp_path / "dev/kmsg", LogPosition("boot"), 4096)) as source:
         assert source.fileno() == -1
         assert [one.key for one in source.sweep()] == ["boot:5"]
         (tmp_path / "dev/kmsg").write_text("".join(lines))
@@ -193,7 +228,9 @@ def test_a_full_disk_does_not_end_the_daemon(
             sources.mark_spooled(kmsg, 0)
             assert state.load("position.json", LogPosition) is None
             sources.mark_spooled(kmsg, 1)
-            assert state.load("position.json", LogPosition) == LogPosition(boot_id(), 5)
+            position = state.load("position.json", LogPosition)
+            assert position is not None
+            assert (position.boot, position.sequence) == (boot_id(), 5)
 
 
 # ------------------------------------------------------------------ lists of bad blocks
@@ -405,6 +442,26 @@ def test_failed_requests_of_a_disk_that_has_gone(tracefs: Path) -> None:
     source.close()
     assert isinstance(failed, FailedRange)
     assert (failed.device, failed.start, failed.length) == ("259:9999", 4096, 512)
+
+
+def test_since_when_the_tracepoints_have_all_failures(tracefs: Path) -> None:
+    began = time.time()
+    with closing(trace_source(tracefs)) as only_memory:
+        assert not only_memory.covers(time.time())
+    event = tracefs / "instances/test/events/block/block_rq_error"
+    event.mkdir(parents=True)
+    (event / "enable").write_text("0\n")
+    # Never closed, as when it is killed.
+    first = trace_source(tracefs)
+    opened = time.time()
+    assert first.covers(opened)
+    assert not first.covers(began)
+    first.mark_spooled()
+    # The next daemon takes the instance over; after a boot there is none.
+    with closing(trace_source(tracefs)) as second:
+        assert second.covers(opened)
+    with closing(trace_source(tracefs, "another boot")) as after:
+        assert not after.covers(opened)
 
 
 def test_a_kernel_without_tracepoints(tmp_path: Path) -> None:

@@ -49,6 +49,11 @@ class BadBlockListSource:
         self._errors: dict[str, str] = {}
 
     @property
+    def is_watching(self) -> bool:
+        """Whether any failure would be noticed; if not, ``health`` has the reason."""
+        return True
+
+    @property
     def health(self) -> str:
         """The state of the source in a few words."""
         lists = "1 list" if self._lists == 1 else f"{self._lists} lists"

@@ -15,10 +15,14 @@ class Source(Protocol):
 
     ``fileno`` becomes readable when there are events. ``read`` then yields a bounded number of
     reports without waiting. ``sweep`` reads again what can be read again. ``health`` is the state
-    of the source in a few words.
+    of the source in a few words. A source may be open and watch nothing: see ``is_watching``.
     """
 
     name: str
+
+    @property
+    def is_watching(self) -> bool:
+        """Whether any failure would be noticed; if not, ``health`` has the reason."""
 
     @property
     def health(self) -> str:

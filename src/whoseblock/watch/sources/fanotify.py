@@ -63,6 +63,11 @@ class FilesystemErrorSource:
         self._refused: dict[int, OSError] = {}
 
     @property
+    def is_watching(self) -> bool:
+        """Whether any failure would be noticed; if not, ``health`` has the reason."""
+        return bool(self._marked) or not self._refused
+
+    @property
     def health(self) -> str:
         """The state of the source in a few words."""
         marked = f"{len(self._marked)} filesystems marked"

@@ -4,15 +4,17 @@ import errno
 import os
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final, Self
 
 from whoseblock.errors import MalformedError
+from whoseblock.ranges import PHYSICAL_MEMORY
 from whoseblock.sources.dmesg import read_message
 from whoseblock.watch.clock import Clock
 from whoseblock.watch.formats.kmsg import KmsgRecord, count_suppressed, is_from_kernel, read_kmsg
 from whoseblock.watch.store.reports import EventsLost, FailedRange, Report
+from whoseblock.watch.store.state import LogPosition
 
 __all__ = ["KmsgSource"]
 
@@ -23,11 +25,15 @@ _MOST: Final = 1024
 
 
 class KmsgSource:
-    """Reads messages from ``descriptor`` that come after number ``after`` of this boot.
+    """Reads messages from ``descriptor`` that come after a position.
 
-    ``sequence`` is the number of the last message read. ``skew`` is how many seconds the log's
-    clock is behind the monotonic one: NTP does not set it, and it is minutes off after days. It is
-    measured when a message arrives while the daemon waits for it.
+    The skew of the position is how many seconds the log's clock is behind the monotonic one: NTP
+    does not set it, and it is minutes off after days. It is measured when a message arrives while
+    the daemon waits for it.
+
+    ``is_traced`` returns whether the tracepoints have all failures since a time. Messages that were
+    overwritten or suppressed since then are no loss: most of them are no failures, and the others
+    are known.
 
     A regular file, from the snapshot of a machine, holds all messages at once.
     """
@@ -35,12 +41,22 @@ class KmsgSource:
     name = "kmsg"
 
     def __init__(
-        self, descriptor: int, boot: str, page_size: int, after: int = -1, skew: float = 0.0
+        self,
+        descriptor: int,
+        position: LogPosition,
+        page_size: int,
+        is_traced: Callable[[float], bool] = lambda _: False,
     ) -> None:
-        self.sequence = after
-        self.skew = skew
-        self._boot = boot
+        self.sequence = position.sequence
+        self.skew = position.skew
+        self._boot = position.boot
         self._page_size = page_size
+        self._is_traced = is_traced
+        #: When the last message was logged, and the last one of a failed request; 0 if unknown.
+        self._last_at = position.at
+        self._failed_at = 0.0
+        #: The number of messages that were not read, and that the tracepoints have.
+        self._known = 0
         self._overwritten = False
         self._is_file = stat.S_ISREG(os.fstat(descriptor).st_mode)
         #: Whether the log was read to its end, so that the next message is of this moment.
@@ -49,16 +65,31 @@ class KmsgSource:
 
     @classmethod
     def at(
-        cls, device: Path, boot: str, page_size: int, after: int = -1, skew: float = 0.0
+        cls,
+        device: Path,
+        position: LogPosition,
+        page_size: int,
+        is_traced: Callable[[float], bool] = lambda _: False,
     ) -> Self:
         """Open a log; raises OSError, since most machines require CAP_SYSLOG."""
         descriptor = os.open(device, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        return cls(descriptor, boot, page_size, after, skew)
+        return cls(descriptor, position, page_size, is_traced)
+
+    @property
+    def position(self) -> LogPosition:
+        """The position of the last message that was read."""
+        return LogPosition(self._boot, self.sequence, self.skew, self._last_at)
+
+    @property
+    def is_watching(self) -> bool:
+        """Whether any failure would be noticed; if not, ``health`` has the reason."""
+        return True
 
     @property
     def health(self) -> str:
         """The state of the source in a few words."""
-        return f"read up to message {self.sequence}"
+        words = f"read up to message {self.sequence}"
+        return f"{words}; {self._known} were not read, but traced" if self._known else words
 
     def fileno(self) -> int:
         """Return the descriptor of the log, -1 for a file, which cannot be polled."""
@@ -75,6 +106,7 @@ class KmsgSource:
                 at = clock.at(record.microseconds / 1e6 + self.skew)
                 yield from self._report_gap(record, at)
                 self.sequence = record.sequence
+                self._last_at = at
                 yield from self._parse_message(record, at)
 
     def _lines(self) -> Iterator[bytes]:
@@ -104,7 +136,9 @@ class KmsgSource:
         """Report how many messages were overwritten."""
         known = self.sequence >= 0
         missing = record.sequence - self.sequence - 1 if known else 0
-        if missing or (self._overwritten and not known):
+        if missing and self._is_covered(self._last_at):
+            self._known += missing
+        elif missing or (self._overwritten and not known):
             yield EventsLost(
                 source=self.name,
                 at=at,
@@ -114,6 +148,10 @@ class KmsgSource:
             )
         self._overwritten = False
 
+    def _is_covered(self, since: float) -> bool:
+        """Return whether the tracepoints have what was logged since a time, if that is known."""
+        return bool(since and self.skew) and self._is_traced(since)
+
     def _parse_message(self, record: KmsgRecord, at: float) -> Iterator[Report]:
         """Yield the reports of one message."""
         if not is_from_kernel(record):
@@ -121,6 +159,10 @@ class KmsgSource:
         key = f"{self._boot}:{record.sequence}"
         origin = f"/dev/kmsg, message {record.sequence}"
         if count := count_suppressed(record.text):
+            # The kernel suppresses messages after one that it has printed.
+            if self._is_covered(self._failed_at):
+                self._known += count
+                return
             what = "the kernel rate-limited its messages about failed requests"
             yield EventsLost(source=self.name, at=at, key=key, count=count, what=what)
             return
@@ -132,6 +174,8 @@ class KmsgSource:
             yield EventsLost(source=self.name, at=at, key=key, count=1, what=what, detail=detail)
             return
         if failure is not None:
+            if failure.device != PHYSICAL_MEMORY:
+                self._failed_at = at
             yield FailedRange(
                 source=self.name,
                 at=at,

@@ -50,6 +50,11 @@ class MonitorSource:
         self._refused: dict[int, OSError] = {}
 
     @property
+    def is_watching(self) -> bool:
+        """Whether any failure would be noticed; if not, ``health`` has the reason."""
+        return bool(self._monitors) or not self._refused
+
+    @property
     def health(self) -> str:
         """The state of the source in a few words."""
         refused = {self._why(self._wanted[at], error) for at, error in self._refused.items()}

@@ -82,10 +82,11 @@ class SourceSet:
 
     def _kmsg(self) -> Source:
         place = Path(self._host.root / "dev/kmsg")
-        reached = self._reached
-        return KmsgSource.at(
-            place, self._boot, self._host.page_size, reached.sequence, reached.skew
-        )
+        return KmsgSource.at(place, self._reached, self._host.page_size, self._is_traced)
+
+    def _is_traced(self, since: float) -> bool:
+        source = self.open.get("tracepoint")
+        return isinstance(source, TraceSource) and source.covers(since)
 
     def _trace(self) -> Source:
         return TraceSource(
@@ -114,7 +115,8 @@ class SourceSet:
             self.missing.pop(name, None)
             self.denied.discard(name)
             self.open[name] = source
-            log_event("info", "source", source=name, watched="true", health=source.health)
+            watched = str(source.is_watching).lower()
+            log_event("info", "source", source=name, watched=watched, health=source.health)
             found.append(source)
         return found
 
@@ -146,7 +148,7 @@ class SourceSet:
         if isinstance(source, _DrainedSource):
             source.mark_spooled()
         elif isinstance(source, KmsgSource):
-            self._reached = LogPosition(self._boot, source.sequence, source.skew)
+            self._reached = source.position
             if reports:
                 self.save_position()
 
@@ -171,8 +173,8 @@ class SourceSet:
     @property
     def health(self) -> dict[str, tuple[bool, str]]:
         """Whether each source is watched, and its state in a few words."""
-        watched = {name: (True, source.health) for name, source in self.open.items()}
-        return watched | {name: (False, why) for name, why in self.missing.items()}
+        opened = {name: (one.is_watching, one.health) for name, one in self.open.items()}
+        return opened | {name: (False, why) for name, why in self.missing.items()}
 
     def save_position(self) -> None:
         """Save how far the log was read and spooled, if that has changed."""

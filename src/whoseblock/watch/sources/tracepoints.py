@@ -34,11 +34,9 @@ from whoseblock.watch.store.trace_checkpoint import TraceCheckpoint, TraceCounts
 __all__ = ["TraceSource"]
 
 #: The event of memory failures, at both places where kernels have it, and that of requests.
-_EVENTS: Final = (
-    "ras/memory_failure_event",
-    "memory_failure/memory_failure_event",
-    "block/block_rq_error",
-)
+_MEMORY_EVENTS: Final = ("ras/memory_failure_event", "memory_failure/memory_failure_event")
+_REQUEST_EVENT: Final = "block/block_rq_error"
+_EVENTS: Final = (*_MEMORY_EVENTS, _REQUEST_EVENT)
 #: The buffer of each processor, in KiB: thousands of events.
 _BUFFER_KIB: Final = 256
 _PIECE: Final = 1 << 16
@@ -85,6 +83,8 @@ class TraceSource:
             self._checkpoint = undo.enter_context(TraceCheckpoint(consumed))
             self._fd = self._open()
             undo.pop_all()
+        #: When the instance began to record these events.
+        self._since = time.time()
         #: Reports that the previous daemon left.
         self._before = list(self._recover(taken_over=taken_over))
 
@@ -98,7 +98,8 @@ class TraceSource:
                 yield self._events_lost(lost, "the machine went down before they were processed")
             mark, lines = None, []
         if mark is not None and taken_over:
-            _, self._read, self._overrun, self._by_lines = astuple(mark)
+            _, self._read, self._overrun, self._by_lines, since = astuple(mark)
+            self._since = since or self._since
         for line in lines:
             yield from self._parse_line(line, clock)
         # A new instance begins at zero.
@@ -133,9 +134,19 @@ class TraceSource:
             (self._folder / name).write_text(value)
 
     @property
+    def is_watching(self) -> bool:
+        """Whether any failure would be noticed; if not, ``health`` has the reason."""
+        return True
+
+    @property
     def health(self) -> str:
         """The state of the source in a few words."""
         return f"watching {', '.join(self._events)}"
+
+    def covers(self, since: float) -> bool:
+        """Return whether it has all failures since a time, or has reported how many it lost."""
+        memory = any(event in self._events for event in _MEMORY_EVENTS)
+        return memory and _REQUEST_EVENT in self._events and since >= self._since
 
     def fileno(self) -> int:
         """Return the descriptor of the trace pipe."""
@@ -159,7 +170,8 @@ class TraceSource:
 
     def mark_spooled(self) -> None:
         """Record that everything it reported is in the spool."""
-        self._checkpoint.commit(TraceCounts(self._boot, self._read, self._overrun, self._by_lines))
+        counts = (self._read, self._overrun, self._by_lines)
+        self._checkpoint.commit(TraceCounts(self._boot, *counts, self._since))
         if self._rest:
             # The first part of an unfinished line is still needed.
             self._checkpoint.append(self._rest)

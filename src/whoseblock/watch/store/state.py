@@ -22,12 +22,14 @@ _MODE: Final = 0o700
 class LogPosition(Struct, frozen=True):
     """The position up to which the kernel log was read: the number of a message, and its boot.
 
-    ``skew`` is how many seconds the log's clock was behind the monotonic one.
+    ``skew`` is how many seconds the log's clock was behind the monotonic one, 0 if it was not
+    measured.  ``at`` is when that message was logged, in seconds since 1970, 0 if that is unknown.
     """
 
     boot: str = ""
     sequence: int = -1
     skew: float = 0.0
+    at: float = 0.0
 
 
 class HandledLists(Struct):

@@ -26,13 +26,15 @@ _MOST: Final = 4 << 20
 class TraceCounts(Struct, frozen=True):
     """Counts of the events of an instance in a boot: spooled, and reported as lost.
 
-    ``by_lines`` is how many dropped events the lines of the trace have counted.
+    ``by_lines`` is how many dropped events the lines of the trace have counted. ``since`` is when
+    the instance began to record, in seconds since 1970, 0 if that is unknown.
     """
 
     boot: str
     events: int
     overrun: int
     by_lines: int
+    since: float = 0.0
 
 
 class TraceCheckpoint(Closing):
