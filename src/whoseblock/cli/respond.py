@@ -222,7 +222,9 @@ class _Work:
                     )
             self._show_plan(saved.plan if saved else None)
             if agreed and saved:
-                self._show_outcomes(service.apply(self._journal, self._run, saved, target, finder))
+                self._show_outcomes(
+                    service.apply(self._journal, self._run, saved, target, finder, _report_wait)
+                )
 
     def _plan(
         self,
@@ -272,7 +274,7 @@ class _Work:
             click.echo("no interrupted steps", err=True)
         for plan in plans:
             try:
-                self._show_outcomes(service.resume(self._journal, self._run, plan))
+                self._show_outcomes(service.resume(self._journal, self._run, plan, _report_wait))
             except service.PlanInUseError:
                 click.echo(f"plan {plan.id} is in use by another run: skipped", err=True)
             except PrivilegeError:
@@ -326,6 +328,10 @@ class _Work:
         run = step.parameters
         place = f" {run['start']}+{run['length']}" if "start" in run else ""
         click.echo(_printed([f"{outcome.state}: {step.kind}{place}: {printable(outcome.says)}"]))
+
+
+def _report_wait(what: str) -> None:
+    click.echo(f"whoseblock: {printable(what)}", err=True)
 
 
 def _absolute(path: str | None) -> str | None:

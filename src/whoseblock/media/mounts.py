@@ -23,6 +23,7 @@ __all__ = [
     "devices_of",
     "find_mounts",
     "is_folder",
+    "mount_kind",
     "mount_note",
     "mount_point_device",
     "mounted_device",
@@ -166,6 +167,14 @@ def device_node(number: int) -> str | None:
     except (OSError, StopIteration):
         return None
     return f"/dev/{name}" if status.st_rdev == number and stat.S_ISBLK(status.st_mode) else None
+
+
+def mount_kind(device: int) -> str:
+    """Return the kind of the filesystem with a number in our mount namespace, "" if there is none.
+
+    The kind is as in mount(8).
+    """
+    return next((mount.kind for mount in _mounts_of("self") if mount.device == device), "")
 
 
 class Reader(NamedTuple):

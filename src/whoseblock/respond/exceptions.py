@@ -3,7 +3,14 @@
 No exception of this module leaves `whoseblock.respond`; its message is shown to the user.
 """
 
-__all__ = ["ChangedError", "NotHealedError", "NotNowError", "RefusedError", "UnguardedError"]
+__all__ = [
+    "BusyError",
+    "ChangedError",
+    "NotHealedError",
+    "NotNowError",
+    "RefusedError",
+    "UnguardedError",
+]
 
 
 class RefusedError(Exception):
@@ -16,6 +23,10 @@ class ChangedError(RefusedError):
 
 class NotNowError(RefusedError):
     """The step cannot be taken now, but may be later."""
+
+
+class BusyError(Exception):
+    """Another process repairs the filesystem; nothing is changed, and the step can be resumed."""
 
 
 class NotHealedError(Exception):

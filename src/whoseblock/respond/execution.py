@@ -11,7 +11,7 @@ from whoseblock.errors import JournalError, WhoseblockError
 from whoseblock.fs.base import Answer, FileOwner
 from whoseblock.journal.records import FINAL, Plan, State, Step
 from whoseblock.journal.run import Run
-from whoseblock.respond.exceptions import NotHealedError, RefusedError, UnguardedError
+from whoseblock.respond.exceptions import BusyError, NotHealedError, RefusedError, UnguardedError
 from whoseblock.respond.notify import NotifyError, run_command, signal_processes
 from whoseblock.respond.owners import raised_file_limit
 from whoseblock.respond.planning import Act
@@ -52,12 +52,14 @@ class Context(NamedTuple):
 
     ``find_site`` returns the site on a layer by its name, None if there is none.  ``query`` returns
     the present owners of a failure by its number.  ``journal_device`` is the ``st_dev`` of the
-    journal's file, None if it is no file of this machine.
+    journal's file, None if it is no file of this machine.  ``on_wait`` receives a sentence when a
+    step waits for another repair of the same filesystem.
     """
 
     find_site: Callable[[str], Site | None]
     query: Callable[[int], Answer | None]
     journal_device: int | None
+    on_wait: Callable[[str], None]
 
 
 def execute(run: Run, plan: Plan, context: Context) -> Iterator[StepOutcome]:
@@ -108,7 +110,7 @@ def _take(run: Run, step: Step, context: Context, *, ends: bool) -> StepOutcome:
         if error.errno in _REFUSALS:
             return _skip(run, step, f"the kernel refuses: {error.strerror}")
         return _fail(run, step, error.strerror or str(error))
-    except (NotHealedError, UnguardedError, NotifyError, WhoseblockError) as error:
+    except (BusyError, NotHealedError, UnguardedError, NotifyError, WhoseblockError) as error:
         return _fail(run, step, str(error))
 
 
@@ -143,7 +145,7 @@ def _change(run: Run, step: Step, context: Context, *, ends: bool) -> StepOutcom
         raise RefusedError(f"{parameters.layer} is missing, or has no known filesystem")
     kind = Act(step.kind)
     records = StepRecords(_replacement_of(run, step), _privileges_of(run, step))
-    with raised_file_limit():
+    with raised_file_limit(), site.exclusive(context.on_wait):
         result = carry_out(kind, parameters, site, context.journal_device, records)
         detail = {"says": result.says, "zeroed": result.zeroed, "kept": result.kept}
         with _reporting(step, result.says):

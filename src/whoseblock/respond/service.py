@@ -4,7 +4,7 @@
 plan in the journal.  `apply` carries out a saved plan, and `resume` one that was interrupted.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -21,7 +21,7 @@ from whoseblock.ranges import ByteRange
 from whoseblock.respond.execution import EXEC, SIGNAL, Context, StepOutcome, execute
 from whoseblock.respond.planning import CHANGES, Act, PlanOptions, Proposal, proposals_for
 from whoseblock.respond.repair import parameters_of
-from whoseblock.respond.sites import Site, site_named
+from whoseblock.respond.sites import Site, site_named, wait_silently
 from whoseblock.target import Target, TargetOptions
 
 __all__ = [
@@ -150,13 +150,19 @@ def _notifications(options: PlanOptions, failure: int) -> Iterator[PlannedStep]:
         yield PlannedStep(SIGNAL, {"signal": options.signal}, failure)
 
 
-def apply(
-    journal: Journal, run: Run, saved: SavedPlan, target: Target, finder: Lookup
+def apply(  # noqa: PLR0913 - the plan, the journal and where the failures are
+    journal: Journal,
+    run: Run,
+    saved: SavedPlan,
+    target: Target,
+    finder: Lookup,
+    on_wait: Callable[[str], None] = wait_silently,
 ) -> Iterator[StepOutcome]:
     """Carry out the unfinished steps of a plan, one after another; yield what became of each.
 
     Each step is journaled before, verified after, and its outcome is yielded once the journal has
-    it.  Raises `JournalError` when the journal cannot be written; then no further step is taken.
+    it.  ``on_wait`` receives a sentence when a step waits for another repair of the filesystem.
+    Raises `JournalError` when the journal cannot be written; then no further step is taken.
     """
 
     def find_site(name: str) -> Site | None:
@@ -166,7 +172,7 @@ def apply(
         query = saved.asked[failure]
         return next(finder.answers([query], QueryOptions(processes=True)), None)
 
-    return execute(run, saved.plan, Context(find_site, owners, _device_of(journal.name)))
+    return execute(run, saved.plan, Context(find_site, owners, _device_of(journal.name), on_wait))
 
 
 def _device_of(name: str) -> int | None:
@@ -189,7 +195,9 @@ def unfinished(journal: Journal, target: str | None = None) -> list[Plan]:
     ]
 
 
-def resume(journal: Journal, run: Run, saved: Plan) -> Iterator[StepOutcome]:
+def resume(
+    journal: Journal, run: Run, saved: Plan, on_wait: Callable[[str], None] = wait_silently
+) -> Iterator[StepOutcome]:
     """Carry out the unfinished steps of an interrupted plan, as `apply` does.
 
     Opens the target that the plan was made for.  Raises `PlanInUseError` if another run carries it
@@ -210,4 +218,4 @@ def resume(journal: Journal, run: Run, saved: Plan) -> Iterator[StepOutcome]:
         # `site_named` finds only the layers that a lookup has reached.
         for _part in finder.stream(asked.values(), QueryOptions(paths=False)):
             pass
-        yield from apply(journal, run, SavedPlan(saved, asked), target, finder)
+        yield from apply(journal, run, SavedPlan(saved, asked), target, finder, on_wait)

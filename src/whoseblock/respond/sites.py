@@ -1,9 +1,10 @@
 """Sites of acts: a filesystem with failed bytes, and the device that it is on."""
 
 import contextlib
+import time
 from collections import defaultdict
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Final, NamedTuple
 
 from msgspec import UNSET
 from msgspec.structs import replace
@@ -11,14 +12,24 @@ from msgspec.structs import replace
 from whoseblock.errors import WhoseblockError
 from whoseblock.fs.base import Answer, Owner
 from whoseblock.fs.driver import AddressSpace, MountedVolume, Volume
+from whoseblock.fs.mounted.exclusive import RepairLock
 from whoseblock.lookup import Lookup, Query
 from whoseblock.ranges import ByteRange, merge
 from whoseblock.respond.device import Device
-from whoseblock.respond.exceptions import NotNowError
+from whoseblock.respond.exceptions import BusyError, NotNowError
 from whoseblock.stack.base import Layer
 from whoseblock.target import Target
 
-__all__ = ["Site", "failing_at", "rows_by_layer", "site_named"]
+__all__ = ["Site", "failing_at", "rows_by_layer", "site_named", "wait_silently"]
+
+
+#: The longest time to wait for another repair of the same filesystem, and how often to look.
+_PATIENCE_S: Final = 300.0
+_POLL_S: Final = 0.1
+
+
+def wait_silently(_: str) -> None:
+    """Ignore the report that a step waits."""
 
 
 class Site(NamedTuple):
@@ -47,6 +58,30 @@ class Site(NamedTuple):
     def identity(self) -> str:
         """The identity of the filesystem, "" if it is unknown."""
         return self.filesystem.identity if self.filesystem else ""
+
+    @contextlib.contextmanager
+    def exclusive(self, on_wait: Callable[[str], None]) -> Iterator[None]:
+        """Keep other repairs off a mounted filesystem; first wait for one that runs.
+
+        ``on_wait`` receives a sentence when it begins to wait.  Raises `BusyError` after five
+        minutes.
+        """
+        if self.mounted is None:
+            # Its device is opened exclusively.
+            yield
+            return
+        with contextlib.closing(RepairLock(self.mounted)) as lock:
+            until = time.monotonic() + _PATIENCE_S
+            told = False
+            while holder := lock.acquire():
+                what = f"{self.mounted.mount_point} is locked by {holder}"
+                if time.monotonic() > until:
+                    raise BusyError(f"{what}: resume the step later")
+                if not told:
+                    on_wait(f"{what}: waiting")
+                    told = True
+                time.sleep(_POLL_S)
+            yield
 
     def device(self, *, writable: bool = False, exclusive: bool = False) -> Device:
         """Open the device; raise `NotNowError`."""

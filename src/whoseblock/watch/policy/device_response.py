@@ -18,12 +18,17 @@ from whoseblock.respond.planning import CHANGES, Act, PlanOptions, Proposal
 from whoseblock.stack.kernel.host import Host
 from whoseblock.target import Target, TargetOptions
 from whoseblock.watch.attribution.locations import find_layer
+from whoseblock.watch.log import log_event
 from whoseblock.watch.policy.rule_matching import match_rule, mount_points
 from whoseblock.watch.policy.rules import Policy, Respond
 
 __all__ = ["DeviceResponder"]
 
 _ACTS: Final[dict[Respond | None, Act]] = {"zero": Act.ZERO, "restore": Act.RESTORE}
+
+
+def _log_wait(what: str) -> None:
+    log_event("info", "respond-waits", why=what)
 
 
 class DeviceResponder:
@@ -60,7 +65,7 @@ class DeviceResponder:
             saved = service.save(
                 self._run, [planned], allowing, target=path, where=options, applied=True
             )
-            carried_out = service.apply(self._journal, self._run, saved, target, finder)
+            carried_out = service.apply(self._journal, self._run, saved, target, finder, _log_wait)
             outcomes = [outcome for outcome in carried_out if outcome.step.kind != Act.ADVISE]
         said = "; ".join(outcome.says for outcome in outcomes)
         if any(outcome.state is not State.VERIFIED for outcome in outcomes):
