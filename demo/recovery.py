@@ -44,6 +44,7 @@ def recover(image: Path, shared: ByteRange, free: ByteRange, found: list[Need]) 
     print("\nThe repair")
     scratch = image.parent
     os.environ["WHOSEBLOCK_JOURNAL"] = str(scratch / "journal.sqlite")
+    os.environ["WHOSEBLOCK_KEY"] = str(scratch / "key")
     try:
         wrong = _on_a_mounted_disk(image, shared, free, found)
     except _CannotError as reason:

@@ -63,6 +63,15 @@ def session_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session", autouse=True)
+def journal_key(session_folder: Path) -> Iterator[Path]:
+    """Keep the key of journals in the session's folder, not in the user's state folder."""
+    key = session_folder / "journal.key"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WHOSEBLOCK_KEY", str(key))
+        yield key
+
+
 @pytest.fixture(scope="session")
 def zoo(session_folder: Path) -> Zoo:
     """Provide the filled images, each made at its first use."""

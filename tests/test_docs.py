@@ -106,6 +106,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "PYTHONPATH": str(Path(whoseblock.__file__).parents[1]),
         "LC_ALL": "C.UTF-8",
         "HOME": str(folder),
+        "WHOSEBLOCK_KEY": str(folder / "key"),
     }
 
 

@@ -140,6 +140,8 @@ def respond(target: str | None, ranges: tuple[str, ...], **options: Any) -> None
     work.finish()
 
 
+#: So many plans that are not carried out are named.
+_MOST_SHOWN: Final = 8
 #: What --resume takes; all else is in the journal, as it was when the plan was made.
 _WITH_RESUME: Final = frozenset({"target", "resume", "journal_url", "as_json", "applied", "yes"})
 
@@ -270,7 +272,8 @@ class _Work:
         from whoseblock.respond import service
 
         plans = service.unfinished(self._journal, _absolute(only))
-        if not plans:
+        doubtful = self._show_doubtful(service.doubtful(self._journal, _absolute(only)))
+        if not plans and not doubtful:
             click.echo("no interrupted steps", err=True)
         for plan in plans:
             try:
@@ -282,6 +285,25 @@ class _Work:
             except TargetError as error:
                 self._out_of_reach = True
                 click.echo(f"plan {plan.id}: {printable(str(error))}", err=True)
+
+    def _show_doubtful(self, numbers: "Iterable[int]") -> int:
+        """Report plans that are not carried out since they are not authentic; return how many."""
+        count, shown = 0, []
+        for count, number in enumerate(numbers, 1):
+            if count <= _MOST_SHOWN:
+                shown.append(str(number))
+        if count:
+            self._out_of_reach = True
+            what = f"plan {shown[0]} was" if count == 1 else f"{count} plans were"
+            names = (
+                "" if count == 1 else f" ({', '.join(shown)}{', …' if count > len(shown) else ''})"
+            )
+            click.echo(
+                f"{what} written or changed by another program, or before the journal had keys:"
+                f" not carried out{names}",
+                err=True,
+            )
+        return count
 
     def finish(self) -> None:
         """Raise `LeftUndoneError` unless every step was verified."""

@@ -7,11 +7,20 @@ from typing import Final
 from whoseblock.closing import Closing
 from whoseblock.errors import JournalError
 from whoseblock.journal import reading
+from whoseblock.journal.authentication import Authenticator, not_authentic
 from whoseblock.journal.database import Database
 from whoseblock.journal.host import Host, this_host
 from whoseblock.journal.limits import USUAL_LIMITS, Limits
 from whoseblock.journal.location import locate
-from whoseblock.journal.records import Event, Filter, History, Overview, Plan, RunRecord
+from whoseblock.journal.records import (
+    Event,
+    Filter,
+    History,
+    Overview,
+    Plan,
+    RecordedFailure,
+    RunRecord,
+)
 from whoseblock.journal.run import Run
 from whoseblock.journal.versions import prepare_tables
 
@@ -39,6 +48,7 @@ class Journal(Closing):
         self._limits = limits
         self.name = location.name
         self.host = host or this_host()
+        self._auth = Authenticator(self.host, make=write)
         self._database = Database(location, write=write, limits=limits)
         try:
             prepare_tables(self._database)
@@ -65,7 +75,7 @@ class Journal(Closing):
         ``command`` is the command line, which is kept without passwords of URLs; ``version`` is
         that of whoseblock.
         """
-        return Run(self._database, self.host, command, version)
+        return Run(self._database, self._auth, self.host, command, version)
 
     def failures(self, wanted: Filter = _ALL) -> Iterator[Overview]:
         """Yield a summary of each failure that matches, the oldest first."""
@@ -85,7 +95,7 @@ class Journal(Closing):
         while True:
             with self._database.reading() as connection:
                 ids = reading.find(connection, wanted, after, self._limits.histories)
-                found = reading.histories(connection, ids) if ids else []
+                found = reading.histories(connection, self._auth, ids) if ids else []
             yield from found
             if len(ids) < self._limits.histories:
                 return
@@ -94,7 +104,7 @@ class Journal(Closing):
     def history(self, failure: int) -> History:
         """Return everything about one failure: reports, owners, plans and outcomes."""
         with self._database.reading() as connection:
-            found = reading.histories(connection, [failure])
+            found = reading.histories(connection, self._auth, [failure])
         if not found:
             raise JournalError(
                 f"the journal {self.name!r} has no failure {failure}",
@@ -105,25 +115,60 @@ class Journal(Closing):
     def plan(self, number: int) -> Plan:
         """Return a plan in its present state."""
         with self._database.reading() as connection:
-            found = reading.plan(connection, number)
+            found = reading.plan(connection, self._auth, number)
         if found is None:
             raise JournalError(f"the journal {self.name!r} has no plan {number}")
         return found
 
     def unfinished(self, device: str | None = None) -> list[Plan]:
-        """Return the plans of this host with unfinished steps, the oldest first.
+        """Return the authentic plans of this host with unfinished steps, the oldest first.
 
         ``device`` is a name, an identity or a target, as in `Filter`.  A started step belongs to
         its run while that lives: see `is_running`.
         """
-        with self._database.reading() as connection:
-            numbers = reading.unfinished_plans(connection, self.host, device)
-            return [one for number in numbers if (one := reading.plan(connection, number))]
+        return list(self._unfinished(device))
 
     def has_unfinished(self) -> bool:
         """Return whether `unfinished` returns any plan."""
+        return any(self._unfinished(None))
+
+    def _unfinished(self, device: str | None) -> Iterator[Plan]:
         with self._database.reading() as connection:
-            return bool(reading.unfinished_plans(connection, self.host, None))
+            for number in reading.unfinished_plans(connection, self.host, device):
+                found = reading.plan(connection, self._auth, number)
+                if found is not None and found.authentic:
+                    yield found
+
+    def doubtful(self) -> Iterator[Plan]:
+        """Yield the plans in the name of this host and user that another program wrote or changed.
+
+        Each was unfinished, or finished only by an event that is not authentic.  Reads all steps.
+        """
+        after: int | None = 0
+        seen: set[int] = set()
+        while after is not None:
+            with self._database.reading() as connection:
+                numbers, after = reading.doubtful_plans(
+                    connection, self._auth, self.host, after, self._limits.batch
+                )
+                plans = [
+                    reading.plan(connection, self._auth, number)
+                    for number in numbers
+                    if number not in seen
+                ]
+            seen |= numbers.keys()
+            yield from (one for one in plans if one is not None and one.authentic is False)
+
+    def failures_of(self, plan: Plan) -> dict[int, RecordedFailure]:
+        """Return the failures of a plan by their numbers, as they were when it was made.
+
+        Raises `JournalError` unless the plan in the journal is authentic.
+        """
+        with self._database.reading() as connection:
+            found = reading.plan(connection, self._auth, plan.id)
+            if found is None or not found.authentic:
+                raise not_authentic(plan.id)
+            return reading.failures_of(connection, {plan.id})
 
     def starts(self, kind: str) -> Iterator[Event]:
         """Yield the starts of steps of a kind on this host, the latest first."""

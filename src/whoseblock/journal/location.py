@@ -13,7 +13,7 @@ from whoseblock.errors import JournalError
 from whoseblock.journal.host import user_name
 from whoseblock.journal.limits import USUAL_LIMITS
 
-__all__ = ["VARIABLE", "JournalLocation", "locate"]
+__all__ = ["VARIABLE", "JournalLocation", "locate", "state_folder"]
 
 #: The environment variable that names the journal.
 VARIABLE: Final = "WHOSEBLOCK_JOURNAL"
@@ -42,7 +42,7 @@ def locate(given: str | None, server_wait_s: int = USUAL_LIMITS.server_wait_s) -
     ``server_wait_s`` is as in `Limits`.  Raises `JournalError` for anything else, without repeating
     it: it may hold a password.
     """
-    text = given or os.environ.get(VARIABLE) or _usual()
+    text = given or os.environ.get(VARIABLE) or str(state_folder() / "journal.sqlite")
     if "://" not in text:
         return _sqlite(Path(text))
     scheme, _, rest = text.partition("://")
@@ -54,13 +54,14 @@ def locate(given: str | None, server_wait_s: int = USUAL_LIMITS.server_wait_s) -
     raise JournalError(f"a journal cannot be kept in {kind} database", hint=_FORM)
 
 
-def _usual() -> str:
+def state_folder() -> Path:
+    """Return the state folder: that of the machine for root, that of the user otherwise."""
     if os.geteuid() == 0:
-        return "/var/lib/whoseblock/journal.sqlite"
+        return Path("/var/lib/whoseblock")
     state = os.environ.get("XDG_STATE_HOME", "")
     # The XDG specification says to ignore a path that is not absolute.
     folder = Path(state) if state.startswith("/") else Path("~/.local/state").expanduser()
-    return str(folder / "whoseblock" / "journal.sqlite")
+    return folder / "whoseblock"
 
 
 def _sqlite(file: Path) -> JournalLocation:

@@ -1,12 +1,16 @@
 """The queries of a journal, each on a connection that sees one state of it."""
 
+import os
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
+from hmac import compare_digest
 from typing import Any, Final
 
+from msgspec.structs import replace
 from sqlalchemy import ColumnElement, Connection, Row, Select, exists, func, or_, select
 
+from whoseblock.journal.authentication import Authenticator
 from whoseblock.journal.columns import path_digest
 from whoseblock.journal.host import Host
 from whoseblock.journal.records import (
@@ -38,6 +42,8 @@ from whoseblock.journal.schema import (
 )
 
 __all__ = [
+    "doubtful_plans",
+    "failures_of",
     "find",
     "histories",
     "last_event",
@@ -245,22 +251,19 @@ def _paths(connection: Connection, wanted: Sequence[int]) -> dict[int, tuple[str
 # ------------------------------------------------------------------ everything
 
 
-def histories(connection: Connection, ids: Sequence[int]) -> list[History]:
+def histories(connection: Connection, auth: Authenticator, ids: Sequence[int]) -> list[History]:
     """Return everything about failures, in order of their numbers."""
     found = recorded_failures(connection, failures.c.id.in_(ids))
     told: dict[int, list[FailureReport]] = defaultdict(list)
     query: Select[Any] = select(reports).where(reports.c.failure.in_(ids)).order_by(reports.c.id)
     for row in connection.execute(query):
         told[row.failure].append(_report(row))
-    looked: dict[int, list[Finding]] = defaultdict(list)
-    query = select(findings).where(findings.c.failure.in_(ids)).order_by(findings.c.id)
-    for row in connection.execute(query):
-        looked[row.failure].append(_finding(row))
+    looked = _findings(connection, auth, {entry.id: entry for entry in found})
     numbers: dict[int, list[int]] = defaultdict(list)
     query = select(plan_failures).where(plan_failures.c.failure.in_(ids))
     for row in connection.execute(query.order_by(plan_failures.c.plan)):
         numbers[row.failure].append(row.plan)
-    made = _plans(connection, {number for several in numbers.values() for number in several})
+    made = _plans(connection, auth, {number for several in numbers.values() for number in several})
     named = {
         entry.id: _runs_of(entry, told[entry.id], looked[entry.id], _of(made, numbers[entry.id]))
         for entry in found
@@ -284,15 +287,28 @@ def _report(row: Row[Any]) -> FailureReport:
     )
 
 
-def _finding(row: Row[Any]) -> Finding:
-    return Finding(
-        id=row.id,
-        run=row.run,
-        at=row.at,
-        complete=row.complete,
-        notes=tuple(row.notes),
-        answer=row.answer,
-    )
+def _findings(
+    connection: Connection, auth: Authenticator, about: Mapping[int, RecordedFailure]
+) -> dict[int, list[Finding]]:
+    """Return the findings about failures, by the number of the failure."""
+    looked: dict[int, list[Finding]] = defaultdict(list)
+    query = select(findings).where(findings.c.failure.in_(about)).order_by(findings.c.id)
+    rows = connection.execute(query).all()
+    writers = _runs(connection, {row.run for row in rows})
+    for row in rows:
+        finding = Finding(
+            id=row.id,
+            run=row.run,
+            at=row.at,
+            complete=row.complete,
+            notes=tuple(row.notes),
+            answer=row.answer,
+        )
+        if auth.can_check(writers[row.run]):
+            code = auth.code_finding(finding, about[row.failure])
+            finding = replace(finding, authentic=compare_digest(code, row.mac or b""))
+        looked[row.failure].append(finding)
+    return looked
 
 
 def _of(made: Mapping[int, Plan], numbers: Iterable[int]) -> tuple[Plan, ...]:
@@ -315,12 +331,21 @@ def _runs_of(
     return named
 
 
-def plan(connection: Connection, number: int) -> Plan | None:
+def plan(connection: Connection, auth: Authenticator, number: int) -> Plan | None:
     """Return a plan with its steps and their history, None if it does not exist."""
-    return _plans(connection, {number}).get(number)
+    return _plans(connection, auth, {number}).get(number)
 
 
-def _plans(connection: Connection, numbers: Collection[int]) -> dict[int, Plan]:
+def failures_of(connection: Connection, numbers: Collection[int]) -> dict[int, RecordedFailure]:
+    """Return the failures that plans concern, by their numbers."""
+    concerned = select(plan_failures.c.failure).where(plan_failures.c.plan.in_(numbers))
+    found = recorded_failures(connection, failures.c.id.in_(concerned))
+    return {one.id: one for one in found}
+
+
+def _plans(
+    connection: Connection, auth: Authenticator, numbers: Collection[int]
+) -> dict[int, Plan]:
     """Return plans by their numbers."""
     if not numbers:
         return {}
@@ -329,6 +354,7 @@ def _plans(connection: Connection, numbers: Collection[int]) -> dict[int, Plan]:
     for row in connection.execute(query.order_by(plan_failures.c.failure)):
         covered[row.plan].append(row.failure)
     events: dict[int, list[Event]] = defaultdict(list)
+    codes: dict[int, list[bytes]] = defaultdict(list)
     query = (
         select(step_events)
         .join(steps, steps.c.id == step_events.c.step)
@@ -337,12 +363,13 @@ def _plans(connection: Connection, numbers: Collection[int]) -> dict[int, Plan]:
     )
     for row in connection.execute(query):
         events[row.step].append(_event(row))
+        codes[row.step].append(row.mac or b"")
     taken: dict[int, list[Step]] = defaultdict(list)
     query = select(steps).where(steps.c.plan.in_(numbers)).order_by(steps.c.number)
     for row in connection.execute(query):
         taken[row.plan].append(_step(row, events[row.id]))
-    return {
-        row.id: Plan(
+    made = [
+        Plan(
             id=row.id,
             run=row.run,
             at=row.at,
@@ -351,7 +378,36 @@ def _plans(connection: Connection, numbers: Collection[int]) -> dict[int, Plan]:
             steps=tuple(taken[row.id]),
         )
         for row in connection.execute(select(plans).where(plans.c.id.in_(numbers)))
+    ]
+    writers = _runs(connection, {one.run for one in made})
+    ours = {one.id for one in made if one.steps and auth.can_check(writers[one.run])}
+    about = failures_of(connection, ours) if ours else {}
+    return {
+        one.id: replace(one, authentic=_is_authentic(auth, one, about, codes))
+        if one.id in ours
+        else one
+        for one in made
     }
+
+
+def _is_authentic(
+    auth: Authenticator,
+    made: Plan,
+    about: Mapping[int, RecordedFailure],
+    codes: Mapping[int, Sequence[bytes]],
+) -> bool:
+    """Return whether the codes of all events of a plan are right."""
+    digest = auth.digest_plan(made, [about[number] for number in made.failures])
+    for step in made.steps:
+        if not step.events:
+            return False
+        before = digest
+        for number, (event, code) in enumerate(zip(step.events, codes[step.id], strict=True)):
+            right = auth.code_event(step.id, event, before)
+            if event.number != number or not compare_digest(right, code):
+                return False
+            before = code
+    return True
 
 
 def _step(row: Row[Any], events: list[Event]) -> Step:
@@ -362,19 +418,18 @@ def _step(row: Row[Any], events: list[Event]) -> Step:
         kind=row.kind,
         failure=row.failure,
         parameters=row.parameters,
-        state=events[-1].state,
+        # Every step of ours has events; a row that another program made may have none.
+        state=events[-1].state if events else State.PLANNED,
         attempts=sum(event.state is State.STARTED for event in events),
         events=tuple(events),
     )
 
 
-def last_event(connection: Connection, step: int) -> Event | None:
-    """Return the last event of a step, and lock the step; None if it does not exist."""
-    locked = connection.scalar(select(steps.c.id).where(steps.c.id == step).with_for_update())
-    if locked is None:
-        return None
+def last_event(connection: Connection, step: int) -> tuple[Event, bytes] | None:
+    """Return the last event of a step and its code; None if the step does not exist."""
     query = select(step_events).where(step_events.c.step == step)
-    return _event(connection.execute(query.order_by(step_events.c.number.desc()).limit(1)).one())
+    row = connection.execute(query.order_by(step_events.c.number.desc()).limit(1)).first()
+    return None if row is None else (_event(row), row.mac or b"")
 
 
 def unfinished_plans(connection: Connection, host: Host, device: str | None) -> list[int]:
@@ -393,6 +448,42 @@ def unfinished_plans(connection: Connection, host: Host, device: str | None) -> 
     if device is not None:
         query = query.where(*_conditions(Filter(device=device)))
     return list(connection.scalars(query))
+
+
+def doubtful_plans(
+    connection: Connection, auth: Authenticator, host: Host, after: int, limit: int
+) -> tuple[dict[int, None], int | None]:
+    """Return plans of this user and host that may be unauthentic although they look finished.
+
+    Also those that are unfinished.  It reads ``limit`` steps whose last events have numbers above
+    ``after``; the second value is the last of these numbers, None at the end.
+    """
+    before, first = step_events.alias("before"), step_events.alias("first")
+    query = (
+        select(step_events, steps.c.plan, before.c.mac.label("before"), first.c.mac.label("first"))
+        .join(steps, steps.c.id == step_events.c.step)
+        .join(plans, plans.c.id == steps.c.plan)
+        .join(runs, runs.c.id == plans.c.run)
+        .join(hosts, hosts.c.id == runs.c.host)
+        .join(first, (first.c.step == step_events.c.step) & (first.c.number == 0))
+        .outerjoin(
+            before,
+            (before.c.step == step_events.c.step) & (before.c.number == step_events.c.number - 1),
+        )
+        .where(step_events.c.id > after, _IS_LAST, runs.c.uid == os.geteuid())
+        .where(hosts.c.name == host.name, hosts.c.machine_id == host.machine_id)
+        .order_by(step_events.c.id)
+        .limit(limit)
+    )
+    found: dict[int, None] = {}
+    rows = connection.execute(query).all()
+    for row in rows:
+        event = _event(row)
+        code = auth.code_event(row.step, event, row.before or b"")
+        # A finished step from before version 4 has no codes, and hides nothing.
+        if event.state not in FINAL or (row.first and not compare_digest(code, row.mac or b"")):
+            found[row.plan] = None
+    return found, rows[-1].id if len(rows) == limit else None
 
 
 def starts(

@@ -131,7 +131,10 @@ class FailureReport(Struct, frozen=True, kw_only=True):
 
 
 class Finding(Struct, frozen=True, kw_only=True):
-    """The owners of the bytes at that time; ``answer`` is an object of ``lookup --json``."""
+    """The owners of the bytes at that time; ``answer`` is an object of ``lookup --json``.
+
+    ``authentic`` is as in `Plan`.
+    """
 
     id: int
     run: int
@@ -139,6 +142,7 @@ class Finding(Struct, frozen=True, kw_only=True):
     complete: bool
     notes: tuple[str, ...]
     answer: dict[str, Any]
+    authentic: bool | None = None
 
 
 class Event(Struct, frozen=True, kw_only=True):
@@ -171,7 +175,11 @@ class Step(Struct, frozen=True, kw_only=True):
 
 
 class Plan(Struct, frozen=True, kw_only=True):
-    """The steps planned for one or more failures."""
+    """The steps planned for one or more failures.
+
+    ``authentic`` is whether this user wrote all of it on this host: the plan, its steps, their
+    events, and the failures.  None if only another user or host can check that.
+    """
 
     id: int
     run: int
@@ -179,6 +187,7 @@ class Plan(Struct, frozen=True, kw_only=True):
     options: dict[str, Any]
     failures: tuple[int, ...]
     steps: tuple[Step, ...]
+    authentic: bool | None = None
 
 
 class PlannedStep(Struct, frozen=True):

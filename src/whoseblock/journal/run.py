@@ -1,7 +1,5 @@
 """One run of whoseblock, and everything that it writes to the journal."""
 
-import hashlib
-import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext, suppress
@@ -16,17 +14,20 @@ from whoseblock.closing import Closing
 from whoseblock.errors import JournalError
 from whoseblock.fs.base import Answer, FileOwner, Owner
 from whoseblock.journal import reading
+from whoseblock.journal.authentication import Authenticator
 from whoseblock.journal.columns import path_digest
 from whoseblock.journal.database import Database
 from whoseblock.journal.host import Host, this_process, user_name, without_passwords
 from whoseblock.journal.records import (
     NEXT,
     Event,
+    Finding,
     NewReport,
     Plan,
     PlannedStep,
     ReportOutcome,
     State,
+    Step,
 )
 from whoseblock.journal.schema import (
     failures,
@@ -71,9 +72,15 @@ class Run(Closing):
     """
 
     def __init__(
-        self, database: Database, host: Host, command: Sequence[str], version: str
+        self,
+        database: Database,
+        auth: Authenticator,
+        host: Host,
+        command: Sequence[str],
+        version: str,
     ) -> None:
         self._database = database
+        self._auth = auth
         self._host = host
         process = this_process()
         uid = os.geteuid()
@@ -178,7 +185,7 @@ class Run(Closing):
         """Return the digest of an event with a key, and its failure if it is recorded already."""
         if report.key is None:
             return None, None
-        event = self._event_digest(report)
+        event = self._auth.code_key(report.source, report.key)
         known = connection.scalar(_REPORT_OF, {"event": event})
         noted = None if known is None else ReportOutcome(known, new_failure=False, new_report=False)
         return event, noted
@@ -196,10 +203,6 @@ class Run(Closing):
             "detail": report.detail,
         }
         connection.execute(insert(reports), told)
-
-    def _event_digest(self, report: NewReport) -> bytes:
-        text = json.dumps([*self._host, report.source, report.key])
-        return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
     def _open_failure(
         self, connection: Connection, device: str, where: ByteRange, identity: str
@@ -219,15 +222,27 @@ class Run(Closing):
             rows.append(_owner_row(number, owner))
             if isinstance(owner, FileOwner):
                 paths += _path_rows(number, owner)
-        values = {
-            "failure": failure,
-            "run": self.id,
-            "at": _now(),
-            "complete": answer.complete,
-            "notes": list(answer.notes),
-            "answer": msgspec.to_builtins(answer),
-        }
+        made = Finding(
+            id=0,
+            run=self.id,
+            at=_now(),
+            complete=answer.complete,
+            notes=answer.notes,
+            answer=msgspec.to_builtins(answer),
+        )
         with self._database.writing() as connection:
+            about = reading.recorded_failures(connection, failures.c.id == failure)
+            if not about:
+                raise JournalError(f"the journal has no failure {failure}")
+            values = {
+                "failure": failure,
+                "run": made.run,
+                "at": made.at,
+                "complete": made.complete,
+                "notes": list(made.notes),
+                "answer": made.answer,
+                "mac": self._auth.code_finding(made, about[0]),
+            }
             finding = _added(connection, findings, values)
             for table, all_rows in ((owners, rows), (owner_paths, paths)):
                 for at in range(0, len(all_rows), _BATCH):
@@ -272,18 +287,38 @@ class Run(Closing):
             number = _added(connection, plans, values)
             links = [{"plan": number, "failure": failure} for failure in about]
             connection.execute(insert(plan_failures), links)
-            for order, step in enumerate(planned):
-                row = {
-                    "plan": number,
-                    "number": order,
-                    "kind": step.kind,
-                    "failure": step.failure,
-                    "parameters": step.parameters,
-                }
-                self._append(connection, _added(connection, steps, row), 0, State.PLANNED, {})
-            made = reading.plan(connection, number)
-        assert made is not None  # noqa: S101 - for the type checker: it was just written
-        return made
+            taken = tuple(
+                self._add_step(connection, number, order, step)
+                for order, step in enumerate(planned)
+            )
+            made = Plan(
+                id=number,
+                run=self.id,
+                at=now,
+                options=dict(options),
+                failures=tuple(about),
+                steps=taken,
+            )
+            known = reading.failures_of(connection, {number})
+            digest = self._auth.digest_plan(made, [known[failure] for failure in about])
+            for step in taken:
+                self._append(connection, step.id, (0, State.PLANNED, {}), digest)
+            stored = reading.plan(connection, self._auth, number)
+        assert stored is not None  # noqa: S101 - for the type checker: it was just written
+        return stored
+
+    def _add_step(
+        self, connection: Connection, plan: int, number: int, planned: PlannedStep
+    ) -> Step:
+        row: dict[str, Any] = {
+            "plan": plan,
+            "number": number,
+            "kind": planned.kind,
+            "failure": planned.failure,
+            "parameters": planned.parameters,
+        }
+        added = _added(connection, steps, row)
+        return Step(**row, id=added, state=State.PLANNED, attempts=0, events=())
 
     def started(self, step: int, detail: Mapping[str, Any] = _NOTHING) -> Event:
         """Record that a step begins, for the first time, after it failed, or after an interruption.
@@ -325,10 +360,11 @@ class Run(Closing):
         detail: Mapping[str, Any],
         closes: tuple[int, str] | None = None,
     ) -> Event:
-        with self._database.writing() as connection:
-            last = reading.last_event(connection, step)
-            if last is None:
+        with self._database.writing(lock=["step", step]) as connection:
+            found = reading.last_event(connection, step)
+            if found is None:
                 raise JournalError(f"the journal has no step {step}")
+            last, code = found
             if state not in NEXT[last.state]:
                 raise JournalError(
                     f"step {step} is {last.state}, and does not become {state} from that",
@@ -338,7 +374,7 @@ class Run(Closing):
                 self._check_abandoned(connection, step, last.run)
             if closes is not None:
                 self._close_failure(connection, *closes)
-            return self._append(connection, step, last.number + 1, state, detail)
+            return self._append(connection, step, (last.number + 1, state, detail), code)
 
     def _check_abandoned(self, connection: Connection, step: int, number: int) -> None:
         other = reading.run_record(connection, number)
@@ -352,10 +388,11 @@ class Run(Closing):
         self,
         connection: Connection,
         step: int,
-        number: int,
-        state: State,
-        detail: Mapping[str, Any],
+        made: tuple[int, State, Mapping[str, Any]],
+        before: bytes,
     ) -> Event:
+        """Append an event to a step: its number, state and detail."""
+        number, state, detail = made
         event = Event(number=number, state=state, run=self.id, at=_now(), detail=dict(detail))
         values = {
             "step": step,
@@ -364,6 +401,7 @@ class Run(Closing):
             "run": self.id,
             "at": event.at,
             "detail": event.detail,
+            "mac": self._auth.code_event(step, event, before),
         }
         connection.execute(insert(step_events), values)
         return event

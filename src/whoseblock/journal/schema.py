@@ -1,8 +1,9 @@
 """The tables of the journal.
 
 Rows are only added.  Two things are filled in later, once: the end of a run, and when, by which run
-and why a failure was closed.  A change to these tables needs another `VERSION`; a test
-compares them with those of the present one.
+and why a failure was closed.  ``mac`` is a code of `whoseblock.journal.authentication`, NULL in
+rows from before version 4.  A change to these tables needs another `VERSION`; a test compares them
+with those of the present one.
 """
 
 from typing import Final
@@ -46,7 +47,7 @@ __all__ = [
 ]
 
 #: The version of the tables below, which a journal holds in `journal_version`.
-VERSION: Final = 3
+VERSION: Final = 4
 
 METADATA: Final = MetaData(
     naming_convention={
@@ -150,6 +151,7 @@ findings: Final = Table(
     Column("complete", Boolean, nullable=False),
     Column("notes", JsonText, nullable=False),
     Column("answer", JsonText, nullable=False),
+    Column("mac", LargeBinary),
 )
 
 #: The rows of an answer once more, for questions that SQL can answer.
@@ -228,6 +230,7 @@ step_events: Final = Table(
     _to("runs", "run"),
     Column("at", Utc, nullable=False),
     Column("detail", JsonText, nullable=False),
+    Column("mac", LargeBinary),
     CheckConstraint(text(f"state IN ({_STATES})"), name="state"),
     # Two writers cannot both append what follows the same event.
     UniqueConstraint("step", "number"),

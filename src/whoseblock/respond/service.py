@@ -13,6 +13,7 @@ from typing import NamedTuple
 import msgspec
 
 from whoseblock.fs.base import Answer
+from whoseblock.journal.authentication import not_authentic
 from whoseblock.journal.journal import Journal
 from whoseblock.journal.records import NewReport, Plan, PlannedStep
 from whoseblock.journal.run import Run
@@ -32,6 +33,7 @@ __all__ = [
     "StepOutcome",
     "apply",
     "count_changes",
+    "doubtful",
     "plan",
     "resume",
     "save",
@@ -164,6 +166,8 @@ def apply(  # noqa: PLR0913 - the plan, the journal and where the failures are
     it.  ``on_wait`` receives a sentence when a step waits for another repair of the filesystem.
     Raises `JournalError` when the journal cannot be written; then no further step is taken.
     """
+    if saved.plan.steps and not saved.plan.authentic:
+        raise not_authentic(saved.plan.id)
 
     def find_site(name: str) -> Site | None:
         return site_named(name, target, finder)
@@ -188,11 +192,19 @@ def unfinished(journal: Journal, target: str | None = None) -> list[Plan]:
 
     ``target`` is an absolute path and restricts them to those of this target.
     """
-    return [
-        one
-        for one in journal.unfinished()
-        if one.options.get("applied") and target in (None, one.options.get("target"))
-    ]
+    return [one for one in journal.unfinished() if _is_wanted(one, target)]
+
+
+def doubtful(journal: Journal, target: str | None = None) -> Iterator[int]:
+    """Yield the numbers of plans that `unfinished` might return if they were authentic.
+
+    They are not carried out.  Reads all steps of this host.
+    """
+    return (one.id for one in journal.doubtful() if _is_wanted(one, target))
+
+
+def _is_wanted(plan: Plan, target: str | None) -> bool:
+    return bool(plan.options.get("applied")) and target in (None, plan.options.get("target"))
 
 
 def resume(
@@ -201,8 +213,10 @@ def resume(
     """Carry out the unfinished steps of an interrupted plan, as `apply` does.
 
     Opens the target that the plan was made for.  Raises `PlanInUseError` if another run carries it
-    out, `TargetError` if the target cannot be opened, and `JournalError`.
+    out, `TargetError` if the target cannot be opened, and `JournalError`, also if the plan is not
+    authentic.
     """
+    records = journal.failures_of(saved)
     if journal.is_running(saved.run):
         raise PlanInUseError
     kept = dict(saved.options["where"])
@@ -212,7 +226,7 @@ def resume(
         finder = stack.enter_context(Lookup(target.open_leaf))
         asked = {}
         for failure in saved.failures:
-            record = journal.history(failure).failure
+            record = records[failure]
             layer = target.layer or target.layer_of(record.device)
             asked[failure] = Query(record.start, record.length, layer, "the journal")
         # `site_named` finds only the layers that a lookup has reached.

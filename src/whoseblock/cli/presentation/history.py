@@ -95,7 +95,8 @@ def history_lines(history: History, here: Host) -> Iterator[str]:
         yield f"  reported    {_time(report.at)}, {who}"
     for finding in history.findings:
         yield ""
-        yield f"owners at {_time(finding.at)}, run {finding.run}"
+        mark = ", not authentic" if finding.authentic is False else ""
+        yield f"owners at {_time(finding.at)}, run {finding.run}{mark}"
         answer = _answer(finding)
         yield from (f"  {line}" for line in table_lines([answer]))
     for plan in history.plans:
@@ -115,7 +116,8 @@ def _why_moot(history: History, plan: Plan) -> str:
 
 def _plan_lines(history: History, plan: Plan) -> Iterator[str]:
     moot = _why_moot(history, plan)
-    yield f"plan {plan.id} of {_time(plan.at)}, run {plan.run}{_detail(plan.options)}"
+    mark = ", not authentic, never carried out" if plan.authentic is False else ""
+    yield f"plan {plan.id} of {_time(plan.at)}, run {plan.run}{mark}{_detail(plan.options)}"
     for step in plan.steps:
         times = f", attempt {step.attempts}" if step.attempts > 1 else ""
         about = "" if step.failure is None else f" of failure {step.failure}"

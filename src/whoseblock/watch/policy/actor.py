@@ -16,6 +16,7 @@ import msgspec
 from whoseblock.errors import JournalError, WhoseblockError
 from whoseblock.fs.base import Owner
 from whoseblock.journal import FINAL, Plan, PlannedStep, RecordedFailure, State, Step
+from whoseblock.journal.authentication import not_authentic
 from whoseblock.journal.journal import Journal
 from whoseblock.journal.run import Run
 from whoseblock.watch.log import log_event
@@ -180,9 +181,12 @@ class Actor:
         if kind == "signal":
             return send_signals(step.parameters, self._lock)
         history = self._journal.history(failure)
+        if not any(plan.id == step.plan and plan.authentic for plan in history.plans):
+            raise not_authentic(step.plan)
         if kind == "respond":
             return self._responder.respond(history.failure, self._policy, number)
-        answer = history.findings[-1].answer if history.findings else {}
+        findings = [finding for finding in history.findings if finding.authentic]
+        answer = findings[-1].answer if findings else {}
         return run_program(step.parameters, history.failure, answer)
 
 
