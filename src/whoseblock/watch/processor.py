@@ -260,6 +260,13 @@ class Processor(Closing):
         """Yield the device ranges of a failed file range."""
         try:
             found = self._probe.find_extents(report)
+        except FileNotFoundError:
+            # It has no data to lose, and its blocks may be another's. The failed request has a
+            # report of its own, with the place.
+            part = {"start": report.start, "length": report.length}
+            place = report.place or None
+            log_event("notice", "file-gone", place=place, inode=report.inode, **part)
+            return
         except OSError as error:
             found, why = [], str(error)
         else:

@@ -26,7 +26,7 @@ from whoseblock.process_stat import read_start_time
 from whoseblock.ranges import ByteRange
 from whoseblock.stack.kernel.host import Host
 from whoseblock.watch.attribution import device_probe
-from whoseblock.watch.attribution.device_probe import DeviceProbe, ProbeLimits
+from whoseblock.watch.attribution.device_probe import ProbeLimits
 from whoseblock.watch.attribution.retry_queue import RETRY_DELAYS_S
 from whoseblock.watch.children import STANDARD, fork, signs_of_life
 from whoseblock.watch.policy.rules import Policy
@@ -37,6 +37,7 @@ from whoseblock.watch.store.spool import Spool
 from whoseblock.watch.store.state import StateFolder
 from whoseblock.watch.worker import process_spool
 
+_GETVERSION = 0x80087601  # linux/fs.h
 _LOOP_CTL_ADD, _LOOP_CTL_REMOVE = 0x4C80, 0x4C81  # linux/loop.h
 
 
@@ -460,34 +461,66 @@ def test_a_probe_that_dies(machine: Machine, monkeypatch: pytest.MonkeyPatch) ->
     assert notes(history) == [["the probe of sdzz died"]]
 
 
-def test_blocks_of_a_file_that_got_the_inode_number(tmp_path: Path) -> None:
+def part_of(path: Path, *, generation: int | None = None) -> FailedFileRange:
+    """Report that the second block of a file on a device failed."""
+    status = path.stat()
+    device = Host("/").find_device_by_number(status.st_dev)
+    assert device is not None
+    if generation is None:
+        with path.open("rb") as file:
+            generation = int.from_bytes(fcntl.ioctl(file, _GETVERSION, bytes(4)), sys.byteorder)
+    return FailedFileRange(
+        source="xfs-health",
+        at=time.time(),
+        key=f"{status.st_ino}:{generation}",
+        device=device,
+        place=str(path.parent),
+        inode=status.st_ino,
+        generation=generation,
+        start=4096,
+        length=4096,
+    )
+
+
+def test_a_failed_part_of_a_file_without_a_visible_path(tmp_path: Path) -> None:
     need_root()
     image = make_image(tmp_path / "disk", Geometry("files", size=64 * MIB, parent=True))
-    with mounted(image) as root, StateFolder(tmp_path / "state") as state:
+    machine = Machine(tmp_path)
+    with mounted(image) as root:
+        deleted, hidden = (Path(os.fsdecode(root)) / name for name in ("deleted", "sub/hidden"))
+        hidden.parent.mkdir()
+        for path in (deleted, hidden):
+            path.write_bytes(bytes(8192))
+        os.sync()
+        reports = [part_of(deleted), part_of(hidden)]
+        with deleted.open("rb"):
+            deleted.unlink()
+            run(["mount", "-t", "tmpfs", "tmpfs", hidden.parent])
+            try:
+                assert machine.process(*reports).ill == {}
+            finally:
+                run(["umount", hidden.parent])
+    found = [history.findings[0].answer["owners"] for history in machine.histories()]
+    assert [[(row["inode"], row["file_offset"]) for row in rows] for rows in found] == [
+        [(one.inode, 4096)] for one in reports
+    ]
+
+
+def test_a_failed_part_of_a_file_that_is_gone(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    need_root()
+    image = make_image(tmp_path / "disk", Geometry("files", size=64 * MIB, parent=True))
+    machine = Machine(tmp_path)
+    with mounted(image) as root:
         path = Path(os.fsdecode(root)) / "file"
         path.write_bytes(bytes(8192))
         os.sync()
-        status = path.stat()
-        device = Host("/").find_device_by_number(status.st_dev)
-        assert device is not None
-        with path.open("rb") as file:
-            generation = device_probe._generation(file.fileno())
-
-        def extents(of: int) -> list[tuple[int, int]]:
-            report = FailedFileRange(
-                source="xfs-health",
-                at=0,
-                device=device,
-                place=os.fsdecode(root),
-                inode=status.st_ino,
-                generation=of,
-                start=4096,
-                length=4096,
-            )
-            with DeviceProbe(state, "/") as probe:
-                return probe.find_extents(report)
-
-        ((_, length),) = extents(generation)
-        assert length == 4096
-        with pytest.raises(OSError, match="no path leads to the file now"):
-            extents(generation ^ 1)
+        whole = part_of(path)
+        # Another file has its inode number, or had it.
+        former = part_of(path, generation=whole.generation ^ 1)
+        done = machine.process(whole, former)
+    assert done.ill == {}
+    assert [history.reports[0].detail["inode"] for history in machine.histories()] == [whole.inode]
+    (told,) = re.findall(r"event=file-gone .*", capfd.readouterr().err)
+    assert f"inode={whole.inode} start=4096 length=4096" in told

@@ -4,9 +4,7 @@ I/O on a failing disk may hang in D state, where not even SIGKILL ends the proce
 is probed in a child process: neither the journal nor other devices wait for it.
 """
 
-import fcntl
 import os
-import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, suppress
@@ -17,10 +15,10 @@ from typing import Any, Final, NamedTuple
 from msgspec import Struct, field
 
 from whoseblock.closing import Closing
-from whoseblock.errors import WhoseblockError
-from whoseblock.fs.base import Answer, Unknown
-from whoseblock.fs.driver import Volume
-from whoseblock.fs.mounted.fiemap import file_extents
+from whoseblock.errors import UnsupportedError, WhoseblockError
+from whoseblock.fs.base import Answer, FileId, Unknown
+from whoseblock.fs.driver import MountedVolume
+from whoseblock.fs.mounted.fiemap import extents_of
 from whoseblock.lookup import Lookup, Query, QueryOptions
 from whoseblock.process_stat import read_start_time
 from whoseblock.target import Target, TargetOptions
@@ -36,7 +34,6 @@ from whoseblock.watch.store.state import StateFolder
 __all__ = ["DeviceProbe", "ProbeLimits", "unknown_answer"]
 
 _QUERY: Final = QueryOptions(paths=True, processes=True, verified=True)
-_FS_IOC_GETVERSION: Final = 0x80087601  # linux/fs.h
 #: Tells a child to close what it has open; it sends no answer.
 _RELEASE: Final = "release"
 #: At most this many children are kept for the next round: each takes some 16 MB.
@@ -106,9 +103,12 @@ class DeviceProbe(Closing):
     def find_extents(self, report: FailedFileRange) -> list[tuple[int, int]]:
         """Return the (start, length) ranges that part of a file has on its filesystem's device.
 
-        Raises `OSError` with the reason if they are unknown.
+        Raises `OSError` with the reason if they are unknown, FileNotFoundError if the file is gone.
         """
-        found: list[tuple[int, int]] | str = self._query(report.device, "find_extents", report)
+        found: list[tuple[int, int]] | str | None
+        found = self._query(report.device, "find_extents", report)
+        if found is None:
+            raise FileNotFoundError("the file is gone")
         if isinstance(found, str):
             raise OSError(found)
         return found
@@ -246,9 +246,11 @@ class _DeviceSession:
         except (WhoseblockError, OSError) as error:
             return [FailureLocation(device, "", start, length, None, str(error))]
 
-    def find_extents(self, report: FailedFileRange) -> list[tuple[int, int]] | str:
+    def find_extents(self, report: FailedFileRange) -> list[tuple[int, int]] | str | None:
         try:
             return list(_find_extents(report, self._target, self._finder))
+        except FileNotFoundError:
+            return None
         except (WhoseblockError, OSError) as error:
             return str(error)
 
@@ -271,40 +273,25 @@ class _DeviceSession:
             return [unknown_answer(place, origin, str(error))]
 
 
-def _is_file(path: str, inode: int, generation: int) -> bool:
-    """Return whether a path leads to this file, not to a later one with its inode number."""
-    # Open no link and wait for no pipe: a file with data is a regular one.
-    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        if os.fstat(fd).st_ino != inode:
-            return False
-        return _generation(fd) == generation
-    finally:
-        os.close(fd)
-
-
-def _generation(fd: int) -> int:
-    generation = fcntl.ioctl(fd, _FS_IOC_GETVERSION, bytes(8))
-    return int.from_bytes(generation[:4], sys.byteorder)
-
-
 def _find_extents(
     report: FailedFileRange, target: Target, finder: Lookup
 ) -> Iterable[tuple[int, int]]:
-    """Yield the (start, length) ranges of the device that part of a file has."""
+    """Yield the (start, length) ranges of the device that part of a file has.
+
+    The file is opened by its handle: it may have no path, or none that is visible here.  Raises
+    FileNotFoundError if it is gone.
+    """
     filesystem = finder.leaf(target.layer_of(report.device))
-    if not isinstance(filesystem, Volume):
-        return
-    paths = filesystem.paths(report.inode, report.subvolume)
-    places = paths.mounted_at if isinstance(paths.mounted_at, tuple) else ()
-    for place in places:
-        if not _is_file(place, report.inode, report.generation):
-            continue
+    if not isinstance(filesystem, MountedVolume):
+        raise UnsupportedError("the filesystem is not mounted now")
+    file = FileId(report.subvolume, report.inode)
+    descriptor = filesystem.open_file(file, report.generation, os.O_RDONLY)
+    try:
         end = report.start + report.length
-        for extent in file_extents(place, report.start, report.length):
+        for extent in extents_of(descriptor, report.start, report.length):
             low = max(report.start, extent.logical)
             high = min(end, extent.logical + extent.length)
             if low < high and extent.has_place:
                 yield extent.physical + low - extent.logical, high - low
-        return
-    raise OSError("no path leads to the file now")
+    finally:
+        os.close(descriptor)
