@@ -24,7 +24,7 @@ from whoseblock.fs.base import (
 from whoseblock.fs.driver import Capability, MountedVolume, Volume
 from whoseblock.lookup import Lookup
 from whoseblock.ranges import ByteRange
-from whoseblock.respond.copies import Copies
+from whoseblock.respond.copies.locations import Copies
 from whoseblock.respond.exceptions import ChangedError
 from whoseblock.respond.owners import QUARANTINE, is_unowned, positions_of
 from whoseblock.respond.planning import (
@@ -121,7 +121,7 @@ OPTIONS = {
 #: A capital is a step, a small letter a reason why there is none.
 STEPS = {"Z": Act.ZERO, "R": Act.RESTORE, "P": Act.PUNCH}
 REASONS = {
-    "c": (Act.ADVISE, "pass --restore-from to name one, or --punch"),
+    "c": (Act.ADVISE, "pass --restore-from to name one, --restore-cached"),
     "m": (Act.ADVISE, "only while the filesystem is mounted"),
     "x": (Act.ADVISE, ", which is metadata: repair file"),
     "s": (Act.ADVISE, "metadata (inodes): repair metadata"),

@@ -27,7 +27,7 @@ def act(kind: Act, site: Site, identity: str) -> str:
     """Carry out an act on the first block, which is metadata, and return why it is refused."""
     step = StepParameters(layer=site.layer.name, identity=identity, start=0, length=4096)
     nothing = PrivilegeJournal((), lambda _records: None)
-    records = StepRecords(ReplacementDigest("", lambda _digest: None), nothing)
+    records = StepRecords(ReplacementDigest("", lambda _digest, _sources: None), nothing)
     with pytest.raises(RefusedError) as refused:
         carry_out(kind, step, site, None, records)
     return str(refused.value)

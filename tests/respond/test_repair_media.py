@@ -12,6 +12,7 @@ from tests.support.failing_filesystem import (
     EXCHANGE,
     KINDS,
     Bench,
+    back_up,
     bench,
     forget,
     pattern,
@@ -84,7 +85,7 @@ def test_the_copy_fails(tmp_path: Path, kind: Geometry) -> None:
     with bench(tmp_path, kind) as served:
         content = pattern("file", 9 * BLOCK)
         path = write_file(served.root / "file", content)
-        copy = write_file(served.root / "copy", content)
+        copy = back_up(path, served.root / "copy", content)
         place, other = served.place(path, 4), served.place(copy, 4)
         served.fail(place, ByteRange(other.start + 512, 512))
         said = served.apply(place, "--restore-file", copy, code=14)
@@ -93,7 +94,7 @@ def test_the_copy_fails(tmp_path: Path, kind: Geometry) -> None:
         assert place in served.served.bad()
         # A reflink of the damaged file is no copy either.
         clone = served.root / "clone"
-        subprocess.run(["cp", "--reflink=always", path, clone], check=True)
+        subprocess.run(["cp", "--reflink=always", "--preserve=timestamps", path, clone], check=True)
         said = served.apply(place, "--restore-file", clone, code=14)
         assert "is unreadable itself" in said
 
@@ -135,9 +136,10 @@ def test_the_device_begins_to_refuse_writes(tmp_path: Path, kind: Geometry) -> N
         five = share_five(served, tmp_path / "copies")
         lost = ByteRange(five.place.start + 512, 512)
         served.fail(lost)
-        copy = five.copy_of(served.root / "c", served)
+        copy = five.copy_of(served.root / "a", served)
         command = failing_on_the_way(served, f"permanent {lost}", copy)
-        said = served.apply(lost, "--restore-command", command, code=14)
+        words = ["--restore-command", command, "--restore-from", five.copies]
+        said = served.apply(lost, *words, code=14)
         assert "failed" in said
         for path in five.files:
             assert path.read_bytes() == five.copy_of(path, served).read_bytes()

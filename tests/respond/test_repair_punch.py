@@ -4,7 +4,16 @@ import os
 from pathlib import Path
 
 import pytest
-from tests.support.failing_filesystem import BLOCK, KINDS, Bench, Facts, bench, pattern, write_file
+from tests.support.failing_filesystem import (
+    BLOCK,
+    KINDS,
+    Bench,
+    Facts,
+    back_up,
+    bench,
+    pattern,
+    write_file,
+)
 from tests.support.shared_blocks import share_five
 from tests.support.system_calls import clone_range
 from tests.support.xfs_images import Geometry
@@ -123,7 +132,7 @@ def test_the_last_block_is_not_full(tmp_path: Path, kind: Geometry, words: list[
         clone = served.root / "clone"
         with path.open("rb") as source, clone.open("w+b") as target:
             clone_range(source.fileno(), 0, 0, target.fileno(), 0)
-        copy = write_file(tmp_path / "good", content)
+        copy = back_up(path, tmp_path / "good", content)
         place = served.place(path, 5)
         bad = [ByteRange(place.start + 512, 512), ByteRange(place.start + 2560, 512)]
         served.fail(*bad)
@@ -169,7 +178,7 @@ def test_a_file_that_has_the_block_twice(tmp_path: Path, kind: Geometry) -> None
         path = write_file(served.root / "file", content)
         with path.open("r+b") as file:
             clone_range(file.fileno(), 2 * BLOCK, BLOCK, file.fileno(), 6 * BLOCK)
-        copy = write_file(tmp_path / "good", path.read_bytes())
+        copy = back_up(path, tmp_path / "good", path.read_bytes())
         facts = Facts.of(path)
         place = served.place(path, 2)
         served.fail(ByteRange(place.start, 512))
@@ -182,7 +191,7 @@ def test_a_file_that_has_the_block_twice(tmp_path: Path, kind: Geometry) -> None
 def plain_file(served: Bench, tmp_path: Path) -> tuple[Path, Path, ByteRange]:
     content = pattern("file", 9 * BLOCK)
     path = write_file(served.root / "file", content)
-    return path, write_file(tmp_path / "good", content), served.place(path, 3)
+    return path, back_up(path, tmp_path / "good", content), served.place(path, 3)
 
 
 @kinds

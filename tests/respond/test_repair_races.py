@@ -14,7 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.failing_filesystem import BLOCK, KINDS, Bench, bench, forget, pattern, write_file
+from tests.support.failing_filesystem import (
+    BLOCK,
+    KINDS,
+    Bench,
+    back_up,
+    bench,
+    forget,
+    pattern,
+    write_file,
+)
 from tests.support.shared_blocks import Five, share_five
 from tests.support.tools import CHECKOUT
 from tests.support.xfs_images import Geometry
@@ -197,7 +206,7 @@ def test_a_copy_that_changed_with_its_file_is_not_shared_with_the_others(tmp_pat
         b = served.root / "b"
         subprocess.run(["cp", "--reflink=always", a, b], check=True)
         copies = tmp_path / "copies"
-        copy = write_file(copies / "a", old)
+        copy = back_up(a, copies / "a", old)
         fresh = write_file(tmp_path / "fresh", bytes(new))
         place = served.place(a, 1)
         served.fail(place)
@@ -273,7 +282,7 @@ def test_a_writer_that_never_pauses(
     with bench(tmp_path, kind) as served:
         content = pattern("file", 12 * BLOCK)
         path = write_file(served.root / "file", content)
-        copy = write_file(tmp_path / "good", content)
+        copy = back_up(path, tmp_path / "good", content)
         clone = served.root / "clone"
         subprocess.run(["cp", "--reflink=always", path, clone], check=True)
         at = 5 if beside else 4
@@ -284,7 +293,9 @@ def test_a_writer_that_never_pauses(
                 with contextlib.suppress(ValueError, AssertionError):
                     place = served.place(path, block)
                     served.served.add(ByteRange(place.start + 512 * number, 512))
-                    words = ["--restore-file", copy] if number < 2 else ["--punch"]
+                    words = (
+                        ["--restore-file", copy, "--accept-older"] if number < 2 else ["--punch"]
+                    )
                     done = served.respond(place, *words, "--apply", "--yes")
                     assert done.returncode in (0, 14), done.stderr
                 time.sleep(0.05)

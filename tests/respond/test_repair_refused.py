@@ -11,7 +11,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from tests.support.failing_filesystem import BLOCK, KINDS, Bench, bench, pattern, write_file
+from tests.support.failing_filesystem import (
+    BLOCK,
+    KINDS,
+    Bench,
+    back_up,
+    bench,
+    pattern,
+    write_file,
+)
 from tests.support.mapping_processes import running
 from tests.support.shared_blocks import Five, share_five
 from tests.support.tools import run
@@ -51,31 +59,31 @@ def another_size(five: Five, served: Bench) -> str:
     return "bytes, the damaged file"
 
 
-def one_byte_nearby(five: Five, served: Bench) -> str:
-    copy = five.keep_only(served.root / "c", served)
+def flip(copy: Path, at: int) -> None:
+    """Change one byte of a copy, and keep its time."""
+    status = copy.stat()
     content = bytearray(copy.read_bytes())
-    content[16 * BLOCK - 1] ^= 1
+    content[at] ^= 1
     copy.write_bytes(content)
+    os.utime(copy, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def one_byte_nearby(five: Five, served: Bench) -> str:
+    flip(five.keep_only(served.root / "c", served), 16 * BLOCK - 1)
     return "differs from the damaged file at byte 65535"
 
 
 def one_byte_within_the_block(five: Five, served: Bench) -> str:
-    copy = five.keep_only(served.root / "c", served)
-    content = bytearray(copy.read_bytes())
-    content[17 * BLOCK - 1] ^= 1
-    copy.write_bytes(content)
+    flip(five.keep_only(served.root / "c", served), 17 * BLOCK - 1)
     return "differs from the damaged file at byte 69631"
 
 
 def copies_that_disagree(five: Five, served: Bench) -> str:
     for path in five.files:
-        if path.name not in ("b", "c"):
+        if path.name not in ("b", "last"):
             five.copy_of(path, served).unlink()
-    copy = five.copy_of(served.root / "c", served)
-    content = bytearray(copy.read_bytes())
-    content[16 * BLOCK + 600] ^= 1
-    copy.write_bytes(content)
-    return "differ from one another"
+    flip(five.copy_of(served.root / "last", served), 5 * BLOCK + 600)
+    return "deep/er/b' differ"
 
 
 def no_copy(five: Five, _served: Bench) -> str:
@@ -180,7 +188,7 @@ def test_an_active_swap_file(tmp_path: Path, kind: Geometry) -> None:
         # once, and a write heals.
         run(["mkswap", path, "256"])
         served.sync()
-        copy = write_file(tmp_path / "good", path.read_bytes())
+        copy = back_up(path, tmp_path / "good", path.read_bytes())
         place = served.place(path, 100)
         served.fail(ByteRange(place.start, 512))
         run(["swapon", path])

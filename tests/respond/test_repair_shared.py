@@ -6,7 +6,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.support.failing_filesystem import BLOCK, KINDS, Bench, bench, pattern, write_file
+from tests.support.failing_filesystem import (
+    BLOCK,
+    KINDS,
+    Bench,
+    back_up,
+    bench,
+    pattern,
+    write_file,
+)
 from tests.support.shared_blocks import Five, share_five
 from tests.support.system_calls import clone_range
 from tests.support.xfs_images import Geometry
@@ -22,12 +30,20 @@ def from_folder(five: Five, served: Bench) -> list[object]:
 
 
 def from_file(five: Five, served: Bench) -> list[object]:
-    return ["--restore-file", five.keep_only(served.root / "c", served)]
+    # Without it, the file of another user would get nothing.
+    own = five.copy_of(served.root / "c", served)
+    return [
+        "--restore-file",
+        five.keep_only(served.root / "a", served),
+        "--restore-from",
+        own.parent,
+    ]
 
 
 def from_command(five: Five, served: Bench) -> list[object]:
     copy = five.keep_only(served.root / "last", served)
-    return ["--restore-command", f"echo {shlex.quote(str(copy))}"]
+    command = f"echo {shlex.quote(str(copy))}"
+    return ["--restore-command", command, "--restore-from", five.copies]
 
 
 @pytest.mark.parametrize(
@@ -68,7 +84,7 @@ def test_more_files_than_may_be_open(tmp_path: Path, kind: Geometry) -> None:
         content = pattern("many", 3 * BLOCK)
         first = write_file(served.root / "0", content)
         copies = tmp_path / "copies"
-        write_file(copies / "0", content)
+        back_up(first, copies / "0", content)
         files = [first, *(served.root / str(number) for number in range(1, count))]
         with first.open("rb") as source:
             for path in files[1:]:
@@ -121,7 +137,7 @@ def test_several_blocks_in_one_range(tmp_path: Path, kind: Geometry) -> None:
 def test_permanent_sectors_stay_in_quarantine(tmp_path: Path, kind: Geometry) -> None:
     with bench(tmp_path, kind) as served:
         five = share_five(served, tmp_path / "copies")
-        five.keep_only(served.root / "c", served)
+        five.keep_only(served.root / "a", served)
         lost = ByteRange(five.place.start + 1024, 512)
         served.fail(lost, permanent=True)
         before = served.everything(but=five.files)

@@ -16,6 +16,7 @@ from tests.support.failing_filesystem import (
     KINDS,
     PLAIN,
     Bench,
+    back_up,
     bench,
     geometry,
     pattern,
@@ -163,7 +164,7 @@ def test_other_sizes(tmp_path: Path, block: int, sector: int) -> None:
         served.apply(bad)
         assert served.served.bad() == []
         path = write_file(served.root / "file", pattern("file", 5 * block - 100))
-        copy = write_file(tmp_path / "copies/file", path.read_bytes())
+        copy = back_up(path, tmp_path / "copies/file", path.read_bytes())
         place = served.place(path, 4)
         lost = ByteRange(place.start, sector)
         served.fail(lost)

@@ -33,6 +33,7 @@ __all__ = [
     "PLAIN",
     "Bench",
     "Facts",
+    "back_up",
     "bench",
     "geometry",
     "pattern",
@@ -280,6 +281,14 @@ def write_file(path: Path, content: bytes, at: int = 0) -> Path:
         stream.seek(at)
         stream.write(content)
     return path
+
+
+def back_up(path: Path, copy: Path, content: bytes) -> Path:
+    """Write a copy of a file with its modification time, as backups have it."""
+    write_file(copy, content)
+    status = path.stat()
+    os.utime(copy, ns=(status.st_atime_ns, status.st_mtime_ns))
+    return copy
 
 
 @contextlib.contextmanager

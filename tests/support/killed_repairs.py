@@ -295,6 +295,12 @@ class Ground:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
+        self.keep_times(name)
+
+    def keep_times(self, name: str) -> None:
+        """Set the times of a copy to those of its file, as backups do."""
+        status = (self.root / name).stat()
+        os.utime(self.copies / name, ns=(status.st_atime_ns, status.st_mtime_ns))
 
     def sync(self) -> None:
         """Sync the filesystem to the device."""

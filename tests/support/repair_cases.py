@@ -172,6 +172,7 @@ def _sharing(ground: Ground, number: int, chance: random.Random, files: int) -> 
                 else:
                     os.pwrite(file.fileno(), os.pread(source.fileno(), BLOCK, 2 * BLOCK), at)
                 os.fsync(file.fileno())
+        ground.keep_times(name)
         shared[name] = at
     return shared
 
@@ -251,6 +252,7 @@ def last_block(ground: Ground, number: int, chance: random.Random) -> Failure:
     with (ground.root / names[0]).open("rb") as source, (ground.root / names[1]).open("r+b") as to:
         clone_range(source.fileno(), 0, 0, to.fileno(), 0)
         os.fsync(to.fileno())
+    ground.keep_times(names[1])
     shared = dict.fromkeys(names, 2 * BLOCK)
     return _mark(
         ground, _lose_shared(ground, shared, ByteRange(0, SECTOR), *_restoring(ground)), chance

@@ -9,7 +9,16 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.support.failing_filesystem import BLOCK, KINDS, PLAIN, Facts, bench, pattern, write_file
+from tests.support.failing_filesystem import (
+    BLOCK,
+    KINDS,
+    PLAIN,
+    Facts,
+    back_up,
+    bench,
+    pattern,
+    write_file,
+)
 from tests.support.mounts import loop_device
 from tests.support.system_calls import clone_range
 from tests.support.systemd_unit import UNIT, as_the_unit, capabilities
@@ -76,10 +85,11 @@ def test_a_restored_file_of_another_user_keeps_its_rights(
         if shared:
             with path.open("rb") as one, (served.root / "other").open("wb") as two:
                 clone_range(one.fileno(), 0, len(content), two.fileno(), 0)
+            os.chown(served.root / "other", 65534, 65533)
         os.chown(path, 65534, 65533)
         path.chmod(0o6711)
         os.setxattr(path, "security.capability", CAPABILITY)
-        copy = write_file(tmp_path / "good", content)
+        copy = back_up(path, tmp_path / "good", content)
         facts = Facts.of(path)
         place = served.place(path, 3)
         served.fail(ByteRange(place.start + 512, 512))
@@ -107,7 +117,7 @@ def test_a_denied_lease_does_not_mean_that_the_file_is_open(tmp_path: Path) -> N
         content = pattern("file", 9 * BLOCK)
         path = write_file(served.root / "file", content)
         os.chown(path, 65534, 65534)
-        copy = write_file(tmp_path / "good", content)
+        copy = back_up(path, tmp_path / "good", content)
         place = served.place(path, 3)
         served.fail(place)
         words = (served.root, place, "--restore-file", copy, "--apply", "--yes")

@@ -37,8 +37,10 @@ Without --apply only the journal is written.  With --apply:
                  and no others
   file data      with --restore-from, --restore-file or --restore-command:
                  the good copy is written to other blocks once and mapped
-                 into all files that share it; the failed sectors are zeroed
+                 into all files that share it and belong to the same user;
+                 the failed sectors are zeroed
                  with --punch: zeros replace what cannot be read
+                 what the page cache still has is used first
   metadata       nothing is written; the plan names the tool that repairs it
 
 \b
@@ -75,6 +77,33 @@ Examples:
     "--verify-whole",
     is_flag=True,
     help="Compare the whole file with its copy, not only 1 MiB on each side of the loss.",
+)
+@click.option(
+    "--restore-cached",
+    is_flag=True,
+    help="Restore from the page cache what it still has. The other options of copies and --punch"
+    " use it first, too.",
+)
+@click.option(
+    "--accept-older",
+    is_flag=True,
+    help="Accept copies with another modification time than the damaged file.",
+)
+@click.option(
+    "--accept-zeros",
+    is_flag=True,
+    help="Accept copies that have only zeros where data was lost.",
+)
+@click.option(
+    "--restore-map",
+    type=click.Path(exists=True, dir_okay=False),
+    metavar="MAP",
+    help="Accept what the ddrescue map MAP of --restore-file has as rescued, and nothing else.",
+)
+@click.option(
+    "--prefer",
+    type=click.Choice(["cache", "copy"]),
+    help="Where the page cache and a copy differ, use this one.  [default: change nothing]",
 )
 @click.option("--punch", is_flag=True, help="Replace lost data by zeros if there is no good copy.")
 @click.option(
@@ -163,12 +192,15 @@ def _check_options(options: dict[str, Any]) -> None:
     """Refuse options that have no effect without another, with a usage error."""
     if options["yes"] and not (options["applied"] or options["resume"]):
         raise click.UsageError("--yes has no effect without --apply.")
+    if options["restore_map"] and not options["restore_file"]:
+        raise click.UsageError("--restore-map has no effect without --restore-file.")
     copies = ("restore_from", "restore_file", "restore_command")
-    if options["verify_whole"] and not any(options[name] for name in copies):
-        raise click.UsageError(
-            "--verify-whole has no effect without --restore-from, --restore-file or"
-            " --restore-command."
-        )
+    for name in ("verify_whole", "accept_older", "accept_zeros", "prefer"):
+        if options[name] and not any(options[copy] for copy in copies):
+            raise click.UsageError(
+                f"--{name.replace('_', '-')} has no effect without --restore-from, --restore-file"
+                " or --restore-command."
+            )
 
 
 def _check_signal(name: str) -> None:
@@ -362,14 +394,23 @@ def _absolute(path: str | None) -> str | None:
 
 def _plan_options(options: dict[str, Any]) -> "PlanOptions":
     """Return what the command line allows."""
-    from whoseblock.respond.copies import Copies
+    from whoseblock.respond.copies.locations import Copies, Preference
     from whoseblock.respond.service import PlanOptions
 
     folder, file = _absolute(options["restore_from"]), _absolute(options["restore_file"])
     command = options["restore_command"]
     copies = None
-    if folder or file or command:
-        copies = Copies(folder, file, command, whole=options["verify_whole"])
+    if folder or file or command or options["restore_cached"]:
+        copies = Copies(
+            folder,
+            file,
+            command,
+            whole=options["verify_whole"],
+            older=options["accept_older"],
+            zeros=options["accept_zeros"],
+            rescue_map=_absolute(options["restore_map"]),
+            prefer=Preference(options["prefer"]) if options["prefer"] else None,
+        )
     return PlanOptions(
         copies=copies,
         punch=options["punch"],

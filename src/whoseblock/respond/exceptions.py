@@ -8,6 +8,7 @@ __all__ = [
     "ChangedError",
     "NotHealedError",
     "NotNowError",
+    "PartlyDoneError",
     "RefusedError",
     "UnguardedError",
 ]
@@ -35,3 +36,7 @@ class NotHealedError(Exception):
 
 class UnguardedError(Exception):
     """The device was written, but the filesystem may have been thawed meanwhile."""
+
+
+class PartlyDoneError(Exception):
+    """Some owners of the blocks were repaired, and others were left as they are."""

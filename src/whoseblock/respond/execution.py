@@ -1,7 +1,7 @@
 """Carry out the steps of a plan in the journal: journaled before, verified after."""
 
 import errno
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, NamedTuple
 
@@ -11,7 +11,14 @@ from whoseblock.errors import JournalError, WhoseblockError
 from whoseblock.fs.base import Answer, FileOwner
 from whoseblock.journal.records import FINAL, Plan, State, Step
 from whoseblock.journal.run import Run
-from whoseblock.respond.exceptions import BusyError, NotHealedError, RefusedError, UnguardedError
+from whoseblock.respond.copies.replacement import CopySource
+from whoseblock.respond.exceptions import (
+    BusyError,
+    NotHealedError,
+    PartlyDoneError,
+    RefusedError,
+    UnguardedError,
+)
 from whoseblock.respond.notify import NotifyError, run_command, signal_processes
 from whoseblock.respond.owners import raised_file_limit
 from whoseblock.respond.planning import Act
@@ -34,6 +41,17 @@ SIGNAL: Final = "signal"
 _REPLACEMENT: Final = "replacement"
 #: The key of the records of `PrivilegeJournal`.
 _PRIVILEGES: Final = "privileges"
+#: The key under which the journal keeps where that data is from.
+_COPIES: Final = "copies"
+#: The errors that fail a step, so that it can be resumed.
+_FAILURES: Final = (
+    BusyError,
+    NotHealedError,
+    PartlyDoneError,
+    UnguardedError,
+    NotifyError,
+    WhoseblockError,
+)
 _CLOSED_BECAUSE: Final = "all planned steps are done and verified"
 #: Errors of a file that must not be changed; the kernel reports ETXTBSY for swap space, too.
 _REFUSALS: Final = {errno.ETXTBSY, errno.EPERM, errno.EACCES, errno.EROFS}
@@ -110,7 +128,7 @@ def _take(run: Run, step: Step, context: Context, *, ends: bool) -> StepOutcome:
         if error.errno in _REFUSALS:
             return _skip(run, step, f"the kernel refuses: {error.strerror}")
         return _fail(run, step, error.strerror or str(error))
-    except (BusyError, NotHealedError, UnguardedError, NotifyError, WhoseblockError) as error:
+    except _FAILURES as error:
         return _fail(run, step, str(error))
 
 
@@ -147,7 +165,9 @@ def _change(run: Run, step: Step, context: Context, *, ends: bool) -> StepOutcom
     records = StepRecords(_replacement_of(run, step), _privileges_of(run, step))
     with raised_file_limit(), site.exclusive(context.on_wait):
         result = carry_out(kind, parameters, site, context.journal_device, records)
-        detail = {"says": result.says, "zeroed": result.zeroed, "kept": result.kept}
+        detail: dict[str, Any] = {"says": result.says, "zeroed": result.zeroed, "kept": result.kept}
+        if result.sources:
+            detail[_COPIES] = _details(result.sources)
         with _reporting(step, result.says):
             run.done(step.id, detail)
         seen = verify(kind, parameters, site, result)
@@ -165,8 +185,8 @@ def _last(step: Step, key: str) -> Any:  # noqa: ANN401 - JSON
 
 
 def _replacement_of(run: Run, step: Step) -> ReplacementDigest:
-    def note(digest: str) -> None:
-        run.started(step.id, {_REPLACEMENT: digest})
+    def note(digest: str, sources: Sequence[CopySource]) -> None:
+        run.started(step.id, {_REPLACEMENT: digest, _COPIES: _details(sources)})
 
     return ReplacementDigest(str(_last(step, _REPLACEMENT) or ""), note)
 
@@ -177,6 +197,10 @@ def _privileges_of(run: Run, step: Step) -> PrivilegeJournal:
 
     records = msgspec.convert(_last(step, _PRIVILEGES) or [], list[FilePrivileges])
     return PrivilegeJournal(records, note)
+
+
+def _details(sources: Sequence[CopySource]) -> list[dict[str, Any]]:
+    return [source._asdict() for source in sources]
 
 
 def _notify(step: Step, context: Context) -> str:

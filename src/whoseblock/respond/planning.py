@@ -28,7 +28,7 @@ from whoseblock.fs.base import (
 from whoseblock.fs.driver import Capability, MountedVolume, Volume
 from whoseblock.lookup import Lookup, Query
 from whoseblock.ranges import ByteRange
-from whoseblock.respond.copies import Copies
+from whoseblock.respond.copies.locations import Copies
 from whoseblock.respond.owners import QUARANTINE, is_unowned, whole_blocks, why_not_direct
 from whoseblock.respond.sites import Site, failing_at, rows_by_layer
 from whoseblock.target import Target
@@ -73,7 +73,7 @@ CHANGES: Final = frozenset({Act.ZERO, Act.RESTORE, Act.PUNCH})
 class PlanOptions:
     """The acts that the user allows, and the programs and processes to notify.
 
-    ``copies`` says where good copies are, None if the user named none.  ``punch`` allows zeros in
+    ``copies`` says where good data is, None if the user named no place.  ``punch`` allows zeros in
     the place of data without a copy.  ``quarantine`` keeps the failed blocks in a file.
     ``command`` is a shell command that receives each finding; ``signal`` is the name of a signal
     for the processes that map the lost part of a file.  ``write_read_only`` allows to write to the
@@ -361,8 +361,8 @@ def _decide_data(files: int, options: PlanOptions, filesystem: Volume) -> Decisi
     if wanted is Act.ADVISE:
         why = why_unsupported(Act.RESTORE, filesystem) if mounted else ""
         copy = (
-            "file data without a good copy: pass --restore-from to name one, or --punch to give"
-            " the data up"
+            "file data without a good copy: pass --restore-from to name one, --restore-cached to"
+            " use what the page cache has, or --punch to give the data up"
         )
         return Decision(Act.ADVISE, f"{why}: nothing is changed" if why else copy)
     if not mounted:
@@ -374,9 +374,10 @@ def _decide_data(files: int, options: PlanOptions, filesystem: Volume) -> Decisi
     first = "put the failed blocks into quarantine; " if options.quarantine else ""
     after = "zero the failed sectors" + ("" if options.quarantine else ", and free them")
     if options.copies:
+        copy = "the good copy" if options.copies.named else "what the page cache has"
         return Decision(
             Act.RESTORE,
-            f"{first}write the good copy to other blocks once, map it into {owners}; {after}",
+            f"{first}write {copy} to other blocks once, map it into {owners}; {after}",
         )
     return Decision(Act.PUNCH, f"{first}map zeros into {owners} for what cannot be read; {after}")
 

@@ -21,6 +21,7 @@ from whoseblock.fs.driver import ExchangeSample, MountedVolume
 from whoseblock.media.direct import DirectMedia
 from whoseblock.ranges import ByteRange
 from whoseblock.respond import syscalls
+from whoseblock.respond.copies.page_cache import cached_pieces
 from whoseblock.respond.device import Content, Device
 from whoseblock.respond.exceptions import ChangedError, NotHealedError, NotNowError, RefusedError
 from whoseblock.respond.owners import (
@@ -32,7 +33,7 @@ from whoseblock.respond.owners import (
 )
 from whoseblock.respond.privileges import PrivilegeJournal, has_privileges
 
-__all__ = ["ContentChange", "Keeper", "ReplacementSource", "overwrite", "relocate"]
+__all__ = ["ContentChange", "Keeper", "ReplacementSource", "flush", "overwrite", "relocate"]
 
 #: How often the exchange is tried with a file that other processes keep writing to.
 _ATTEMPTS: Final = 5
@@ -114,10 +115,22 @@ class ReplacementSource(NamedTuple):
 
 
 class ContentChange(NamedTuple):
-    """The content of a run when the replacement was made, and the replacement; None is a hole."""
+    """The content of a run when the replacement was made, and the replacement; None is a hole.
+
+    Unless ``over_cache``, an owner is not changed if the page cache has other data than that.
+    """
 
     before: Content
     replacement: bytes | None
+    over_cache: bool = False
+
+    @property
+    def only_lost(self) -> bool:
+        """Whether the replacement differs from the content in failed sectors only."""
+        data = self.replacement
+        return data is not None and data == self.before.with_lost(
+            lambda at, length: data[at : at + length]
+        )
 
 
 def relocate(  # noqa: PLR0913 - what, where, whose, for what
@@ -270,16 +283,28 @@ class _Exchange:
         Earlier writes to the file may still be in memory.  Once they are flushed, they show as
         another mapping or as other content.
         """
-        _flush(self._owner.fd)
+        flush(self._owner.fd)
         position = self._owner.position
         # Only this file's mapping is read: a run may have thousands of owners.
         if not self._fs.still_maps(self._owner.fd, position.offset, self._block):
             raise ChangedError(f"{position} now maps other blocks at {position.offset}")
         if self._device.content(self._block) != self._change.before:
             raise ChangedError(f"{self._block} now holds other data")
+        if not self._change.over_cache:
+            self._check_cache()
+
+    def _check_cache(self) -> None:
+        # A write that could not be flushed is in memory alone.
+        start = self._owner.position.offset
+        good = self._change.replacement or bytes(self._block.length)
+        for at, data in cached_pieces(
+            self._owner.fd, start, self._block.length, self._fs.block_size
+        ):
+            if data != good[at - start : at - start + len(data)]:
+                raise ChangedError(f"{self._owner.position} has newer data in memory")
 
 
-def _flush(file: int) -> None:
+def flush(file: int) -> None:
     """Flush what other processes wrote to a file, so that the device holds the newest data."""
     try:
         os.fsync(file)

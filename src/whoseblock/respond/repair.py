@@ -11,16 +11,27 @@ from typing import NamedTuple
 
 import msgspec
 
-from whoseblock.encode import encode_json
 from whoseblock.errors import MediaError, WhoseblockError
 from whoseblock.fs.base import FileId
 from whoseblock.fs.driver import MountedVolume, Volume
 from whoseblock.fs.registry import open_volume
 from whoseblock.media.direct import DirectMedia
 from whoseblock.ranges import ByteRange
-from whoseblock.respond.copies import Copies, CopyError, VerifiedCopy, find, verify_copy
+from whoseblock.respond.copies.locations import Copies, Preference
+from whoseblock.respond.copies.replacement import (
+    CopySource,
+    Replacement,
+    Replacements,
+    find_replacements,
+)
 from whoseblock.respond.device import Content
-from whoseblock.respond.exceptions import ChangedError, NotHealedError, NotNowError, RefusedError
+from whoseblock.respond.exceptions import (
+    ChangedError,
+    NotHealedError,
+    NotNowError,
+    PartlyDoneError,
+    RefusedError,
+)
 from whoseblock.respond.owners import (
     FilePosition,
     OpenOwner,
@@ -46,6 +57,7 @@ from whoseblock.respond.relocate import (
     ContentChange,
     Keeper,
     ReplacementSource,
+    flush,
     overwrite,
     relocate,
 )
@@ -64,6 +76,8 @@ __all__ = [
 
 #: How often the owners of a run are looked up again when others change them meanwhile.
 _ROUNDS = 4
+#: So many sources of data are named in an outcome; the journal has all.
+_NAMED = 3
 
 
 class StepParameters(msgspec.Struct, frozen=True, kw_only=True):
@@ -112,12 +126,13 @@ class ActResult(NamedTuple):
     """The result of an act, in words and in sectors.
 
     ``zeroed`` are the sectors that were zeroed.  ``kept`` are those that a quarantine keeps out of
-    use, and that may still fail.
+    use, and that may still fail.  ``sources`` are where the data of the owners is from.
     """
 
     says: str
     zeroed: Sequence[ByteRange] = ()
     kept: Sequence[ByteRange] = ()
+    sources: Sequence[CopySource] = ()
 
 
 class ReplacementDigest:
@@ -127,12 +142,12 @@ class ReplacementDigest:
     and what the first ones hold now may have been written since.
     """
 
-    def __init__(self, digest: str, note: Callable[[str], None]) -> None:
+    def __init__(self, digest: str, note: Callable[[str, Sequence[CopySource]], None]) -> None:
         self.digest = digest
         self._note = note
 
-    def check(self, data: bytes, *, strict: bool) -> None:
-        """Journal the digest of a replacement before any owner is changed.
+    def check(self, data: bytes, sources: Sequence[CopySource], *, strict: bool) -> None:
+        """Journal the digest of a replacement and its sources before any owner is changed.
 
         Raises `RefusedError` if ``strict`` and an earlier attempt used other data.
         """
@@ -140,7 +155,7 @@ class ReplacementDigest:
         if strict and self.digest not in ("", digest):
             raise RefusedError("the good copy differs from the one that other owners were given")
         if not self.digest:
-            self._note(digest)
+            self._note(digest, sources)
         self.digest = digest
 
 
@@ -309,34 +324,81 @@ class _Attempt:
             device = stack.enter_context(contextlib.closing(self._site.device()))
             files = stack.enter_context(OpenOwners(self._fs))
             owners = [files.open(position) for position in self._positions()]
+            if not self._flush(owners):
+                return None
             content = device.content(run)
             if not content.failing:
                 return ActResult("every sector is readable again: nothing was changed")
             others = self._changed_before(owners, files)
-            change = ContentChange(content, self._replacement(content, [*owners, *others]))
-            if change.replacement is not None:
-                self._digest.check(change.replacement, strict=self._kind is Act.RESTORE)
-            if in_place and len(owners) == 1 and not others and self._may_overwrite(change):
+            found = self._find(content, owners, others)
+            if in_place and len(owners) == 1 and not others:
+                change = self._change(content, found.found[0])
                 with contextlib.suppress(NotNowError):
-                    if overwrite(self._fs, device, owners[0], change, self._privileges):
-                        return ActResult(f"rewrote {_list(content.failing)} in place")
-                    return None
+                    if self._may_overwrite(change):
+                        if overwrite(self._fs, device, owners[0], change, self._privileges):
+                            says = f"rewrote {_list(content.failing)} in place{_from(found)}"
+                            return ActResult(says, sources=found.sources)
+                        return None
             keeper: Keeper = self._keeper or stack.enter_context(
                 contextlib.closing(Keeper.temporary(self._fs, run))
             )
             if not keeper.has_run():
                 keeper.share(owners[0])
-            source = _source(others, change)
-            relocate(self._fs, device, keeper, owners, change, self._privileges, source)
+            for one in found.found:
+                change = self._change(content, one)
+                source = _source(others, change)
+                relocate(self._fs, device, keeper, one.owners, change, self._privileges, source)
+            done = self._describe(found)
+            if found.left:
+                raise PartlyDoneError(f"{done}; left: {_reasons(found)}")
             if not keeper.is_alone():
                 return None
             result = _settle(self._site, keeper)
-        what = "zeros" if self._kind is Act.PUNCH else "the good copy"
-        whom = "the file" if len(owners) == 1 else f"{len(owners)} files"
-        return result._replace(says=f"gave {what} to {whom}; {result.says}")
+        return result._replace(says=f"{done}; {result.says}", sources=found.sources)
+
+    def _flush(self, owners: Sequence[OpenOwner]) -> bool:
+        """Flush the owners; return False if one of them got other blocks by that."""
+        for owner in owners:
+            flush(owner.fd)
+        return all(
+            self._fs.still_maps(owner.fd, owner.position.offset, self._step.run) for owner in owners
+        )
+
+    def _find(
+        self, content: Content, owners: Sequence[OpenOwner], others: Sequence[OpenOwner]
+    ) -> Replacements:
+        """Find the replacements, and journal where they are from."""
+        restores = self._kind is Act.RESTORE
+        copies = self._step.copies
+        if restores and copies is None:
+            raise RefusedError("no good copy was named")
+        found = find_replacements(
+            self._fs, content, owners, others, copies if restores else None, self._digest.digest
+        )
+        if not found.found:
+            raise RefusedError(_reasons(found))
+        first = found.found[0]
+        if first.data is not None:
+            strict = restores and not first.certain
+            self._digest.check(first.data, found.sources, strict=strict)
+        return found
+
+    def _change(self, content: Content, replacement: Replacement) -> ContentChange:
+        copies = self._step.copies
+        over_cache = copies is not None and copies.prefer is Preference.COPY
+        return ContentChange(content, replacement.data, over_cache=over_cache)
+
+    def _describe(self, found: Replacements) -> str:
+        given = "the good copy"
+        if self._kind is Act.PUNCH:
+            given = "zeros, and what the page cache has," if found.sources else "zeros"
+        count = sum(len(one.owners) for one in found.found)
+        whom = "the file" if count == 1 else f"{count} files"
+        return f"gave {given} to {whom}{_from(found)}"
 
     def _may_overwrite(self, change: ContentChange) -> bool:
-        return self._keeper is None and self._kind is Act.RESTORE and change.replacement is not None
+        # Readable sectors are not rewritten: the page cache must have nothing newer there.
+        return self._keeper is None and self._kind is Act.RESTORE and change.only_lost
 
     def _positions(self) -> list[FilePosition]:
         """Return the present owners; raise `ChangedError` if one of them was not planned."""
@@ -363,61 +425,16 @@ class _Attempt:
                     found.append(files.open(position))
         return found
 
-    def _replacement(self, content: Content, owners: Sequence[OpenOwner]) -> bytes | None:
-        """Return the data that replaces the run, None for a hole."""
-        if self._kind is Act.PUNCH:
-            # Readable bytes are kept; a hole replaces only a run of which nothing is readable.
-            return content.data if any(content.data) else None
-        lost = {owner.position: _lost_of(owner, content) for owner in owners}
-        if not any(lost.values()):
-            return content.data
-        copies = self._step.copies
-        if copies is None:
-            raise RefusedError("no good copy was named")
-        finding = encode_json(self._fs.owners(*self._step.run)) if copies.command else b""
-        found: bytes | None = None
-        reasons: list[str] = []
-        for owner in owners:
-            for verified in self._verified_copies(
-                copies, owner, lost[owner.position], finding, reasons
-            ):
-                with verified:
-                    filled = _filled(content, owner, verified)
-                if found not in (None, filled):
-                    raise RefusedError("the copies of what the files share differ from one another")
-                found = filled
-        if found is None:
-            raise RefusedError("; ".join(dict.fromkeys(reasons)) or "there is no copy")
-        return found
 
-    def _verified_copies(
-        self,
-        copies: Copies,
-        owner: OpenOwner,
-        lost: Sequence[ByteRange],
-        finding: bytes,
-        reasons: list[str],
-    ) -> Iterator[VerifiedCopy]:
-        file = owner.position.file
-        paths = self._fs.paths(file.inode, file.subvolume)
-        try:
-            for candidate in find(copies, paths.paths, finding):
-                try:
-                    yield verify_copy(
-                        owner.fd, candidate, lost, whole=copies.whole, window=copies.window
-                    )
-                except CopyError as error:
-                    reasons.append(str(error))
-        except CopyError as error:
-            reasons.append(str(error))
+def _reasons(found: Replacements) -> str:
+    return "; ".join(dict.fromkeys(found.left.values()))
 
 
-def _filled(content: Content, owner: OpenOwner, replacement: VerifiedCopy) -> bytes:
-    """Fill the failed sectors from a copy; raise `RefusedError` if it cannot be read any more."""
-    try:
-        return content.with_lost(_reader(owner.position.offset, replacement))
-    except CopyError as error:
-        raise RefusedError(str(error)) from error
+def _from(found: Replacements) -> str:
+    """Name the sources of the data, the first of many."""
+    names = [str(source) for source in found.sources]
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return f" (from {', '.join(names[:_NAMED])}{more})" if names else ""
 
 
 def _source(others: Sequence[OpenOwner], change: ContentChange) -> ReplacementSource | None:
@@ -432,21 +449,6 @@ def _source(others: Sequence[OpenOwner], change: ContentChange) -> ReplacementSo
             if length > 0 and media.pread(owner.position.offset, length) == data[:length]:
                 return ReplacementSource(owner.fd, owner.position.offset)
     return None
-
-
-def _reader(offset: int, replacement: VerifiedCopy) -> Callable[[int, int], bytes]:
-    return lambda at, length: replacement.read(offset + at, length)
-
-
-def _lost_of(owner: OpenOwner, content: Content) -> list[ByteRange]:
-    """Return the failed ranges in bytes of the file, up to its end."""
-    lost = []
-    for start, length in content.failing:
-        low = owner.position.offset + start - content.run.start
-        high = min(low + length, owner.size)
-        if low < high:
-            lost.append(ByteRange(low, high - low))
-    return lost
 
 
 def _list(ranges: Sequence[ByteRange]) -> str:

@@ -177,6 +177,8 @@ def test_shared_data_is_restored_though_the_memory_cannot_be_cleared(
     copies.mkdir(parents=True)
     undo.callback(shutil.rmtree, copies.parent)
     (copies / "a").write_bytes(content)
+    status = shared.first.stat()
+    os.utime(copies / "a", ns=(status.st_atime_ns, status.st_mtime_ns))
     bad = shared.start + 9 * PAGE
     namespace.bad_blocks.write_text(f"{bad // 512} 8")
     with pytest.raises(OSError, match="Input/output error"):

@@ -1,6 +1,7 @@
 """The changes of the policy on a device: only those of its rule, whatever else has failed."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,6 +38,7 @@ class Patient:
         self.files = ("static/a", "db/b")
         for name in self.files:
             (self.copies / name).write_bytes(fill(root / name, name))
+            self.keep_times(name)
         database = Rule("never touch the database", 1, path=f"{root}/db/*", owner=("file",))
         static = Rule(
             "static files", 2, owner=("file",), respond="restore", restore_from=str(self.copies)
@@ -53,6 +55,12 @@ class Patient:
             os.fsync(two.fileno())
             clone_range(one.fileno(), block * BLOCK, BLOCK, two.fileno(), block * BLOCK)
             os.fsync(two.fileno())
+        self.keep_times(other)
+
+    def keep_times(self, name: str) -> None:
+        """Set the times of a copy to those of its file, as backups do."""
+        status = (self.root / name).stat()
+        os.utime(self.copies / name, ns=(status.st_atime_ns, status.st_mtime_ns))
 
     def place(self, name: str, block: int) -> int:
         return place_of(self.root, self.root / name, block)
@@ -142,7 +150,7 @@ def test_a_file_that_was_renamed_meanwhile_has_the_rule_of_its_name(patient: Pat
     place = patient.place("static/a", 1)
     patient.fail(place)
     # There would be a good copy for it.
-    (patient.copies / "db/a").write_bytes((patient.copies / "static/a").read_bytes())
+    shutil.copy2(patient.copies / "static/a", patient.copies / "db/a")
     move = ("/bin/mv", str(patient.root / "static/a"), str(patient.root / "db/a"))
     database, static = patient.policy.rules
     patient.policy = Policy((database, static._replace(exec=move)))

@@ -13,7 +13,7 @@ from whoseblock.journal.journal import Journal
 from whoseblock.journal.run import Run
 from whoseblock.lookup import Lookup, Query
 from whoseblock.respond import service
-from whoseblock.respond.copies import Copies
+from whoseblock.respond.copies.locations import Copies
 from whoseblock.respond.planning import CHANGES, Act, PlanOptions, Proposal
 from whoseblock.stack.kernel.host import Host
 from whoseblock.target import Target, TargetOptions

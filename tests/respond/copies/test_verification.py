@@ -2,11 +2,11 @@
 
 import contextlib
 import errno
-import json
 import os
 import random
 import shutil
 import socket
+import struct
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -15,80 +15,53 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.support.copy_checks import (
+    ANY_TIME,
+    BLOCK,
+    LOST,
+    SIZE,
+    check,
+    damaged_pair,
+    flip,
+    opened,
+    refused,
+    same_time,
+)
 from tests.support.emulated_device import Emulated, emulated
 from tests.support.kernel_oracle import getfsmap
 from tests.support.mounts import mounted
-from tests.support.tools import need_loop_mounts, run
+from tests.support.system_calls import punch_hole
+from tests.support.tools import need_loop_mounts, need_root, run
 from tests.support.xfs_images import MIB, Geometry, make_image
 
 from whoseblock.media.direct import DirectMedia
 from whoseblock.ranges import ByteRange
-from whoseblock.respond import copies
-from whoseblock.respond.copies import Candidate, Copies, CopyError, agree, find, verify_copy
-
-BLOCK = 4096
-SIZE = 24 * BLOCK + 777
-LOST = ByteRange(9 * BLOCK, BLOCK)
-
-
-@contextlib.contextmanager
-def opened(path: Path) -> Iterator[int]:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-def check(
-    path: Path,
-    candidate: Candidate | str | Path,
-    lost: Sequence[ByteRange] = (LOST,),
-    *,
-    whole: bool = False,
-    window: int = 2 * BLOCK,
-) -> int:
-    """Verify a copy; return the number of bytes compared, or raise."""
-    if isinstance(candidate, Path):
-        candidate = str(candidate)
-    before = len(os.listdir("/proc/self/fd"))
-    try:
-        with (
-            opened(path) as descriptor,
-            verify_copy(descriptor, candidate, lost, whole=whole, window=window) as replacement,
-        ):
-            return replacement.compared
-    finally:
-        assert len(os.listdir("/proc/self/fd")) == before
-
-
-def refused(path: Path, candidate: Candidate | str | Path, why: str) -> None:
-    with pytest.raises(CopyError, match=why):
-        check(path, candidate)
+from whoseblock.respond.copies import verification
+from whoseblock.respond.copies.locations import Candidate, Copies, CopyError
+from whoseblock.respond.copies.verification import time_of, verify_copy
 
 
 @pytest.fixture
 def pair(tmp_path: Path) -> tuple[Path, Path]:
     """Provide a damaged file, and a good copy of it."""
-    good = random.Random(0).randbytes(SIZE)
-    damaged, copy = tmp_path / "damaged", tmp_path / "copy"
-    damaged.write_bytes(good[: LOST.start] + b"?" * LOST.length + good[LOST.end :])
-    copy.write_bytes(good)
-    return damaged, copy
+    return damaged_pair(tmp_path)
 
 
-def flip(path: Path, at: int) -> None:
-    with path.open("r+b") as file:
-        file.seek(at)
-        (byte,) = file.read(1)
-        file.seek(at)
-        file.write(bytes([byte ^ 1]))
+def window(length: int) -> Copies:
+    return ANY_TIME._replace(window=length)
+
+
+OTHER_TIME = r"was modified at .*, and the damaged file at .*: no byte"
+WHOLE = ANY_TIME._replace(whole=True)
 
 
 def test_a_good_copy_is_accepted_and_read(pair: tuple[Path, Path]) -> None:
     damaged, copy = pair
     good = copy.read_bytes()
-    with opened(damaged) as descriptor, verify_copy(descriptor, str(copy), [LOST]) as replacement:
+    with (
+        opened(damaged) as descriptor,
+        verify_copy(descriptor, Candidate(str(copy)), [LOST], Copies()) as replacement,
+    ):
         assert replacement.compared == SIZE - LOST.length
         assert replacement.size == SIZE
         assert replacement.read(*LOST) == good[LOST.start : LOST.end]
@@ -96,7 +69,7 @@ def test_a_good_copy_is_accepted_and_read(pair: tuple[Path, Path]) -> None:
         assert replacement.read(SIZE + 5, 9) == bytes(9)
         assert str(replacement.candidate) == repr(str(copy))
     assert check(damaged, copy) == 4 * BLOCK
-    assert check(damaged, copy, [ByteRange(LOST.start + 100, 7), LOST], window=1) == 2
+    assert check(damaged, copy, [ByteRange(LOST.start + 100, 7), LOST], window(1)) == 2
 
 
 @pytest.mark.parametrize("at", [LOST.start - 1, LOST.end, LOST.start - BLOCK, LOST.end + BLOCK - 1])
@@ -104,16 +77,16 @@ def test_one_different_byte_in_the_window_is_a_mismatch(pair: tuple[Path, Path],
     damaged, copy = pair
     flip(copy, at)
     with pytest.raises(CopyError, match=f"differs from the damaged file at byte {at}"):
-        check(damaged, copy, window=BLOCK)
+        check(damaged, copy, rules=window(BLOCK))
 
 
 @pytest.mark.parametrize("at", [LOST.start - BLOCK - 1, LOST.end + BLOCK, SIZE - 1, 0])
 def test_outside_of_the_window_only_the_whole_tells(pair: tuple[Path, Path], at: int) -> None:
     damaged, copy = pair
     flip(copy, at)
-    assert check(damaged, copy, window=BLOCK) == 2 * BLOCK
+    assert check(damaged, copy, rules=window(BLOCK)) == 2 * BLOCK
     with pytest.raises(CopyError, match=f"differs from the damaged file at byte {at}"):
-        check(damaged, copy, whole=True)
+        check(damaged, copy, rules=WHOLE)
 
 
 def around(lost: Sequence[ByteRange], window: int) -> set[int]:
@@ -141,7 +114,7 @@ RANGES = st.lists(
     lost=RANGES,
     unread=st.lists(st.integers(0, SIZE // 512), max_size=3),
     changed=st.lists(st.integers(0, SIZE - 1), max_size=2),
-    window=st.one_of(st.integers(0, SIZE), st.integers(0, 600)),
+    width=st.one_of(st.integers(0, SIZE), st.integers(0, 600)),
     whole=st.booleans(),
     same_time=st.booleans(),
 )
@@ -151,7 +124,7 @@ def test_a_copy_is_accepted_only_if_all_surrounding_bytes_are_equal(  # noqa: PL
     lost: list[ByteRange],
     unread: list[int],
     changed: list[int],
-    window: int,
+    width: int,
     whole: bool,  # noqa: FBT001 - drawn
     same_time: bool,  # noqa: FBT001 - drawn
 ) -> None:
@@ -174,7 +147,8 @@ def test_a_copy_is_accepted_only_if_all_surrounding_bytes_are_equal(  # noqa: PL
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         return real(descriptor, buffers, offset)
 
-    compared = around([*lost, ByteRange(0, 0)], SIZE) if whole else around(lost, window)
+    rules = ANY_TIME._replace(whole=whole, window=width)
+    compared = around([*lost, ByteRange(0, 0)], SIZE) if whole else around(lost, width)
     with opened(damaged) as descriptor, DirectMedia(descriptor) as media:
         sector = media.align
     unread = [
@@ -187,23 +161,24 @@ def test_a_copy_is_accepted_only_if_all_surrounding_bytes_are_equal(  # noqa: PL
         patch.setattr(os, "preadv", preadv)
         if differing:
             with pytest.raises(CopyError, match=f"at byte {min(differing)}$"):
-                check(damaged, copy, lost, whole=whole, window=window)
+                check(damaged, copy, lost, rules)
         elif not compared and not same_time:
-            with pytest.raises(CopyError, match="has another modification time"):
-                check(damaged, copy, lost, whole=whole, window=window)
+            with pytest.raises(CopyError, match=OTHER_TIME):
+                check(damaged, copy, lost, rules)
         else:
-            assert check(damaged, copy, lost, whole=whole, window=window) == len(compared)
+            assert check(damaged, copy, lost, rules) == len(compared)
 
 
 def test_a_copy_that_cannot_be_compared_is_accepted_by_its_time(pair: tuple[Path, Path]) -> None:
     damaged, copy = pair
     all_of_it = [ByteRange(0, 10 * BLOCK), ByteRange(10 * BLOCK, 15 * BLOCK)]
-    with pytest.raises(CopyError, match="has another modification time"):
-        check(damaged, copy, all_of_it, whole=True)
+    os.utime(copy, ns=(0, 0))
+    with pytest.raises(CopyError, match=OTHER_TIME):
+        check(damaged, copy, all_of_it, WHOLE)
     os.utime(copy, ns=(0, damaged.stat().st_mtime_ns))
     assert check(damaged, copy, all_of_it) == 0
     os.utime(copy, ns=(0, damaged.stat().st_mtime_ns + 1))
-    with pytest.raises(CopyError, match="has another modification time"):
+    with pytest.raises(CopyError, match=OTHER_TIME):
         check(damaged, copy, all_of_it)
 
 
@@ -218,7 +193,7 @@ def test_holes_are_compared_as_zeros(tmp_path: Path) -> None:
     damaged.touch()
     os.truncate(damaged, 4 * MIB)
     copy.write_bytes(bytes(4 * MIB))
-    assert check(damaged, copy, whole=True) == 4 * MIB - LOST.length
+    assert check(damaged, copy, rules=WHOLE) == 4 * MIB - LOST.length
 
 
 # ---------------------------------------------------------------------- what is no copy
@@ -265,76 +240,11 @@ def test_a_missing_copy_is_reported(pair: tuple[Path, Path]) -> None:
     refused(damaged, str(copy.parent / ("x" * 300)), "File name too long")
 
 
-def test_nothing_outside_of_the_folder_is_opened(pair: tuple[Path, Path], tmp_path: Path) -> None:
-    damaged, copy = pair
-    folder = tmp_path / "folder"
-    (folder / "sub" / "deeper").mkdir(parents=True)
-    shutil.copy(copy, folder / "sub" / "deeper" / "file")
-    (folder / "out").symlink_to(tmp_path)
-    (folder / "up").symlink_to("..")
-    (folder / "inside").symlink_to("sub")
-    (folder / "sub" / "file").symlink_to(copy)
-
-    def place(path: str) -> Candidate:
-        return Candidate(path, str(folder))
-
-    assert check(damaged, place("sub/deeper/file")) == 4 * BLOCK
-    # Another file of the folder is not the one that was asked for, either.
-    for path in ("out/copy", "up/copy", "inside/deeper/file"):
-        refused(damaged, place(path), "is not a directory")
-    refused(damaged, place("sub/file"), "a symbolic link, not a regular file")
-    for path in (
-        "../copy",
-        "sub/../../copy",
-        "",
-        "sub//deeper/file",
-        "./sub/deeper/file",
-        str(copy),
-    ):
-        refused(damaged, place(path), "is not a valid path in a filesystem")
-    # The folder itself is the user's word.
-    (tmp_path / "alias").symlink_to(folder)
-    assert check(damaged, Candidate("sub/deeper/file", str(tmp_path / "alias"))) == 4 * BLOCK
-
-
-NAMES = st.binary(min_size=1, max_size=40).filter(
-    lambda name: b"/" not in name and b"\0" not in name and name not in (b".", b"..")
-)
-
-
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(names=st.lists(NAMES, min_size=1, max_size=4))
-def test_names_are_any_bytes(pair: tuple[Path, Path], tmp_path: Path, names: list[bytes]) -> None:
-    damaged, copy = pair
-    folder = tmp_path / "any"
-    shutil.rmtree(folder, ignore_errors=True)
-    path = b"/".join(names)
-    os.makedirs(os.path.join(os.fsencode(folder), os.path.dirname(path)))
-    shutil.copy(os.fsencode(copy), os.path.join(os.fsencode(folder), path))
-    (candidate,) = find(Copies(folder=str(folder)), ["/" + os.fsdecode(path)], b"{}")
-    assert check(damaged, candidate) == 4 * BLOCK
-    assert str(candidate).isprintable()
-
-
-def test_a_path_may_be_longer_than_one_call_takes(pair: tuple[Path, Path], tmp_path: Path) -> None:
-    damaged, copy = pair
-    step = os.open(tmp_path, os.O_RDONLY)
-    for _ in range(30):
-        os.mkdir("d" * 200, dir_fd=step)
-        further = os.open("d" * 200, os.O_RDONLY, dir_fd=step)
-        os.close(step)
-        step = further
-    os.link(copy, "file", dst_dir_fd=step)
-    os.close(step)
-    path = "/".join(["d" * 200] * 30 + ["file"])
-    assert check(damaged, Candidate(path, str(tmp_path))) == 4 * BLOCK
-
-
 def test_a_copy_that_changes_is_refused(
     pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     damaged, copy = pair
-    compare = copies._compare
+    compare = verification._compare
 
     def slowly(*arguments: object) -> int:
         compared = compare(*arguments)  # type: ignore[arg-type] # whatever it takes
@@ -344,10 +254,13 @@ def test_a_copy_that_changes_is_refused(
         return compared
 
     with monkeypatch.context() as patch:
-        patch.setattr(copies, "_compare", slowly)
+        patch.setattr(verification, "_compare", slowly)
         refused(damaged, copy, "changes while it is read")
     flip(copy, LOST.start)
-    with opened(damaged) as descriptor, verify_copy(descriptor, str(copy), [LOST]) as replacement:
+    with (
+        opened(damaged) as descriptor,
+        verify_copy(descriptor, Candidate(str(copy)), [LOST], ANY_TIME) as replacement,
+    ):
         time.sleep(0.02)
         os.truncate(copy, LOST.start)
         with pytest.raises(CopyError, match="changes while it is read"):
@@ -373,80 +286,10 @@ def test_a_copy_that_is_written_all_the_time_is_refused(tmp_path: Path) -> None:
         try:
             for _ in range(3):
                 with pytest.raises(CopyError, match="changes while it is read"):
-                    check(damaged, copy, whole=True)
+                    check(damaged, copy, rules=WHOLE)
         finally:
             over.set()
             writer.join()
-
-
-def test_two_copies_must_agree(pair: tuple[Path, Path]) -> None:
-    damaged, copy = pair
-    other = copy.with_name("other")
-    shutil.copy(copy, other)
-    with opened(damaged) as descriptor:
-        for same in (True, False):
-            if not same:
-                flip(other, LOST.end - 1)
-            with (
-                verify_copy(descriptor, str(copy), [LOST]) as first,
-                verify_copy(descriptor, str(other), [LOST]) as second,
-            ):
-                agree([], [LOST])
-                agree([first], [LOST])
-                if same:
-                    agree([first, second, first], [LOST])
-                    continue
-                agree([first, second], [ByteRange(LOST.start, 100)])
-                with pytest.raises(CopyError, match=r"the copies .*copy.* and .*other.* differ in"):
-                    agree([first, second], [LOST])
-
-
-# ---------------------------------------------------------------------- where to look
-
-
-def test_all_locations_are_tried_in_order(tmp_path: Path) -> None:
-    wanted = Copies(folder="/backup", file="/one", command="cat; printf /fetched")
-    found = find(wanted, ["/a/b", "/c"], b"")
-    assert list(found) == [
-        Candidate("/one"),
-        Candidate("a/b", "/backup"),
-        Candidate("c", "/backup"),
-        Candidate("/fetched"),
-    ]
-    assert list(find(Copies(), ["/a"], b"{}")) == []
-    # A command runs only if nothing before was good.
-    late = find(Copies(file="/one", command=f"touch {tmp_path}/ran"), [], b"")
-    assert next(late) == Candidate("/one")
-    assert not (tmp_path / "ran").exists()
-
-
-def test_a_command_gets_the_finding_and_names_a_copy(tmp_path: Path) -> None:
-    name = os.fsdecode(b"odd\xff\nname\n")
-    finding = json.dumps({"start": 4096}).encode() * 9999
-    script = f'cat > {tmp_path}/got; printf "%s\\n" "$WHOSEBLOCK_PATH"'
-    (found,) = find(Copies(command=script), ["/" + name, "/other"], finding)
-    # The shell drops no newline here, and we no more than the one that ends the line.
-    assert found == Candidate("/" + name)
-    assert (tmp_path / "got").read_bytes() == finding
-
-
-@pytest.mark.parametrize(
-    ("command", "why"),
-    [
-        ("exit 3", "failed with status 3"),
-        ("kill -9 $$", "was ended by SIGKILL"),
-        ("true", "printed no path"),
-    ],
-)
-def test_a_command_that_fails_is_reported(command: str, why: str) -> None:
-    with pytest.raises(CopyError, match=why):
-        list(find(Copies(command=command), ["/a"], b"{}" * (1 << 20)))
-
-
-def test_a_command_that_takes_too_long_is_ended() -> None:
-    copied = Copies(command="sleep 100 & sleep 100", command_s=0.5)
-    with pytest.raises(CopyError, match=r"took longer than 0\.5 seconds"):
-        list(find(copied, ["/a"], b"{}" * (1 << 20)))
 
 
 # ---------------------------------------------------------------------- a medium that fails
@@ -487,7 +330,7 @@ def test_a_file_on_a_failing_medium_is_compared_around_its_losses(tmp_path: Path
         # One more loss in the window: it is neither equal nor different.
         break_block(served, root, damaged, LOST.end + BLOCK + 512, 1)
         assert check(damaged, tmp_path / "copy") == 4 * BLOCK - 512
-        assert check(damaged, tmp_path / "copy", whole=True) == SIZE - LOST.length - 512
+        assert check(damaged, tmp_path / "copy", rules=WHOLE) == SIZE - LOST.length - 512
         flip(tmp_path / "copy", LOST.end + BLOCK + 512)
         assert check(damaged, tmp_path / "copy") == 4 * BLOCK - 512
         flip(tmp_path / "copy", LOST.end + BLOCK + 1024)
@@ -507,3 +350,165 @@ def test_a_copy_that_shares_the_failed_blocks_is_refused(tmp_path: Path) -> None
         break_block(served, root, root / "shared", LOST.start + 1024, 1)
         refused(damaged, root / "shared", f"is unreadable itself at {LOST.start + 1024}.512")
         assert check(damaged, root / "apart") == 4 * BLOCK
+
+
+# ---------------------------------------------------------------------- old and hollow copies
+
+
+def test_a_copy_with_another_time_is_refused_unless_told(pair: tuple[Path, Path]) -> None:
+    damaged, copy = pair
+    assert check(damaged, copy, rules=Copies()) == SIZE - LOST.length
+    for step in (-1, 1, -(10**9), 10**9):
+        os.utime(copy, ns=(0, damaged.stat().st_mtime_ns + step))
+        for whole in (False, True):
+            refused(damaged, copy, "was modified at .*: pass --accept-older", Copies(whole=whole))
+        assert check(damaged, copy, rules=Copies(older=True)) == SIZE - LOST.length
+
+
+def test_a_time_that_no_calendar_has_is_printed_in_seconds() -> None:
+    assert time_of(1_700_000_000_000_000_001) == "2023-11-14 22:13:20.000000001 UTC"
+    assert time_of(-1) == "1969-12-31 23:59:59.999999999 UTC"
+    assert time_of((1 << 60) * 10**9) == f"{1 << 60}.000000000 seconds since 1970"
+
+
+@pytest.mark.parametrize("hole", [False, True], ids=["zeros", "hole"])
+@pytest.mark.parametrize(
+    "gap",
+    [
+        LOST,
+        ByteRange(LOST.start, 512),
+        ByteRange(LOST.end - 512, 512),
+        ByteRange(LOST.start + 700, 1024),
+    ],
+)
+def test_a_copy_with_a_gap_in_the_lost_part_is_refused_unless_told(
+    pair: tuple[Path, Path],
+    gap: ByteRange,
+    hole: bool,  # noqa: FBT001 - of the test
+) -> None:
+    damaged, copy = pair
+    with copy.open("r+b") as file:
+        if hole:
+            punch_hole(file.fileno(), *gap)
+        else:
+            os.pwrite(file.fileno(), bytes(gap.length), gap.start)
+    same_time(damaged, copy)
+    first = -(-gap.start // 512) * 512
+    refused(damaged, copy, f"has only zeros at {first}.*pass --accept-zeros", Copies())
+    assert check(damaged, copy, rules=Copies(zeros=True)) == SIZE - LOST.length
+
+
+def test_a_sector_with_one_other_byte_is_no_gap(pair: tuple[Path, Path]) -> None:
+    damaged, copy = pair
+    data = bytearray(LOST.length)
+    data[::512] = b"x" * (LOST.length // 512)
+    with copy.open("r+b") as file:
+        os.pwrite(file.fileno(), data, LOST.start)
+    same_time(damaged, copy)
+    assert check(damaged, copy, rules=Copies()) == SIZE - LOST.length
+
+
+@pytest.mark.parametrize(
+    ("blocks", "why"),
+    [
+        ([(0, SIZE, "+")], ""),
+        ([(0, LOST.start, "-"), (LOST.start, LOST.length, "+"), (LOST.end, 99999, "?")], ""),
+        ([(0, LOST.end - 1, "+"), (LOST.end - 1, 1, "-")], f"not rescued at {LOST.end - 1}.1,"),
+        ([(0, LOST.start, "+"), (LOST.start, 512, "*"), (LOST.start + 512, SIZE, "+")], "512,"),
+        ([(0, SIZE, "?")], "not rescued at"),
+        ([(0, 10, "+"), (11, 10, "+")], "cannot read the map"),
+        (None, "cannot read the map"),
+    ],
+)
+def test_the_map_of_a_rescue_says_which_zeros_are_data(
+    pair: tuple[Path, Path],
+    tmp_path: Path,
+    blocks: list[tuple[int, int, str]] | None,
+    why: str,
+) -> None:
+    damaged, copy = pair
+    where = tmp_path / "rescue.map"
+    if blocks is not None:
+        lines = (f"0x{start:08X}  0x{length:08X}  {status}\n" for start, length, status in blocks)
+        where.write_text("# Mapfile.\n0x00000000     +     1\n" + "".join(lines))
+    rules = Copies(file=str(copy), rescue_map=str(where))
+    for zeros in (False, True):
+        if zeros:
+            with copy.open("r+b") as file:
+                os.pwrite(file.fileno(), bytes(LOST.length), LOST.start)
+            same_time(damaged, copy)
+        # Data that is no zeros may be what a rescue fills its gaps with.
+        if why:
+            refused(damaged, copy, why, rules)
+        else:
+            assert check(damaged, copy, rules=rules) == SIZE - LOST.length
+    # The map is that of the one file.
+    other = tmp_path / "folder"
+    other.mkdir()
+    shutil.copy2(copy, other / "copy")
+    refused(damaged, Candidate("copy", str(other)), "has only zeros", rules)
+
+
+# ---------------------------------------------------------------------- copies of other users
+
+
+@pytest.mark.parametrize(
+    ("owner", "group", "mode", "why"),
+    [
+        (0, 0, 0o644, ""),
+        (77, 99, 0o600, ""),
+        (78, 77, 0o400, "belongs to user 78, and not to root or to user 77"),
+        (77, 77, 0o646, "all users may write"),
+        (0, 0, 0o666, "all users may write"),
+        (77, 99, 0o664, "group 99 may write"),
+        (77, 0, 0o664, ""),
+        (77, 88, 0o664, ""),
+    ],
+)
+@pytest.mark.parametrize("folder", [False, True], ids=["file", "folder"])
+def test_another_user_must_not_control_a_copy(  # noqa: PLR0913 - the cases
+    pair: tuple[Path, Path],
+    tmp_path: Path,
+    owner: int,
+    group: int,
+    mode: int,
+    why: str,
+    folder: bool,  # noqa: FBT001 - of the test
+) -> None:
+    need_root()
+    damaged, copy = pair
+    os.chown(damaged, 77, 88)
+    damaged.chmod(0o660)
+    candidate = Candidate("sub/copy", str(tmp_path / "backup"))
+    place = tmp_path / "backup" / "sub"
+    place.mkdir(parents=True)
+    copied = place / "copy"
+    shutil.copy2(copy, copied)
+    changed = place if folder else copied
+    os.chown(changed, owner, group)
+    changed.chmod(mode | 0o111 if folder else mode)
+    for one in (candidate,) if folder else (candidate, copied):
+        if why:
+            refused(damaged, one, why, Copies())
+        else:
+            assert check(damaged, one, rules=Copies()) == SIZE - LOST.length
+    if folder:
+        # With the sticky bit, others cannot replace what is in it.
+        changed.chmod(mode | 0o1111)
+        if owner != 78:
+            assert check(damaged, candidate, rules=Copies()) == SIZE - LOST.length
+
+
+def test_an_access_list_that_lets_others_write_a_copy(pair: tuple[Path, Path]) -> None:
+    need_root()
+    damaged, copy = pair
+    # Version 2 (linux/posix_acl_xattr.h): user, user 1234, group, mask and others.
+    entries = ((1, 6, -1), (2, 6, 1234), (4, 4, -1), (16, 6, -1), (32, 4, -1))
+    acl = struct.pack("<I", 2) + b"".join(struct.pack("<HHi", *entry) for entry in entries)
+    try:
+        os.setxattr(copy, "system.posix_acl_access", acl)
+    except OSError:
+        pytest.skip("the filesystem of the tests has no access control lists")
+    refused(damaged, copy, "users in its access control list may write", Copies())
+    os.setxattr(damaged, "system.posix_acl_access", acl)
+    assert check(damaged, copy, rules=Copies()) == SIZE - LOST.length

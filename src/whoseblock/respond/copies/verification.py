@@ -1,8 +1,8 @@
-"""Find copies of damaged files, and verify them.
+"""Verify copies of damaged files.
 
-A copy is good if it is as long as the damaged file and equals it wherever that is readable, in a
-window on both sides of each loss or in the whole file.  It is read past the page cache where that
-is possible: the copy must be readable from its medium.
+A good copy has the size and the modification time of the damaged file.  It equals that wherever it
+is readable, in a window on both sides of each loss or in the whole file.  It is read
+past the page cache where that is possible: the copy must be readable from its medium.
 """
 
 import errno
@@ -10,34 +10,26 @@ import os
 import stat
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import pairwise
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
 
 from whoseblock.closing import Closing
-from whoseblock.errors import MediaError, TargetError
+from whoseblock.errors import MalformedError, MediaError, TargetError
 from whoseblock.media.base import Media
 from whoseblock.media.device import FileMedia
 from whoseblock.media.direct import DirectMedia
-from whoseblock.ranges import ByteRange, merge
-from whoseblock.respond.commands import CommandError, run_shell
+from whoseblock.ranges import ByteRange, merge, subtract
+from whoseblock.respond.copies.authority import why_controlled_by_others
+from whoseblock.respond.copies.locations import Candidate, Copies, CopyError, open_name
+from whoseblock.sources.mapfile import read_mapfile
 
-__all__ = [
-    "WINDOW",
-    "Candidate",
-    "Copies",
-    "CopyError",
-    "VerifiedCopy",
-    "agree",
-    "find",
-    "verify_copy",
-]
-
-#: So many bytes are compared on each side of a loss.
-WINDOW: Final = 1 << 20
+__all__ = ["VerifiedCopy", "time_of", "verify_copy"]
 
 _PIECE: Final = 1 << 20
+#: The unit in which rescues leave zeros.
+_SECTOR: Final = 512
 
-_NAME: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _KINDS: Final = {
     stat.S_IFLNK: "a symbolic link",
     stat.S_IFDIR: "a directory",
@@ -48,42 +40,6 @@ _KINDS: Final = {
 }
 
 _Result = TypeVar("_Result")
-
-
-class CopyError(Exception):
-    """A copy cannot be used; the message says why."""
-
-
-class Copies(NamedTuple):
-    """The places to look for copies, and how much of a copy is compared.
-
-    ``folder`` has files at the same paths as the filesystem.  ``file`` is the copy itself.
-    ``command`` is a shell command that reads the finding as JSON and prints the path of a copy.
-    All of them are tried.  ``whole`` compares the whole file, otherwise ``window`` bytes on each
-    side of a loss.  ``command_s`` is how many seconds the command may take.
-    """
-
-    folder: str | None = None
-    file: str | None = None
-    command: str | None = None
-    whole: bool = False
-    window: int = WINDOW
-    command_s: float = 3600.0
-
-
-class Candidate(NamedTuple):
-    """A file that may be a copy: ``path``, below ``folder`` if there is one.
-
-    A path in a folder comes from the filesystem, which is untrusted: no file outside the folder is
-    opened, and no symbolic link is followed.
-    """
-
-    path: str
-    folder: str | None = None
-
-    def __str__(self) -> str:
-        """Return the path, with bytes that are not text escaped."""
-        return repr(self.path if self.folder is None else os.path.join(self.folder, self.path))  # noqa: PTH118 - may be bytes
 
 
 class _Version(NamedTuple):
@@ -136,100 +92,68 @@ class VerifiedCopy(Closing):
         return _Version(now.st_size, now.st_mtime_ns, now.st_ctime_ns)
 
 
-def find(copies: Copies, paths: Sequence[str], finding_json: bytes) -> Iterator[Candidate]:
-    """Yield the files that may be copies of the one that has ``paths`` in its filesystem.
-
-    They may not exist; `verify_copy` checks that.  The command comes last, and runs when its result
-    is requested, with the first path in WHOSEBLOCK_PATH.  Raises `CopyError` if it fails.
-    """
-    if copies.file is not None:
-        yield Candidate(copies.file)
-    if copies.folder is not None:
-        for path in paths:
-            yield Candidate(path.lstrip("/"), copies.folder)
-    if copies.command is not None:
-        yield Candidate(_fetch(copies.command, copies.command_s, paths, finding_json))
-
-
-def _fetch(command: str, seconds: float, paths: Sequence[str], finding_json: bytes) -> str:
-    try:
-        printed = run_shell(
-            command,
-            finding_json,
-            seconds=seconds,
-            environment={"WHOSEBLOCK_PATH": paths[0] if paths else ""},
-            capture=True,
-        )
-    except CommandError as error:
-        raise CopyError(str(error)) from error
-    # A name may end with a newline of its own.
-    path = os.fsdecode(printed.removesuffix(b"\n"))
-    if not path:
-        raise CopyError("the command printed no path")
-    return path
-
-
 def verify_copy(
-    damaged: int,
-    candidate: Candidate | str,
-    lost: Sequence[ByteRange],
-    *,
-    whole: bool = False,
-    window: int = WINDOW,
+    damaged: int, candidate: Candidate, lost: Sequence[ByteRange], rules: Copies
 ) -> VerifiedCopy:
     """Open a copy of the file that the descriptor ``damaged`` has open, if it is a good one.
 
     ``lost`` are the ranges of the file to replace.  The copy must be another regular file of the
-    same size, be readable in these ranges, and equal the readable bytes of the file around them:
-    ``window`` bytes on each side, or the ``whole`` file.  Unreadable bytes are passed over.  If no
-    byte can be compared, the modification times must be equal, to the nanosecond.
+    same size, which no other user controls.  Its modification time must be the same, to the
+    nanosecond, unless ``rules.older``.  It must be readable in these ranges, and hold no sector of
+    zeros there, unless ``rules.zeros``, or ``rules.rescue_map`` has the sector as rescued.
+
+    The copy must equal the readable bytes of the file around the losses: ``rules.window`` bytes on
+    each side, or the ``rules.whole`` file.  Unreadable bytes are passed over.  If no byte can be
+    compared, the modification times must be equal in any case.
 
     The descriptor must be readable; it is not opened again, and has O_DIRECT meanwhile.  Raises
     `CopyError` with the reason.
     """
-    if isinstance(candidate, str):
-        candidate = Candidate(candidate)
-    replacement = _open(candidate)
+    replacement = _open(candidate, damaged)
     try:
         _check_kind_and_size(damaged, replacement)
+        if not rules.older:
+            _check_times(damaged, replacement, "pass --accept-older to use it all the same")
         needed = _within(lost, replacement.size)
-        if whole:
+        if rules.whole:
             around = [ByteRange(0, replacement.size)]
         else:
-            wide = (ByteRange(at - window, length + 2 * window) for at, length in needed)
+            wide = (
+                ByteRange(at - rules.window, length + 2 * rules.window) for at, length in needed
+            )
             around = _within(wide, replacement.size)
-        for part in needed:
-            # A copy that shares the failed blocks would otherwise pass as equal.
-            for start, length in _pieces(part):
-                replacement.read(start, length)
+        # A copy that shares the failed blocks would otherwise pass as equal.
+        zeros = _zero_sectors(replacement, needed)
         replacement.compared = _compare(damaged, replacement, _without(around, needed))
         if not replacement.compared:
-            _check_times(damaged, replacement)
+            why = "no byte of the damaged file is readable for a comparison"
+            _check_times(damaged, replacement, why)
+        _check_rescued(candidate, needed, zeros, rules)
+        replacement.check_same()
     except BaseException:
         replacement.close()
         raise
     return replacement
 
 
-def agree(replacements: Sequence[VerifiedCopy], lost: Sequence[ByteRange]) -> None:
-    """Raise `CopyError` if good copies differ in the lost ranges."""
-    for one, other in pairwise(replacements):
-        for part in merge(lost):
-            for start, length in _pieces(part):
-                if one.read(start, length) != other.read(start, length):
-                    raise CopyError(
-                        f"the copies {one.candidate} and {other.candidate} differ"
-                        f" in {ByteRange(start, length)}"
-                    )
+def time_of(nanoseconds: int) -> str:
+    """Return a file's time in UTC, to the nanosecond."""
+    seconds, fraction = divmod(nanoseconds, 10**9)
+    try:
+        whole = datetime.fromtimestamp(seconds, UTC)
+    except (OSError, OverflowError, ValueError):
+        return f"{seconds}.{fraction:09} seconds since 1970"
+    return f"{whole:%Y-%m-%d %H:%M:%S}.{fraction:09} UTC"
 
 
 # ---------------------------------------------------------------------- opening
 
 
-def _open(candidate: Candidate) -> VerifiedCopy:
-    fd = _as_copy_error(candidate, lambda: _open_name(candidate))
+def _open(candidate: Candidate, damaged: int) -> VerifiedCopy:
+    fd = _as_copy_error(candidate, lambda: open_name(candidate, damaged))
     try:
         _check_regular(candidate, os.fstat(fd).st_mode)
+        _check_control(candidate, fd, damaged)
         return VerifiedCopy(candidate, _as_copy_error(candidate, lambda: _open_media(fd)), fd)
     except BaseException:
         os.close(fd)
@@ -242,25 +166,12 @@ def _check_regular(candidate: Candidate, mode: int) -> None:
         raise CopyError(f"{candidate} is {kind}, not a regular file")
 
 
-def _open_name(candidate: Candidate) -> int:
-    """Open a candidate with O_PATH, since opening a FIFO or a device has effects.
-
-    A path in a folder is opened one component at a time, so that it cannot lead out of the folder.
-    """
-    if candidate.folder is None:
-        return os.open(candidate.path, _NAME)
-    names = candidate.path.split("/")
-    if not all(names) or "." in names or ".." in names:
-        raise CopyError(f"{candidate.path!r} is not a valid path in a filesystem")
-    step = os.open(candidate.folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    for place, name in enumerate(names, 1):
-        kind = os.O_DIRECTORY if place < len(names) else 0
-        try:
-            further = os.open(name, _NAME | kind, dir_fd=step)
-        finally:
-            os.close(step)
-        step = further
-    return step
+def _check_control(candidate: Candidate, fd: int, damaged: int) -> None:
+    if why := why_controlled_by_others(fd, damaged):
+        raise CopyError(
+            f"{candidate} {why}: copy it to a file of root with cp --preserve=timestamps, and pass"
+            " --restore-file"
+        )
 
 
 def _open_media(fd: int) -> Media:
@@ -301,13 +212,52 @@ def _check_kind_and_size(damaged: int, replacement: VerifiedCopy) -> None:
         )
 
 
-def _check_times(damaged: int, replacement: VerifiedCopy) -> None:
+def _check_times(damaged: int, replacement: VerifiedCopy, why: str) -> None:
     file, copy = os.fstat(damaged), replacement.status()
     if file.st_mtime_ns != copy.st_mtime_ns:
         raise CopyError(
-            f"{replacement.candidate} has another modification time, and no byte of the damaged"
-            " file is readable for a comparison"
+            f"{replacement.candidate} was modified at {time_of(copy.st_mtime_ns)}, and the damaged"
+            f" file at {time_of(file.st_mtime_ns)}: {why}"
         )
+
+
+def _zero_sectors(replacement: VerifiedCopy, needed: Iterable[ByteRange]) -> list[ByteRange]:
+    """Read the parts of a copy that are needed; return the sectors that have only zeros."""
+    zeros = []
+    for part in needed:
+        for start, length in _pieces(part):
+            data = replacement.read(start, length)
+            edges = [start, *range(start // _SECTOR * _SECTOR + _SECTOR, start + length, _SECTOR)]
+            for low, high in zip(edges, [*edges[1:], start + length], strict=True):
+                if not any(data[low - start : high - start]):
+                    zeros.append(ByteRange(low, high - low))
+    return merge(zeros)
+
+
+def _check_rescued(
+    candidate: Candidate, needed: Sequence[ByteRange], zeros: Sequence[ByteRange], rules: Copies
+) -> None:
+    """Raise `CopyError` if a copy may have gaps of a rescue where data is needed."""
+    if rules.rescue_map is not None and candidate == Candidate(rules.file or ""):
+        gaps = list(needed)
+        for rescued in _rescued(rules.rescue_map):
+            gaps = [left for gap in gaps for left in subtract([gap], rescued)]
+        if gaps:
+            raise CopyError(f"{candidate} was not rescued at {gaps[0]}, by {rules.rescue_map!r}")
+    elif zeros and not rules.zeros:
+        raise CopyError(
+            f"{candidate} has only zeros at {zeros[0]}, like the gaps of a rescue: pass"
+            " --accept-zeros if they are data, or --restore-map"
+        )
+
+
+def _rescued(path: str) -> list[ByteRange]:
+    """Return the ranges that a ddrescue map has as rescued."""
+    try:
+        with Path(path).open(encoding="ascii", errors="replace") as lines:
+            return [ByteRange(one.start, one.length) for one in read_mapfile(lines, path, "+")]
+    except (OSError, MalformedError) as error:
+        raise CopyError(f"cannot read the map {path!r}: {error}") from error
 
 
 def _compare(damaged: int, replacement: VerifiedCopy, parts: Iterable[ByteRange]) -> int:

@@ -1,0 +1,90 @@
+"""Read what the page cache still has of a file, without a read of the device.
+
+After a failed read or writeback, memory may have what the device lost, or newer data than it.
+"""
+
+import ctypes
+import errno
+import mmap
+import os
+from collections.abc import Iterator
+from functools import cache
+from typing import Final
+
+__all__ = ["cached_pieces"]
+
+#: cachestat(2), since Linux 6.5: the same number on all architectures but alpha.
+_CACHESTAT: Final = 451
+_PAGE: Final = mmap.PAGESIZE
+#: The page is not up to date, or an access control of the filesystem forbids the call.
+_NOT_CACHED: Final = {errno.EAGAIN, errno.EIO, errno.EOPNOTSUPP, errno.EINVAL}
+
+
+class _Range(ctypes.Structure):
+    # struct cachestat_range (linux/mman.h)
+    _fields_ = (("off", ctypes.c_uint64), ("len", ctypes.c_uint64))
+
+
+class _Counts(ctypes.Structure):
+    # struct cachestat (linux/mman.h): the pages of a range.
+    _fields_ = (
+        ("cached", ctypes.c_uint64),
+        ("dirty", ctypes.c_uint64),
+        ("writeback", ctypes.c_uint64),
+        ("evicted", ctypes.c_uint64),
+        ("recently_evicted", ctypes.c_uint64),
+    )
+
+
+def cached_pieces(fd: int, start: int, length: int, block: int) -> Iterator[tuple[int, bytes]]:
+    """Yield the cached parts of a range of an open file, with their offsets in the file.
+
+    Each piece is one page, or one filesystem block of ``block`` bytes if these are smaller.  The
+    descriptor must be readable and without O_DIRECT.  A DAX file has no page cache.
+    """
+    end = min(start + length, os.fstat(fd).st_size)
+    if start >= end or _has_none(fd, start, end - start):
+        return
+    # Where the kernel does not say what is cached, a miss reads this page, and no others.
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
+    unit = min(block, _PAGE)
+    for page in range(start // _PAGE * _PAGE, end, _PAGE):
+        low, high = max(page, start), min(page + _PAGE, end)
+        if _has_none(fd, low, high - low):
+            continue
+        if data := _read_cached(fd, low, high - low):
+            yield low, data
+            continue
+        # A page may be up to date in part.
+        for at in range(low // unit * unit, high, unit) if unit < _PAGE else ():
+            first, last = max(at, low), min(at + unit, high)
+            if data := _read_cached(fd, first, last - first):
+                yield first, data
+
+
+def _read_cached(fd: int, start: int, length: int) -> bytes:
+    """Return a part of a file if all of it is cached, b"" if not."""
+    buffer = bytearray(length)
+    try:
+        count = os.preadv(fd, [buffer], start, os.RWF_NOWAIT)
+    except OSError as error:
+        if error.errno not in _NOT_CACHED:
+            raise
+        return b""
+    return bytes(buffer) if count == length else b""
+
+
+def _has_none(fd: int, start: int, length: int) -> bool:
+    """Return whether the page cache has no page of a range; False if that is unknown."""
+    counts = _Counts()
+    asked = _Range(start, length)
+    if _libc().syscall(_CACHESTAT, fd, ctypes.byref(asked), ctypes.byref(counts), 0) != 0:
+        return False
+    return bool(counts.cached == 0)
+
+
+@cache
+def _libc() -> ctypes.CDLL:
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.syscall.restype = ctypes.c_long
+    return libc
