@@ -35,6 +35,8 @@ __all__ = [
 
 #: The number of reports processed together.
 BATCH: Final = 256
+#: Seconds after which unknown owners are looked up even if more reports wait.
+_RETRY_S: Final = 60.0
 #: Seconds that the worker waits for more reports: failures come in bursts.
 _LINGER: Final = 20.0
 _PIECE: Final = 1 << 16
@@ -56,22 +58,26 @@ def process_spool(
     make_setup: "Callable[[], Setup]",
     send: SendStatistics,
     more: "WaitForMore",
+    clock: Callable[[], float] = time.monotonic,
 ) -> None:
     """Process all batches of the spool, and those that arrive while ``more`` waits for them.
 
     ``more`` is called with whether there was anything, and ``send`` with the counts of every batch.
-    Raises `JournalError`.
+    ``clock`` counts seconds.  Raises `JournalError`.
     """
     from whoseblock.watch.processor import Processor
 
     with Processor(make_setup()) as processor:
         send(processor.count_unfinished())
         busy = False
+        retried = clock()
         while True:
             batch = spool.take(BATCH)
             if batch.files:
                 _process_batch(batch, spool, processor, send)
-            if not spool.has_more:
+            # A disk that never stops failing must not keep the owners of others unknown.
+            if not spool.has_more or clock() - retried > _RETRY_S:
+                retried = clock()
                 send(processor.retry_unknown())
                 send(processor.count_unhealed())
             busy = busy or bool(batch.files)

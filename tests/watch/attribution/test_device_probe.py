@@ -249,6 +249,36 @@ def test_reports_about_a_device_that_was_lost(tmp_path: Path) -> None:
     assert kinds(history) == [["unknown"], ["free"]]
 
 
+def test_unknown_owners_are_looked_up_under_load(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine.retry_delays_s = (0.0,)
+    machine.process(failed("sdb"))
+    monkeypatch.setattr("whoseblock.watch.worker.BATCH", 1)
+    seconds = iter(range(0, 1000, 35))
+    with StateFolder(machine.folder / "state") as state:
+        spool = Spool(state.path / "spool")
+        for number in range(4):
+            spool.put([failed("sdc", number * 512)])
+        tries = []
+
+        def more(*, busy: bool) -> bool:
+            del busy
+            queue = json.loads((state.path / "unanswered.json").read_bytes())["waiting"]
+            tries.append(queue["1"]["tries"])
+            return spool.has_more
+
+        process_spool(
+            spool,
+            lambda: machine.setup(state),
+            lambda _: None,
+            more,
+            clock=lambda: float(next(seconds)),
+        )
+    # After two of the four batches, and at the end.
+    assert tries == [0, 1, 1, 2]
+
+
 class Attach:
     """A loop device that is not there yet: ``name`` is what it is going to be called."""
 
