@@ -1,6 +1,5 @@
 """Encode records as JSON."""
 
-import json
 from collections.abc import Sequence
 from functools import cache
 
@@ -28,4 +27,6 @@ def encode_json(record: object) -> bytes:
         return _encoder().encode(record)
     except UnicodeEncodeError:
         # Lone surrogates represent bytes that are not UTF-8; only json escapes them.
+        import json
+
         return json.dumps(msgspec.to_builtins(record)).encode()

@@ -1,7 +1,6 @@
 """Query a volume: the owners of ranges, the processes that use them, and whether they changed."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -15,6 +14,8 @@ from whoseblock.fs.stream import ROW_BUDGET, AnswerColumns, LeadingRows, chunks,
 from whoseblock.ranges import RangeList
 
 if TYPE_CHECKING:
+    from hashlib import blake2b
+
     from whoseblock.processes import Found, Wanted
 
 __all__ = ["QueryOptions", "StreamItem", "stream_columns", "stream_owners"]
@@ -133,6 +134,8 @@ def _count_processes(number: int) -> str:
 
 def _verify(stream: Iterable[StreamItem], space: AddressSpace) -> Iterator[StreamItem]:
     """Query the owners again once the rows of an answer are complete, and compare."""
+    from hashlib import blake2b
+
     digest = None
     for chunk in chunks(stream, ROW_BUDGET):
         held: list[Answer] = []

@@ -5,15 +5,13 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Final
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Final
 
 from whoseblock.closing import Closing
 from whoseblock.errors import BlockError, NotAFilesystemError, TargetError
 from whoseblock.fs import registry
 from whoseblock.fs.driver import AddressSpace, MountedVolume, Volume
-from whoseblock.fs.mounted.fiemap import file_extents
-from whoseblock.fs.signatures import find_content
 from whoseblock.media.base import Media
 from whoseblock.media.device import FileMedia
 from whoseblock.media.mounts import (
@@ -30,8 +28,10 @@ from whoseblock.stack.images.assembly import Assembly, add_table_structures
 from whoseblock.stack.kernel.devices import BlockDevices
 from whoseblock.stack.kernel.host import Host
 from whoseblock.stack.kernel.loops import find_backing_segments
-from whoseblock.stack.kernel.nvdimm import PersistentMemory
 from whoseblock.stack.mounted import companion_devices
+
+if TYPE_CHECKING:
+    from whoseblock.stack.kernel.nvdimm import PersistentMemory
 
 __all__ = ["Target", "TargetOptions"]
 
@@ -75,7 +75,6 @@ class Target(Closing):
         self.path = path
         self._options = options
         self._devices = BlockDevices(self.host)
-        self._memory = PersistentMemory(self.host, self._devices)
         self._undo = ExitStack()
         self._assembly = Assembly(registry.begins_with_filesystem)
         self._named: dict[str, Layer] = {}
@@ -93,6 +92,12 @@ class Target(Closing):
             self._find_mounted()
             self.layer = self._asked()
             undo.pop_all()
+
+    @cached_property
+    def _memory(self) -> "PersistentMemory":
+        from whoseblock.stack.kernel.nvdimm import PersistentMemory
+
+        return PersistentMemory(self.host, self._devices)
 
     def _root(self, path: str) -> Layer:
         """Return the layer of the target, which may be a copy of a device of the host."""
@@ -176,6 +181,8 @@ class Target(Closing):
                 continue
             self._looked_into.add(one)
             if self._options.through_loop and not one.backing_segments:
+                from whoseblock.fs.mounted.fiemap import file_extents
+
                 one.backing_segments = tuple(
                     find_backing_segments(
                         self.host, one.name, self._devices.find_layer, file_extents
@@ -402,6 +409,8 @@ class Target(Closing):
                 f"it looks like {companion.what}; look at that with --{companion.role}-device, and"
                 f" --address-space {companion.role}"
             )
+        from whoseblock.fs.signatures import find_content
+
         begins = f": {found.what}" if (found := find_content(media)) else ""
         return NotAFilesystemError(f"no filesystem that whoseblock knows{begins}")
 

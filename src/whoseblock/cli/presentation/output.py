@@ -3,7 +3,6 @@
 import os
 import stat
 import sys
-import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -85,6 +84,9 @@ class OutputFile:
             return False
 
     def _make_temporary(self) -> tuple[int, str]:
+        # Most commands write no file.
+        import tempfile
+
         return tempfile.mkstemp(dir=self._target.parent, prefix=f".{self._target.name[:64]}.")
 
     def _set_mode_and_sync(self, file: BinaryIO) -> None:

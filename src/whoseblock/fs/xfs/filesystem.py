@@ -27,8 +27,6 @@ from whoseblock.fs.xfs.format.inode import XFS_DIFLAG_APPEND, XFS_DIFLAG_IMMUTAB
 from whoseblock.fs.xfs.format.superblock import XFS_SB_VERSION_5
 from whoseblock.fs.xfs.inodes import InodeTable
 from whoseblock.fs.xfs.log import log_note
-from whoseblock.fs.xfs.names.attributes import Attributes
-from whoseblock.fs.xfs.names.paths import PathFinder
 from whoseblock.fs.xfs.notes import NO_RMAP_NOTE, REALTIME_REMARK, repair_advice
 from whoseblock.fs.xfs.owners.answers import AnswerMaker
 from whoseblock.fs.xfs.owners.cuts import Cut, find_cuts
@@ -278,10 +276,16 @@ class XfsFilesystem(Closing, VolumeProtocol):
         """
         self._check_open()
         inodes = check_inodes(inodes)
+        if not inodes:
+            return {}
+        from whoseblock.fs.xfs.names.paths import PathFinder
+
         return PathFinder(self.volume, self.inodes, self.progress).find(inodes)
 
     def readlink(self, inode: int) -> bytes:
         """Return what a symbolic link holds; raises `BlockError`."""
+        from whoseblock.fs.xfs.names.attributes import Attributes
+
         self._check_open()
         return Attributes(self.volume, self.inodes).readlink(inode)
 
@@ -290,6 +294,8 @@ class XfsFilesystem(Closing, VolumeProtocol):
 
         The flags are XFS_ATTR_ROOT and XFS_ATTR_SECURE.  Raises `BlockError`.
         """
+        from whoseblock.fs.xfs.names.attributes import Attributes
+
         self._check_open()
         found = Attributes(self.volume, self.inodes).values(inode)
         return {(attribute.namespace, attribute.name): attribute.value for attribute in found}

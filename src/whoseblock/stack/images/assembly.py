@@ -7,16 +7,17 @@ finds there, until it finds nothing new.
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from whoseblock.media.base import Media
 from whoseblock.media.mapped import Copy, MappedMedia, MappedRun
 from whoseblock.stack.base import Layer, LinearSegment, Segment, UnmappedSegment
-from whoseblock.stack.formats.lvm import read_physical_volume
 from whoseblock.stack.formats.md import RESERVED_0_90, MdSuperblock, read_md_superblock
 from whoseblock.stack.formats.partitions import PartitionTable, read_partition_table
-from whoseblock.stack.images.arrays import ArrayMember, build_array
-from whoseblock.stack.images.volumes import PhysicalVolumeLayer, build_group, layers_by_group
+
+if TYPE_CHECKING:
+    from whoseblock.stack.images.arrays import ArrayMember
+    from whoseblock.stack.images.volumes import PhysicalVolumeLayer
 
 __all__ = ["Assembly", "add_table_structures", "make_slice", "partition_name"]
 
@@ -62,12 +63,39 @@ class Assembly:
             # can it be searched for physical volumes.
             members, self._members = self._members, defaultdict(list)
             for same in members.values():
-                self.sets.append([one.layer for one in same])
-                self._add_all(build_array(same))
-            if not self._queue:
+                self._add_array(same)
+            if self._parts and not self._queue:
                 parts, self._parts = self._parts, []
-                self.sets += layers_by_group(parts)
-                self._add_all(build_group(parts))
+                self._add_groups(parts)
+
+    # The modules below are imported only for what was found: most images are a filesystem.
+
+    def _add_array(self, members: "Sequence[ArrayMember]") -> None:
+        from whoseblock.stack.images.arrays import build_array
+
+        self.sets.append([one.layer for one in members])
+        self._add_all(build_array(members))
+
+    def _add_groups(self, parts: "list[PhysicalVolumeLayer]") -> None:
+        from whoseblock.stack.images.volumes import build_group, layers_by_group
+
+        self.sets += layers_by_group(parts)
+        self._add_all(build_group(parts))
+
+    def _add_member(self, layer: Layer, media: Media, member: MdSuperblock) -> None:
+        from whoseblock.stack.images.arrays import ArrayMember
+
+        self._members[member.array].append(ArrayMember(layer, media, member))
+
+    def _add_volume(self, layer: Layer, media: Media) -> bool:
+        """Add a physical volume; return whether there is one."""
+        from whoseblock.stack.formats.lvm import read_physical_volume
+
+        if volume := read_physical_volume(media):
+            from whoseblock.stack.images.volumes import PhysicalVolumeLayer
+
+            self._parts.append(PhysicalVolumeLayer(layer, media, volume))
+        return volume is not None
 
     def _add_all(self, found: Iterable[tuple[Layer, Media]]) -> None:
         for layer, media in found:
@@ -78,15 +106,13 @@ class Assembly:
         table = read_partition_table(media)
         member = read_md_superblock(media)
         if member and not (table and _may_belong_to_last_partition(member, table, media.size)):
-            self._members[member.array].append(ArrayMember(layer, media, member))
+            self._add_member(layer, media, member)
         elif self._is_filesystem(media):
             return
         elif table and not table.doubts:
             # pvcreate wipes a table, but a partitioning tool may leave an LVM label.
             self._add_partitions(layer, media, table)
-        elif volume := read_physical_volume(media):
-            self._parts.append(PhysicalVolumeLayer(layer, media, volume))
-        elif table:
+        elif not self._add_volume(layer, media) and table:
             self._add_partitions(layer, media, table)
 
     def _add_partitions(self, layer: Layer, media: Media, table: PartitionTable) -> None:
