@@ -82,6 +82,22 @@ class Postgres:
         words = f"-XAtq -v ON_ERROR_STOP=1 -h {self.folder} -d {database} -U {_USER} -c".split()
         return run([self._programs / "psql", *words, statement]).decode()
 
+    def psql(self, statement: str, database: str, user: str) -> subprocess.CompletedProcess[str]:
+        """Run statements with psql as a user, whether or not they succeed."""
+        words = f"-XAtq -v ON_ERROR_STOP=1 -h {self.folder} -d {database} -U {user} -c".split()
+        return subprocess.run(
+            [self._programs / "psql", *words, statement],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    def script(self, text: str, database: str) -> None:
+        """Run a script with psql."""
+        words = f"-Xq -h {self.folder} -d {database} -U {_USER}".split()
+        run([self._programs / "psql", *words], text.encode())
+
     def new_database(self) -> str:
         """Make a database; give its URL."""
         self._databases += 1
@@ -89,9 +105,9 @@ class Postgres:
         self.sql(f"CREATE DATABASE {name}")
         return self.url(name)
 
-    def url(self, database: str) -> str:
+    def url(self, database: str, user: str = _USER) -> str:
         """Return the URL of a database, as root may use it."""
-        return f"postgresql://{_USER}@/{database}?host={self.folder}"
+        return f"postgresql://{user}@/{database}?host={self.folder}"
 
 
 def _signal(pid: int, number: signal.Signals) -> None:

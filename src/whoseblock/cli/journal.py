@@ -218,5 +218,24 @@ def export(url: str | None, form: str, **options: Any) -> None:  # noqa: ANN401 
         _write_text(csv_lines(found))
 
 
+@journal.command(
+    cls=Command,
+    epilog="""\b
+Examples:
+  whoseblock journal grants | psql fleet""",
+)
+def grants() -> None:
+    """Print SQL for a PostgreSQL database of many hosts.
+
+    It creates the tables, and roles that may only add rows of their own host.
+    """
+    from whoseblock.extras import import_extra
+
+    import_extra("journal")
+    from whoseblock.journal.grants import grants as lines
+
+    _write_text(lines())
+
+
 def _write_text(lines: Iterable[str]) -> None:
     write_lines(line.encode(errors="backslashreplace") for line in lines)
