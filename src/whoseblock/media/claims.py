@@ -16,7 +16,7 @@ from typing import Final
 from whoseblock.errors import PrivilegeError, TargetError
 from whoseblock.media.mounts import readers
 
-__all__ = ["claim"]
+__all__ = ["check_unused", "claim"]
 
 _FLAGS: Final = os.O_CLOEXEC | os.O_NONBLOCK
 #: ``struct flock`` of fcntl(2) for a write lock on the whole file; open file description locks
@@ -37,7 +37,7 @@ def claim(path: str | os.PathLike[str]) -> int:
         if stat.S_ISBLK(Path(path).stat().st_mode):
             # Without O_CREAT, and of a block device: EBUSY if anything has it in use (open(2)).
             return os.open(path, os.O_RDONLY | os.O_EXCL | _FLAGS)
-        _check_readers(name)
+        check_unused(name)
         _check_writers(name)
         descriptor = os.open(path, os.O_RDWR | _FLAGS)
     except OSError as error:
@@ -47,16 +47,17 @@ def claim(path: str | os.PathLike[str]) -> int:
         raise TargetError(message) from error
     try:
         _lock(descriptor, name)
-        # One may have been made before the lock, by a program that respects it.
-        _check_readers(name)
+        # One may have been made meanwhile.
+        check_unused(name)
     except BaseException:
         os.close(descriptor)
         raise
     return descriptor
 
 
-def _check_readers(name: str) -> None:
-    if used := readers(name):
+def check_unused(name: str) -> None:
+    """Raise `TargetError` if an image is behind a loop device, which respects no lock."""
+    if used := [reader for reader in readers(name) if reader.name]:
         raise TargetError(f"{name!r} is in use by /dev/{used[0].name}")
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from whoseblock.closing import Closing
 from whoseblock.errors import MediaError, TargetError
-from whoseblock.media.claims import claim
+from whoseblock.media.claims import check_unused, claim
 from whoseblock.media.direct import DirectMedia
 from whoseblock.ranges import ByteRange, merge, subtract
 from whoseblock.respond.exceptions import NotHealedError, NotNowError
@@ -48,6 +48,7 @@ class Device(Closing):
     ) -> None:
         self.path = path
         self._shift = shift
+        self._exclusive = exclusive
         self._undo = contextlib.ExitStack()
         with contextlib.ExitStack() as undo:
             undo.callback(self._undo.close)
@@ -100,8 +101,14 @@ class Device(Closing):
         """Write zeros over sectors, and verify them.
 
         Raises `NotHealedError` if they do not read back, or are still listed as bad, and
-        `NotNowError` if the kernel refuses to open the device for writing.
+        `NotNowError` if the kernel refuses to open the device for writing, or if an image that is
+        open exclusively is behind a loop device by now.
         """
+        if self._exclusive:
+            try:
+                check_unused(self.path)
+            except TargetError as error:
+                raise NotNowError(str(error)) from error
         try:
             for start, length in sectors:
                 self.media.pwrite(start + self._shift, bytes(length))
