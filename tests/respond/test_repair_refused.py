@@ -1,10 +1,8 @@
 """Refused repairs: they have a reason, and change nothing."""
 
 import contextlib
-import fcntl
 import os
 import shutil
-import struct
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -20,7 +18,6 @@ from tests.support.failing_filesystem import (
     pattern,
     write_file,
 )
-from tests.support.mapping_processes import running
 from tests.support.shared_blocks import Five, share_five
 from tests.support.tools import run
 from tests.support.xfs_images import Geometry
@@ -28,9 +25,6 @@ from tests.support.xfs_images import Geometry
 from whoseblock.ranges import ByteRange
 
 kinds = pytest.mark.parametrize("kind", KINDS[:2], ids=lambda kind: kind.name)
-
-_FS_IOC_FSGETXATTR, _FS_IOC_FSSETXATTR = 0x801C581F, 0x401C5820
-_IMMUTABLE, _APPEND = 0x8, 0x10
 
 
 @contextlib.contextmanager
@@ -127,38 +121,6 @@ def test_a_copy_that_does_not_match(
         assert served.states() == [["planned", "started", "skipped"]]
 
 
-def flag(path: Path, flags: int) -> None:
-    """Set FS_XFLAG_… of a file."""
-    file = os.open(path, os.O_RDONLY)
-    try:
-        attributes = bytearray(28)
-        fcntl.ioctl(file, _FS_IOC_FSGETXATTR, attributes)
-        struct.pack_into("=I", attributes, 0, flags)
-        fcntl.ioctl(file, _FS_IOC_FSSETXATTR, attributes)
-    finally:
-        os.close(file)
-
-
-@kinds
-@pytest.mark.parametrize("flags", [_IMMUTABLE, _APPEND], ids=["immutable", "append-only"])
-@pytest.mark.parametrize("words", [["copies"], ["--punch"]], ids=["restore", "punch"])
-def test_one_owner_that_must_not_be_changed(
-    tmp_path: Path, kind: Geometry, flags: int, words: list[str]
-) -> None:
-    with bench(tmp_path, kind) as served:
-        five = share_five(served, tmp_path / "copies")
-        lost = ByteRange(five.place.start + 512, 512)
-        served.fail(lost)
-        flag(served.root / "last", flags)
-        try:
-            with unchanged(served, list(five.files)):
-                given = ["--restore-from", five.copies] if words == ["copies"] else words
-                said = served.apply(lost, *given, code=14)
-            assert "immutable or append-only" in said
-        finally:
-            flag(served.root / "last", 0)
-
-
 @kinds
 def test_a_file_that_is_being_executed(tmp_path: Path, kind: Geometry) -> None:
     with bench(tmp_path, kind) as served:
@@ -210,25 +172,6 @@ def test_a_read_only_mount(tmp_path: Path, kind: Geometry) -> None:
         with unchanged(served, list(five.files)):
             said = served.apply(five.place, "--restore-from", five.copies, code=14)
         assert "read-only" in said.lower()
-
-
-def test_without_the_feature_a_mapped_file_is_left(tmp_path: Path) -> None:
-    # A process has it mapped, and would see the write.
-    with bench(tmp_path, KINDS[1]) as served:
-        five = share_five(served, tmp_path / "copies")
-        lost = ByteRange(five.place.start + 512, 512)
-        served.fail(lost)
-        first = min(five.files, key=lambda path: path.stat().st_ino)
-        with (
-            running("map_file(0, PAGE); ready()", first),
-            unchanged(served, list(five.files)),
-        ):
-            said = served.apply(lost, "--restore-from", five.copies, code=14)
-        assert "has it open" in said
-        # To map a file is to access it.
-        five.facts[first] = five.facts[first]._replace(atime=first.stat().st_atime_ns)
-        served.apply(lost, "--restore-from", five.copies)
-        five.check_whole(served)
 
 
 def test_without_yes_and_without_a_terminal(tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ class Attributes(NamedTuple):
 
 
 def adorn(path: Path, copy: Path, chance: random.Random, *, capable: bool) -> Attributes:
-    """Set attributes that a change easily loses, and the user and the times of the copy, too.
+    """Set attributes that a change easily loses, and the times of the copy, which is root's.
 
     ``capable`` gives it a capability, which costs a repair some steps more.
     """
@@ -69,7 +69,6 @@ def adorn(path: Path, copy: Path, chance: random.Random, *, capable: bool) -> At
         os.setxattr(path, _NAME, CAPABILITY)
     _set_project(path, chance.choice((0, 0, 7, 2**32 - 2)))
     os.utime(path, ns=times)
-    os.chown(copy, uid, gid)
     os.utime(copy, ns=times)
     return Attributes.of(path)
 

@@ -7,7 +7,8 @@
 - ``output``, a file for all output;
 - the point to die by SIGKILL: ``at`` the boundary of this number, ``after`` it or before, or
   ``delay`` seconds after the start;
-- ``guard``: the guard of the frozen filesystem dies instead.
+- ``guard``: the guard of the frozen filesystem dies instead;
+- ``group``: a control group to make, in which it runs, and with all of which it dies.
 
 For each it prints one line, the outcome of the run.  Each runs in its own process, forked from one
 that has imported everything, so that hundreds of them are fast.
@@ -15,6 +16,7 @@ that has imported everything, so that hundreds of them are fast.
 A boundary is a call that makes something durable, or acts on a device or a file.
 """
 
+import errno
 import functools
 import importlib
 import json
@@ -26,6 +28,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import whoseblock
@@ -68,6 +71,7 @@ class Boundaries:
         self.trace: int | None = None
         self._guard: int | None = None
         self._instead = False
+        self._group: str | None = None
         self._at: int | None = None
         self._after = False
         self._count = 0
@@ -75,6 +79,7 @@ class Boundaries:
     def watch(self, order: dict[str, Any]) -> None:
         self.trace = os.open(order["trace"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         self._at, self._after, self._instead = order["at"], order["after"], order["guard"]
+        self._group = order["group"]
 
     def wrap(self, owner: object, attribute: str, name: str = "") -> None:
         """Make a boundary of a function of a module, or of a method."""
@@ -109,10 +114,17 @@ class Boundaries:
         assert self.trace is not None
         os.write(self.trace, f"{told}\n".encode())
         if number == self._at and after is self._after:
+            if self._group is not None:
+                kill_group(self._group)
             if not self._instead:
                 os.kill(os.getpid(), signal.SIGKILL)
             assert self._guard is not None
             os.kill(self._guard, signal.SIGKILL)
+
+
+def kill_group(folder: str) -> None:
+    """Kill all processes of a control group."""
+    Path(folder, "cgroup.kill").write_text("1", "ascii")
 
 
 def _bound() -> Boundaries:
@@ -149,6 +161,8 @@ def _child(boundaries: Boundaries, order: dict[str, Any]) -> None:
     for fd, to in ((nothing, 0), (output, 1), (output, 2)):
         os.dup2(fd, to)
     os.closerange(3, 64)
+    if order["group"] is not None:
+        Path(order["group"], "cgroup.procs").write_text("0", "ascii")
     boundaries.watch(order)
     sys.argv = ["whoseblock", *order["arguments"]]
     try:
@@ -162,21 +176,41 @@ def _child(boundaries: Boundaries, order: dict[str, Any]) -> None:
         os._exit(99)
 
 
+def _remove_group(folder: Path) -> None:
+    """Remove a control group once all of its processes have ended."""
+    while True:
+        try:
+            folder.rmdir()
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+            time.sleep(0.002)
+        else:
+            return
+
+
 def main() -> None:
     _import_everything()
     boundaries = _bound()
     for line in sys.stdin:
         order = json.loads(line)
         begun = time.monotonic()
+        group = order["group"]
+        if group is not None:
+            Path(group).mkdir()
         child = os.fork()
         if child == 0:
             _child(boundaries, order)
         handle = os.pidfd_open(child)
         # Not reaped yet, so its number is not reused.
         if not select.select([handle], [], [], order["delay"])[0]:
+            if group is not None:
+                kill_group(group)
             signal.pidfd_send_signal(handle, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
         os.close(handle)
+        if group is not None:
+            _remove_group(Path(group))
         code = os.waitstatus_to_exitcode(status)
         told = {"pid": child, "code": code, "seconds": time.monotonic() - begun}
         sys.stdout.write(json.dumps(told) + "\n")

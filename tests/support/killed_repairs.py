@@ -80,6 +80,10 @@ class Victim:
     runs: int = 0
     kills: int = 0
 
+    @property
+    def has_groups(self) -> bool:
+        return control_groups() is not None
+
     def run(
         self,
         *arguments: str | Path,
@@ -87,8 +91,12 @@ class Victim:
         after: bool = False,
         delay: float | None = None,
         guard: bool = False,
+        group: bool = False,
     ) -> Ran:
-        """Run it, and kill it at a boundary, or its ``guard``, or after a while."""
+        """Run it, and kill it at a boundary, or its ``guard``, or after a while.
+
+        ``group`` kills it with all processes of its control group.
+        """
         self.runs += 1
         trace, output = self.folder / f"trace{self.runs}", self.folder / f"output{self.runs}"
         order = {
@@ -99,6 +107,7 @@ class Victim:
             "after": after,
             "delay": delay,
             "guard": guard,
+            "group": self._group() if group else None,
         }
         assert self.program.stdin is not None
         assert self.program.stdout is not None
@@ -110,6 +119,20 @@ class Victim:
         ran = Ran(told["pid"], told["code"], told["seconds"], tuple(passed.splitlines()), said)
         self.kills += ran.killed
         return ran
+
+    def _group(self) -> str:
+        folder = control_groups()
+        assert folder is not None
+        return str(folder / f"whoseblock-{self.program.pid}-{self.runs}")
+
+
+def control_groups() -> Path | None:
+    """Find the mount of cgroup2 in which groups can be made and killed; None if there is none."""
+    for line in Path("/proc/self/mounts").read_text("utf-8").splitlines():
+        _, place, kind, *_ = line.split()
+        if kind == "cgroup2" and os.access(place, os.W_OK) and os.geteuid() == 0:
+            return Path(place)
+    return None
 
 
 @contextlib.contextmanager
@@ -228,6 +251,8 @@ class Ground:
     loop: Path
     image: Path
     folder: Path
+    #: The probability that a file besides the first has a capability.
+    capable: float = 0.0
     _mount: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
     root: Path = Path()
 

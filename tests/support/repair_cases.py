@@ -122,8 +122,9 @@ def subtract_all(ranges: list[ByteRange], cuts: list[ByteRange]) -> list[ByteRan
 
 def _mark(ground: Ground, failure: Failure, chance: random.Random) -> Failure:
     for number, name in enumerate(failure.contents):
+        capable = number == 0 or chance.random() < ground.capable
         path, copy = ground.root / name, ground.copies / name
-        failure.attributes[name] = adorn(path, copy, chance, capable=number == 0)
+        failure.attributes[name] = adorn(path, copy, chance, capable=capable)
     ground.sync()
     for name in failure.contents:
         file = os.open(ground.root / name, os.O_RDONLY)

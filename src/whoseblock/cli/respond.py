@@ -375,9 +375,11 @@ class _Work:
     def _show_outcome(self, outcome: "StepOutcome") -> None:
         step = outcome.step
         if self._options["as_json"]:
-            _write_json(
-                {"step": step.id, "kind": step.kind, "state": outcome.state, "says": outcome.says}
-            )
+            record: dict[str, object] = {"step": step.id, "kind": step.kind, "state": outcome.state}
+            record["says"] = outcome.says
+            if outcome.owners:
+                record["owners"] = [owner._asdict() for owner in outcome.owners]
+            _write_json(record)
             return
         run = step.parameters
         place = f" {run['start']}+{run['length']}" if "start" in run else ""

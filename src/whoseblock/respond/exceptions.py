@@ -3,15 +3,29 @@
 No exception of this module leaves `whoseblock.respond`; its message is shown to the user.
 """
 
+from collections.abc import Iterable
+from typing import NamedTuple
+
 __all__ = [
     "BusyError",
     "ChangedError",
     "NotHealedError",
     "NotNowError",
+    "OwnerOutcome",
     "PartlyDoneError",
     "RefusedError",
     "UnguardedError",
 ]
+
+
+class OwnerOutcome(NamedTuple):
+    """The outcome of a repair for one owner; ``because`` is the reason if it was not changed."""
+
+    subvolume: int
+    inode: int
+    offset: int
+    changed: bool
+    because: str = ""
 
 
 class RefusedError(Exception):
@@ -39,4 +53,11 @@ class UnguardedError(Exception):
 
 
 class PartlyDoneError(Exception):
-    """Some owners of the blocks were repaired, and others were left as they are."""
+    """Some owners of the blocks were repaired, and others were left as they are.
+
+    The step can be taken again.  ``owners`` are the outcomes of the present owners.
+    """
+
+    def __init__(self, says: str, owners: Iterable[OwnerOutcome] = ()) -> None:
+        super().__init__(says)
+        self.owners = tuple(owners)

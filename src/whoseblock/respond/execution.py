@@ -1,6 +1,5 @@
 """Carry out the steps of a plan in the journal: journaled before, verified after."""
 
-import errno
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, NamedTuple
@@ -15,12 +14,14 @@ from whoseblock.respond.copies.replacement import CopySource
 from whoseblock.respond.exceptions import (
     BusyError,
     NotHealedError,
+    NotNowError,
+    OwnerOutcome,
     PartlyDoneError,
     RefusedError,
     UnguardedError,
 )
 from whoseblock.respond.notify import NotifyError, run_command, signal_processes
-from whoseblock.respond.owners import raised_file_limit
+from whoseblock.respond.owners import REFUSALS, raised_file_limit
 from whoseblock.respond.planning import Act
 from whoseblock.respond.privileges import FilePrivileges, PrivilegeJournal
 from whoseblock.respond.repair import (
@@ -43,6 +44,8 @@ _REPLACEMENT: Final = "replacement"
 _PRIVILEGES: Final = "privileges"
 #: The key under which the journal keeps where that data is from.
 _COPIES: Final = "copies"
+#: The key of the outcome of each owner.
+_OWNERS: Final = "owners"
 #: The errors that fail a step, so that it can be resumed.
 _FAILURES: Final = (
     BusyError,
@@ -53,16 +56,15 @@ _FAILURES: Final = (
     WhoseblockError,
 )
 _CLOSED_BECAUSE: Final = "all planned steps are done and verified"
-#: Errors of a file that must not be changed; the kernel reports ETXTBSY for swap space, too.
-_REFUSALS: Final = {errno.ETXTBSY, errno.EPERM, errno.EACCES, errno.EROFS}
 
 
 class StepOutcome(NamedTuple):
-    """The state that a step ended in, and why in words."""
+    """The state that a step ended in, and why in words; the outcome of each owner, if any."""
 
     step: Step
     state: State
     says: str
+    owners: tuple[OwnerOutcome, ...] = ()
 
 
 class Context(NamedTuple):
@@ -123,13 +125,15 @@ def _take(run: Run, step: Step, context: Context, *, ends: bool) -> StepOutcome:
     except JournalError:
         raise
     except RefusedError as error:
-        return _skip(run, step, str(error))
+        # An earlier attempt may have changed some owners: then the others are not given up.
+        again = isinstance(error, NotNowError) and _last(step, _REPLACEMENT)
+        return _fail(run, step, str(error)) if again else _skip(run, step, str(error))
     except OSError as error:
-        if error.errno in _REFUSALS:
+        if error.errno in REFUSALS:
             return _skip(run, step, f"the kernel refuses: {error.strerror}")
         return _fail(run, step, error.strerror or str(error))
     except _FAILURES as error:
-        return _fail(run, step, str(error))
+        return _fail(run, step, str(error), getattr(error, "owners", ()))
 
 
 @contextmanager
@@ -150,10 +154,10 @@ def _skip(run: Run, step: Step, why: str) -> StepOutcome:
     return StepOutcome(step, State.SKIPPED, why)
 
 
-def _fail(run: Run, step: Step, why: str) -> StepOutcome:
+def _fail(run: Run, step: Step, why: str, owners: tuple[OwnerOutcome, ...] = ()) -> StepOutcome:
     with _reporting(step, f"failed: {why}"):
-        run.failed(step.id, why)
-    return StepOutcome(step, State.FAILED, why)
+        run.failed(step.id, why, {_OWNERS: _details(owners)} if owners else {})
+    return StepOutcome(step, State.FAILED, why, owners)
 
 
 def _change(run: Run, step: Step, context: Context, *, ends: bool) -> StepOutcome:
@@ -168,11 +172,13 @@ def _change(run: Run, step: Step, context: Context, *, ends: bool) -> StepOutcom
         detail: dict[str, Any] = {"says": result.says, "zeroed": result.zeroed, "kept": result.kept}
         if result.sources:
             detail[_COPIES] = _details(result.sources)
+        if result.owners:
+            detail[_OWNERS] = _details(result.owners)
         with _reporting(step, result.says):
             run.done(step.id, detail)
         seen = verify(kind, parameters, site, result)
     closes = (step.failure, _CLOSED_BECAUSE) if ends and step.failure is not None else None
-    outcome = StepOutcome(step, State.VERIFIED, f"{result.says}; {seen}")
+    outcome = StepOutcome(step, State.VERIFIED, f"{result.says}; {seen}", result.owners)
     with _reporting(step, outcome.says):
         run.verified(step.id, {"says": seen}, closes=closes)
     return outcome
@@ -199,8 +205,8 @@ def _privileges_of(run: Run, step: Step) -> PrivilegeJournal:
     return PrivilegeJournal(records, note)
 
 
-def _details(sources: Sequence[CopySource]) -> list[dict[str, Any]]:
-    return [source._asdict() for source in sources]
+def _details(records: Sequence[CopySource | OwnerOutcome]) -> list[dict[str, Any]]:
+    return [record._asdict() for record in records]
 
 
 def _notify(step: Step, context: Context) -> str:

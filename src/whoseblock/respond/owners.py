@@ -16,6 +16,7 @@ from whoseblock.respond.exceptions import ChangedError, RefusedError
 
 __all__ = [
     "QUARANTINE",
+    "REFUSALS",
     "FilePosition",
     "OpenOwner",
     "OpenOwners",
@@ -34,6 +35,8 @@ __all__ = [
 #: The folder below the root of a filesystem whose files keep failed blocks out of use.
 QUARANTINE: Final = ".whoseblock-quarantine"
 
+#: Errors of a file that must not be changed; the kernel reports ETXTBSY for swap space, too.
+REFUSALS: Final = frozenset({errno.ETXTBSY, errno.EPERM, errno.EACCES, errno.EROFS})
 _WHY: Final = {
     errno.ETXTBSY: "it is being executed, or is swap space",
     errno.EPERM: "it is immutable, or sealed",
@@ -193,6 +196,19 @@ class OpenOwners(Closing):
         if file is None:
             file = self._files[position.file] = _OwnerFile(self._fs, position)
         return OpenOwner(position, file.fd, file.size)
+
+    def open_those_that_may_change(
+        self, positions: Iterable[FilePosition]
+    ) -> tuple[list[OpenOwner], dict[FilePosition, str]]:
+        """Open the files of positions; return those that must not be changed with the reasons."""
+        found: list[OpenOwner] = []
+        left: dict[FilePosition, str] = {}
+        for position in positions:
+            try:
+                found.append(self.open(position))
+            except RefusedError as error:
+                left[position] = str(error)
+        return found, left
 
     def close(self) -> None:
         """Close the files."""

@@ -13,7 +13,8 @@ filesystem cannot exchange ranges, a lease keeps other processes from opening th
 import contextlib
 import errno
 import os
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final, NamedTuple
 
 from whoseblock.errors import MediaError
@@ -25,6 +26,8 @@ from whoseblock.respond.copies.page_cache import cached_pieces
 from whoseblock.respond.device import Content, Device
 from whoseblock.respond.exceptions import ChangedError, NotHealedError, NotNowError, RefusedError
 from whoseblock.respond.owners import (
+    REFUSALS,
+    FilePosition,
     OpenOwner,
     owners_now,
     positions_of,
@@ -33,10 +36,21 @@ from whoseblock.respond.owners import (
 )
 from whoseblock.respond.privileges import PrivilegeJournal, has_privileges
 
-__all__ = ["ContentChange", "Keeper", "ReplacementSource", "flush", "overwrite", "relocate"]
+__all__ = [
+    "ContentChange",
+    "Keeper",
+    "Moved",
+    "ReplacementSource",
+    "flush",
+    "overwrite",
+    "relocate",
+]
 
 #: How often the exchange is tried with a file that other processes keep writing to.
 _ATTEMPTS: Final = 5
+#: How long a file is tried again that other processes use, and the pause before each time.
+_PATIENCE_S: Final = 3.0
+_PAUSE_S: Final = 0.1
 _TEMPORARY: Final = os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC
 
 
@@ -133,6 +147,13 @@ class ContentChange(NamedTuple):
         )
 
 
+class Moved(NamedTuple):
+    """The owners that have other blocks now, and those that keep theirs, each with the reason."""
+
+    changed: list[FilePosition]
+    left: dict[FilePosition, str]
+
+
 def relocate(  # noqa: PLR0913 - what, where, whose, for what
     fs: MountedVolume,
     device: Device,
@@ -141,23 +162,55 @@ def relocate(  # noqa: PLR0913 - what, where, whose, for what
     change: ContentChange,
     privileges: PrivilegeJournal,
     source: ReplacementSource | None = None,
-) -> None:
+) -> Moved:
     """Map the replacement into every owner in the place of the keeper's run.
 
-    ``source`` is a file that an interrupted attempt gave the replacement.  ``privileges`` records
-    what the kernel takes from a file and this puts back.  Raises `ChangedError` if an owner maps
-    other blocks by now, and `NotNowError` if another process keeps a file open; the owners before
-    it are changed then.
+    An owner that another process uses is tried again for seconds; one that maps other blocks by now
+    is passed over.  ``source`` is a file that an interrupted attempt gave the replacement.
+    ``privileges`` records what the kernel takes from a file and this puts back.
     """
+    moved = Moved([], {})
+    deadline = time.monotonic() + _PATIENCE_S
     with contextlib.ExitStack() as stack:
         good = _SharedReplacement(fs, stack, change.replacement, source)
-        for owner in owners:
+
+        def exchange(owner: OpenOwner) -> None:
             length = _length_in(owner, keeper.run)
             with _spare(fs, keeper.run.length) as spare:
                 good.put_into(spare, length)
                 os.fsync(spare)
                 _Exchange(fs, device, owner, change, privileges).run(spare, length)
+
+        todo = list(owners)
+        while todo:
+            busy = [owner for owner in todo if _moves(owner, exchange, moved)]
+            todo = busy if time.monotonic() < deadline else []
+            if todo:
+                time.sleep(_PAUSE_S)
         syscalls.sync_filesystem(fs.fileno())
+    return moved
+
+
+def _moves(owner: OpenOwner, exchange: Callable[[OpenOwner], None], moved: Moved) -> bool:
+    """Exchange the blocks of an owner, and note the outcome; return whether to try it again."""
+    position = owner.position
+    try:
+        exchange(owner)
+    except _GoneError:
+        moved.left.pop(position, None)
+    except NotNowError as error:
+        moved.left[position] = f"{position}: {error}"
+        return True
+    except RefusedError as error:
+        moved.left[position] = str(error)
+    except OSError as error:
+        if error.errno not in REFUSALS:
+            raise
+        moved.left[position] = f"{position}: the kernel refuses: {error.strerror}"
+    else:
+        moved.left.pop(position, None)
+        moved.changed.append(position)
+    return False
 
 
 class _SharedReplacement:
@@ -202,8 +255,12 @@ def _shares(source: ReplacementSource, length: int, spare: int) -> bool:
     return True
 
 
-class _BusyError(ChangedError):
+class _BusyError(NotNowError):
     """The file was changed since it was sampled, perhaps in another part."""
+
+
+class _GoneError(ChangedError):
+    """The file maps other blocks by now."""
 
 
 class _Exchange:
@@ -287,7 +344,7 @@ class _Exchange:
         position = self._owner.position
         # Only this file's mapping is read: a run may have thousands of owners.
         if not self._fs.still_maps(self._owner.fd, position.offset, self._block):
-            raise ChangedError(f"{position} now maps other blocks at {position.offset}")
+            raise _GoneError(f"{position} now maps other blocks at {position.offset}")
         if self._device.content(self._block) != self._change.before:
             raise ChangedError(f"{self._block} now holds other data")
         if not self._change.over_cache:

@@ -24,11 +24,12 @@ from whoseblock.respond.copies.replacement import (
     Replacements,
     find_replacements,
 )
-from whoseblock.respond.device import Content
+from whoseblock.respond.device import Content, Device
 from whoseblock.respond.exceptions import (
     ChangedError,
     NotHealedError,
     NotNowError,
+    OwnerOutcome,
     PartlyDoneError,
     RefusedError,
 )
@@ -36,6 +37,7 @@ from whoseblock.respond.owners import (
     FilePosition,
     OpenOwner,
     OpenOwners,
+    describe_file,
     is_unowned,
     owners_now,
     position_of,
@@ -56,6 +58,7 @@ from whoseblock.respond.quarantine import QuarantineKeeper
 from whoseblock.respond.relocate import (
     ContentChange,
     Keeper,
+    Moved,
     ReplacementSource,
     flush,
     overwrite,
@@ -126,13 +129,15 @@ class ActResult(NamedTuple):
     """The result of an act, in words and in sectors.
 
     ``zeroed`` are the sectors that were zeroed.  ``kept`` are those that a quarantine keeps out of
-    use, and that may still fail.  ``sources`` are where the data of the owners is from.
+    use, and that may still fail.  ``sources`` are where the data of the owners is from, ``owners``
+    their outcomes.
     """
 
     says: str
     zeroed: Sequence[ByteRange] = ()
     kept: Sequence[ByteRange] = ()
     sources: Sequence[CopySource] = ()
+    owners: tuple[OwnerOutcome, ...] = ()
 
 
 class ReplacementDigest:
@@ -183,10 +188,16 @@ def carry_out(
     if fs is None:
         return _zero_unmounted(step, site)
     privileges = records.privileges
-    privileges.put_back(fs)
-    result = _change_owners(kind, step, site, fs, journal_device, records)
-    # What the interrupted attempt was to write is there only now.
-    privileges.put_back(fs)
+    try:
+        privileges.put_back(fs)
+        result = _change_owners(kind, step, site, fs, journal_device, records)
+        # What the interrupted attempt was to write is there only now.
+        privileges.put_back(fs)
+    except RefusedError as error:
+        if not privileges.outstanding:
+            raise
+        files = ", ".join(describe_file(record.file) for record in privileges.outstanding)
+        raise PartlyDoneError(f"{error}; capabilities of {files} are not put back yet") from error
     if lost := privileges.forget_rest():
         return result._replace(says=f"{result.says}; {lost}")
     return result
@@ -323,38 +334,66 @@ class _Attempt:
         with contextlib.ExitStack() as stack:
             device = stack.enter_context(contextlib.closing(self._site.device()))
             files = stack.enter_context(OpenOwners(self._fs))
-            owners = [files.open(position) for position in self._positions()]
+            owners, left = files.open_those_that_may_change(self._positions())
+            others = self._changed_before([*(owner.position for owner in owners), *left], files)
+            if not owners:
+                raise self._undone(Moved([], left), others)
             if not self._flush(owners):
                 return None
             content = device.content(run)
             if not content.failing:
                 return ActResult("every sector is readable again: nothing was changed")
-            others = self._changed_before(owners, files)
             found = self._find(content, owners, others)
-            if in_place and len(owners) == 1 and not others:
-                change = self._change(content, found.found[0])
+            left |= found.left
+            change = self._change(content, found.found[0])
+            alone = len(owners) == 1 and not others and not left
+            if in_place and alone and self._may_overwrite(change):
                 with contextlib.suppress(NotNowError):
-                    if self._may_overwrite(change):
-                        if overwrite(self._fs, device, owners[0], change, self._privileges):
-                            says = f"rewrote {_list(content.failing)} in place{_from(found)}"
-                            return ActResult(says, sources=found.sources)
-                        return None
+                    if overwrite(self._fs, device, owners[0], change, self._privileges):
+                        says = f"rewrote {_list(content.failing)} in place{_from(found)}"
+                        return ActResult(says, sources=found.sources)
+                    return None
             keeper: Keeper = self._keeper or stack.enter_context(
                 contextlib.closing(Keeper.temporary(self._fs, run))
             )
             if not keeper.has_run():
                 keeper.share(owners[0])
-            for one in found.found:
-                change = self._change(content, one)
-                source = _source(others, change)
-                relocate(self._fs, device, keeper, one.owners, change, self._privileges, source)
-            done = self._describe(found)
-            if found.left:
-                raise PartlyDoneError(f"{done}; left: {_reasons(found)}")
+            moved = self._relocate(device, keeper, content, found, others)
+            moved.left.update(left)
+            done = self._describe(found, len(moved.changed))
+            if moved.left:
+                raise self._undone(moved, others, done)
             if not keeper.is_alone():
                 return None
             result = _settle(self._site, keeper)
-        return result._replace(says=f"{done}; {result.says}", sources=found.sources)
+        says = f"{done}; {result.says}"
+        return result._replace(says=says, sources=found.sources, owners=_outcomes(moved))
+
+    def _relocate(
+        self,
+        device: Device,
+        keeper: Keeper,
+        content: Content,
+        found: Replacements,
+        others: Sequence[OpenOwner],
+    ) -> Moved:
+        """Map the replacements into their owners."""
+        moved = Moved([], {})
+        for one in found.found:
+            change = self._change(content, one)
+            source = _source(others, change)
+            some = relocate(self._fs, device, keeper, one.owners, change, self._privileges, source)
+            moved.changed.extend(some.changed)
+            moved.left.update(some.left)
+        return moved
+
+    def _undone(self, moved: Moved, others: Sequence[OpenOwner], done: str = "") -> Exception:
+        """Return the error for owners that were left: the step is taken again if any was not."""
+        reasons = "; ".join(dict.fromkeys(moved.left.values()))
+        if not moved.changed and not others:
+            return RefusedError(reasons)
+        says = f"{done}; left: {reasons}" if moved.changed else f"left: {reasons}"
+        return PartlyDoneError(says, _outcomes(moved))
 
     def _flush(self, owners: Sequence[OpenOwner]) -> bool:
         """Flush the owners; return False if one of them got other blocks by that."""
@@ -376,11 +415,11 @@ class _Attempt:
             self._fs, content, owners, others, copies if restores else None, self._digest.digest
         )
         if not found.found:
-            raise RefusedError(_reasons(found))
+            raise self._undone(Moved([], dict(found.left)), others)
         first = found.found[0]
-        if first.data is not None:
-            strict = restores and not first.certain
-            self._digest.check(first.data, found.sources, strict=strict)
+        # A hole is journaled, too: the next attempt must know that there was one before.
+        strict = restores and not first.certain
+        self._digest.check(first.data or b"", found.sources, strict=strict)
         return found
 
     def _change(self, content: Content, replacement: Replacement) -> ContentChange:
@@ -388,11 +427,10 @@ class _Attempt:
         over_cache = copies is not None and copies.prefer is Preference.COPY
         return ContentChange(content, replacement.data, over_cache=over_cache)
 
-    def _describe(self, found: Replacements) -> str:
+    def _describe(self, found: Replacements, count: int) -> str:
         given = "the good copy"
         if self._kind is Act.PUNCH:
             given = "zeros, and what the page cache has," if found.sources else "zeros"
-        count = sum(len(one.owners) for one in found.found)
         whom = "the file" if count == 1 else f"{count} files"
         return f"gave {given} to {whom}{_from(found)}"
 
@@ -410,24 +448,32 @@ class _Attempt:
             raise ChangedError(f"{new} is a new owner since it was planned: plan again")
         return sorted(positions)
 
-    def _changed_before(self, owners: Sequence[OpenOwner], files: OpenOwners) -> list[OpenOwner]:
+    def _changed_before(
+        self, present: Sequence[FilePosition], files: OpenOwners
+    ) -> list[OpenOwner]:
         """Open the planned owners that map other blocks by now.
 
         An interrupted attempt may have given them the good copy, and theirs may be the only one.
         """
         if not self._digest.digest:
             return []
-        here = {owner.position for owner in owners}
         found = []
-        for position in self._step.owners:
-            if position not in here:
-                with contextlib.suppress(RefusedError):
-                    found.append(files.open(position))
+        for position in sorted(set(self._step.owners) - set(present)):
+            with contextlib.suppress(RefusedError):
+                found.append(files.open(position))
         return found
 
 
-def _reasons(found: Replacements) -> str:
-    return "; ".join(dict.fromkeys(found.left.values()))
+def _outcomes(moved: Moved) -> tuple[OwnerOutcome, ...]:
+    changed = [
+        OwnerOutcome(file.subvolume, file.inode, offset, changed=True)
+        for file, _, offset in moved.changed
+    ]
+    left = [
+        OwnerOutcome(file.subvolume, file.inode, offset, changed=False, because=because)
+        for (file, _, offset), because in moved.left.items()
+    ]
+    return (*changed, *left)
 
 
 def _from(found: Replacements) -> str:
