@@ -34,7 +34,7 @@ class LayerMapping(NamedTuple):
 
     They map to ``to_start`` of the layer ``to``. Without such a layer, ``what`` is their use, and
     ``certain`` is true if no filesystem can be there. ``remark`` becomes a note of the answer, for
-    example that there is another copy.
+    example that there is another copy; ``doubt`` one that makes the answer incomplete.
     """
 
     start: int
@@ -44,6 +44,7 @@ class LayerMapping(NamedTuple):
     what: str = ""
     certain: bool = True
     remark: str = ""
+    doubt: str = ""
 
 
 class Segment(Protocol):
@@ -88,7 +89,8 @@ class LinearSegment(NamedTuple):
 class UnmappedSegment(NamedTuple):
     """A segment that maps to no layer; ``what`` is its use.
 
-    If ``certain`` is false, a filesystem may be there, in a form that is not followed.
+    If ``certain`` is false, a filesystem may be there, in a form that is not followed. ``doubt``
+    is as in a `LayerMapping`.
     """
 
     start: int
@@ -96,6 +98,7 @@ class UnmappedSegment(NamedTuple):
     what: str
     certain: bool = True
     remark: str = ""
+    doubt: str = ""
 
     @property
     def to(self) -> "Layer | None":
@@ -104,7 +107,8 @@ class UnmappedSegment(NamedTuple):
 
     def map_range(self, start: int, length: int) -> Iterable[LayerMapping]:
         """Map a range of the layer to no layer."""
-        return (LayerMapping(start, length, None, 0, self.what, self.certain, self.remark),)
+        said = (self.what, self.certain, self.remark, self.doubt)
+        return (LayerMapping(start, length, None, 0, *said),)
 
 
 class Layer:
@@ -264,14 +268,15 @@ def _descend(layer: Layer, start: int, length: int, above: _Descent) -> Iterator
         distance = mapping.start - start
         here = _advance(via, distance)
         notes = (*remarks, mapping.remark) if mapping.remark else remarks
+        missing = (*doubts, mapping.doubt) if mapping.doubt else doubts
         if mapping.to is not None and len(via) < _MAX_DEPTH:
-            descent = _Descent(asked + distance, here, notes, doubts)
+            descent = _Descent(asked + distance, here, notes, missing)
             yield from _descend(mapping.to, mapping.to_start, mapping.length, descent)
             continue
         what = "layers without end" if mapping.to else mapping.what
         certain = mapping.certain and mapping.to is None
         yield RangeMapping(
-            asked + distance, mapping.length, here, None, 0, what, certain, notes, doubts
+            asked + distance, mapping.length, here, None, 0, what, certain, notes, missing
         )
     if inside < length:
         what, beyond = f"past the end of {layer.name}", _advance(via, inside)

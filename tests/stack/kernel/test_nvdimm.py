@@ -9,12 +9,15 @@ import pytest
 from tests.support.commands import lookup
 from tests.support.machine_snapshots import FIXTURES, facts, unpacked
 
+from whoseblock.fs.base import Outside
+from whoseblock.lookup import Lookup, Query
 from whoseblock.ranges import PHYSICAL_MEMORY, parse_range
 from whoseblock.sources.memory import parse_pfn
 from whoseblock.stack.base import Layer, LayerOffset, descend
 from whoseblock.stack.kernel.devices import BlockDevices
 from whoseblock.stack.kernel.host import Host
 from whoseblock.stack.kernel.nvdimm import PersistentMemory
+from whoseblock.target import Target, TargetOptions
 
 PAGE = 4096
 
@@ -93,6 +96,21 @@ def test_memory_outside_of_files_is_named(seen_in_2020: Path) -> None:
         0x101002000: [("memory map of namespace0.0", True)],
         0x1011FFFFF: [("memory map of namespace0.0", True)],
     }
+
+
+def test_a_page_of_ordinary_memory_may_cache_a_file(tmp_path: Path) -> None:
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/iomem").write_text("00001000-0009ffff : System RAM\n")
+    with Target(None, TargetOptions(root=str(tmp_path))) as target:
+        failure = parse_pfn("0x10", PAGE)
+        layer = target.layer_of(PHYSICAL_MEMORY)
+        with Lookup(target.open_leaf) as finder:
+            (answer,) = finder.answers([Query(failure.start, failure.length, layer, named=True)])
+    (row,) = answer
+    assert isinstance(row, Outside)
+    assert row.what == "System RAM: no filesystem"
+    assert not answer.complete
+    assert answer.notes[0].startswith("a page of ordinary memory may hold changes of a file")
 
 
 def test_memory_that_the_kernel_does_not_list_is_unknown(seen_in_2020: Path) -> None:

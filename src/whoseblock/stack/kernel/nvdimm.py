@@ -24,6 +24,10 @@ _INFO_BLOCK: Final = 4096
 _INFO_BLOCK_SIZE: Final = 4096
 #: The name of ordinary memory in /proc/iomem.
 _RAM: Final = "System RAM"
+_CACHED: Final = (
+    "a page of ordinary memory may hold changes of a file that are not on its disk yet: the kernel"
+    " does not report which file"
+)
 #: The physical address space of x86, in bytes.
 _MEMORY_SIZE: Final = 1 << 52
 
@@ -186,4 +190,5 @@ class PersistentMemory:
             ):
                 ram = what == _RAM
                 use = f"{what}: no filesystem" if ram else f"{what}: not followed"
-                yield UnmappedSegment(start, end - start, use, certain=ram)
+                doubt = _CACHED if ram else ""
+                yield UnmappedSegment(start, end - start, use, certain=ram, doubt=doubt)
