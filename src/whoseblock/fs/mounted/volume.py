@@ -13,7 +13,7 @@ from msgspec import UNSET
 
 from whoseblock.closing import Closing
 from whoseblock.errors import BlockError, UnsupportedError
-from whoseblock.fs.arguments import check_columns, check_inodes, check_open, checked_ranges
+from whoseblock.fs.arguments import check_columns, check_open, checked_ranges
 from whoseblock.fs.arrays import OwnerArrays, as_columns, row_dtype
 from whoseblock.fs.base import (
     Answer,
@@ -501,20 +501,12 @@ class FsmapVolume(Closing, MountedVolume):
                 yield ByteRange(record.physical, record.length)
 
     def paths_of(self, files: Iterable[FileId]) -> dict[FileId, Paths]:
-        """Return every path of each file, in one search for all."""
-        known = self.paths_many([file.inode for file in files])
-        return {FileId(0, inode): paths for inode, paths in known.items()}
-
-    def paths_many(self, inodes: Iterable[int]) -> dict[int, Paths]:
-        """Return every path of each of ``inodes``, in one search for all.
-
-        Raises `ArgumentError` and `ClosedError`.
-        """
+        """Return every path of each file, in one search for all; raises `ClosedError`."""
         self._check_open()
         self._facts.clear()
-        for inode in (asked := set(check_inodes(inodes))):
+        for inode in (asked := {file.inode for file in files}):
             self._inode(inode)
-        return self._paths_of(asked)
+        return {FileId(0, inode): paths for inode, paths in self._paths_of(asked).items()}
 
     def _paths_of(self, inodes: Iterable[int]) -> dict[int, Paths]:
         """Return the paths of inodes that were read, and are still the same."""

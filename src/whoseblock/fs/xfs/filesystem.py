@@ -10,7 +10,6 @@ from whoseblock.closing import Closing
 from whoseblock.errors import BlockError
 from whoseblock.fs.arguments import (
     check_columns,
-    check_inodes,
     check_list,
     check_open,
     check_within,
@@ -265,22 +264,15 @@ class XfsFilesystem(Closing, VolumeProtocol):
         return found
 
     def paths_of(self, files: Iterable[FileId]) -> dict[FileId, Paths]:
-        """Return every path of each file, in one search for all."""
-        known = self.paths_many([file.inode for file in files])
-        return {FileId(0, inode): paths for inode, paths in known.items()}
-
-    def paths_many(self, inodes: Iterable[int]) -> dict[int, Paths]:
-        """Return every path of each of ``inodes``, in one search for all.
-
-        Raises `ArgumentError` and `ClosedError`.
-        """
+        """Return every path of each file, in one search for all; raises `ClosedError`."""
         self._check_open()
-        inodes = check_inodes(inodes)
+        inodes = [file.inode for file in files]
         if not inodes:
             return {}
         from whoseblock.fs.xfs.names.paths import PathFinder
 
-        return PathFinder(self.volume, self.inodes, self.progress).find(inodes)
+        found = PathFinder(self.volume, self.inodes, self.progress).find(inodes)
+        return {FileId(0, inode): paths for inode, paths in found.items()}
 
     def readlink(self, inode: int) -> bytes:
         """Return what a symbolic link holds; raises `BlockError`."""
