@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 from tests.support import kernel_oracle, system_calls
 
-__all__ = ["Filler", "odd_names"]
+__all__ = ["Filler", "odd_names", "take_all_space"]
 
 #: A random step may well be impossible: a name taken, a folder not empty, a file too short,
 #: no reflink on this image.
@@ -52,6 +52,20 @@ def odd_names(rng: random.Random) -> list[bytes]:
         bytes(rng.choices(every, k=255)),
         bytes(rng.choices(every, k=20)),
     ]
+
+
+def take_all_space(file: int, block: int) -> int:
+    """Allocate all free space to a file, down to single blocks; return where it ends."""
+    length, end = 64 << 20, 0
+    while length >= block:
+        try:
+            system_calls.fallocate(file, end, length)
+            end += length
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            length //= 2
+    return end
 
 
 class Filler:
@@ -226,7 +240,7 @@ class Filler:
         if hole < self.block:
             return  # a block holds so many inodes that there are no sparse chunks
         with self._open(self._create(self.root + b"/takes all the space")) as file:
-            end = self._take_all(file)
+            end = take_all_space(file, self.block)
             for place in range(0, end, 4 * chunk):
                 system_calls.punch_hole(file, place, hole)
             os.fsync(file)
@@ -242,18 +256,6 @@ class Filler:
             for number in range(450):
                 with self._tolerating(errno.ENOSPC):
                     self._create(folder + b"/sparse-%d" % number)
-
-    def _take_all(self, file: int) -> int:
-        length, end = 64 << 20, 0
-        while length >= self.block:
-            try:
-                system_calls.fallocate(file, end, length)
-                end += length
-            except OSError as error:
-                if error.errno != errno.ENOSPC:
-                    raise
-                length //= 2
-        return end
 
     def _free_runs(self, least: int) -> list[int]:
         return [

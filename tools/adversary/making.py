@@ -12,7 +12,7 @@ from typing import NamedTuple
 from tests.support import system_calls
 from tests.support.filled_images import by_kernel
 from tests.support.mounts import loop_device, mounted
-from tests.support.random_files import Filler
+from tests.support.random_files import Filler, take_all_space
 from tests.support.tools import Missing, run, xfsprogs
 from tests.support.truth import Truth
 from tests.support.xfs_images import sparse_file
@@ -123,15 +123,7 @@ def _fill_up(filler: Filler) -> None:
     path = filler.root + b"/takes everything"
     file = os.open(path, os.O_CREAT | os.O_RDWR)
     try:
-        length, end = 64 << 20, 0
-        while length >= filler.block:
-            try:
-                system_calls.fallocate(file, end, length)
-                end += length
-            except OSError as error:
-                if error.errno != errno.ENOSPC:
-                    raise
-                length //= 2
+        end = take_all_space(file, filler.block)
         for at in range(0, min(end, 400 * filler.block), 16 * filler.block):
             system_calls.punch_hole(file, at, filler.block)
     finally:
