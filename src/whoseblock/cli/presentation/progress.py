@@ -2,8 +2,9 @@
 
 import sys
 import time
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
+
+from whoseblock.closing import Closing
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -11,7 +12,7 @@ if TYPE_CHECKING:
 __all__ = ["ProgressBar"]
 
 
-class ProgressBar:
+class ProgressBar(Closing):
     """A `whoseblock.fs.base.Progress` that shows itself on a terminal.
 
     Work that ends within `delay_s` seconds shows nothing, and does not import rich.
@@ -33,15 +34,8 @@ class ProgressBar:
             self._tasks[what] = self._bar.add_task(what, total=total)
         self._bar.update(self._tasks[what], completed=done)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Remove the bar from the terminal."""
         if self._bar is not None:
             self._bar.stop()
 
