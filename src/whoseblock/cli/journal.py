@@ -170,7 +170,7 @@ Examples:
 def show(failure: int, url: str | None, as_json: bool) -> None:
     """Show the whole history of failure ID.
 
-    It has the reports, the owners, the plans, and the states of each step.
+    Prints its reports, owners and plans, and the states of each step.
     """
     with open_journal(url, write=False) as opened:
         found, here = opened.history(failure), opened.host

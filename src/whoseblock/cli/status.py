@@ -32,8 +32,8 @@ _PATIENCE_S = 10
 def status(as_json: bool, state: Path | None) -> None:
     """Show the state of the daemon.
 
-    It has the sources, the backlog, and counts of failures.  If no daemon runs, the last saved
-    state is shown, and the exit code is 3.
+    The state lists its sources, the backlog, and counts of failures.  If no daemon runs, the last
+    saved state is shown, and the exit code is 3.
     """
     from whoseblock.watch.store.state import usual_state_folder
 

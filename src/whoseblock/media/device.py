@@ -40,7 +40,7 @@ class FileMedia:
             )
         self.size = os.lseek(self._fd, 0, os.SEEK_END)
         if stat.S_ISBLK(mode):
-            # XFS bypasses the page cache of the device, which may be older than the disk.
+            # A filesystem may bypass the page cache of its device, which is then out of date.
             os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
     def pread(self, offset: int, length: int) -> bytes:

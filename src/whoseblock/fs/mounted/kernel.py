@@ -41,7 +41,7 @@ __all__ = [
 ]
 
 #: Records asked for at once: few of a failed page, many of all that a disk has lost.
-#: Not more than 2048: XFS goes on by itself after so many, less carefully than `fsmap`.
+#: Not more than 2048: the kernel continues after so many, and may omit records that `fsmap` reads.
 _FIRST_ROOM, _MORE_ROOM = 64, 2048
 #: Records whose blocks no other file shares.
 _NEVER_SHARED: Final = FMR_OF_SPECIAL_OWNER | FMR_OF_ATTR_FORK | FMR_OF_EXTENT_MAP
@@ -116,8 +116,8 @@ def fsmap(fd: int, device: int, start: int, end: int) -> Iterator[Fsmap]:
         after = records[-1]
         given = set()
         if not after.flags & _NEVER_SHARED:
-            # Asked to go on after a record, XFS leaves out all others in which the same file has
-            # the same block. So go on after the file before, and pass over what was given.
+            # Continuing after a record, the kernel may omit all others in which the same file has
+            # the same block. So continue after the file before, and skip what was yielded.
             physical, owner = after.physical, after.owner
             same = [one for one in records if (one.physical, one.owner) == (physical, owner)]
             if len(same) < len(records) or room < _MORE_ROOM:
