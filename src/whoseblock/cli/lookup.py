@@ -95,6 +95,9 @@ def lookup(target: str | None, ranges: tuple[str, ...], **options: Any) -> None:
     from whoseblock.resolve import Resolver
     from whoseblock.target import Target
 
+    # NumPy is loaded for long lists.  Nothing here multiplies matrices, so that its library for it
+    # need not start a thread on each processor.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     given = FailureOptions.of(ranges, options)
     given.check(target=target is not None)
     _check_options(options)

@@ -148,7 +148,7 @@ def _choice(texts: Sequence[bytes], which: "Ints", shown: "Bools") -> "Part":
     padded = b"".join(text.ljust(width) for text in texts)
     values = np.frombuffer(padded, np.uint8).reshape(len(texts), width)
     written = np.arange(width) < sizes[:, None]
-    return values[which], written[which] & shown[:, None]
+    return values.take(which, axis=0), written.take(which, axis=0) & shown[:, None]
 
 
 def _number(numbers: "Ints", shown: "Bools") -> "Part":

@@ -147,7 +147,10 @@ def _has_many_leaves(volume: Volume, questions: RangeList) -> bool:
     """Return whether the questions might touch more leaves than may be held."""
     if len(questions) <= _MOST_LEAVES:
         return False
-    groups = {start // volume.ag_bytes for start in questions.starts}
+    import numpy as np
+
+    starts = np.array(questions.starts, np.int64)
+    groups = set(np.flatnonzero(np.bincount(starts // volume.ag_bytes)).tolist())
     try:
         # A short question reaches into the next group at most.
         known = [
