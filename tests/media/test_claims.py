@@ -122,3 +122,10 @@ def test_a_device_in_use_is_not_claimed(image: Path) -> None:
         stack.callback(os.close, claim(loop))
         with pytest.raises(TargetError, match="exclusively: Device or resource busy"):
             claim(loop)
+
+
+def test_a_loop_device_is_not_claimed_beside_another_one(image: Path) -> None:
+    with loop_device(image) as first:
+        with loop_device(image) as second, pytest.raises(TargetError, match=f"use by {first}"):
+            claim(second)
+        os.close(claim(first))

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from whoseblock.errors import PrivilegeError, TargetError
+from whoseblock.media.loops import loops_beside
 from whoseblock.media.mounts import readers
 
 __all__ = ["check_unused", "claim"]
@@ -34,10 +35,10 @@ def claim(path: str | os.PathLike[str]) -> int:
     """
     name = os.fspath(path)
     try:
+        check_unused(name)
         if stat.S_ISBLK(Path(path).stat().st_mode):
             # Without O_CREAT, and of a block device: EBUSY if anything has it in use (open(2)).
             return os.open(path, os.O_RDONLY | os.O_EXCL | _FLAGS)
-        check_unused(name)
         _check_writers(name)
         descriptor = os.open(path, os.O_RDWR | _FLAGS)
     except OSError as error:
@@ -56,9 +57,17 @@ def claim(path: str | os.PathLike[str]) -> int:
 
 
 def check_unused(name: str) -> None:
-    """Raise `TargetError` if an image is behind a loop device, which respects no lock."""
-    if used := [reader for reader in readers(name) if reader.name]:
-        raise TargetError(f"{name!r} is in use by /dev/{used[0].name}")
+    """Raise `TargetError` if an image is behind a loop device, which respects no lock.
+
+    If ``name`` is itself a loop device, its file must not be behind another one.
+    """
+    status = Path(name).stat()
+    if stat.S_ISBLK(status.st_mode):
+        used = loops_beside(status.st_rdev)
+    else:
+        used = [reader.name for reader in readers(name)]
+    if used:
+        raise TargetError(f"{name!r} is in use by /dev/{used[0]}")
 
 
 def _check_writers(name: str) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from struct import Struct
 from typing import Final, NamedTuple
 
-__all__ = ["FileIdentity", "backing_identity"]
+__all__ = ["FileIdentity", "backing_identity", "loops_beside"]
 
 _LOOP_GET_STATUS64: Final = 0x4C05
 #: lo_device, lo_inode, and the rest.
@@ -48,6 +48,21 @@ def backing_identity(name: str) -> FileIdentity | None:
     # Encoded as huge_encode_dev() in kdev_t.h does it.
     major, minor = (device & 0xFFF00) >> 8, device & 0xFF | (device >> 12) & 0xFFF00
     return FileIdentity(os.makedev(major, minor), inode)
+
+
+def loops_beside(device: int) -> list[str]:
+    """Return the other loop devices over the file of a loop device, or of one of its partitions.
+
+    ``device`` is a number as of `os.makedev`.  None are returned for any other device.
+    """
+    folder = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}").resolve()
+    if (folder / "partition").exists():
+        folder = folder.parent
+    file = backing_identity(folder.name) if (folder / "loop").is_dir() else None
+    if file is None:
+        return []
+    others = (one.name for one in _SYS_BLOCK.glob("loop*") if one.name != folder.name)
+    return [name for name in others if backing_identity(name) == file]
 
 
 def _identity_by_name(name: str) -> FileIdentity | None:
