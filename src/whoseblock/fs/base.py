@@ -154,6 +154,8 @@ class FileOwner(Owner, frozen=True, tag="file"):
     ``subvolume`` and ``subvolume_path`` are present only on filesystems with subvolumes.
     ``encoding`` names the algorithm of compressed data: any lost byte then loses ``file_length``
     bytes from ``file_offset``.  Without it, ``length`` bytes from ``file_offset`` are lost.
+    ``encrypted_name`` is true if ``paths`` have the kernel's names for an encrypted directory
+    whose key is missing.
     """
 
     inode: int
@@ -172,6 +174,7 @@ class FileOwner(Owner, frozen=True, tag="file"):
     subvolume_path: str | UnsetType = UNSET
     file_length: int | UnsetType = UNSET
     encoding: str | UnsetType = UNSET
+    encrypted_name: bool | UnsetType = UNSET
 
     @property
     def file(self) -> FileId:
