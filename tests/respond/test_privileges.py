@@ -1,12 +1,17 @@
 """Privileges that the kernel takes from a changed file come back, but never to other content."""
 
 import os
+import stat
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.support.failing_filesystem import BLOCK, bench, pattern, write_file
 from tests.support.file_attributes import CAPABILITY
 from tests.support.mounts import mounted
+from tests.support.tools import CHECKOUT
 from tests.support.xfs_images import MIB, Geometry, make_image
 
 from whoseblock.fs.base import FileId
@@ -116,3 +121,33 @@ def test_a_deleted_file_is_forgotten(fs: MountedVolume, path: Path) -> None:
     ledger = PrivilegeJournal([record], Journal().note)
     ledger.put_back(fs)
     assert ledger.outstanding == []
+
+
+def test_setuid_survives_a_repair_without_the_capability_for_it(tmp_path: Path) -> None:
+    with bench(tmp_path) as served:
+        content = pattern("program", 3 * BLOCK)
+        path = write_file(served.root / "program", content)
+        subprocess.run(["cp", "--reflink=always", path, served.root / "clone"], check=True)
+        path.chmod(0o6755)
+        copy = write_file(tmp_path / "good", content)
+        os.utime(copy, ns=(0, path.stat().st_mtime_ns))
+        os.utime(served.root / "clone", ns=(0, path.stat().st_mtime_ns))
+        place = served.place(path, 1)
+        served.fail(place)
+        without = ["setpriv", "--bounding-set=-fsetid", "--inh-caps=-fsetid"]
+        command = [sys.executable, "-m", "whoseblock", "respond", served.root, str(place)]
+        words = ["--restore-file", copy, "--apply", "--yes", "--journal", served.journal]
+        done = subprocess.run(
+            [*without, *map(str, [*command, *words])],
+            cwd=CHECKOUT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert stat.S_IMODE(path.stat().st_mode) == 0o6755
+        assert path.read_bytes() == content
+        # It was recorded before, and is no longer outstanding.
+        noted = [event.detail.get("privileges") for event in served.steps()[0].events]
+        ((record,), nothing) = (records for records in noted if records is not None)
+        assert (record["mode"], record["capability"], nothing) == (0o106755, "", [])
