@@ -100,7 +100,7 @@ class Device(Closing):
     def zero(self, sectors: Sequence[ByteRange]) -> None:
         """Write zeros over sectors, and verify them.
 
-        Raises `NotHealedError` if they do not read back, or are still listed as bad, and
+        Raises `NotHealedError` if they do not read back, or are still listed as bad.  Raises
         `NotNowError` if the kernel refuses to open the device for writing, or if an image that is
         open exclusively is behind a loop device by now.
         """
