@@ -18,6 +18,7 @@ __all__ = ["Id", "JsonText", "PathBytes", "Plain", "Unsigned", "Utc", "digest", 
 Id: Final = BigInteger().with_variant(Integer, "sqlite")
 
 _UNSTORABLE: Final = re.compile("[\\\\\0\ud800-\udfff]")
+_LONG_NUMBER: Final = re.compile("[0-9]{20}")
 _ESCAPED: Final = re.compile(r"\\(?:\\|u([0-9a-f]{4}))")
 
 
@@ -55,8 +56,19 @@ class JsonText(TypeDecorator[Any]):
         return json.dumps(value, allow_nan=False, separators=(",", ":"))
 
     def process_result_value(self, value: str | None, _dialect: Dialect) -> Any:  # noqa: ANN401 - JSON
-        """Read JSON."""
-        return None if value is None else json.loads(value)
+        """Read JSON; return None for a text that another program wrote and that is no JSON."""
+        if value is None:
+            return None
+        try:
+            return json.loads(value, parse_int=_number if _LONG_NUMBER.search(value) else None)
+        except (ValueError, OverflowError, RecursionError):
+            return None
+
+
+def _number(text: str) -> int | float:
+    """Return an integer of 64 bits, and a float for a longer one, which could not be exported."""
+    number = int(text)
+    return number if -(1 << 63) <= number < 1 << 64 else float(text)
 
 
 class PathBytes(TypeDecorator[str]):
@@ -99,8 +111,12 @@ class Utc(TypeDecorator[datetime]):
         """Convert the time to UTC, which SQLite does not do."""
         return None if value is None else value.astimezone(UTC)
 
-    def process_result_value(self, value: datetime | None, _dialect: Dialect) -> datetime | None:
-        """Mark the time as UTC, which SQLite does not do."""
+    def process_result_value(
+        self, value: datetime | str | None, _dialect: Dialect
+    ) -> datetime | None:
+        """Mark the time as UTC, which SQLite does not do; return the year 1 for infinity."""
+        if isinstance(value, str):
+            return datetime.min.replace(tzinfo=UTC)
         if value is None or value.tzinfo is not None:
             return None if value is None else value.astimezone(UTC)
         return value.replace(tzinfo=UTC)

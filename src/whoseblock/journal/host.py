@@ -58,7 +58,7 @@ def this_process() -> Process:
 
 def lives(process: Process) -> bool:
     """Return whether a process of this machine lives, or may: it may be in another namespace."""
-    boot, namespace, started = process.name.split(" ")
+    boot, namespace, started = [*process.name.split(" "), "", ""][:3]
     here = _world().split(" ")
     if boot != here[0]:
         return False

@@ -40,6 +40,7 @@ from whoseblock.journal.schema import (
     step_events,
     steps,
 )
+from whoseblock.journal.stored_json import as_answer, as_object, as_texts
 
 __all__ = [
     "doubtful_plans",
@@ -283,7 +284,12 @@ def histories(connection: Connection, auth: Authenticator, ids: Sequence[int]) -
 
 def _report(row: Row[Any]) -> FailureReport:
     return FailureReport(
-        id=row.id, run=row.run, at=row.at, source=row.source, origin=row.origin, detail=row.detail
+        id=row.id,
+        run=row.run,
+        at=row.at,
+        source=row.source,
+        origin=row.origin,
+        detail=as_object(row.detail),
     )
 
 
@@ -301,13 +307,13 @@ def _findings(
             run=row.run,
             at=row.at,
             complete=row.complete,
-            notes=tuple(row.notes),
-            answer=row.answer,
+            notes=as_texts(row.notes),
+            answer=as_object(row.answer),
         )
         if auth.can_check(writers[row.run]):
             code = auth.code_finding(finding, about[row.failure])
             finding = replace(finding, authentic=compare_digest(code, row.mac or b""))
-        looked[row.failure].append(finding)
+        looked[row.failure].append(replace(finding, answer=as_answer(finding.answer)))
     return looked
 
 
@@ -373,7 +379,7 @@ def _plans(
             id=row.id,
             run=row.run,
             at=row.at,
-            options=row.options,
+            options=as_object(row.options),
             failures=tuple(covered[row.id]),
             steps=tuple(taken[row.id]),
         )
@@ -417,7 +423,7 @@ def _step(row: Row[Any], events: list[Event]) -> Step:
         number=row.number,
         kind=row.kind,
         failure=row.failure,
-        parameters=row.parameters,
+        parameters=as_object(row.parameters),
         # Every step of ours has events; a row that another program made may have none.
         state=events[-1].state if events else State.PLANNED,
         attempts=sum(event.state is State.STARTED for event in events),
@@ -530,7 +536,7 @@ def _runs(connection: Connection, numbers: Collection[int]) -> dict[int, RunReco
             sudo_user=row.sudo_user,
             pid=row.pid,
             process=row.process,
-            command=tuple(row.command),
+            command=as_texts(row.command),
             version=row.version,
             started=row.started,
             ended=row.ended,
@@ -541,7 +547,11 @@ def _runs(connection: Connection, numbers: Collection[int]) -> dict[int, RunReco
 
 def _event(row: Row[Any]) -> Event:
     return Event(
-        number=row.number, state=State(row.state), run=row.run, at=row.at, detail=row.detail
+        number=row.number,
+        state=State(row.state),
+        run=row.run,
+        at=row.at,
+        detail=as_object(row.detail),
     )
 
 

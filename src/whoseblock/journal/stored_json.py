@@ -1,0 +1,43 @@
+"""Read JSON that another program may have stored in an unexpected form."""
+
+from typing import Any
+
+import msgspec
+from msgspec import UNSET, Struct, UnsetType
+
+__all__ = ["as_answer", "as_object", "as_texts"]
+
+
+def as_object(value: object) -> dict[str, Any]:
+    """Return a stored object; an empty one if another program stored something else."""
+    return value if isinstance(value, dict) else {}
+
+
+def as_texts(value: object) -> tuple[str, ...]:
+    """Return a stored list of texts; an empty one if another program stored something else."""
+    return tuple(map(str, value)) if isinstance(value, list) else ()
+
+
+class _StoredOwner(Struct):
+    """The part of a row of an answer on which readers rely."""
+
+    start: int
+    length: int
+    paths: list[str] | UnsetType | None = UNSET
+
+
+class _StoredAnswer(Struct):
+    """The part of an answer on which readers rely."""
+
+    start: int
+    length: int
+    owners: list[_StoredOwner]
+
+
+def as_answer(answer: dict[str, Any]) -> dict[str, Any]:
+    """Return a stored answer; one without owners if another program stored something else."""
+    try:
+        msgspec.convert(answer, _StoredAnswer)
+    except msgspec.ValidationError:
+        return {"start": 0, "length": 0, "owners": []}
+    return answer
