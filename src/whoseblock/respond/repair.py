@@ -5,7 +5,7 @@ blocks, which sectors fail, and whether a copy is good.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from hashlib import sha256
 from typing import NamedTuple
 
@@ -18,6 +18,7 @@ from whoseblock.fs.registry import open_volume
 from whoseblock.media.direct import DirectMedia
 from whoseblock.ranges import ByteRange
 from whoseblock.respond.copies.locations import Copies, Preference
+from whoseblock.respond.copies.page_cache import has_unwritten
 from whoseblock.respond.copies.replacement import (
     CopySource,
     Replacement,
@@ -79,8 +80,10 @@ __all__ = [
 
 #: How often the owners of a run are looked up again when others change them meanwhile.
 _ROUNDS = 4
-#: So many sources of data are named in an outcome; the journal has all.
+#: So many files, and sources of data, are named in an outcome; the journal has all sources.
 _NAMED = 3
+#: So many reasons are named.
+_REASONS = 10
 
 
 class StepParameters(msgspec.Struct, frozen=True, kw_only=True):
@@ -347,7 +350,7 @@ class _Attempt:
             left |= found.left
             change = self._change(content, found.found[0])
             alone = len(owners) == 1 and not others and not left
-            if in_place and alone and self._may_overwrite(change):
+            if in_place and alone and self._may_overwrite(owners[0], change):
                 with contextlib.suppress(NotNowError):
                     if overwrite(self._fs, device, owners[0], change, self._privileges):
                         says = f"rewrote {_list(content.failing)} in place{_from(found)}"
@@ -389,7 +392,7 @@ class _Attempt:
 
     def _undone(self, moved: Moved, others: Sequence[OpenOwner], done: str = "") -> Exception:
         """Return the error for owners that were left: the step is taken again if any was not."""
-        reasons = "; ".join(dict.fromkeys(moved.left.values()))
+        reasons = _reasons(moved.left)
         if not moved.changed and not others:
             return RefusedError(reasons)
         says = f"{done}; left: {reasons}" if moved.changed else f"left: {reasons}"
@@ -434,9 +437,19 @@ class _Attempt:
         whom = "the file" if count == 1 else f"{count} files"
         return f"gave {given} to {whom}{_from(found)}"
 
-    def _may_overwrite(self, change: ContentChange) -> bool:
-        # Readable sectors are not rewritten: the page cache must have nothing newer there.
-        return self._keeper is None and self._kind is Act.RESTORE and change.only_lost
+    def _may_overwrite(self, owner: OpenOwner, change: ContentChange) -> bool:
+        """Return whether the failed sectors may be rewritten in place, and only these.
+
+        Readable sectors are not rewritten, so the page cache must have nothing newer there.  The
+        write drops pages around it from the cache, too: these must be on the device.
+        """
+        run, fd, offset = self._step.run, owner.fd, owner.position.offset
+        return (
+            self._keeper is None
+            and self._kind is Act.RESTORE
+            and change.only_lost
+            and not has_unwritten(fd, ByteRange(offset, run.length), self._fs.block_size)
+        )
 
     def _positions(self) -> list[FilePosition]:
         """Return the present owners; raise `ChangedError` if one of them was not planned."""
@@ -476,11 +489,24 @@ def _outcomes(moved: Moved) -> tuple[OwnerOutcome, ...]:
     return (*changed, *left)
 
 
+def _reasons(left: Mapping[FilePosition, str]) -> str:
+    """Name the owners that were left, and why, the first of many."""
+    owners: dict[str, list[str]] = {}
+    for position, why in left.items():
+        owners.setdefault(why, []).append(str(position))
+    reasons = [f"{_first(names)}: {why}" for why, names in owners.items()]
+    return _first(reasons, _REASONS, "; ")
+
+
 def _from(found: Replacements) -> str:
     """Name the sources of the data, the first of many."""
-    names = [str(source) for source in found.sources]
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return f" (from {', '.join(names[:_NAMED])}{more})" if names else ""
+    return f" (from {_first(list(map(str, found.sources)))})" if found.sources else ""
+
+
+def _first(names: Sequence[str], count: int = _NAMED, separator: str = ", ") -> str:
+    """Join the first names of a list, and tell how many more there are."""
+    more = f" and {len(names) - count} more" if len(names) > count else ""
+    return f"{separator.join(names[:count])}{more}"
 
 
 def _source(others: Sequence[OpenOwner], change: ContentChange) -> ReplacementSource | None:

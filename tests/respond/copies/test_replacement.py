@@ -291,8 +291,33 @@ def test_newer_data_in_memory_and_a_copy(tmp_path: Path, prefer: str | None) -> 
             assert path.read_bytes() == now
             assert served.served.bad() == [place]
         else:
+            assert path.read_bytes() == now
             forget(path)
             assert path.read_bytes() == now
+
+
+def test_data_that_only_memory_has_survives_the_repair_beside_it(tmp_path: Path) -> None:
+    # A write in place would drop the whole folio, which has several blocks.
+    with bench(tmp_path, EXCHANGE) as served:
+        content = pattern("file", 64 * BLOCK)
+        path = write_file(served.root / "file", content)
+        places = {block: served.place(path, block) for block in (20, 21)}
+        new = {block: pattern(f"newer {block}", BLOCK) for block in places}
+        for place in places.values():
+            served.served.add(place, permanent=True)
+        with path.open("r+b", 0) as file:
+            for block, data in new.items():
+                os.pwrite(file.fileno(), data, block * BLOCK)
+            with contextlib.suppress(OSError):
+                os.fsync(file.fileno())
+        for place in places.values():
+            served.served.write("good", place)
+            served.served.add(place)
+        for place in places.values():
+            assert "the page cache of" in served.apply(place, "--restore-cached")
+        forget(path)
+        now = content[: 20 * BLOCK] + new[20] + new[21] + content[22 * BLOCK :]
+        assert path.read_bytes() == now
 
 
 def test_memory_of_one_user_does_not_count_for_another(tmp_path: Path) -> None:

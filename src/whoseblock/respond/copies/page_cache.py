@@ -11,11 +11,17 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Final
 
-__all__ = ["cached_pieces"]
+from whoseblock.errors import MediaError
+from whoseblock.media.direct import DirectMedia
+from whoseblock.ranges import ByteRange
+
+__all__ = ["cached_pieces", "has_unwritten"]
 
 #: cachestat(2), since Linux 6.5: the same number on all architectures but alpha.
 _CACHESTAT: Final = 451
 _PAGE: Final = mmap.PAGESIZE
+#: The page cache drops whole folios, which are at most this large: PMD_SIZE with pages of 4 KiB.
+_FOLIO: Final = 2 << 20
 #: The page is not up to date, or an access control of the filesystem forbids the call.
 _NOT_CACHED: Final = {errno.EAGAIN, errno.EIO, errno.EOPNOTSUPP, errno.EINVAL}
 
@@ -60,6 +66,24 @@ def cached_pieces(fd: int, start: int, length: int, block: int) -> Iterator[tupl
             first, last = max(at, low), min(at + unit, high)
             if data := _read_cached(fd, first, last - first):
                 yield first, data
+
+
+def has_unwritten(fd: int, part: ByteRange, block: int) -> bool:
+    """Return whether the cache has data around a part of a file that the device does not have.
+
+    A direct write to the part drops all folios from the cache that overlap it.
+    """
+    start = max(part.start - _FOLIO, 0)
+    with DirectMedia(fd) as media:
+        for at, data in cached_pieces(fd, start, part.end + _FOLIO - start, block):
+            if part.start <= at < part.end:
+                continue
+            try:
+                if media.pread(at, len(data)) != data:
+                    return True
+            except MediaError:
+                return True
+    return False
 
 
 def _read_cached(fd: int, start: int, length: int) -> bytes:

@@ -164,11 +164,9 @@ class _Chooser:
                 self._refuse(file, str(error))
 
     def _refuse(self, file: OpenOwner, why: str) -> None:
-        """Record why a copy of a file is not used, for each owner for which it would count."""
-        standing = standing_of(file.fd)
-        for one in self._known:
-            if one.owner.position == file.position or one.standing.uid == standing.uid:
-                self._reasons[one.owner.position].append(why)
+        """Record why a copy of a file is not used, if the file still needs one."""
+        if file.position in self._reasons:
+            self._reasons[file.position].append(why)
 
     def _note(self, file: OpenOwner, verified: VerifiedCopy, *, named: bool, single: bool) -> None:
         offset = file.position.offset
@@ -240,8 +238,8 @@ class _Chooser:
         if copy is not None and _differ(memory.data, copy.data, _without(one.lost, memory.missing)):
             if self._prefer is None:
                 raise CopyError(
-                    f"{one.owner.position}: the page cache and {copy.source.name} differ: pass"
-                    " --prefer cache or --prefer copy"
+                    f"the page cache and {copy.source.name} differ: pass --prefer cache or --prefer"
+                    " copy"
                 )
             copy = None
         if memory.missing and self._copies is not None:
@@ -262,12 +260,10 @@ class _Chooser:
         """Return what memory has, with the rest from a copy; raise `CopyError` without one."""
         position = one.owner.position
         if one.newer:
-            raise CopyError(
-                f"{position}: the page cache has newer data, but not of all that was lost"
-            )
+            raise CopyError("the page cache has newer data, but not of all that was lost")
         if copy is None:
             reasons = dict.fromkeys(self._reasons[position])
-            raise CopyError("; ".join(reasons) or f"{position}: there is no copy")
+            raise CopyError("; ".join(reasons) or "there is no copy")
         if not memory.sources:
             return self._use(one, copy, copied)
         self._sources.update(dict.fromkeys(memory.sources))
@@ -289,9 +285,7 @@ class _Chooser:
         first = verified[0]
         for other in verified[1:]:
             if _differ(first.data, other.data, one.lost):
-                raise CopyError(
-                    f"{one.owner.position}: {first.source.name} and {other.source.name} differ"
-                )
+                raise CopyError(f"{first.source.name} and {other.source.name} differ")
         return first
 
     def _remembered(self, one: _Known) -> _Memory:
@@ -342,8 +336,7 @@ class _Chooser:
         for data in groups - kept:
             for one in chosen.pop(data):
                 left[one.owner.position] = (
-                    f"{one.owner.position}: the copies of what the files share differ from one"
-                    " another"
+                    "the copies of what the files share differ from one another"
                 )
 
 
