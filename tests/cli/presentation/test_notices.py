@@ -164,6 +164,13 @@ def test_an_option_that_cannot_have_an_effect_is_refused(
     [
         (["disk.img", "307p", "--yes"], "--yes has no effect without --apply"),
         (["disk.img", "307p", "--verify-whole"], "--verify-whole has no effect without"),
+        (["disk.img", "307p", "--accept-older"], "--accept-older has no effect without"),
+        (["disk.img", "307p", "--accept-zeros"], "--accept-zeros has no effect without"),
+        (["disk.img", "307p", "--prefer", "copy"], "--prefer has no effect without"),
+        (
+            ["disk.img", "307p", "--restore-from", ".", "--restore-map", "disk.img"],
+            "--restore-map has no effect without --restore-file",
+        ),
         (["--resume", "--punch"], "--punch has no effect with --resume"),
         (["--resume", "--offline"], "--offline has no effect with --resume"),
         (["--resume", "--sysfs-badblocks"], "--sysfs-badblocks has no effect with --resume"),

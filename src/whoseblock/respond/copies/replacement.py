@@ -109,9 +109,13 @@ def find_replacements(  # noqa: PLR0913 - what is lost, whose it is, and what ma
     zeros replace what the page cache does not have.  The owners must be flushed.
     """
     known = [_cached(owner, content, fs.block_size) for owner in owners]
-    witnesses = [one for one in known if one.parts and not one.newer]
-    witnesses += _given_before(others, content, digest)
-    chooser = _Chooser(content, copies, witnesses, known)
+    witnesses = {
+        (one.standing, one.data, tuple(one.parts)): one
+        for one in [*known, *_given_before(others, content, digest)]
+        if one.parts and not one.newer
+    }
+    # Thousands of files may have the same data in memory.
+    chooser = _Chooser(content, copies, list(witnesses.values()), known)
     if copies is not None and copies.named and any(one.lost for one in known):
         chooser.verify_copies(fs, [*owners, *others])
     return chooser.choose()
@@ -296,14 +300,14 @@ class _Chooser:
         missing = one.missing()
         own = one.newer or bool(_common(one.lost, one.parts))
         memory = _Memory(one.data, [CopySource(one.name)] if own else [], missing)
+        if one.newer or not missing:
+            return memory
         witnesses = [
             other
             for other in self._witnesses
-            if other is not one
-            and other.standing.counts_for(one.standing)
-            and _common(missing, other.parts)
+            if other.standing.counts_for(one.standing) and _common(missing, other.parts)
         ]
-        if one.newer or not witnesses:
+        if not witnesses:
             return memory
         data, sources = bytearray(one.data), list(memory.sources)
         for other in witnesses:
