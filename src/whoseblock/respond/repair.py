@@ -346,7 +346,7 @@ class _Attempt:
             content = device.content(run)
             if not content.failing:
                 return ActResult("every sector is readable again: nothing was changed")
-            found = self._find(content, owners, others)
+            found = self._find(content, owners, others, every_owner=not left)
             left |= found.left
             change = self._change(content, found.found[0])
             alone = len(owners) == 1 and not others and not left
@@ -407,7 +407,12 @@ class _Attempt:
         )
 
     def _find(
-        self, content: Content, owners: Sequence[OpenOwner], others: Sequence[OpenOwner]
+        self,
+        content: Content,
+        owners: Sequence[OpenOwner],
+        others: Sequence[OpenOwner],
+        *,
+        every_owner: bool,
     ) -> Replacements:
         """Find the replacements, and journal where they are from."""
         restores = self._kind is Act.RESTORE
@@ -415,7 +420,13 @@ class _Attempt:
         if restores and copies is None:
             raise RefusedError("no good copy was named")
         found = find_replacements(
-            self._fs, content, owners, others, copies if restores else None, self._digest.digest
+            self._fs,
+            content,
+            owners,
+            others,
+            copies if restores else None,
+            self._digest.digest,
+            every_owner=every_owner,
         )
         if not found.found:
             raise self._undone(Moved([], dict(found.left)), others)

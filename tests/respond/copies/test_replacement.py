@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -131,6 +132,22 @@ def test_a_copy_of_root_does_not_count_for_a_user(tmp_path: Path) -> None:
         assert is_lost(shared.hers)
         assert "verified" in shared.restore("--restore-from", shared.copies)
         assert shared.hers.read_bytes() == shared.content
+
+
+def test_a_user_who_runs_her_file_does_not_make_a_copy_of_root_count(tmp_path: Path) -> None:
+    # Like one that is immutable, it cannot be changed, and still shares the block.
+    with bench(tmp_path, EXCHANGE) as served:
+        shared = Shared(served, tmp_path)
+        os.chown(shared.program, OTHER, OTHER)
+        copy = back_up(shared.program, tmp_path / "copy", shared.content)
+        shared.fail()
+        subprocess.run(["chattr", "+i", shared.hers], check=True)
+        try:
+            said = shared.restore("--restore-file", copy, code=14)
+        finally:
+            subprocess.run(["chattr", "-i", shared.hers], check=True)
+        assert "belongs to user 0, and counts only for files of that user" in said
+        assert is_lost(shared.program)
 
 
 def test_no_user_can_prevent_that_files_of_root_are_restored(tmp_path: Path) -> None:

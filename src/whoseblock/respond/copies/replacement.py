@@ -101,12 +101,15 @@ def find_replacements(  # noqa: PLR0913 - what is lost, whose it is, and what ma
     others: Sequence[OpenOwner],
     copies: Copies | None,
     digest: str,
+    *,
+    every_owner: bool,
 ) -> Replacements:
     """Find the data that each owner of a run gets.
 
     ``others`` are owners that an interrupted attempt has changed; ``digest`` is the SHA-256 of what
     it gave them, "" if unknown.  Copies of their files may be the only ones.  Without ``copies``,
-    zeros replace what the page cache does not have.  The owners must be flushed.
+    zeros replace what the page cache does not have.  The owners must be flushed.  ``every_owner``
+    tells that no other file shares the run.
     """
     known = [_cached(owner, content, fs.block_size) for owner in owners]
     witnesses = {
@@ -117,7 +120,7 @@ def find_replacements(  # noqa: PLR0913 - what is lost, whose it is, and what ma
     # Thousands of files may have the same data in memory.
     chooser = _Chooser(content, copies, list(witnesses.values()), known)
     if copies is not None and copies.named and any(one.lost for one in known):
-        chooser.verify_copies(fs, [*owners, *others])
+        chooser.verify_copies(fs, [*owners, *others], every_owner=every_owner)
     return chooser.choose()
 
 
@@ -144,14 +147,16 @@ class _Chooser:
 
     # ------------------------------------------------------------------ copies
 
-    def verify_copies(self, fs: MountedVolume, files: Sequence[OpenOwner]) -> None:
+    def verify_copies(
+        self, fs: MountedVolume, files: Sequence[OpenOwner], *, every_owner: bool
+    ) -> None:
         """Verify the copies of all files, and note for which owners each one counts."""
         copies = self._copies or Copies()
         finding = encode_json(fs.owners(*self._content.run)) if copies.command else b""
         names = [fs.paths(file.position.file.inode, file.position.file.subvolume) for file in files]
         first = next((path for found in names for path in found.paths), "")
         finder = CopyFinder(copies, first, finding)
-        single = len({one.standing.uid for one in self._known}) == 1
+        single = every_owner and len({standing_of(file.fd).uid for file in files}) == 1
         for file, found in zip(files, names, strict=True):
             lost = _lost_of(file, self._content)
             if not lost:
