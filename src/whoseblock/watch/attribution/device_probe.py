@@ -6,7 +6,7 @@ is probed in a child process: neither the journal nor other devices wait for it.
 
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
@@ -248,9 +248,7 @@ class _DeviceSession:
 
     def find_extents(self, report: FailedFileRange) -> list[tuple[int, int]] | str | None:
         try:
-            return list(_find_extents(report, self._target, self._finder))
-        except FileNotFoundError:
-            return None
+            return _find_extents(report, self._target, self._finder)
         except (WhoseblockError, OSError) as error:
             return str(error)
 
@@ -275,23 +273,28 @@ class _DeviceSession:
 
 def _find_extents(
     report: FailedFileRange, target: Target, finder: Lookup
-) -> Iterable[tuple[int, int]]:
-    """Yield the (start, length) ranges of the device that part of a file has.
+) -> list[tuple[int, int]] | None:
+    """Return the (start, length) ranges of the device that part of a file has.
 
-    The file is opened by its handle: it may have no path, or none that is visible here.  Raises
-    FileNotFoundError if it is gone.
+    The file is opened by its handle: it may have no path, or none that is visible here.  None if
+    it is gone.
     """
     filesystem = finder.leaf(target.layer_of(report.device))
     if not isinstance(filesystem, MountedVolume):
         raise UnsupportedError("the filesystem is not mounted now")
     file = FileId(report.subvolume, report.inode)
-    descriptor = filesystem.open_file(file, report.generation, os.O_RDONLY)
+    try:
+        descriptor = filesystem.open_file(file, report.generation, os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    found = []
     try:
         end = report.start + report.length
         for extent in extents_of(descriptor, report.start, report.length):
             low = max(report.start, extent.logical)
             high = min(end, extent.logical + extent.length)
             if low < high and extent.has_place:
-                yield extent.physical + low - extent.logical, high - low
+                found.append((extent.physical + low - extent.logical, high - low))
     finally:
         os.close(descriptor)
+    return found
