@@ -1,6 +1,6 @@
 """The decision table of plans, which needs no root, and bytes that several layers claim."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from itertools import product
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from msgspec.structs import replace
 from whoseblock.fs.base import (
     Answer,
     Copy,
+    FileId,
     FileOwner,
     Free,
     LayerLocation,
@@ -21,7 +22,7 @@ from whoseblock.fs.base import (
     Unknown,
     Unreferenced,
 )
-from whoseblock.fs.driver import Capability, MountedVolume, Volume
+from whoseblock.fs.driver import Capability, FileFacts, MountedVolume, Volume
 from whoseblock.lookup import Lookup
 from whoseblock.ranges import ByteRange
 from whoseblock.respond.copies.locations import Copies
@@ -65,6 +66,9 @@ class Offline(Volume):
     @property
     def capabilities(self) -> frozenset[Capability]:
         return self._capabilities
+
+    def files(self, files: Iterable[FileId]) -> dict[FileId, FileFacts]:
+        return {one: FileFacts(0o100600, 4096, 1, 1, immutable=one.inode == 99) for one in files}
 
     def repair_advice(self, row: Owner) -> str:
         return f"repair {row.kind}"

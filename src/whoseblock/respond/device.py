@@ -85,9 +85,10 @@ class Device(Closing):
         """Return bytes of the device; raise `MediaError`."""
         return self.media.pread(start + self._shift, length)
 
-    def content(self, run: ByteRange) -> Content:
-        """Read a run of whole sectors, zeros for those that fail."""
-        failing = self.failing([run])
+    def content(self, run: ByteRange, failing: Sequence[ByteRange] | None = None) -> Content:
+        """Read a run of whole sectors, zeros for those that fail; ``failing`` if they are known."""
+        if failing is None:
+            failing = self.failing([run])
         data = bytearray(run.length)
         good = [run]
         for bad in failing:

@@ -16,12 +16,48 @@ from typing import Final, NamedTuple
 from whoseblock.respond import freeze_guard
 from whoseblock.respond.exceptions import NotNowError, UnguardedError
 
-__all__ = ["FreezeLimits", "Frozen", "frozen"]
+__all__ = ["FreezeLimits", "Frozen", "check_not_frozen", "frozen"]
 
 _FITHAW: Final = 0xC0045878  # linux/fs.h
 _NOT_FROZEN: Final = (
     "another process thawed the filesystem: the zeroed blocks may have been in use by then"
 )
+
+
+#: A process that creates a file waits so long for a thaw; then the filesystem counts as frozen.
+_PROBE_S: Final = 5.0
+_PROBE: Final = "import os, sys; os.open('.', os.O_TMPFILE | os.O_WRONLY, dir_fd=int(sys.argv[1]))"
+
+
+def check_not_frozen(folder: int) -> None:
+    """Raise `NotNowError` if the filesystem of a folder seems to be frozen.
+
+    The kernel does not report it; a process that creates a file waits, and cannot be killed.
+    """
+    command = [sys.executable, "-I", "-S", "-c", _PROBE, str(folder)]
+    probe = subprocess.Popen(  # noqa: S603 - a program of this module, and a number
+        command,
+        stdin=subprocess.DEVNULL,
+        # A reader of our output is not to wait for it.
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        pass_fds=(folder,),
+    )
+    try:
+        probe.wait(_PROBE_S)
+    except subprocess.TimeoutExpired:
+        # It ends when the filesystem is thawed.
+        probe.kill()
+        raise NotNowError(_frozen_by_others(folder)) from None
+
+
+def _frozen_by_others(place: int) -> str:
+    # It may be for a snapshot that is being taken, or of a process that was killed.
+    point = shlex.quote(str(Path(f"/proc/self/fd/{place}").readlink()))
+    return (
+        "cannot freeze the filesystem: another process has frozen it; wait until it has"
+        f" thawed it, or if it has ended, run: fsfreeze --unfreeze {point}"
+    )
 
 
 class FreezeLimits(NamedTuple):
@@ -103,12 +139,7 @@ class _Guard:
             raise NotNowError("cannot freeze the filesystem: its guard process does not answer")
         self._to_thaw = failed == 0
         if failed == errno.EBUSY:
-            # It may be for a snapshot that is being taken, or of a process that was killed.
-            point = shlex.quote(str(Path(f"/proc/self/fd/{self._place}").readlink()))
-            raise NotNowError(
-                "cannot freeze the filesystem: another process has frozen it; wait until it has"
-                f" thawed it, or if it has ended, run: fsfreeze --unfreeze {point}"
-            )
+            raise NotNowError(_frozen_by_others(self._place))
         if failed:
             raise NotNowError(f"cannot freeze the filesystem: {os.strerror(failed)}")
 

@@ -29,7 +29,8 @@ from whoseblock.fs.driver import Capability, MountedVolume, Volume
 from whoseblock.lookup import Lookup, Query
 from whoseblock.ranges import ByteRange
 from whoseblock.respond.copies.locations import Copies
-from whoseblock.respond.owners import QUARANTINE, is_unowned, whole_blocks, why_not_direct
+from whoseblock.respond.owners import is_unowned, whole_blocks, why_not_direct
+from whoseblock.respond.quarantine import in_quarantine
 from whoseblock.respond.sites import Site, failing_at, rows_by_layer
 from whoseblock.target import Target
 
@@ -40,8 +41,8 @@ __all__ = [
     "Decision",
     "PlanOptions",
     "Proposal",
+    "can_be_kept",
     "decide",
-    "in_quarantine",
     "is_contested",
     "proposals_at",
     "proposals_for",
@@ -255,7 +256,7 @@ def decide(
     """
     decision = _decide(owners, options, filesystem)
     if decision.act in CHANGES:
-        quarantine = options.quarantine and decision.act is not Act.ZERO
+        quarantine = options.quarantine and can_be_kept(decision.act, owners)
         if why := why_unsupported(decision.act, filesystem, quarantine=quarantine):
             return Decision(Act.ADVISE, f"{why}: nothing is changed")
         if why := why_protected(decision.act, filesystem, write_read_only=options.write_read_only):
@@ -263,6 +264,11 @@ def decide(
     if not complete and decision.act is not Act.ADVISE:
         return Decision(Act.ADVISE, "the owners are not certain: nothing is changed")
     return decision
+
+
+def can_be_kept(act: Act, owners: Sequence[Owner]) -> bool:
+    """Return whether an act can put the failed blocks into quarantine: all but unwritten ones."""
+    return act is not Act.ZERO or all(isinstance(row, Free) for row in owners)
 
 
 def why_unsupported(act: Act, filesystem: Volume, *, quarantine: bool = False) -> str:
@@ -276,6 +282,8 @@ def why_unsupported(act: Act, filesystem: Volume, *, quarantine: bool = False) -
         needed.append({Capability.ZERO_FREE})
         if isinstance(filesystem, MountedVolume):
             needed.append({Capability.FREEZE})
+            if quarantine:
+                needed += {Capability.CAPTURE}, {Capability.QUARANTINE}
     elif quarantine:
         verb += " and keep the failed blocks in quarantine"
         needed += {Capability.REFLINK}, {Capability.QUARANTINE}
@@ -307,7 +315,7 @@ def why_protected(act: Act, filesystem: Volume, *, write_read_only: bool) -> str
 
 
 def _decide(owners: Sequence[Owner], options: PlanOptions, filesystem: Volume) -> Decision:
-    kept = [row for row in owners if in_quarantine(row)]
+    kept = [row for row in owners if in_quarantine(row, filesystem)]
     if kept and len(kept) == len(owners):
         return Decision(Act.NOTHING, "in quarantine: the filesystem does not allocate it again")
     if kept and not options.quarantine:
@@ -318,32 +326,29 @@ def _decide(owners: Sequence[Owner], options: PlanOptions, filesystem: Volume) -
         if why := why_not_direct(row):
             return Decision(Act.ADVISE, f"{why}: nothing is changed")
     if is_unowned(owners):
-        return Decision(Act.ZERO, _describe_zeroing(owners, filesystem))
+        return Decision(
+            Act.ZERO, _describe_zeroing(owners, filesystem, quarantine=options.quarantine)
+        )
     others = [row for row in owners if not (isinstance(row, FileOwner) and row.what == "data")]
     if not others:
         return _decide_data(len(owners) - len(kept), options, filesystem)
     return Decision(Act.ADVISE, _advice(others[0], options, filesystem))
 
 
-def in_quarantine(row: Owner) -> bool:
-    """Return whether a row is a file that keeps failed blocks out of use."""
-    return (
-        isinstance(row, FileOwner)
-        and isinstance(row.paths, tuple)
-        and any(path.startswith(f"/{QUARANTINE}/") for path in row.paths)
-    )
-
-
-def _describe_zeroing(owners: Sequence[Owner], filesystem: Volume) -> str:
-    mounted = isinstance(filesystem, MountedVolume)
-    what = "free space" if isinstance(owners[0], Free) else "space never written"
-    how = "freeze the filesystem" if mounted else "open the device exclusively"
-    nevertheless = ""
-    if isinstance(filesystem, MountedVolume) and filesystem.is_read_only:
-        nevertheless = f"; {READ_ONLY}, and its device is written nevertheless"
+def _describe_zeroing(owners: Sequence[Owner], filesystem: Volume, *, quarantine: bool) -> str:
+    free = isinstance(owners[0], Free)
+    how, after = "open the device exclusively", ""
+    if isinstance(filesystem, MountedVolume):
+        how = "freeze the filesystem"
+        if filesystem.is_read_only:
+            after = f"; {READ_ONLY}, and its device is written nevertheless"
+        elif free and Capability.CAPTURE in filesystem.capabilities:
+            how = "allocate it for an unlinked file, or freeze the filesystem"
+            after = "; keep it in quarantine" if quarantine else ""
+    what = "free space" if free else "space never written"
     return (
         f"{what}: {how}, query the owners again, zero exactly the failed sectors, and read them"
-        f" back{nevertheless}"
+        f" back{after}"
     )
 
 

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Final, NamedTuple
 
 from whoseblock.errors import MediaError
+from whoseblock.fs.base import FileOwner
 from whoseblock.fs.driver import ExchangeSample, MountedVolume
 from whoseblock.media.direct import DirectMedia
 from whoseblock.ranges import ByteRange
@@ -55,9 +56,9 @@ _TEMPORARY: Final = os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC
 
 
 class Keeper:
-    """A file that shares a run of blocks; its byte 0 is the first byte of the run.
+    """A file that has a run of blocks, alone or with others.
 
-    It is temporary, unless it has a name (`whoseblock.respond.quarantine`).
+    It is temporary, unless it gets a name (`whoseblock.respond.quarantine`).
     """
 
     def __init__(self, fs: MountedVolume, run: ByteRange, fd: int) -> None:
@@ -65,6 +66,7 @@ class Keeper:
         self.run = run
         self.fd = fd
         self.file = fs.file_of(fd)
+        self.is_temporary = True
 
     @classmethod
     def temporary(cls, fs: MountedVolume, run: ByteRange) -> "Keeper":
@@ -97,27 +99,66 @@ class Keeper:
         rows = owners_now(self._fs, self.run)
         return self.has_run() and not rows_without(rows, self.file)
 
-    def heal(self, device: Device) -> None:
-        """Write zeros over the failed sectors of the run; raise `NotHealedError`.
+    def heal(self, device: Device, failing: Sequence[ByteRange]) -> None:
+        """Write zeros over the sectors of the run that fail; raise `NotHealedError`.
 
         The keeper must be the only owner, so that the write is not redirected to other blocks.
+        Whole blocks are written, their readable sectors with their own content.
         """
         if not self.is_alone():
             raise ChangedError(f"{self.run} has other owners, too")
-        content = device.content(self.run)
-        try:
-            _write_through(self.fd, 0, content, content.data)
-        except (MediaError, OSError) as error:
-            why = getattr(error, "strerror", None) or str(error)
-            raise NotHealedError(f"the device refuses the write: {why}") from error
+        content = device.content(self.run, failing)
+        offset = self._offset()
+        errors: list[str] = []
+        with DirectMedia(self.fd, writable=True, reopen=False) as media:
+            todo = whole_blocks(content.failing, max(media.write_align, self._fs.block_size))
+            while todo:
+                start, length = todo.pop(0)
+                at = start - self.run.start
+                try:
+                    media.pwrite(offset + at, content.data[at : at + length])
+                    media.sync()
+                except (MediaError, OSError) as error:
+                    blocks = range(start, start + length, self._fs.block_size)
+                    if len(blocks) > 1:
+                        # The others may heal.
+                        todo = [ByteRange(one, self._fs.block_size) for one in blocks] + todo
+                    else:
+                        errors.append(getattr(error, "strerror", None) or str(error))
         if not self.has_run():
             raise NotHealedError("the filesystem redirected the write to other blocks")
+        if errors:
+            raise NotHealedError(f"the device refuses the write: {errors[0]}")
         device.check_zero(content.failing)
 
+    def _offset(self) -> int:
+        """Return where in the file the run is."""
+        for row in owners_now(self._fs, self.run):
+            if isinstance(row, FileOwner) and row.file == self.file and row.file_offset is not None:
+                return row.file_offset - (row.start - self.run.start)
+        raise ChangedError(f"{self.run} is no longer in its file")
+
+    def trim(self, failing: Sequence[ByteRange]) -> None:
+        """Free the blocks before the first and after the last that fails, if any does."""
+        blocks = whole_blocks(failing, self._fs.block_size)
+        if blocks:
+            offset, run = self._offset(), self.run
+            self.run = ByteRange(blocks[0].start, blocks[-1].end - blocks[0].start)
+            if before := self.run.start - run.start:
+                syscalls.punch_hole(self.fd, offset, before)
+            if after := run.end - self.run.end:
+                syscalls.punch_hole(self.fd, offset + run.length - after, after)
+
+    def free(self) -> None:
+        """Free all blocks of the file at once: the kernel does so only later when it is closed."""
+        size = max(self.run.length, os.fstat(self.fd).st_size)
+        syscalls.punch_hole(self.fd, 0, size)
+
     def close(self) -> None:
-        """Free the run."""
-        with contextlib.suppress(OSError):
-            syscalls.punch_hole(self.fd, 0, max(self.run.length, os.fstat(self.fd).st_size))
+        """Free the run, unless it is in quarantine by now."""
+        if self.is_temporary:
+            with contextlib.suppress(OSError):
+                self.free()
         os.close(self.fd)
 
 

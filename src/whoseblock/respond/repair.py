@@ -46,16 +46,17 @@ from whoseblock.respond.owners import (
     rows_without,
 )
 from whoseblock.respond.planning import (
+    CHANGES,
     READ_ONLY,
     Act,
     PlanOptions,
     Proposal,
-    in_quarantine,
+    can_be_kept,
     why_protected,
     why_unsupported,
 )
 from whoseblock.respond.privileges import PrivilegeJournal
-from whoseblock.respond.quarantine import QuarantineKeeper
+from whoseblock.respond.quarantine import QuarantineKeeper, in_quarantine, keeper_of, settle
 from whoseblock.respond.relocate import (
     ContentChange,
     Keeper,
@@ -113,8 +114,10 @@ class StepParameters(msgspec.Struct, frozen=True, kw_only=True):
 
 def parameters_of(proposal: Proposal, options: PlanOptions) -> StepParameters:
     """Return the parameters of the step that a proposal calls for."""
-    rows = (row for row in proposal.owners if not in_quarantine(row))
+    fs = proposal.site.filesystem
+    rows = (row for row in proposal.owners if not in_quarantine(row, fs))
     positions = tuple(filter(None, map(position_of, rows)))
+    keeps = proposal.act in CHANGES and can_be_kept(proposal.act, proposal.owners)
     return StepParameters(
         layer=proposal.site.layer.name,
         identity=proposal.site.identity,
@@ -122,7 +125,7 @@ def parameters_of(proposal: Proposal, options: PlanOptions) -> StepParameters:
         length=proposal.run.length,
         owners=positions,
         copies=options.copies if proposal.act is Act.RESTORE else None,
-        quarantine=options.quarantine and proposal.act in (Act.RESTORE, Act.PUNCH),
+        quarantine=options.quarantine and keeps,
         write_read_only=options.write_read_only and proposal.act is Act.ZERO,
         says=proposal.says,
     )
@@ -214,16 +217,16 @@ def _change_owners(  # noqa: PLR0913 - as `carry_out`
     journal_device: int | None,
     records: StepRecords,
 ) -> ActResult:
+    if kind is Act.ZERO:
+        return _zero(fs, step, site, journal_device)
     with _quarantined(fs, step) as keeper:
         for number in range(_ROUNDS):
             rows = owners_now(fs, step.run)
             others = rows_without(rows, _file_of(keeper))
             if is_unowned(others):
                 if keeper is not None and rows:
-                    return _settle(site, keeper)
+                    return _settle(fs, site, keeper, step)
                 return _zero(fs, step, site, journal_device)
-            if kind is Act.ZERO:
-                raise ChangedError(f"{step.run} now has an owner")
             attempt = _Attempt(fs, site, step, kind, keeper, records)
             result = attempt.run(in_place=number == 0)
             if result is not None:
@@ -253,11 +256,12 @@ def _file_of(keeper: Keeper | None) -> FileId | None:
 
 @contextlib.contextmanager
 def _quarantined(fs: MountedVolume, step: StepParameters) -> Iterator[QuarantineKeeper | None]:
-    """Open the file that keeps the blocks in quarantine, if the step asks for one."""
-    if not step.quarantine:
+    """Open the file that keeps the blocks in quarantine, if the step asks for one or has one."""
+    keeper = QuarantineKeeper(fs, step.run) if step.quarantine else keeper_of(fs, step.run)
+    if keeper is None:
         yield None
         return
-    with contextlib.closing(QuarantineKeeper(fs, step.run)) as keeper:
+    with contextlib.closing(keeper):
         yield keeper
 
 
@@ -272,13 +276,17 @@ def _zero_unmounted(step: StepParameters, site: Site) -> ActResult:
 def _zero(
     fs: MountedVolume, step: StepParameters, site: Site, journal_device: int | None
 ) -> ActResult:
-    if journal_device in fs.devices:
-        raise NotNowError(
-            "the journal is on the filesystem that has to be frozen: name another journal with"
-            " --journal"
-        )
-    with contextlib.closing(site.device(writable=True)) as device:
-        result = _zeroed(zero_mounted(fs, device, step.run))
+    def open_to_freeze() -> Device:
+        if journal_device in fs.devices:
+            raise NotNowError(
+                "the journal is on the filesystem that has to be frozen: name another journal with"
+                " --journal"
+            )
+        return site.device(writable=True)
+
+    with contextlib.closing(site.device()) as device:
+        settled = zero_mounted(fs, device, step.run, open_to_freeze, quarantine=step.quarantine)
+    result = ActResult(*settled)
     if result.zeroed and fs.is_read_only:
         return result._replace(says=f"{result.says}, although {READ_ONLY}")
     return result
@@ -290,23 +298,11 @@ def _zeroed(sectors: Sequence[ByteRange]) -> ActResult:
     return ActResult(f"zeroed {', '.join(map(str, sectors))}", sectors)
 
 
-def _settle(site: Site, keeper: Keeper) -> ActResult:
+def _settle(fs: MountedVolume, site: Site, keeper: Keeper, step: StepParameters) -> ActResult:
     """Zero blocks that only their keeper has, or keep them in quarantine."""
     with contextlib.closing(site.device()) as device:
         failing = device.failing([keeper.run])
-        if isinstance(keeper, QuarantineKeeper) and keeper.kept:
-            return ActResult(f"{keeper.run} is in quarantine", kept=failing)
-        healed = "zeroed"
-        try:
-            keeper.heal(device)
-        except NotHealedError as error:
-            if not isinstance(keeper, QuarantineKeeper):
-                raise
-            healed = str(error)
-    if isinstance(keeper, QuarantineKeeper):
-        keeper.keep()
-        return ActResult(f"{keeper.run} is in quarantine, {healed}", kept=failing)
-    return ActResult(f"zeroed {', '.join(map(str, failing))}, and freed them", failing)
+        return ActResult(*settle(fs, device, keeper, failing, quarantine=step.quarantine))
 
 
 class _Attempt:
@@ -368,7 +364,7 @@ class _Attempt:
                 raise self._undone(moved, others, done)
             if not keeper.is_alone():
                 return None
-            result = _settle(self._site, keeper)
+            result = _settle(self._fs, self._site, keeper, self._step)
         says = f"{done}; {result.says}"
         return result._replace(says=says, sources=found.sources, owners=_outcomes(moved))
 
@@ -550,7 +546,7 @@ def verify(kind: Act, step: StepParameters, site: Site, result: ActResult) -> st
         raise NotHealedError(f"{_list(failing)} still cannot be read")
     fs = site.mounted
     if fs is None or kind is Act.ZERO:
-        return "every sector is readable"
+        return "the filesystem does not allocate it" if result.kept else "every sector is readable"
     _check_owners(fs, step)
     if not result.kept:
         return "every sector is readable"

@@ -58,12 +58,13 @@ def sync_filesystem(fd: int) -> None:
         _check(_libc().syncfs(fd))
 
 
-def set_immutable(file: int) -> None:
-    """Make a file immutable."""
+def set_immutable(file: int, *, immutable: bool = True) -> None:
+    """Make a file immutable, or writable again."""
     attributes = bytearray(_FSXATTR_BYTES)
     fcntl.ioctl(file, _FS_IOC_FSGETXATTR, attributes)
     (flags,) = _FSX_XFLAGS.unpack_from(attributes)
-    _FSX_XFLAGS.pack_into(attributes, 0, flags | _FS_XFLAG_IMMUTABLE)
+    flags = flags | _FS_XFLAG_IMMUTABLE if immutable else flags & ~_FS_XFLAG_IMMUTABLE
+    _FSX_XFLAGS.pack_into(attributes, 0, flags)
     fcntl.ioctl(file, _FS_IOC_FSSETXATTR, attributes)
 
 
