@@ -20,8 +20,9 @@ __all__ = ["cached_pieces", "has_unwritten"]
 #: cachestat(2), since Linux 6.5: the same number on all architectures but alpha.
 _CACHESTAT: Final = 451
 _PAGE: Final = mmap.PAGESIZE
-#: The page cache drops whole folios, which are at most this large: PMD_SIZE with pages of 4 KiB.
-_FOLIO: Final = 2 << 20
+#: The page cache drops whole folios.  The largest is PMD_SIZE (2 MiB with pages of 4 KiB), and at
+#: most 2048 pages (MAX_PAGECACHE_ORDER, linux/pagemap.h).
+_FOLIO: Final = _PAGE * min(_PAGE // 8, 2048)
 #: The page is not up to date, or an access control of the filesystem forbids the call.
 _NOT_CACHED: Final = {errno.EAGAIN, errno.EIO, errno.EOPNOTSUPP, errno.EINVAL}
 
