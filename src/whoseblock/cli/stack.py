@@ -12,6 +12,7 @@ from whoseblock.encode import encode_json
 from whoseblock.errors import WhoseblockError
 
 if TYPE_CHECKING:
+    from whoseblock.fs.driver import AddressSpace, ReverseMap
     from whoseblock.lookup import Lookup
     from whoseblock.stack.base import Layer, Segment
 
@@ -19,6 +20,8 @@ __all__ = ["stack"]
 
 #: Limit on the segments shown of a layer; a striped volume may have very many.
 _MAX_SEGMENTS = 64
+#: What is added to the name of a filesystem, by how its owners are found.
+_OWNERS = {"scan": " (owners by a scan of its inodes)", "none": " (no reverse map: owners unknown)"}
 
 
 @click.command(
@@ -110,16 +113,27 @@ def _describe_layer(layer: "Layer", finder: "Lookup") -> str:
 def _describe_content(layer: "Layer", finder: "Lookup") -> str:
     """Return the name of the filesystem on a leaf, or why there is none."""
     try:
-        return finder.leaf(layer).name
+        space = finder.leaf(layer)
     except WhoseblockError as error:
         return printable(str(error))
+    return f"{space.name}{_OWNERS.get(_reverse_map(space) or '', '')}"
+
+
+def _reverse_map(space: "AddressSpace") -> "ReverseMap | None":
+    """Return how the owners of a filesystem are found; None for a companion of one."""
+    from whoseblock.fs.driver import Volume
+
+    return space.reverse_map if isinstance(space, Volume) else None
 
 
 def _tree(layer: "Layer", finder: "Lookup", above: "tuple[Layer, ...]") -> dict[str, Any]:
     tree: dict[str, Any] = {"layer": layer.name, "kind": layer.kind, "size": layer.size}
     if not layer.segments:
         try:
-            tree["filesystem"] = finder.leaf(layer).name
+            space = finder.leaf(layer)
+            tree["filesystem"] = space.name
+            if reverse_map := _reverse_map(space):
+                tree["reverse_map"] = reverse_map
         except WhoseblockError as error:
             tree["filesystem"], tree["why"] = None, str(error)
         return tree
