@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 from tests.support.freezing_processes import Freezer, Waiter, freezing, state_of
 from tests.support.killed_repairs import (
+    BLOCK,
     Ground,
     check_not_frozen,
+    control_groups,
     ground,
     guards_of,
     thaw,
@@ -20,10 +22,13 @@ from tests.support.killed_repairs import (
     wait_for_no_guard,
 )
 from tests.support.mounts import frozen as frozen_by_others
+from tests.support.system_calls import fallocate
+from tests.support.tools import Missing
 
 from whoseblock.journal import State
 from whoseblock.ranges import ByteRange
 from whoseblock.respond.exceptions import NotNowError, UnguardedError
+from whoseblock.respond.freeze_guard import NOTES, thaw_left
 from whoseblock.respond.freezing import FreezeLimits, frozen
 
 
@@ -114,6 +119,98 @@ def test_the_guard_is_killed(root: Path) -> None:
             "UnguardedError the guard process of the frozen filesystem was"
         )
         check_over(root, freezer)
+
+
+@pytest.fixture
+def cgroup(request: pytest.FixtureRequest) -> Iterator[Path]:
+    """Provide a control group, which is removed at the end."""
+    groups = control_groups()
+    if groups is None:
+        raise Missing("no control groups can be made here (cgroup2)")
+    group = groups / f"whoseblock-test-{os.getpid()}-{request.node.name}"
+    group.mkdir()
+    yield group
+    deadline = time.monotonic() + 10
+    while (group / "cgroup.procs").read_text("ascii"):
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    group.rmdir()
+
+
+def test_the_control_group_of_the_parent_is_killed(root: Path, cgroup: Path) -> None:
+    with contextlib.ExitStack() as stack:
+        (cgroup / "cgroup.procs").write_text("0", "ascii")
+        try:
+            freezer = stack.enter_context(freezing(root))
+        finally:
+            (cgroup.parent / "cgroup.procs").write_text("0", "ascii")
+        assert freezer.line() == "frozen"
+        assert (cgroup / "cgroup.procs").read_text("ascii").split() == [str(freezer.pid)]
+        own = cgroup.parent / f"whoseblock-guard-{freezer.guard()}"
+        assert own.exists()
+        with waiting(root, freezer):
+            (cgroup / "cgroup.kill").write_text("1", "ascii")
+        check_over(root, freezer)
+        assert not own.exists()
+
+
+@contextlib.contextmanager
+def left_frozen(root: Path) -> Iterator[Waiter]:
+    """Freeze a filesystem, and kill both the process and its guard."""
+    with freezing(root) as freezer:
+        assert freezer.line() == "frozen"
+        waiter = Waiter(root, freezer.pid)
+        waiter.start()
+        os.kill(freezer.guard(), signal.SIGKILL)
+        freezer.process.kill()
+        freezer.process.wait()
+        assert waiter.waits()
+        yield waiter
+        waiter.check_soon()
+
+
+def test_both_are_killed_and_the_next_run_thaws(root: Path) -> None:
+    folder = os.open(root, os.O_RDONLY)
+    with left_frozen(root):
+        assert thaw_left(folder)
+    assert not thaw_left(folder)
+    with left_frozen(root), frozen(folder):
+        pass
+    os.close(folder)
+    check_not_frozen(root)
+
+
+def test_only_what_a_dead_run_of_this_boot_froze_is_thawed(root: Path) -> None:
+    folder = os.open(root, os.O_RDONLY)
+    with freezing(root) as freezer:
+        assert freezer.line() == "frozen"
+        assert not thaw_left(folder)
+        with waiting(root, freezer):
+            freezer.go()
+        check_over(root, freezer)
+    with frozen_by_others(os.fsencode(root)):
+        assert not thaw_left(folder)
+        device = os.fstat(folder).st_dev
+        note = Path(NOTES, f"frozen-{os.major(device)}:{os.minor(device)}")
+        note.write_text("a boot before\n", "ascii")
+        assert not thaw_left(folder)
+        assert not note.exists()
+    os.close(folder)
+
+
+def test_resume_thaws_what_was_left_frozen(shared: Ground, root: Path, tmp_path: Path) -> None:
+    place = unwritten(shared)
+    words = zeroing(shared, place)
+    with victim(tmp_path / "runs") as program:
+        shared.served.add(ByteRange(place, 512))
+        at = 1 + program.run(*words).begun().index("freeze")
+        shared.served.add(ByteRange(place, 512))
+        assert program.run(*words, at=at, after=True).killed
+        with left_frozen(root):
+            ran = program.run("respond", "--resume", "--journal", shared.journal)
+            assert ran.code == 0, ran.output
+    assert not shared.unfinished()
+    check_not_frozen(root)
 
 
 def test_the_guard_is_stopped(root: Path) -> None:
@@ -276,6 +373,17 @@ def wait_for_state(pid: int, wanted: str) -> None:
         time.sleep(0.005)
 
 
+def unwritten(made: Ground) -> int:
+    """Return the place of eight blocks that a file has and never wrote: they need a freeze."""
+    name = f"unwritten{time.monotonic_ns()}"
+    made.fill(name, b"")
+    file = os.open(made.root / name, os.O_WRONLY)
+    fallocate(file, 0, 8 * BLOCK)
+    os.fsync(file)
+    os.close(file)
+    return made.place_of(name, 0)
+
+
 def zeroing(made: Ground, place: int) -> list[str | Path]:
     """Return the command line that zeroes a free block."""
     yes = ("--apply", "--yes", "--journal")
@@ -289,7 +397,7 @@ def test_two_runs_at_once(shared: Ground, root: Path, tmp_path: Path) -> None:
         ThreadPoolExecutor(2) as pool,
     ):
         for number in range(5):
-            place = shared.free_place(8) + number * 4096
+            place = unwritten(shared) + number * BLOCK
             bad = ByteRange(place + 512, 1024)
             shared.served.add(bad)
             words = zeroing(shared, place)
@@ -304,7 +412,7 @@ def test_two_runs_at_once(shared: Ground, root: Path, tmp_path: Path) -> None:
 
 
 def test_the_journal_reports_a_killed_guard(shared: Ground, root: Path, tmp_path: Path) -> None:
-    place = shared.free_place(8)
+    place = unwritten(shared)
     words = zeroing(shared, place)
     with victim(tmp_path / "runs") as program:
         shared.served.add(ByteRange(place, 512))

@@ -168,6 +168,7 @@ class _Guard:
             except OSError:
                 if not self._thawing:
                     self.trouble = _NOT_FROZEN
+            freeze_guard.remove_note(self._place)
 
     def _order(self, order: bytes, patience_s: float) -> int | None:
         try:

@@ -34,6 +34,7 @@ from whoseblock.respond.exceptions import (
     PartlyDoneError,
     RefusedError,
 )
+from whoseblock.respond.freeze_guard import thaw_left
 from whoseblock.respond.owners import (
     FilePosition,
     OpenOwner,
@@ -193,6 +194,8 @@ def carry_out(
     fs = site.mounted
     if fs is None:
         return _zero_unmounted(step, site)
+    # Whatever is written to a frozen filesystem waits.
+    thaw_left(fs.fileno())
     privileges = records.privileges
     try:
         privileges.put_back(fs)
