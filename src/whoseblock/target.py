@@ -4,9 +4,10 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Final
+
+from msgspec import Struct
 
 from whoseblock.closing import Closing
 from whoseblock.errors import BlockError, NotAFilesystemError, TargetError
@@ -40,8 +41,7 @@ _NO_END: Final = (1 << 63) - 1
 _REGION: Final = re.compile(r"region[0-9]+", re.ASCII)
 
 
-@dataclass(frozen=True)
-class TargetOptions:
+class TargetOptions(Struct, frozen=True):
     """The options for looking at a target.
 
     ``members`` are further disks or images of its volume groups and arrays.  ``at_filesystem``
@@ -57,7 +57,7 @@ class TargetOptions:
     at_filesystem: bool = False
     device: str = ""
     through_loop: bool = False
-    companions: dict[str, str] = field(default_factory=dict)
+    companions: dict[str, str] = {}
     address_space: str | None = None
     root: str = "/"
     offline: bool = False

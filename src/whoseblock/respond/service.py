@@ -6,7 +6,6 @@ plan in the journal.  `apply` carries out a saved plan, and `resume` one that wa
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
@@ -126,7 +125,7 @@ def save(  # noqa: PLR0913 - the plan, and how it is applied and resumed
                 steps.append(PlannedStep(str(proposal.act), kept, failure))
     kept = {
         "target": target,
-        "where": asdict(where),
+        "where": msgspec.structs.asdict(where),
         "applied": applied,
         "quarantine": options.quarantine,
     }

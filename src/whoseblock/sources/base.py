@@ -1,8 +1,9 @@
 """The failures that parsers yield, and the record of what a parser read."""
 
 import re
-from dataclasses import dataclass, field
 from typing import Final, NamedTuple
+
+from msgspec import Struct
 
 __all__ = ["MAX_OFFSET", "Failure", "Reading", "parse_number"]
 
@@ -30,8 +31,7 @@ class Failure(NamedTuple):
     remark: str = ""
 
 
-@dataclass
-class Reading:
+class Reading(Struct):
     """The record of reading one input, updated while the failures are consumed.
 
     ``read`` counts units, called ``unit`` and ``units`` in messages. ``unrecognised`` counts the
@@ -46,7 +46,7 @@ class Reading:
     failures: int = 0
     unrecognised: int = 0
     first: str = ""
-    remarks: list[str] = field(default_factory=list)
+    remarks: list[str] = []
 
     @property
     def is_silent(self) -> bool:
