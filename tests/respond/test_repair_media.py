@@ -79,6 +79,19 @@ def test_the_rest_of_the_block_fails_while_it_is_restored(
             assert path.read_bytes() == five.copy_of(path, served).read_bytes()
 
 
+def test_the_command_runs_once_if_the_sector_does_not_heal_in_place(tmp_path: Path) -> None:
+    with bench(tmp_path) as served:
+        content = pattern("file", 9 * BLOCK)
+        path = write_file(served.root / "file", content)
+        copy = back_up(path, tmp_path / "copy", content)
+        ran = tmp_path / "ran"
+        served.fail(served.place(path, 4), permanent=True)
+        command = f"echo $WHOSEBLOCK_PATH >> {ran}; echo {copy}"
+        served.respond(served.place(path, 4), "--restore-command", command, "--apply", "--yes")
+        assert path.read_bytes() == content
+        assert ran.read_text() == "/file\n"
+
+
 @kinds
 def test_the_copy_fails(tmp_path: Path, kind: Geometry) -> None:
     # It is on the very device, beside the file.

@@ -17,7 +17,7 @@ from whoseblock.fs.driver import MountedVolume, Volume
 from whoseblock.fs.registry import open_volume
 from whoseblock.media.direct import DirectMedia
 from whoseblock.ranges import ByteRange
-from whoseblock.respond.copies.locations import Copies, Preference
+from whoseblock.respond.copies.locations import Copies, FetchedCopies, Preference
 from whoseblock.respond.copies.page_cache import has_unwritten
 from whoseblock.respond.copies.replacement import (
     CopySource,
@@ -223,6 +223,7 @@ def _change_owners(  # noqa: PLR0913 - as `carry_out`
     if kind is Act.ZERO:
         return _zero(fs, step, site, journal_device)
     with _quarantined(fs, step) as keeper:
+        attempt = _Attempt(fs, site, step, kind, keeper, records)
         for number in range(_ROUNDS):
             rows = owners_now(fs, step.run)
             others = rows_without(rows, _file_of(keeper))
@@ -230,7 +231,6 @@ def _change_owners(  # noqa: PLR0913 - as `carry_out`
                 if keeper is not None and rows:
                     return _settle(fs, site, keeper, step)
                 return _zero(fs, step, site, journal_device)
-            attempt = _Attempt(fs, site, step, kind, keeper, records)
             result = attempt.run(in_place=number == 0)
             if result is not None:
                 return result
@@ -309,7 +309,7 @@ def _settle(fs: MountedVolume, site: Site, keeper: Keeper, step: StepParameters)
 
 
 class _Attempt:
-    """One attempt to give the owners of a run other blocks."""
+    """Attempts to give the owners of a run other blocks."""
 
     def __init__(  # noqa: PLR0913 - all that a step is about
         self,
@@ -326,6 +326,8 @@ class _Attempt:
         self._step = step
         self._kind = kind
         self._keeper = keeper
+        # The next attempt does not run the user's command again.
+        self._fetched: FetchedCopies = {}
 
     def run(self, *, in_place: bool) -> ActResult | None:
         """Change the owners; return None if the run has others by now and needs another attempt.
@@ -425,6 +427,7 @@ class _Attempt:
             others,
             copies if restores else None,
             self._digest.digest,
+            self._fetched,
             every_owner=every_owner,
         )
         if not found.found:

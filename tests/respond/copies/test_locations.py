@@ -10,7 +10,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.support.copy_checks import BLOCK, check, damaged_pair, refused
 
-from whoseblock.respond.copies.locations import Candidate, Copies, CopyError, CopyFinder
+from whoseblock.respond.copies.locations import (
+    Candidate,
+    Copies,
+    CopyError,
+    CopyFinder,
+    FetchedCopies,
+)
 
 
 @pytest.fixture
@@ -20,7 +26,7 @@ def pair(tmp_path: Path) -> tuple[Path, Path]:
 
 
 def find(copies: Copies, paths: list[str], finding: bytes) -> list[Candidate]:
-    return list(CopyFinder(copies, paths[0] if paths else "", finding).candidates(paths))
+    return list(CopyFinder(copies, paths[0] if paths else "", finding, {}).candidates(paths))
 
 
 def test_nothing_outside_of_the_folder_is_opened(pair: tuple[Path, Path], tmp_path: Path) -> None:
@@ -101,14 +107,15 @@ def test_all_locations_are_tried_in_order() -> None:
 
 def test_a_command_runs_once_and_when_it_is_needed(tmp_path: Path) -> None:
     ran = tmp_path / "ran"
-    finder = CopyFinder(Copies(file="/one", command=f"echo x >> {ran}; echo /two"), "/a", b"")
+    finder = CopyFinder(Copies(file="/one", command=f"echo x >> {ran}; echo /two"), "/a", b"", {})
     first, second = finder.candidates(["/a"]), finder.candidates(["/b"])
     assert next(first) == next(second) == Candidate("/one")
     assert not ran.exists()
     assert next(first) == next(second) == Candidate("/two")
     assert ran.read_text() == "x\n"
-    failing = CopyFinder(Copies(command=f"echo y >> {ran}; false"), "/a", b"")
+    fetched: FetchedCopies = {}
     for _ in range(2):
+        failing = CopyFinder(Copies(command=f"echo y >> {ran}; false"), "/a", b"", fetched)
         with pytest.raises(CopyError, match="failed with status 1"):
             list(failing.candidates(["/a"]))
     assert ran.read_text() == "x\ny\n"
@@ -130,6 +137,8 @@ def test_a_command_gets_the_finding_and_names_a_copy(tmp_path: Path) -> None:
         ("exit 3", "failed with status 3"),
         ("kill -9 $$", "was ended by SIGKILL"),
         ("true", "printed no path"),
+        ("printf %04096d 0", "printed more than a path"),
+        ("yes | head -c 99999", "printed more than a path"),
     ],
 )
 def test_a_command_that_fails_is_reported(command: str, why: str) -> None:

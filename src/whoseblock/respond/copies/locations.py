@@ -8,11 +8,21 @@ from typing import Final, NamedTuple
 from whoseblock.respond.commands import CommandError, run_shell
 from whoseblock.respond.copies.authority import why_controlled_by_others
 
-__all__ = ["WINDOW", "Candidate", "Copies", "CopyError", "CopyFinder", "Preference", "open_name"]
+__all__ = [
+    "WINDOW",
+    "Candidate",
+    "Copies",
+    "CopyError",
+    "CopyFinder",
+    "FetchedCopies",
+    "Preference",
+    "open_name",
+]
 
 #: So many bytes are compared on each side of a loss.
 WINDOW: Final = 1 << 20
 
+_PATH_MAX: Final = 4096  # linux/limits.h
 _NAME: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -73,17 +83,24 @@ class Candidate(NamedTuple):
         return repr(self.path if self.folder is None else os.path.join(self.folder, self.path))  # noqa: PTH118 - may be bytes
 
 
+#: The results of the command by findings.
+FetchedCopies = dict[bytes, Candidate | CopyError]
+
+
 class CopyFinder:
     """Finds the files that may be copies of the owners of one finding.
 
     The command runs once, when its result is requested first, with ``path`` in WHOSEBLOCK_PATH.
+    ``fetched`` has its results for findings, and gets that for this one.
     """
 
-    def __init__(self, copies: Copies, path: str, finding_json: bytes) -> None:
+    def __init__(
+        self, copies: Copies, path: str, finding_json: bytes, fetched: FetchedCopies
+    ) -> None:
         self._copies = copies
         self._path = path
         self._finding = finding_json
-        self._fetched: Candidate | CopyError | None = None
+        self._fetched = fetched
 
     def candidates(self, paths: Sequence[str]) -> Iterator[Candidate]:
         """Yield the files that may be copies of the one that has ``paths`` in its filesystem.
@@ -99,14 +116,15 @@ class CopyFinder:
             yield self._fetch(self._copies.command)
 
     def _fetch(self, command: str) -> Candidate:
-        if self._fetched is None:
+        if self._finding not in self._fetched:
             try:
-                self._fetched = self._run(command)
+                self._fetched[self._finding] = self._run(command)
             except CopyError as error:
-                self._fetched = error
-        if isinstance(self._fetched, CopyError):
-            raise self._fetched
-        return self._fetched
+                self._fetched[self._finding] = error
+        found = self._fetched[self._finding]
+        if isinstance(found, CopyError):
+            raise found
+        return found
 
     def _run(self, command: str) -> Candidate:
         try:
@@ -120,10 +138,12 @@ class CopyFinder:
         except CommandError as error:
             raise CopyError(str(error)) from error
         # A name may end with a newline of its own.
-        path = os.fsdecode(printed.removesuffix(b"\n"))
+        path = printed.removesuffix(b"\n")
         if not path:
             raise CopyError("the command printed no path")
-        return Candidate(path)
+        if len(path) >= _PATH_MAX:
+            raise CopyError("the command printed more than a path")
+        return Candidate(os.fsdecode(path))
 
 
 def open_name(candidate: Candidate, damaged: int) -> int:

@@ -16,7 +16,13 @@ from whoseblock.fs.driver import MountedVolume
 from whoseblock.media.direct import DirectMedia
 from whoseblock.ranges import ByteRange, merge, subtract
 from whoseblock.respond.copies.authority import Standing, standing_of
-from whoseblock.respond.copies.locations import Copies, CopyError, CopyFinder, Preference
+from whoseblock.respond.copies.locations import (
+    Copies,
+    CopyError,
+    CopyFinder,
+    FetchedCopies,
+    Preference,
+)
 from whoseblock.respond.copies.page_cache import cached_pieces
 from whoseblock.respond.copies.verification import VerifiedCopy, time_of, verify_copy
 from whoseblock.respond.device import Content
@@ -101,6 +107,7 @@ def find_replacements(  # noqa: PLR0913 - what is lost, whose it is, and what ma
     others: Sequence[OpenOwner],
     copies: Copies | None,
     digest: str,
+    fetched: FetchedCopies,
     *,
     every_owner: bool,
 ) -> Replacements:
@@ -108,8 +115,9 @@ def find_replacements(  # noqa: PLR0913 - what is lost, whose it is, and what ma
 
     ``others`` are owners that an interrupted attempt has changed; ``digest`` is the SHA-256 of what
     it gave them, "" if unknown.  Copies of their files may be the only ones.  Without ``copies``,
-    zeros replace what the page cache does not have.  The owners must be flushed.  ``every_owner``
-    tells that no other file shares the run.
+    zeros replace what the page cache does not have.  The owners must be flushed.  ``fetched`` has
+    the results of the command, and gets new ones.  ``every_owner`` tells that no other file shares
+    the run.
     """
     known = [_cached(owner, content, fs.block_size) for owner in owners]
     witnesses = {
@@ -120,7 +128,7 @@ def find_replacements(  # noqa: PLR0913 - what is lost, whose it is, and what ma
     # Thousands of files may have the same data in memory.
     chooser = _Chooser(content, copies, list(witnesses.values()), known)
     if copies is not None and copies.named and any(one.lost for one in known):
-        chooser.verify_copies(fs, [*owners, *others], every_owner=every_owner)
+        chooser.verify_copies(fs, [*owners, *others], fetched, every_owner=every_owner)
     return chooser.choose()
 
 
@@ -148,14 +156,19 @@ class _Chooser:
     # ------------------------------------------------------------------ copies
 
     def verify_copies(
-        self, fs: MountedVolume, files: Sequence[OpenOwner], *, every_owner: bool
+        self,
+        fs: MountedVolume,
+        files: Sequence[OpenOwner],
+        fetched: FetchedCopies,
+        *,
+        every_owner: bool,
     ) -> None:
         """Verify the copies of all files, and note for which owners each one counts."""
         copies = self._copies or Copies()
         finding = encode_json(fs.owners(*self._content.run)) if copies.command else b""
         names = [fs.paths(file.position.file.inode, file.position.file.subvolume) for file in files]
         first = next((path for found in names for path in found.paths), "")
-        finder = CopyFinder(copies, first, finding)
+        finder = CopyFinder(copies, first, finding, fetched)
         single = every_owner and len({standing_of(file.fd).uid for file in files}) == 1
         for file, found in zip(files, names, strict=True):
             lost = _lost_of(file, self._content)
