@@ -95,7 +95,8 @@ class Failure:
             assert not any(place < one.end and one.start < place + BLOCK for one in self.bad)
         if self.unwritten:
             inode = (ground.root / self.unwritten).stat().st_ino
-            assert all(row.unwritten for row in ground.rows() if row.inode == inode)
+            rows = (row for row in ground.rows() if row.inode == inode and not row.attr)
+            assert all(row.unwritten for row in rows)
 
     def _check_quarantine(self, ground: Ground) -> None:
         folder = ground.root / ".whoseblock-quarantine"
@@ -141,6 +142,18 @@ def free_space(ground: Ground, number: int, chance: random.Random) -> Failure:
     place = ground.free_place(8) + chance.randrange(6) * BLOCK
     bad = [ByteRange(place + SECTOR, 3 * SECTOR), ByteRange(place + BLOCK, 2 * SECTOR)]
     return _mark(ground, Failure(bad, (f"{place}+{2 * BLOCK}",)), chance)
+
+
+def free_in_quarantine(ground: Ground, number: int, chance: random.Random) -> Failure:
+    """Fail sectors of two free blocks for good: they are kept out of use."""
+    del number
+    for group in range(8):
+        # The kernel takes the allocation groups in turn: each has inodes.
+        (ground.root / f"group{group}").mkdir(exist_ok=True)
+    place = ground.free_place(8) + chance.randrange(6) * BLOCK
+    bad = [ByteRange(place + SECTOR, 3 * SECTOR), ByteRange(place + BLOCK, 2 * SECTOR)]
+    words = (f"{place}+{2 * BLOCK}", "--quarantine")
+    return _mark(ground, Failure(bad, words, permanent=True), chance)
 
 
 def never_written(ground: Ground, number: int, chance: random.Random) -> Failure:
@@ -266,6 +279,7 @@ FAILURES: dict[str, Maker] = {
     one.__name__: one
     for one in (
         free_space,
+        free_in_quarantine,
         never_written,
         shared_by_five,
         unshared,
