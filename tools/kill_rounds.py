@@ -57,7 +57,7 @@ def _rounds(kind: str, rounds: int, seed: int, *, exchange: bool) -> Counter[str
     ):
         made.capable = 0.4
         trial = Trial(made, program, kind, seed)
-        usual = trial.undisturbed()
+        _, usual = trial.undisturbed(), trial.undisturbed()
         moments = usual.moments()
         chance.shuffle(moments)
         more = cycle(moments)
