@@ -188,11 +188,12 @@ class QuarantineKeeper(Keeper):
             raise NotNowError(f"cannot create a file in quarantine: {error.strerror}") from error
 
     def keep(self) -> None:
-        """Make the file immutable."""
+        """Make the file immutable, as far as that is permitted: the folder is closed to others."""
         os.fsync(self.fd)
-        syscalls.set_immutable(self.fd)
+        with contextlib.suppress(PermissionError):
+            syscalls.set_immutable(self.fd)
+            self.kept = True
         os.fsync(self._folder)
-        self.kept = True
 
     def unlock(self) -> None:
         """Make a file that is immutable writable again."""
