@@ -230,7 +230,7 @@ class _Scan:
                 self.unanswered += 1
 
     def _process(self, pid: int) -> None:
-        # However soon the number is given to another process, this folder stays the old one's.
+        # This descriptor stays that of the process, even if its number is reused.
         folder = os.open(f"{self.proc}/{pid}", os.O_PATH | os.O_DIRECTORY)
         try:
             stat = _read_stat(folder)
@@ -243,7 +243,7 @@ class _Scan:
                     break
                 process = self._describe(folder, pid, stat)
                 before, stat = stat, _read_stat(folder)
-                # Or else what it had as one program would be put down to the next one.
+                # Otherwise the files of one program would be reported for the next one.
                 if stat.is_same_program(before):
                     break
         finally:
@@ -328,13 +328,13 @@ class _Scan:
         tables: list[int] = []
         for task in tasks:
             number = int(task.split("/")[1]) if task else pid
-            # Where many differ, looking into some twice is quicker than comparing all with all.
+            # With many tables, reading some twice is faster than comparing each with each.
             if not any(self._same_table(number, table) for table in tables[-_FEW:]):
                 tables.append(number)
                 yield task
 
     def _maps(self, folder: int, task: str, seen: _Seen) -> bool:
-        # Whether there was anything.
+        # Return whether the task has mappings.
         some = False
         with suppress(FileNotFoundError, ProcessLookupError):
             for lines in _lines(folder, f"{task}maps"):
@@ -344,7 +344,7 @@ class _Scan:
         return some
 
     def _mentioned(self, lines: bytes) -> list[_File]:
-        # Those files that may be mapped here.  A path can look as if.
+        # Return the files that may be mapped here: a path may look like a mapping.
         if len(self._files) <= _FEW:
             return [file for file in self._files.values() if file.text in lines]
         mentioned: set[_File] = set()
@@ -415,7 +415,7 @@ class _Scan:
     def _file_of(
         self, folder: int, task: str, name: str, info: re.Match[bytes], seen: _Seen
     ) -> _File | None:
-        # stat would tell, but a dead server, or a FUSE daemon that wants it so, never answers.
+        # stat(2) has the device, but a dead server or a malicious FUSE daemon never answers it.
         link = f"{task}fd/{name}"
         device = self._device_of(folder, task, info[3], seen)
         if device is None:
@@ -428,7 +428,7 @@ class _Scan:
         except (FileNotFoundError, ProcessLookupError):
             raise
         except OSError:
-            # A filesystem that has shut down after an error has no other answer left.
+            # A filesystem that shut down after an error answers no stat(2).
             return expected
 
     def _device_of(self, folder: int, task: str, mount: bytes | None, seen: _Seen) -> int | None:
@@ -475,7 +475,7 @@ class _Scan:
 
 
 def _table_comparer(proc: str) -> Callable[[int, int], bool]:
-    # Whether two tasks are known to share their table of descriptors.
+    # Return a function: whether two tasks are known to share their table of descriptors.
     number = _KCMP.get(os.uname().machine)
     try:
         ours = str(Path(proc, "self").readlink()) == str(os.getpid())
@@ -502,7 +502,7 @@ def _names(folder: int, name: str) -> Iterator[str]:
 
 
 def _read(folder: int, name: str) -> bytes:
-    # A file that the kernel gives in one piece if there is room for it.
+    # The kernel returns these files in one piece if the buffer is large enough.
     descriptor = os.open(name, os.O_RDONLY, dir_fd=folder)
     try:
         pieces = [os.read(descriptor, _PIECE)]
