@@ -92,7 +92,7 @@ def test_pieces_are_the_answer_offline(zoo: Zoo, name: str) -> None:
 
 
 def test_pieces_are_the_answer_mounted(zoo: Zoo) -> None:
-    truth = zoo.filled("4k")
+    truth = zoo.to_mount("4k")
 
     # The kernel is asked several times about each piece.
     @settings(_EXAMPLES, max_examples=12)

@@ -61,7 +61,7 @@ def is_plain_data(row: Row, modes: dict[int, int]) -> bool:
 
 def test_the_damaged_files_are_those_whose_contents_differ(zoo: Zoo, tmp_path: Path) -> None:
     program("ddrescue")
-    truth = zoo.filled("4k")
+    truth = zoo.to_mount("4k")
     rng = random.Random("ddrescue")
     modes = {number: inode.mode for number, inode in truth.inodes.items()}
     data = [row for row in truth.rows if is_plain_data(row, modes)]

@@ -16,7 +16,7 @@ from tests.support.mounts import mounted
 from tests.support.random_files import Filler, odd_names
 from tests.support.tools import need_loop_mounts, xfsprogs
 from tests.support.truth import Inode, Truth
-from tests.support.xfs_images import MIB, Geometry, make_image
+from tests.support.xfs_images import MIB, Geometry, make_image, sparse_copy
 
 __all__ = ["FILLED", "POPULATED", "Zoo", "by_kernel", "with_nameless"]
 
@@ -67,6 +67,7 @@ class Zoo:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._known: dict[str, Truth] = {}
+        self._copies: dict[str, Truth] = {}
 
     def any(self, name: str) -> Truth:
         """Return an image of either sort."""
@@ -76,6 +77,19 @@ class Zoo:
         """Return an image filled through the kernel, with GETFSMAP and a walk as its truth."""
         need_loop_mounts()
         return self._once(name, lambda image: _fill(image, FILLED[name]))
+
+    def to_mount(self, name: str) -> Truth:
+        """Return a filled image that only this process has, so that it may be mounted.
+
+        Another process that opens the shared one at that moment would be led to the mount.
+        """
+        if name not in self._copies:
+            shared = self.filled(name)
+            folder = self._folder / str(os.getpid())
+            folder.mkdir(exist_ok=True)
+            copy = sparse_copy(shared.image, folder / shared.image.name)
+            self._copies[name] = replace(shared, image=copy)
+        return self._copies[name]
 
     def populated(self, name: str) -> Truth:
         """Return an image filled by mkfs.xfs, with xfs_db as its only truth."""

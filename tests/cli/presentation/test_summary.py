@@ -35,7 +35,7 @@ def asked(
     zoo: Zoo, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Expectation, Path, list[Any]]:
     """Provide an image's oracle, and a list of ranges that overlap and repeat each other."""
-    truth = zoo.filled("4k")
+    truth = zoo.to_mount("4k")
     rng = random.Random("summary")
     rows = rng.choices([row for row in truth.rows if row.kind != "free"], k=150)
     ranges = [(row.start + rng.randrange(row.length), rng.randint(1, 40_000)) for row in rows]

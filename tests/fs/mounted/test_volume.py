@@ -41,7 +41,7 @@ def bare(answer: Answer) -> list[dict[str, object]]:
 
 @pytest.fixture
 def truth(zoo: Zoo, request: pytest.FixtureRequest) -> Truth:
-    return zoo.filled(request.param)
+    return zoo.to_mount(request.param)
 
 
 every_image = pytest.mark.parametrize("truth", IMAGES, indirect=True)
@@ -83,7 +83,7 @@ def test_single_questions_find_every_name(truth: Truth) -> None:
 
 
 def test_columns_are_the_rows(zoo: Zoo) -> None:
-    truth = zoo.filled("4k")
+    truth = zoo.to_mount("4k")
     rows = [(row.start, row.length) for row in truth.rows]
     with mounted(truth.image, "ro", "norecovery") as folder, live(folder) as fs:
         columns = fs.owners_of(*zip(*rows, strict=True))
@@ -96,7 +96,7 @@ def test_columns_are_the_rows(zoo: Zoo) -> None:
 
 
 def test_every_name_of_the_target_queries_the_kernel(zoo: Zoo, tmp_path: Path) -> None:
-    truth = zoo.filled("4k")
+    truth = zoo.to_mount("4k")
     expectation = Expectation(truth)
     row = next(row for row in truth.rows if row.kind == "file" and row.shared)
     question = (row.start, row.length)
@@ -163,7 +163,7 @@ def test_deleted_but_open_files(zoo: Zoo, tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("name", ["4k", "4k-noparent"])
 def test_files_below_other_mounts_are_found(zoo: Zoo, name: str) -> None:
     # Folders under other mounts, and the whole mount under another.
-    truth = zoo.filled(name)
+    truth = zoo.to_mount(name)
     expectation = Expectation(truth)
     deep = max((path for inode in truth.inodes.values() for path in inode.paths), key=len)
     rows = [(row.start, row.length) for row in truth.rows if row.kind == "file"]
@@ -207,7 +207,7 @@ def assert_places(row: FileOwner, folder: bytes, covered: dict[int, bytes]) -> N
 
 def test_bind_mounts_of_a_part(zoo: Zoo, tmp_path: Path) -> None:
     # Only a folder of the filesystem is mounted any more, at two places.
-    truth = zoo.filled("4k-noparent")
+    truth = zoo.to_mount("4k-noparent")
     expectation = Expectation(truth)
     rows = [(row.start, row.length) for row in truth.rows if row.kind == "file"]
     with mounted(truth.image, "ro", "norecovery") as folder:
@@ -242,7 +242,7 @@ def test_bind_mounts_of_a_part(zoo: Zoo, tmp_path: Path) -> None:
 
 def test_a_mount_in_another_namespace_only(zoo: Zoo, tmp_path: Path) -> None:
     need_loop_mounts()
-    truth = zoo.filled("4k-noparent")
+    truth = zoo.to_mount("4k-noparent")
     expectation = Expectation(truth)
     rows = [(row.start, row.length) for row in truth.rows if row.kind == "file"][::50]
     place = tmp_path / "elsewhere"
@@ -302,7 +302,7 @@ def test_a_block_mapped_many_times_by_one_file(tmp_path: Path, times: int) -> No
 
 def test_a_filesystem_that_was_shut_down_is_read_from_the_disk(zoo: Zoo, tmp_path: Path) -> None:
     need_loop_mounts()
-    truth = zoo.filled("4k")
+    truth = zoo.to_mount("4k")
     expectation = Expectation(truth)
     rows = [(row.start, row.length) for row in truth.rows if row.kind == "file"][::50]
     copy = sparse_copy(truth.image, tmp_path / "copy.img")
@@ -341,7 +341,7 @@ def test_an_empty_target_is_not_the_current_folder(
 
 
 def test_a_mounted_partition_of_an_image_queries_the_kernel(zoo: Zoo, tmp_path: Path) -> None:
-    truth = zoo.filled("4k")
+    truth = zoo.to_mount("4k")
     disk = tmp_path / "disk.img"
     sparse_file(disk, (400 << 20))
     with disk.open("r+b") as target, truth.image.open("rb") as source:
@@ -419,7 +419,7 @@ def test_other_filesystems_report_the_rows_of_the_kernel(tmp_path: Path) -> None
 
 
 def test_without_privilege_the_capability_is_named(zoo: Zoo) -> None:
-    truth = zoo.filled("4k")
+    truth = zoo.to_mount("4k")
     with mounted(truth.image, "ro", "norecovery") as folder:
         code = f"import whoseblock; whoseblock.open({os.fsdecode(folder)!r})"
         for command in (

@@ -210,7 +210,7 @@ def test_version_4_nothing_is_claimed(tmp_path: Path) -> None:
 
 
 def test_a_mounted_image_is_reported(zoo: Zoo) -> None:
-    truth = zoo.filled("4k")
+    truth = zoo.to_mount("4k")
     row = next(row for row in truth.rows if row.kind == "file")
     with mounted(truth.image, "ro", "norecovery"), whoseblock.open(truth.image, offline=True) as fs:
         answer = fs.owners(row.start, row.length)

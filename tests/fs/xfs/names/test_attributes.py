@@ -20,7 +20,7 @@ _NAMESPACES = {0: b"user.", XFS_ATTR_ROOT: b"trusted.", XFS_ATTR_SECURE: b"secur
 
 @pytest.fixture(params=FILLED)
 def truth(zoo: Zoo, request: pytest.FixtureRequest) -> Truth:
-    return zoo.filled(request.param)
+    return zoo.to_mount(request.param)
 
 
 @pytest.fixture
