@@ -56,6 +56,8 @@ def _of_old_names(base: Base, wounds: Wounds, verdict: Verdict) -> str:
             return "the hash index does not have the inode that a name belongs to"
     if verdict.fault == "path missing" and kinds & _INODES:
         return "an inode from before a further link has as many pointers as links"
+    if verdict.fault == "wrong path" and "inode cluster" in kinds:
+        return "a file and the directory that it was moved out of are old together"
     return ""
 
 
