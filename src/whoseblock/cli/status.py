@@ -25,7 +25,7 @@ _PATIENCE_S = 10
 @click.option(
     "--state",
     type=click.Path(file_okay=False, path_type=Path),
-    metavar="FOLDER",
+    metavar="DIR",
     help="State folder of the daemon.  [default: /var/lib/whoseblock/watch; without root, a folder"
     " in the user's state folder]",
 )

@@ -57,8 +57,8 @@ Examples:
 @click.option(
     "--figures",
     type=click.Path(file_okay=False, path_type=Path),
-    metavar="FOLDER",
-    help="Draw figures into FOLDER, as SVG and PNG; needs matplotlib.",
+    metavar="DIR",
+    help="Draw figures into DIR, as SVG and PNG; needs matplotlib.",
 )
 def study(  # noqa: PLR0913 - one per option
     image: str,

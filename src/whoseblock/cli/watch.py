@@ -80,7 +80,7 @@ Examples:
 @click.option(
     "--state",
     type=click.Path(file_okay=False, path_type=Path),
-    metavar="FOLDER",
+    metavar="DIR",
     help="Folder for unprocessed reports and the state.  [default: /var/lib/whoseblock/watch;"
     " without root, a folder in the user's state folder]",
 )
@@ -88,8 +88,8 @@ Examples:
     "--root",
     default="/",
     type=click.Path(exists=True, file_okay=False),
-    metavar="FOLDER",
-    help="Read /sys, /proc and /dev/kmsg below FOLDER, an unpacked snapshot of a machine.",
+    metavar="DIR",
+    help="Read /sys, /proc and /dev/kmsg below DIR, an unpacked snapshot of a machine.",
 )
 def watch(  # noqa: PLR0913 - as many as there are options
     policy: Path | None,

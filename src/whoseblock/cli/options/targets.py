@@ -59,14 +59,14 @@ _OPTIONS: Final = (
         type=click.Choice(["data", *_ROLES]),
         default="data",
         show_default=True,
-        help="Device of the filesystem that the RANGEs refer to.",
+        help="Device of the filesystem that offsets refer to.",
     ),
     click.option(
         "--root",
         default="/",
         type=click.Path(exists=True, file_okay=False),
-        metavar="FOLDER",
-        help="Read /sys and /proc below FOLDER, an unpacked snapshot of a machine.",
+        metavar="DIR",
+        help="Read /sys and /proc below DIR, an unpacked snapshot of a machine.",
     ),
 )
 
