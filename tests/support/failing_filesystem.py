@@ -36,6 +36,7 @@ __all__ = [
     "back_up",
     "bench",
     "geometry",
+    "make_disk",
     "pattern",
     "serving",
     "write_file",
@@ -291,18 +292,23 @@ def back_up(path: Path, copy: Path, content: bytes) -> Path:
     return copy
 
 
+def make_disk(path: Path, kind: Geometry) -> Path:
+    """Make an image of a kind, to be mounted."""
+    need_loop_mounts()
+    if not sees("-i", "exchange=1"):
+        raise Missing("this mkfs.xfs does not know exchange: run tools/xfsprogs")
+    return make_image(path, kind)
+
+
 @contextlib.contextmanager
 def serving(
     tmp_path: Path, kind: Geometry, *, sector: int = 512
 ) -> Iterator[tuple[Emulated, Path]]:
     """Serve a new image; nothing is mounted."""
-    need_loop_mounts()
-    if not sees("-i", "exchange=1"):
-        raise Missing("this mkfs.xfs does not know exchange: run tools/xfsprogs")
     # In memory where that can be: each flush of the device would wait for the disk of all others.
     memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else tmp_path  # noqa: S108 - a folder of our own in it
     with tempfile.TemporaryDirectory(prefix="whoseblock-disk-", dir=memory) as folder:
-        image = make_image(Path(folder) / "disk.img", kind)
+        image = make_disk(Path(folder) / "disk.img", kind)
         with emulated(image, tmp_path / "served", sector=sector) as served:
             yield served, image
 

@@ -9,10 +9,9 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
-from tests.support.failing_filesystem import PLAIN
+from tests.support.failing_filesystem import PLAIN, make_disk
 from tests.support.mounts import mounted
 from tests.support.tools import run
-from tests.support.xfs_images import make_image
 
 import whoseblock
 from whoseblock.fs.driver import MountedVolume
@@ -38,7 +37,7 @@ time.sleep(60)
 
 @pytest.fixture
 def place(tmp_path: Path) -> Iterator[str]:
-    with mounted(make_image(tmp_path / "disk.img", PLAIN)) as folder:
+    with mounted(make_disk(tmp_path / "disk.img", PLAIN)) as folder:
         yield os.fsdecode(folder)
 
 
@@ -112,7 +111,7 @@ def test_other_users_do_not_hinder_a_repair(place: str, node: bool) -> None:  # 
 
 def test_filesystems_are_locked_apart(place: str, tmp_path: Path) -> None:
     with (
-        mounted(make_image(tmp_path / "other.img", PLAIN)) as other,
+        mounted(make_disk(tmp_path / "other.img", PLAIN)) as other,
         opened(place) as first,
         opened(os.fsdecode(other)) as second,
     ):

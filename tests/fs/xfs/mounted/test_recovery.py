@@ -9,11 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tests.support.failing_filesystem import EXCHANGE, pattern, write_file
+from tests.support.failing_filesystem import EXCHANGE, make_disk, pattern, write_file
 from tests.support.kernel_oracle import getfsmap
 from tests.support.mounts import loop_device, mounted, shut_down
 from tests.support.tools import run
-from tests.support.xfs_images import MIB, make_image, sparse_file
+from tests.support.xfs_images import MIB, sparse_file
 
 import whoseblock
 from whoseblock.fs.base import FileOwner
@@ -45,7 +45,7 @@ def opened(folder: bytes) -> Iterator[MountedVolume]:
 
 
 def test_a_dirty_log_makes_answers_incomplete(tmp_path: Path) -> None:
-    image = make_image(tmp_path / "disk.img", EXCHANGE)
+    image = make_disk(tmp_path / "disk.img", EXCHANGE)
     with mounted(image) as folder:
         lost = crash(folder)
     with mounted(image, "ro", "norecovery") as folder, opened(folder) as fs:
@@ -80,7 +80,7 @@ def run_lookup(*words: str) -> str:
 def test_the_state_of_an_external_log_is_read(tmp_path: Path) -> None:
     log = sparse_file(tmp_path / "log", 32 * MIB)
     kind = replace(EXCHANGE, more=(*EXCHANGE.more, "-l", f"logdev={log},size=32m"))
-    image = make_image(tmp_path / "disk.img", kind)
+    image = make_disk(tmp_path / "disk.img", kind)
     with loop_device(log) as device:
         options = [f"logdev={device}"]
         with mounted(image, *options) as folder:
@@ -97,7 +97,7 @@ def test_the_state_of_an_external_log_is_read(tmp_path: Path) -> None:
 def test_a_log_that_cannot_be_read_is_a_doubt(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    image = make_image(tmp_path / "disk.img", EXCHANGE)
+    image = make_disk(tmp_path / "disk.img", EXCHANGE)
     with mounted(image, "ro", "norecovery") as folder:
         with opened(folder) as fs:
             assert (fs.unreplayed_log, fs.owners(0, MIB).complete) == ("", True)
