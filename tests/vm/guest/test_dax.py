@@ -197,12 +197,13 @@ def test_shared_data_is_restored_though_the_memory_cannot_be_cleared(
     )
     print(done.stdout, done.stderr)
 
-    # The emulated memory refuses writes to bad places: they stay bad, and are free.
+    # The emulated memory refuses writes to bad places: they stay bad, and go into quarantine.
     assert done.returncode == LeftUndoneError.exit_code
     assert "the device refuses the write" in done.stdout + done.stderr
     assert shared.first.read_bytes() == shared.second.read_bytes() == content
     of_files = [blocks_of(folder, path.stat().st_ino) for path in shared[:2]]
     assert [row.start for row in of_files[0]] == [row.start for row in of_files[1]]
-    assert [row["kind"] for row in one(namespace.device, f"{bad}+4096")["owners"]] == ["free"]
+    (row,) = one(namespace.device, f"{bad}+4096")["owners"]
+    assert row["paths"] == [f"/.whoseblock-quarantine/{bad}+4096"]
     run(["umount", folder])
     run([xfsprogs("xfs_repair"), "-n", namespace.device])

@@ -45,7 +45,7 @@ class Watch:
     def __init__(self, undo: Undo, *options: str) -> None:
         self.folder = Path("/run/watch")
         self.folder.mkdir(exist_ok=True)
-        run(["mount", "-t", "tmpfs", "-o", "size=256m", "tmpfs", self.folder])
+        run(["mount", "-t", "tmpfs", "-o", "size=256m,mode=755", "tmpfs", self.folder])
         undo.then("umount", self.folder)
         self.journal = self.folder / "journal.db"
         self.log = self.folder / "log"
