@@ -32,7 +32,7 @@ BLOCK = 4096
 
 @pytest.fixture(autouse=True)
 def patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Give a busy machine time to lead the allocator."""
+    """Set more time, which a busy machine needs to lead the allocator."""
     monkeypatch.setattr(capture, "_PATIENCE_S", 10.0)
 
 
