@@ -285,7 +285,7 @@ def write_file(path: Path, content: bytes, at: int = 0) -> Path:
 
 
 def back_up(path: Path, copy: Path, content: bytes) -> Path:
-    """Write a copy of a file with its modification time, as backups have it."""
+    """Write a copy of a file with its modification time, as backups do."""
     write_file(copy, content)
     status = path.stat()
     os.utime(copy, ns=(status.st_atime_ns, status.st_mtime_ns))
