@@ -133,7 +133,7 @@ def _template(key: int) -> list[bytes]:
 
 
 def _text(text: bytes, shown: "Bools") -> "Part":
-    """Return a part that is the same in all lines that have it."""
+    """Return a part that is the same in all lines where it is shown."""
     shape = (shown.size, len(text))
     values = np.broadcast_to(np.frombuffer(text, np.uint8), shape)
     return values, np.broadcast_to(shown[:, None], shape)

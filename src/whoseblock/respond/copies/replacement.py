@@ -391,7 +391,7 @@ def _cached(owner: OpenOwner, content: Content, block: int) -> _Known:
 
 
 def _given_before(others: Sequence[OpenOwner], content: Content, digest: str) -> Iterator[_Known]:
-    """Yield what an interrupted attempt gave to owners, if they still have it."""
+    """Yield the data that owners still have from an interrupted attempt."""
     for owner in others:
         if not digest or owner.size - owner.position.offset < content.run.length:
             continue
