@@ -37,7 +37,7 @@ def same(
     if rows != expected:
         # Printing two long lists would bury the difference.
         for number, (row, right) in enumerate(zip_longest(rows, expected)):
-            assert row == right, f"row {number} of {question}"
+            assert row == right, f"row {number} of {question}: {row} instead of {right}"
     assert answer["complete"] is complete, answer["notes"]
     assert complete or answer["notes"], "incomplete, and no word about why"
 
