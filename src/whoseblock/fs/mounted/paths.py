@@ -6,6 +6,7 @@ path counts only if it then leads to the inode; if not, another process has move
 the search is repeated.
 """
 
+import errno
 import os
 import stat
 from collections import deque
@@ -18,7 +19,7 @@ from whoseblock.fs.mounted import kernel
 from whoseblock.fs.mounted.format import DT_DIR, DT_UNKNOWN, InodeFacts, Parent
 from whoseblock.fs.mounted.view import View, inode_at, open_far
 
-__all__ = ["InodeAccess", "PathFinder", "gone_note"]
+__all__ = ["InodeAccess", "PathFinder", "gone_note", "unreadable_note"]
 
 #: How often names are looked for that change meanwhile.
 _ATTEMPTS: Final = 4
@@ -31,6 +32,8 @@ _DEEPEST: Final = 1 << 20
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOATIME | os.O_NOFOLLOW
 #: Links of a directory that holds no other: its name, and its own dot.
 _LEAF_LINKS: Final = 2
+#: Errors of opening a directory that has been moved or removed since its name was read.
+_MOVED: Final = frozenset((errno.ENOENT, errno.ENOTDIR, errno.ESTALE, errno.ELOOP))
 
 
 class _LostError(Exception):
@@ -42,11 +45,16 @@ def gone_note(ino: int) -> str:
     return f"inode {ino} is gone, or one that the kernel keeps to itself"
 
 
+def unreadable_note(ino: int, error: OSError) -> str:
+    """Return the note about an inode that the kernel cannot read."""
+    return f"inode {ino} cannot be read: {error.strerror}"
+
+
 class InodeAccess(Protocol):
     """The access of a driver to the inodes of a mounted filesystem by their numbers."""
 
     def facts(self, inode: int) -> InodeFacts | None:
-        """Return the state of an inode; None if there is none."""
+        """Return the state of an inode; None if there is none.  Raises OSError."""
         ...
 
     def root_facts(self) -> InodeFacts:
@@ -95,7 +103,8 @@ class PathFinder:
             left = []
             for ino, facts in search.facts.items():
                 found[ino] = self._finish(facts, search)
-                if not found[ino].complete:
+                # Another attempt reads what has moved; what cannot be read stays unreadable.
+                if not found[ino].complete and not search.unreadable:
                     left.append(ino)
             if not left:
                 break
@@ -103,7 +112,10 @@ class PathFinder:
 
     def _begin(self, ino: int, generation: int | None, search: "_Search") -> Paths | None:
         """Return what the inode itself shows, or enter it into the search."""
-        facts = self.inodes.facts(ino)
+        try:
+            facts = self.inodes.facts(ino)
+        except OSError as error:
+            return Paths(complete=False, notes=(unreadable_note(ino, error),))
         if facts is None or facts.generation != generation:
             return Paths(complete=False, notes=(gone_note(ino),))
         if not facts.links:
@@ -214,14 +226,17 @@ class PathFinder:
             self.progress("directories searched for names", count, None)
             try:
                 fd = open_far(self._root, path[1:], _DIRECTORY)
-            except OSError:
-                # It has been moved or removed since its name was read.
+            except OSError as error:
+                search.count_unreadable(path or b"/", error)
                 continue
             try:
                 status = os.fstat(fd)
                 search.directories[status.st_ino] = path
                 leaf = status.st_nlink == _LEAF_LINKS
-                todo += (path + b"/" + name for name in self._read(fd, status, search, leaf=leaf))
+                for name in self._read(fd, status, search, leaf=leaf):
+                    todo.append(path + b"/" + name)
+            except OSError as error:
+                search.count_unreadable(path or b"/", error)
             finally:
                 os.close(fd)
 
@@ -243,7 +258,11 @@ class PathFinder:
         search.read.add(status.st_ino)
 
     def _is_directory(self, ino: int) -> bool:
-        facts = self.inodes.facts(ino)
+        try:
+            facts = self.inodes.facts(ino)
+        except OSError:
+            # Opening it fails, too, and counts it.
+            return True
         return facts is not None and stat.S_ISDIR(facts.mode)
 
     def _take_names(self, directory: InodeFacts, search: "_Search") -> bool:
@@ -260,6 +279,9 @@ class PathFinder:
             for entry in kernel.entries(fd, search.missing.keys()):
                 if entry.name not in (b".", b".."):
                     search.take(entry.inode, Parent(ino, generation, entry.name))
+        except OSError:
+            # The search of the whole tree reads it again, and counts it with its path.
+            search.read.discard(ino)
         finally:
             os.close(fd)
         return True
@@ -286,7 +308,11 @@ class PathFinder:
         names = len(search.links[ino]) + search.missing.get(ino, 0)
         if ino in search.missing:
             notes.append(f"inode {ino} has {names} names, {len(paths)} were found")
-        now = self.inodes.facts(ino)
+            notes += search.unreadable_notes()
+        try:
+            now = self.inodes.facts(ino)
+        except OSError as error:
+            return Paths(complete=False, notes=(unreadable_note(ino, error),))
         if now is None or now.generation != facts.generation:
             # What the paths lead to may be another file that was given its number.
             return Paths(complete=False, notes=(gone_note(ino),))
@@ -312,6 +338,23 @@ class _Search:
         self.lost: dict[int, str] = {}
         self.directories: dict[int, bytes] = {}
         self.read: set[int] = set()
+        self.unreadable: dict[bytes, str] = {}
+
+    def count_unreadable(self, path: bytes, error: OSError) -> None:
+        """Record a directory that cannot be read, unless it was only moved or removed."""
+        if error.errno not in _MOVED:
+            self.unreadable[path] = error.strerror or str(error)
+
+    def unreadable_notes(self) -> list[str]:
+        """Return a note with the number of directories that cannot be read, and the first."""
+        if not self.unreadable:
+            return []
+        path, why = next(iter(self.unreadable.items()))
+        name = path.decode("utf-8", "surrogateescape")
+        count = len(self.unreadable)
+        what = "1 directory could not" if count == 1 else f"{count} directories could not"
+        first = "" if count == 1 else "the first is "
+        return [f"{what} be read: {first}{name!r}: {why}"]
 
     def take(self, ino: int, link: Parent) -> None:
         """Record a name of an inode, if it is one that is missing."""

@@ -30,7 +30,7 @@ from whoseblock.fs.mounted import kernel
 from whoseblock.fs.mounted.fiemap import maps_run
 from whoseblock.fs.mounted.format import InodeFacts
 from whoseblock.fs.mounted.identity import find_identity
-from whoseblock.fs.mounted.paths import InodeAccess, PathFinder, gone_note
+from whoseblock.fs.mounted.paths import InodeAccess, PathFinder, gone_note, unreadable_note
 from whoseblock.fs.mounted.records import piece_of
 from whoseblock.fs.mounted.recovery import unrecovered_by, unrecovered_note
 from whoseblock.fs.mounted.view import OpenRoot, View, open_view
@@ -106,6 +106,8 @@ class FsmapVolume(Closing, MountedVolume):
         self.size = device_size
         self.block_size = os.fstatvfs(view.fd).f_bsize
         self._facts: dict[int, InodeFacts | None] = {}
+        #: The notes about inodes that the kernel could not read.
+        self._unreadable: dict[int, str] = {}
 
     @classmethod
     def open(cls, mounts: Sequence[Mount], process: int | None, device_size: int) -> Self:
@@ -189,7 +191,7 @@ class FsmapVolume(Closing, MountedVolume):
         wanted = checked_ranges(ranges, self.view.point, self.device_size)
         while batch := list(islice(wanted, _BATCH)):
             self._check_open()
-            self._facts.clear()
+            self._forget_inodes()
             yield from self._answers(self._groups(batch), paths=paths)
 
     def _answers(
@@ -213,7 +215,7 @@ class FsmapVolume(Closing, MountedVolume):
                         yield self._answer(one.start, one.length, pieces, missing, known)
                 carried = dict.fromkeys(missing) if one.more else {}
             if len(self._facts) > self.row_budget:
-                self._facts.clear()
+                self._forget_inodes()
 
     def _groups(self, batch: list[tuple[int, int]]) -> Iterator[list[_Found]]:
         """Find the pieces of questions, and group them by the rows that may be held at once."""
@@ -290,7 +292,7 @@ class FsmapVolume(Closing, MountedVolume):
         self._check_open()
         columns = check_columns(starts, lengths, self.view.point, self.device_size)
         ranges = list(zip(*(column.tolist() for column in columns), strict=True))
-        self._facts.clear()
+        self._forget_inodes()
         # As columns, rows take a tenth of the memory that they take as objects.
         parts = [np.empty(0, row_dtype())]
         said: dict[int, tuple[str, ...]] = {}
@@ -301,7 +303,7 @@ class FsmapVolume(Closing, MountedVolume):
                 if notes:
                     said[number] = distinct([*said.get(number, ()), *notes])
                 if len(self._facts) > self.row_budget:
-                    self._facts.clear()
+                    self._forget_inodes()
         rows = np.concatenate(parts)
         complete = np.full(len(ranges), not self.doubts)
         complete[list(said)] = False
@@ -402,7 +404,7 @@ class FsmapVolume(Closing, MountedVolume):
         if piece.what != FILE_DATA:
             return piece
         if facts is None:
-            notes.append(gone_note(piece.inode))
+            notes.append(self._unreadable.get(piece.inode) or gone_note(piece.inode))
             return piece._replace(what=UNKNOWN_DATA)
         return piece._replace(what=data_what(facts.mode))
 
@@ -449,14 +451,25 @@ class FsmapVolume(Closing, MountedVolume):
     # ------------------------------------------------------------------ files
 
     def inode(self, number: int) -> InodeFacts | None:
-        """Return type, links, flags, size and generation of an inode; None if there is none."""
-        if self.inodes is None:
+        """Return type, links, flags, size and generation of an inode; None if there is none.
+
+        None also if the kernel cannot read it; it is not read again for the same question.
+        """
+        if self.inodes is None or number in self._unreadable:
             return None
         self.asked["inode"] += 1
-        return self.inodes.facts(number)
+        try:
+            return self.inodes.facts(number)
+        except OSError as error:
+            self._unreadable[number] = unreadable_note(number, error)
+            return None
+
+    def _forget_inodes(self) -> None:
+        self._facts.clear()
+        self._unreadable.clear()
 
     def files(self, files: Iterable[FileId]) -> dict[FileId, FileFacts]:
-        """Return the facts of files; one that is gone is left out."""
+        """Return the facts of files; one that is gone or cannot be read is left out."""
         self._check_open()
         found = {}
         for file in files:
@@ -503,7 +516,7 @@ class FsmapVolume(Closing, MountedVolume):
     def paths_of(self, files: Iterable[FileId]) -> dict[FileId, Paths]:
         """Return every path of each file, in one search for all; raises `ClosedError`."""
         self._check_open()
-        self._facts.clear()
+        self._forget_inodes()
         for inode in (asked := {file.inode for file in files}):
             self._inode(inode)
         return {FileId(0, inode): paths for inode, paths in self._paths_of(asked).items()}
