@@ -100,7 +100,7 @@ def _cases(folder: Path) -> Iterator[_Case]:
     yield _Case(what, path, many[::10], everything, everything)
     what = f"{SHARERS:,} ranges of {SHARERS:,} sharers"
     without_paths = ("JSON without paths", "summary")
-    yield _Case(what, path, many, without_paths, without_paths)
+    yield _Case(what, path, many, ("JSON", *without_paths), without_paths)
     path = _made(folder, f"clones-{CLONES}", _clones)
     pages = _shared_pages(path)[:PAGES]
     what = f"{len(pages):,} pages of {CLONES} clones"
