@@ -29,7 +29,7 @@ from whoseblock.stack.images.assembly import Assembly, add_table_structures
 from whoseblock.stack.kernel.devices import BlockDevices
 from whoseblock.stack.kernel.host import Host
 from whoseblock.stack.kernel.loops import find_backing_segments
-from whoseblock.stack.mounted import companion_devices
+from whoseblock.stack.mounted import CompanionDevice, companion_devices
 
 if TYPE_CHECKING:
     from whoseblock.stack.kernel.nvdimm import PersistentMemory
@@ -98,6 +98,10 @@ class Target(Closing):
         from whoseblock.stack.kernel.nvdimm import PersistentMemory
 
         return PersistentMemory(self.host, self._devices)
+
+    @cached_property
+    def _companion_devices(self) -> tuple[CompanionDevice, ...]:
+        return tuple(companion_devices(self.host, registry.companion_mount_options()))
 
     def _root(self, path: str) -> Layer:
         """Return the layer of the target, which may be a copy of a device of the host."""
@@ -341,7 +345,7 @@ class Target(Closing):
         """
         if layer in self._roles:
             return self._open_companion(layer, *self._roles[layer])
-        for one in companion_devices(self.host, registry.companion_mount_options()):
+        for one in self._companion_devices:
             if self._is_device(layer, one.device):
                 return self._open_companion(layer, one.role, self.layer_of(one.data))
         device = None if self._options.offline else layer.device
