@@ -4,7 +4,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Final
 
-from whoseblock.errors import TargetError
+from whoseblock.byte_range import ByteRange
+from whoseblock.errors import OutOfDeviceError, TargetError
 from whoseblock.lookup import Query
 from whoseblock.ranges import PHYSICAL_MEMORY
 from whoseblock.sources.base import Failure
@@ -22,13 +23,16 @@ class Resolver:
     Without a target, every failure is looked up in the device that it names. With a device as the
     target, failures of other devices count only where they map to it. With an image as the target,
     the failures of a single device are assumed to be those of the image; if there are several
-    devices, ``device`` names it: see `Target`. ``skipped`` counts the failures of other devices by
-    name.
+    devices, ``device`` names it: see `Target`. With ``offset``, the target begins at that byte of
+    the device that its failures are of. ``skipped`` counts the failures of other devices by name,
+    and ``outside`` those that are of other parts of the same device.
     """
 
-    def __init__(self, target: Target, *, device: str = "") -> None:
+    def __init__(self, target: Target, *, device: str = "", offset: int | None = None) -> None:
         self._target = target
         self.device = device
+        self.outside = 0
+        self._offset = offset
         #: The device that the image is assumed to be a copy of, "" before a failure names one.
         self._assumed_device = ""
         self.skipped: Counter[str] = Counter()
@@ -49,13 +53,43 @@ class Resolver:
             if not device and target.layer is not None:
                 # The ranges may be those of the target's log instead.
                 other = target.layer is not target.root
-                yield Query(start, length, target.layer, origin, other, remark)
+                if placed := self._place(ByteRange(start, length), target.layer, origin):
+                    yield Query(*placed, target.layer, origin, other, remark)
             elif (layer := self._layer_of(device)) is None:
                 self.skipped[device] += 1
+            elif layer is target.root and device == self._assumed_device:
+                if placed := self._place(ByteRange(start, length), layer, origin):
+                    yield Query(*placed, layer, origin, named=True, remark=remark)
             elif target.root is None or self._reaches_target(layer, start, length, target.root):
                 yield Query(start, length, layer, origin, named=True, remark=remark)
             else:
                 self.skipped[device] += 1
+
+    def _place(self, failed: ByteRange, layer: Layer, origin: str) -> ByteRange | None:
+        """Return the part of a failure that is on the target; None if there is none.
+
+        Raises `OutOfDeviceError` for a range past the end, or outside of the target if the user
+        typed it.
+        """
+        if self._offset is not None:
+            low = max(failed.start - self._offset, 0)
+            high = min(failed.end - self._offset, layer.size)
+            if (low < high and origin) or high - low == failed.length:
+                return ByteRange(low, high - low)
+            if origin:
+                self.outside += 1
+                return None
+        elif failed.end <= layer.size or not origin or self.device:
+            return failed
+        raise OutOfDeviceError(
+            f"{origin or 'the range'}: {failed} is past the end of {layer.name}, which has"
+            f" {layer.size} bytes"
+            if self._offset is None
+            else f"{origin or 'the range'}: {failed} is not on {layer.name}, which has {layer.size}"
+            f" bytes from {self._offset}",
+            hint="if TARGET is a part of the failed device, pass --offset BYTES, where it begins;"
+            " if it is a copy that was cut short, pass --device NAME",
+        )
 
     def _layer_of(self, device: str) -> Layer | None:
         """Return the layer of a named device, None if it is unrelated to the target."""

@@ -130,7 +130,13 @@ class Target(Closing):
             layer = self._devices.find_layer(device)
             layer.read_from(partial(FileMedia, path))
         else:
-            layer = Layer(device, media.size, "image", open_media=partial(FileMedia, path))
+            layer = Layer(
+                device,
+                media.size,
+                "image",
+                open_media=partial(FileMedia, path),
+                size_certain=False,
+            )
         if not self._options.at_filesystem:
             self._look_at(layer, media)
         return layer

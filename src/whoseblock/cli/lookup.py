@@ -110,7 +110,7 @@ def lookup(target: str | None, ranges: tuple[str, ...], **options: Any) -> None:
         _check_mounted(opened, options)
         with ProgressBar() as progress:
             finder.progress = progress
-            resolver = Resolver(opened, device=where.device)
+            resolver = Resolver(opened, device=where.device, offset=given.offset)
             asked = resolver.resolve(read_failures(given, opened, finder, readings))
             if options["summary"] or output is not None:
                 from whoseblock.cli.presentation.summary import summarise

@@ -275,7 +275,7 @@ class _Work:
         with ProgressBar() as progress:
             finder.progress = progress
             readings: list[Reading] = []
-            resolver = Resolver(target, device=where.device)
+            resolver = Resolver(target, device=where.device, offset=given.offset)
             asked = list(resolver.resolve(read_failures(given, target, finder, readings)))
             for one in service.plan(target, finder, asked, options, processes=True):
                 planned.append(one)

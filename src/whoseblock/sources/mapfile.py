@@ -13,7 +13,7 @@ from typing import Final
 from whoseblock.errors import MalformedError
 from whoseblock.sources.base import MAX_OFFSET, Failure, Reading
 
-__all__ = ["LOST", "check_statuses", "read_mapfile"]
+__all__ = ["LOST", "check_statuses", "find_map_end", "read_mapfile"]
 
 #: All statuses except ``+`` (finished): not tried, not trimmed, not scraped, bad.
 LOST: Final = "?*/-"
@@ -85,6 +85,23 @@ def read_mapfile(
             reading.failures += 1
             yield Failure(start, size, "", f"{name}, line {number}")
     _check_end(reading, statuses)
+
+
+def find_map_end(tail: str) -> int | None:
+    """Return the end of the last block of a map, which is the size of its device.
+
+    ``tail`` is the end of the file. Returns None if it has no whole block: `read_mapfile` reports
+    the line.
+    """
+    for line in reversed(tail.splitlines()):
+        fields = _strip_comment(line.split())
+        if fields:
+            try:
+                position, length, _ = fields
+                return _parse_number(position) + _parse_number(length)
+            except ValueError:
+                return None
+    return None
 
 
 def _check_end(reading: Reading, statuses: str) -> None:

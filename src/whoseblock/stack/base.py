@@ -132,9 +132,12 @@ class Layer:
         remarks: Iterable[str] = (),
         doubts: Iterable[str] = (),
         device: int | None = None,
+        size_certain: bool = True,
     ) -> None:
         self.name = name
         self.size = size
+        #: False for a copy of an unknown device, which may be larger.
+        self.size_certain = size_certain
         self.kind = kind
         self.gap = gap
         self.gap_certain = gap_certain
@@ -280,7 +283,8 @@ def _descend(layer: Layer, start: int, length: int, above: _Descent) -> Iterator
         )
     if inside < length:
         what, beyond = f"past the end of {layer.name}", _advance(via, inside)
-        last = RangeMapping(asked + inside, length - inside, beyond, None, 0, what)
+        certain = layer.size_certain
+        last = RangeMapping(asked + inside, length - inside, beyond, None, 0, what, certain)
         yield last._replace(remarks=remarks, doubts=doubts)
 
 

@@ -1,5 +1,7 @@
 """The options for failures, in all supported forms of report."""
 
+import io
+import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, TextIO, TypeVar
 
@@ -28,6 +30,10 @@ _STATUSES: Final = "?*/-"
 _MAX_LINE: Final = 1 << 16
 #: So many characters of a list of ranges are parsed at once, up to the end of the line.
 _CHUNK: Final = 1 << 15
+#: The characters at the end of a map in which its last block is.
+_TAIL: Final = 1 << 12
+#: The size of a target that has none of its own; see `Target`.
+_NO_END: Final = (1 << 63) - 1
 #: Limit on the length of a document, in characters.
 _MAX_DOCUMENT: Final = 1 << 28
 
@@ -101,8 +107,25 @@ _IMAGE_OPTIONS: Final = (
     ),
 )
 
+
+def _parse_offset(
+    _context: click.Context, _option: click.Parameter, value: str | None
+) -> int | None:
+    if value is None:
+        return None
+    if "+" in value:
+        raise click.BadParameter("one number, with K M G T s p as units: 1048576, 2048s")
+    return parse_range(value).start
+
+
 #: Forms that name the failed device, or that query the kernel.
 _DEVICE_OPTIONS: Final = (
+    click.option(
+        "--offset",
+        callback=_parse_offset,
+        metavar="BYTES",
+        help="Where TARGET begins in the device that the failures are of; 2048s is in sectors.",
+    ),
     click.option(
         "--ndctl",
         type=_file(),
@@ -171,6 +194,7 @@ class FailureOptions(NamedTuple):
     sysfs_badblocks: bool = False
     pfns: tuple[str, ...] = ()
     addresses: tuple[str, ...] = ()
+    offset: int | None = None
 
     @classmethod
     def of(cls, texts: tuple[str, ...], options: Mapping[str, Any]) -> Self:
@@ -179,8 +203,9 @@ class FailureOptions(NamedTuple):
 
     @property
     def few(self) -> bool:
-        """Whether there are only ranges, and no other form."""
-        return not (self.names_devices or self.mapfiles or self.badblocks or self.sysfs_badblocks)
+        """Whether there are only ranges in TARGET, and no other form."""
+        reports = self.names_devices or self.mapfiles or self.badblocks or self.sysfs_badblocks
+        return self.offset is None and not reports
 
     @property
     def names_devices(self) -> bool:
@@ -228,6 +253,31 @@ class FailureOptions(NamedTuple):
                 reading.read += text.count("\n") + (not text.endswith("\n"))
                 reading.failures += len(ranges)
                 yield ranges
+
+    def compare_sizes(self, target: "Target") -> Self:
+        """Add a doubt to the layer of a target for each map that is of a device of another size.
+
+        Return the options with the maps at their beginning: of a pipe that is a copy.
+        """
+        layer = target.layer
+        if layer is None or self.offset is not None or not self.mapfiles:
+            return self
+        from whoseblock.sources.mapfile import find_map_end
+
+        files = []
+        for given in self.mapfiles:
+            file, tail = _read_tail(given)
+            end = find_map_end(tail)
+            if end is None or layer.size in (end, _NO_END):
+                pass
+            elif layer.size_certain or end < layer.size:
+                doubt = (
+                    f"{name_of(given)} covers {end} bytes, and {layer.name} has {layer.size}: it"
+                    " may be of another device; --offset says where in that device this one begins"
+                )
+                layer.doubts += (doubt,)
+            files.append(file)
+        return self._replace(mapfiles=tuple(files))
 
     def read_reports(self, page_size: int, readings: list[Reading]) -> Iterator[Failure]:
         """Yield every failure of the report files; raises `MalformedError`.
@@ -308,6 +358,51 @@ def _chunks(file: TextIO) -> Iterator[str]:
         yield text
 
 
+class _PipeCopy(io.TextIOWrapper):
+    """A copy of a pipe in a temporary file, with the name of the pipe in messages."""
+
+    def __init__(self, name: str) -> None:
+        import tempfile
+
+        super().__init__(
+            tempfile.TemporaryFile(),  # noqa: SIM115 - closed with this object
+            encoding="utf-8",
+            errors="surrogateescape",
+        )
+        self._name = name
+
+    @property
+    def name(self) -> str:
+        """The name of the pipe."""
+        return self._name
+
+
+def _read_tail(file: TextIO) -> tuple[TextIO, str]:
+    """Return the last characters of a file, and the file at its former position; a copy of a pipe.
+
+    Raises `MalformedError` for a pipe that is too long.
+    """
+    if not file.seekable():
+        copy = _PipeCopy(name_of(file))
+        length = 0
+        while text := _read(file.read, file, _CHUNK):
+            length += copy.write(text)
+            if length > _MAX_DOCUMENT:
+                expected = f"a map of less than {_MAX_DOCUMENT} characters in a pipe"
+                raise MalformedError(copy.name, None, expected)
+        copy.seek(0)
+        file = copy
+    position = file.tell()
+    end = file.seek(0, os.SEEK_END)
+    # Positions of a file in UTF-8 are bytes.
+    file.seek(max(end - _TAIL, position))
+    try:
+        tail = _read(file.read, file, 2 * _TAIL)
+    finally:
+        file.seek(position)
+    return file, tail
+
+
 def _document(file: TextIO) -> str:
     """Read a whole file; raises `MalformedError` for one that is too long."""
     text = _read(file.read, file, _MAX_DOCUMENT)
@@ -332,6 +427,7 @@ def read_failures(
     A record for each input is appended to ``readings``.
     """
     yield from given.parse_given_ranges(_block_size(given, target, finder), readings)
+    given = given.compare_sizes(target)
     yield from given.read_reports(target.host.page_size, readings)
     if given.sysfs_badblocks:
         from whoseblock.sources.sysfs import TRUNCATED, parse_bad_block_list

@@ -34,6 +34,9 @@ def report_resolver(resolver: "Resolver", target: "Target") -> None:
 def _resolver_lines(resolver: "Resolver", target: "Target") -> Iterator[str]:
     if resolver.assumed_device:
         yield f"failures of {resolver.assumed_device} are assumed to be of {target.path}"
+    if count := resolver.outside:
+        what = "failure" if count == 1 else "failures"
+        yield f"{count} {what} outside of {target.path} skipped, because of --offset"
     for device, count in resolver.skipped.most_common():
         what = "failure" if count == 1 else "failures"
         yield f"{count} {what} of {device} skipped: not on {target.path}"
