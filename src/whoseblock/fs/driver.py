@@ -149,6 +149,8 @@ class AddressSpace(Protocol):
     device_size: int
     block_size: int
     progress: Progress
+    #: Whether owners and names may be looked for in all inodes where there is no index.
+    scans: bool = True
 
     def owners_many(
         self, ranges: Iterable[tuple[int, int]], *, paths: bool = True

@@ -100,6 +100,12 @@ DRIVERS: Final[list[Registration]] = [
         (_LOG, _REALTIME),
         monitor="xfs-health",
     ),
+    Registration(
+        "whoseblock.fs.ext4.driver",
+        "ext2, ext3 and ext4",
+        ("ext4", "ext3", "ext2"),
+        ((0x438, b"\x53\xef"),),
+    ),
 ]
 
 

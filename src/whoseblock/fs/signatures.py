@@ -42,7 +42,6 @@ _SIGNATURES: Final = (
     ),
     (0x218, b"LVM2 001", "a physical volume of LVM", "leave --at-filesystem out"),
     (0x1000, b"\xfc\x4e\x2b\xa9", "a member of an md array", "leave --at-filesystem out"),
-    (0x438, b"\x53\xef", "ext2, ext3 or ext4", _NOT_READ),
     (0x10040, b"_BHRfS_M", "btrfs", _NOT_READ),
     (0x400, b"\x10\x20\xf5\xf2", "F2FS", _NOT_READ),
     (3, b"NTFS    ", "NTFS", _NOT_READ),

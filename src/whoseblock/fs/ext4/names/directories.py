@@ -1,0 +1,135 @@
+"""The entries of directories: in blocks, with or without an htree, or inside the inode."""
+
+from collections.abc import Collection, Iterator
+from typing import Final, NamedTuple
+
+from whoseblock.errors import BlockError
+from whoseblock.fs.ext4.format import directory, xattr
+from whoseblock.fs.ext4.format.checksum import LE32
+from whoseblock.fs.ext4.format.inode import (
+    EXT4_CASEFOLD_FL,
+    EXT4_ENCRYPT_FL,
+    EXT4_INDEX_FL,
+    Inode,
+    checksum_seed,
+)
+from whoseblock.fs.ext4.format.superblock import INCOMPAT_FILETYPE
+from whoseblock.fs.ext4.inodes import inode_at, read_fork
+from whoseblock.fs.ext4.volume import Volume
+
+__all__ = ["Directories", "Link"]
+
+#: With more inodes to find than this, every entry is decoded, instead of searching for bytes.
+_MOST_SEARCHED: Final = 8
+_INLINE_PARENT: Final = 4
+
+
+class Link(NamedTuple):
+    """A name of an inode in a directory; ``encrypted`` if the directory is."""
+
+    parent: int
+    name: bytes
+    encrypted: bool
+
+
+class Directories:
+    """Reads the directories of a volume.
+
+    ``faults`` collects, by directory, why entries may be missing.
+    """
+
+    def __init__(self, volume: Volume) -> None:
+        self.volume = volume
+        self.faults: dict[int, str] = {}
+
+    def parent(self, number: int) -> int:
+        """Return what ``..`` of a directory is; raises `BlockError`."""
+        volume = self.volume
+        inode, _ = inode_at(volume, number)
+        if not inode.is_dir:
+            raise volume.corrupt(f"inode {number}", 0, "not a directory")
+        if inode.is_inline:
+            return int(LE32.unpack_from(inode.i_block)[0])
+        for raw, fault in self._blocks(number, inode):
+            if fault:
+                raise volume.corrupt(f"directory inode {number}", 0, fault)
+            for entry in self._decode(raw, inode):
+                if not isinstance(entry, str) and entry.name == b"..":
+                    return entry.inode
+            break
+        raise volume.corrupt(f"directory inode {number}", 0, "it has no parent")
+
+    def find(self, number: int, wanted: Collection[int]) -> Iterator[tuple[int, Link]]:
+        """Yield ``(inode, link)`` for each name that a directory has of the inodes ``wanted``.
+
+        Whatever cannot be read or verified is added to `faults`.
+        """
+        volume = self.volume
+        try:
+            inode, raw = inode_at(volume, number)
+            if not inode.is_dir:
+                raise volume.corrupt(f"inode {number}", 0, "not a directory")
+            parts = self._inline(raw, inode) if inode.is_inline else self._blocks(number, inode)
+            few = len(wanted) <= _MOST_SEARCHED
+            patterns = [LE32.pack(one) for one in wanted] if few else []
+            for content, fault in parts:
+                if fault:
+                    self.faults[number] = f"directory inode {number}: {fault}"
+                    continue
+                if few and not any(pattern in content for pattern in patterns):
+                    continue
+                for entry in self._decode(content, inode):
+                    if isinstance(entry, str):
+                        self.faults[number] = f"directory inode {number}: {entry}"
+                    elif entry.inode in wanted and directory.is_name(entry.name):
+                        encrypted = bool(inode.flags & EXT4_ENCRYPT_FL)
+                        yield entry.inode, Link(number, entry.name, encrypted)
+                    elif entry.inode in wanted and entry.name not in {b".", b".."}:
+                        if not inode.flags & EXT4_ENCRYPT_FL:
+                            self.faults[number] = f"directory inode {number}: an impossible name"
+                            continue
+                        yield entry.inode, Link(number, entry.name, encrypted=True)
+        except BlockError as error:
+            self.faults[number] = f"directory inode {number}: {error}"
+
+    def _decode(self, raw: bytes, inode: Inode) -> Iterator[directory.Entry | str]:
+        both = EXT4_CASEFOLD_FL | EXT4_ENCRYPT_FL
+        return directory.entries(
+            raw,
+            has_types=bool(self.volume.sb.incompat & INCOMPAT_FILETYPE),
+            has_hashes=inode.flags & both == both,
+        )
+
+    def _blocks(self, number: int, inode: Inode) -> Iterator[tuple[bytes, str]]:
+        """Yield the blocks of a directory, each with its fault or ""; raises `BlockError`."""
+        volume = self.volume
+        seed = checksum_seed(volume.seed, number, inode.generation)
+        end = -(-inode.size // volume.block_size)
+        is_tree = bool(inode.flags & EXT4_INDEX_FL)
+        count = 0
+        for logical, block, content in read_fork(volume, number, inode):
+            if logical >= end:
+                continue
+            count += 1
+            if content is None:
+                yield b"", f"block {block} cannot be read"
+            elif volume.sb.has_checksums and not directory.block_matches(
+                seed, content, may_be_node=is_tree
+            ):
+                yield b"", f"block {block} has a wrong checksum"
+            else:
+                yield content, ""
+        if count < end:
+            yield b"", f"it has {end} blocks by its size, and {count} were found"
+
+    def _inline(self, raw: bytes, inode: Inode) -> Iterator[tuple[bytes, str]]:
+        """Yield the parts of an inline directory."""
+        size = inode.size
+        yield inode.i_block[_INLINE_PARENT : max(min(size, len(inode.i_block)), 0)], ""
+        if size <= len(inode.i_block):
+            return
+        for one in xattr.inode_attributes(raw) or []:
+            if one.prefix == xattr.EXT4_XATTR_INDEX_SYSTEM and one.name == b"data" and one.value:
+                yield one.value, ""
+                return
+        yield b"", "the part of it that is an attribute is lost"

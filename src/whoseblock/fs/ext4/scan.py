@@ -1,0 +1,223 @@
+"""The source of a forward scan: the inode tables of ext4, group by group.
+
+Only inodes that the bitmap has in use are decoded; each is verified.  What cannot be read or
+verified becomes a range of inodes that may own the blocks, too.
+"""
+
+from array import array
+from collections.abc import Iterable, Iterator
+from struct import Struct
+from typing import Final
+
+from whoseblock.errors import BlockError, MediaError
+from whoseblock.fs.ext4.format.extents import pointers
+from whoseblock.fs.ext4.format.inode import (
+    EXT4_EA_INODE_FL,
+    INODE,
+    Inode,
+    inode_matches,
+)
+from whoseblock.fs.ext4.inodes import map_of
+from whoseblock.fs.ext4.static import FixedMetadata
+from whoseblock.fs.ext4.volume import Bitmap, Volume
+from whoseblock.fs.pieces import ATTR, DATA, EXTENT_MAP, XATTR, data_what
+from whoseblock.fs.scan.engine import UNWRITTEN, Batch, UnreadInodes
+
+__all__ = [
+    "EXT4_BAD_INO",
+    "EXT4_RESIZE_INO",
+    "EXT4_ROOT_INO",
+    "VALUE_INODE",
+    "InodeScan",
+    "nearest_groups",
+]
+
+EXT4_BAD_INO: Final = 1
+EXT4_ROOT_INO: Final = 2
+EXT4_RESIZE_INO: Final = 7
+#: Bytes of an inode table that are read at once.
+_PIECE: Final = 1 << 20
+#: Extents of a batch: a file of very many extents is passed on in several.
+_BATCH: Final = 1 << 16
+_INODE_BYTES: Final = 128
+_MODE, _DTIME, _LINKS = (Inode._fields.index(name) for name in ("mode", "dtime", "links"))
+_DOUBLE_INDIRECT: Final = 13
+#: A flag of extents: the inode is the value of an attribute of other inodes.
+VALUE_INODE: Final = 1 << 16
+#: The fields of an `Extent`.
+Row = tuple[int, int, int, int, int, int]
+
+
+def nearest_groups(volume: Volume, group: int) -> Iterator[int]:
+    """Yield all groups, by whole flex groups, from that of ``group`` outwards."""
+    flexes = -(-volume.groups // volume.flex)
+    middle = group // volume.flex
+    for distance in range(flexes):
+        for flex in dict.fromkeys((middle + distance, middle - distance)):
+            if 0 <= flex < flexes:
+                first = flex * volume.flex
+                yield from range(first, min(first + volume.flex, volume.groups))
+        if middle + distance >= flexes and middle - distance < 0:
+            return
+
+
+class InodeScan:
+    """Reads the inode tables of a volume, as batches of extents in blocks.
+
+    The directories of each group that was read are kept, for searches of names.
+    """
+
+    def __init__(self, volume: Volume, fixed: FixedMetadata) -> None:
+        self.volume = volume
+        self.fixed = fixed
+        self._directories: dict[int, tuple[array[int], list[UnreadInodes]]] = {}
+        size = volume.sb.inode_size
+        self._struct = Struct(f"{INODE.format}{size - _INODE_BYTES}x")
+
+    def batches(self, groups: Iterable[int]) -> Iterator[Batch | UnreadInodes]:
+        """Yield the extents of all inodes of ``groups``, and the inodes that are unread."""
+        for group in groups:
+            rows: list[Row] = []
+            done = 0
+            for item in self.inodes(group):
+                if isinstance(item, UnreadInodes):
+                    yield item
+                    continue
+                if isinstance(item, int):
+                    yield Batch.of(rows, item)
+                    rows = []
+                    done += item
+                    continue
+                number, inode, _ = item
+                try:
+                    for row in self.extents_of(number, inode):
+                        rows.append(row)
+                        if len(rows) >= _BATCH:
+                            yield Batch.of(rows, 0)
+                            rows = []
+                except BlockError as error:
+                    yield UnreadInodes(number, number, str(error))
+            yield Batch.of(rows, self.volume.sb.inodes_per_group - done)
+
+    def directories_of(self, group: int) -> "tuple[array[int], list[UnreadInodes]]":
+        """Return the directories of a group, and its inodes that are unread."""
+        if group not in self._directories:
+            for _ in self.inodes(group):
+                pass
+        return self._directories[group]
+
+    def inodes(self, group: int) -> Iterator[tuple[int, Inode, bytes] | int | UnreadInodes]:
+        """Yield the inodes of a group that are in use, verified, with their bytes.
+
+        A number says that so many places of the table were read, and is followed by others.
+        """
+        unread: list[UnreadInodes] = []
+        folders = array("Q")
+        for item in self._inodes(group):
+            if isinstance(item, UnreadInodes):
+                unread.append(item)
+            elif isinstance(item, tuple) and item[1].is_dir:
+                folders.append(item[0])
+            yield item
+        self._directories[group] = folders, unread
+
+    def _inodes(self, group: int) -> Iterator[tuple[int, Inode, bytes] | int | UnreadInodes]:
+        volume = self.volume
+        count = volume.sb.inodes_per_group
+        first = group * count + 1
+        try:
+            descriptor = volume.descriptor(group)
+        except BlockError as error:
+            yield UnreadInodes(first, first + count - 1, str(error))
+            return
+        bitmap = volume.inode_bitmap(group)
+        if bitmap.fault:
+            yield UnreadInodes(first, first + count - 1, bitmap.fault)
+        elif group in self.fixed.lost:
+            why = f"the metadata of group {group} overlaps that of another"
+            yield UnreadInodes(first, first + count - 1, why)
+        used = count - descriptor.itable_unused
+        if not bitmap.fault and "1" not in bitmap.bits:
+            used = 0
+        start = descriptor.inode_table * volume.block_size
+        size = volume.sb.inode_size
+        # Whole blocks, so that one that cannot be read costs its own inodes only.
+        step = max(_PIECE // volume.block_size, 1) * volume.block_size // size
+        for place in range(0, used, step):
+            length = min(step, used - place) * size
+            for at, data in self._read(start + place * size, length):
+                skipped = (at - start) // size
+                if isinstance(data, str):
+                    last = min(skipped + volume.block_size // size, used)
+                    yield UnreadInodes(first + skipped, first + last - 1, data)
+                else:
+                    yield from self._decode(first + skipped, data, bitmap, skipped)
+
+    def _read(self, start: int, length: int) -> Iterator[tuple[int, bytes | str]]:
+        """Read a part of a table; where that fails, block by block, or the reason."""
+        volume = self.volume
+        volume.reads["inode table"] += -(-length // volume.block_size)
+        try:
+            yield start, volume.media.pread(start, length)
+        except MediaError:
+            for at in range(start, start + length, volume.block_size):
+                try:
+                    yield at, volume.media.pread(at, min(volume.block_size, start + length - at))
+                except MediaError as error:
+                    yield at, str(MediaError(error.ranges, error.reason, "an inode table"))
+
+    def _decode(
+        self, first: int, data: bytes, bitmap: Bitmap, place: int
+    ) -> Iterator[tuple[int, Inode, bytes] | int | UnreadInodes]:
+        """Decode the inodes from ``first`` on, which has the bit ``place``."""
+        sb, seed = self.volume.sb, self.volume.seed
+        size = sb.inode_size
+        bits = bitmap.bits[place:]
+        for index, values in enumerate(self._struct.iter_unpack(data)):
+            number = first + index
+            if not bitmap.fault and bits[index] == "0":
+                if values[_LINKS] and values[_MODE] and not values[_DTIME]:
+                    why = f"inode {number} has links, and is free by its bitmap"
+                    yield UnreadInodes(number, number, why)
+                continue
+            inode = Inode._make(values)
+            if bitmap.fault and not (inode.mode and (inode.links or not inode.dtime)):
+                # Without a bitmap, whatever looks like an inode is read; the doubt stays.
+                continue
+            raw = data[index * size : (index + 1) * size]
+            if inode_matches(sb, seed, number, raw):
+                yield number, inode, raw
+            else:
+                yield UnreadInodes(number, number, f"inode {number} has a wrong checksum")
+        yield len(data) // size
+
+    def extents_of(self, number: int, inode: Inode) -> Iterator[Row]:
+        """Yield all extents of an inode, as the fields of `Extent`; raises `BlockError`."""
+        volume = self.volume
+        if number == EXT4_RESIZE_INO:
+            # Its other blocks are reserved descriptors, which are fixed metadata.
+            block = pointers(inode.i_block)[_DOUBLE_INDIRECT]
+            if block and volume.is_block(block):
+                yield block, 1, number, DATA, -1, EXTENT_MAP << 1
+            return
+        acl = inode.acl_block
+        if acl:
+            self._check(number, acl, 1)
+            yield acl, 1, number, ATTR, 0, XATTR << 1
+        if not inode.has_map:
+            return
+        fork, what, extra = DATA, data_what(inode.mode), 0
+        if inode.flags & EXT4_EA_INODE_FL:
+            fork, what, extra = ATTR, XATTR, VALUE_INODE
+        for start, length, logical, unwritten in map_of(volume, number, inode):
+            if number != EXT4_BAD_INO:
+                self._check(number, start, length)
+            flags = (EXTENT_MAP if logical < 0 else what) << 1 | (UNWRITTEN if unwritten else 0)
+            yield start, length, number, fork, logical, flags | extra
+
+    def _check(self, number: int, start: int, length: int) -> None:
+        """Raise `CorruptError` if an inode claims blocks that it cannot have."""
+        volume = self.volume
+        if not volume.is_block(start, length) or self.fixed.touches(start, start + length):
+            what = f"inode {number}, which claims block {start}"
+            raise volume.corrupt(what, start, "no inode can have it")
