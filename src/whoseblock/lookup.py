@@ -156,6 +156,8 @@ class Lookup(Closing):
 
     def __init__(self, open_leaf: Callable[[Layer], AddressSpace]) -> None:
         self.progress: Progress = no_progress
+        #: As `AddressSpace.scans`, for what is opened from now on.
+        self.scans = True
         #: The last permission that was denied.
         self.denied: PrivilegeError | None = None
         self._open_leaf = open_leaf
@@ -239,6 +241,7 @@ class Lookup(Closing):
                 leaf = _Leaf(None, error)
             else:
                 space.progress = self.progress
+                space.scans = self.scans
                 leaf = _Leaf(space)
             self._leaves[layer] = leaf
         return leaf

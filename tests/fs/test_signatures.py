@@ -29,7 +29,6 @@ def refused(path: Path) -> NotAFilesystemError:
 @pytest.mark.parametrize(
     ("command", "what"),
     [
-        (["mke2fs", "-q", "-F", "-t", "ext4"], "ext2, ext3 or ext4"),
         (["mkswap"], "swap space"),
     ],
 )

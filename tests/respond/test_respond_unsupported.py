@@ -124,8 +124,7 @@ def test_an_unmounted_ext4_is_refused(tmp_path: Path) -> None:
         bench = Bench(served, image, served.device, tmp_path, tmp_path / "journal.sqlite")
         before = digest(image)
         for words in ["--restore-file", copy], ["--punch", "--quarantine"]:
-            # The exit code of a target without a filesystem that a driver reads.
-            said = bench.apply(bad, *words, code=6, target=served.device)
-            assert "it looks like ext2, ext3 or ext4" in said
+            said = bench.apply(bad, *words, code=14, target=served.device)
+            assert "on this ext4 without" in said
         assert digest(image) == before
         assert served.bad() == [bad]

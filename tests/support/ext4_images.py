@@ -4,8 +4,9 @@ The truth is that of dumpe2fs (free blocks, fixed metadata) and of debugfs (the 
 and all names), neither of which is ours.
 """
 
+import os
+import random
 import re
-import stat
 import subprocess
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -14,36 +15,92 @@ from typing import NamedTuple
 
 from tests.support.tools import program, run
 
-__all__ = ["Truth", "make_image", "names_of", "tell_truth"]
+from whoseblock.fs.base import Answer, FileOwner, MetadataOwner
 
-#: Kind of owner in a truth: an inode's data, a block of its map, its attributes.
-Claim = tuple[int, str, int, bool]
+__all__ = ["Claim", "Truth", "differences", "fill", "make_image", "read_truth"]
+
+_JOURNAL = 8
+_NAME = re.compile(r"^(\d+)\t/?(/.*?)(?=\n\d+\t|\ndebugfs:|\n*\Z)", re.MULTILINE | re.DOTALL)
+_ROOT = 2
+
+
+class Claim(NamedTuple):
+    """A block as its owner has it: for metadata only ``what``; the offset is in blocks."""
+
+    what: str
+    inode: int = 0
+    offset: int = -1
+    unwritten: bool = False
 
 
 class Truth(NamedTuple):
-    """What owns each block: free blocks, the class of fixed ones, and claims of inodes.
-
-    A claim is ``(inode, what, offset in blocks, unwritten)``.
-    """
+    """The owners of each block, and the paths of each inode."""
 
     block_size: int
-    blocks: int
-    free: set[int]
-    fixed: dict[int, str]
-    claims: dict[int, set[Claim]]
-    modes: dict[int, int]
-    names: dict[int, set[str]]
+    claims: list[set[Claim]]
+    paths: dict[int, set[str]]
 
 
-def make_image(
-    path: Path, size: int, *options: str, folder: Path | None = None, block: int = 4096
-) -> Path:
+def make_image(path: Path, size: int, *options: str, folder: Path | None = None) -> Path:
     """Make an image with mke2fs, filled from a folder if one is given."""
     with path.open("wb") as file:
         file.truncate(size)
     given = ["-d", str(folder)] if folder is not None else []
-    run(["mke2fs", "-q", "-F", "-b", str(block), *options, *given, str(path)])
+    run(["mke2fs", "-q", "-F", *options, *given, str(path)])
     return path
+
+
+def fill(root: Path, seed: int = 1) -> None:
+    """Make files of every kind that root or its owner may make there."""
+    rnd = random.Random(seed)
+    (root / "d/e/f").mkdir(parents=True)
+    for number in range(80):
+        (root / f"d/f{number:04}").write_bytes(rnd.randbytes(rnd.randrange(1, 9000)))
+    (root / "many").mkdir()
+    for number in range(300):
+        (root / f"many/name{number:04}_{'x' * rnd.randrange(5, 60)}").touch()
+    _fragment([root / f"d/e/fragment{number}" for number in range(3)], rnd)
+    with (root / "sparse").open("wb") as file:
+        for number in range(40):
+            file.seek(number * 200_000)
+            file.write(b"x" * 5000)
+    with (root / "reserved").open("wb") as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, 300_000)
+        os.pwrite(file.fileno(), b"a" * 5000, 50_000)
+    for name in ("d/e/f/hard1", "many/hard2"):
+        os.link(root / "sparse", root / name)
+    os.symlink("/short", root / "short")
+    os.symlink("l" * 200, root / "long")
+    os.mkfifo(root / "fifo")
+    for number in range(6):
+        path = root / f"attributes{number}"
+        path.write_bytes(b"x" * number * 600)
+        _set_attribute(path, b"Z" * 700)
+        _set_attribute(path, b"Q" * 20_000, "user.value")
+    for number in range(0, 80, 7):
+        (root / f"d/f{number:04}").unlink()
+    (root / os.fsdecode(b"odd\n\xff name")).touch()
+
+
+def _fragment(paths: Sequence[Path], rnd: random.Random) -> None:
+    """Write files in turns, so that each has many extents."""
+    files = [path.open("wb") for path in paths]
+    for _ in range(60):
+        for file in files:
+            file.write(rnd.randbytes(4096 * rnd.randrange(1, 3)))
+            file.flush()
+            os.fsync(file.fileno())
+    for file in files:
+        file.close()
+
+
+def _set_attribute(path: Path, value: bytes, name: str = "user.large") -> None:
+    try:
+        os.setxattr(path, name, value)
+    except OSError:
+        # Most filesystems have no room for so large a value, and some have none for any.
+        return
 
 
 def _debugfs(path: Path, commands: Sequence[str]) -> str:
@@ -62,11 +119,10 @@ def _ranges(text: str) -> Iterator[tuple[int, int]]:
         yield int(low), int(high or low)
 
 
-#: A line of dumpe2fs about a group, and the class of what it says.
+#: What dumpe2fs prints about a group, and the class of what it says.
 _FIXED = (
     (r"[Ss]uperblock at (\d+)", "static"),
-    (r"Group descriptors at ([\d-]+)", "static"),
-    (r"Group descriptor at ([\d-]+)", "static"),
+    (r"Group descriptors? at ([\d-]+)", "static"),
     (r"Reserved GDT blocks at ([\d-]+)", "static"),
     (r"Block bitmap at (\d+)", "ag"),
     (r"Inode bitmap at (\d+)", "inode-btree"),
@@ -74,80 +130,142 @@ _FIXED = (
 )
 
 
-def tell_truth(path: Path, *, names: bool = True) -> Truth:
-    """Ask dumpe2fs and debugfs for all that an image holds."""
+def _fixed(groups: str) -> Iterator[tuple[int, Claim]]:
+    """Yield the fixed metadata by block."""
+    for pattern, what in _FIXED:
+        for found in re.finditer(pattern, groups):
+            for low, high in _ranges(found[1]):
+                yield from ((block, Claim(what)) for block in range(low, high + 1))
+
+
+def read_truth(path: Path) -> Truth:
+    """Read all that an image holds with dumpe2fs and debugfs."""
     text = run(["dumpe2fs", path]).decode()
     head, _, groups = text.partition("\n\nGroup 0:")
-    fields = dict(
-        (key.strip(), value.strip())
-        for key, _, value in (line.partition(":") for line in head.splitlines())
-    )
+    lines = (line.partition(":") for line in head.splitlines())
+    fields = {key.strip(): value.strip() for key, _, value in lines}
     size, blocks = int(fields["Block size"]), int(fields["Block count"])
     ratio = int(fields.get("Cluster size", size)) // size
-    free: set[int] = set()
-    free_inodes: set[int] = set()
-    for line in groups.splitlines():
-        if match := re.match(r"  Free blocks: (.*)", line):
-            for low, high in _ranges(match[1]):
-                # A range of clusters ends with the first block of its last one.
-                free.update(range(low, min(high + ratio, blocks)))
-        if match := re.match(r"  Free inodes: (.*)", line):
-            for low, high in _ranges(match[1]):
-                free_inodes.update(range(low, high + 1))
-    fixed: dict[int, str] = {0: "static"} if size == 1024 else {}
-    for pattern, what in _FIXED:
-        for match in re.finditer(pattern, groups):
-            for low, high in _ranges(match[1]):
-                fixed.update(dict.fromkeys(range(low, high + 1), what))
+    claims: list[set[Claim]] = [set() for _ in range(blocks)]
+    if size == 1024:
+        claims[0] = {Claim("static")}
+    for block, claim in _fixed(groups):
+        claims[block] = {claim}
     if "MMP block number" in fields:
-        fixed[int(fields["MMP block number"])] = "static"
-    count = int(fields["Inode count"])
-    used = [number for number in range(1, count + 1) if number not in free_inodes]
-    claims: dict[int, set[Claim]] = defaultdict(set)
-    modes: dict[int, int] = {}
+        claims[int(fields["MMP block number"])] = {Claim("static")}
+    free = set(_listed(groups, "inodes", 1))
+    used = [number for number in range(1, int(fields["Inode count"]) + 1) if number not in free]
     out = _debugfs(path, [f"stat <{number}>" for number in used])
     for part in re.split(r"^debugfs: +stat <", out, flags=re.MULTILINE)[1:]:
         number = int(part.partition(">")[0])
-        _claims_of(number, part, claims, modes)
-    named: dict[int, set[str]] = defaultdict(set)
-    if names:
-        for at in range(0, len(used), 500):
-            line = " ".join(map(str, used[at : at + 500]))
-            for found in re.finditer(r"^(\d+)\t(/.*)$", _debugfs(path, [f"ncheck {line}"]), re.M):
-                named[int(found[1])].add(re.sub("^//", "/", found[2]))
-    return Truth(size, blocks, free, fixed, claims, modes, named)
+        for block, claim in _claims_of(number, part):
+            # The resize inode maps reserved descriptors.
+            if not any(one.what == "static" for one in claims[block]):
+                claims[block].add(claim)
+    if ratio > 1:
+        _claim_rests(claims, ratio)
+    for block in _listed(groups, "blocks", ratio):
+        if block < blocks:
+            claims[block].add(Claim("free"))
+    return Truth(size, claims, _paths(path, used))
 
 
-_TYPES = {
-    "regular": stat.S_IFREG,
-    "directory": stat.S_IFDIR,
-    "symlink": stat.S_IFLNK,
-}
+def _listed(groups: str, what: str, ratio: int) -> Iterator[int]:
+    """Yield the free blocks or inodes of all groups."""
+    for found in re.finditer(rf"^  Free {what}: (.*)$", groups, re.MULTILINE):
+        for low, high in _ranges(found[1]):
+            # A range of clusters ends with the first block of its last one.
+            yield from range(low, high + ratio)
 
 
-def _claims_of(
-    number: int, text: str, claims: dict[int, set[Claim]], modes: dict[int, int]
-) -> None:
+_WHATS = {"regular": "data", "directory": "directory", "symlink": "symlink"}
+
+
+def _claims_of(number: int, text: str) -> Iterator[tuple[int, Claim]]:
+    """Yield what debugfs says of an inode, by block."""
     kind = re.search(r"Type: (.*?) +Mode:", text)
-    modes[number] = _TYPES.get(kind[1], 0) if kind else 0
-    if (acl := re.search(r"File ACL: (\d+)", text)) and int(acl[1]):
-        claims[int(acl[1])].add((number, "xattr", 0, False))
+    what = _WHATS.get(kind[1], "data") if kind else "data"
+    acl = re.search(r"File ACL: (\d+)", text)
+    if acl and int(acl[1]):
+        yield int(acl[1]), Claim("xattr", number, 0)
     body = re.search(r"^(?:EXTENTS|BLOCKS):\n(.*)", text, re.MULTILINE | re.DOTALL)
     if body is None:
         return
     for where, low, high in re.findall(r"\(([^)]+)\):(\d+)(?:-(\d+))?", body[1]):
         first, last = int(low), int(high or low)
-        if not where[0].isdigit():
-            for block in range(first, last + 1):
-                claims[block].add((number, "extent-map", -1, False))
-            continue
-        unwritten = "[u]" in where
-        offset = int(where.replace("[u]", "").partition("-")[0])
+        is_map = not where[0].isdigit()
+        offset = 0 if is_map else int(where.replace("[u]", "").partition("-")[0])
         for block in range(first, last + 1):
-            claims[block].add((number, "data", offset + block - first, unwritten))
+            if number == _JOURNAL:
+                yield block, Claim("log")
+            elif is_map:
+                yield block, Claim("extent-map", number)
+            else:
+                yield block, Claim(what, number, offset + block - first, "[u]" in where)
 
 
-def names_of(folder: Path, paths: dict[int, set[str]]) -> None:
-    """Add the names below a folder to ``paths`` by inode."""
-    for path in folder.rglob("*"):
-        paths.setdefault(path.lstat().st_ino, set()).add(f"/{path.relative_to(folder)}")
+def _claim_rests(claims: list[set[Claim]], ratio: int) -> None:
+    """Give the rest of each cluster to the owner of the cluster."""
+    for first in range(0, len(claims), ratio):
+        cluster = claims[first : first + ratio]
+        owners = {claim: place for place, one in enumerate(cluster) for claim in one}
+        fixed = any(claim.inode == 0 and claim.what != "log" for claim in owners)
+        for place, one in enumerate(cluster):
+            if one or not owners:
+                continue
+            if fixed:
+                one.add(Claim("static"))
+                continue
+            for claim, at in owners.items():
+                offset = claim.offset + place - at if claim.offset >= 0 else -1
+                is_log = claim.what == "log"
+                one.add(claim if is_log else claim._replace(offset=offset, unwritten=True))
+
+
+def _paths(path: Path, used: Sequence[int]) -> dict[int, set[str]]:
+    found: dict[int, set[str]] = defaultdict(set)
+    found[_ROOT].add("/")
+    # A line of commands may have 8191 bytes.
+    lines = [" ".join(map(str, used[at : at + 500])) for at in range(0, len(used), 500)]
+    for line in lines:
+        out = _debugfs(path, [f"ncheck {line}"])
+        # Names may have line feeds.
+        for inode, name in _NAME.findall(out):
+            found[int(inode)].add(name)
+    return found
+
+
+def claims_in(answer: Answer, size: int) -> dict[int, set[Claim]]:
+    """Return the claims of an answer about whole blocks, by block."""
+    found: dict[int, set[Claim]] = defaultdict(set)
+    for row in answer:
+        first, count = row.start // size, row.length // size
+        assert (first * size, count * size) == (row.start, row.length)
+        for place in range(count):
+            claim = Claim(row.kind)
+            if isinstance(row, MetadataOwner):
+                claim = Claim(row.what)
+            elif isinstance(row, FileOwner):
+                offset = -1 if row.file_offset is None else row.file_offset // size + place
+                claim = Claim(row.what, row.inode, offset, row.unwritten)
+            found[first + place].add(claim)
+    return found
+
+
+def differences(truth: Truth, answer: Answer) -> list[object]:
+    """Return where an answer about whole blocks differs from the truth, paths included."""
+    wrong: list[object] = []
+    first = answer.start // truth.block_size
+    found = claims_in(answer, truth.block_size)
+    blocks = range(first, first + answer.length // truth.block_size)
+    wrong += [
+        (block, found[block], truth.claims[block])
+        for block in blocks
+        if found[block] != truth.claims[block]
+    ]
+    for row in answer:
+        if isinstance(row, FileOwner):
+            paths = row.paths if isinstance(row.paths, tuple) else ()
+            if set(paths) != truth.paths.get(row.inode, set()):
+                wrong.append((row.inode, paths, truth.paths.get(row.inode)))
+    return wrong

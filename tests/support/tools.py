@@ -34,7 +34,7 @@ _PACKAGES = {
     for package, names in {
         "attr": "getfattr setfattr",
         "dmsetup": "dmsetup",
-        "e2fsprogs": "badblocks chattr debugfs dumpe2fs e2fsck filefrag lsattr mkfs.ext4",
+        "e2fsprogs": "badblocks chattr debugfs dumpe2fs e2fsck filefrag lsattr mke2fs mkfs.ext4",
         "fdisk": "sfdisk",
         "fuse3": "fusermount3",
         "gddrescue": "ddrescue ddrescuelog",

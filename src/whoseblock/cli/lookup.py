@@ -64,6 +64,11 @@ Examples:
 @click.option("--json", "as_json", is_flag=True, help="Write JSON Lines, one object per range.")
 @click.option("--no-paths", is_flag=True, help="Report files by inode only, which is faster.")
 @click.option(
+    "--no-scan",
+    is_flag=True,
+    help="Do not read all inodes to find owners where there is no reverse map.",
+)
+@click.option(
     "--processes",
     is_flag=True,
     help="Report processes that map the range or have the file open; default in root's table.",
@@ -110,6 +115,7 @@ def lookup(target: str | None, ranges: tuple[str, ...], **options: Any) -> None:
         _check_mounted(opened, options)
         with ProgressBar() as progress:
             finder.progress = progress
+            finder.scans = not options["no_scan"]
             resolver = Resolver(opened, device=where.device, offset=given.offset)
             asked = resolver.resolve(read_failures(given, opened, finder, readings))
             if options["summary"] or output is not None:

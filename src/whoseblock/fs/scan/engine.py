@@ -157,7 +157,7 @@ class Found:
         self._reach = list(accumulate((extent.end for extent in self.extents), max))
 
     def add_unread(self, unread: UnreadInodes) -> None:
-        """Note inodes that could not be read."""
+        """Add inodes that could not be read."""
         self.unread_count += unread.last - unread.first + 1
         if len(self.unread) < _MOST_UNREAD:
             self.unread.append(unread)

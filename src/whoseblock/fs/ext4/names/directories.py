@@ -64,33 +64,35 @@ class Directories:
 
         Whatever cannot be read or verified is added to `faults`.
         """
-        volume = self.volume
+        few = len(wanted) <= _MOST_SEARCHED
+        patterns = [LE32.pack(one) for one in wanted] if few else []
         try:
-            inode, raw = inode_at(volume, number)
+            inode, raw = inode_at(self.volume, number)
             if not inode.is_dir:
-                raise volume.corrupt(f"inode {number}", 0, "not a directory")
+                raise self.volume.corrupt(f"inode {number}", 0, "not a directory")
             parts = self._inline(raw, inode) if inode.is_inline else self._blocks(number, inode)
-            few = len(wanted) <= _MOST_SEARCHED
-            patterns = [LE32.pack(one) for one in wanted] if few else []
             for content, fault in parts:
                 if fault:
                     self.faults[number] = f"directory inode {number}: {fault}"
-                    continue
-                if few and not any(pattern in content for pattern in patterns):
-                    continue
-                for entry in self._decode(content, inode):
-                    if isinstance(entry, str):
-                        self.faults[number] = f"directory inode {number}: {entry}"
-                    elif entry.inode in wanted and directory.is_name(entry.name):
-                        encrypted = bool(inode.flags & EXT4_ENCRYPT_FL)
-                        yield entry.inode, Link(number, entry.name, encrypted)
-                    elif entry.inode in wanted and entry.name not in {b".", b".."}:
-                        if not inode.flags & EXT4_ENCRYPT_FL:
-                            self.faults[number] = f"directory inode {number}: an impossible name"
-                            continue
-                        yield entry.inode, Link(number, entry.name, encrypted=True)
+                elif not few or any(pattern in content for pattern in patterns):
+                    yield from self._named(number, inode, content, wanted)
         except BlockError as error:
             self.faults[number] = f"directory inode {number}: {error}"
+
+    def _named(
+        self, number: int, inode: Inode, content: bytes, wanted: Collection[int]
+    ) -> Iterator[tuple[int, Link]]:
+        """Yield the names that a part of a directory has of the inodes ``wanted``."""
+        encrypted = bool(inode.flags & EXT4_ENCRYPT_FL)
+        for entry in self._decode(content, inode):
+            if isinstance(entry, str):
+                self.faults[number] = f"directory inode {number}: {entry}"
+            elif entry.inode in wanted and entry.name not in {b".", b".."}:
+                # The names of an encrypted directory have any bytes.
+                if encrypted or directory.is_name(entry.name):
+                    yield entry.inode, Link(number, entry.name, encrypted)
+                else:
+                    self.faults[number] = f"directory inode {number}: an impossible name"
 
     def _decode(self, raw: bytes, inode: Inode) -> Iterator[directory.Entry | str]:
         both = EXT4_CASEFOLD_FL | EXT4_ENCRYPT_FL

@@ -1,4 +1,4 @@
-"""Which blocks are free by the block bitmaps, and whether a bitmap is to be believed."""
+"""The block bitmaps: blocks that are free, and whether a bitmap is to be believed."""
 
 from collections.abc import Iterator
 from functools import lru_cache

@@ -326,7 +326,7 @@ class _Answer:
     def _check_claims(
         self, found: Found, extents: Sequence[Extent], notes: dict[str, None]
     ) -> None:
-        """Note blocks that several inodes claim which cannot share them."""
+        """Add a note for blocks that several inodes claim which cannot share them."""
         shares = self.volume.sb.shares_data
         reach: Extent | None = None
         for extent in extents:

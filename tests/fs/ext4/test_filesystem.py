@@ -1,0 +1,136 @@
+"""Whole images: every row and every path equals what dumpe2fs and debugfs say."""
+
+import random
+from pathlib import Path
+
+import pytest
+from tests.support.ext4_images import Truth, differences, fill, make_image, read_truth
+from tests.support.mounts import mounted
+from tests.support.tools import need_loop_mounts
+
+import whoseblock
+from whoseblock.fs.base import FileOwner
+from whoseblock.fs.driver import Volume
+
+MIB = 1 << 20
+#: By name: the size, and the options of mke2fs.
+FORMS: dict[str, tuple[int, str]] = {
+    "ext4": (40 * MIB, "-t ext4 -b 4096"),
+    "ext4, 1 KiB": (24 * MIB, "-t ext4 -b 1024"),
+    "ext4, 64 KiB": (80 * MIB, "-t ext4 -b 65536 -O ^has_journal"),
+    "ext2": (24 * MIB, "-t ext2 -b 1024"),
+    "revision 0": (20 * MIB, "-r 0 -b 1024"),
+    "ext3": (40 * MIB, "-t ext3 -b 2048"),
+    "checksums of ext2": (24 * MIB, "-t ext2 -b 1024 -O metadata_csum"),
+    "32 bits": (24 * MIB, "-t ext4 -b 1024 -O ^64bit"),
+    "uninit_bg": (40 * MIB, "-t ext4 -b 1024 -O ^metadata_csum,uninit_bg"),
+    "meta_bg": (40 * MIB, "-t ext4 -b 1024 -O meta_bg,^resize_inode"),
+    "no flex_bg": (40 * MIB, "-t ext4 -b 1024 -O ^flex_bg"),
+    "sparse_super2": (40 * MIB, "-t ext4 -b 1024 -O sparse_super2,^resize_inode"),
+    "bigalloc, 1 KiB": (96 * MIB, "-t ext4 -b 1024 -O bigalloc,^resize_inode -C 16384"),
+    "bigalloc": (96 * MIB, "-t ext4 -b 4096 -O bigalloc -C 65536"),
+    "inline_data": (40 * MIB, "-t ext4 -b 4096 -O inline_data"),
+    "inodes of 128 bytes": (24 * MIB, "-t ext4 -b 1024 -I 128"),
+    "mmp": (40 * MIB, "-t ext4 -b 4096 -O mmp"),
+    "orphan_file": (40 * MIB, "-t ext4 -b 4096 -O orphan_file,metadata_csum_seed"),
+    "no extents": (24 * MIB, "-t ext4 -b 1024 -O ^extent,^64bit"),
+    "large_dir": (24 * MIB, "-t ext4 -b 1024 -O large_dir,fast_commit"),
+}
+#: Those that mke2fs fills with all their features, without the kernel.
+BY_MKE2FS = ("ext4", "ext4, 64 KiB", "ext2", "uninit_bg", "meta_bg", "bigalloc", "inline_data")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Provide a folder with files of every kind that its user may make."""
+    path = tmp_path_factory.mktemp("files")
+    fill(path)
+    return path
+
+
+def check(image: Path) -> tuple[Truth, int]:
+    """Compare one question about everything, and a question for each block, with the truth."""
+    truth = read_truth(image)
+    size, count = truth.block_size, len(truth.claims)
+    with whoseblock.open(image) as fs:
+        assert fs.reverse_map == "scan"
+        answer = fs.owners(0, count * size)
+        assert answer.complete
+        assert differences(truth, answer) == []
+        # A sample of blocks, all with one scan, and some with a scan each.
+        rnd = random.Random(1)
+        owned = [block for block, claims in enumerate(truth.claims) if claims and block % 3 == 0]
+        blocks = [rnd.choice(owned) for _ in range(500)]
+        asked = [(block * size, size) for block in blocks]
+        together = list(fs.owners_many(asked))
+        for one in together:
+            assert one.complete
+            assert differences(truth, one) == []
+        for one in together[:40]:
+            alone = fs.owners(one.start, one.length)
+            assert (alone.complete, alone.owners) == (True, one.owners)
+    return truth, len(answer)
+
+
+@pytest.mark.parametrize("form", BY_MKE2FS)
+def test_images_filled_by_mke2fs(form: str, folder: Path, tmp_path: Path) -> None:
+    size, options = FORMS[form]
+    image = make_image(tmp_path / "disk.img", size, *options.split(), folder=folder)
+    _, rows = check(image)
+    assert rows > 100
+
+
+# Blocks that are larger than a page need the newest kernels.
+@pytest.mark.parametrize("form", [form for form in FORMS if form != "ext4, 64 KiB"])
+def test_images_filled_by_the_kernel(form: str, tmp_path: Path) -> None:
+    need_loop_mounts()
+    size, options = FORMS[form]
+    image = make_image(tmp_path / "disk.img", size, *options.split())
+    kind = "ext2" if form in {"ext2", "revision 0"} else "ext4"
+    with mounted(image, kind=kind) as place:
+        fill(Path(place.decode()))
+    _, rows = check(image)
+    assert rows > 100
+
+
+def test_a_value_in_an_inode_of_its_own_belongs_to_all_with_the_attribute(tmp_path: Path) -> None:
+    need_loop_mounts()
+    options = ("-t", "ext4", "-b", "4096", "-O", "ea_inode")
+    image = make_image(tmp_path / "disk.img", 40 * MIB, *options)
+    with mounted(image, kind="ext4") as place:
+        fill(Path(place.decode()))
+    truth = read_truth(image)
+    with whoseblock.open(image) as fs:
+        answer = fs.owners(0, len(truth.claims) * truth.block_size)
+        assert answer.complete
+        wrong = {one[0] for one in differences(truth, answer) if isinstance(one, tuple)}
+        values = [
+            row
+            for row in answer
+            if isinstance(row, FileOwner) and row.start // truth.block_size in wrong
+        ]
+        paths = {row.paths[0] for row in values if isinstance(row.paths, tuple)}
+        assert paths == {f"/attributes{number}" for number in range(6)}
+        assert {(row.fork, row.what) for row in values} == {("attr", "xattr")}
+        # Five blocks of 4 KiB for 20,000 bytes.
+        assert {(row.file_offset, row.length) for row in values} == {(0, 20480)}
+        first = min(row.start for row in values)
+        alone = fs.owners(first, 1)
+        assert len(alone) == 6
+        assert all(isinstance(row, FileOwner) and row.shared for row in alone)
+
+
+def test_without_a_scan_only_what_needs_none_is_known(folder: Path, tmp_path: Path) -> None:
+    image = make_image(tmp_path / "disk.img", 24 * MIB, "-t", "ext4", folder=folder)
+    truth = read_truth(image)
+    with whoseblock.open(image) as fs:
+        fs.scans = False
+        answer = fs.owners(0, len(truth.claims) * truth.block_size)
+        assert not answer.complete
+        assert {row.kind for row in answer} == {"metadata", "free", "unknown"}
+        assert any("not permitted" in note for note in answer.notes)
+        free = [row for row in answer if row.kind == "free"]
+        sure = fs.owners(free[0].start, free[0].length)
+        assert (sure.complete, sure.owners) == (True, (free[0],))
+        assert isinstance(fs, Volume)
+        assert "inode table" not in fs.reads
