@@ -205,7 +205,7 @@ def _claims_of(number: int, text: str) -> Iterator[tuple[int, Claim]]:
 
 
 def _claim_rests(claims: list[set[Claim]], ratio: int) -> None:
-    """Give the rest of each cluster to the owner of the cluster."""
+    """Assign the rest of each cluster to the owner of the cluster."""
     for first in range(0, len(claims), ratio):
         cluster = claims[first : first + ratio]
         owners = {claim: place for place, one in enumerate(cluster) for claim in one}

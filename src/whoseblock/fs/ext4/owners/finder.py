@@ -1,6 +1,7 @@
 """The owners of ranges: fixed metadata, then the block bitmap, then a scan of the inodes."""
 
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final, NamedTuple
 
@@ -190,6 +191,7 @@ class _Answer:
             past = max(start, self.volume.size)
             pieces.append(Piece(past, end - past, OUTSIDE, PAST_END))
         mark_shared(pieces)
+        _mark_shared_attributes(pieces)
         return Owners(pieces, list(notes), self._remark() if scanned else "")
 
     def _remark(self) -> str:
@@ -364,6 +366,14 @@ class _Answer:
         if wanted is None or wanted == count:
             return ""
         return f"block {block} of attributes is shared by {wanted} inodes, and {count} were found"
+
+
+def _mark_shared_attributes(pieces: list[Piece]) -> None:
+    """Mark attribute blocks that several inodes have; `mark_shared` knows of data only."""
+    counts = Counter(piece.start for piece in pieces if piece.what == XATTR)
+    for index, piece in enumerate(pieces):
+        if piece.what == XATTR and counts[piece.start] > 1:
+            pieces[index] = piece._replace(shared=True)
 
 
 def _clipped(piece: Piece, start: int, end: int) -> Piece:
