@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from whoseblock.respond.commands import Output, run_shell, run_with_finding
+from whoseblock.respond.commands import CommandError, Output, run_shell, run_with_finding
 
 
 def ran(
     script: str, output: Output = Output.FIRST, seconds: float = 20
 ) -> tuple[int | None, bytes]:
-    return run_with_finding(["/bin/sh", "-c", script], b"finding", seconds=seconds, output=output)
+    words = ["/bin/sh", "-c", script]
+    return run_with_finding(words, b"finding", seconds=seconds, output=output)[:2]
 
 
 def test_a_command_that_cannot_be_started_is_an_error() -> None:
@@ -41,20 +42,27 @@ def test_each_part_of_the_output_has_its_place(capfd: pytest.CaptureFixture[str]
     assert capfd.readouterr() == ("", "findingerr\n")
 
 
-def test_the_first_and_the_last_output_are_kept_whatever_its_length() -> None:
+def test_the_last_output_is_kept_whatever_its_length() -> None:
     printed = "".join(f"{n}\n" for n in range(1, 100_001)).encode()
-    assert ran("seq 100000", Output.FIRST) == (0, printed[:65536])
     assert ran("seq 100000", Output.LAST) == (0, printed[-2000:])
+
+
+@pytest.mark.parametrize("script", ["yes", "yes & yes", "yes | head -c 65537"])
+def test_a_command_that_prints_for_ever_is_killed_before_its_time(script: str) -> None:
+    with pytest.raises(CommandError, match="printed more than 65536 bytes: not used"):
+        run_shell(script, b"", seconds=600, capture=True)
+    assert run_shell("yes | head -c 65536", b"", seconds=600, capture=True) == b"y\n" * 32768
 
 
 def test_captured_output_is_bounded() -> None:
     # In a process of its own: it is about the most memory that it ever had.
     script = (
         "import resource\n"
-        "from whoseblock.respond.commands import run_shell\n"
+        "from whoseblock.respond.commands import Output, run_with_finding\n"
         "most = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "before = most()\n"
-        "run_shell('head -c 300000000 /dev/zero', b'', seconds=60, capture=True)\n"
+        "run_with_finding(['head', '-c', '300000000', '/dev/zero'], b'', seconds=60,"
+        " output=Output.LAST)\n"
         "print(most() - before)\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)
@@ -84,4 +92,4 @@ def test_the_environment_has_what_the_caller_adds_and_not_what_it_removes(
         environment={"ADDED": "3"},
         removed=("REMOVED",),
     )
-    assert end == (0, b"1,none,3\n")
+    assert end[:2] == (0, b"1,none,3\n")

@@ -71,7 +71,8 @@ Examples:
 @click.option(
     "--restore-command",
     metavar="COMMAND",
-    help="Run COMMAND to find a copy: it reads a finding as JSON and prints the path of a copy.",
+    help="Run COMMAND to find a copy: it reads a finding as JSON and prints the path of a copy. It"
+    " is killed after an hour, or when it prints more than 64 KiB.",
 )
 @click.option(
     "--verify-whole",

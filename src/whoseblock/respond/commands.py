@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 
 __all__ = ["CommandEnd", "CommandError", "Output", "run_shell", "run_with_finding"]
 
-#: The first bytes of the output that are kept of a command that prints a result.
+#: The most that a command may print that prints a result, such as a path.
 _FIRST_BYTES: Final = 1 << 16
 #: The last bytes of the output that are kept of a command that reports: errors come last.
 _LAST_BYTES: Final = 2000
@@ -32,8 +32,9 @@ class CommandError(Exception):
 class Output(Enum):
     """The destination of the output of a command.
 
-    ``PASSED``: all of it goes to standard error. ``FIRST``: the first 64 KiB of its standard output
-    are kept. ``LAST``: the last 2,000 bytes of its standard output and error are kept.
+    ``PASSED``: all of it goes to standard error. ``FIRST``: its standard output is kept, and the
+    command is killed when it has printed more than 64 KiB. ``LAST``: the last 2,000 bytes of its
+    standard output and error are kept.
     """
 
     PASSED = auto()
@@ -45,10 +46,12 @@ class CommandEnd(NamedTuple):
     """The end of a command: its exit status, or None if it was killed after its time.
 
     The status is that of `subprocess.Popen`: negative for a signal. ``output`` is the kept part.
+    ``printed_too_much`` tells that the command was killed for that, or ended before it was.
     """
 
     status: int | None
     output: bytes
+    printed_too_much: bool = False
 
 
 def run_with_finding(  # noqa: PLR0913 - the limits of a command
@@ -89,7 +92,8 @@ def run_with_finding(  # noqa: PLR0913 - the limits of a command
             child.wait()
         if child.stdout is not None:
             child.stdout.close()
-    return CommandEnd(status, kept)
+    excess = output is Output.FIRST and len(kept) > _FIRST_BYTES
+    return CommandEnd(status, kept[:_FIRST_BYTES], excess)
 
 
 def run_shell(
@@ -102,12 +106,12 @@ def run_shell(
 ) -> bytes:
     """Run a command in ``sh`` with ``finding`` on its standard input, as `run_with_finding` does.
 
-    Returns the first 64 KiB of its standard output if ``capture``; otherwise the output goes to
-    standard error. Raises `CommandError` if it takes longer than ``seconds``, if it cannot be
-    started, or if its exit status is not 0.
+    Returns its standard output if ``capture``; otherwise the output goes to standard error. Raises
+    `CommandError` if it takes longer than ``seconds``, if it prints more than 64 KiB to return, if
+    it cannot be started, or if its exit status is not 0.
     """
     try:
-        status, printed = run_with_finding(
+        status, printed, too_much = run_with_finding(
             ["/bin/sh", "-c", command],
             finding,
             seconds=seconds,
@@ -116,6 +120,8 @@ def run_shell(
         )
     except (OSError, ValueError) as error:
         raise CommandError(f"the command cannot be started: {error}") from error
+    if too_much:
+        raise CommandError(f"the command printed more than {_FIRST_BYTES} bytes: not used")
     if status is None:
         raise CommandError(f"the command took longer than {seconds:g} seconds")
     if status:
@@ -127,7 +133,7 @@ def _read_output(child: "subprocess.Popen[bytes]", output: Output, deadline: flo
     """Read a command's output until it ends or its time is over; return the part to keep.
 
     Its background processes may hold its output open for ever, so the end of the output does not
-    count.
+    count. A result that is too long ends it at once; one byte of the excess is returned.
     """
     kept = b""
     pipe = None if child.stdout is None else child.stdout.fileno()
@@ -144,6 +150,8 @@ def _read_output(child: "subprocess.Popen[bytes]", output: Output, deadline: flo
             if pipe is not None and pipe in ready:
                 piece = _read_piece(pipe)
                 kept = _keep(kept + piece, output)
+                if output is Output.FIRST and len(kept) > _FIRST_BYTES:
+                    return kept
                 if not piece:
                     waiting.unregister(pipe)
     finally:
@@ -155,7 +163,7 @@ def _read_output(child: "subprocess.Popen[bytes]", output: Output, deadline: flo
 
 
 def _keep(printed: bytes, output: Output) -> bytes:
-    return printed[:_FIRST_BYTES] if output is Output.FIRST else printed[-_LAST_BYTES:]
+    return printed[: _FIRST_BYTES + 1] if output is Output.FIRST else printed[-_LAST_BYTES:]
 
 
 def _read_piece(pipe: int) -> bytes:

@@ -35,7 +35,7 @@ def run_program(how: Mapping[str, Any], failure: RecordedFailure, answer: Mappin
         "WHOSEBLOCK_LENGTH": str(failure.length),
     }
     name, seconds = how["command"][0], how["timeout"]
-    status, output = run_with_finding(
+    status, output, _ = run_with_finding(
         how["command"],
         encode_json(about),
         seconds=seconds,
