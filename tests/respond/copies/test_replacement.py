@@ -134,6 +134,24 @@ def test_a_copy_of_root_does_not_count_for_a_user(tmp_path: Path) -> None:
         assert shared.hers.read_bytes() == shared.content
 
 
+def test_a_backup_of_a_users_file_does_not_count_for_root_because_root_owns_it(
+    tmp_path: Path,
+) -> None:
+    # Backups often belong to root.  Her file was another one when it was backed up, and she has set
+    # its time back since.
+    with bench(tmp_path, EXCHANGE) as served:
+        shared = Shared(served, tmp_path)
+        with shared.hers.open("ab") as file:
+            file.write(b"more")
+            os.fsync(file.fileno())
+        copy = back_up(shared.hers, tmp_path / "copy", shared.evil + b"more")
+        shared.fail()
+        for words in ("--restore-file", copy), ("--restore-command", f"echo {copy}"):
+            said = shared.restore(*words, code=14)
+            assert is_lost(shared.program)
+            assert f"counts only for files of user {USER} with the same rights" in said
+
+
 def test_a_user_who_runs_her_file_does_not_make_a_copy_of_root_count(tmp_path: Path) -> None:
     # Like one that is immutable, it cannot be changed, and still shares the block.
     with bench(tmp_path, EXCHANGE) as served:

@@ -206,9 +206,11 @@ class _Chooser:
             position = one.owner.position
             if named:
                 why = one.standing.why_not_given(status, single_user=single)
-            elif position.file == file.position.file or standing.counts_for(one.standing):
-                why = one.standing.why_not_owner(status)
             else:
+                why = one.standing.why_not_owner(status)
+            other = position.file != file.position.file
+            if not why and other and not standing.counts_for(one.standing):
+                # Whoever owns the copy: its bytes are those of the file that it was verified with.
                 why = (
                     f"counts only for files of user {standing.uid} with the same rights, not for"
                     f" this file of user {one.standing.uid}"
