@@ -23,7 +23,7 @@ from whoseblock.journal.columns import digest
 from whoseblock.journal.faults import as_journal_error
 from whoseblock.journal.limits import USUAL_LIMITS, Limits
 from whoseblock.journal.location import JournalLocation
-from whoseblock.journal.trusted_files import check_file, find_trusted
+from whoseblock.media.trusted_files import UntrustedFileError, check_file, find_trusted
 
 __all__ = ["Database", "missing"]
 
@@ -185,6 +185,8 @@ def _find_or_make(location: JournalLocation, named: Path, *, write: bool) -> Pat
         else:
             # SQLite does not tell a file that it may not read from one that is not there.
             os.close(os.open(file.path, flags | os.O_RDONLY))
+    except UntrustedFileError as error:
+        raise JournalError(str(error), hint=error.hint) from error
     except OSError as error:
         raise as_journal_error(error, location) from error
     return file.path

@@ -1,7 +1,6 @@
 """Identify the machine, user and process that write to the journal."""
 
 import os
-import pwd
 import re
 import socket
 from collections.abc import Iterable
@@ -16,7 +15,6 @@ __all__ = [
     "lives",
     "this_host",
     "this_process",
-    "user_name",
     "without_passwords",
 ]
 
@@ -69,14 +67,6 @@ def _world() -> str:
     """Return the boot and the pid namespace, within which pids are unique."""
     boot = (_PROC / "sys/kernel/random/boot_id").read_text("ascii").strip()
     return f"{boot} {(_PROC / 'self/ns/pid').readlink().name}"
-
-
-def user_name(uid: int) -> str:
-    """Return the name of a user, or the number if it has no name."""
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return str(uid)
 
 
 def without_passwords(command: Iterable[str]) -> tuple[str, ...]:

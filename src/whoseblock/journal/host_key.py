@@ -10,7 +10,12 @@ from typing import Final
 
 from whoseblock.errors import JournalError, JournalPrivilegeError
 from whoseblock.journal.location import state_folder
-from whoseblock.journal.trusted_files import TrustedFile, check_file, find_trusted
+from whoseblock.media.trusted_files import (
+    TrustedFile,
+    UntrustedFileError,
+    check_file,
+    find_trusted,
+)
 
 __all__ = ["VARIABLE", "read_key"]
 
@@ -34,6 +39,8 @@ def read_key(*, make: bool) -> bytes | None:
         if key is None and make:
             _create(file.path)
             key = _read(file)
+    except UntrustedFileError as error:
+        raise JournalError(str(error), hint=error.hint) from error
     except OSError as error:
         why = error.strerror or str(error)
         hint = f"name another file with ${VARIABLE}"

@@ -10,8 +10,8 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from whoseblock.errors import JournalError
-from whoseblock.journal.host import user_name
 from whoseblock.journal.limits import USUAL_LIMITS
+from whoseblock.media.trusted_files import user_name
 
 __all__ = ["VARIABLE", "JournalLocation", "locate", "state_folder"]
 

@@ -17,7 +17,7 @@ from whoseblock.journal import reading
 from whoseblock.journal.authentication import Authenticator
 from whoseblock.journal.columns import path_digest
 from whoseblock.journal.database import Database
-from whoseblock.journal.host import Host, this_process, user_name, without_passwords
+from whoseblock.journal.host import Host, this_process, without_passwords
 from whoseblock.journal.records import (
     NEXT,
     Event,
@@ -42,6 +42,7 @@ from whoseblock.journal.schema import (
     step_events,
     steps,
 )
+from whoseblock.media.trusted_files import user_name
 from whoseblock.ranges import ByteRange
 
 __all__ = ["Run"]

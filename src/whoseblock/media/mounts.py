@@ -177,6 +177,22 @@ def mount_kind(device: int) -> str:
     return next((mount.kind for mount in _mounts_of("self") if mount.device == device), "")
 
 
+def fuse_user(device: int) -> int:
+    """Return the user whose server decides what a filesystem of a number has, 0 if no user's does.
+
+    A server of FUSE also decides which owner, mode and times a file has.  ``user_id`` is the user
+    that has mounted it (Documentation/filesystems/fuse.rst in the kernel's source).
+    """
+    if os.major(device):
+        # Only root mounts from a block device.
+        return 0
+    for mount in _mounts_of("self"):
+        if mount.device == device and mount.kind.partition(".")[0] == "fuse":
+            users = (option.partition("=") for option in mount.options)
+            return next((int(user) for name, _, user in users if name == "user_id"), 0)
+    return 0
+
+
 class Reader(NamedTuple):
     """A block device that reads a device or an image: itself, or by a loop device.
 

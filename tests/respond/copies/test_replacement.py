@@ -18,6 +18,7 @@ from tests.support.failing_filesystem import (
     write_file,
 )
 from tests.support.system_calls import clone_range
+from tests.support.user_folder import folder_of_user
 
 from whoseblock.ranges import ByteRange
 
@@ -150,6 +151,19 @@ def test_a_backup_of_a_users_file_does_not_count_for_root_because_root_owns_it(
             said = shared.restore(*words, code=14)
             assert is_lost(shared.program)
             assert f"counts only for files of user {USER} with the same rights" in said
+
+
+def test_a_copy_on_a_mount_of_a_user_is_hers_whatever_owner_it_claims(tmp_path: Path) -> None:
+    with bench(tmp_path, EXCHANGE) as served:
+        shared = Shared(served, tmp_path)
+        shared.fail()
+        time = shared.program.stat().st_mtime_ns
+        with folder_of_user(tmp_path / "fuse", USER, {"program": (shared.evil, time)}) as folder:
+            (served.root / "program").hardlink_to(shared.program)
+            for words in ("--restore-file", folder / "program"), ("--restore-from", folder):
+                said = shared.restore(*words, code=14)
+                assert f"belongs to user {USER}, and not to root or to user 0" in said
+        assert is_lost(shared.program)
 
 
 def test_a_user_who_runs_her_file_does_not_make_a_copy_of_root_count(tmp_path: Path) -> None:

@@ -2,11 +2,13 @@
 
 import os
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.support.tools import need_root
 
 from whoseblock.errors import PolicyError
 from whoseblock.fs.base import Owner
@@ -119,6 +121,43 @@ def test_a_policy_that_is_no_file(tmp_path: Path) -> None:
         read_policy(Path("/dev/zero"))
     with pytest.raises(PolicyError, match="cannot be read: Is a directory"):
         read_policy(tmp_path)
+
+
+def _let_others_write(path: Path) -> None:
+    path.chmod(0o666)
+
+
+def _give_away(path: Path) -> None:
+    need_root()
+    os.chown(path, 65534, -1)
+
+
+def _share(path: Path) -> None:
+    path.parent.chmod(0o1777)
+
+
+@pytest.mark.parametrize("change", [_let_others_write, _give_away, _share])
+def test_a_policy_that_another_user_could_write(
+    tmp_path: Path, change: Callable[[Path], None]
+) -> None:
+    # Its programs run with the rights of the daemon.
+    path = write(tmp_path, GOOD)
+    change(path)
+    with pytest.raises(PolicyError, match=r"policy\.toml: the policy is not safe to use") as error:
+        read_policy(path)
+    assert error.value.hint
+
+
+def test_a_program_that_another_user_could_write(tmp_path: Path) -> None:
+    program = tmp_path / "program"
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o775)
+    path = write(tmp_path, f'[[rule]]\nname = "x"\nexec = ["{program}"]\n')
+    with pytest.raises(PolicyError, match="line 3: the program is not safe to use") as error:
+        read_policy(path)
+    assert error.value.line == 3
+    program.chmod(0o755)
+    assert read_policy(path).rules[0].exec == (str(program),)
 
 
 def test_a_mount_point_is_written_without_links(tmp_path: Path) -> None:

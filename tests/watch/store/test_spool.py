@@ -144,6 +144,29 @@ def test_one_daemon_at_a_time(tmp_path: Path) -> None:
         StateFolder(tmp_path / "file" / "state")
 
 
+def test_a_state_folder_that_another_user_could_write_to(tmp_path: Path) -> None:
+    # The daemon would write to whatever a link there leads to, and believe what it reads.
+    folder = tmp_path / "state"
+    with StateFolder(folder):
+        pass
+    for mode in (0o1777, 0o770):
+        folder.chmod(mode)
+        with pytest.raises(TargetError, match=r"is not safe to use: .* mode") as error:
+            StateFolder(folder)
+        assert error.value.hint
+    folder.chmod(0o700)
+    # What was put there before is not believed either.
+    (folder / "trace").symlink_to(tmp_path / "victim")
+    with pytest.raises(TargetError, match=r"trace' is not a regular file"):
+        StateFolder(folder)
+    (folder / "trace").unlink()
+    (folder / "spool").mkdir(mode=0o777)
+    (folder / "spool").chmod(0o777)
+    with pytest.raises(TargetError, match=r"spool', mode 0777"):
+        StateFolder(folder)
+    assert not (tmp_path / "victim").exists()
+
+
 TEXT = st.text(max_size=10)
 NUMBER = st.integers(0, 2**63 - 1)
 COMMON = {"source": TEXT, "at": st.floats(0, 1e10), "key": TEXT}

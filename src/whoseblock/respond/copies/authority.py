@@ -10,7 +10,9 @@ import os
 import stat
 from typing import Final, NamedTuple
 
-__all__ = ["Standing", "standing_of", "why_controlled_by_others"]
+from whoseblock.media.mounts import fuse_user
+
+__all__ = ["Standing", "standing_of", "user_of", "why_controlled_by_others"]
 
 _ACL: Final = "system.posix_acl_access"
 _CAPABILITY: Final = "security.capability"
@@ -33,26 +35,23 @@ class Standing(NamedTuple):
         """Return whether data of this file may be given to another file that shares the block."""
         return self.uid == other.uid and not self.writable_by_others and not other.grants_more
 
-    def why_not_given(self, copy: os.stat_result, *, single_user: bool) -> str:
-        """Return why a copy that the user named does not count for this file, "" if it does.
+    def why_not_given(self, user: int, *, single_user: bool) -> str:
+        """Return why a named copy of a ``user`` does not count for this file, "" if it does.
 
         A copy of root counts for files of other users only if ``single_user``: all files that share
         the block belong to one user.  Otherwise it is unknown whose bytes it has.
         """
-        if copy.st_uid == self.uid or (copy.st_uid == 0 and single_user):
-            return self.why_not_owner(copy)
+        if user == self.uid or (user == 0 and single_user):
+            return self.why_not_owner(user)
         return (
-            f"belongs to user {copy.st_uid}, and counts only for files of that user, not of user"
+            f"belongs to user {user}, and counts only for files of that user, not of user"
             f" {self.uid}"
         )
 
-    def why_not_owner(self, copy: os.stat_result) -> str:
-        """Return why the user of this file must not control its copy, "" if it may."""
-        if self.grants_more and copy.st_uid != 0:
-            return (
-                f"belongs to user {copy.st_uid}, and the file runs with rights that only root may"
-                " grant"
-            )
+    def why_not_owner(self, user: int) -> str:
+        """Return why a copy of a ``user`` must not be one of this file, "" if it may."""
+        if self.grants_more and user != 0:
+            return f"belongs to user {user}, and the file runs with rights that only root may grant"
         return ""
 
 
@@ -70,6 +69,11 @@ def standing_of(fd: int) -> Standing:
     )
 
 
+def user_of(status: os.stat_result) -> int:
+    """Return the user who controls a file: that of a FUSE filesystem, or else its owner."""
+    return fuse_user(status.st_dev) or status.st_uid
+
+
 def why_controlled_by_others(name: int, damaged: int) -> str:
     """Return why other users than root and that of a damaged file control a copy, "" if none do.
 
@@ -77,8 +81,8 @@ def why_controlled_by_others(name: int, damaged: int) -> str:
     write it if it may write the damaged file, too.
     """
     copy, file = os.fstat(name), os.fstat(damaged)
-    if copy.st_uid not in (0, file.st_uid):
-        return f"belongs to user {copy.st_uid}, and not to root or to user {file.st_uid}"
+    if (user := user_of(copy)) not in (0, file.st_uid):
+        return f"belongs to user {user}, and not to root or to user {file.st_uid}"
     if stat.S_ISDIR(copy.st_mode) and copy.st_mode & stat.S_ISVTX:
         # Others cannot replace what is in it.
         return ""

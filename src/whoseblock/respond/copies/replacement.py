@@ -15,7 +15,7 @@ from whoseblock.errors import MediaError, WhoseblockError
 from whoseblock.fs.driver import MountedVolume
 from whoseblock.media.direct import DirectMedia
 from whoseblock.ranges import ByteRange, merge, subtract
-from whoseblock.respond.copies.authority import Standing, standing_of
+from whoseblock.respond.copies.authority import Standing, standing_of, user_of
 from whoseblock.respond.copies.locations import (
     Copies,
     CopyError,
@@ -195,6 +195,7 @@ class _Chooser:
         data = self._content.with_lost(lambda at, length: verified.read(offset + at, length))
         data = self._contents.setdefault(data, data)
         status, standing = verified.status(), standing_of(file.fd)
+        user = user_of(status)
         copies = self._copies or Copies()
         source = CopySource(
             f"the copy {verified.candidate}",
@@ -205,12 +206,12 @@ class _Chooser:
         for one in self._known:
             position = one.owner.position
             if named:
-                why = one.standing.why_not_given(status, single_user=single)
+                why = one.standing.why_not_given(user, single_user=single)
             else:
-                why = one.standing.why_not_owner(status)
+                why = one.standing.why_not_owner(user)
             other = position.file != file.position.file
             if not why and other and not standing.counts_for(one.standing):
-                # Whoever owns the copy: its bytes are those of the file that it was verified with.
+                # Even if root owns the copy: its bytes are those of the file that it was verified with.
                 why = (
                     f"counts only for files of user {standing.uid} with the same rights, not for"
                     f" this file of user {one.standing.uid}"

@@ -34,6 +34,7 @@ from msgspec.structs import asdict
 
 from whoseblock.errors import PolicyError
 from whoseblock.media.mounts import read_mounts
+from whoseblock.media.trusted_files import UntrustedFileError, check_file, find_trusted
 from whoseblock.watch.policy.toml_lines import Key, find_lines
 
 __all__ = [
@@ -154,14 +155,18 @@ def read_policy(path: Path) -> Policy:
 def read_text(path: Path) -> str:
     """Read a policy file as text; raises `PolicyError`.
 
-    It must be a regular file: a pipe would have to be waited for, and cannot be read again.
+    It must be a regular file: a pipe would have to be waited for, and cannot be read again.  No
+    other user may be able to write or replace it, since it names programs to run.
     """
     try:
         file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         with os.fdopen(file, encoding="utf-8") as opened:
             if not stat.S_ISREG(os.fstat(file).st_mode):
                 raise PolicyError(str(path), None, "not a regular file")
+            check_file(find_trusted("the policy", path.absolute(), make=False))
             return opened.read()
+    except UntrustedFileError as error:
+        raise PolicyError(str(path), None, str(error), hint=error.hint) from error
     except OSError as error:
         raise PolicyError(str(path), None, f"cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -246,6 +251,8 @@ class _RuleTable(Struct, frozen=True, forbid_unknown_fields=True, rename="kebab"
                 yield "exec", f"there is no program {self.exec[0]!r}"
             elif not os.access(program, os.X_OK):
                 yield "exec", f"{self.exec[0]!r} is not executable"
+            elif why := _why_not_trusted(program):
+                yield "exec", why
         if self.filesystem is not None:
             point = self.filesystem.rstrip("/") or "/"
             # The kernel lists mount points without links, double slashes, "." and "..".  Nothing
@@ -255,6 +262,17 @@ class _RuleTable(Struct, frozen=True, forbid_unknown_fields=True, rename="kebab"
             real = point if mounted else os.path.realpath(point)
             if real != point:
                 yield "filesystem", f"no mount point has the path {point!r}: write {real!r}"
+
+
+def _why_not_trusted(program: Path) -> str:
+    """Return who else could write or replace a program, "" if no other user can."""
+    try:
+        check_file(find_trusted("the program", program, make=False))
+    except UntrustedFileError as error:
+        return str(error)
+    except OSError as error:
+        return f"{str(program)!r} cannot be checked: {error.strerror}"
+    return ""
 
 
 class _PolicyTable(Struct, frozen=True, forbid_unknown_fields=True):

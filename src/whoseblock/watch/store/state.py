@@ -11,12 +11,14 @@ from msgspec import Struct, field
 
 from whoseblock.closing import Closing
 from whoseblock.errors import TargetError
+from whoseblock.media.trusted_files import UntrustedFileError, check_file, find_trusted
 from whoseblock.ranges import ByteRange
 
 __all__ = ["HandledLists", "LogPosition", "StateFolder", "usual_state_folder", "write_atomically"]
 
 _Record = TypeVar("_Record")
-_MODE: Final = 0o700
+#: The files that are replaced, not opened.
+_REPLACED: Final = frozenset({"socket"})
 
 
 class LogPosition(Struct, frozen=True):
@@ -61,13 +63,20 @@ def usual_state_folder() -> Path:
 
 
 class StateFolder(Closing):
-    """The folder, locked; raises `TargetError` if it is unusable or another daemon has it."""
+    """The folder, locked.
+
+    No other user may be able to write to it or replace it: the daemon overwrites its files, and
+    believes them.  Raises `TargetError` if that is not so, if the folder is unusable, or if another
+    daemon has it.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            path.mkdir(_MODE, parents=True, exist_ok=True)
+            _check_trusted(path)
             self._lock = os.open(self.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except UntrustedFileError as error:
+            raise TargetError(str(error), hint=error.hint) from error
         except OSError as error:
             raise TargetError(
                 f"cannot use the state folder {str(path)!r}: {error.strerror}",
@@ -112,6 +121,20 @@ class StateFolder(Closing):
     def close(self) -> None:
         """Unlock the folder."""
         os.close(self._lock)
+
+
+def _check_trusted(folder: Path) -> None:
+    """Create the folder if it is missing; raise unless it and all in it is of this user or root."""
+    title = f"the state folder {str(folder)!r}"
+    lock = find_trusted(title, folder.absolute() / "lock", make=True)
+    with os.scandir(lock.path.parent) as entries:
+        # They may have been put there while another user could write to the folder.
+        for entry in entries:
+            path = Path(entry.path)
+            if entry.is_dir(follow_symlinks=False):
+                find_trusted(title, path / "any", make=False)
+            elif entry.name not in _REPLACED:
+                check_file(lock._replace(path=path))
 
 
 def write_atomically(path: Path, data: bytes, mode: int = 0o600, *, durable: bool = True) -> None:

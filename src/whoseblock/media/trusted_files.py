@@ -2,24 +2,36 @@
 
 Root trusts only root here, any other user herself and root.  If every folder on the way to a file
 passes these checks, no other user can put another file in its place later.  So the file can be
-opened by name, as SQLite does.
+opened by name, as SQLite does.  The owners and modes of a FUSE filesystem are those that its server
+reports: what a user has mounted is that user's, whatever they are.
 """
 
 import contextlib
 import errno
 import os
+import pwd
 import shlex
 import stat
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from whoseblock.errors import JournalError
-from whoseblock.journal.host import user_name
+from whoseblock.media.mounts import fuse_user
 
-__all__ = ["TrustedFile", "check_file", "find_trusted"]
+__all__ = ["TrustedFile", "UntrustedFileError", "check_file", "find_trusted", "user_name"]
 
 _OTHERS_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
 _MAX_LINKS: Final = 40  # as the kernel: path_resolution(7)
+
+
+class UntrustedFileError(Exception):
+    """Another user could have written or replaced a file; the message says how.
+
+    ``hint`` names what to do next.
+    """
+
+    def __init__(self, message: str, *, hint: str) -> None:
+        super().__init__(message)
+        self.hint = hint
 
 
 class TrustedFile(NamedTuple):
@@ -38,7 +50,7 @@ def find_trusted(title: str, path: Path, *, make: bool) -> TrustedFile:
     A folder must belong to this user or root.  Others may write to it only if it is sticky, as /tmp
     is, and never to the one that holds the file.  The group bits of a mode include the rights that
     an access control list grants (acl(5)).  With ``make``, missing folders are created with mode
-    0700.  Raises `JournalError` for an unsafe folder, and `OSError`.
+    0700.  Raises `UntrustedFileError` for an unsafe folder, and `OSError`.
     """
     at = Path("/")
     above = _check_folder(title, at, at.lstat())
@@ -79,20 +91,20 @@ def check_file(file: TrustedFile, *, suffix: str = "", private: bool = False) ->
 
     It must be a regular file that belongs to this user or root, and to which no other user may
     write; a ``private`` one may not be read by others either.  A missing file passes.  Raises
-    `JournalError`.
+    `UntrustedFileError`.
     """
     path = Path(f"{file.path}{suffix}")
     status = _lstat(path, make=False)
     if status is None:
         return
     if not stat.S_ISREG(status.st_mode):
-        raise JournalError(
+        raise UntrustedFileError(
             f"{file.title} is not safe to use: {str(path)!r} is not a regular file",
             hint="move it away, or name another file",
         )
     _check_owner(file.title, path, status)
     if private and stat.S_IMODE(status.st_mode) & (stat.S_IRWXG | stat.S_IRWXO):
-        raise JournalError(
+        raise UntrustedFileError(
             f"{file.title} is not secret: other users may read {str(path)!r}",
             hint=f"remove it, and a new one is made: rm {shlex.quote(str(path))}",
         )
@@ -122,22 +134,31 @@ def _check_folder(title: str, path: Path, status: os.stat_result) -> os.stat_res
 
 
 def _check_owner(title: str, path: Path, status: os.stat_result) -> None:
-    if status.st_uid in (0, os.geteuid()):
+    owner = fuse_user(status.st_dev) or status.st_uid
+    if owner in (0, os.geteuid()):
         return
-    owner = user_name(status.st_uid)
-    raise JournalError(
-        f"{title} is not safe to use: {str(path)!r} belongs to user {owner}",
+    name = user_name(owner)
+    raise UntrustedFileError(
+        f"{title} is not safe to use: {str(path)!r} belongs to user {name}",
         hint=f"name another file in a folder of your own, or use it as that user: sudo -u"
-        f" {shlex.quote(owner)} whoseblock …",
+        f" {shlex.quote(name)} whoseblock …",
     )
 
 
-def _open_to_others(title: str, path: Path, status: os.stat_result) -> JournalError:
+def _open_to_others(title: str, path: Path, status: os.stat_result) -> UntrustedFileError:
     hint = "keep it in a folder of your own"
     if not status.st_mode & stat.S_ISVTX:
         hint += f", or: chmod go-w {shlex.quote(str(path))}"
-    return JournalError(
+    return UntrustedFileError(
         f"{title} is not safe to use: other users may write to {str(path)!r}, mode"
         f" {stat.S_IMODE(status.st_mode):04o}",
         hint=hint,
     )
+
+
+def user_name(uid: int) -> str:
+    """Return the name of a user, or the number if it has no name."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)

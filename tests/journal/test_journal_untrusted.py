@@ -15,9 +15,8 @@ from tests.support.tools import CHECKOUT, Missing, need_root
 
 from whoseblock.errors import JournalError
 from whoseblock.journal import open_journal
-from whoseblock.journal.host import user_name
-from whoseblock.journal.trusted_files import find_trusted
 from whoseblock.lookup import Lookup, Query
+from whoseblock.media.trusted_files import find_trusted, user_name
 from whoseblock.respond import service
 from whoseblock.respond.service import PlanOptions
 from whoseblock.target import Target, TargetOptions
