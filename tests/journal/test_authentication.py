@@ -7,11 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from demo.demo import unpack
 from sqlalchemy import Connection, inspect, text
 from tests.support.journals import PAGE, answer, file_row, opened, report
 from tests.support.tools import CHECKOUT
 
+from whoseblock.cli import cli
 from whoseblock.errors import JournalError
 from whoseblock.journal import Host, Limits, Plan, PlannedStep, State, open_journal
 from whoseblock.journal.database import Database
@@ -140,6 +142,40 @@ def test_a_forged_end_does_not_hide_a_step(journal_url: str, state: str, mac: st
     with opened(journal_url) as (journal, _):
         assert journal.unfinished() == []
         assert doubtful(journal) == [plan.id]
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE steps SET kind = 'exec' WHERE plan = 1",
+        END.replace("STEP", "1").replace("LAST", "1").replace("STATE", "verified"),
+    ],
+)
+def test_a_discarded_plan_is_never_carried_out_and_no_longer_reported(
+    journal_url: str, statement: str
+) -> None:
+    forged, good = interrupted(journal_url), interrupted(journal_url)
+    change(journal_url, statement.replace("MAC", "NULL"))
+    with opened(journal_url) as (journal, run):
+        assert doubtful(journal) == [forged.id]
+        run.discard(forged.id)
+        assert doubtful(journal) == []
+        assert [one.id for one in journal.unfinished()] == [good.id]
+        after = journal.plan(forged.id)
+        assert after.authentic is False
+        assert {step.state for step in after.steps} == {State.SKIPPED}
+        with pytest.raises(JournalError, match="is not carried out"):
+            journal.failures_of(after)
+        with pytest.raises(JournalError, match="plan 2 is authentic, and is not discarded"):
+            run.discard(good.id)
+        with pytest.raises(JournalError, match="has no plan 9"):
+            run.discard(9)
+    change(journal_url, "UPDATE runs SET uid = uid + 1")
+    with (
+        opened(journal_url) as (_, run),
+        pytest.raises(JournalError, match="by another host or user"),
+    ):
+        run.discard(good.id)
 
 
 def test_a_finding_that_was_changed(journal_url: str) -> None:
@@ -291,9 +327,21 @@ def test_a_forged_plan_is_reported_and_not_resumed(
         with pytest.raises(JournalError, match="is not carried out"):
             next(service.resume(opened_journal, run, forged))
         assert opened_journal.plan(plan.id).steps[0].state in (State.PLANNED, State.SKIPPED)
+    assert "hint: whoseblock journal discard 1 shows and drops it" in done.stderr
     words = [sys.executable, "-m", "whoseblock", "journal", "show", "1", "--journal", str(journal)]
     shown = subprocess.run(words, capture_output=True, text=True, check=True)
     assert "not authentic, never carried out" in shown.stdout
+    # Without a confirmation nothing changes; after it, the plan is reported no more.
+    words = ["journal", "discard", "1", "--journal", str(journal)]
+    asked = CliRunner().invoke(cli, words)
+    assert (asked.exit_code, "plan 1 of " in asked.stdout) == (2, True)
+    assert _resume(journal).returncode == 14
+    dropped = CliRunner().invoke(cli, [*words, "--yes"])
+    assert dropped.stderr == "plan 1 discarded: it is no longer reported\n"
+    after = _resume(journal)
+    assert (after.returncode, after.stderr) == (0, "no interrupted steps\n")
+    assert not marker.exists()
+    assert not (tmp_path / "ours").exists()
 
 
 def test_many_forged_plans_are_counted(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
-"""``whoseblock journal``: show the failures, owners, plans and outcomes in the journal."""
+"""``whoseblock journal``: show the failures, owners, plans and outcomes; discard forged plans."""
 
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, TypeVar
@@ -11,6 +12,7 @@ from whoseblock.cli.command import Command, is_given
 from whoseblock.cli.presentation.notices import report
 from whoseblock.cli.presentation.output import write_lines
 from whoseblock.encode import encode_json
+from whoseblock.errors import LeftUndoneError
 from whoseblock.journal import Filter, State, open_journal
 
 __all__ = ["journal"]
@@ -94,7 +96,7 @@ def _filter_of(options: Mapping[str, Any]) -> Filter:
 def journal() -> None:
     """Show failures, their owners, and repairs.
 
-    These commands open the journal for reading only, and never create it.
+    None of these commands creates a journal, and only discard writes to it.
     """
 
 
@@ -216,6 +218,40 @@ def export(url: str | None, form: str, **options: Any) -> None:  # noqa: ANN401 
         from whoseblock.cli.presentation.history import csv_lines
 
         _write_text(csv_lines(found))
+
+
+@journal.command(
+    cls=Command,
+    epilog="""\b
+Examples:
+  whoseblock journal discard 12               show plan 12, and ask
+  whoseblock journal discard 12 --yes""",
+)
+@click.argument("plan", metavar="PLAN", type=click.IntRange(1, (1 << 63) - 1))
+@_JOURNAL
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
+def discard(plan: int, url: str | None, yes: bool) -> None:
+    """Discard a plan that another program wrote or changed.
+
+    respond --resume reports such a plan each time, and never carries it out.  This shows it and
+    marks its steps as skipped.  It stays in the journal.
+    """
+    from whoseblock import __version__
+    from whoseblock.cli.presentation.history import plan_lines
+    from whoseblock.journal.authentication import check_discardable
+
+    with open_journal(url, write=False) as opened:
+        found = opened.plan(plan)
+        check_discardable(found)
+    _write_text(plan_lines(found))
+    if not yes:
+        if not sys.stdin.isatty():
+            raise click.UsageError("not a terminal; pass --yes to confirm")
+        if not click.confirm("Discard this plan?", err=True):
+            raise LeftUndoneError("declined: nothing was changed")
+    with open_journal(url) as writable, writable.begin_run(sys.argv, __version__) as run:
+        run.discard(plan)
+    click.echo(f"plan {plan} discarded: it is no longer reported", err=True)
 
 
 @journal.command(

@@ -336,6 +336,7 @@ class _Work:
                 f" not carried out{names}",
                 err=True,
             )
+            click.echo(f"hint: whoseblock journal discard {shown[0]} shows and drops it", err=True)
         return count
 
     def finish(self) -> None:

@@ -17,7 +17,7 @@ from whoseblock.journal.host import Host
 from whoseblock.journal.host_key import read_key
 from whoseblock.journal.records import Event, Finding, Plan, RecordedFailure, RunRecord
 
-__all__ = ["Authenticator", "not_authentic"]
+__all__ = ["Authenticator", "check_discardable", "not_authentic"]
 
 #: Changes with the content of any code.
 _DOMAIN: Final = "whoseblock journal 4"
@@ -91,7 +91,20 @@ def not_authentic(plan: int) -> JournalError:
     return JournalError(
         f"plan {plan} was written or changed by another host, user or program, or before the"
         " journal had keys: it is not carried out",
-        hint="plan the repair again: whoseblock journal list shows its failures",
+        hint="plan the repair again: whoseblock journal list shows its failures; to hear no more of"
+        f" this one: whoseblock journal discard {plan}",
+    )
+
+
+def check_discardable(plan: Plan) -> None:
+    """Raise `JournalError` unless a plan is certainly not authentic."""
+    if plan.authentic is False:
+        return
+    if plan.authentic:
+        hint = "whoseblock respond --resume carries it out if it is unfinished"
+        raise JournalError(f"plan {plan.id} is authentic, and is not discarded", hint=hint)
+    raise JournalError(
+        f"plan {plan.id} was made by another host or user, and only that one can discard it"
     )
 
 

@@ -14,7 +14,7 @@ from whoseblock.closing import Closing
 from whoseblock.errors import JournalError
 from whoseblock.fs.base import Answer, FileOwner, Owner
 from whoseblock.journal import reading
-from whoseblock.journal.authentication import Authenticator
+from whoseblock.journal.authentication import Authenticator, check_discardable
 from whoseblock.journal.columns import path_digest
 from whoseblock.journal.database import Database
 from whoseblock.journal.host import Host, this_process, without_passwords
@@ -48,6 +48,7 @@ from whoseblock.ranges import ByteRange
 __all__ = ["Run"]
 
 _NOTHING: Final[Mapping[str, Any]] = {}
+_DISCARDED: Final = "the user discarded the plan, which is not authentic"
 #: So many rows are inserted at a time.
 _BATCH: Final = 4096
 # Made once: of many failures that come at once, most of the time would go into making them.
@@ -353,6 +354,25 @@ class Run(Closing):
     def skipped(self, step: int, because: str, detail: Mapping[str, Any] = _NOTHING) -> Event:
         """Record that an unfinished step is not taken, and why."""
         return self._advance(step, State.SKIPPED, {"because": because, **detail})
+
+    def discard(self, number: int) -> None:
+        """End all steps of a plan that is not authentic, so that it is no longer reported.
+
+        Nothing of it is carried out, and it stays marked as not authentic.  Raises `JournalError`
+        for any other plan: only the user and host that made a plan can tell.
+        """
+        with self._database.writing(lock=["plan", number]) as connection:
+            found = reading.plan(connection, self._auth, number)
+            if found is None:
+                raise JournalError(f"the journal has no plan {number}")
+            check_discardable(found)
+            for step in found.steps:
+                last = reading.last_event(connection, step.id)
+                if last is not None:
+                    event, code = last
+                    made = (event.number + 1, State.SKIPPED, {"because": _DISCARDED})
+                    # Its code covers that of the event before it, whether that is right or not.
+                    self._append(connection, step.id, made, code)
 
     def _advance(
         self,

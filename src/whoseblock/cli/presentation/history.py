@@ -27,7 +27,7 @@ from whoseblock.fs.base import (
 )
 from whoseblock.journal import Finding, History, Host, Overview, Plan, RunRecord, State, Step
 
-__all__ = ["csv_lines", "history_lines", "overview_lines"]
+__all__ = ["csv_lines", "history_lines", "overview_lines", "plan_lines"]
 
 #: Columns are as wide as so many failures need; later ones push them wider.
 _SAMPLE: Final = 256
@@ -101,7 +101,7 @@ def history_lines(history: History, here: Host) -> Iterator[str]:
         yield from (f"  {line}" for line in table_lines([answer]))
     for plan in history.plans:
         yield ""
-        yield from _plan_lines(history, plan)
+        yield from plan_lines(plan, history)
     yield ""
     yield from (_run_line(run, here) for run in history.runs)
 
@@ -114,15 +114,16 @@ def _why_moot(history: History, plan: Plan) -> str:
     return "" if begun or plan is history.plans[-1] else "a later plan replaced it"
 
 
-def _plan_lines(history: History, plan: Plan) -> Iterator[str]:
-    moot = _why_moot(history, plan)
+def plan_lines(plan: Plan, history: History | None = None) -> Iterator[str]:
+    """Yield the lines that describe a plan, within the history of one of its failures if any."""
+    moot = "" if history is None else _why_moot(history, plan)
     mark = ", not authentic, never carried out" if plan.authentic is False else ""
     yield f"plan {plan.id} of {_time(plan.at)}, run {plan.run}{mark}{_detail(plan.options)}"
     for step in plan.steps:
         times = f", attempt {step.attempts}" if step.attempts > 1 else ""
         about = "" if step.failure is None else f" of failure {step.failure}"
         kind = printable(step.kind)
-        mine = step.failure in {None, history.failure.id}
+        mine = history is not None and step.failure in {None, history.failure.id}
         why = f", not taken: {moot}" if moot and mine and step.state is State.PLANNED else ""
         yield f"  step {step.id}: {kind}{about}: {step.state}{why}{times}{_detail(step.parameters)}"
         yield from _event_lines(step)

@@ -211,7 +211,7 @@ class _Chooser:
                 why = one.standing.why_not_owner(user)
             other = position.file != file.position.file
             if not why and other and not standing.counts_for(one.standing):
-                # Even if root owns the copy: its bytes are those of the file that it was verified with.
+                # Its bytes are those of the file that it was verified with, even if root owns it.
                 why = (
                     f"counts only for files of user {standing.uid} with the same rights, not for"
                     f" this file of user {one.standing.uid}"
