@@ -101,6 +101,17 @@ def test_status_of_a_daemon_that_has_ended(machine: Path, tmp_path: Path) -> Non
         assert "no daemon runs" in done.stderr
 
 
+def test_the_status_omits_the_password_of_the_journal(machine: Path, tmp_path: Path) -> None:
+    url = f"postgresql://user:secret@/fleet?host={tmp_path}"
+    command: list[str | Path] = [sys.executable, "-m", "whoseblock", "watch", "--journal", url]
+    command += ["--root", machine, "--state", tmp_path / "state"]
+    status = tmp_path / "state/status.json"
+    with subprocess.Popen(command, cwd=CHECKOUT, stderr=subprocess.DEVNULL) as process:
+        until(lambda: status.exists() or process.poll() is not None)
+        process.kill()
+    assert json.loads(status.read_bytes())["journal"] == url.replace("secret", "***")
+
+
 def test_status_of_an_unusable_socket(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "whoseblock", "status", "--state", str(tmp_path)]
     with closing(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)) as other:

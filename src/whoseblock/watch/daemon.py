@@ -458,14 +458,17 @@ class Daemon:
             write_atomically(self._options.state / _STATUS, _encode(status), durable=False)
 
     def status(self) -> dict[str, Any]:
-        """Return the status as `whoseblock status` shows it."""
+        """Return the status as `whoseblock status` shows it, without passwords."""
+        from whoseblock.journal.host import without_passwords
+
+        journal = self._options.journal
         backlog, actor = self._spool.backlog, self._actor
         return {
             "state": "running",
             "pid": os.getpid(),
             "started": self._started,
             "now": time.time(),
-            "journal": self._options.journal,
+            "journal": None if journal is None else without_passwords([journal])[0],
             "policy": None if self._options.policy is None else str(self._options.policy),
             "policy_fault": str(self._policy_fault or ""),
             "rules": len(self._policy.rules),
