@@ -3,7 +3,8 @@
     python -m tools.kill_rounds --rounds 500 --seed 1
 
 Each kind of failure has a filesystem of its own.  A round makes sectors fail, kills the repair at a
-boundary or at a random moment, some with all of its control group, and resumes.  A sample is in
+boundary or at a random moment, some with all of its control group, some while another process has
+an owner open, and resumes.  A sample is in
 ``tests/respond/test_execution_killed.py``.  Needs root.
 """
 
@@ -64,17 +65,21 @@ def _rounds(kind: str, rounds: int, seed: int, *, exchange: bool) -> Counter[str
         while program.kills < rounds:
             before = program.kills
             group = program.has_groups and chance.random() < 0.3
+            busy = chance.random() < 0.2
             if chance.random() < 0.5:
                 at, after = next(more)
-                trial.kill(at=at, after=after, group=group, surely=False)
+                both = chance.random() < 0.5
+                trial.kill(at=at, after=after, group=group, surely=False, busy=busy, both=both)
                 how = "at a boundary"
+                found["with a guard, if any"] += both
             else:
                 delays = [chance.random() * usual.seconds for _ in range(chance.choice((1, 2)))]
-                trial.kill(delays=delays, group=group)
+                trial.kill(delays=delays, group=group, busy=busy)
                 how = "at random"
             killed = program.kills - before
             found[f"{how}{' by group' if group else ''}"] += killed
             found["rounds"] += 1
+            found["with a busy owner"] += busy
         trial.check_all()
     return found
 

@@ -17,6 +17,7 @@
     ├── ArgumentError          an argument of the Python API has a wrong type or value
     ├── ClosedError            a filesystem was used after it was closed
     ├── LeftUndoneError        a repair step was skipped or failed
+    ├── InUseError             another run carries out the plan
     ├── MissingExtraError      a library of an extra is not installed
     └── BlockError             required metadata is unreadable
         ├── MediaError         a required range of the medium is unreadable
@@ -38,6 +39,7 @@ __all__ = [
     "BlockError",
     "ClosedError",
     "CorruptError",
+    "InUseError",
     "JournalError",
     "JournalPrivilegeError",
     "LeftUndoneError",
@@ -170,6 +172,12 @@ class LeftUndoneError(WhoseblockError):
     """A repair step was skipped or failed."""
 
     exit_code = 14
+
+
+class InUseError(WhoseblockError):
+    """Another run carries out the plan."""
+
+    exit_code = 22
 
 
 class MissingExtraError(WhoseblockError):

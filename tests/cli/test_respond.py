@@ -19,7 +19,8 @@ from whoseblock.errors import JournalError
 from whoseblock.journal import open_journal
 from whoseblock.ranges import ByteRange
 from whoseblock.respond import execution
-from whoseblock.respond.repair import ActResult, carry_out
+from whoseblock.respond.repair import carry_out
+from whoseblock.respond.steps import ActResult
 
 EVERYTHING = ["--punch", "--quarantine"]
 

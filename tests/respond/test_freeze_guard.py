@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import msgspec
 import pytest
 from tests.support.freezing_processes import Freezer, Waiter, freezing, state_of
 from tests.support.killed_repairs import (
@@ -28,8 +29,7 @@ from tests.support.tools import Missing
 from whoseblock.journal import State
 from whoseblock.ranges import ByteRange
 from whoseblock.respond.exceptions import NotNowError, UnguardedError
-from whoseblock.respond.freeze_guard import NOTES, thaw_left
-from whoseblock.respond.freezing import FreezeLimits, frozen
+from whoseblock.respond.freezing import FreezeJournal, FreezeLimits, FreezeRecord, frozen
 
 
 @pytest.fixture(scope="module")
@@ -146,71 +146,92 @@ def test_the_control_group_of_the_parent_is_killed(root: Path, cgroup: Path) -> 
             (cgroup.parent / "cgroup.procs").write_text("0", "ascii")
         assert freezer.line() == "frozen"
         assert (cgroup / "cgroup.procs").read_text("ascii").split() == [str(freezer.pid)]
-        own = cgroup.parent / f"whoseblock-guard-{freezer.guard()}"
-        assert own.exists()
+        assert (Path("/proc") / str(freezer.guard()) / "cgroup").read_text("ascii") != (
+            Path("/proc") / str(freezer.pid) / "cgroup"
+        ).read_text("ascii")
         with waiting(root, freezer):
             (cgroup / "cgroup.kill").write_text("1", "ascii")
         check_over(root, freezer)
-        assert not own.exists()
+        assert not list(cgroup.parent.glob("whoseblock-guard-*"))
 
 
 @contextlib.contextmanager
-def left_frozen(root: Path) -> Iterator[Waiter]:
-    """Freeze a filesystem, and kill both the process and its guard."""
-    with freezing(root) as freezer:
+def left_frozen(root: Path) -> Iterator[FreezeRecord]:
+    """Freeze a filesystem, and kill both the process and its guard; it must be thawed then."""
+    with freezing(root) as freezer, folder_of(root) as folder:
         assert freezer.line() == "frozen"
         waiter = Waiter(root, freezer.pid)
         waiter.start()
-        os.kill(freezer.guard(), signal.SIGKILL)
+        record = FreezeRecord.of(folder, freezer.guard())
+        os.kill(record.pid, signal.SIGKILL)
         freezer.process.kill()
         freezer.process.wait()
         assert waiter.waits()
-        yield waiter
+        yield record
         waiter.check_soon()
 
 
-def test_both_are_killed_and_the_next_run_thaws(root: Path) -> None:
-    folder = os.open(root, os.O_RDONLY)
-    with left_frozen(root):
-        assert thaw_left(folder)
-    assert not thaw_left(folder)
-    with left_frozen(root), frozen(folder):
-        pass
+@contextlib.contextmanager
+def folder_of(root: Path) -> Iterator[int]:
+    folder = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
+    yield folder
     os.close(folder)
+
+
+def thaws(folder: int, record: FreezeRecord) -> bool:
+    """Return whether a run that finds a record in its journal thaws, and notes that."""
+    notes: list[FreezeRecord | None] = []
+    thawed = FreezeJournal(record, notes.append).thaw_left(folder)
+    assert notes == [None] * thawed
+    return thawed
+
+
+def test_both_are_killed_and_the_next_run_thaws(root: Path) -> None:
+    with folder_of(root) as folder, left_frozen(root) as record:
+        assert thaws(folder, record)
     check_not_frozen(root)
 
 
-def test_only_what_a_dead_run_of_this_boot_froze_is_thawed(root: Path) -> None:
-    folder = os.open(root, os.O_RDONLY)
-    with freezing(root) as freezer:
-        assert freezer.line() == "frozen"
-        assert not thaw_left(folder)
-        with waiting(root, freezer):
-            freezer.go()
-        check_over(root, freezer)
-    with frozen_by_others(os.fsencode(root)):
-        assert not thaw_left(folder)
-        device = os.fstat(folder).st_dev
-        note = Path(NOTES, f"frozen-{os.major(device)}:{os.minor(device)}")
-        note.write_text("a boot before\n", "ascii")
-        assert not thaw_left(folder)
-        assert not note.exists()
-    os.close(folder)
+def test_only_what_a_dead_run_of_this_boot_froze_is_thawed(root: Path, shared: Ground) -> None:
+    with folder_of(root) as folder, folder_of(shared.folder) as elsewhere:
+        with left_frozen(root) as record:
+            assert not thaws(folder, msgspec.structs.replace(record, boot="before"))
+            assert not thaws(folder, msgspec.structs.replace(record, started=1))
+            assert not thaws(elsewhere, record)
+            # An administrator thaws it, and another program freezes it then.
+            assert thaw(root)
+        with frozen_by_others(os.fsencode(root)):
+            assert not thaws(folder, record)
+            # A guard that freezes too late, and is killed, waits for the thaw of the other one.
+            notes: list[FreezeRecord | None] = []
+            with pytest.raises(NotNowError), frozen(folder, note=notes.append):
+                raise AssertionError
+            late, end = notes
+            assert (late is not None, end) == (True, None)
+            assert late is None or not thaws(folder, late)
 
 
 def test_resume_thaws_what_was_left_frozen(shared: Ground, root: Path, tmp_path: Path) -> None:
     place = unwritten(shared)
     words = zeroing(shared, place)
+    resuming = ("respond", "--resume", "--journal", shared.journal)
     with victim(tmp_path / "runs") as program:
         shared.served.add(ByteRange(place, 512))
         at = 1 + program.run(*words).begun().index("freeze")
-        shared.served.add(ByteRange(place, 512))
-        assert program.run(*words, at=at, after=True).killed
-        with left_frozen(root):
-            ran = program.run("respond", "--resume", "--journal", shared.journal)
+        for by_hand in (False, True):
+            shared.served.add(ByteRange(place, 512))
+            assert program.run(*words, at=at, after=True, guard=True, both=True).killed
+            if by_hand:
+                # What another program freezes then stays frozen.
+                assert thaw(root)
+                with frozen_by_others(os.fsencode(root)):
+                    ran = program.run(*resuming)
+                    assert (ran.code, "another process has frozen it" in ran.output) == (14, True)
+                    assert shared.unfinished()
+            ran = program.run(*resuming)
             assert ran.code == 0, ran.output
-    assert not shared.unfinished()
-    check_not_frozen(root)
+            assert not shared.unfinished()
+            check_not_frozen(root)
 
 
 def test_the_guard_is_stopped(root: Path) -> None:
@@ -291,7 +312,7 @@ def test_a_filesystem_already_frozen_by_another_process(root: Path) -> None:
     with frozen_by_others(os.fsencode(root)), freezing(root) as freezer:
         line, _, remedy = freezer.line().partition("; ")
         assert line == FROZEN_BY_ANOTHER
-        *_, command = remedy.partition("run: ")
+        *_, command = remedy.rpartition("run: ")
         assert command == f"fsfreeze --unfreeze {root}"
         wait_for_no_guard(freezer.pid)
         # It stays frozen: the process that froze it may be taking a snapshot.

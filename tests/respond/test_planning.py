@@ -134,15 +134,16 @@ REASONS = {
     "o": (Act.ADVISE, "in no filesystem (gap)"),
     "u": (Act.ADVISE, "the owners are unknown"),
     "g": (Act.ADVISE, "pass --quarantine"),
+    "h": (Act.ADVISE, "fallocate --punch-hole --offset 0 --length 4096"),
     "k": (Act.NOTHING, "in quarantine"),
 }
 
 TABLE = """
                    mounted                     not mounted
                    -  r  p  q  rp rq pq rpq    -  r  p  q  rp rq pq rpq
-free               Z  Z  Z  Z  Z  Z  Z  Z      Z  Z  Z  Z  Z  Z  Z  Z
-unwritten          Z  Z  Z  Z  Z  Z  Z  Z      Z  Z  Z  Z  Z  Z  Z  Z
-unwritten-twice    Z  Z  Z  Z  Z  Z  Z  Z      Z  Z  Z  Z  Z  Z  Z  Z
+free               Z  Z  Z  Z  Z  Z  Z  Z      Z  Z  Z  m  Z  m  m  m
+unwritten          Z  Z  Z  h  Z  h  h  h      Z  Z  Z  m  Z  m  m  m
+unwritten-twice    Z  Z  Z  h  Z  h  h  h      Z  Z  Z  m  Z  m  m  m
 data               c  R  P  P  R  R  P  R      c  m  m  m  m  m  m  m
 data-of-two        c  R  P  P  R  R  P  R      c  m  m  m  m  m  m  m
 data-of-three      c  R  P  P  R  R  P  R      c  m  m  m  m  m  m  m

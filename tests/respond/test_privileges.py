@@ -17,6 +17,7 @@ from tests.support.xfs_images import MIB, Geometry, make_image
 from whoseblock.fs.base import FileId
 from whoseblock.fs.driver import MountedVolume
 from whoseblock.lookup import Lookup
+from whoseblock.respond import privileges
 from whoseblock.respond.exceptions import NotNowError
 from whoseblock.respond.owners import FilePosition, OpenOwner
 from whoseblock.respond.privileges import FilePrivileges, PrivilegeJournal, has_privileges
@@ -85,6 +86,39 @@ def test_they_come_back_after_an_interruption(fs: MountedVolume, path: Path) -> 
     PrivilegeJournal([record], journal.note).put_back(fs)
     assert os.getxattr(path, _NAME) == CAPABILITY
     assert journal.noted == [[]]
+
+
+def test_a_large_file_is_read_before_it_is_leased(
+    fs: MountedVolume, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(privileges, "_LARGE", 4096)
+    monkeypatch.setattr(privileges, "_SETTLED_NS", 0)
+    file = FileId(0, path.stat().st_ino)
+    generation = fs.files((file,))[file].generation
+    fd = fs.open_file(file, generation, os.O_RDWR)
+    owner = OpenOwner(FilePosition(file, generation, 4096), fd, 3 * 4096)
+    reads: list[int] = []
+    usual = privileges._digest
+
+    def counted(fd: int, offset: int = 0, data: bytes = b"") -> str:
+        reads.append(offset)
+        return usual(fd, offset, data)
+
+    monkeypatch.setattr(privileges, "_digest", counted)
+    journal = Journal()
+    ledger = PrivilegeJournal((), journal.note)
+    for change, count in (False, 1), (True, 2):
+        reads.clear()
+        ledger.prepare(owner, _NEW)
+        if change:
+            os.pwrite(fd, b"newer", 0)
+            os.setxattr(path, _NAME, CAPABILITY)
+        with write_lease(fd), ledger.keeping(owner, _NEW):
+            os.pwrite(fd, _NEW, 4096)
+        assert len(reads) == count
+        record = journal.noted[-2][0]
+        assert record.belong_to(fd)
+    os.close(fd)
 
 
 def test_not_to_other_content(fs: MountedVolume, path: Path) -> None:

@@ -7,10 +7,12 @@ from demo.demo import unpack
 
 from whoseblock.lookup import Lookup
 from whoseblock.respond.exceptions import RefusedError
+from whoseblock.respond.freezing import FreezeJournal
 from whoseblock.respond.planning import Act
 from whoseblock.respond.privileges import PrivilegeJournal
-from whoseblock.respond.repair import ReplacementDigest, StepParameters, StepRecords, carry_out
+from whoseblock.respond.repair import carry_out
 from whoseblock.respond.sites import Site
+from whoseblock.respond.steps import ReplacementDigest, StepParameters, StepRecords
 from whoseblock.target import Target, TargetOptions
 
 
@@ -27,7 +29,8 @@ def act(kind: Act, site: Site, identity: str) -> str:
     """Carry out an act on the first block, which is metadata, and return why it is refused."""
     step = StepParameters(layer=site.layer.name, identity=identity, start=0, length=4096)
     nothing = PrivilegeJournal((), lambda _records: None)
-    records = StepRecords(ReplacementDigest("", lambda _digest, _sources: None), nothing)
+    unfrozen = FreezeJournal(None, lambda _record: None)
+    records = StepRecords(ReplacementDigest("", lambda _digest, _sources: None), nothing, unfrozen)
     with pytest.raises(RefusedError) as refused:
         carry_out(kind, step, site, None, records)
     return str(refused.value)

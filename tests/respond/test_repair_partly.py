@@ -1,21 +1,36 @@
 """One owner that is busy or must not be changed: the others are repaired, and it is taken later."""
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
+import shutil
 import struct
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
-from tests.support.failing_filesystem import EXCHANGE, KINDS, PLAIN, Bench, Facts, bench
+from click.testing import CliRunner
+from tests.support.failing_filesystem import (
+    BLOCK,
+    EXCHANGE,
+    KINDS,
+    PLAIN,
+    Bench,
+    Facts,
+    bench,
+)
 from tests.support.mapping_processes import running
 from tests.support.shared_blocks import Five, share_five
-from tests.support.xfs_images import Geometry
+from tests.support.xfs_images import MIB, Geometry
 
+from whoseblock.cli import cli
+from whoseblock.fs.xfs.mounted import exchange
 from whoseblock.ranges import ByteRange
 
 _FS_IOC_FSGETXATTR, _FS_IOC_FSSETXATTR = 0x801C581F, 0x401C5820
@@ -128,4 +143,61 @@ def test_an_owner_that_is_busy_for_a_second(tmp_path: Path) -> None:
                     assert process.poll() is None
                 child.stdin.close()
                 assert process.wait(60) == 0
+        five.check_whole(served)
+
+
+def fill(served: Bench) -> None:
+    """Leave no free block: each file takes what the kernel reserved for those before."""
+    folder = served.root / "filler"
+    folder.mkdir()
+    for number in count():
+        taken = 0
+        with contextlib.suppress(OSError), (folder / f"{number}").open("wb", 0) as file:
+            while more := file.write(bytes([1]) * (BLOCK if taken else 4 * MIB)):
+                taken += more
+        served.sync()
+        if not taken:
+            break
+
+
+def test_a_full_filesystem(tmp_path: Path) -> None:
+    with bench(tmp_path) as served:
+        five, lost = lose(served, tmp_path / "copies")
+        before = served.everything(but=five.files)
+        fill(served)
+        for words in [lost, "--restore-from", five.copies, "--apply", "--yes"], ["--resume"]:
+            done = served.respond(*words)
+            assert done.returncode == 14
+            # Nothing was written, and no owner has other blocks.
+            assert "failed: restore" in done.stdout
+            assert "o space" in done.stdout
+            assert "gave" not in done.stdout
+            assert served.served.bad() == [lost]
+            places = {served.place(path, number) for path, number in five.files.items()}
+            assert places == {five.place}
+        shutil.rmtree(served.root / "filler")
+        assert served.respond("--resume").returncode == 0
+        five.check_whole(served)
+        assert served.everything(but=five.files) == before
+
+
+def test_no_space_is_left_for_some_owners(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with bench(tmp_path) as served:
+        five, lost = lose(served, tmp_path / "copies")
+        usual, asked = exchange.exchange_range, count()
+
+        def then_full(*arguments: Any) -> bool:  # noqa: ANN401 - those of `exchange_range`
+            if next(asked) > 1:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return usual(*arguments)
+
+        words = [str(served.root), str(lost), "--restore-from", str(five.copies), "--apply"]
+        words += ["--yes", "--journal", str(served.journal)]
+        with monkeypatch.context() as patched:
+            patched.setattr(exchange, "exchange_range", then_full)
+            done = CliRunner().invoke(cli, ["respond", *words])
+        assert "failed: restore" in done.output
+        assert "gave the good copy to 2 files" in done.output
+        assert ": no space is left on the filesystem" in done.output
+        assert served.respond("--resume").returncode == 0
         five.check_whole(served)

@@ -163,6 +163,22 @@ def test_one_owner_is_changed(tmp_path: Path, kind: Geometry, when: str, name: s
             check_nothing_lost(served, five, name, changed, lost)
 
 
+def test_the_first_owner_moves_and_the_others_are_repaired(tmp_path: Path) -> None:
+    with bench(tmp_path) as served:
+        five = share_five(served, tmp_path / "copies")
+        first = min(five.files, key=lambda path: path.stat().st_ino)
+        copy = five.copy_of(served.root / "large/d", served)
+        lost = ByteRange(five.place.start + 1024, 1536)
+        served.fail(lost)
+        doing = deed("overwrite", first, five.files[first])
+        line = f"{{ {doing}; }} >&2; echo {copy}"
+        said = served.apply(lost, "--restore-command", line, code=14)
+        # The copy does not count for the file of another user.
+        assert "gave the good copy to 3 files" in said
+        assert "left: inode" in said
+        check_nothing_lost(served, five, "overwrite", first, lost)
+
+
 def test_a_write_after_the_exchange_keeps_its_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

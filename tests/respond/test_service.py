@@ -6,16 +6,18 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from demo.demo import unpack
 
-from whoseblock.errors import TargetError
+from whoseblock.cli import cli
+from whoseblock.errors import InUseError, TargetError
 from whoseblock.journal import Plan, State, open_journal
 from whoseblock.journal.journal import Journal
 from whoseblock.journal.run import Run
 from whoseblock.lookup import Lookup, Query
 from whoseblock.respond import service
 from whoseblock.respond.planning import Act
-from whoseblock.respond.service import PlanInUseError, PlanOptions, StepOutcome
+from whoseblock.respond.service import PlanOptions, StepOutcome
 from whoseblock.target import Target, TargetOptions
 
 
@@ -117,8 +119,11 @@ def test_only_applied_plans_are_resumed(image: Path, tmp_path: Path) -> None:
         assert [one.id for one in service.unfinished(journal, str(image))] == [saved.id]
         assert service.unfinished(journal, str(tmp_path)) == []
         # Its run still lives.
-        with pytest.raises(PlanInUseError):
+        with pytest.raises(InUseError, match="in use by another run"):
             next(service.resume(journal, run, saved))
+        done = CliRunner().invoke(cli, ["respond", "--resume", "--journal", journal.name])
+        assert isinstance(done.exception, InUseError)
+        assert (done.exception.exit_code, "in use by another run" in done.output) == (22, True)
     with opened(tmp_path) as (journal, run):
         (again,) = service.unfinished(journal)
         outcomes = list(service.resume(journal, run, again))

@@ -7,7 +7,7 @@
 - ``output``, a file for all output;
 - the point to die by SIGKILL: ``at`` the boundary of this number, ``after`` it or before, or
   ``delay`` seconds after the start;
-- ``guard``: the guard of the frozen filesystem dies instead;
+- ``guard``: the guard of the frozen filesystem dies instead, and with ``both`` first;
 - ``group``: a control group to make, in which it runs, and with all of which it dies.
 
 For each it prints one line, the outcome of the run.  Each runs in its own process, forked from one
@@ -70,7 +70,7 @@ class Boundaries:
     def __init__(self) -> None:
         self.trace: int | None = None
         self._guard: int | None = None
-        self._instead = False
+        self._instead = self._both = False
         self._group: str | None = None
         self._at: int | None = None
         self._after = False
@@ -79,7 +79,7 @@ class Boundaries:
     def watch(self, order: dict[str, Any]) -> None:
         self.trace = os.open(order["trace"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         self._at, self._after, self._instead = order["at"], order["after"], order["guard"]
-        self._group = order["group"]
+        self._group, self._both = order["group"], order["both"]
 
     def wrap(self, owner: object, attribute: str, name: str = "") -> None:
         """Make a boundary of a function of a module, or of a method."""
@@ -108,6 +108,8 @@ class Boundaries:
                 self._guard = result.pid
             return result
         finally:
+            if name == "Guard.close":
+                self._guard = None
             self._pass(f"> {number} {name}", number, after=True)
 
     def _pass(self, told: str, number: int, *, after: bool) -> None:
@@ -116,10 +118,11 @@ class Boundaries:
         if number == self._at and after is self._after:
             if self._group is not None:
                 kill_group(self._group)
-            if not self._instead:
+            if self._instead and (self._guard is not None or not self._both):
+                assert self._guard is not None
+                os.kill(self._guard, signal.SIGKILL)
+            if self._both or not self._instead:
                 os.kill(os.getpid(), signal.SIGKILL)
-            assert self._guard is not None
-            os.kill(self._guard, signal.SIGKILL)
 
 
 def kill_group(folder: str) -> None:

@@ -84,16 +84,17 @@ class Victim:
     def has_groups(self) -> bool:
         return control_groups() is not None
 
-    def run(
+    def run(  # noqa: PLR0913 - the moment, and who dies
         self,
         *arguments: str | Path,
         at: int | None = None,
         after: bool = False,
         delay: float | None = None,
         guard: bool = False,
+        both: bool = False,
         group: bool = False,
     ) -> Ran:
-        """Run it, and kill it at a boundary, or its ``guard``, or after a while.
+        """Run it, and kill it at a boundary, or its ``guard``, or ``both``, or after a while.
 
         ``group`` kills it with all processes of its control group.
         """
@@ -107,6 +108,7 @@ class Victim:
             "after": after,
             "delay": delay,
             "guard": guard,
+            "both": both,
             "group": self._group() if group else None,
         }
         assert self.program.stdin is not None

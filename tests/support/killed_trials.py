@@ -1,7 +1,10 @@
 """Failures of one kind, repairs of them that are killed, and what must hold after each."""
 
+import contextlib
+import os
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from tests.support.killable_program import ACTING
 from tests.support.killed_repairs import Ground, Ran, Victim
@@ -90,7 +93,7 @@ class Trial:
         for one in self.past:
             one.check_finished(self.ground)
 
-    def kill(
+    def kill(  # noqa: PLR0913 - the moment, and who dies
         self,
         *,
         at: int | None = None,
@@ -98,26 +101,43 @@ class Trial:
         delays: Sequence[float] = (),
         group: bool = False,
         surely: bool = True,
+        busy: bool = False,
+        both: bool = False,
     ) -> Ran:
         """Make sectors fail, kill the run that repairs them, and resume.
 
         Of ``delays``, the second is when the run that goes on is killed.  ``group`` kills all of
-        its control group, the guard of a frozen filesystem, too.  Unless ``surely``, it may end
-        before the boundary.
+        its control group, the guard of a frozen filesystem, too.  With ``both``, only that one dies
+        with it.  ``busy`` keeps one of several files open until it has ended.  Unless ``surely``,
+        it may end before the boundary.
         """
         failure, arguments = self.fail()
         known = self.ground.last_plan()
         delay, *more = delays or (None,)
-        ran = self.victim.run(*arguments, at=at, after=after, delay=delay, group=group)
+        with self._kept_open(failure) if busy else contextlib.nullcontext():
+            ran = self.victim.run(
+                *arguments, at=at, after=after, delay=delay, group=group, guard=both, both=both
+            )
         ended = at is not None and len(ran.begun()) < at and self.kind in _VARYING
         assert ran.killed or ended or delay is not None or not surely, ran.output
-        self.check_killed(failure, ran, known, group=group)
+        self.check_killed(failure, ran, known, group=group or both)
         for later in more:
             words = self.resuming if self.ground.plans(known) else arguments
             again = self.victim.run(*words, delay=later, group=group)
             self.check_killed(failure, again, known, group=group)
         self.finish(failure, arguments, known)
         return ran
+
+    @contextlib.contextmanager
+    def _kept_open(self, failure: Failure) -> Iterator[None]:
+        """Keep the last of several files open: the first ones are changed, and it is left."""
+        _, *others = failure.contents or [""]
+        path = self.ground.root / others[-1] if others else Path(os.devnull)
+        file = os.open(path, os.O_RDONLY)
+        try:
+            yield
+        finally:
+            os.close(file)
 
     def undisturbed(self) -> Ran:
         """Make sectors fail, and repair them; return the run."""

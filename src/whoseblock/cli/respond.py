@@ -14,7 +14,7 @@ from whoseblock.cli.options.targets import options_of, target_options
 from whoseblock.cli.presentation.notices import report_options, report_readings, report_resolver
 from whoseblock.cli.presentation.progress import ProgressBar
 from whoseblock.cli.presentation.terminal import printable
-from whoseblock.errors import LeftUndoneError, PrivilegeError, TargetError
+from whoseblock.errors import InUseError, LeftUndoneError, PrivilegeError, TargetError
 
 if TYPE_CHECKING:
     from whoseblock.fs.base import Owner
@@ -223,6 +223,7 @@ class _Work:
         self._left: list[StepOutcome] = []
         self._declined = False
         self._out_of_reach = False
+        self._in_use: InUseError | None = None
 
     def respond(self, path: str | None, given: FailureOptions) -> None:
         """Plan, and apply the plan if that is wanted."""
@@ -311,8 +312,9 @@ class _Work:
         for plan in plans:
             try:
                 self._show_outcomes(service.resume(self._journal, self._run, plan, _report_wait))
-            except service.PlanInUseError:
-                click.echo(f"plan {plan.id} is in use by another run: skipped", err=True)
+            except InUseError as error:
+                self._in_use = error
+                click.echo(str(error), err=True)
             except PrivilegeError:
                 raise
             except TargetError as error:
@@ -351,6 +353,9 @@ class _Work:
                 f"{what} skipped or failed",
                 hint="see above, and: whoseblock journal list --open",
             )
+        if self._in_use is not None:
+            hint = "wait until that run has ended, and resume again"
+            raise InUseError("steps were left to another run: see above", hint=hint)
 
     # ------------------------------------------------------------------ presentation
 

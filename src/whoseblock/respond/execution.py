@@ -20,18 +20,14 @@ from whoseblock.respond.exceptions import (
     RefusedError,
     UnguardedError,
 )
+from whoseblock.respond.freezing import FreezeJournal, FreezeRecord
 from whoseblock.respond.notify import NotifyError, run_command, signal_processes
 from whoseblock.respond.owners import REFUSALS, raised_file_limit
 from whoseblock.respond.planning import Act
 from whoseblock.respond.privileges import FilePrivileges, PrivilegeJournal
-from whoseblock.respond.repair import (
-    ReplacementDigest,
-    StepParameters,
-    StepRecords,
-    carry_out,
-    verify,
-)
+from whoseblock.respond.repair import carry_out, verify
 from whoseblock.respond.sites import Site
+from whoseblock.respond.steps import ReplacementDigest, StepParameters, StepRecords
 
 __all__ = ["EXEC", "SIGNAL", "Context", "StepOutcome", "execute"]
 
@@ -42,6 +38,8 @@ SIGNAL: Final = "signal"
 _REPLACEMENT: Final = "replacement"
 #: The key of the records of `PrivilegeJournal`.
 _PRIVILEGES: Final = "privileges"
+#: The key of the record of `FreezeJournal`; null when the filesystem is thawed.
+_FREEZE: Final = "freeze"
 #: The key under which the journal keeps where that data is from.
 _COPIES: Final = "copies"
 #: The key of the outcome of each owner.
@@ -125,8 +123,10 @@ def _take(run: Run, step: Step, context: Context, *, ends: bool) -> StepOutcome:
     except JournalError:
         raise
     except RefusedError as error:
-        # An earlier attempt may have changed some owners: then the others are not given up.
-        again = isinstance(error, NotNowError) and _last(step, _REPLACEMENT)
+        # An earlier attempt may have changed some owners, or froze the filesystem: the step is not
+        # given up.
+        begun = _last(step, _REPLACEMENT) or _last(step, _FREEZE)
+        again = isinstance(error, NotNowError) and begun
         return _fail(run, step, str(error)) if again else _skip(run, step, str(error))
     except OSError as error:
         if error.errno in REFUSALS:
@@ -166,7 +166,9 @@ def _change(run: Run, step: Step, context: Context, *, ends: bool) -> StepOutcom
     if site is None or site.filesystem is None:
         raise RefusedError(f"{parameters.layer} is missing, or has no known filesystem")
     kind = Act(step.kind)
-    records = StepRecords(_replacement_of(run, step), _privileges_of(run, step))
+    records = StepRecords(
+        _replacement_of(run, step), _privileges_of(run, step), _freeze_of(run, step)
+    )
     with raised_file_limit(), site.exclusive(context.on_wait):
         result = carry_out(kind, parameters, site, context.journal_device, records)
         detail: dict[str, Any] = {"says": result.says, "zeroed": result.zeroed, "kept": result.kept}
@@ -203,6 +205,13 @@ def _privileges_of(run: Run, step: Step) -> PrivilegeJournal:
 
     records = msgspec.convert(_last(step, _PRIVILEGES) or [], list[FilePrivileges])
     return PrivilegeJournal(records, note)
+
+
+def _freeze_of(run: Run, step: Step) -> FreezeJournal:
+    def note(record: FreezeRecord | None) -> None:
+        run.started(step.id, {_FREEZE: msgspec.to_builtins(record)})
+
+    return FreezeJournal(msgspec.convert(_last(step, _FREEZE), FreezeRecord | None), note)
 
 
 def _details(records: Sequence[CopySource | OwnerOutcome]) -> list[dict[str, Any]]:

@@ -8,9 +8,13 @@ thaws on behalf of the parent:
 - the parent takes longer than the first limit: kill it, wait until it and its pending writes have
   ended, and thaw; after the second limit, thaw in any case.
 
-It leaves the cgroup of its parent, so that cgroup.kill of that one does not end it, too.  While a
-filesystem is frozen, a note in `NOTES` has the boot, and is locked: if the guard is killed as well,
-the next run finds the note unlocked, and thaws.
+Where possible it is in another cgroup than its parent, so that cgroup.kill of that one does not end
+it, too.  The last argument is 1 if systemd put it into a scope; otherwise it makes a cgroup.
+
+While the filesystem is frozen, a thread of the guard, the *witness*, waits in a system call that
+would write to it.  No signal ends such a wait.  If the guard is killed, the thread remains until
+the filesystem is thawed, by any process.  So a later run sees whether the filesystem is still
+frozen by this guard, or by another process since (`whoseblock.respond.freezing`).
 
 It uses only the standard library, and imports nothing after its start: a module's file may be on
 the frozen filesystem.
@@ -24,93 +28,27 @@ import select
 import signal
 import socket
 import sys
+import threading
 import time
 from pathlib import Path
+from typing import NamedTuple
 
-__all__ = ["FREEZE", "NOTES", "THAW", "remove_note", "thaw_left"]
+__all__ = ["FREEZE", "THAW", "WITNESS"]
 
 _FIFREEZE, _FITHAW = 0xC0045877, 0xC0045878  # linux/fs.h
 _ORDER_BYTES = 1
 FREEZE, THAW = b"F", b"T"
 #: Every reply is an errno, 0 for success.
 _REPLY_BYTES = 2
-#: The folder of notes of what is frozen, in memory: it is not on a frozen filesystem.
-NOTES = "/run/whoseblock"
 _CGROUP = "whoseblock-guard-"
+#: The name of the witness in /proc, of at most 15 bytes.
+WITNESS = "wb-frozen"
+#: An attribute that no file has: to remove it changes nothing.
+_NO_ATTRIBUTE = "trusted.whoseblock-none"
+#: The guard waits so long until its witness waits for the thaw.
+_PATIENCE_S = 5.0
 #: The kind of a mount in /proc/mounts (proc_pid_mounts(5)).
 _KIND = 2
-
-
-class Note:
-    """A note that a filesystem is frozen; ``descriptor`` is locked, and -1 if there is none.
-
-    Raises `BlockingIOError` if another process has it locked.
-    """
-
-    def __init__(self, place: int, *, create: bool) -> None:
-        device = os.fstat(place).st_dev
-        self._path = Path(NOTES, f"frozen-{os.major(device)}:{os.minor(device)}")
-        self.descriptor = -1
-        try:
-            if create:
-                Path(NOTES).mkdir(0o700, exist_ok=True)
-            status = Path(NOTES).lstat()
-            if status.st_uid != os.geteuid() or status.st_mode & 0o022:
-                return
-            flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | (os.O_CREAT if create else 0)
-            self.descriptor = os.open(self._path, flags, 0o600)
-        except OSError:
-            return
-        try:
-            fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self.close()
-            raise
-
-    def is_left(self) -> bool:
-        """Return whether a process that was killed since the machine started wrote it."""
-        return self.descriptor >= 0 and os.pread(self.descriptor, 64, 0) == _boot()
-
-    def write(self) -> None:
-        """Write the boot into it: the filesystem is about to be frozen."""
-        if self.descriptor >= 0:
-            os.pwrite(self.descriptor, _boot(), 0)
-
-    def remove(self) -> None:
-        """Remove the note: the filesystem is not frozen."""
-        if self.descriptor >= 0:
-            with contextlib.suppress(OSError):
-                self._path.unlink()
-            self.close()
-
-    def close(self) -> None:
-        """Unlock the note, and leave it."""
-        if self.descriptor >= 0:
-            os.close(self.descriptor)
-            self.descriptor = -1
-
-
-def _boot() -> bytes:
-    return Path("/proc/sys/kernel/random/boot_id").read_bytes()
-
-
-def thaw_left(place: int) -> bool:
-    """Thaw a filesystem that a killed guard left frozen; return whether there was one."""
-    try:
-        note = Note(place, create=False)
-    except BlockingIOError:
-        return False
-    left = note.is_left()
-    if left:
-        _try(place, _FITHAW)
-    note.remove()
-    return left
-
-
-def remove_note(place: int) -> None:
-    """Remove the note of a filesystem that was thawed for a guard that was killed."""
-    with contextlib.suppress(BlockingIOError):
-        Note(place, create=False).remove()
 
 
 def _leave_cgroup() -> "Path | None":
@@ -140,63 +78,115 @@ def _remove_cgroup(cgroup: Path) -> None:
         cgroup.rmdir()
 
 
-def _main(channel: socket.socket, place: int, parent: int, limit_s: float, hard_s: float) -> None:
+class Witness(threading.Thread):
+    """A thread that waits for the thaw of a filesystem as soon as that is frozen.
+
+    It does not wait where the filesystem is mounted read-only.
+    """
+
+    def __init__(self, place: int) -> None:
+        super().__init__(daemon=True)
+        self._place = place
+        self._ends = False
+
+    def run(self) -> None:
+        """Ask to remove an attribute that does not exist, again and again until one call waits."""
+        while not self._ends:
+            try:
+                os.removexattr(self._place, _NO_ATTRIBUTE)
+            except OSError as error:
+                if error.errno != errno.ENODATA:
+                    return
+
+    def name_in_proc(self, name: str) -> None:
+        """Set the name under which /proc shows it."""
+        with contextlib.suppress(OSError):
+            Path(f"/proc/self/task/{self.native_id}/comm").write_text(name, "ascii")
+
+    def wait_until_it_waits(self) -> None:
+        """Return once it waits for the thaw; the filesystem is frozen."""
+        self._ends = True
+        state = Path(f"/proc/self/task/{self.native_id}/stat")
+        deadline = time.monotonic() + _PATIENCE_S
+        with contextlib.suppress(OSError):
+            while self.is_alive() and time.monotonic() < deadline:
+                if state.read_text("ascii", "replace").rpartition(")")[2].split()[0] == "D":
+                    return
+
+    def end(self) -> None:
+        """End it: the filesystem is not frozen, or by another process."""
+        self.name_in_proc("wb-ended")
+        self._ends = True
+
+
+class _Work(NamedTuple):
+    """The arguments of the guard: descriptors, and the limits in seconds."""
+
+    channel: socket.socket
+    place: int
+    parent: int
+    limit_s: float
+    hard_s: float
+    in_scope: bool
+
+
+def _main(work: _Work) -> None:
     # A signal to the parent's process group must not end the guard, too.
     os.setsid()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE, signal.SIGQUIT):
         signal.signal(number, signal.SIG_IGN)
-    watched = os.pidfd_open(parent)
-    cgroup = _leave_cgroup()
-    thaw_left(place)
-    channel.send(bytes(_REPLY_BYTES))
-    _serve(channel, place, watched, limit_s, hard_s)
+    watched = os.pidfd_open(work.parent)
+    cgroup = None if work.in_scope else _leave_cgroup()
+    work.channel.send(bytes(_REPLY_BYTES))
+    _serve(work, watched)
     if cgroup is not None:
         _remove_cgroup(cgroup)
 
 
-def _serve(channel: socket.socket, place: int, watched: int, limit_s: float, hard_s: float) -> None:
+def _serve(work: _Work, watched: int) -> None:
     """Freeze and thaw as the parent orders; thaw at the end, whatever becomes of the parent."""
-    note: Note | None = None
+    channel, place = work.channel, work.place
+    witness: Witness | None = None
     deadline: float | None = None
     while True:
         wait = None if deadline is None else max(deadline - time.monotonic(), 0)
         if not _ready(channel.fileno(), wait):
-            _end(watched, hard_s - limit_s)
+            _end(watched, work.hard_s - work.limit_s)
             break
         try:
             order = channel.recv(_ORDER_BYTES)
         except OSError:
             break
-        if order == FREEZE and note is None:
-            failed, note = _freeze(place)
-            deadline = time.monotonic() + limit_s
-        elif order == THAW and note is not None:
+        if order == FREEZE and witness is None:
+            failed, witness = _freeze(place)
+            deadline = time.monotonic() + work.limit_s
+        elif order == THAW and witness is not None:
             failed = _try(place, _FITHAW)
             if failed == 0:
-                note.remove()
-                note, deadline = None, None
+                witness.end()
+                witness, deadline = None, None
         else:
             break
         try:
             channel.send(failed.to_bytes(_REPLY_BYTES, "big"))
         except OSError:
             break
-    if note is not None:
+    if witness is not None:
         _try(place, _FITHAW)
-        note.remove()
+        witness.end()
 
 
-def _freeze(place: int) -> "tuple[int, Note | None]":
-    try:
-        note = Note(place, create=True)
-    except BlockingIOError:
-        return errno.EBUSY, None
-    note.write()
+def _freeze(place: int) -> "tuple[int, Witness | None]":
+    witness = Witness(place)
+    # It waits as soon as the kernel lets no more writes begin, long before the freeze is complete.
+    witness.start()
+    witness.name_in_proc(WITNESS)
     failed = _try(place, _FIFREEZE)
     if failed:
-        note.remove()
+        witness.end()
         return failed, None
-    return 0, note
+    witness.wait_until_it_waits()
+    return 0, witness
 
 
 def _try(place: int, request: int) -> int:
@@ -226,11 +216,14 @@ def _ready(fd: int, wait_s: float | None) -> bool:
 
 
 if __name__ == "__main__":
-    numbers = sys.argv[1:]
+    descriptor, place, parent, limit_s, hard_s, in_scope = sys.argv[1:]
     _main(
-        socket.socket(fileno=int(numbers[0])),
-        int(numbers[1]),
-        int(numbers[2]),
-        float(numbers[3]),
-        float(numbers[4]),
+        _Work(
+            socket.socket(fileno=int(descriptor)),
+            int(place),
+            int(parent),
+            float(limit_s),
+            float(hard_s),
+            in_scope == "1",
+        )
     )

@@ -41,7 +41,6 @@ __all__ = [
     "Decision",
     "PlanOptions",
     "Proposal",
-    "can_be_kept",
     "decide",
     "is_contested",
     "proposals_at",
@@ -256,19 +255,13 @@ def decide(
     """
     decision = _decide(owners, options, filesystem)
     if decision.act in CHANGES:
-        quarantine = options.quarantine and can_be_kept(decision.act, owners)
-        if why := why_unsupported(decision.act, filesystem, quarantine=quarantine):
+        if why := why_unsupported(decision.act, filesystem, quarantine=options.quarantine):
             return Decision(Act.ADVISE, f"{why}: nothing is changed")
         if why := why_protected(decision.act, filesystem, write_read_only=options.write_read_only):
             return Decision(Act.ADVISE, why)
     if not complete and decision.act is not Act.ADVISE:
         return Decision(Act.ADVISE, "the owners are not certain: nothing is changed")
     return decision
-
-
-def can_be_kept(act: Act, owners: Sequence[Owner]) -> bool:
-    """Return whether an act can put the failed blocks into quarantine: all but unwritten ones."""
-    return act is not Act.ZERO or all(isinstance(row, Free) for row in owners)
 
 
 def why_unsupported(act: Act, filesystem: Volume, *, quarantine: bool = False) -> str:
@@ -326,13 +319,33 @@ def _decide(owners: Sequence[Owner], options: PlanOptions, filesystem: Volume) -
         if why := why_not_direct(row):
             return Decision(Act.ADVISE, f"{why}: nothing is changed")
     if is_unowned(owners):
-        return Decision(
-            Act.ZERO, _describe_zeroing(owners, filesystem, quarantine=options.quarantine)
-        )
+        return _decide_unowned(owners, options, filesystem)
     others = [row for row in owners if not (isinstance(row, FileOwner) and row.what == "data")]
     if not others:
         return _decide_data(len(owners) - len(kept), options, filesystem)
     return Decision(Act.ADVISE, _advice(others[0], options, filesystem))
+
+
+def _decide_unowned(owners: Sequence[Owner], options: PlanOptions, filesystem: Volume) -> Decision:
+    if options.quarantine and (why := _why_not_kept(owners, filesystem)):
+        return Decision(Act.ADVISE, f"{why}, or plan the repair without --quarantine")
+    says = _describe_zeroing(owners, filesystem, quarantine=options.quarantine)
+    return Decision(Act.ZERO, says)
+
+
+def _why_not_kept(owners: Sequence[Owner], filesystem: Volume) -> str:
+    """Return why unowned blocks cannot be put into quarantine, "" if they can."""
+    if not isinstance(filesystem, MountedVolume):
+        return "free blocks are put into quarantine only while the filesystem is mounted: mount it"
+    for row in owners:
+        if isinstance(row, FileOwner):
+            path = row.paths[0] if isinstance(row.paths, tuple) and row.paths else "FILE"
+            return (
+                "space that a file never wrote cannot be put into quarantine: free it first, with"
+                f" fallocate --punch-hole --offset {row.file_offset} --length {row.length}, in"
+                f" {path}"
+            )
+    return ""
 
 
 def _describe_zeroing(owners: Sequence[Owner], filesystem: Volume, *, quarantine: bool) -> str:

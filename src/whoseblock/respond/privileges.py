@@ -9,10 +9,11 @@ was to have, so that a record never adds privileges to data that another user wr
 import contextlib
 import os
 import stat
+import time
 from collections.abc import Callable, Iterable, Iterator
 from hashlib import sha256
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -22,15 +23,17 @@ from whoseblock.media.direct import DirectMedia
 from whoseblock.ranges import ByteRange
 from whoseblock.respond import syscalls
 from whoseblock.respond.exceptions import NotNowError
-from whoseblock.respond.owners import OpenOwner, describe_file
+from whoseblock.respond.owners import FilePosition, OpenOwner, describe_file
 
 __all__ = ["FilePrivileges", "PrivilegeJournal", "has_privileges"]
 
 _CAPABILITY: Final = "security.capability"
 _SET_ID: Final = stat.S_ISUID | stat.S_ISGID
 _CAP_FSETID: Final = 1 << 4  # linux/capability.h
-#: Larger files get no digest: their privileges are put back only by the run that changes them.
-_LARGEST: Final = 1 << 30
+#: The digest of a larger file is computed before the file is leased: others would wait too long.
+_LARGE: Final = 1 << 26
+#: A file that has not changed for so long has another time of change after its next change.
+_SETTLED_NS: Final = 10**9
 _PIECE: Final = 1 << 20
 
 
@@ -38,7 +41,7 @@ class FilePrivileges(msgspec.Struct, frozen=True, kw_only=True):
     """The privileges of a file, and the content that they belong to.
 
     ``mode`` is None if the kernel leaves it.  ``capability`` is in hexadecimal digits, "" if there
-    is none.  ``digest`` is that of the content after the change, "" for a file too large.
+    is none.  ``digest`` is that of the content after the change.
     """
 
     subvolume: int
@@ -59,7 +62,7 @@ class FilePrivileges(msgspec.Struct, frozen=True, kw_only=True):
         """Return whether an open file still has the owner and the content of the record."""
         status = os.fstat(fd)
         same_owner = (status.st_uid, status.st_gid) == (self.uid, self.gid)
-        return same_owner and bool(self.digest) and _digest(fd) == self.digest
+        return same_owner and _digest(fd) == self.digest
 
     def are_missing(self, fd: int) -> bool:
         """Return whether the open file lacks any of the privileges."""
@@ -120,11 +123,33 @@ class PrivilegeJournal:
     ) -> None:
         self._outstanding = {record.file: record for record in outstanding}
         self._note = note
+        self._prepared: dict[FilePosition, _PreparedDigest] = {}
 
     @property
     def outstanding(self) -> list[FilePrivileges]:
         """The records of files whose privileges are not put back yet."""
         return list(self._outstanding.values())
+
+    def prepare(self, owner: OpenOwner, data: bytes) -> None:
+        """Compute the digest of a large file as it is with ``data`` at its position.
+
+        It counts in `keeping` if the file does not change until then.
+        """
+        status = os.fstat(owner.fd)
+        settled = time.time_ns() - status.st_ctime_ns > _SETTLED_NS
+        if status.st_size <= _LARGE or not settled or not has_privileges(owner.fd):
+            return
+        known = self._prepared.get(owner.position)
+        if known is None or (known.changed_ns, known.data) != (status.st_ctime_ns, data):
+            digest = _digest(owner.fd, owner.position.offset, data)
+            self._prepared[owner.position] = _PreparedDigest(status.st_ctime_ns, data, digest)
+
+    def _digest_of(self, owner: OpenOwner, data: bytes) -> str:
+        known = self._prepared.get(owner.position)
+        changed_ns = os.fstat(owner.fd).st_ctime_ns
+        if known is not None and (known.changed_ns, known.data) == (changed_ns, data):
+            return known.digest
+        return _digest(owner.fd, owner.position.offset, data)
 
     @contextlib.contextmanager
     def keeping(self, owner: OpenOwner, data: bytes) -> Iterator[None]:
@@ -133,7 +158,7 @@ class PrivilegeJournal:
         The caller holds a write lease on the file, so that no other process changes it.
         Raises `NotNowError` if another process waits for the lease by then.
         """
-        record = _record(owner, data)
+        record = _record(owner, self._digest_of(owner, data))
         self._outstanding[record.file] = record
         self._note(self.outstanding)
         try:
@@ -182,10 +207,17 @@ class PrivilegeJournal:
         self._note(self.outstanding)
 
 
-def _record(owner: OpenOwner, data: bytes) -> FilePrivileges:
+class _PreparedDigest(NamedTuple):
+    """The digest of a file with ``data`` in place, while its time of change is ``changed_ns``."""
+
+    changed_ns: int
+    data: bytes
+    digest: str
+
+
+def _record(owner: OpenOwner, digest: str) -> FilePrivileges:
     status = os.fstat(owner.fd)
-    file, generation, offset = owner.position
-    digest = _digest(owner.fd, offset, data) if status.st_size <= _LARGEST else ""
+    file, generation, _ = owner.position
     return FilePrivileges(
         subvolume=file.subvolume,
         inode=file.inode,

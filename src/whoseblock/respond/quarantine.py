@@ -5,6 +5,7 @@ Where another user has taken its name, another name is used.
 """
 
 import contextlib
+import errno
 import os
 import re
 import secrets
@@ -34,6 +35,8 @@ __all__ = [
 _FOLDER_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FLAGS: Final = os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
 _KEPT_FLAGS: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+#: Such an error fails a step, so that it can be resumed.
+_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 #: A path of a file in quarantine: its folder and its name, which is the run.
 _PATH: Final = re.compile(rf"/({re.escape(QUARANTINE)}(?:-[0-9a-f]+)?)/([0-9]+)\+([0-9]+)")
 
@@ -109,6 +112,8 @@ def _open_folder(fs: MountedVolume) -> int:
                 if (folder := _open_own(root, name)) is not None:
                     return folder
     except OSError as error:
+        if error.errno in _FULL:
+            raise
         raise NotNowError(f"cannot create /{QUARANTINE}: {error.strerror}") from error
     raise NotNowError(f"cannot create /{QUARANTINE}: another process renames it")
 
@@ -185,6 +190,8 @@ class QuarantineKeeper(Keeper):
         except PermissionError:
             return True, os.open(self.name, _KEPT_FLAGS, dir_fd=self._folder)
         except OSError as error:
+            if error.errno in _FULL:
+                raise
             raise NotNowError(f"cannot create a file in quarantine: {error.strerror}") from error
 
     def keep(self) -> None:

@@ -38,6 +38,7 @@ from whoseblock.respond.owners import (
 from whoseblock.respond.privileges import PrivilegeJournal, has_privileges
 
 __all__ = [
+    "NO_SPACE",
     "ContentChange",
     "Keeper",
     "Moved",
@@ -52,6 +53,9 @@ _ATTEMPTS: Final = 5
 #: How long a file is tried again that other processes use, and the pause before each time.
 _PATIENCE_S: Final = 3.0
 _PAUSE_S: Final = 0.1
+#: The reason why an owner is left that needs blocks which the filesystem does not have.
+NO_SPACE: Final = "no space is left on the filesystem"
+_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 _TEMPORARY: Final = os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC
 
 
@@ -245,6 +249,9 @@ def _moves(owner: OpenOwner, exchange: Callable[[OpenOwner], None], moved: Moved
     except RefusedError as error:
         moved.left[position] = str(error)
     except OSError as error:
+        if error.errno in _FULL:
+            moved.left[position] = NO_SPACE
+            return False
         if error.errno not in REFUSALS:
             raise
         moved.left[position] = f"{position}: the kernel refuses: {error.strerror}"
@@ -341,6 +348,7 @@ class _Exchange:
             self.check()
             if self._is_exchanged(spare, length, sample):
                 return
+        self.prepare_privileges(length)
         # To put the privileges back is safe only while no other process can change the file.
         with syscalls.write_lease(file), self.keeping_privileges(length):
             self.check()
@@ -354,9 +362,16 @@ class _Exchange:
         if not has_privileges(self._owner.fd):
             yield
             return
-        data = self._change.replacement or bytes(self._block.length)
-        with self._privileges.keeping(self._owner, data[:length]):
+        with self._privileges.keeping(self._owner, self._new_data(length)):
             yield
+
+    def _new_data(self, length: int) -> bytes:
+        data = self._change.replacement or bytes(self._block.length)
+        return data[:length]
+
+    def prepare_privileges(self, length: int) -> None:
+        """Prepare `keeping_privileges` before the file is leased, as it may take long."""
+        self._privileges.prepare(self._owner, self._new_data(length))
 
     def _is_exchanged(self, spare: int, length: int, sample: ExchangeSample) -> bool:
         """Exchange the blocks; return False if the filesystem does not support it."""
@@ -430,6 +445,7 @@ def overwrite(
         return False
     data = change.replacement or bytes(run.length)
     exchange = _Exchange(fs, device, owner, change, privileges)
+    exchange.prepare_privileges(run.length)
     with syscalls.write_lease(owner.fd), exchange.keeping_privileges(run.length):
         exchange.check()
         if positions_of(owners_now(fs, run), run) != {owner.position}:
@@ -483,6 +499,8 @@ def _temporary(fs: MountedVolume) -> int:
         # Ranges are exchanged only within one mount: that on which the owners are opened.
         return os.open(".", _TEMPORARY, 0o600, dir_fd=root)
     except OSError as error:
+        if error.errno in _FULL:
+            raise
         raise NotNowError(f"cannot create a temporary file there: {error.strerror}") from error
 
 

@@ -5,11 +5,8 @@ blocks, which sectors fail, and whether a copy is good.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from hashlib import sha256
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
-
-import msgspec
 
 from whoseblock.errors import MediaError, WhoseblockError
 from whoseblock.fs.base import FileId
@@ -17,10 +14,9 @@ from whoseblock.fs.driver import MountedVolume, Volume
 from whoseblock.fs.registry import open_volume
 from whoseblock.media.direct import DirectMedia
 from whoseblock.ranges import ByteRange
-from whoseblock.respond.copies.locations import Copies, FetchedCopies, Preference
+from whoseblock.respond.copies.locations import FetchedCopies, Preference
 from whoseblock.respond.copies.page_cache import has_unwritten
 from whoseblock.respond.copies.replacement import (
-    CopySource,
     Replacement,
     Replacements,
     find_replacements,
@@ -34,7 +30,7 @@ from whoseblock.respond.exceptions import (
     PartlyDoneError,
     RefusedError,
 )
-from whoseblock.respond.freeze_guard import thaw_left
+from whoseblock.respond.freezing import FreezeJournal, check_not_frozen
 from whoseblock.respond.owners import (
     FilePosition,
     OpenOwner,
@@ -42,23 +38,18 @@ from whoseblock.respond.owners import (
     describe_file,
     is_unowned,
     owners_now,
-    position_of,
     positions_of,
     rows_without,
 )
 from whoseblock.respond.planning import (
-    CHANGES,
     READ_ONLY,
     Act,
-    PlanOptions,
-    Proposal,
-    can_be_kept,
     why_protected,
     why_unsupported,
 )
-from whoseblock.respond.privileges import PrivilegeJournal
-from whoseblock.respond.quarantine import QuarantineKeeper, in_quarantine, keeper_of, settle
+from whoseblock.respond.quarantine import QuarantineKeeper, keeper_of, settle
 from whoseblock.respond.relocate import (
+    NO_SPACE,
     ContentChange,
     Keeper,
     Moved,
@@ -68,17 +59,10 @@ from whoseblock.respond.relocate import (
     relocate,
 )
 from whoseblock.respond.sites import Site
+from whoseblock.respond.steps import ActResult, StepParameters, StepRecords
 from whoseblock.respond.zeroing import zero_mounted, zero_unmounted
 
-__all__ = [
-    "ActResult",
-    "ReplacementDigest",
-    "StepParameters",
-    "StepRecords",
-    "carry_out",
-    "parameters_of",
-    "verify",
-]
+__all__ = ["carry_out", "verify"]
 
 #: How often the owners of a run are looked up again when others change them meanwhile.
 _ROUNDS = 4
@@ -86,96 +70,6 @@ _ROUNDS = 4
 _NAMED = 3
 #: So many reasons are named.
 _REASONS = 10
-
-
-class StepParameters(msgspec.Struct, frozen=True, kw_only=True):
-    """The parameters of a step in the journal: all that it takes to carry it out.
-
-    ``layer`` and ``identity`` name the filesystem; a step that changes something has both.
-    ``start`` and ``length`` are the run of blocks in bytes of that layer.  ``owners`` are the
-    positions in files that may be changed.  ``write_read_only`` allows to write to the device of a
-    filesystem that is mounted read-only.
-    """
-
-    layer: str
-    identity: str
-    start: int
-    length: int
-    owners: tuple[FilePosition, ...] = ()
-    copies: Copies | None = None
-    quarantine: bool = False
-    write_read_only: bool = False
-    says: str = ""
-
-    @property
-    def run(self) -> ByteRange:
-        """The run of blocks."""
-        return ByteRange(self.start, self.length)
-
-
-def parameters_of(proposal: Proposal, options: PlanOptions) -> StepParameters:
-    """Return the parameters of the step that a proposal calls for."""
-    fs = proposal.site.filesystem
-    rows = (row for row in proposal.owners if not in_quarantine(row, fs))
-    positions = tuple(filter(None, map(position_of, rows)))
-    keeps = proposal.act in CHANGES and can_be_kept(proposal.act, proposal.owners)
-    return StepParameters(
-        layer=proposal.site.layer.name,
-        identity=proposal.site.identity,
-        start=proposal.run.start,
-        length=proposal.run.length,
-        owners=positions,
-        copies=options.copies if proposal.act is Act.RESTORE else None,
-        quarantine=options.quarantine and keeps,
-        write_read_only=options.write_read_only and proposal.act is Act.ZERO,
-        says=proposal.says,
-    )
-
-
-class ActResult(NamedTuple):
-    """The result of an act, in words and in sectors.
-
-    ``zeroed`` are the sectors that were zeroed.  ``kept`` are those that a quarantine keeps out of
-    use, and that may still fail.  ``sources`` are where the data of the owners is from, ``owners``
-    their outcomes.
-    """
-
-    says: str
-    zeroed: Sequence[ByteRange] = ()
-    kept: Sequence[ByteRange] = ()
-    sources: Sequence[CopySource] = ()
-    owners: tuple[OwnerOutcome, ...] = ()
-
-
-class ReplacementDigest:
-    """The SHA-256 of the data that owners are given, as the journal has it.
-
-    An interrupted attempt may have changed some of the owners.  The others must get the same data,
-    and what the first ones hold now may have been written since.
-    """
-
-    def __init__(self, digest: str, note: Callable[[str, Sequence[CopySource]], None]) -> None:
-        self.digest = digest
-        self._note = note
-
-    def check(self, data: bytes, sources: Sequence[CopySource], *, strict: bool) -> None:
-        """Journal the digest of a replacement and its sources before any owner is changed.
-
-        Raises `RefusedError` if ``strict`` and an earlier attempt used other data.
-        """
-        digest = sha256(data).hexdigest()
-        if strict and self.digest not in ("", digest):
-            raise RefusedError("the good copy differs from the one that other owners were given")
-        if not self.digest:
-            self._note(digest, sources)
-        self.digest = digest
-
-
-class StepRecords(NamedTuple):
-    """The records that an interrupted attempt left in the journal, and that this one continues."""
-
-    replacement: ReplacementDigest
-    privileges: PrivilegeJournal
 
 
 def carry_out(
@@ -194,8 +88,10 @@ def carry_out(
     fs = site.mounted
     if fs is None:
         return _zero_unmounted(step, site)
-    # Whatever is written to a frozen filesystem waits.
-    thaw_left(fs.fileno())
+    records.freeze.thaw_left(fs.fileno(), read_only=fs.is_read_only)
+    if fs.root_fd is not None:
+        # Any write to a frozen filesystem waits, and cannot be killed.
+        check_not_frozen(fs.root_fd)
     privileges = records.privileges
     try:
         privileges.put_back(fs)
@@ -221,7 +117,7 @@ def _change_owners(  # noqa: PLR0913 - as `carry_out`
     records: StepRecords,
 ) -> ActResult:
     if kind is Act.ZERO:
-        return _zero(fs, step, site, journal_device)
+        return _zero(fs, step, site, journal_device, records.freeze)
     with _quarantined(fs, step) as keeper:
         attempt = _Attempt(fs, site, step, kind, keeper, records)
         for number in range(_ROUNDS):
@@ -230,7 +126,7 @@ def _change_owners(  # noqa: PLR0913 - as `carry_out`
             if is_unowned(others):
                 if keeper is not None and rows:
                     return _settle(fs, site, keeper, step)
-                return _zero(fs, step, site, journal_device)
+                return _zero(fs, step, site, journal_device, records.freeze)
             result = attempt.run(in_place=number == 0)
             if result is not None:
                 return result
@@ -277,7 +173,11 @@ def _zero_unmounted(step: StepParameters, site: Site) -> ActResult:
 
 
 def _zero(
-    fs: MountedVolume, step: StepParameters, site: Site, journal_device: int | None
+    fs: MountedVolume,
+    step: StepParameters,
+    site: Site,
+    journal_device: int | None,
+    freeze: FreezeJournal,
 ) -> ActResult:
     def open_to_freeze() -> Device:
         if journal_device in fs.devices:
@@ -288,7 +188,9 @@ def _zero(
         return site.device(writable=True)
 
     with contextlib.closing(site.device()) as device:
-        settled = zero_mounted(fs, device, step.run, open_to_freeze, quarantine=step.quarantine)
+        settled = zero_mounted(
+            fs, device, step.run, open_to_freeze, freeze, quarantine=step.quarantine
+        )
     result = ActResult(*settled)
     if result.zeroed and fs.is_read_only:
         return result._replace(says=f"{result.says}, although {READ_ONLY}")
@@ -308,6 +210,15 @@ def _settle(fs: MountedVolume, site: Site, keeper: Keeper, step: StepParameters)
         return ActResult(*settle(fs, device, keeper, failing, quarantine=step.quarantine))
 
 
+class _Wanted(NamedTuple):
+    """The owners to change, those that were changed before, those that are left, and the data."""
+
+    owners: Sequence[OpenOwner]
+    others: Sequence[OpenOwner]
+    left: Mapping[FilePosition, str]
+    found: Replacements
+
+
 class _Attempt:
     """Attempts to give the owners of a run other blocks."""
 
@@ -320,7 +231,7 @@ class _Attempt:
         keeper: QuarantineKeeper | None,
         records: StepRecords,
     ) -> None:
-        self._digest, self._privileges = records
+        self._digest, self._privileges, _ = records
         self._fs = fs
         self._site = site
         self._step = step
@@ -360,16 +271,23 @@ class _Attempt:
             keeper: Keeper = self._keeper or stack.enter_context(
                 contextlib.closing(Keeper.temporary(self._fs, run))
             )
-            if not keeper.has_run():
-                keeper.share(owners[0])
-            moved = self._relocate(device, keeper, content, found, others)
-            moved.left.update(left)
-            done = self._describe(found, len(moved.changed))
-            if moved.left:
-                raise self._undone(moved, others, done)
-            if not keeper.is_alone():
-                return None
-            result = _settle(self._fs, self._site, keeper, self._step)
+            return self._move(device, keeper, content, _Wanted(owners, others, left, found))
+
+    def _move(
+        self, device: Device, keeper: Keeper, content: Content, wanted: _Wanted
+    ) -> ActResult | None:
+        """Change the owners, as `run` does, while the keeper has the run."""
+        owners, others, left, found = wanted
+        if not keeper.has_run() and not _share(keeper, owners):
+            return None
+        moved = self._relocate(device, keeper, content, found, others)
+        moved.left.update(left)
+        done = self._describe(found, len(moved.changed))
+        if moved.left:
+            raise self._undone(moved, others, done)
+        if not keeper.is_alone():
+            return None
+        result = _settle(self._fs, self._site, keeper, self._step)
         says = f"{done}; {result.says}"
         return result._replace(says=says, sources=found.sources, owners=_outcomes(moved))
 
@@ -394,7 +312,7 @@ class _Attempt:
     def _undone(self, moved: Moved, others: Sequence[OpenOwner], done: str = "") -> Exception:
         """Return the error for owners that were left: the step is taken again if any was not."""
         reasons = _reasons(moved.left)
-        if not moved.changed and not others:
+        if not moved.changed and not others and NO_SPACE not in moved.left.values():
             return RefusedError(reasons)
         says = f"{done}; left: {reasons}" if moved.changed else f"left: {reasons}"
         return PartlyDoneError(says, _outcomes(moved))
@@ -488,6 +406,15 @@ class _Attempt:
             with contextlib.suppress(RefusedError):
                 found.append(files.open(position))
         return found
+
+
+def _share(keeper: Keeper, owners: Sequence[OpenOwner]) -> bool:
+    """Share the run of the first owner that still has it; return False if none does."""
+    for owner in owners:
+        with contextlib.suppress(ChangedError):
+            keeper.share(owner)
+            return True
+    return False
 
 
 def _outcomes(moved: Moved) -> tuple[OwnerOutcome, ...]:

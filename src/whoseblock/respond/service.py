@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from whoseblock.errors import InUseError
 from whoseblock.fs.base import Answer
 from whoseblock.journal.authentication import not_authentic
 from whoseblock.journal.journal import Journal
@@ -20,12 +21,11 @@ from whoseblock.lookup import Lookup, Query, QueryOptions
 from whoseblock.ranges import ByteRange
 from whoseblock.respond.execution import EXEC, SIGNAL, Context, StepOutcome, execute
 from whoseblock.respond.planning import CHANGES, Act, PlanOptions, Proposal, proposals_for
-from whoseblock.respond.repair import parameters_of
 from whoseblock.respond.sites import Site, site_named, wait_silently
+from whoseblock.respond.steps import parameters_of
 from whoseblock.target import Target, TargetOptions
 
 __all__ = [
-    "PlanInUseError",
     "PlanOptions",
     "PlannedFailure",
     "SavedPlan",
@@ -62,10 +62,6 @@ class SavedPlan(NamedTuple):
 
     plan: Plan
     asked: Mapping[int, Query]
-
-
-class PlanInUseError(Exception):
-    """Another run that may still live carries out the plan."""
 
 
 def plan(
@@ -211,13 +207,14 @@ def resume(
 ) -> Iterator[StepOutcome]:
     """Carry out the unfinished steps of an interrupted plan, as `apply` does.
 
-    Opens the target that the plan was made for.  Raises `PlanInUseError` if another run carries it
+    Opens the target that the plan was made for.  Raises `InUseError` if another run carries it
     out, `TargetError` if the target cannot be opened, and `JournalError`, also if the plan is not
     authentic.
     """
     records = journal.failures_of(saved)
-    if journal.is_running(saved.run):
-        raise PlanInUseError
+    last = {step.events[-1].run for step in saved.steps if step.events}
+    if any(journal.is_running(one) for one in {saved.run, *last}):
+        raise InUseError(f"plan {saved.id} is in use by another run: not carried out")
     kept = dict(saved.options["where"])
     where = TargetOptions(**{**kept, "members": tuple(kept["members"])})
     with ExitStack() as stack:

@@ -20,10 +20,9 @@ from whoseblock.respond.device import Device
 from whoseblock.respond.exceptions import (
     ChangedError,
     NotHealedError,
-    NotNowError,
     RefusedError,
 )
-from whoseblock.respond.freezing import check_not_frozen, frozen
+from whoseblock.respond.freezing import USUAL_LIMITS, FreezeJournal, frozen
 from whoseblock.respond.owners import is_unowned, owners_now, whole_blocks
 from whoseblock.respond.quarantine import Settlement, keeper_of, settle, work_folder
 from whoseblock.respond.relocate import Keeper
@@ -36,24 +35,29 @@ _PIECE: Final = 1 << 20
 _CAPTURED: Final = 16 << 20
 #: How often free blocks are captured until the filesystem is frozen instead.
 _ATTEMPTS: Final = 2
+_NOT_KEPT: Final = (
+    "{} cannot be allocated to a file in quarantine now: resume the step later, or plan the repair"
+    " without --quarantine, which zeroes these blocks while the filesystem is frozen"
+)
 #: The filesystem is thawed for a moment after this time, so that other processes go on.
 _WHILE_S: Final = 1.0
 
 
-def zero_mounted(
+def zero_mounted(  # noqa: PLR0913 - the blocks, and how they are zeroed
     fs: MountedVolume,
     device: Device,
     run: ByteRange,
     open_to_freeze: Callable[[], Device],
+    freeze: FreezeJournal,
     *,
     quarantine: bool,
 ) -> Settlement:
     """Zero the failed sectors of an unowned run.
 
     With ``quarantine``, free blocks stay in quarantine; without, those that do not heal.
-    ``open_to_freeze`` opens the device for writing while the filesystem is frozen.  Raises
-    `ChangedError` if the run has an owner by now, `NotNowError` if the filesystem cannot be changed
-    or the device cannot be written, and `NotHealedError`.
+    ``open_to_freeze`` opens the device for writing while the filesystem is frozen, which
+    ``freeze`` records.  Raises `ChangedError` if the run has an owner by now, `NotNowError` if the
+    filesystem cannot be changed or the device cannot be written, and `NotHealedError`.
     """
     syscalls.sync_filesystem(fs.fileno())
     failing = device.failing([run])
@@ -61,13 +65,13 @@ def zero_mounted(
     kept: list[ByteRange] = []
     unhealed: list[str] = []
     left: list[ByteRange] = []
+    refused: list[str] = []
     for block in _pieces(whole_blocks(failing, fs.block_size), _CAPTURED):
         try:
             with _keeper_of(fs, block) as keeper:
                 if keeper is None:
-                    if quarantine:
-                        raise NotNowError(f"{block} cannot be allocated now, to be kept")
-                    left.append(block)
+                    refused += [_NOT_KEPT.format(block)] if quarantine else []
+                    left += [] if quarantine else [block]
                     continue
                 here = list(_within(failing, keeper.run))
                 done = settle(fs, device, keeper, here, quarantine=quarantine, trim=True)
@@ -78,11 +82,11 @@ def zero_mounted(
     if left:
         with contextlib.closing(open_to_freeze()) as writable:
             try:
-                says.append(f"zeroed {_listed(_zero_frozen(fs, writable, left))}")
+                says.append(f"zeroed {_listed(_zero_frozen(fs, writable, left, freeze))}")
             except NotHealedError as error:
-                unhealed.append(str(error))
-    if unhealed:
-        raise NotHealedError("; ".join(dict.fromkeys(unhealed)))
+                unhealed.append(f"{error}; {_listed(left)}: not in quarantine, may be allocated")
+    if unhealed or refused:
+        raise NotHealedError("; ".join(dict.fromkeys(unhealed + refused)))
     return Settlement("; ".join(says) or "no sector fails there any more", failing, kept)
 
 
@@ -120,7 +124,6 @@ def _capture(fs: MountedVolume, block: ByteRange) -> Keeper | None:
         return None
     if not all(isinstance(row, Free) for row in owners_now(fs, block)):
         return None
-    check_not_frozen(fs.root_fd)
     with work_folder(fs) as folder:
         for _attempt in range(_ATTEMPTS):
             with contextlib.suppress(OSError):
@@ -131,7 +134,9 @@ def _capture(fs: MountedVolume, block: ByteRange) -> Keeper | None:
     return None
 
 
-def _zero_frozen(fs: MountedVolume, device: Device, blocks: Sequence[ByteRange]) -> list[ByteRange]:
+def _zero_frozen(
+    fs: MountedVolume, device: Device, blocks: Sequence[ByteRange], freeze: FreezeJournal
+) -> list[ByteRange]:
     """Zero the failed sectors of unowned blocks while the filesystem is frozen; return them.
 
     Only the device is written meanwhile, and no module is imported: its file may be on that
@@ -143,7 +148,7 @@ def _zero_frozen(fs: MountedVolume, device: Device, blocks: Sequence[ByteRange])
     todo = list(_pieces(failing, _PIECE))
     unhealed: list[str] = []
     while todo:
-        with frozen(fs.fileno()) as hold:
+        with frozen(fs.fileno(), USUAL_LIMITS, freeze.note) as hold:
             _check_unowned(fs, whole_blocks(todo, fs.block_size))
             until = time.monotonic() + _WHILE_S
             hold.check()
