@@ -10,7 +10,7 @@ READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test vm-test adversary check lint types bench study man lock release clean
+.PHONY: help demo test vm-test adversary check lint types bench study man signatures lock release clean
 
 help: ## list the targets
 	@awk -F '## ' '/^[a-z-]+:.*## / { sub(/:.*/, "", $$1); printf "make %-9s %s\n", $$1, $$2 }' Makefile
@@ -46,6 +46,9 @@ study: $(READY) ## measure the three designs against each other, and update docs
 
 man: $(READY) ## write the man page docs/man/whoseblock.1, which the wheel installs
 	$(BIN)/python -m whoseblock.cli.man > docs/man/whoseblock.1
+
+signatures: $(READY) ## write the tables of docs/internals/signatures.md
+	$(BIN)/python -m tools.signature_table
 
 # uv only writes the lock files, and is not in them. The index configured on this machine is ignored,
 # so that the files and hashes are those of the public one. No URL is written.

@@ -27,6 +27,7 @@ class Room(NamedTuple):
 ROOMS = (
     Room(("byte_range", "ranges", "errors", "closing", "encode", "extras", "process_stat"), 0, -1),
     Room(("media",), 1, 0),
+    Room(("signatures",), 1, 0),
     Room(("fs.layout", "fs.*.format"), 2, 0),
     Room(("fs",), 3, 2),
     Room(("stack",), 3, 1),

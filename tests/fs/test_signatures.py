@@ -29,6 +29,7 @@ def refused(path: Path) -> NotAFilesystemError:
 @pytest.mark.parametrize(
     ("command", "what"),
     [
+        (["mkfs.exfat"], "exFAT"),
         (["mkswap"], "swap space"),
     ],
 )

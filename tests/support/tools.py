@@ -33,9 +33,14 @@ _PACKAGES = {
     name: package
     for package, names in {
         "attr": "getfattr setfattr",
+        "btrfs-progs": "mkfs.btrfs",
+        "cryptsetup-bin": "cryptsetup veritysetup",
         "dmsetup": "dmsetup",
+        "dosfstools": "mkfs.vfat",
         "e2fsprogs": "badblocks chattr debugfs dumpe2fs e2fsck filefrag lsattr mke2fs mkfs.ext4",
-        "fdisk": "sfdisk",
+        "exfatprogs": "mkfs.exfat",
+        "f2fs-tools": "mkfs.f2fs",
+        "fdisk": "fdisk sfdisk",
         "fuse3": "fusermount3",
         "gddrescue": "ddrescue ddrescuelog",
         "gdisk": "sgdisk",
@@ -45,8 +50,10 @@ _PACKAGES = {
         "mdadm": "mdadm",
         "mount": "losetup mount swapoff swapon umount",
         "ndctl": "ndctl",
+        "ntfs-3g": "mkntfs ntfsclone",
+        "qemu-utils": "qemu-img",
         "systemd": "systemd-analyze",
-        "util-linux": "dmesg mkswap partx setpriv unshare",
+        "util-linux": "blkid dmesg mkswap partx setpriv unshare",
         "xfsprogs": "mkfs.xfs xfs_copy xfs_db xfs_io xfs_logprint xfs_mdrestore xfs_metadump"
         " xfs_repair",
         "xz-utils": "xz",
