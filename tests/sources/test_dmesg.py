@@ -206,9 +206,16 @@ def test_a_page_has_the_page_size_given() -> None:
         f"I/O error, dev {'a' * 5000}, sector 7",
     ],
 )
-def test_a_message_with_a_malformed_number_is_refused(line: str) -> None:
+def test_a_message_with_a_malformed_number_costs_its_line(line: str) -> None:
+    log = ["noise\n", f"[1.0] {line}\n", "[2.0] I/O error, dev sdb, sector 8\n"]
+    reading = Reading("log")
+    assert [one.device for one in read_dmesg(log, "log", reading=reading)] == ["sdb"]
+    assert reading.broken == 1
+    assert reading.first_broken.startswith(f"line 2: {line[:40]}")
+    assert len(reading.summary()) < 300
+    # The daemon reports it.
     with pytest.raises(MalformedError, match="log, line 2:"):
-        list(read_dmesg(["noise\n", f"[1.0] {line}\n"], "log"))
+        read_message(line, "log", 2)
 
 
 @given(

@@ -5,7 +5,10 @@ from typing import Final, NamedTuple
 
 from msgspec import Struct
 
-__all__ = ["MAX_OFFSET", "Failure", "Reading", "parse_number"]
+__all__ = ["MAX_LINE", "MAX_OFFSET", "Counted", "Failure", "Reading", "parse_number", "quote"]
+
+#: Limit on the length of a line, in characters; binary data may have no line ends.
+MAX_LINE: Final = 1 << 16
 
 #: The end of the largest offset that a ``loff_t`` holds.
 MAX_OFFSET: Final = 1 << 63
@@ -14,6 +17,10 @@ _NUMBER: Final = re.compile(r"0[xX][0-9a-fA-F]{1,16}|[0-9]{1,20}", re.ASCII)
 
 #: Limit on the kept part of an unrecognised line, in characters.
 _MAX_QUOTE: Final = 72
+#: Limit on a quoted argument or field in an error, in characters.
+_MAX_WORD: Final = 32
+#: Limit on the number of reasons that are counted separately.
+_MAX_REASONS: Final = 64
 
 
 class Failure(NamedTuple):
@@ -31,11 +38,20 @@ class Failure(NamedTuple):
     remark: str = ""
 
 
+class Counted(Struct):
+    """A number of units, and the text of the first one with its place in the input."""
+
+    count: int
+    first: str
+
+
 class Reading(Struct):
     """The record of reading one input, updated while the failures are consumed.
 
     ``read`` counts units, called ``unit`` and ``units`` in messages. ``unrecognised`` counts the
     units that report an error in an unsupported form, and ``first`` is the first of them.
+    ``broken`` counts the units that were passed over because they are truncated or damaged.
+    ``unplaced`` counts, by the reason, the units that report an error whose place is unknown.
     ``remarks`` explain an input without failures.
     """
 
@@ -46,12 +62,33 @@ class Reading(Struct):
     failures: int = 0
     unrecognised: int = 0
     first: str = ""
+    broken: int = 0
+    first_broken: str = ""
+    unplaced: dict[str, Counted] = {}
     remarks: list[str] = []
 
     @property
     def is_silent(self) -> bool:
         """Whether the failures were complete, so that the input needs no message."""
-        return bool(self.failures) and not self.unrecognised and not self.remarks
+        silent = not (self.unrecognised or self.broken or self.unplaced or self.remarks)
+        return bool(self.failures) and silent
+
+    def count_broken(self, where: str, text: str, expected: str = "") -> None:
+        """Count a unit that was passed over; keep the first, with what was expected in it."""
+        if not self.broken:
+            wanted = f", expected {expected}" if expected else ""
+            self.first_broken = f"{where}: {_shorten(text)}{wanted}"
+        self.broken += 1
+
+    def count_unplaced(self, where: str, text: str, reason: str, count: int = 1) -> None:
+        """Count units that report an error, with the reason why their place is unknown."""
+        counted = self.unplaced.get(reason)
+        if counted is not None:
+            counted.count += count
+        elif len(self.unplaced) < _MAX_REASONS:
+            self.unplaced[reason] = Counted(count, f"{where}: {_shorten(text)}")
+        else:
+            self.count_unrecognised(where, text, count)
 
     def count_unrecognised(self, where: str, text: str, count: int = 1) -> None:
         """Count units that report an error in an unsupported form; keep the first."""
@@ -67,6 +104,16 @@ class Reading(Struct):
             what = _format_count(self.unrecognised, self.unit, self.units)
             first = "" if self.unrecognised == 1 else "the first is "
             parts.append(f"{what} {reports} in a form that is not recognised: {first}{self.first}")
+        if self.broken:
+            what = _format_count(self.broken, self.unit, self.units)
+            first = "" if self.broken == 1 else "the first is "
+            was = "was" if self.broken == 1 else "were"
+            parts.append(f"{what} {was} passed over as damaged: {first}{self.first_broken}")
+        for reason, counted in self.unplaced.items():
+            reports = "reports an error" if counted.count == 1 else "report errors"
+            what = _format_count(counted.count, self.unit, self.units)
+            first = "" if counted.count == 1 else "the first is "
+            parts.append(f"{what} {reports} at an unknown place, {reason}: {first}{counted.first}")
         return "; ".join([*parts, *self.remarks])
 
     @property
@@ -81,6 +128,11 @@ def _format_count(number: int, one: str, many: str) -> str:
 def _shorten(text: str) -> str:
     text = text.strip()
     return text if len(text) <= _MAX_QUOTE else f"{text[:_MAX_QUOTE]}…"
+
+
+def quote(text: str) -> str:
+    """Return a quoted argument or field for an error, shortened."""
+    return repr(text if len(text) <= _MAX_WORD else f"{text[:_MAX_WORD]}…")
 
 
 def parse_number(text: str) -> int | None:

@@ -1,122 +1,209 @@
 """Parse failures from a kernel log, as saved by dmesg, journalctl -k or syslog.
 
-The messages are those of mm/memory-failure.c (``Memory failure: 0x10140a: …``) and of
-block/blk-core.c (``I/O error, dev sda, sector 2048 …`` and the other errors of the medium). Other
-lines that report an error of storage or memory are counted, and all others are skipped.
-
-``Buffer I/O error`` is counted only: its unit is a block of unknown size. So are machine checks and
-the firmware's reports of them: for each lost page, the kernel also logs a memory failure. A counted
-line is ignored if a failure of the same device, or of memory, was read beside it.
-
-A message must begin with the words above. The kernel also logs names that any user may choose, as
-in ``x[1]: segfault … in NAME[…]``, and NAME may be ``Memory failure: 0x10140a: ``. A process may be
-named ``I/O error, dev ``, and begin a message; but no name is long enough for a device and a comma.
+A message follows its prefix (`whoseblock.sources.log_prefixes`), or is a field of a record
+(`whoseblock.sources.log_records`). `whoseblock.sources.log_messages` has the table of messages, and
+`whoseblock.sources.log_sequences` has those that belong together. Other lines that report an error
+of storage or memory are counted, and all others are skipped.
 """
 
-import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import Final
 
 from whoseblock.errors import MalformedError
-from whoseblock.ranges import PHYSICAL_MEMORY
 from whoseblock.sources.base import Failure, Reading
-from whoseblock.sources.log_lines import HINTS, PREFIX, LogForm, OtherErrors
+from whoseblock.sources.log_lines import LogForm, OtherErrors
+from whoseblock.sources.log_messages import find_pattern
+from whoseblock.sources.log_patterns import Located, Pattern, Units, Unplaced
+from whoseblock.sources.log_prefixes import PREFIX, Envelope
+from whoseblock.sources.log_readers import REQUEST_REMARK
+from whoseblock.sources.log_records import Message, find_record_reader
+from whoseblock.sources.log_sequences import LogSequences
 
 __all__ = ["REQUEST_REMARK", "read_dmesg", "read_message"]
 
-#: The uncertainty of a line of the block layer: blk_print_req_error() prints where the rest of the
-#: request begins, and a driver that does not know the failed sector fails all of it.
-REQUEST_REMARK: Final = (
-    "the failed request, or the rest of it, begins at this sector; the bad sector may lie further"
-    " on, and the log does not say how far"
-)
-
-_SECTOR: Final = 512
-_MEMORY_WORDS: Final = "Memory failure: 0x"
-_MEMORY: Final = re.compile(rf"{_MEMORY_WORDS}([0-9a-f]{{1,16}}):", re.ASCII)
-#: The words of blk_errors for errors of the medium, in all versions since 4.13; older kernels only
-#: have "I/O error". Errors of the path or the target and timeouts name no failed sector.
-_BLOCK_WORDS: Final = re.compile(
-    r"(?:(?:end_request|blk_update_request|print_req_error): )?"
-    r"(?:I/O|critical medium|protection) error, dev ",
-)
-#: Kernels before 5.2 do not print the operation.
-_BLOCK: Final = re.compile(
-    r"([^\s,]{1,64}), sector (\d{1,20})\b(?: op 0x[0-9a-f]{1,8}:\((\w{1,32})\))?", re.ASCII
-)
-#: A message of the block layer, or a truncated one. Others begin with the name of a process.
-_BLOCK_BEGIN: Final = re.compile(r"[^\s,]*(?:,|\s*\Z)")
-#: Operations with data; the others of blk_op_name, such as FLUSH and DISCARD, lose none.
-_OPERATIONS: Final = frozenset({None, "READ", "WRITE", "WRITE_SAME", "WRITE_ZEROES", "ZONE_APPEND"})
+#: Limit on the places that are remembered, to yield each once.
+_MAX_SEEN: Final = 1 << 18
+#: Limit on the devices and reasons of errors at unknown places.
+_MAX_UNPLACED: Final = 256
 
 
 def read_dmesg(
-    lines: Iterable[str], name: str, page_size: int = 4096, reading: Reading | None = None
+    lines: Iterable[str],
+    name: str,
+    page_size: int = 4096,
+    reading: Reading | None = None,
+    units: Units | None = None,
 ) -> Iterator[Failure]:
-    """Yield every page and every sector that the log reports as failed, each once.
+    """Yield every range that the log reports as failed, each once.
 
-    ``name`` is the file in messages. ``reading`` counts the lines, and the lines that report an
-    error in another form. Raises `MalformedError` for a truncated message of a failure, and for
-    binary data without any line of the kernel.
+    ``name`` is the file in messages. ``reading`` counts the lines, the damaged lines, and those
+    that report an error in another form or at an unknown place. ``units`` replaces ``page_size``.
+    Raises `MalformedError` for binary data without any line of the kernel.
     """
     reading = reading or Reading(name)
-    seen: set[tuple[str, int]] = set()
-    others = OtherErrors()
-    form = LogForm()
-    number = 0
-    for number, line in enumerate(lines, 1):
-        reading.read = number
-        if not form.is_log:
-            form.examine(number, line)
-        # Nearly every line is rejected by these fast searches.
-        if _MEMORY_WORDS not in line and " error, dev " not in line:
-            if any(word in line.lower() for word in HINTS):
-                others.examine(number, line)
-            continue
-        text = PREFIX.sub("", line, count=1)
-        found = read_message(text, name, number, page_size)
-        if found is None:
-            others.examine(number, line)
+    parser = _Parser(name, units or Units(page_size), reading)
+    numbered: Iterator[tuple[int, str]] = enumerate(lines, 1)
+    first = next((one for one in _count(numbered, reading) if one[1].strip()), None)
+    if first is not None:
+        numbered = chain((first,), numbered)
+        reader = find_record_reader(first[1])
+        if reader is None:
+            yield from _read_lines(numbered, parser, reading)
         else:
-            form.is_log = True
-            others.known.add(found.device)
-            if (found.device, found.start) not in seen:
-                seen.add((found.device, found.start))
-                reading.failures += 1
-                yield found
-    form.check(name)
-    others.report_to(reading)
-    if number and not form.is_log:
-        reading.remarks.append("no line has the time or the prefix of a kernel log")
+            parser.form.is_log = True
+            yield from _read_records(reader(_count(numbered, reading), reading), parser)
+    yield from parser.finish()
+
+
+def _count(numbered: Iterable[tuple[int, str]], reading: Reading) -> Iterator[tuple[int, str]]:
+    for one in numbered:
+        reading.read = one[0]
+        yield one
+
+
+def _read_records(messages: Iterable[Message], parser: "_Parser") -> Iterator[Failure]:
+    for number, text in messages:
+        if _may_report(text):
+            yield from parser.parse(number, text)
+
+
+def _read_lines(
+    numbered: Iterable[tuple[int, str]], parser: "_Parser", reading: Reading
+) -> Iterator[Failure]:
+    number = 0
+    is_log = False
+    may_report = _may_report
+    try:
+        for number, line in numbered:
+            if not is_log:
+                parser.form.examine(number, parser.envelope.open(line))
+                is_log = parser.form.is_log
+            # Nearly every line is rejected by these fast searches.
+            if may_report(line):
+                text = PREFIX.sub("", parser.envelope.open(line), count=1)
+                yield from parser.parse(number, text)
+    finally:
+        reading.read = number
+
+
+def _may_report(line: str) -> bool:
+    """Return whether a line has words of an error, or of a line that explains one."""
+    low = line.lower()
+    return (
+        "error" in low
+        or "fail" in low
+        or "corrupt" in low
+        or "lost" in low
+        or "sense" in low
+        or "bad " in low
+        or "mismatch" in low
+        or "unable to" in low
+        or " lba" in low
+        or "-byte " in low
+        or " cdb: " in low
+        or "edac mc" in low
+        or "mce 0x" in low
+        or "machine check" in low
+        or " addr " in low
+    )
+
+
+class _Parser:
+    """Parses the messages of one log."""
+
+    def __init__(self, name: str, units: Units, reading: Reading) -> None:
+        self.form = LogForm()
+        self.envelope = Envelope()
+        self._name = name
+        self._units = units
+        self._reading = reading
+        self._others = OtherErrors()
+        self._sequences = LogSequences(units)
+        #: The length of the failure at each place.
+        self._seen: dict[tuple[str, int], int] = {}
+        #: The number of errors at unknown places, and the first of each kind.
+        self._unplaced: Counter[Unplaced] = Counter()
+        self._first: dict[Unplaced, tuple[int, str]] = {}
+
+    def parse(self, number: int, text: str) -> Iterator[Failure]:
+        """Yield the failure that a message reports; count other errors."""
+        pattern = find_pattern(text)
+        if pattern is None:
+            found = self._sequences.interpret(number, text)
+        else:
+            match = pattern.whole.match(text)
+            if match is None:
+                if pattern.expected and not _is_foreign(pattern, text):
+                    self._reading.count_broken(f"line {number}", text, pattern.expected)
+                else:
+                    self._others.examine(number, text)
+                return
+            found = pattern.read(match, self._units)
+        if found is None:
+            self._others.examine(number, text)
+            return
+        self.form.is_log = True
+        if isinstance(found, Located):
+            yield from self._take(found, number)
+        elif isinstance(found, Unplaced):
+            if found not in self._first and len(self._first) >= _MAX_UNPLACED:
+                found = found._replace(device="")
+            if found in self._first or len(self._first) < 2 * _MAX_UNPLACED:
+                self._first.setdefault(found, (number, text))
+                self._unplaced[found] += 1
+            else:
+                self._others.examine(number, text)
+
+    def _take(self, found: Located, number: int) -> Iterator[Failure]:
+        self._others.known.add(found.device)
+        place = found.device, found.start
+        if self._seen.get(place, 0) >= found.length:
+            return
+        if len(self._seen) >= _MAX_SEEN:
+            self._seen.clear()
+        self._seen[place] = found.length
+        self._reading.failures += 1
+        origin = f"{self._name}, line {number}"
+        yield Failure(found.start, found.length, found.device, origin, found.remark)
+
+    def finish(self) -> Iterator[Failure]:
+        """Yield what the end of the log decides, and complete the reading."""
+        for command in self._sequences.unexplained(set(self._seen)):
+            yield from self._take(command.place, command.number)
+        self.form.check(self._name)
+        self._others.report_to(self._reading)
+        for found, (number, text) in self._first.items():
+            if not (found.is_repeated and self._others.is_explained(found.device)):
+                count = self._unplaced[found]
+                self._reading.count_unplaced(f"line {number}", text, found.reason, count)
+        if self._reading.read and not self.form.is_log:
+            self._reading.remarks.append("no line has the time or the prefix of a kernel log")
+
+
+def _is_foreign(pattern: Pattern, text: str) -> bool:
+    return pattern.foreign is not None and pattern.foreign.match(text) is not None
 
 
 def read_message(text: str, name: str, number: int = 1, page_size: int = 4096) -> Failure | None:
     """Return the page or sector that a message reports as failed, None if it reports none.
 
-    A message names the start of the failed request, not the failed sector in it: so the result is
-    one sector, with `REQUEST_REMARK`. ``name`` and ``number`` are its file and line. Raises
-    `MalformedError` for a truncated message.
+    For the daemon: it takes the messages of memory failures and of the block layer. Such a message
+    names the start of the failed request, not the failed sector in it: so the result is one sector,
+    with `REQUEST_REMARK`. ``name`` and ``number`` are its file and line. Raises `MalformedError`
+    for a truncated message.
     """
-    if text.startswith(_MEMORY_WORDS):
-        match = _MEMORY.match(text)
-        if match is None:
-            raise MalformedError(name, number, "a page frame number after 'Memory failure:'")
-        device, start, length = PHYSICAL_MEMORY, int(match[1], 16) * page_size, page_size
-        remark = ""
-    elif words := _BLOCK_WORDS.match(text):
-        match = _BLOCK.match(text, words.end())
-        if match is None:
-            if not _BLOCK_BEGIN.match(text, words.end()):
-                return None
-            raise MalformedError(name, number, "DEVICE, sector NUMBER after 'error, dev'")
-        # The kernel prints ? for a request without a disk.
-        if match[3] not in _OPERATIONS or match[1] == "?":
+    pattern = find_pattern(text)
+    if pattern is None or not pattern.is_live:
+        return None
+    match = pattern.whole.match(text)
+    if match is None:
+        if _is_foreign(pattern, text):
             return None
-        device, start, length = match[1], int(match[2]) * _SECTOR, _SECTOR
-        remark = REQUEST_REMARK
-    else:
+        raise MalformedError(name, number, pattern.expected)
+    found = pattern.read(match, Units(page_size))
+    if not isinstance(found, Located):
         return None
-    # The kernel prints (sector_t) -1 for an unknown sector.
-    if start + length > 1 << 63:
-        return None
-    return Failure(start, length, device, f"{name}, line {number}", remark)
+    origin = f"{name}, line {number}"
+    return Failure(found.start, found.length, found.device, origin, found.remark)

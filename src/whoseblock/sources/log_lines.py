@@ -1,4 +1,4 @@
-"""Recognise kernel logs, the prefixes of their lines, and errors in unsupported forms.
+"""Recognise kernel logs, and errors in unsupported forms.
 
 An error in an unsupported form must not pass for a clean log, and neither must a file that is not a
 log.
@@ -11,32 +11,10 @@ from typing import Final
 from whoseblock.errors import MalformedError
 from whoseblock.ranges import PHYSICAL_MEMORY
 from whoseblock.sources.base import Reading
+from whoseblock.sources.log_prefixes import has_time
 
-__all__ = ["HINTS", "PREFIX", "LogForm", "OtherErrors"]
+__all__ = ["LogForm", "OtherErrors"]
 
-#: The prefixes of a message in a saved log.
-PREFIX: Final = re.compile(
-    r"""\A
-    (?:<\d{1,3}>)?                                      # dmesg --raw, /proc/kmsg
-    (?:[a-z][a-z0-9]{1,8}\ *:[a-z]{1,8}\ *:\ )?         # dmesg --decode
-    (?:
-        \d{1,4},\d{1,20},\d{1,20},[^;]{1,200};          # /dev/kmsg
-      | (?:1\ )?                                        # syslog, and journalctl -o short…
-        (?: [A-Z][a-z]{2}\ [ \d]\d\ [\d:.]{8,20}
-          | (?:[A-Z][a-z]{2}\ )?\d{4}-\d\d-\d\d[T ]\d\d:\d\d:[-+\d.,:Z]{2,25}(?:\ [A-Z]{2,5})?
-          | \d{1,12}\.\d{1,9}
-          | \[[ \d.]{1,25}\]
-        )
-        \ \S{1,255}\ kernel(?::|\ -\ -\ -)[ ]
-      | \d{4}-\d\d-\d\dT\d\d:\d\d:[-+\d.,:Z]{2,25}[ ]   # dmesg --time-format=iso
-    )?
-    (?:\[[^]]{1,60}\]\ ?){0,3}                          # the time, the caller
-    """,
-    re.ASCII | re.VERBOSE,
-)
-
-#: One of these is in every line that `OtherErrors` counts, in lower case.
-HINTS: Final = ("error", "fail", "corrupt", "sense", "bad ", "lost", "unable to fixup", "mismatch")
 #: Words that report lost data by themselves.
 _LOSS_WORDS: Final = re.compile(
     r"i/o error|medium error|hardware error|critical medium|unrecovered|uncorrect|corrupt"
@@ -76,9 +54,8 @@ class OtherErrors:
         self._counts: Counter[str] = Counter()
         self._harmless = 0
 
-    def examine(self, number: int, line: str) -> None:
-        """Count a line if it reports an error of storage or memory."""
-        text = PREFIX.sub("", line, count=1)
+    def examine(self, number: int, text: str) -> None:
+        """Count a message, without its prefix, if it reports an error of storage or memory."""
         if _NO_LOSS.match(text):
             self._harmless += 1
             return
@@ -104,7 +81,7 @@ class OtherErrors:
 
     def report_to(self, reading: Reading) -> None:
         """Add the lines that no failure explains to a reading."""
-        left = [device for device in self._first if not self._is_explained(device)]
+        left = [device for device in self._first if not self.is_explained(device)]
         for device in sorted(left, key=lambda device: self._first[device][0]):
             number, text = self._first[device]
             reading.count_unrecognised(f"line {number}", text, self._counts[device])
@@ -115,7 +92,7 @@ class OtherErrors:
                 " data, which names no lost sector"
             )
 
-    def _is_explained(self, device: str) -> bool:
+    def is_explained(self, device: str) -> bool:
         """Return whether a failure of the device, or of its disk, was read."""
         if device == "ata":
             return bool(self.known - {PHYSICAL_MEMORY})
@@ -138,10 +115,9 @@ class LogForm:
 
     def examine(self, number: int, line: str) -> None:
         """Check a line for the prefix of a kernel message, and for binary data."""
-        text = line.rstrip("\r\n").replace("\t", " ")
+        text = line.rstrip("\r\n").replace("\t", " ").replace("\ufeff", "")
         if text.isprintable():
-            end = PREFIX.match(text)
-            self.is_log = end is not None and any(map(str.isdigit, end[0]))
+            self.is_log = has_time(text)
         elif self._binary is None:
             self._binary = number, line[:8]
 
@@ -161,7 +137,7 @@ class LogForm:
 
 #: How to read other forms of logs, by their first bytes as UTF-8 with lone surrogates.
 _MAGIC_HINTS: Final = {
-    "\x1b[": "it has colours: dmesg --color=never",
+    "\udcff\udcfe": "it is UTF-16: iconv -f UTF-16 FILE | whoseblock … --dmesg -",
     "\x1f\udc8b": "it is compressed with gzip: zcat FILE | whoseblock … --dmesg -",
     "\udcfd7zXZ": "it is compressed with xz: xzcat FILE | whoseblock … --dmesg -",
     "(\udcb5/\udcfd": "it is compressed with zstd: zstdcat FILE | whoseblock … --dmesg -",
