@@ -10,7 +10,7 @@ READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test vm-test adversary check lint types bench study man signatures lock release clean
+.PHONY: help demo test vm-test adversary check lint types bench study forms man signatures lock release clean
 
 help: ## list the targets
 	@awk -F '## ' '/^[a-z-]+:.*## / { sub(/:.*/, "", $$1); printf "make %-9s %s\n", $$1, $$2 }' Makefile
@@ -43,6 +43,9 @@ bench: $(READY) ## measure lookups against xfs_db, and the daemon; a quarter of 
 
 study: $(READY) ## measure the three designs against each other, and update docs/study.md
 	$(BIN)/python -m bench.study
+
+forms: $(READY) ## write the tables of forms and messages, docs/internals/forms.md
+	$(BIN)/python -m whoseblock.sources.forms > docs/internals/forms.md
 
 man: $(READY) ## write the man page docs/man/whoseblock.1, which the wheel installs
 	$(BIN)/python -m whoseblock.cli.man > docs/man/whoseblock.1

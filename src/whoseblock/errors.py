@@ -35,6 +35,7 @@ from whoseblock.byte_range import ByteRange
 __all__ = [
     "NEWS",
     "OUT_OF_MEMORY",
+    "PASSED_OVER",
     "ArgumentError",
     "BlockError",
     "ClosedError",
@@ -60,6 +61,8 @@ __all__ = [
 
 #: The exit code of ``watch --once`` if it succeeded and found new failures.
 NEWS: Final = 20
+#: The exit code if a report was answered, but damaged lines or absent devices were passed over.
+PASSED_OVER: Final = 23
 #: The exit code if memory is exhausted, of the machine or by a limit on the process.
 OUT_OF_MEMORY: Final = 21
 
@@ -233,6 +236,7 @@ def exit_codes() -> dict[int, str]:
     codes[2] = "Wrong usage of the command line."
     codes[NEWS] = "`watch --once` found new failures."
     codes[OUT_OF_MEMORY] = "Out of memory."
+    codes[PASSED_OVER] = "Damaged lines of a report, or absent devices, were passed over."
     codes[130] = "Interrupted."
     codes[141] = "Broken pipe."
     return dict(sorted(codes.items()))

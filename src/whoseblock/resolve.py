@@ -2,10 +2,11 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import Final
 
 from whoseblock.byte_range import ByteRange
-from whoseblock.errors import OutOfDeviceError, TargetError
+from whoseblock.errors import OutOfDeviceError, PrivilegeError, TargetError
 from whoseblock.lookup import Query
 from whoseblock.ranges import PHYSICAL_MEMORY
 from whoseblock.sources.base import Failure
@@ -15,6 +16,9 @@ from whoseblock.target import Target
 __all__ = ["Resolver"]
 
 _MAX_NAMED: Final = 1024
+#: Limit on the failures of layers above, until the device of an image is known.
+_MAX_HELD: Final = 1 << 16
+_OTHERS: Final = "other devices"
 
 
 class Resolver:
@@ -36,6 +40,10 @@ class Resolver:
         #: The device that the image is assumed to be a copy of, "" before a failure names one.
         self._assumed_device = ""
         self.skipped: Counter[str] = Counter()
+        #: The failures of devices that this machine does not have, by name, and the first reason.
+        self.absent: Counter[str] = Counter()
+        self.first_absent: TargetError | None = None
+        self._held: list[Failure] = []
         #: The devices that failures named, up to a limit.
         self.named: set[str] = set()
 
@@ -45,9 +53,41 @@ class Resolver:
         return self._assumed_device
 
     def resolve(self, failures: Iterable[Failure]) -> Iterator[Query]:
-        """Yield the questions; raises `TargetError` for an unknown or ambiguous device."""
+        """Yield the questions; raises `TargetError` for an ambiguous device.
+
+        Failures of unknown devices are counted; `TargetError` is raised if there are no others.
+        """
+        count = 0
+        for query in self._resolve(chain(self._hold_above(failures), self._release())):
+            count += 1
+            yield query
+        if self.first_absent is not None and not count:
+            raise self.first_absent
+
+    def _hold_above(self, failures: Iterable[Failure]) -> Iterator[Failure]:
+        """Hold back failures that a layer above a device reports, if the device may be the image's.
+
+        Which device that is, its own failures decide first.
+        """
         target = self._target
-        for start, length, device, origin, remark in failures:
+        is_image = target.root is not None and not target.is_device and not self.device
+        for failure in failures:
+            if failure.is_above and is_image and len(self._held) < _MAX_HELD:
+                self._held.append(failure)
+            else:
+                yield failure
+
+    def _release(self) -> Iterator[Failure]:
+        for failure in self._held:
+            if self._assumed_device in ("", failure.device):
+                yield failure
+            else:
+                self.skipped[failure.device] += 1
+        self._held.clear()
+
+    def _resolve(self, failures: Iterable[Failure]) -> Iterator[Query]:
+        target = self._target
+        for start, length, device, origin, remark, _ in failures:
             if device and len(self.named) < _MAX_NAMED:
                 self.named.add(device)
             if not device and target.layer is not None:
@@ -56,7 +96,9 @@ class Resolver:
                 if placed := self._place(ByteRange(start, length), target.layer, origin):
                     yield Query(*placed, target.layer, origin, other, remark)
             elif (layer := self._layer_of(device)) is None:
-                self.skipped[device] += 1
+                # An absent device is counted elsewhere.
+                if target.root is not None:
+                    self.skipped[device] += 1
             elif layer is target.root and device == self._assumed_device:
                 if placed := self._place(ByteRange(start, length), layer, origin):
                     yield Query(*placed, layer, origin, named=True, remark=remark)
@@ -95,7 +137,7 @@ class Resolver:
         """Return the layer of a named device, None if it is unrelated to the target."""
         target = self._target
         if target.root is None:
-            return target.layer_of(device)
+            return self._find_own(device)
         if self.device:
             if device == self.device:
                 return target.root
@@ -112,6 +154,18 @@ class Resolver:
             )
         self._assumed_device = device
         return target.root
+
+    def _find_own(self, device: str) -> Layer | None:
+        """Return the layer of a device of this machine; count a failure of one that is absent."""
+        if device not in self.absent:
+            try:
+                return self._target.layer_of(device)
+            except PrivilegeError:
+                raise
+            except TargetError as error:
+                self.first_absent = self.first_absent or error
+        self.absent[device if len(self.absent) < _MAX_NAMED else _OTHERS] += 1
+        return None
 
     def _find_layer(self, device: str) -> Layer | None:
         try:

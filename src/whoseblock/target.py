@@ -255,7 +255,7 @@ class Target(Closing):
             elif _REGION.fullmatch(device):
                 layer = self._memory.make_region_layer(device)
             else:
-                layer = self._devices.find_layer(device)
+                layer = self._devices.find_layer(self.host.find_device_called(device) or device)
             if self.host.live:
                 self._looked(layer)
                 self._assembly.finish()

@@ -119,7 +119,7 @@ def test_messages_of_programs_are_ignored() -> None:
 
 def test_read_message_takes_no_prefix() -> None:
     text = "Memory failure: 0x2: recovery action for dax page: Recovered"
-    assert read_message(text, "log") == (8192, 4096, PHYSICAL_MEMORY, "log, line 1", "")
+    assert read_message(text, "log") == (8192, 4096, PHYSICAL_MEMORY, "log, line 1", "", False)
     assert read_message(f"[1.0] {text}", "log") is None
 
 

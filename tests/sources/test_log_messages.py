@@ -57,7 +57,7 @@ PLACES = {
     "machine check": (PHYSICAL_MEMORY, 0x3710B3000, 4096),
     "APEI": (PHYSICAL_MEMORY, 0x1251D6000, 4096),
 }
-SAMPLES = [(one.name, (one.sample,)) for one in PATTERNS]
+SAMPLES: list[tuple[str, tuple[str, ...]]] = [(one.name, (one.sample,)) for one in PATTERNS]
 SAMPLES += [(one.name, one.sample) for one in SEQUENCES]
 
 
@@ -94,7 +94,7 @@ def test_the_first_words_of_a_pattern_select_it(pattern: Pattern) -> None:
 def test_a_sample_without_its_units_has_no_assumed_place(
     name: str, sample: tuple[str, ...]
 ) -> None:
-    """The numbers of NVMe, ext4, SCSI and the page cache are in units that the log lacks."""
+    """Read no place without the unit of NVMe, ext4, SCSI and the page cache, which the log lacks."""
     if (
         "blocks"
         in dict.fromkeys(one.unit for one in (*PATTERNS, *SEQUENCES) if one.name == name).popitem()[
@@ -116,20 +116,21 @@ def test_a_sample_without_its_units_has_no_assumed_place(
             ("sda1", 512, 4096),
         ),
         (
-            "XFS (sda1): Metadata CRC error detected at xfs_agf_read_verify+0x1/0x2 [xfs], block 0x8",
+            ("XFS (sda1): Metadata CRC error detected at xfs_agf_read_verify+0x1/0x2 [xfs],"
+            " block 0x8"),
             ("sda1", 4096, 512),
         ),
         ("XFS (sda1): Corruption Alert: Buffer at daddr 0x8 had permanent write failures!",
          ("sda1", 4096, 512)),
         # Before 5.0 the unit was the sector.
         (
-            ("BTRFS warning (device sdb): checksum error at logical 13 on dev /dev/sdb, sector 75264,"
-            " root 5, inode 257, offset 0, length 4096, links 1 (path: x)"),
+            ("BTRFS warning (device sdb): checksum error at logical 13 on dev /dev/sdb, sector"
+            " 75264, root 5, inode 257, offset 0, length 4096, links 1 (path: x)"),
             ("sdb", 75264 * 512, 4096),
         ),
         (
-            ("BTRFS error (device sdb state M): scrub: unable to fixup (regular) error at logical 1 on"
-            " dev /dev/sdb physical 4096"),
+            ("BTRFS error (device sdb state M): scrub: unable to fixup (regular) error at logical 1"
+            " on dev /dev/sdb physical 4096"),
             ("sdb", 4096, 512),
         ),
         (
@@ -138,8 +139,8 @@ def test_a_sample_without_its_units_has_no_assumed_place(
             ("nbd0", 1026 * 1024, 1024),
         ),
         (
-            ("EXT3-fs error (device nbd0): ext3_get_inode_loc: unable to read inode block - inode=2,"
-            " block=1059"),
+            ("EXT3-fs error (device nbd0): ext3_get_inode_loc: unable to read inode block -"
+            " inode=2, block=1059"),
             ("nbd0", 1059 * 1024, 1024),
         ),
         ("raid5:md0: read error NOT corrected!! (sector 8 on sdb1).", ("sdb1", 4096, 4096)),
@@ -165,8 +166,8 @@ def test_the_words_of_other_versions_are_understood(
         # An address in another address space than the device's.
         'XFS (dm-7): metadata I/O error: block 0x20000b568 ("xlog_bwrite") error 5 numblks 8200',
         (
-            "XFS (sda1): Metadata CRC error detected at xfs_rtsb_read_verify+0x1/0x2 [xfs], xfs_rtsb"
-            " block 0x0 "
+            "XFS (sda1): Metadata CRC error detected at xfs_rtsb_read_verify+0x1/0x2 [xfs],"
+            " xfs_rtsb block 0x0 "
         ),
         "device-mapper: integrity: nvme0n1: Checksum failed at sector 0x8",
         "BTRFS error (device sdb): unable to fixup (regular) error at logical 1 on dev /dev/sdb",
@@ -191,8 +192,8 @@ def test_an_address_of_another_space_is_unknown(message: str) -> None:
     [
         # A block of the file, or a number that the directory or the inode holds.
         (
-            "EXT4-fs error (device nbd0): __ext4_read_dirblock:5: inode #2: block 0: comm ls: Directory"
-            " block failed checksum"
+            "EXT4-fs error (device nbd0): __ext4_read_dirblock:5: inode #2: block 0: comm ls:"
+            " Directory block failed checksum"
         ),
         "EXT4-fs error (device nbd0): ext4_ext_map:5: inode #2: block 9: comm ls: invalid block",
         "XFS (sda1): Metadata corruption detected at xfs_dinode_verify+0x1/0x2 [xfs], inode 0x85",
@@ -219,7 +220,7 @@ def test_an_error_without_loss_is_passed_over(message: str) -> None:
 
 @pytest.mark.parametrize("pattern", PATTERNS, ids=lambda one: one.name)
 def test_no_sample_begins_with_a_name_that_a_process_may_have(pattern: Pattern) -> None:
-    """The kernel begins messages with the name of a process, of 15 bytes, and "[" or " "."""
+    """Begin messages with the name of a process, as the kernel does: 15 bytes, then "[" or " "."""
     name = pattern.sample[:15]
     for text in (f"{name}[4242]: segfault at 0", f"{name} invoked x", f"{name} (4242): x"):
         found, reading = read(text)

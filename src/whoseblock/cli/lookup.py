@@ -14,7 +14,13 @@ from whoseblock.cli.options.failures import (
     read_ranges,
 )
 from whoseblock.cli.options.targets import options_of, target_options
-from whoseblock.cli.presentation.notices import report_options, report_readings, report_resolver
+from whoseblock.cli.presentation.notices import (
+    exit_passed_over,
+    is_passed_over,
+    report_options,
+    report_readings,
+    report_resolver,
+)
 from whoseblock.cli.presentation.output import OutputFile, write_chunks
 from whoseblock.cli.presentation.progress import ProgressBar
 from whoseblock.fs.base import Answer
@@ -142,6 +148,8 @@ def lookup(target: str | None, ranges: tuple[str, ...], **options: Any) -> None:
         report_readings(readings)
         report_resolver(resolver, opened)
         report_options(opened)
+        if is_passed_over(resolver, readings):
+            exit_passed_over()
 
 
 def _check_options(options: dict[str, Any]) -> None:

@@ -11,7 +11,13 @@ from whoseblock import __version__
 from whoseblock.cli.command import Command, is_given
 from whoseblock.cli.options.failures import FailureOptions, failure_options, read_failures
 from whoseblock.cli.options.targets import options_of, target_options
-from whoseblock.cli.presentation.notices import report_options, report_readings, report_resolver
+from whoseblock.cli.presentation.notices import (
+    exit_passed_over,
+    is_passed_over,
+    report_options,
+    report_readings,
+    report_resolver,
+)
 from whoseblock.cli.presentation.progress import ProgressBar
 from whoseblock.cli.presentation.terminal import printable
 from whoseblock.errors import InUseError, LeftUndoneError, PrivilegeError, TargetError
@@ -224,6 +230,7 @@ class _Work:
         self._declined = False
         self._out_of_reach = False
         self._in_use: InUseError | None = None
+        self._passed_over = False
 
     def respond(self, path: str | None, given: FailureOptions) -> None:
         """Plan, and apply the plan if that is wanted."""
@@ -285,6 +292,7 @@ class _Work:
         report_readings(readings)
         report_resolver(resolver, target)
         report_options(target)
+        self._passed_over = is_passed_over(resolver, readings)
         return planned
 
     def _confirm(self, planned: "Sequence[PlannedFailure]") -> bool:
@@ -356,6 +364,8 @@ class _Work:
         if self._in_use is not None:
             hint = "wait until that run has ended, and resume again"
             raise InUseError("steps were left to another run: see above", hint=hint)
+        if self._passed_over:
+            exit_passed_over()
 
     # ------------------------------------------------------------------ presentation
 

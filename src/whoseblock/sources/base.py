@@ -28,7 +28,8 @@ class Failure(NamedTuple):
 
     ``device`` is the kernel's name (``sda``, ``pmem0``, ``region0``, ``physical-memory``), or ""
     for the device that the user named. ``origin`` is the file and line of the report. ``remark``
-    limits what the report says about the location; it becomes a note of the answer.
+    limits what the report says about the location; it becomes a note of the answer. ``is_above`` is
+    whether a filesystem or a volume reports an error that its device may report too.
     """
 
     start: int
@@ -36,6 +37,7 @@ class Failure(NamedTuple):
     device: str = ""
     origin: str = ""
     remark: str = ""
+    is_above: bool = False
 
 
 class Counted(Struct):

@@ -146,7 +146,7 @@ class _Parser:
             return
         self.form.is_log = True
         if isinstance(found, Located):
-            yield from self._take(found, number)
+            yield from self._take(found, number, is_above=pattern is not None and pattern.is_above)
         elif isinstance(found, Unplaced):
             if found not in self._first and len(self._first) >= _MAX_UNPLACED:
                 found = found._replace(device="")
@@ -156,7 +156,7 @@ class _Parser:
             else:
                 self._others.examine(number, text)
 
-    def _take(self, found: Located, number: int) -> Iterator[Failure]:
+    def _take(self, found: Located, number: int, *, is_above: bool = False) -> Iterator[Failure]:
         self._others.known.add(found.device)
         place = found.device, found.start
         if self._seen.get(place, 0) >= found.length:
@@ -166,7 +166,7 @@ class _Parser:
         self._seen[place] = found.length
         self._reading.failures += 1
         origin = f"{self._name}, line {number}"
-        yield Failure(found.start, found.length, found.device, origin, found.remark)
+        yield Failure(found.start, found.length, found.device, origin, found.remark, is_above)
 
     def finish(self) -> Iterator[Failure]:
         """Yield what the end of the log decides, and complete the reading."""

@@ -48,8 +48,8 @@ PATTERNS: Final = (
         "memory failure, older words",
         r"MCE 0x",
         _compile(
-            r"MCE 0x([0-9a-f]{1,16}): (?:recovery action for |[A-Za-z][A-Za-z ]{2,40} page recovery: "
-            r"|Killing |already hardware poisoned)"
+            r"MCE 0x([0-9a-f]{1,16}): (?:recovery action for |Killing |already hardware poisoned"
+            r"|[A-Za-z][A-Za-z ]{2,40} page recovery: )"
         ),
         read.read_pfn,
         "pages",
@@ -132,6 +132,7 @@ PATTERNS: Final = (
         "fs/buffer.c, buffer_io_error()",
         "all",
         "Buffer I/O error on dev dm-1, logical block 243952, async page read",
+        is_above=True,
     ),
     Pattern(
         "XFS, metadata I/O",
@@ -146,6 +147,7 @@ PATTERNS: Final = (
         "since 4.18",
         'XFS (sdl): metadata I/O error in "xfs_imap_to_bp+0x4f/0x70 [xfs]" at daddr 0x4804c4398 len'
         " 32 error 5",
+        is_above=True,
     ),
     Pattern(
         "XFS, metadata I/O, older words",
@@ -161,6 +163,7 @@ PATTERNS: Final = (
         "3.0 to 4.17",
         'XFS (vdb2): metadata I/O error: block 0x68c2b7d8 ("xfs_trans_read_buf_map") error 121'
         " numblks 8",
+        is_above=True,
     ),
     Pattern(
         "XFS, damaged metadata",
@@ -175,6 +178,7 @@ PATTERNS: Final = (
         "since 3.15",
         "XFS (sdb1): Metadata CRC error detected at xfs_agf_read_verify+0xd0/0xf0 [xfs], xfs_agf"
         " block 0x1 ",
+        is_above=True,
     ),
     Pattern(
         "XFS, failed write of metadata",
@@ -188,6 +192,7 @@ PATTERNS: Final = (
         "fs/xfs/xfs_buf.c, xfs_buf_ioend_handle_error()",
         "since 3.14",
         "XFS (dm-0): Failing async write on buffer block 0x2bc2c0. Retrying async write.",
+        is_above=True,
     ),
     Pattern(
         "XFS, log recovery",
@@ -226,6 +231,7 @@ PATTERNS: Final = (
         "BTRFS warning (device dm-3): checksum error at logical 36997591040 on dev"
         " /dev/mapper/nvme-home, physical 34850107392, root 1054, inode 2295743, offset 2718461952:"
         " path resolving failed with ret=-2",
+        is_above=True,
     ),
     Pattern(
         "btrfs, corrected",
@@ -291,6 +297,7 @@ PATTERNS: Final = (
         "all",
         "EXT4-fs error (device nbd0): __ext4_get_inode_loc:4690: inode #2: block 283: comm ls:"
         " unable to read itable block",
+        is_above=True,
     ),
     Pattern(
         "ext4, writeback",
@@ -316,6 +323,7 @@ PATTERNS: Final = (
         "drivers/md/raid5.c, raid5_end_read_request()",
         "since 2.6.24",
         "md/raid:md3: read error not correctable (sector 319104 on sde1).",
+        is_above=True,
     ),
     Pattern(
         "md, RAID 1 and 10",
@@ -329,6 +337,7 @@ PATTERNS: Final = (
         "drivers/md/raid1.c, raid1_read_request()",
         "since 2.6.39",
         "md/raid1:md0: sdb1: unrecoverable I/O read error for block 92537216",
+        is_above=True,
     ),
     Pattern(
         "md, corrected or redirected",
@@ -362,6 +371,7 @@ PATTERNS: Final = (
         "drivers/md/dm-integrity.c, integrity_metadata()",
         "since 5.6",
         "device-mapper: integrity: dm-4: Checksum failed at sector 0x1e8480",
+        is_above=True,
     ),
     Pattern(
         "dm-integrity, no device",

@@ -1,4 +1,4 @@
-"""What a pattern of a kernel message is, and what it finds.
+"""Patterns of kernel messages, and their results.
 
 `whoseblock.sources.log_messages` has the table. A pattern names the unit of its numbers. Where a
 unit depends on a device or a filesystem, `Units` returns it or None; a unit is never assumed.
@@ -67,9 +67,10 @@ class Pattern(NamedTuple):
     ``begin`` is a regular expression without groups for the first words of the message, which no
     other pattern matches. ``whole`` matches it from its beginning, and ``read`` interprets the
     match. If ``whole`` does not match, the message is unrecognised; but it is damaged if
-    ``expected`` is not empty, unless ``foreign`` matches too. ``sample`` is a real message.
+    ``expected`` is not empty, unless ``foreign`` matches too. ``sample`` is a message.
     ``source`` and ``versions`` are the file and function of the kernel that prints it, and in which
-    versions. ``is_live`` is whether the daemon takes it from /dev/kmsg.
+    versions. ``is_above`` is whether it is of a layer above the device of the block layer's message
+    about the same error. ``is_live`` is whether the daemon takes it from /dev/kmsg.
     """
 
     name: str
@@ -80,6 +81,7 @@ class Pattern(NamedTuple):
     source: str
     versions: str
     sample: str
+    is_above: bool = False
     is_live: bool = False
     expected: str = ""
     foreign: re.Pattern[str] | None = None

@@ -239,7 +239,7 @@ class LogSequences:
         if match is None:
             return None
         if match["status"]:
-            # Two processors that print at once cannot be told apart.
+            # Two processors that print at once cannot be distinguished.
             self._status = None if self._status is not None else int(match["status"], 16)
             return Harmless() if self._status is not None else None
         status, self._status = self._status, None

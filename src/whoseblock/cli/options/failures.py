@@ -3,16 +3,18 @@
 import io
 import os
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, TextIO, TypeVar
 
 import click
 
 from whoseblock.errors import MalformedError, PrivilegeError, WhoseblockError
 from whoseblock.ranges import RangeList, parse_range, parse_range_text
-from whoseblock.sources.base import Failure, Reading
+from whoseblock.sources.base import MAX_LINE, Failure, Reading
 
 if TYPE_CHECKING:
     from whoseblock.lookup import Lookup
+    from whoseblock.sources.log_patterns import Units
     from whoseblock.target import Target
 
 __all__ = [
@@ -26,8 +28,6 @@ __all__ = [
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 _STATUSES: Final = "?*/-"
-#: Limit on the length of a line, in characters; binary data may have no line ends.
-_MAX_LINE: Final = 1 << 16
 #: So many characters of a list of ranges are parsed at once, up to the end of the line.
 _CHUNK: Final = 1 << 15
 #: The characters at the end of a map in which its last block is.
@@ -103,7 +103,8 @@ _IMAGE_OPTIONS: Final = (
         "--block-size",
         type=click.IntRange(512, 1 << 20),
         metavar="BYTES",
-        help="Unit of the numbers in --badblocks FILE; 1024 by default in badblocks.",
+        help="Unit of the numbers in --badblocks FILE, 1024 by default in badblocks, and of the"
+        " lines Buffer I/O error in --dmesg FILE.",
     ),
 )
 
@@ -221,8 +222,8 @@ class FailureOptions(NamedTuple):
         """Raise a usage error for missing failures, and for options without effect."""
         if self.statuses != _STATUSES and not self.mapfiles:
             raise click.UsageError("--mapfile-status has no effect without --mapfile")
-        if self.block_size is not None and not self.badblocks:
-            raise click.UsageError("--block-size has no effect without --badblocks")
+        if self.block_size is not None and not (self.badblocks or self.dmesg):
+            raise click.UsageError("--block-size has no effect without --badblocks or --dmesg")
         if needed and not (self.of_the_target or self.names_devices or self.sysfs_badblocks):
             raise click.UsageError("missing RANGE or failure report; see --help")
         if not target and (self.of_the_target or self.sysfs_badblocks):
@@ -279,10 +280,12 @@ class FailureOptions(NamedTuple):
             files.append(file)
         return self._replace(mapfiles=tuple(files))
 
-    def read_reports(self, page_size: int, readings: list[Reading]) -> Iterator[Failure]:
+    def read_reports(
+        self, page_size: int, readings: list[Reading], units: "Units | None" = None
+    ) -> Iterator[Failure]:
         """Yield every failure of the report files; raises `MalformedError`.
 
-        A record for each file is appended to ``readings``.
+        A record for each file is appended to ``readings``; ``units`` are those of kernel logs.
         """
         # Import only the parsers that are needed.
         if self.mapfiles:
@@ -303,7 +306,8 @@ class FailureOptions(NamedTuple):
 
             for file in self.dmesg:
                 reading = _start_reading(file, readings)
-                yield from read_dmesg(_lines(file), reading.name, page_size, reading)
+                lines = _log_lines(file, reading)
+                yield from read_dmesg(lines, reading.name, page_size, reading, units)
         if self.pfns or self.addresses:
             from whoseblock.sources.memory import parse_pfn, parse_physical_address
 
@@ -336,11 +340,25 @@ def _start_reading(file: TextIO, readings: list[Reading]) -> Reading:
 def _lines(file: TextIO) -> Iterator[str]:
     """Yield the lines of a file; raises `MalformedError` for one that is too long."""
     number = 0
-    while line := _read(file.readline, file, _MAX_LINE):
+    while line := _read(file.readline, file, MAX_LINE):
         number += 1
-        if len(line) == _MAX_LINE:
-            expected = f"text in lines of less than {_MAX_LINE} characters"
+        if len(line) == MAX_LINE:
+            expected = f"text in lines of less than {MAX_LINE} characters"
             raise MalformedError(name_of(file), number, expected)
+        yield line
+
+
+def _log_lines(file: TextIO, reading: Reading) -> Iterator[str]:
+    """Yield the lines of a log; count one that is too long, and yield an empty line instead."""
+    number = 0
+    while line := _read(file.readline, file, MAX_LINE):
+        number += 1
+        if len(line) == MAX_LINE and line[-1] != "\n":
+            expected = f"less than {MAX_LINE} characters"
+            reading.count_broken(f"line {number}", line, expected)
+            while (line := _read(file.readline, file, MAX_LINE)) and line[-1] != "\n":
+                pass
+            line = "\n"
         yield line
 
 
@@ -349,11 +367,11 @@ def _chunks(file: TextIO) -> Iterator[str]:
     number = 0
     while text := _read(file.read, file, _CHUNK):
         if not text.endswith("\n"):
-            text += _read(file.readline, file, _MAX_LINE)
+            text += _read(file.readline, file, MAX_LINE)
         number += text.count("\n")
         last = text.rfind("\n", 0, -1) + 1
-        if len(text) - last >= _MAX_LINE:
-            expected = f"text in lines of less than {_MAX_LINE} characters"
+        if len(text) - last >= MAX_LINE:
+            expected = f"text in lines of less than {MAX_LINE} characters"
             raise MalformedError(name_of(file), number + (text[-1] != "\n"), expected)
         yield text
 
@@ -428,7 +446,8 @@ def read_failures(
     """
     yield from given.parse_given_ranges(_block_size(given, target, finder), readings)
     given = given.compare_sizes(target)
-    yield from given.read_reports(target.host.page_size, readings)
+    units = _find_units(given, target, finder) if given.dmesg else None
+    yield from given.read_reports(target.host.page_size, readings, units)
     if given.sysfs_badblocks:
         from whoseblock.sources.sysfs import TRUNCATED, parse_bad_block_list
 
@@ -440,6 +459,33 @@ def read_failures(
             if truncated:
                 click.echo(f"whoseblock: {name}: {TRUNCATED}", err=True)
             yield from failures
+
+
+def _find_units(given: FailureOptions, target: "Target", finder: "Lookup") -> "Units":
+    """Return the units of the messages in a log, which may depend on a device or a filesystem.
+
+    The devices of this machine are those of the log only if failures are looked up in them.
+    """
+    from whoseblock.sources.log_patterns import Units
+
+    is_own = target.root is None or target.is_device
+
+    @cache
+    def logical_block(device: str) -> int | None:
+        return target.host.logical_block_size(device) if is_own else None
+
+    @cache
+    def filesystem_block(device: str) -> int | None:
+        try:
+            layer = target.layer_of(device) if is_own else target.root
+            space = None if layer is None or layer.segments else finder.leaf(layer)
+        except PrivilegeError:
+            raise
+        except WhoseblockError:
+            return None
+        return space.block_size if space is not None and space.name.startswith("ext") else None
+
+    return Units(target.host.page_size, logical_block, filesystem_block, given.block_size)
 
 
 def read_ranges(

@@ -6,13 +6,21 @@ from typing import TYPE_CHECKING
 import click
 
 from whoseblock.cli.presentation.terminal import printable
+from whoseblock.errors import PASSED_OVER
 
 if TYPE_CHECKING:
     from whoseblock.resolve import Resolver
     from whoseblock.sources.base import Reading
     from whoseblock.target import Target
 
-__all__ = ["report", "report_options", "report_readings", "report_resolver"]
+__all__ = [
+    "exit_passed_over",
+    "is_passed_over",
+    "report",
+    "report_options",
+    "report_readings",
+    "report_resolver",
+]
 
 
 def report(lines: Iterable[str]) -> None:
@@ -26,6 +34,16 @@ def report_readings(readings: "Iterable[Reading]") -> None:
     report(f"{one.name}: {one.summary()}" for one in readings if not one.is_silent)
 
 
+def is_passed_over(resolver: "Resolver", readings: "Iterable[Reading]") -> bool:
+    """Return whether damaged lines of a report, or absent devices, had no answer."""
+    return bool(resolver.absent) or any(one.broken for one in readings)
+
+
+def exit_passed_over() -> None:
+    """Exit with the code for `is_passed_over`."""
+    click.get_current_context().exit(PASSED_OVER)
+
+
 def report_resolver(resolver: "Resolver", target: "Target") -> None:
     """Report the device that failures were assumed to be of, and the number of skipped failures."""
     report(_resolver_lines(resolver, target))
@@ -37,6 +55,9 @@ def _resolver_lines(resolver: "Resolver", target: "Target") -> Iterator[str]:
     if count := resolver.outside:
         what = "failure" if count == 1 else "failures"
         yield f"{count} {what} outside of {target.path} skipped, because of --offset"
+    for device, count in resolver.absent.most_common():
+        what = "failure" if count == 1 else "failures"
+        yield f"{count} {what} of {device} passed over: this machine has no such device"
     for device, count in resolver.skipped.most_common():
         what = "failure" if count == 1 else "failures"
         yield f"{count} {what} of {device} skipped: not on {target.path}"

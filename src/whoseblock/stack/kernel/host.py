@@ -65,6 +65,27 @@ class Host:
             return None
         return self.find_device_by_number(status.st_rdev)
 
+    def find_device_called(self, name: str) -> str | None:
+        """Return the kernel name of a device called ``mapper/…`` or ``MAJOR:MINOR`` in a report."""
+        if "/" in name:
+            is_safe = self.live and ".." not in name.split("/")
+            return self.find_device_at(f"/dev/{name}") if is_safe else None
+        major, colon, minor = name.partition(":")
+        digits = major + minor
+        if not colon or not digits.isascii() or not digits.isdecimal() or len(digits) > _MAX_DIGITS:
+            return None
+        folder = self.root / "sys/dev/block" / name
+        return folder.resolve().name if folder.is_dir() else None
+
+    def logical_block_size(self, name: str) -> int | None:
+        """Return the size of the logical blocks of a device, or of its disk, in bytes."""
+        folder = self.find_device_folder(name)
+        if folder is None:
+            return None
+        disk = folder.parent if (folder / "partition").exists() else folder
+        size = self.read_number(disk / "queue/logical_block_size")
+        return size or None
+
     def find_device_by_number(self, number: int) -> str | None:
         """Return the kernel name of the block device with a number as of `os.makedev`."""
         folder = self.root / "sys/dev/block" / f"{os.major(number)}:{os.minor(number)}"

@@ -1,0 +1,149 @@
+"""The table of all forms of failure: option, program, versions, unit and parser.
+
+``docs/internals/forms.md`` is made of it, with the messages of kernel logs.
+"""
+
+from collections.abc import Iterator
+from typing import Final, NamedTuple
+
+from whoseblock.sources.log_messages import PATTERNS
+from whoseblock.sources.log_patterns import Units
+from whoseblock.sources.log_sequences import SEQUENCES
+
+__all__ = ["FORMS", "Form", "render"]
+
+
+class Form(NamedTuple):
+    """A form of report; ``module`` is its parser in this package, ``sample`` a part of a report."""
+
+    option: str
+    program: str
+    versions: str
+    unit: str
+    module: str
+    sample: str
+
+
+FORMS: Final = (
+    Form(
+        "--mapfile",
+        "GNU ddrescue, ddrescuelog",
+        "1.6 and later",
+        "bytes",
+        "mapfile",
+        "0x00133000  0x00001000  -",
+    ),
+    Form(
+        "--badblocks",
+        "badblocks, dumpe2fs -b, lists for e2fsck -l",
+        "all",
+        "--block-size",
+        "block_numbers",
+        "307",
+    ),
+    Form(
+        "--sysfs-badblocks",
+        "the kernel, /sys/block/*/badblocks",
+        "4.4 and later",
+        "512-byte sectors",
+        "sysfs",
+        "2456 8",
+    ),
+    Form(
+        "--ndctl",
+        "ndctl list --media-errors",
+        "59 and later",
+        "512-byte sectors",
+        "ndctl",
+        '"badblocks":[{"offset":2456,"length":8}]',
+    ),
+    Form(
+        "--smart",
+        "smartctl --json -x",
+        "7.0 and later",
+        "logical blocks",
+        "smart",
+        '"lba":2456',
+    ),
+    Form(
+        "--dmesg",
+        "dmesg, journalctl, syslog, logread",
+        "see below",
+        "see below",
+        "dmesg",
+        "[ 1201.118070] critical medium error, dev sdb, sector 2456 …",
+    ),
+    Form(
+        "--pfn, --phys", "page frame numbers, addresses", "all", "pages, bytes", "memory", "0x133"
+    ),
+)
+
+_HEAD: Final = """# Forms of failure and messages of the kernel
+
+These tables are made of the code (`make forms`).
+
+## Forms
+
+| option | program | versions | unit | part of a report |
+|---|---|---|---|---|
+"""
+_LOG_HEAD: Final = """
+## Messages of the kernel
+
+A message follows a known prefix, or is a field of a record. The column "place" has four values.
+`yes`: the range is looked up. `with unit`: it is looked up if the size of a block is known, from
+the log, sysfs, the filesystem or `--block-size`. `unknown`: the line is counted with the reason.
+`no loss`: the line is passed over.
+
+| message | unit | place | kernel | versions | sample |
+|---|---|---|---|---|---|
+"""
+
+
+def render() -> str:
+    """Return the tables as Markdown."""
+    return _HEAD + "".join(_form_rows()) + _LOG_HEAD + "".join(_message_rows())
+
+
+def _form_rows() -> Iterator[str]:
+    for one in FORMS:
+        cells = (f"`{one.option}`", one.program, one.versions, one.unit, _code(one.sample))
+        yield f"| {' | '.join(cells)} |\n"
+
+
+def _message_rows() -> Iterator[str]:
+    for one in PATTERNS:
+        cells = (one.name, one.unit or "-", _place(one.sample), one.source, one.versions)
+        yield f"| {' | '.join((*cells, _code(one.sample)))} |\n"
+    for several in SEQUENCES:
+        cells = (several.name, several.unit, "yes", several.source, several.versions)
+        samples = "<br>".join(map(_code, several.sample))
+        yield f"| {' | '.join((*cells, samples))} |\n"
+
+
+def _place(sample: str) -> str:
+    """Return whether a message has a place, as its reader says of the sample."""
+    from whoseblock.sources.log_messages import find_pattern
+    from whoseblock.sources.log_patterns import Harmless, Located
+
+    pattern = find_pattern(sample)
+    match = pattern.whole.match(sample) if pattern else None
+    if pattern is None or match is None:
+        raise ValueError(sample)
+    found = pattern.read(match, Units())
+    if isinstance(found, Located):
+        return "yes"
+    if isinstance(found, Harmless):
+        return "no loss"
+    sized = Units(4096, lambda _: 512, lambda _: 512, 512)
+    if isinstance(pattern.read(match, sized), Located):
+        return "with unit"
+    return f"unknown, {found.reason}"
+
+
+def _code(text: str) -> str:
+    return f"`{text.strip()}`".replace("|", "\\|")
+
+
+if __name__ == "__main__":
+    print(render(), end="")  # noqa: T201 - the Makefile writes it to the file

@@ -1,0 +1,89 @@
+"""A damaged line of a report, or a device that is absent, costs that line and not the rest."""
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from demo.demo import unpack
+from tests.support.commands import COMMAND
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+SECTOR = "[1.0] I/O error, dev sdb, sector 2456\n"
+OTHER = "[2.0] I/O error, dev sdb, sect\n"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    folder = tmp_path_factory.mktemp("notices")
+    unpack(folder / "disk.img")
+    (folder / "other.img").write_bytes(bytes(1 << 20))
+
+    def run(*words: str, stdin: str | bytes = "") -> subprocess.CompletedProcess[str]:
+        data = stdin if isinstance(stdin, bytes) else stdin.encode()
+        done = subprocess.run(
+            [*COMMAND, *words], input=data, capture_output=True, check=False, cwd=folder
+        )
+        out, err = done.stdout.decode(), done.stderr.decode()
+        return subprocess.CompletedProcess(words, done.returncode, out, err)
+
+    return run
+
+
+@pytest.mark.parametrize("verb", ["lookup", "respond"])
+def test_a_damaged_line_of_a_log_is_passed_over(run: Run, tmp_path: Path, verb: str) -> None:
+    journal = ["--journal", str(tmp_path / "journal")] if verb == "respond" else []
+    done = run(verb, "disk.img", "--dmesg", "-", "--json", *journal, stdin=OTHER + SECTOR)
+    assert done.returncode == 23, done.stderr
+    assert done.stdout
+    assert "1 line was passed over as damaged: line 1: I/O error, dev sdb, sect, " in done.stderr
+
+
+def test_a_line_that_is_too_long_is_passed_over(run: Run) -> None:
+    text = "[1.0] I/O error, dev " + "x" * (1 << 20) + "\n"
+    done = run("lookup", "disk.img", "--dmesg", "-", "--json", stdin=text + SECTOR)
+    assert done.returncode == 23, done.stderr
+    assert json.loads(done.stdout)["start"] == 2456 * 512
+    assert len(done.stderr) < 500
+
+
+def test_failures_of_absent_devices_are_passed_over(run: Run) -> None:
+    absent = "[1.0] I/O error, dev sdqq, sector 8\n"
+    memory = "[2.0] Memory failure: 0x1: recovery action for x: Ignored\n"
+    done = run("lookup", "--dmesg", "-", "--json", stdin=absent * 2 + memory)
+    if done.returncode == 12:
+        pytest.skip("the addresses of memory need root")
+    assert done.returncode == 23, done.stderr
+    assert json.loads(done.stdout)["start"] == 4096
+    assert "1 failure of sdqq passed over: this machine has no such device" in done.stderr
+    # There is nothing else: an error, as before.
+    done = run("lookup", "--dmesg", "-", stdin=absent)
+    assert done.returncode == 3
+    assert "no block device 'sdqq'" in done.stderr
+
+
+def test_the_filesystem_above_a_disk_does_not_make_the_image_ambiguous(run: Run) -> None:
+    above = (
+        '[1.0] XFS (dm-0): metadata I/O error in "xfs_x" at daddr 0x8 len 8 error 5\n'
+        "[1.0] md/raid:md3: read error not correctable (sector 8 on sdb1).\n"
+    )
+    done = run("lookup", "disk.img", "--dmesg", "-", "--json", stdin=above + SECTOR)
+    assert done.returncode == 0, done.stderr
+    assert [json.loads(one)["start"] for one in done.stdout.splitlines()] == [2456 * 512]
+    assert "1 failure of dm-0 skipped: not on disk.img" in done.stderr
+    assert "failures of sdb are assumed to be of disk.img" in done.stderr
+    # Alone, they name the device.
+    done = run("lookup", "disk.img", "--dmesg", "-", "--json", stdin=above.splitlines()[0])
+    (answer,) = map(json.loads, done.stdout.splitlines())
+    assert (answer["start"], answer["length"]) == (4096, 4096)
+
+
+def test_the_unit_of_the_page_cache_is_the_users(run: Run) -> None:
+    line = "[1.0] Buffer I/O error on dev sdb, logical block 307, async page read\n"
+    done = run("lookup", "disk.img", "--dmesg", "-", "--json", stdin=line)
+    assert (done.returncode, done.stdout) == (0, "")
+    assert "at an unknown place, because the size of its blocks is not logged" in done.stderr
+    done = run("lookup", "disk.img", "--dmesg", "-", "--block-size", "4096", "--json", stdin=line)
+    assert json.loads(done.stdout)["start"] == 307 * 4096
