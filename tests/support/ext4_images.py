@@ -17,7 +17,7 @@ from tests.support.tools import program, run
 
 from whoseblock.fs.base import Answer, FileOwner, MetadataOwner
 
-__all__ = ["Claim", "Truth", "differences", "fill", "make_image", "read_truth"]
+__all__ = ["Claim", "Truth", "claims_in", "differences", "fill", "make_image", "read_truth"]
 
 _JOURNAL = 8
 _NAME = re.compile(r"^(\d+)\t/?(/.*?)(?=\n\d+\t|\ndebugfs:|\n*\Z)", re.MULTILINE | re.DOTALL)
@@ -64,6 +64,12 @@ def fill(root: Path, seed: int = 1) -> None:
         for number in range(40):
             file.seek(number * 200_000)
             file.write(b"x" * 5000)
+    with (root / "holes").open("wb") as file:
+        for number in range(700):
+            file.seek(number * 8192)
+            file.write(b"h")
+        file.seek(100 << 20)
+        file.write(b"end")
     with (root / "reserved").open("wb") as file:
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(file.fileno(), 0, 300_000)

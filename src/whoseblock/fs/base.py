@@ -275,7 +275,7 @@ class Paths(Struct, frozen=True):
     """Every path of an inode, in byte order; a sequence of them.
 
     Each begins with ``/``, the root of the filesystem.  Bytes that are not UTF-8 are lone
-    surrogates, as with `os.fsdecode`.  ``mounted_at`` is as in `FileOwner`.
+    surrogates, as with `os.fsdecode`.  ``mounted_at`` and ``encrypted_name`` are as in `FileOwner`.
     """
 
     paths: tuple[str, ...] = ()
@@ -284,6 +284,7 @@ class Paths(Struct, frozen=True):
     unlinked: bool = False
     detail: str = ""
     mounted_at: tuple[str, ...] | UnsetType = UNSET
+    encrypted_name: bool = False
 
     def __len__(self) -> int:
         return len(self.paths)

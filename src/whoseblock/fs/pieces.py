@@ -126,6 +126,7 @@ def row_of(
             generation,
             UNSET if paths is None else paths.mounted_at,
             subvolume=piece.subvolume or UNSET,
+            encrypted_name=True if paths is not None and paths.encrypted_name else UNSET,
         )
     if piece.kind == METADATA:
         return MetadataOwner(start, length, WHATS[piece.what], inodes, detail)

@@ -6,6 +6,12 @@ from typing import Final, NamedTuple
 from whoseblock.errors import BlockError
 from whoseblock.fs.ext4.format import directory, xattr
 from whoseblock.fs.ext4.format.checksum import LE32
+from whoseblock.fs.ext4.format.hashes import (
+    DX_HASH_TEA,
+    SIGNED_VERSIONS,
+    hash_of_name,
+    nokey_name,
+)
 from whoseblock.fs.ext4.format.inode import (
     EXT4_CASEFOLD_FL,
     EXT4_ENCRYPT_FL,
@@ -13,7 +19,7 @@ from whoseblock.fs.ext4.format.inode import (
     Inode,
     checksum_seed,
 )
-from whoseblock.fs.ext4.format.superblock import INCOMPAT_FILETYPE
+from whoseblock.fs.ext4.format.superblock import COMPAT_DIR_INDEX, INCOMPAT_FILETYPE
 from whoseblock.fs.ext4.inodes import inode_at, read_fork
 from whoseblock.fs.ext4.volume import Volume
 
@@ -22,6 +28,9 @@ __all__ = ["Directories", "Link"]
 #: With more inodes to find than this, every entry is decoded, instead of searching for bytes.
 _MOST_SEARCHED: Final = 8
 _INLINE_PARENT: Final = 4
+#: Where the root of an htree has the version of its hash.
+_ROOT_HASH_VERSION: Final = 28
+EXT2_FLAGS_UNSIGNED_HASH: Final = 2
 
 
 class Link(NamedTuple):
@@ -84,15 +93,44 @@ class Directories:
     ) -> Iterator[tuple[int, Link]]:
         """Yield the names that a part of a directory has of the inodes ``wanted``."""
         encrypted = bool(inode.flags & EXT4_ENCRYPT_FL)
+        version = self._hash_version(number, inode) if encrypted else None
         for entry in self._decode(content, inode):
             if isinstance(entry, str):
                 self.faults[number] = f"directory inode {number}: {entry}"
             elif entry.inode in wanted and entry.name not in {b".", b".."}:
                 # The names of an encrypted directory have any bytes.
-                if encrypted or directory.is_name(entry.name):
+                if encrypted:
+                    yield entry.inode, Link(number, self._nokey_name(entry, version), encrypted)
+                elif directory.is_name(entry.name):
                     yield entry.inode, Link(number, entry.name, encrypted)
                 else:
                     self.faults[number] = f"directory inode {number}: an impossible name"
+
+    def _nokey_name(self, entry: directory.Entry, version: int | None) -> bytes:
+        """Return the kernel's name for an entry without the key of its directory."""
+        found = entry.hash
+        if found is None and version is not None:
+            found = hash_of_name(entry.name, version, self.volume.sb.hash_seed)
+        return nokey_name(entry.name, found or (0, 0))
+
+    def _hash_version(self, number: int, inode: Inode) -> int | None:
+        """Return how the kernel hashes the names of a directory, None if it does not.
+
+        As its ``is_dx_dir`` and ``ext4_htree_fill_tree``.
+        """
+        sb = self.volume.sb
+        has_tree = bool(inode.flags & EXT4_INDEX_FL)
+        is_small = inode.size == self.volume.block_size or inode.is_inline
+        if not sb.compat & COMPAT_DIR_INDEX or not (has_tree or is_small):
+            return None
+        version = sb.def_hash_version
+        if has_tree:
+            for content, _ in self._blocks(number, inode):
+                version = content[_ROOT_HASH_VERSION] if content else version
+                break
+        if version <= DX_HASH_TEA and sb.flags & EXT2_FLAGS_UNSIGNED_HASH:
+            version += SIGNED_VERSIONS
+        return version
 
     def _decode(self, raw: bytes, inode: Inode) -> Iterator[directory.Entry | str]:
         both = EXT4_CASEFOLD_FL | EXT4_ENCRYPT_FL

@@ -228,7 +228,7 @@ class PathFinder:
         if number in search.wanted:
             self._note_missing(number, search, notes, may_scan=may_scan)
         decoded = tuple(path.decode("utf-8", "surrogateescape") for path in sorted(paths))
-        return Paths(decoded, complete=not notes, notes=distinct(notes))
+        return Paths(decoded, complete=not notes, notes=distinct(notes), encrypted_name=encrypted)
 
     def _note_missing(
         self, number: int, search: _Search, notes: list[str], *, may_scan: bool
@@ -259,7 +259,4 @@ class PathFinder:
             names.append(up.name)
             encrypted |= up.encrypted
             at = up.parent
-        if encrypted:
-            notes.append(f"the path to inode in directory inode {link.parent} is encrypted")
-            return None
         return b"/" + b"/".join(reversed(names)), encrypted
