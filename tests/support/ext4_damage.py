@@ -1,8 +1,8 @@
 """Damaged images of ext2, ext3 and ext4, and the judgement of what is said about them.
 
 An answer that calls itself complete must be that of the healthy image.  Where damage has a right
-checksum, or the format has none, no program can see every lie; what remains is that no block that
-has an owner is called free, and that no block has an owner which is not its own.
+checksum, or the format has none, no program can see every lie.  Then no block that has an owner may
+be called free, and no block may have the owner of another.
 """
 
 import random
@@ -95,7 +95,7 @@ class _Damaged:
         return self.raw[offset : offset + length]
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing: no file is open."""
 
 
 def run_case(base: Base, seed: int) -> list[str]:

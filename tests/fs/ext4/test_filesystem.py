@@ -166,7 +166,7 @@ def test_blocks_that_several_files_share(tmp_path: Path) -> None:
     commands += [f"set_inode_field <{inodes['/b']}> block[5] {first}", f"freeb {other} 2"]
     for command in commands:
         run(["debugfs", "-w", "-R", command, image])
-    # It corrects the counts of free blocks, and says so by its exit code.
+    # It corrects the counts of free blocks; its exit code is then 1.
     subprocess.run([program("e2fsck"), "-fy", image], capture_output=True, check=False)
     with whoseblock.open(image) as fs:
         for asked in [first * 4096, 512], [first * 4096 + 4096, 4096]:

@@ -21,7 +21,7 @@ _BY_IDENTIFIER, _AES_XTS, _AES_CTS = 2, 1, 4
 
 
 def add_key(folder: Path) -> bytes:
-    """Give the kernel a key for a filesystem, and return its identifier."""
+    """Add to the kernel a key for a filesystem, and return its identifier."""
     head = struct.pack("=II32sII32s", _BY_IDENTIFIER, 0, bytes(32), 32, 0, bytes(32))
     argument = bytearray(head + os.urandom(32))
     descriptor = os.open(folder, os.O_RDONLY)
