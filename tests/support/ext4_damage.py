@@ -95,7 +95,7 @@ class _Damaged:
         return self.raw[offset : offset + length]
 
     def close(self) -> None:
-        """Do nothing: no file is open."""
+        """Leave everything as it is: no file is open."""
 
 
 def run_case(base: Base, seed: int) -> list[str]:
