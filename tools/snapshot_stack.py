@@ -35,7 +35,7 @@ MD = (
     "level layout chunk_size component_size raid_disks metadata_version reshape_position"
     " array_state array_size degraded sync_action uuid"
 ).split()
-MD_MEMBER = "slot offset size state errors bad_blocks".split()
+MD_MEMBER = "slot offset size state errors bad_blocks recovery_start".split()
 ND = (
     "resource size mode align namespace uuid sector_size badblocks mappings type nstype devtype"
     " set_cookie available_size holder_class holder force_raw uevent mapping0 target_node"

@@ -51,6 +51,7 @@ class TargetOptions(Struct, frozen=True):
     their role, and ``address_space`` is the role of the one that the ranges are of, if not the
     target.
     ``root`` is where /sys and /proc are read.  ``offline`` asks no kernel about what is mounted.
+    ``sector`` is the size of the sectors that partition tables count, None if it is unknown.
     """
 
     members: tuple[str, ...] = ()
@@ -61,6 +62,7 @@ class TargetOptions(Struct, frozen=True):
     address_space: str | None = None
     root: str = "/"
     offline: bool = False
+    sector: int | None = None
 
 
 class Target(Closing):
@@ -76,7 +78,11 @@ class Target(Closing):
         self._options = options
         self._devices = BlockDevices(self.host)
         self._undo = ExitStack()
-        self._assembly = Assembly(registry.begins_with_filesystem)
+        self._assembly = Assembly(
+            registry.begins_with_filesystem,
+            sector=options.sector,
+            read_running=self._devices.read_running_superblocks,
+        )
         self._named: dict[str, Layer] = {}
         self._looked_into: set[Layer] = set()
         self._images: dict[Layer, str] = {}
@@ -221,7 +227,7 @@ class Target(Closing):
         elif registry.begins_with_filesystem(media):
             # Made over the table: the kernel has not looked since, and no table can be there.
             layer.segments = []
-        elif table := read_partition_table(media):
+        elif table := read_partition_table(media, self._options.sector):
             layer.segments = add_table_structures(layer.segments, table)
 
     def _asked(self) -> Layer | None:

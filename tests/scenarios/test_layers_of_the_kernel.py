@@ -46,9 +46,13 @@ def test_every_block_of_an_array_is_found_in_images_of_its_members(
             for start, name, offset in tags(image):
                 assert name == array
                 (found,) = landed(layer, start)
+                seen += 1
+                if isinstance(found, str):
+                    # The member that was thrown out may have old data.
+                    assert found == "former member of md/raid5ls: it has 1 events, others have 3"
+                    continue
                 # Superblocks of version 0.90 have no name for the array but its minor number.
                 assert found in ((f"md/{array}", offset), ("md/12", offset))
-                seen += 1
     assert seen > 900
 
 

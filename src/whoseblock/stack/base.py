@@ -71,7 +71,10 @@ class Segment(Protocol):
 
 
 class LinearSegment(NamedTuple):
-    """A segment that another layer contains unchanged from its offset ``to_start``."""
+    """A segment that another layer contains unchanged from its offset ``to_start``.
+
+    ``remark`` and ``doubt`` are as in a `LayerMapping`.
+    """
 
     start: int
     length: int
@@ -79,11 +82,13 @@ class LinearSegment(NamedTuple):
     to_start: int = 0
     what: str = ""
     remark: str = ""
+    doubt: str = ""
 
     def map_range(self, start: int, length: int) -> Iterable[LayerMapping]:
         """Map a range of the layer, which must be within the segment."""
         to_start = self.to_start + start - self.start
-        return (LayerMapping(start, length, self.to, to_start, remark=self.remark),)
+        said = (self.remark, self.doubt)
+        return (LayerMapping(start, length, self.to, to_start, "", True, *said),)  # noqa: FBT003
 
 
 class UnmappedSegment(NamedTuple):

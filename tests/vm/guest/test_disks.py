@@ -124,3 +124,27 @@ def test_a_mirror_of_md(disk: Disk, undo: Undo, kernel_log: KernelLog) -> None:
     assert files_at(answer) == owners_at(folder, start + 6 * PAGE)
     assert [row["paths"] for row in rows(answer)] == [["/file"]]
     assert way(answer)["md0"] == start + 6 * PAGE
+
+
+def test_a_member_that_was_removed_from_a_running_mirror(disk: Disk, undo: Undo) -> None:
+    table = b"label: gpt\nstart=2048, size=65536\nsize=65536\n"
+    run(["sfdisk", "-q", "--wipe", "always", disk.device], table)
+    first, second = disk.partition(1), disk.partition(2)
+    modprobe("raid1")
+    command = ["mdadm", "--create", "/dev/md0", "--run", "--force", "--level=1", "--bitmap=none"]
+    run([*command, "--assume-clean", "--metadata=1.2", "--raid-devices=2", first, second])
+    undo.then("mdadm", "--stop", "/dev/md0")
+    within = int(Path("/sys/block/md0/md/rd0/offset").read_text()) * 512 + 5 * PAGE
+    assert "md0" in way(one(second, f"{within}+4096"))
+    run(["mdadm", "/dev/md0", "--fail", second])
+    # It has the state of the array when it failed.
+    for remove in (False, True):
+        if remove:
+            run(["mdadm", "/dev/md0", "--remove", second])
+        answer = one(second, f"{within}+4096")
+        assert not answer["complete"]
+        assert [row["kind"] for row in answer["owners"]] == ["unknown"]
+        assert "md0" not in way(answer)
+        words = "former member of md/0: it has" if remove else "faulty member of md0"
+        assert any(words in note for note in answer["notes"]), answer["notes"]
+    assert "md0" in way(one(first, f"{within}+4096"))

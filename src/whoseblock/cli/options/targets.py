@@ -53,6 +53,12 @@ _OPTIONS: Final = (
         metavar="NAME",
         help="Kernel's name of the device that TARGET is, or is a copy of: sda, pmem0.",
     ),
+    click.option(
+        "--sector-size",
+        "sector",
+        type=click.Choice(["512", "4096"]),
+        help="Size of the sectors that the partition table counts, if it is not clear.",
+    ),
     *_COMPANION_OPTIONS,
     click.option(
         "--address-space",
@@ -93,4 +99,5 @@ def options_of(options: Mapping[str, Any]) -> "TargetOptions":
         companions={role: path for role, path in given.items() if path is not None},
         address_space=None if space == "data" else space,
         root=options["root"],
+        sector=None if options["sector"] is None else int(options["sector"]),
     )

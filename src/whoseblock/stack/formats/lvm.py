@@ -4,6 +4,7 @@
 lib/format_text/layout.h, ``struct mda_header`` in the latter. `lvm_text` parses the text.
 """
 
+import re
 import zlib
 from collections.abc import Iterator
 from itertools import pairwise
@@ -16,6 +17,7 @@ from whoseblock.stack.formats.lvm_text import Section, Value, parse_text
 
 __all__ = [
     "LogicalVolume",
+    "LostMetadata",
     "LvSegment",
     "PhysicalVolume",
     "PhysicalVolumeEntry",
@@ -32,6 +34,9 @@ _LABEL_ID, _LABEL_TYPE = b"LABELONE", b"LVM2 001"
 _LABEL_CRC_FROM: Final = 20
 _PV: Final = Struct("<32sQ")
 _AREA: Final = Struct("<QQ")
+#: version and flags of ``struct pv_header_extension``; flags are set from version 2 on.
+_EXTENSION: Final = Struct("<II")
+_FLAGS_SINCE, _USED = 2, 1
 _MAX_AREAS: Final = 16
 
 #: CRC, magic, version, start, size; then locations of texts: offset, size, CRC, flags.
@@ -59,7 +64,8 @@ class LvSegment(NamedTuple):
     """``extents`` extents of a logical volume, from extent ``first`` on.
 
     ``stripes`` are pairs of a name and the first extent on it. The name is that of a physical
-    volume, or for kinds other than ``striped`` of a logical volume. ``stripe_size`` is in bytes.
+    volume or of a logical volume. ``stripe_size`` is in bytes. ``moved`` are the extents that an
+    unfinished pvmove has copied.
     """
 
     first: int
@@ -67,14 +73,19 @@ class LvSegment(NamedTuple):
     kind: str
     stripe_size: int
     stripes: tuple[tuple[str, int], ...]
+    moved: int = 0
 
 
 class LogicalVolume(NamedTuple):
-    """A logical volume; one that is not ``visible`` is a part of another one."""
+    """A logical volume; one that is not ``visible`` is a part of another one.
+
+    The segments of one that ``is_move`` have the old and the new places of an unfinished pvmove.
+    """
 
     name: str
     visible: bool
     segments: tuple[LvSegment, ...]
+    is_move: bool = False
 
 
 class VolumeGroup(NamedTuple):
@@ -88,17 +99,29 @@ class VolumeGroup(NamedTuple):
     logical: tuple[LogicalVolume, ...]
 
 
+class LostMetadata(NamedTuple):
+    """A copy of the metadata that could not be read.
+
+    ``seqno`` is its number, None if that is lost, too.
+    """
+
+    what: str
+    seqno: int | None
+
+
 class PhysicalVolume(NamedTuple):
     """A physical volume, with the newest metadata of its group, None if there are none.
 
-    ``areas`` are the (start, length) of the metadata areas. ``faults`` describe metadata that could
-    not be read.
+    ``areas`` are the (start, length) of the metadata areas, and ``lost`` those that could not be
+    read. ``in_group`` is whether the label says that a volume group uses it, None if it does not
+    say.
     """
 
     uuid: str
     group: VolumeGroup | None
     areas: tuple[tuple[int, int], ...]
-    faults: tuple[str, ...]
+    lost: tuple[LostMetadata, ...]
+    in_group: bool | None
 
 
 def _crc(data: bytes) -> int:
@@ -114,12 +137,20 @@ def read_physical_volume(media: Media) -> PhysicalVolume | None:
         except BlockError:
             continue
         if raw[:8] == _LABEL_ID and (found := _parse_label(raw, sector)):
-            return _read_metadata(media, *found)
+            return _read_metadata(media, found)
     return None
 
 
-def _parse_label(raw: bytes, sector: int) -> tuple[str, tuple[tuple[int, int], ...]] | None:
-    """Return the UUID and the metadata areas of a label, None if it is invalid."""
+class _Label(NamedTuple):
+    """The content of a label; fields as in a `PhysicalVolume`."""
+
+    uuid: str
+    areas: tuple[tuple[int, int], ...]
+    in_group: bool | None
+
+
+def _parse_label(raw: bytes, sector: int) -> _Label | None:
+    """Return the content of a label, None if it is invalid."""
     _, own, crc, offset, kind = _LABEL.unpack_from(raw)
     if own != sector or kind != _LABEL_TYPE or crc != _crc(raw[_LABEL_CRC_FROM:]):
         return None
@@ -136,7 +167,11 @@ def _parse_label(raw: bytes, sector: int) -> tuple[str, tuple[tuple[int, int], .
             if not any(area):
                 break
             areas.append(area)
-    return _format_uuid(uuid.decode("ascii", "replace")), tuple(lists[1])
+    in_group = None
+    if at + _EXTENSION.size <= _SECTOR:
+        version, flags = _EXTENSION.unpack_from(raw, at)
+        in_group = bool(flags & _USED) if version >= _FLAGS_SINCE else None
+    return _Label(_format_uuid(uuid.decode("ascii", "replace")), tuple(lists[1]), in_group)
 
 
 def _format_uuid(text: str) -> str:
@@ -145,25 +180,37 @@ def _format_uuid(text: str) -> str:
     return "-".join(text[start:end] for start, end in pairwise(edges))
 
 
-def _read_metadata(media: Media, uuid: str, areas: tuple[tuple[int, int], ...]) -> PhysicalVolume:
+#: The number in a text of which other parts are damaged.
+_SEQNO: Final = re.compile(rb"\n\s*seqno = ([0-9]{1,18})\n")
+
+
+def _read_metadata(media: Media, label: _Label) -> PhysicalVolume:
     groups = []
-    faults = []
-    for start, size in areas:
+    lost = []
+    for start, size in label.areas:
+        text = b""
         try:
-            group = _read_area(media, start, size)
+            text, crc = _read_area(media, start, size)
+            if text:
+                _check_crc(text, crc)
+                groups.append(_parse_group(text))
         except (BlockError, ValueError, KeyError, TypeError) as error:
-            faults.append(f"cannot read LVM metadata at byte {start}: {error}")
-            continue
-        if group is not None:
-            groups.append(group)
+            seqno = _SEQNO.search(text)
+            what = f"cannot read LVM metadata at byte {start}: {error}"
+            lost.append(LostMetadata(what, int(seqno[1]) if seqno else None))
     newest = max(groups, key=lambda group: group.seqno, default=None)
-    return PhysicalVolume(uuid, newest, areas, tuple(faults))
+    return PhysicalVolume(label.uuid, newest, label.areas, tuple(lost), label.in_group)
 
 
-def _read_area(media: Media, start: int, size: int) -> VolumeGroup | None:
-    """Read the newest text of a metadata area; return None if it is empty.
+def _check_crc(text: bytes, crc: int) -> None:
+    if _crc(text) != crc:
+        raise ValueError("wrong text checksum")
 
-    Raises `BlockError`, or ValueError, KeyError or TypeError for invalid metadata.
+
+def _read_area(media: Media, start: int, size: int) -> tuple[bytes, int]:
+    """Read the newest text of a metadata area, and its checksum; the text is b"" if there is none.
+
+    Raises `BlockError`, or ValueError for an invalid header.
     """
     raw = media.pread(start, _MDA_SIZE)
     crc, magic, version, own, length = _MDA.unpack_from(raw)
@@ -173,7 +220,7 @@ def _read_area(media: Media, start: int, size: int) -> VolumeGroup | None:
         raise ValueError("wrong header checksum")
     offset, text_size, text_crc, flags = _TEXT_LOCATION.unpack_from(raw, _MDA.size)
     if not offset or flags & _IGNORED:
-        return None
+        return b"", 0
     if not _MDA_SIZE <= offset < size or not 0 < text_size <= min(size - _MDA_SIZE, _MAX_TEXT):
         raise ValueError("the text is outside of the area")
     # The texts form a ring buffer after the header.
@@ -181,16 +228,15 @@ def _read_area(media: Media, start: int, size: int) -> VolumeGroup | None:
     text = media.pread(start + offset, before_end)
     if before_end < text_size:
         text += media.pread(start + _MDA_SIZE, text_size - before_end)
-    if _crc(text) != text_crc:
-        raise ValueError("wrong text checksum")
-    return _parse_group(parse_text(text.rstrip(b"\0").decode("utf-8", "replace")))
+    return text, text_crc
 
 
 # ------------------------------------------------------------------ from text to records
 
 
-def _parse_group(text: Section) -> VolumeGroup:
-    for name, section in text.items():
+def _parse_group(text: bytes) -> VolumeGroup:
+    parsed = parse_text(text.rstrip(b"\0").decode("utf-8", "replace"))
+    for name, section in parsed.items():
         if isinstance(section, dict):
             extent_size = _require_number(section["extent_size"]) * _SECTOR
             if extent_size <= 0:
@@ -237,13 +283,14 @@ def _parse_physical(name: str, section: Section) -> PhysicalVolumeEntry:
 
 def _parse_logical(name: str, section: Section) -> LogicalVolume:
     status = section.get("status", [])
-    visible = "VISIBLE" in status if isinstance(status, list) else True
+    known = status if isinstance(status, list) else ["VISIBLE"]
     segments = [
         _parse_segment(one)
         for key, one in section.items()
         if key.startswith("segment") and isinstance(one, dict)
     ]
-    return LogicalVolume(name, visible, tuple(sorted(segments)))
+    ordered = tuple(sorted(segments, key=lambda segment: segment.first))
+    return LogicalVolume(name, "VISIBLE" in known, ordered, "PVMOVE" in known)
 
 
 #: The keys under which the kinds of segments name the volumes that they are made of.
@@ -268,9 +315,15 @@ def _parse_segment(section: Section) -> LvSegment:
             # Pairs of a name and an extent; RAID segments have the names of two volumes each.
             for name, after in pairwise([*parts, 0]):
                 if isinstance(name, str):
-                    stripes.append((name, after if isinstance(after, int) else 0))
+                    stripes.append((name, max(after, 0) if isinstance(after, int) else 0))
     named = (section.get(key) for key in _VOLUME_KEYS)
     stripes += [(name, 0) for name in named if isinstance(name, str)]
     stripe_size = section.get("stripe_size", 0)
     size = stripe_size * _SECTOR if isinstance(stripe_size, int) else 0
-    return LvSegment(first, extents, _require_string(section["type"]), size, tuple(stripes))
+    kind = _require_string(section["type"])
+    if "merging_store" in section:
+        # The origin already has the content of the snapshot, which is being copied into it.
+        kind = f"merging {kind}"
+    moved = section.get("extents_moved", 0)
+    done = moved if isinstance(moved, int) else 0
+    return LvSegment(first, extents, kind, size, tuple(stripes), done)

@@ -37,11 +37,14 @@ _MAX_ROLE: Final = 0xFF00
 _ROLES: Final = {0xFFFF: "spare", 0xFFFE: "faulty", 0xFFFD: "journal"}
 
 _RECOVERY_OFFSET, _RESHAPE, _NEW_OFFSET, _JOURNAL, _RAID0_LAYOUT = 2, 4, 64, 512, 4096
+_REPLACEMENT: Final = 16
 
 #: Words of a superblock of version 0.90.
 _W_MINOR, _W_LEVEL, _W_SIZE, _W_MEMBERS, _W_STATE = 2, 7, 8, 10, 33
 _W_CHECKSUM, _W_EVENTS, _W_LAYOUT, _W_CHUNK, _W_THIS = 38, 39, 64, 65, 992
 _W_UUIDS: Final = (5, 13, 14, 15)
+#: The descriptors of devices: their first word, their size in words, and how many there are.
+_W_DEVICES, _W_DEVICE, _DEVICES_0_90 = 128, 32, 27
 _MINORS_0_90: Final = (90, 91)
 
 LINEAR: Final = -1
@@ -52,9 +55,11 @@ class MdSuperblock(NamedTuple):
     """The superblock of a member: the member and its array; sizes and offsets in bytes.
 
     ``role`` is the number in the array, or the name of another role. ``unsupported`` is the reason
-    why the data cannot be followed now, "" if there is none. A ``recovering`` member holds only a
-    part of its data. A superblock of version 0.90 (``is_0_90``) has neither a name nor its own
-    location.
+    why the data cannot be followed now, "" if there is none. A ``recovering`` member holds only the
+    first ``recovered`` bytes of its data. A superblock of version 0.90 (``is_0_90``) has neither a
+    name nor its own location. ``number`` is the index of the member in ``roles``, the roles of all
+    devices that the array has had. A member that ``is_replacement`` will replace the one with its
+    role.
     """
 
     array: bytes
@@ -71,6 +76,10 @@ class MdSuperblock(NamedTuple):
     unsupported: str
     recovering: bool
     is_0_90: bool
+    number: int = 0
+    roles: tuple[int | str, ...] = ()
+    recovered: int = 0
+    is_replacement: bool = False
 
 
 def read_md_superblock(media: Media) -> MdSuperblock | None:
@@ -112,19 +121,21 @@ def _parse_v1(raw: bytes, sector: int) -> MdSuperblock | None:
         return None
     fields = _V1.unpack_from(raw)
     _, major, features, array, name, level, layout, component, chunk, members = fields[:10]
-    _, start, size, location, _, number = fields[10:]
+    _, start, size, location, recovered, number = fields[10:]
     events, checksum, devices = _V1_EVENTS.unpack_from(raw, _V1_EVENTS_AT)
     if major != 1 or devices > _MAX_DEVICES or location != sector:
         return None
     if checksum != _checksum_v1(raw, devices) or number >= devices:
         return None
-    role: int | str = unpack_from("<H", raw, _V1_ROLES_AT + 2 * number)[0]
-    if isinstance(role, int) and role >= _MAX_ROLE:
-        role = _ROLES.get(role, "unused")
+    roles = tuple(map(_name_role, unpack_from(f"<{devices}H", raw, _V1_ROLES_AT)))
+    role = roles[number]
     if features & _JOURNAL and role == "journal":
         unsupported = "it is a journal"
     else:
         unsupported = "it is being reshaped" if features & (_RESHAPE | _NEW_OFFSET) else ""
+    unsupported = unsupported or _find_contradiction(
+        members, (start, size), sector, component if level > 0 else 0
+    )
     if level == 0 and not features & _RAID0_LAYOUT:
         layout = 0
     label = name.partition(b"\0")[0].decode("utf-8", "replace")
@@ -143,7 +154,33 @@ def _parse_v1(raw: bytes, sector: int) -> MdSuperblock | None:
         unsupported,
         bool(features & _RECOVERY_OFFSET),
         is_0_90=False,
+        number=number,
+        roles=roles,
+        recovered=recovered * _SECTOR,
+        is_replacement=bool(features & _REPLACEMENT),
     )
+
+
+def _name_role(role: int) -> int | str:
+    return role if role < _MAX_ROLE else _ROLES.get(role, "unused")
+
+
+def _find_contradiction(
+    members: int, data: tuple[int, int], superblock: int, component: int
+) -> str:
+    """Return what no array can have, "" if the fields of a superblock are plausible.
+
+    ``data`` are the start and the size of the room for data, ``component`` how much of it is used,
+    and ``superblock`` its own place, in sectors. As super_1_load in drivers/md/md.c.
+    """
+    start, size = data
+    if not 0 < members <= _MAX_DEVICES:
+        return f"its superblock names {members} members"
+    after_superblock = start >= superblock + _SUPERBLOCK_BYTES // _SECTOR
+    before_superblock = start + size <= superblock
+    if component > size or not (after_superblock or before_superblock):
+        return "its superblock names an implausible place for data"
+    return ""
 
 
 def _parse_0_90(raw: bytes, location: int) -> MdSuperblock | None:
@@ -157,10 +194,11 @@ def _parse_0_90(raw: bytes, location: int) -> MdSuperblock | None:
         return None
     level = words[_W_LEVEL] - (1 << 32 if words[_W_LEVEL] >> 31 else 0)
     members = words[_W_MEMBERS]
-    raid_disk, state = words[_W_THIS + 3], words[_W_THIS + 4]
-    faulty, active, in_sync = state & 1, state & 2, state & 4
-    role: int | str = raid_disk if active and in_sync and raid_disk < members else "spare"
+    role = _role_0_90(words[_W_THIS + 3], words[_W_THIS + 4], members)
     component = words[_W_SIZE] * 1024
+    unsupported = "it is being reshaped" if words[_W_MINOR] == _MINORS_0_90[1] else ""
+    if not 0 < members <= _DEVICES_0_90 or component > location:
+        unsupported = "its superblock is implausible"
     return MdSuperblock(
         b"".join(words[at].to_bytes(4, "little") for at in _W_UUIDS),
         str(words[11]),
@@ -169,14 +207,27 @@ def _parse_0_90(raw: bytes, location: int) -> MdSuperblock | None:
         words[_W_CHUNK],
         members,
         component,
-        "faulty" if faulty else role,
+        role,
         0,
         component if level > 0 else location,
         words[_W_EVENTS] | words[_W_EVENTS + 1] << 32,
-        "it is being reshaped" if words[_W_MINOR] == _MINORS_0_90[1] else "",
+        unsupported,
         recovering=False,
         is_0_90=True,
+        number=min(words[_W_THIS], _DEVICES_0_90 - 1),
+        roles=tuple(
+            _role_0_90(words[at + 3], words[at + 4], members)
+            for at in range(_W_DEVICES, _W_DEVICES + _DEVICES_0_90 * _W_DEVICE, _W_DEVICE)
+        ),
     )
+
+
+def _role_0_90(raid_disk: int, state: int, members: int) -> int | str:
+    """Return a role from a ``mdp_disk_t``."""
+    faulty, active, in_sync = state & 1, state & 2, state & 4
+    if faulty:
+        return "faulty"
+    return raid_disk if active and in_sync and raid_disk < members else "spare"
 
 
 def compute_data_size(member: MdSuperblock) -> int:

@@ -2,12 +2,12 @@
 
 GPT as in the UEFI specification 2.10, chapter 5, MBR as in 5.2. The chain of extended boot records
 is followed as Linux does (block/partitions/msdos.c). A GPT is accepted if both of its checksums
-are right. An MBR has no checksum: it is accepted if all of its entries are plausible.
+are right. An MBR has no checksum: it is accepted if its flags are valid and a partition begins on
+the disk. Each entry of a table stands for itself: one that does not fit does not void the others.
 """
 
 import zlib
-from collections.abc import Iterator
-from itertools import pairwise
+from collections.abc import Iterable, Iterator, Sequence
 from struct import Struct
 from typing import Final, NamedTuple
 from uuid import UUID
@@ -16,9 +16,17 @@ from whoseblock.errors import BlockError
 from whoseblock.media.base import Media
 from whoseblock.ranges import ByteRange, subtract
 
-__all__ = ["Partition", "PartitionTable", "Structure", "read_partition_table"]
+__all__ = [
+    "SECTOR_SIZES",
+    "Partition",
+    "PartitionTable",
+    "Structure",
+    "read_partition_table",
+    "read_partition_tables",
+]
 
-_SECTOR_SIZES: Final = (512, 4096)
+#: The sizes of sectors that tables count in.
+SECTOR_SIZES: Final = (512, 4096)
 
 _MBR_SIGNATURE: Final = b"\x55\xaa"
 _MBR_ENTRIES_AT, _MBR_ENTRY_SIZE, _MBR_ENTRIES = 446, 16, 4
@@ -49,7 +57,8 @@ _BOOT_SECTORS: Final = ((3, b"NTFS    "), (3, b"EXFAT   "), (54, b"FAT"), (82, b
 class Partition(NamedTuple):
     """A partition; ``start`` and ``length`` are bytes of the disk.
 
-    ``type`` is a GUID, or ``0x83`` in an MBR; ``name`` is the label in a GPT.
+    ``type`` is a GUID, or ``0x83`` in an MBR; ``name`` is the label in a GPT. ``doubt`` is the
+    reason why its bytes may not be those of this partition, "" if there is none.
     """
 
     number: int
@@ -57,6 +66,7 @@ class Partition(NamedTuple):
     length: int
     type: str
     name: str = ""
+    doubt: str = ""
 
 
 class Structure(NamedTuple):
@@ -72,9 +82,10 @@ class Structure(NamedTuple):
 
 
 class PartitionTable(NamedTuple):
-    """A valid partition table; ``kind`` is ``gpt`` or ``mbr``.
+    """A valid partition table; ``kind`` is ``gpt`` or ``mbr``, ``sector`` its unit in bytes.
 
-    ``doubts`` are reasons why it may nevertheless be a leftover.
+    ``doubts`` are reasons why it may nevertheless be a leftover. ``fits`` is false if a partition
+    does not end on the disk.
     """
 
     kind: str
@@ -82,14 +93,29 @@ class PartitionTable(NamedTuple):
     structures: tuple[Structure, ...]
     notes: tuple[str, ...] = ()
     doubts: tuple[str, ...] = ()
+    sector: int = SECTOR_SIZES[0]
+    fits: bool = True
 
 
-def read_partition_table(media: Media) -> PartitionTable | None:
-    """Read the partition table of a disk; return None if there is no valid one."""
-    for sector in _SECTOR_SIZES:
-        if table := _read_gpt(media, sector):
-            return table
-    return _read_mbr(media)
+def read_partition_table(media: Media, sector: int | None = None) -> PartitionTable | None:
+    """Read the partition table of a disk; return None if there is no valid one.
+
+    ``sector`` is the sector size of the disk, None if it is unknown.
+    """
+    return next(iter(read_partition_tables(media, sector)), None)
+
+
+def read_partition_tables(media: Media, sector: int | None = None) -> list[PartitionTable]:
+    """Read the partition table of a disk, once for each sector size that it may count in.
+
+    Only an MBR does not record its unit. The reading in sectors of 512 bytes comes first.
+    """
+    sizes = SECTOR_SIZES if sector is None else (sector,)
+    for size in sizes:
+        if table := _read_gpt(media, size):
+            return [table]
+    tables = (_read_mbr(media, size) for size in sizes)
+    return [table for table in tables if table is not None]
 
 
 def _read_or_empty(media: Media, start: int, length: int) -> bytes:
@@ -167,14 +193,16 @@ def _read_gpt(media: Media, sector: int) -> PartitionTable | None:
         notes.append("the backup GPT is invalid")
     elif backup.entries != primary.entries:
         notes.append("the backup GPT differs from the primary, which is used")
-    partitions = tuple(_parse_gpt_entries(header))
+    partitions, fits = _place(_parse_gpt_entries(header), media.size, notes)
     structures = [Structure(0, 512, "protective MBR")]
     for found, word in ((primary, "primary GPT"), (backup, "backup GPT")):
         if found is not None:
             structures.append(Structure(found.at * sector, sector, f"{word} header"))
             at = found.entries_at * sector
             structures.append(Structure(at, len(found.entries), f"{word} entries"))
-    return PartitionTable("gpt", partitions, tuple(structures), tuple(notes), tuple(doubts))
+    partitions = _doubt_overlaps(partitions, structures)
+    said = (tuple(notes), tuple(doubts))
+    return PartitionTable("gpt", partitions, tuple(structures), *said, sector, fits)
 
 
 def _is_protective(raw: bytes) -> bool:
@@ -212,38 +240,32 @@ def _parse_mbr_entries(raw: bytes) -> list[_MbrEntry]:
     return [_MbrEntry(*_MBR_ENTRY.unpack_from(raw, place)) for place in places]
 
 
-def _read_mbr(media: Media) -> PartitionTable | None:  # noqa: PLR0911 - a return for each check that may fail
+def _read_mbr(media: Media, sector: int) -> PartitionTable | None:
     raw = _read_or_empty(media, 0, 512)
     if raw[510:512] != _MBR_SIGNATURE:
         return None
     if any(raw[at : at + len(magic)] == magic for at, magic in _BOOT_SECTORS):
         return None
-    # Linux counts in the disk's logical sectors; an image does not record their size.
-    sector = 512
     entries = _parse_mbr_entries(raw)
     if any(entry.boot not in (0, 0x80) for entry in entries):
         return None
-    used = [(number, entry) for number, entry in enumerate(entries, 1) if entry.type]
-    if not used or any(entry.type == _PROTECTIVE for _, entry in used):
+    # As in Linux, an entry without sectors is unused, whatever its type; one of type 0 is used.
+    used = [(number, entry) for number, entry in enumerate(entries, 1) if entry.sectors]
+    if any(entry.type == _PROTECTIVE for _, entry in used):
         return None
-    places = sorted((entry.first, entry.first + entry.sectors) for _, entry in used)
-    if any(entry.sectors == 0 or entry.first == 0 for _, entry in used):
-        return None
-    if places[-1][1] * sector > media.size or _do_overlap(places):
+    if not any(entry.first * sector < media.size for _, entry in used):
         return None
     reader = _MbrReader(media, sector)
     for number, entry in used:
-        if entry.type in _EXTENDED:
-            reader.follow(entry)
-        else:
+        if entry.type not in _EXTENDED:
             reader.partitions.append(_mbr_partition(number, entry, 0, sector))
+        elif entry.first * sector < media.size:
+            reader.follow(entry)
+    partitions, fits = _place(sorted(reader.partitions), media.size, reader.notes)
     structures = (Structure(0, 512, "MBR"), *reader.structures)
-    return PartitionTable("mbr", tuple(sorted(reader.partitions)), structures, tuple(reader.notes))
-
-
-def _do_overlap(places: list[tuple[int, int]]) -> bool:
-    """Return whether any of the sorted ranges starts before its predecessor ends."""
-    return any(end > start for (_, end), (start, _) in pairwise(places))
+    partitions = _doubt_overlaps(partitions, reader.structures)
+    notes = tuple(reader.notes)
+    return PartitionTable("mbr", partitions, structures, notes, (), sector, fits)
 
 
 def _mbr_partition(number: int, entry: _MbrEntry, base: int, sector: int) -> Partition:
@@ -285,7 +307,7 @@ class _MbrReader:
             for entry in _parse_mbr_entries(raw):
                 if entry.type in _EXTENDED and entry.sectors and following is None:
                     following = extended.first + entry.first
-                elif entry.type and entry.sectors and entry.type not in _EXTENDED:
+                elif entry.sectors and entry.type not in _EXTENDED:
                     if not entry.first or at + entry.first + entry.sectors > end:
                         self._end_chain(extended, "has an implausible entry", at)
                         return
@@ -306,3 +328,52 @@ class _MbrReader:
             rest = subtract(rest, one)
         what = "extended partition, of which a boot record is lost"
         self.structures += [Structure(*part, what, certain=False) for part in rest]
+
+
+# ------------------------------------------------------------------ both
+
+#: Notes about single partitions that are shown; more are counted.
+_MAX_NOTES: Final = 4
+
+
+def _place(
+    partitions: Iterable[Partition], size: int, notes: list[str]
+) -> tuple[tuple[Partition, ...], bool]:
+    """Return the partitions that begin on a disk of ``size`` bytes, and whether all end there.
+
+    Add a note for each of the others.
+    """
+    inside, said = [], []
+    for part in partitions:
+        end = part.start + part.length
+        if part.start >= size:
+            said.append(f"partition {part.number} begins past the end, at byte {part.start}")
+            continue
+        if end > size:
+            said.append(f"partition {part.number} ends {end - size} bytes past the end")
+        inside.append(part)
+    notes += said[:_MAX_NOTES]
+    if len(said) > _MAX_NOTES:
+        notes.append(f"{len(said) - _MAX_NOTES} more partitions do not end on the disk")
+    return tuple(inside), not said
+
+
+def _doubt_overlaps(
+    partitions: Sequence[Partition], structures: Iterable[Structure]
+) -> tuple[Partition, ...]:
+    """Add a doubt to each partition that overlaps another one or a structure of the table."""
+    # Sorted by start, a range overlaps an earlier one if it begins before the largest end so far.
+    ranges = [(part.start, part.start + part.length, part.number) for part in partitions]
+    ranges += [(one.start, one.start + one.length, 0) for one in structures if one.certain]
+    ranges.sort()
+    doubts: dict[int, str] = {}
+    reach, last = 0, 0
+    for start, end, number in ranges:
+        if start < reach:
+            for one, other in ((number, last), (last, number)):
+                if one:
+                    with_what = f"partition {other}" if other else "the partition table"
+                    doubts.setdefault(one, f"partition {one} overlaps {with_what}")
+        if end > reach:
+            reach, last = end, number
+    return tuple(part._replace(doubt=doubts.get(part.number, "")) for part in partitions)

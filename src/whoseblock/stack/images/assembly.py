@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from whoseblock.media.base import Media
 from whoseblock.media.mapped import Copy, MappedMedia, MappedRun
 from whoseblock.stack.base import Layer, LinearSegment, Segment, UnmappedSegment
+from whoseblock.stack.formats.beginnings import begins_with_signature, find_foreign_member
 from whoseblock.stack.formats.md import RESERVED_0_90, MdSuperblock, read_md_superblock
-from whoseblock.stack.formats.partitions import PartitionTable, read_partition_table
+from whoseblock.stack.formats.partitions import PartitionTable, read_partition_tables
 
 if TYPE_CHECKING:
     from whoseblock.stack.images.arrays import ArrayMember
@@ -22,7 +23,11 @@ if TYPE_CHECKING:
 __all__ = ["Assembly", "add_table_structures", "make_slice", "partition_name"]
 
 #: Limit on the number of layers; nested tables on a hostile disk could define more.
-_MAX_LAYERS: Final = 10_000
+_MAX_LAYERS: Final = 20_000
+#: Limit on the number of layers above each other.
+_MAX_DEPTH: Final = 12
+#: Partitions of a table that are read to find out the unit of the table.
+_MAX_VERIFIED: Final = 16
 
 
 class _FoundLayer(NamedTuple):
@@ -32,15 +37,32 @@ class _FoundLayer(NamedTuple):
     media: Media
 
 
+class _Beginnings(NamedTuple):
+    """The partitions of a table that begin with something known, and those that were read."""
+
+    known: int
+    read: int
+
+
 class Assembly:
     """Builds layers over the available media.
 
     ``is_filesystem`` returns whether a filesystem begins on a medium; such a medium is not examined
-    further.
+    further. ``sector`` is the sector size of the disks, None if it is unknown. ``read_running``
+    yields the superblocks of all members of arrays that the kernel runs.
     """
 
-    def __init__(self, is_filesystem: Callable[[Media], bool]) -> None:
+    def __init__(
+        self,
+        is_filesystem: Callable[[Media], bool],
+        *,
+        sector: int | None = None,
+        read_running: Callable[[], Iterable[MdSuperblock]] = tuple,
+    ) -> None:
         self._is_filesystem = is_filesystem
+        self._sector = sector
+        self._read_running = read_running
+        self._depths: dict[Layer, int] = {}
         self._queue: list[_FoundLayer] = []
         self._count = 0
         self._members: dict[bytes, list[ArrayMember]] = defaultdict(list)
@@ -48,11 +70,15 @@ class Assembly:
         #: For each array and volume group, the layers of its members.
         self.sets: list[list[Layer]] = []
 
-    def add(self, layer: Layer, media: Media) -> None:
-        """Add a layer of unknown content to be examined."""
-        if self._count < _MAX_LAYERS:
+    def add(self, layer: Layer, media: Media, depth: int = 0) -> None:
+        """Add a layer of unknown content to be examined, which lies over ``depth`` others."""
+        if self._count < _MAX_LAYERS and depth <= _MAX_DEPTH:
             self._count += 1
+            self._depths[layer] = depth
             self._queue.append(_FoundLayer(layer, media))
+        elif depth:
+            what = "one of too many layers, which are not followed"
+            layer.segments = [UnmappedSegment(0, max(layer.size, 1), what, certain=False)]
 
     def finish(self) -> None:
         """Examine all added layers, and all layers found on them."""
@@ -73,14 +99,20 @@ class Assembly:
     def _add_array(self, members: "Sequence[ArrayMember]") -> None:
         from whoseblock.stack.images.arrays import build_array
 
-        self.sets.append([one.layer for one in members])
-        self._add_all(build_array(members))
+        layers = [one.layer for one in members]
+        self.sets.append(layers)
+        running: Iterable[MdSuperblock] = ()
+        # An image may be older than the array that runs.
+        if any(layer.device is not None for layer in layers):
+            array = members[0].superblock.array
+            running = [one for one in self._read_running() if one.array == array]
+        self._add_all(build_array(members, running), layers)
 
     def _add_groups(self, parts: "list[PhysicalVolumeLayer]") -> None:
         from whoseblock.stack.images.volumes import build_group, layers_by_group
 
         self.sets += layers_by_group(parts)
-        self._add_all(build_group(parts))
+        self._add_all(build_group(parts), [part.layer for part in parts])
 
     def _add_member(self, layer: Layer, media: Media, member: MdSuperblock) -> None:
         from whoseblock.stack.images.arrays import ArrayMember
@@ -97,15 +129,24 @@ class Assembly:
             self._parts.append(PhysicalVolumeLayer(layer, media, volume))
         return volume is not None
 
-    def _add_all(self, found: Iterable[tuple[Layer, Media]]) -> None:
+    def _add_all(self, found: Iterable[tuple[Layer, Media]], below: Sequence[Layer]) -> None:
+        depth = 1 + max(self._depths.get(layer, 0) for layer in below)
         for layer, media in found:
-            self.add(layer, media)
+            self.add(layer, media, depth)
 
     def _examine(self, layer: Layer, media: Media) -> None:
+        if kind := find_foreign_member(media):
+            what = f"member of an {kind}, which is not followed: name the volume itself"
+            layer.segments = [UnmappedSegment(0, layer.size, what, certain=False)]
+            return
         # md first: a member with its superblock at the end begins like the array itself.
-        table = read_partition_table(media)
+        table = self._read_table(media)
         member = read_md_superblock(media)
-        if member and not (table and _may_belong_to_last_partition(member, table, media.size)):
+        if member and table and _may_belong_to_last_partition(member, table, media.size):
+            member = None
+        if member and table and not _is_within_array(member, table):
+            self._add_both(layer, media, member, table)
+        elif member:
             self._add_member(layer, media, member)
         elif self._is_filesystem(media):
             return
@@ -115,18 +156,71 @@ class Assembly:
         elif not self._add_volume(layer, media) and table:
             self._add_partitions(layer, media, table)
 
+    def _read_table(self, media: Media) -> PartitionTable | None:
+        """Read a partition table in the unit in which more partitions begin with something."""
+        tables = read_partition_tables(media, self._sector)
+        if len(tables) <= 1:
+            return tables[0] if tables else None
+        small, large = tables
+        counts = [self._count_known(media, table) for table in tables]
+        if counts[1].known and not counts[0].known:
+            note = (
+                f"the MBR counts sectors of {large.sector} bytes, at which"
+                f" {counts[1].known} of {counts[1].read} partitions begin with something known;"
+                f" --sector-size {small.sector} reads it otherwise"
+            )
+            return large._replace(notes=(*large.notes, note))
+        if bool(counts[0].known) == bool(counts[1].known) and large.fits:
+            doubt = (
+                f"the MBR may count sectors of {small.sector} or of {large.sector} bytes;"
+                f" {small.sector} is assumed, --sector-size names it"
+            )
+            return small._replace(doubts=(*small.doubts, doubt))
+        return small
+
+    def _count_known(self, media: Media, table: PartitionTable) -> _Beginnings:
+        """Count the partitions that begin with something known."""
+        read = [part for part in table.partitions if part.start][:_MAX_VERIFIED]
+        slices = (make_slice("partition", media, part.start, part.length) for part in read)
+        known = sum(self._is_filesystem(one) or begins_with_signature(one) for one in slices)
+        return _Beginnings(known, len(read))
+
+    def _add_both(
+        self, layer: Layer, media: Media, member: MdSuperblock, table: PartitionTable
+    ) -> None:
+        """Add a member of an array that has a partition table beside its data.
+
+        One of both is a leftover. If partitions begin with something known, both are followed.
+        """
+        doubt = "a partition table and an md superblock contradict each other: one is a leftover"
+        if self._count_known(media, table).known:
+            self._add_partitions(layer, media, table)
+            partitions = layer.segments
+            shadow = Layer(layer.name, layer.size, layer.kind, device=layer.device)
+            self._add_member(shadow, media, member)
+            layer.segments = [*partitions, LinearSegment(0, layer.size, shadow)]
+        else:
+            self._add_member(layer, media, member)
+        layer.doubts += (f"{layer.name}: {doubt}",)
+
     def _add_partitions(self, layer: Layer, media: Media, table: PartitionTable) -> None:
         layer.remarks += tuple(f"{layer.name}: {note}" for note in table.notes)
         layer.doubts += tuple(f"{layer.name}: {doubt}" for doubt in table.doubts)
         segments: list[Segment] = [UnmappedSegment(*structure) for structure in table.structures]
+        depth = self._depths.get(layer, 0) + 1
         for partition in table.partitions:
             name = partition_name(layer.name, partition.number)
             part = make_slice(name, media, partition.start, partition.length)
             below = Layer(name, partition.length, "partition", open_media=partial(_identity, part))
+            doubt = partition.doubt and f"{layer.name}: {partition.doubt}"
             segments.append(
-                LinearSegment(partition.start, partition.length, below, what=partition.name)
+                LinearSegment(
+                    partition.start, partition.length, below, what=partition.name, doubt=doubt
+                )
             )
-            self.add(below, part)
+            # One from byte 0 contains the table itself, and overlapping ones would multiply.
+            if partition.start and not doubt:
+                self.add(below, part, depth)
         layer.segments = segments
 
 
@@ -137,6 +231,18 @@ def _may_belong_to_last_partition(member: MdSuperblock, table: PartitionTable, s
     """
     end = max((part.start + part.length for part in table.partitions), default=0)
     return member.is_0_90 and size - end < RESERVED_0_90
+
+
+def _is_within_array(member: MdSuperblock, table: PartitionTable) -> bool:
+    """Return whether a partition table at the start of a member is the array's own.
+
+    The array begins where the member does if its superblock is at the end.
+    """
+    if member.start:
+        return False
+    data = member.component if member.level > 0 else member.size
+    size = data if member.level == 1 else data * member.members
+    return all(part.start + part.length <= size for part in table.partitions)
 
 
 def _identity(media: Media) -> Media:

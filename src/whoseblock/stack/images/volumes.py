@@ -2,9 +2,9 @@
 
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import partial
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property, partial
+from typing import Final, NamedTuple
 
 from whoseblock.errors import UnsupportedError
 from whoseblock.media.base import Media
@@ -46,10 +46,23 @@ def build_group(parts: Sequence[PhysicalVolumeLayer]) -> Iterator[tuple[Layer, M
         named |= {volume.uuid for volume in group.volumes}
     for part in parts:
         if part.label.uuid not in named:
-            what, certain = "LVM physical volume in no volume group", True
-            if part.label.faults:
-                what, certain = f"LVM physical volume: {part.label.faults[0]}", False
+            what, certain = _describe_groupless(part.label)
             part.layer.segments = [UnmappedSegment(0, part.layer.size, what, certain)]
+
+
+#: What to do about a physical volume whose group is described on others.
+_NAME_OTHERS = "name the other disks of its volume group with --member"
+
+
+def _describe_groupless(label: PhysicalVolume) -> tuple[str, bool]:
+    """Return the use of a physical volume of no known volume group, and whether it is certain."""
+    if label.group is not None:
+        return f"LVM physical volume that {label.group.name} does not contain any more", False
+    if label.lost:
+        return f"LVM physical volume: {label.lost[0].what}; {_NAME_OTHERS}", False
+    if label.in_group or label.in_group is None:
+        return f"LVM physical volume without metadata: {_NAME_OTHERS}", False
+    return "LVM physical volume in no volume group", True
 
 
 def layers_by_group(parts: Sequence[PhysicalVolumeLayer]) -> list[list[Layer]]:
@@ -65,6 +78,18 @@ def layers_by_group(parts: Sequence[PhysicalVolumeLayer]) -> list[list[Layer]]:
     return list(layers.values())
 
 
+#: Volumes are made of volumes during a pvmove, in three steps at most.
+_MAX_HEIGHT: Final = 4
+
+
+class _Area(NamedTuple):
+    """A physical or logical volume with room for segments of logical volumes."""
+
+    layer: Layer
+    media: Media
+    start: int
+
+
 class _GroupBuilder:
     """Builds the layers of one volume group."""
 
@@ -76,45 +101,82 @@ class _GroupBuilder:
             for volume in group.volumes
             if volume.uuid in available
         }
+        #: The available physical volumes, and the followed logical volumes.
+        self._areas = {
+            name: _Area(part.layer, part.media, self._physical[name].start)
+            for name, part in self._available.items()
+        }
         self._segments: dict[str, list[Segment]] = defaultdict(list)
+        self._logical = {volume.name: volume for volume in group.logical}
+        high = self._find_too_high()
+        self._kinds = {
+            volume.name: _describe_kinds(volume, too_high=volume.name in high)
+            for volume in group.logical
+        }
 
     def build(self) -> Iterator[tuple[Layer, Media]]:
         """Cut the available physical volumes; yield every logical volume that can be read."""
-        uses = self._find_uses()
-        tops = {}
         for volume in self._group.logical:
-            layer, media = self._make_volume(volume)
-            if use := uses.get(volume.name):
-                layer.segments = [use(layer.size)]
-            elif media is not None:
-                tops[volume.name] = layer, media
+            self._areas[volume.name] = self._make_volume(volume)
+        for volume in self._group.logical:
+            for segment, kind in zip(volume.segments, self._kinds[volume.name], strict=True):
+                self._cut_segment(volume, segment, kind)
         for name, part in self._available.items():
             self._cut_rest(part, self._physical[name], self._segments[name])
-        yield from tops.values()
+        uses = self._find_uses()
+        for volume in self._group.logical:
+            layer, media, _ = self._areas[volume.name]
+            if use := uses.get(volume.name):
+                layer.segments = [use(layer.size)]
+            elif above := self._segments.get(volume.name):
+                layer.segments = _without_overlaps(above, self._group.name)
+                layer.gap, layer.gap_certain = f"part of {self._group.name}", False
+            elif any(kind.followed for kind in self._kinds[volume.name]):
+                yield layer, media
+
+    def _find_too_high(self) -> set[str]:
+        """Return the volumes that are made of volumes in more steps than valid metadata has."""
+        below = {
+            volume.name: {name for segment in volume.segments for name, _ in segment.stripes}
+            & self._logical.keys()
+            for volume in self._group.logical
+        }
+        high = set(below)
+        for _ in range(_MAX_HEIGHT):
+            high = {name for name in high if below[name] & high}
+        return high
 
     def _cut_rest(
         self, part: PhysicalVolumeLayer, volume: PhysicalVolumeEntry, segments: list[Segment]
     ) -> None:
+        group = self._group
         size = part.layer.size
-        end = volume.start + volume.extents * self._group.extent_size
+        end = volume.start + volume.extents * group.extent_size
         head = min(volume.start, size)
+        segments = _without_overlaps(segments, group.name)
         if head > 0:
-            segments.append(UnmappedSegment(0, head, f"LVM metadata of {self._group.name}"))
+            segments.append(UnmappedSegment(0, head, f"LVM metadata of {group.name}"))
         if end < size:
-            segments.append(UnmappedSegment(end, size - end, f"not used by {self._group.name}"))
-        part.layer.gap = f"unallocated extents of {self._group.name}"
+            segments.append(UnmappedSegment(end, size - end, f"not used by {group.name}"))
+        part.layer.gap = f"unallocated extents of {group.name}"
         part.layer.segments = segments
-        part.layer.remarks += part.label.faults
+        for other in self._available.values():
+            for lost in other.label.lost:
+                what = f"{other.layer.name}: {lost.what}"
+                if lost.seqno is None or lost.seqno > group.seqno:
+                    part.layer.doubts += (f"{what}; it may be newer than what is used",)
+                elif other is part:
+                    part.layer.remarks += (what,)
 
     def _find_uses(self) -> dict[str, "_VolumeUse"]:
-        """Return the use of every volume that is a part of another volume."""
+        """Return the use of every volume that is a part of a volume that is not followed."""
         uses: dict[str, _VolumeUse] = {}
         for volume in self._group.logical:
             name = f"{self._group.name}/{volume.name}"
-            for segment in volume.segments:
+            for segment, kind in zip(volume.segments, self._kinds[volume.name], strict=True):
                 for part, _ in segment.stripes:
-                    if part not in self._physical and part != volume.name:
-                        uses[part] = _VolumeUse(name, segment.kind)
+                    if part not in self._physical and part != volume.name and not kind.followed:
+                        uses[part] = _VolumeUse(name, kind.name)
         # A snapshot does not change its origin, which is a normal volume.
         for volume in self._group.logical:
             for segment in volume.segments:
@@ -122,18 +184,15 @@ class _GroupBuilder:
                     uses.pop(segment.stripes[0][0], None)
         return uses
 
-    def _make_volume(self, volume: LogicalVolume) -> tuple[Layer, Media | None]:
-        """Return the layer of a volume, with a medium if it can be read."""
+    def _make_volume(self, volume: LogicalVolume) -> _Area:
+        """Return the layer of a volume, and the medium that reads what is followed of it."""
         extent = self._group.extent_size
         name = f"{self._group.name}/{volume.name}"
-        size = sum(segment.extents for segment in volume.segments) * extent
-        followed = all(segment.kind == "striped" for segment in volume.segments)
-        media = MappedMedia(name, size, self._make_locator(volume)) if followed and size else None
-        opener = None if media is None else partial(_same, media)
-        layer = Layer(name, size, "logical volume", open_media=opener)
-        for segment in volume.segments if followed else ():
-            self._cut_segment(layer, segment)
-        return layer, media
+        last = volume.segments[-1] if volume.segments else None
+        size = (last.first + last.extents) * extent if last else 0
+        media = MappedMedia(name, size, _RunLocator(partial(self._readable_segments, volume)))
+        layer = Layer(name, size, "logical volume", open_media=partial(_same, media))
+        return _Area(layer, media, 0)
 
     def _make_striping(self, segment: LvSegment) -> Raid0:
         stripes = len(segment.stripes)
@@ -142,48 +201,113 @@ class _GroupBuilder:
         rows = segment.extents // stripes * self._group.extent_size // segment.stripe_size
         return Raid0(segment.stripe_size, [rows] * stripes)
 
-    def _cut_segment(self, layer: Layer, segment: LvSegment) -> None:
-        """Add the parts of a segment to the physical volumes."""
+    def _cut_segment(self, volume: LogicalVolume, segment: LvSegment, kind: "_SegmentKind") -> None:
+        """Add the parts of a segment to what it is made of."""
         extent = self._group.extent_size
+        layer = self._areas[volume.name].layer
         to_start = segment.first * extent
-        each = segment.extents // max(len(segment.stripes), 1) * extent
-        for number, (name, first) in enumerate(segment.stripes):
-            if name not in self._available:
-                continue
-            start = self._physical[name].start + first * extent
-            if len(segment.stripes) == 1:
-                self._segments[name].append(LinearSegment(start, each, layer, to_start))
-                continue
+        copies = len(segment.stripes) if kind.name != "striped" else 1
+        each = segment.extents * copies // max(len(segment.stripes), 1) * extent
+        striping: Raid0 | None = None
+        why = "" if kind.followed else f"a segment of the kind {kind.name}, which is not followed"
+        if not why and copies < len(segment.stripes):
             try:
                 striping = self._make_striping(segment)
             except UnsupportedError as error:
-                what = f"part of {layer.name}: {error}"
-                self._segments[name].append(UnmappedSegment(start, each, what, certain=False))
+                why = str(error)
+        for number, (name, first) in enumerate(segment.stripes):
+            if name not in self._areas or (why and name in self._logical):
                 continue
-            self._segments[name].append(
-                MemberSegment(start, each, layer, striping, number, to_start)
-            )
+            start = self._areas[name].start + first * extent
+            above: Segment
+            if why:
+                above = UnmappedSegment(start, each, f"part of {layer.name}: {why}", certain=False)
+            elif striping is not None:
+                above = MemberSegment(start, each, layer, striping, number, to_start)
+            elif volume.is_move and segment.kind == "mirror":
+                above = _cut_move(kind.name, number, LinearSegment(start, each, layer, to_start))
+            else:
+                above = LinearSegment(start, each, layer, to_start)
+            self._segments[name].append(above)
 
-    def _make_locator(self, volume: LogicalVolume) -> "_RunLocator":
-        segments = []
-        for segment in volume.segments:
-            readers = [self._make_reader(name, first) for name, first in segment.stripes]
+    def _readable_segments(self, volume: LogicalVolume) -> Iterator["_ReadableSegment"]:
+        for segment, kind in zip(volume.segments, self._kinds[volume.name], strict=True):
+            readers = []
             striping = None
-            if len(readers) > 1:
-                try:
-                    striping = self._make_striping(segment)
-                except UnsupportedError:
-                    readers = []
+            if kind.followed:
+                readers = [self._make_reader(name, first) for name, first in segment.stripes]
+                if kind.name == _MOVED:
+                    readers = readers[1:]
+                elif kind.name != "striped":
+                    readers = readers[:1]
+                elif len(readers) > 1:
+                    try:
+                        striping = self._make_striping(segment)
+                    except UnsupportedError:
+                        readers = []
             start = segment.first * self._group.extent_size
             length = segment.extents * self._group.extent_size
-            segments.append(_ReadableSegment(start, length, tuple(readers), striping))
-        return _RunLocator(segments)
+            yield _ReadableSegment(start, length, tuple(readers), striping)
 
     def _make_reader(self, name: str, first: int) -> MemberReader:
-        if name not in self._available:
+        if name not in self._areas:
             return MemberReader(None, 0, f"physical volume {name} of {self._group.name}")
-        start = self._physical[name].start + first * self._group.extent_size
-        return MemberReader(self._available[name].media, start, name)
+        area = self._areas[name]
+        return MemberReader(area.media, area.start + first * self._group.extent_size, name)
+
+
+class _SegmentKind(NamedTuple):
+    """The kind of a segment, and whether it is followed."""
+
+    name: str
+    followed: bool
+
+
+#: The states of a segment of an unfinished pvmove, which copies one segment after the other
+#: (_mirrored_add_target_line in lvm2's lib/mirror/mirrored.c).
+_MOVED, _MOVING, _TO_MOVE = "moved", "being moved", "to be moved"
+
+
+def _describe_kinds(volume: LogicalVolume, *, too_high: bool) -> list[_SegmentKind]:
+    """Return the kind of each segment of a volume."""
+    kinds = []
+    moving = _MOVING
+    for segment in volume.segments:
+        kind = _SegmentKind(segment.kind, segment.kind == "striped" and bool(segment.stripes))
+        if volume.is_move and segment.kind == "mirror" and len(segment.stripes) == 2:  # noqa: PLR2004
+            if segment.moved >= segment.extents:
+                kind = _SegmentKind(_MOVED, followed=True)
+            else:
+                kind, moving = _SegmentKind(moving, followed=True), _TO_MOVE
+        kinds.append(kind._replace(followed=kind.followed and not too_high))
+    return kinds
+
+
+def _cut_move(state: str, number: int, whole: LinearSegment) -> Segment:
+    """Return the old (0) or the new place (1) of a segment that pvmove moves."""
+    name = whole.to.name
+    if state == _MOVING and number == 0:
+        return whole._replace(remark=f"{name}: pvmove is copying these extents to another place")
+    if state == _MOVING:
+        return whole._replace(doubt=f"{name}: pvmove may not have copied these extents yet")
+    if (state == _MOVED) == (number == 1):
+        return whole
+    what = "were moved from" if state == _MOVED else "are to be moved to"
+    return UnmappedSegment(whole.start, whole.length, f"extents that {name} {what} here")
+
+
+def _without_overlaps(segments: Iterable[Segment], group: str) -> list[Segment]:
+    """Return segments, of which those that overlap others are replaced: no metadata has them."""
+    kept: list[Segment] = []
+    for segment in sorted(segments, key=lambda one: one.start):
+        last = kept[-1] if kept else None
+        if last is None or last.start + last.length <= segment.start:
+            kept.append(segment)
+            continue
+        end = max(last.start + last.length, segment.start + segment.length)
+        what = f"extents that {group} uses more than once"
+        kept[-1] = UnmappedSegment(last.start, end - last.start, what, certain=False)
+    return kept
 
 
 class _VolumeUse(NamedTuple):
@@ -210,9 +334,16 @@ class _ReadableSegment(NamedTuple):
 class _RunLocator:
     """Locates the runs of a range of a logical volume."""
 
-    def __init__(self, segments: Iterable[_ReadableSegment]) -> None:
-        self._segments = sorted(segments)
-        self._starts = [segment.start for segment in self._segments]
+    def __init__(self, read_segments: Callable[[], Iterable[_ReadableSegment]]) -> None:
+        self._read_segments = read_segments
+
+    @cached_property
+    def _segments(self) -> list[_ReadableSegment]:
+        return sorted(self._read_segments(), key=lambda segment: segment.start)
+
+    @cached_property
+    def _starts(self) -> list[int]:
+        return [segment.start for segment in self._segments]
 
     def __call__(self, start: int, length: int) -> Iterator[MappedRun]:
         end = start + length

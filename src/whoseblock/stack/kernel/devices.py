@@ -6,13 +6,19 @@ bytes each of them uses (Documentation/admin-guide/md.rst for md's).
 
 import os
 from collections.abc import Iterator
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
 from whoseblock.errors import TargetError, UnsupportedError
 from whoseblock.media.device import FileMedia
 from whoseblock.stack.base import Layer, LinearSegment, Segment, UnmappedSegment
-from whoseblock.stack.formats.md import LINEAR, make_striping
+from whoseblock.stack.formats.md import (
+    LINEAR,
+    MdSuperblock,
+    make_striping,
+    read_md_superblock,
+)
 from whoseblock.stack.kernel.dm import cut_dm_segments, read_dm_table
 from whoseblock.stack.kernel.host import SECTOR, Host
 from whoseblock.stack.kernel.loops import find_backing_file
@@ -122,7 +128,10 @@ class BlockDevices:
         if slot is None:
             state = self.host.read_text(member / "state") or "spare"
             length = (self.host.read_number(member / "size") or 0) * _KIB
-            yield UnmappedSegment(start, max(length, SECTOR), f"{state} member of {layer.name}")
+            # A faulty member has what the array had when it failed.
+            certain = "faulty" not in state
+            what = f"{state} member of {layer.name}"
+            yield UnmappedSegment(start, max(length, SECTOR), what, certain)
             return
         if (self.host.read_text(attributes / "reshape_position") or "none") != "none":
             raise UnsupportedError("it is being reshaped")
@@ -130,12 +139,21 @@ class BlockDevices:
         number = LINEAR if level == "linear" else int(level[4:]) if level[4:].isdecimal() else 99
         chunk = self.host.read_number(attributes / "chunk_size") or 0
         sizes = self._member_sizes(attributes, number, chunk)
+        if not 0 <= slot < len(sizes):
+            raise UnsupportedError(f"the kernel reports the slot {slot}")
         if number == LINEAR:
             yield LinearSegment(start, sizes[slot], layer, sum(sizes[:slot]))
             return
         layout = self.host.read_number(attributes / "layout") or 0
         striping, _ = make_striping(number, layout, chunk, sizes)
-        yield MemberSegment(start, sizes[slot], layer, striping, slot)
+        # "none" if all of it is up to date.
+        recovered = self.host.read_number(member / "recovery_start")
+        length = sizes[slot] if recovered is None else min(recovered * SECTOR, sizes[slot])
+        if length:
+            yield MemberSegment(start, length, layer, striping, slot)
+        if length < sizes[slot]:
+            what = f"part of {layer.name}: {name} has not been rebuilt here yet"
+            yield UnmappedSegment(start + length, sizes[slot] - length, what, certain=False)
 
     def _member_sizes(self, attributes: Path, level: int, chunk: int) -> list[int]:
         """Return how many bytes of each member hold data; raises `UnsupportedError`."""
@@ -148,6 +166,21 @@ class BlockDevices:
             raise UnsupportedError("the kernel does not report the sizes of its members")
         known = [(size or 0) * _KIB for size in sizes]
         return [size - size % chunk if chunk and level != 1 else size for size in known]
+
+    def read_running_superblocks(self) -> Iterator[MdSuperblock]:
+        """Yield the superblock of each member that an array of the kernel uses."""
+        for state in sorted(self.host.root.glob("sys/class/block/md*/md/dev-*/state")):
+            words = (self.host.read_text(state) or "").split(",")
+            if not self.host.live or "in_sync" not in words:
+                continue
+            name = state.parent.name.removeprefix("dev-")
+            try:
+                with closing(FileMedia(f"/dev/{name}")) as media:
+                    superblock = read_md_superblock(media)
+            except TargetError:
+                continue
+            if superblock is not None:
+                yield superblock
 
     def _swap_devices(self) -> set[str]:
         """Return the kernel names of the swap devices (proc_swaps(5))."""
