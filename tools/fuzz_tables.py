@@ -104,7 +104,8 @@ def _change_text(data: bytearray, region: tuple[int, int], chance: random.Random
         tokens = list(_TOKEN.finditer(text))
         if not tokens:
             break
-        one = chance.choice(tokens)
+        values = [token for token in tokens if _class_of(token[0]) in (1, 2)]
+        one = chance.choice(values if values and chance.random() < 0.8 else tokens)
         if chance.random() < 0.9:
             tokens = [other for other in tokens if _class_of(other[0]) == _class_of(one[0])]
         new = chance.choice(tokens)[0]
