@@ -1,16 +1,14 @@
-"""Recognise what a partition usually begins with, and members of arrays that are not followed.
+"""Recognise what a partition usually begins with.
 
-Offsets and magic numbers as in libblkid (util-linux), of `find_foreign_member` as in mdadm's
-super-intel.c and super-ddf.c.
+Offsets and magic numbers as in libblkid (util-linux).
 """
 
-from collections.abc import Iterable
 from typing import Final
 
 from whoseblock.errors import BlockError
 from whoseblock.media.base import Media
 
-__all__ = ["begins_with_signature", "find_foreign_member"]
+__all__ = ["begins_with_signature"]
 
 #: Offset from the start and magic number of what partitions contain: volumes, and filesystems that
 #: have no driver.
@@ -31,15 +29,6 @@ _SIGNATURES: Final = (
 )
 _HEAD: Final = 4096
 
-#: IMSM: the anchor is in the last sector but one. DDF: in the last sector, 128 KiB and 256 KiB
-#: before the end on some controllers.
-_IMSM: Final = b"Intel Raid ISM Cfg Sig. "
-_DDF: Final = b"\xde\x11\xde\x11"
-_FOREIGN: Final = (
-    ("Intel RST array (IMSM)", _IMSM, (2 * 512, 2 * 4096)),
-    ("array with DDF metadata", _DDF, (512, 4096, 257 * 512, 513 * 512)),
-)
-
 
 def begins_with_signature(media: Media) -> bool:
     """Return whether a medium begins with a well-known filesystem, volume or array."""
@@ -52,20 +41,6 @@ def begins_with_signature(media: Media) -> bool:
         if found:
             return True
     return False
-
-
-def find_foreign_member(media: Media) -> str | None:
-    """Return the kind of array with metadata of a controller that a medium is a member of."""
-    for kind, magic, distances in _FOREIGN:
-        if _has_magic(media, magic, distances):
-            return kind
-    return None
-
-
-def _has_magic(media: Media, magic: bytes, distances: Iterable[int]) -> bool:
-    return any(
-        _read_or_empty(media, media.size - distance, len(magic)) == magic for distance in distances
-    )
 
 
 def _read_or_empty(media: Media, start: int, length: int) -> bytes:

@@ -5,7 +5,7 @@ at the end, 1.1 at the start, 1.2 at 4 KiB) and ``struct mdp_superblock_s`` (0.9
 aligned 64 KiB). Checksums as calc_sb_1_csum and calc_sb_csum in drivers/md/md.c.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from struct import Struct, iter_unpack, unpack_from
 from typing import Final, NamedTuple
 
@@ -18,6 +18,7 @@ __all__ = [
     "RESERVED_0_90",
     "MdSuperblock",
     "compute_data_size",
+    "find_foreign_member",
     "make_striping",
     "read_md_superblock",
 ]
@@ -94,11 +95,11 @@ def read_md_superblock(media: Media) -> MdSuperblock | None:
     return _parse_0_90(_read_or_empty(media, aligned), aligned)
 
 
-def _read_or_empty(media: Media, start: int) -> bytes:
-    if start < 0 or start + _SUPERBLOCK_BYTES > media.size:
+def _read_or_empty(media: Media, start: int, length: int = _SUPERBLOCK_BYTES) -> bytes:
+    if start < 0 or start + length > media.size:
         return b""
     try:
-        return media.pread(start, _SUPERBLOCK_BYTES)
+        return media.pread(start, length)
     except BlockError:
         return b""
 
@@ -265,3 +266,29 @@ def make_striping(
     # RAID 4 keeps its parity on the last member, as layout 5 of RAID 5 does.
     raid5 = Raid5(chunk, members, 5 if level == 4 else layout, parities)  # noqa: PLR2004
     return raid5, min(rows) * (members - parities) * chunk
+
+
+# ------------------------------------------------------------------ arrays of other metadata
+
+#: As in mdadm (super-intel.c, super-ddf.c). The anchor of IMSM is in the last sector but one, that
+#: of DDF in the last sector, or 128 or 256 KiB before it on some controllers.
+_IMSM: Final = b"Intel Raid ISM Cfg Sig. "
+_DDF: Final = b"\xde\x11\xde\x11"
+_FOREIGN: Final = (
+    ("Intel RST array (IMSM)", _IMSM, (2 * 512, 2 * 4096)),
+    ("array with DDF metadata", _DDF, (512, 4096, 257 * 512, 513 * 512)),
+)
+
+
+def find_foreign_member(media: Media) -> str | None:
+    """Return the kind of array with metadata of a controller that a medium is a member of."""
+    for kind, magic, distances in _FOREIGN:
+        if _has_magic(media, magic, distances):
+            return kind
+    return None
+
+
+def _has_magic(media: Media, magic: bytes, distances: Iterable[int]) -> bool:
+    return any(
+        _read_or_empty(media, media.size - distance, len(magic)) == magic for distance in distances
+    )

@@ -12,8 +12,12 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from whoseblock.media.base import Media
 from whoseblock.media.mapped import Copy, MappedMedia, MappedRun
 from whoseblock.stack.base import Layer, LinearSegment, Segment, UnmappedSegment
-from whoseblock.stack.formats.beginnings import begins_with_signature, find_foreign_member
-from whoseblock.stack.formats.md import RESERVED_0_90, MdSuperblock, read_md_superblock
+from whoseblock.stack.formats.md import (
+    RESERVED_0_90,
+    MdSuperblock,
+    find_foreign_member,
+    read_md_superblock,
+)
 from whoseblock.stack.formats.partitions import PartitionTable, read_partition_tables
 
 if TYPE_CHECKING:
@@ -180,6 +184,8 @@ class Assembly:
 
     def _count_known(self, media: Media, table: PartitionTable) -> _Beginnings:
         """Count the partitions that begin with something known."""
+        from whoseblock.stack.formats.beginnings import begins_with_signature
+
         read = [part for part in table.partitions if part.start][:_MAX_VERIFIED]
         slices = (make_slice("partition", media, part.start, part.length) for part in read)
         known = sum(self._is_filesystem(one) or begins_with_signature(one) for one in slices)
