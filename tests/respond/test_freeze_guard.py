@@ -156,16 +156,24 @@ def test_the_control_group_of_the_parent_is_killed(root: Path, cgroup: Path) -> 
 
 
 @contextlib.contextmanager
-def left_frozen(root: Path) -> Iterator[FreezeRecord]:
-    """Freeze a filesystem, and kill both the process and its guard; it must be thawed then."""
+def left_frozen(root: Path, group: Path | None = None) -> Iterator[FreezeRecord]:
+    """Freeze a filesystem, and kill the process and its guard; it must be thawed then.
+
+    ``group`` is a control group, with which both are killed.
+    """
     with freezing(root) as freezer, folder_of(root) as folder:
         assert freezer.line() == "frozen"
         waiter = Waiter(root, freezer.pid)
         waiter.start()
         record = FreezeRecord.of(folder, freezer.guard())
-        os.kill(record.pid, signal.SIGKILL)
-        freezer.process.kill()
-        freezer.process.wait()
+        if group is None:
+            os.kill(record.pid, signal.SIGKILL)
+            freezer.process.kill()
+        else:
+            for pid in record.pid, freezer.pid:
+                (group / "cgroup.procs").write_text(str(pid), "ascii")
+            (group / "cgroup.kill").write_text("1", "ascii")
+        assert freezer.process.wait() == -signal.SIGKILL
         assert waiter.waits()
         yield record
         waiter.check_soon()
@@ -188,6 +196,12 @@ def thaws(folder: int, record: FreezeRecord) -> bool:
 
 def test_both_are_killed_and_the_next_run_thaws(root: Path) -> None:
     with folder_of(root) as folder, left_frozen(root) as record:
+        assert thaws(folder, record)
+    check_not_frozen(root)
+
+
+def test_the_control_group_of_both_is_killed(root: Path, cgroup: Path) -> None:
+    with folder_of(root) as folder, left_frozen(root, cgroup) as record:
         assert thaws(folder, record)
     check_not_frozen(root)
 

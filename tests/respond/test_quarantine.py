@@ -1,10 +1,12 @@
 """Blocks that do not heal stay in quarantine, and only files of root's count as such."""
 
 import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from tests.support.failing_filesystem import (
     BLOCK,
     KINDS,
@@ -14,8 +16,11 @@ from tests.support.failing_filesystem import (
     write_file,
 )
 from tests.support.shared_blocks import share_five
+from tests.support.system_calls import fallocate
 from tests.support.xfs_images import Geometry
 
+from whoseblock.cli import cli
+from whoseblock.fs.xfs.mounted.volume import MountedXfs
 from whoseblock.ranges import ByteRange
 
 FOLDER = ".whoseblock-quarantine"
@@ -86,6 +91,40 @@ def test_free_blocks_are_put_into_quarantine(served: Bench) -> None:
     with pytest.raises(PermissionError):
         kept.unlink()
     assert kept.stat().st_size == BLOCK
+
+
+def test_space_never_written_is_freed_first(served: Bench) -> None:
+    path = write_file(served.root / "a file", b"")
+    with path.open("r+b") as file:
+        fallocate(file.fileno(), 0, 4 * BLOCK)
+    served.sync()
+    bad = ByteRange(served.place(path, 2).start, 512)
+    served.fail(bad)
+    said = served.apply(bad, "--quarantine", code=14)
+    assert "skipped: advise" in said
+    remedy = said.partition("free it first, with: ")[2].partition(", or plan the repair")[0]
+    subprocess.run(remedy, shell=True, check=True)  # noqa: S602 - the command that users get
+    served.sync()
+    assert "in quarantine" in served.apply(bad, "--quarantine")
+    assert path.stat().st_size == 4 * BLOCK
+
+
+def test_free_blocks_that_cannot_be_kept_are_named(
+    served: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(MountedXfs, "capture", lambda *_: None)
+    run = served.free(1)
+    served.fail(run, permanent=True)
+    words = [str(served.root), str(run), "--apply", "--yes", "--journal", str(served.journal)]
+    said = CliRunner().invoke(cli, ["respond", *words, "--quarantine"]).output
+    assert "failed: zero" in said
+    assert f"{run} cannot be allocated to a file in quarantine now: resume" in said
+    said = CliRunner().invoke(cli, ["respond", *words]).output
+    assert f"{run}: not in quarantine, may be allocated" in said
+    monkeypatch.undo()
+    served.served.write("good", run)
+    assert served.respond("--resume").returncode == 0
+    assert folders(served) == []
 
 
 @kinds

@@ -4,6 +4,7 @@ The failed sectors are found by reading, and widened to the blocks that the file
 Each run of blocks with the same owners becomes one `Proposal` with the one act that it calls for.
 """
 
+import shlex
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -339,11 +340,13 @@ def _why_not_kept(owners: Sequence[Owner], filesystem: Volume) -> str:
         return "free blocks are put into quarantine only while the filesystem is mounted: mount it"
     for row in owners:
         if isinstance(row, FileOwner):
-            path = row.paths[0] if isinstance(row.paths, tuple) and row.paths else "FILE"
+            path = "FILE"
+            if isinstance(row.paths, tuple) and row.paths:
+                path = shlex.quote(f"{(filesystem.mount_point or '').rstrip('/')}{row.paths[0]}")
+            place = f"--offset {row.file_offset} --length {row.length}"
             return (
-                "space that a file never wrote cannot be put into quarantine: free it first, with"
-                f" fallocate --punch-hole --offset {row.file_offset} --length {row.length}, in"
-                f" {path}"
+                "space that a file never wrote cannot be put into quarantine: free it first, with:"
+                f" fallocate --punch-hole {place} {path}"
             )
     return ""
 
