@@ -34,17 +34,21 @@ from whoseblock.stack.mounted import CompanionDevice, companion_devices
 if TYPE_CHECKING:
     from whoseblock.stack.kernel.nvdimm import PersistentMemory
 
-__all__ = ["Target", "TargetOptions"]
+__all__ = ["ONLY_ENCRYPTED", "Target", "TargetOptions"]
 
 #: A size for what has none of its own (2**63 - 1, the largest loff_t).
 _NO_END: Final = (1 << 63) - 1
+#: Stands for the name of the only encrypted layer.
+ONLY_ENCRYPTED: Final = "CLEAR"
 _REGION: Final = re.compile(r"region[0-9]+", re.ASCII)
 
 
 class TargetOptions(Struct, frozen=True):
     """The options for looking at a target.
 
-    ``members`` are further disks or images of its volume groups and arrays.  ``at_filesystem``
+    ``members`` are further disks or images of its volume groups and arrays.  ``opened`` are devices
+    or images of what encrypted layers show if they are opened, by the names of these layers, or by
+    `ONLY_ENCRYPTED` if there is a single one.  ``at_filesystem``
     takes the target for a filesystem's device as it is.  ``through_loop`` goes from a loop device
     into the filesystem that holds its file, too.  ``device`` is the kernel's name of the
     device that the target is a copy of.  ``companions`` are the other devices of its filesystem by
@@ -55,6 +59,7 @@ class TargetOptions(Struct, frozen=True):
     """
 
     members: tuple[str, ...] = ()
+    opened: dict[str, str] = {}
     at_filesystem: bool = False
     device: str = ""
     through_loop: bool = False
@@ -82,7 +87,11 @@ class Target(Closing):
             registry.begins_with_filesystem,
             sector=options.sector,
             read_running=self._devices.read_running_superblocks,
+            find_opened=self._find_opened,
         )
+        #: The layers of opened volumes by the names that the user gave, and where they were used.
+        self._opened: dict[str, Layer] = {}
+        self._encrypted: dict[str, list[str]] = {}
         self._named: dict[str, Layer] = {}
         self._looked_into: set[Layer] = set()
         self._images: dict[Layer, str] = {}
@@ -92,6 +101,9 @@ class Target(Closing):
         self._unused: dict[str, str] = {}
         with ExitStack() as undo:
             undo.callback(self._undo.close)
+            self._opened = {
+                name: self._named_by_user(path) for name, path in options.opened.items()
+            }
             self.members = [self._named_by_user(name) for name in options.members]
             self.root = None if path is None else self._root(path)
             self._assembly.finish()
@@ -165,6 +177,22 @@ class Target(Closing):
             self._images[layer] = path
         self._named[name] = layer
         return layer
+
+    def _find_opened(self, layer: Layer) -> Layer | None:
+        """Return the opened volume of an encrypted layer, if the user named it.
+
+        Raises `TargetError` if the user named one volume for several layers.
+        """
+        name = layer.name if layer.name in self._opened else ONLY_ENCRYPTED
+        layers = self._encrypted.setdefault(name, [])
+        layers.append(layer.name)
+        opened = self._opened.get(name)
+        if opened is not None and len(layers) > 1:
+            raise TargetError(
+                f"several layers are encrypted: {', '.join(layers)}",
+                hint=f"name the layer of each volume: --member {layers[0]}=IMAGE",
+            )
+        return opened
 
     def _find_mounted(self) -> None:
         """Find out what of the images is mounted by loop devices: there the kernel knows more.
@@ -325,6 +353,12 @@ class Target(Closing):
                 continue
             if not any(below & set(one) and reached & set(one) for one in self._assembly.sets):
                 yield path
+
+    def unused_opened(self) -> Iterator[tuple[str, str]]:
+        """Yield name and path of each opened volume for which no encrypted layer was found."""
+        for name, path in self._options.opened.items():
+            if name not in self._encrypted:
+                yield name, path
 
     def unused_devices(self) -> Iterator[tuple[str, str]]:
         """Yield the role of each named companion that has no effect, and why."""

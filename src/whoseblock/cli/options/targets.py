@@ -1,6 +1,7 @@
 """The options that select how a target is read."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
@@ -45,7 +46,8 @@ _OPTIONS: Final = (
         multiple=True,
         type=click.Path(readable=False),
         metavar="IMAGE",
-        help="Another disk or image of the same volume group or array; may be repeated.",
+        help="Another disk or image of the same volume group or array; or LAYER=IMAGE, what the"
+        " encrypted LAYER shows if it is opened; may be repeated.",
     ),
     click.option(
         "--device",
@@ -88,10 +90,12 @@ def options_of(options: Mapping[str, Any]) -> "TargetOptions":
     """Return the options of a target from all options of a command."""
     from whoseblock.target import TargetOptions
 
+    members, opened = _split_members(options["members"])
     given = {role: options[f"{role}_device"] for role in _ROLES}
     space = options["address_space"]
     return TargetOptions(
-        members=options["members"],
+        members=members,
+        opened=opened,
         at_filesystem=options["at_filesystem"],
         offline=options["offline"],
         through_loop=options["through_loop"],
@@ -101,3 +105,21 @@ def options_of(options: Mapping[str, Any]) -> "TargetOptions":
         root=options["root"],
         sector=None if options["sector"] is None else int(options["sector"]),
     )
+
+
+def _split_members(texts: Iterable[str]) -> tuple[tuple[str, ...], dict[str, str]]:
+    """Separate the paths of members from opened volumes, which are ``LAYER=PATH``.
+
+    A path with an equals sign is that of a member if there is such a file.
+    """
+    members: list[str] = []
+    opened: dict[str, str] = {}
+    for text in texts:
+        layer, equals, path = text.partition("=")
+        if not equals or not layer or not path or Path(text).exists():
+            members.append(text)
+        elif layer in opened:
+            raise click.UsageError(f"--member names {layer} twice")
+        else:
+            opened[layer] = path
+    return tuple(members), opened

@@ -53,7 +53,8 @@ class Assembly:
 
     ``is_filesystem`` returns whether a filesystem begins on a medium; such a medium is not examined
     further. ``sector`` is the sector size of the disks, None if it is unknown. ``read_running``
-    yields the superblocks of all members of arrays that the kernel runs.
+    yields the superblocks of all members of arrays that the kernel runs. ``find_opened``
+    returns the layer of the opened volume of an encrypted layer, if the user named it.
     """
 
     def __init__(
@@ -62,10 +63,12 @@ class Assembly:
         *,
         sector: int | None = None,
         read_running: Callable[[], Iterable[MdSuperblock]] = tuple,
+        find_opened: Callable[[Layer], Layer | None] = lambda _: None,
     ) -> None:
         self._is_filesystem = is_filesystem
         self._sector = sector
         self._read_running = read_running
+        self._find_opened = find_opened
         self._depths: dict[Layer, int] = {}
         self._queue: list[_FoundLayer] = []
         self._count = 0
@@ -133,6 +136,16 @@ class Assembly:
             self._parts.append(PhysicalVolumeLayer(layer, media, volume))
         return volume is not None
 
+    def _add_encrypted(self, layer: Layer, media: Media) -> bool:
+        """Cut an encrypted layer; return whether it is one."""
+        from whoseblock.stack.formats.luks import read_luks_header
+
+        if header := read_luks_header(media):
+            from whoseblock.stack.images.encrypted import cut_encrypted
+
+            layer.segments = list(cut_encrypted(layer, header, self._find_opened(layer)))
+        return header is not None
+
     def _add_all(self, found: Iterable[tuple[Layer, Media]], below: Sequence[Layer]) -> None:
         depth = 1 + max(self._depths.get(layer, 0) for layer in below)
         for layer, media in found:
@@ -152,7 +165,7 @@ class Assembly:
             self._add_both(layer, media, member, table)
         elif member:
             self._add_member(layer, media, member)
-        elif self._is_filesystem(media):
+        elif self._is_filesystem(media) or self._add_encrypted(layer, media):
             return
         elif table and not table.doubts:
             # pvcreate wipes a table, but a partitioning tool may leave an LVM label.
