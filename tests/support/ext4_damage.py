@@ -26,6 +26,10 @@ MIB: Final = 1 << 20
 BASES: Final = {
     "ext4": (12 * MIB, "-t ext4 -b 1024 -N 1024 -J size=1"),
     "inline": (16 * MIB, "-t ext4 -b 4096 -N 1024 -O inline_data,^resize_inode,^has_journal"),
+    "bigalloc": (
+        32 * MIB,
+        "-t ext4 -b 1024 -N 1024 -O bigalloc,^has_journal,^resize_inode -C 4096",
+    ),
     "ext2": (12 * MIB, "-t ext2 -b 1024 -N 1024"),
 }
 #: Seconds in which a case must be answered, on a machine with much else to do.

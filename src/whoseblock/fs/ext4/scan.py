@@ -10,7 +10,7 @@ from struct import Struct
 from typing import Final
 
 from whoseblock.errors import BlockError, MediaError
-from whoseblock.fs.ext4.format.extents import pointers
+from whoseblock.fs.ext4.format.extents import pointers, root_extents
 from whoseblock.fs.ext4.format.inode import (
     EXT4_EA_INODE_FL,
     INODE,
@@ -49,14 +49,15 @@ Row = tuple[int, int, int, int, int, int]
 
 
 def nearest_groups(volume: Volume, group: int) -> Iterator[int]:
-    """Yield all groups, by whole flex groups, from that of ``group`` outwards."""
+    """Yield all groups from ``group`` outwards, by whole flex groups."""
     flexes = -(-volume.groups // volume.flex)
     middle = group // volume.flex
     for distance in range(flexes):
         for flex in dict.fromkeys((middle + distance, middle - distance)):
             if 0 <= flex < flexes:
                 first = flex * volume.flex
-                yield from range(first, min(first + volume.flex, volume.groups))
+                groups = range(first, min(first + volume.flex, volume.groups))
+                yield from sorted(groups, key=lambda one: abs(one - group))
         if middle + distance >= flexes and middle - distance < 0:
             return
 
@@ -72,10 +73,13 @@ class InodeScan:
         self.fixed = fixed
         self._directories: dict[int, tuple[array[int], list[UnreadInodes]]] = {}
         size = volume.sb.inode_size
+        #: The blocks of maps that the present scan has read.
+        self._map_blocks = 0
         self._struct = Struct(f"{INODE.format}{size - _INODE_BYTES}x")
 
     def batches(self, groups: Iterable[int]) -> Iterator[Batch | UnreadInodes]:
         """Yield the extents of all inodes of ``groups``, and the inodes that are unread."""
+        self._map_blocks = 0
         for group in groups:
             rows: list[Row] = []
             done = 0
@@ -206,14 +210,30 @@ class InodeScan:
             yield acl, 1, number, ATTR, 0, XATTR << 1
         if not inode.has_map:
             return
+        yield from self._mapped(number, inode)
+
+    def _mapped(self, number: int, inode: Inode) -> Iterator[Row]:
+        """Yield what the map of an inode has; raises `BlockError`."""
         fork, what, extra = DATA, data_what(inode.mode), 0
         if inode.flags & EXT4_EA_INODE_FL:
             fork, what, extra = ATTR, XATTR, VALUE_INODE
-        for start, length, logical, unwritten in map_of(volume, number, inode):
+        found: Iterable[tuple[int, int, int, bool]] | None = None
+        if inode.has_extents:
+            found = root_extents(inode.i_block)
+        for start, length, logical, unwritten in found or map_of(self.volume, number, inode):
             if number != EXT4_BAD_INO:
                 self._check(number, start, length)
+            if logical < 0:
+                self._count_map_block(number, start)
             flags = (EXTENT_MAP if logical < 0 else what) << 1 | (UNWRITTEN if unwritten else 0)
             yield start, length, number, fork, logical, flags | extra
+
+    def _count_map_block(self, number: int, block: int) -> None:
+        """Raise `CorruptError` if inodes have more blocks of maps than there are blocks."""
+        self._map_blocks += 1
+        if self._map_blocks > self.volume.blocks:
+            what = f"extent map of inode {number}"
+            raise self.volume.corrupt(what, block, "more blocks of maps than the filesystem has")
 
     def _check(self, number: int, start: int, length: int) -> None:
         """Raise `CorruptError` if an inode claims blocks that it cannot have."""

@@ -27,6 +27,8 @@ __all__ = ["Bitmap", "Volume", "bits_of"]
 
 #: Bitmaps and blocks of descriptors that are kept.
 _KEPT: Final = 64
+#: Groups past the end of the device that are looked at: their inode tables may lie before it.
+_MOST_MISSING: Final = 1 << 14
 
 
 class Bitmap(NamedTuple):
@@ -51,17 +53,19 @@ class Volume:
         self.seed = sb.seed
         self.block_size = sb.block_size
         self.first = sb.first_data_block
+        # A flex group may be larger than the filesystem.
+        wide = sb.incompat & INCOMPAT_FLEX_BG and sb.log_groups_per_flex < 32  # noqa: PLR2004
+        self.flex = 1 << sb.log_groups_per_flex if wide else 1
         self.blocks = sb.blocks_count
-        self.groups = sb.groups_count
+        # Fewer than there are only if the device is too small, which makes all answers incomplete.
+        on_device = -(-media.size // (sb.blocks_per_group * self.block_size))
+        self.groups = min(sb.groups_count, on_device + min(self.flex, _MOST_MISSING))
         self.ratio = sb.cluster_ratio
         self.size = self.blocks * self.block_size
         #: The block that has the superblock.
         self.super_block = SUPERBLOCK_OFFSET // self.block_size
         self.per_block = self.block_size // sb.desc_size
         self.reads: Counter[str] = Counter()
-        # A flex group may be larger than the filesystem.
-        wide = sb.incompat & INCOMPAT_FLEX_BG and sb.log_groups_per_flex < 32  # noqa: PLR2004
-        self.flex = 1 << sb.log_groups_per_flex if wide else 1
         self._descriptor_block = lru_cache(_KEPT)(self._read_descriptor_block)
         self.inode_bitmap = lru_cache(_KEPT)(self._read_inode_bitmap)
 
@@ -94,7 +98,7 @@ class Volume:
         """
         if not self.sb.has_super(group):
             return 0
-        total = -(-self.groups // self.per_block)
+        total = -(-self.sb.groups_count // self.per_block)
         if self.sb.incompat & INCOMPAT_META_BG:
             if group >= self.sb.first_meta_bg * self.per_block:
                 return 0

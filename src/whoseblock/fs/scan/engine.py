@@ -98,6 +98,11 @@ class Wanted:
     def __bool__(self) -> bool:
         return bool(self.lows)
 
+    @property
+    def total(self) -> int:
+        """The number of units in all ranges."""
+        return sum(self.highs) - sum(self.lows)
+
     def touched(self, batch: Batch) -> Iterable[Extent]:
         """Return the extents of a batch that intersect the ranges."""
         starts, lengths = batch.starts, batch.lengths
@@ -182,6 +187,7 @@ def run_scan(
     inodes read so far.
     """
     found = Found()
+    length = 0
     for item in source:
         if isinstance(item, UnreadInodes):
             found.add_unread(item)
@@ -193,7 +199,9 @@ def run_scan(
         if not new:
             continue
         found.extents += new
-        if is_enough is not None and is_enough(found.extents):
+        length += sum(extent.length for extent in new)
+        # Only so many units can cover all ranges: a cheap test before the other.
+        if is_enough is not None and length >= wanted.total and is_enough(found.extents):
             found.is_whole = False
             break
     found.finish()

@@ -16,6 +16,7 @@ __all__ = [
     "block_matches",
     "parse_extents",
     "pointers",
+    "root_extents",
 ]
 
 EXT4_EXT_MAGIC: Final = 0xF30A
@@ -27,6 +28,9 @@ _HEADER: Final = Struct("<HHHH4x")
 _ENTRY: Final = 12
 _LEAF: Final = Struct("<IHHI")
 _INDEX: Final = Struct("<IIHxx")
+#: The header and all entries of a root, which is in an inode.
+_ROOT_ENTRIES: Final = 4
+_ROOT: Final = Struct("<4H4x" + "IHHI" * _ROOT_ENTRIES)
 
 
 class Extent(NamedTuple):
@@ -80,6 +84,29 @@ def parse_extents(
         at = logical + length
         extents.append(Extent(logical, length, lo | hi << 32, unwritten))
     return found, extents, below
+
+
+def root_extents(root: bytes) -> list[tuple[int, int, int, bool]] | None:
+    """Decode the extents in an inode, the fast way: ``(start, length, logical, unwritten)``.
+
+    Returns None for a root with nodes below, or with a fault, which `parse_extents` names.
+    """
+    values = _ROOT.unpack(root)
+    magic, entries, most, depth = values[:4]
+    if magic != EXT4_EXT_MAGIC or depth or not entries <= most <= _ROOT_ENTRIES:
+        return None
+    found = []
+    at = 0
+    for place in range(4, 4 + 4 * entries, 4):
+        logical, length, hi, lo = values[place : place + 4]
+        unwritten = length > EXT_INIT_MAX_LEN
+        if unwritten:
+            length -= EXT_INIT_MAX_LEN
+        if logical < at or length == 0:
+            return None
+        at = logical + length
+        found.append((lo | hi << 32, length, logical, unwritten))
+    return None if at > MAX_LOGICAL else found
 
 
 def block_matches(seed: int, block: bytes) -> bool:

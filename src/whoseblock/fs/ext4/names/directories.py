@@ -28,6 +28,9 @@ __all__ = ["Directories", "Link"]
 #: With more inodes to find than this, every entry is decoded, instead of searching for bytes.
 _MOST_SEARCHED: Final = 8
 _INLINE_PARENT: Final = 4
+#: How often one search may read each block of a filesystem, and the blocks that it may in any case.
+_EACH_BLOCK: Final = 4
+_MOST_SMALL: Final = 1 << 16
 #: Where the root of an htree has the version of its hash.
 _ROOT_HASH_VERSION: Final = 28
 EXT2_FLAGS_UNSIGNED_HASH: Final = 2
@@ -50,6 +53,8 @@ class Directories:
     def __init__(self, volume: Volume) -> None:
         self.volume = volume
         self.faults: dict[int, str] = {}
+        #: Blocks that may still be read: honest directories are read a few times at most.
+        self._left = _EACH_BLOCK * volume.blocks + _MOST_SMALL
 
     def parent(self, number: int) -> int:
         """Return what ``..`` of a directory is; raises `BlockError`."""
@@ -151,6 +156,10 @@ class Directories:
             if logical >= end:
                 continue
             count += 1
+            self._left -= 1
+            if self._left < 0:
+                yield b"", "directories claim more blocks than the filesystem has"
+                return
             if content is None:
                 yield b"", f"block {block} cannot be read"
             elif volume.sb.has_checksums and not directory.block_matches(

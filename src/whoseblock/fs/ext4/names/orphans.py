@@ -14,6 +14,8 @@ __all__ = ["find_orphans"]
 
 EXT4_ORPHAN_BLOCK_MAGIC: Final = 0x0B10CA04
 _TAIL: Final = 8
+#: mke2fs makes an orphan file of at most 512 blocks.
+_MOST_BLOCKS: Final = 4096
 
 
 def find_orphans(volume: Volume) -> tuple[set[int], str]:
@@ -41,6 +43,8 @@ def _in_file(volume: Volume, number: int) -> set[int]:
     for extent in map_of(volume, number, inode):
         if extent.logical < 0:
             continue
+        if extent.logical + extent.length > _MOST_BLOCKS:
+            raise volume.corrupt("orphan file", extent.start, "it is too large")
         for block in range(extent.start, extent.start + extent.length):
             raw = volume.read_block("orphan file block", block)
             magic, stored = (LE32.unpack_from(raw, len(raw) - at)[0] for at in (_TAIL, 4))

@@ -4,6 +4,7 @@ The directories nearest to an inode are searched first, because the kernel puts 
 directory.  The search ends when the link count is reached.  A directory knows its parent.
 """
 
+from array import array
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Final
 
@@ -146,6 +147,10 @@ class PathFinder:
                 return
             folders, unread = self.scan.directories_of(group)
             search.unread += sum(one.last - one.first + 1 for one in unread)
+            if len(missing) == 1:
+                # A file is made in the group of its directory, and after it.
+                (only,) = missing
+                folders = array("Q", sorted(folders, key=lambda one: abs(one - only)))
             for folder in folders:
                 for number, link in self.directories.find(folder, missing):
                     if number not in missing:
@@ -164,13 +169,16 @@ class PathFinder:
         """Yield all groups: those of the flex groups of the inodes first."""
         volume = self.volume
         per_group = volume.sb.inodes_per_group
-        own = sorted({(number - 1) // per_group // volume.flex for number in inodes})
+        homes = {(number - 1) // per_group for number in inodes}
+        own = sorted({group // volume.flex for group in homes})
         if not own:
             return
         seen: set[int] = set()
         for flex in own:
             first = flex * volume.flex
-            for group in range(first, min(first + volume.flex, volume.groups)):
+            groups = range(first, min(first + volume.flex, volume.groups))
+            # Those with inodes come before others.
+            for group in sorted(groups, key=lambda one: one not in homes):
                 seen.add(group)
                 yield group
         for group in nearest_groups(volume, own[0] * volume.flex):

@@ -33,6 +33,8 @@ __all__ = ["OwnerFinder", "Owners"]
 _NO_SCAN: Final = "the owner was not looked for, because a scan of all inodes was not permitted"
 #: Reasons for unread inodes that are named in one note.
 _MOST_REASONS: Final = 3
+#: A scan for so many separate runs of blocks ends when all have an owner.
+_FEW: Final = 16
 
 
 class _Segment(NamedTuple):
@@ -89,7 +91,7 @@ class OwnerFinder:
         wanted = self._to_scan(segments)
         found: Found | None = None
         if wanted and may_scan:
-            found = self._scan(wanted, progress, is_single=len(questions) == 1)
+            found = self._scan(wanted, progress)
         answer = _Answer(self, segments, found)
         for start, length in questions:
             yield answer.of(start, length)
@@ -123,14 +125,16 @@ class OwnerFinder:
             if one.fixed is None and (one.fault or not one.is_free or not alone)
         )
 
-    def _scan(self, wanted: Wanted, progress: Callable[[int], None], *, is_single: bool) -> Found:
+    def _scan(self, wanted: Wanted, progress: Callable[[int], None]) -> Found:
         volume = self.volume
         sb = volume.sb
 
         def is_enough(extents: list[Extent]) -> bool:
             return not any(one.what == XATTR for one in extents) and wanted.is_covered(extents)
 
-        alone = is_single and sb.has_checksums and not sb.shares_data and volume.ratio == 1
+        # More are answered with one whole scan, whose end need not be looked for after each hit.
+        is_few = len(wanted.lows) <= _FEW
+        alone = is_few and sb.has_checksums and not sb.shares_data and volume.ratio == 1
         groups = nearest_groups(volume, volume.group_of(wanted.lows[0]))
         found = run_scan(self.scan.batches(groups), wanted, is_enough if alone else None, progress)
         if any(one.flags & VALUE_INODE for one in found.extents):
