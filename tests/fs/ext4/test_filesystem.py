@@ -1,16 +1,19 @@
 """Whole images: every row and every path equals what dumpe2fs and debugfs say."""
 
+import json
 import random
 import subprocess
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from tests.support.ext4_damage import BASES, make_base, run_case
 from tests.support.ext4_images import Truth, differences, fill, make_image, read_truth
 from tests.support.mounts import mounted
 from tests.support.tools import need_loop_mounts, program, run
 
 import whoseblock
+from whoseblock.cli import cli
 from whoseblock.errors import UnsupportedError
 from whoseblock.fs.base import FileOwner
 from whoseblock.fs.driver import Volume
@@ -214,3 +217,28 @@ def test_what_cannot_be_read_is_refused_by_name(tmp_path: Path) -> None:
 def test_no_complete_answer_about_a_damaged_image_is_wrong(name: str, tmp_path: Path) -> None:
     base = make_base(name, tmp_path)
     assert [line for seed in range(60) for line in run_case(base, seed)] == []
+
+
+def test_the_command_line_answers(folder: Path, tmp_path: Path) -> None:
+    image = make_image(tmp_path / "disk.img", 24 * MIB, "-t", "ext4", folder=folder)
+
+    def run_cli(*words: str) -> str:
+        done = CliRunner().invoke(cli, words, catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+        return str(done.stdout)
+
+    assert "ext4 (owners by a scan of its inodes)" in run_cli("stack", str(image))
+    with whoseblock.open(image) as fs:
+        rows = [row for row in fs.owners(0, fs.size) if isinstance(row, FileOwner)]
+    paths = ("/d/e/f/hard1", "/many/hard2", "/sparse")
+    row = next(row for row in rows if row.paths == paths)
+    asked = str(image), f"{row.start}+512"
+    assert json.loads(run_cli("lookup", "--json", *asked))["owners"][0]["paths"] == [*paths]
+    (unknown,) = json.loads(run_cli("lookup", "--json", "--no-scan", *asked))["owners"]
+    assert unknown["kind"] == "unknown"
+    total = json.loads(run_cli("lookup", "--json", "--summary", str(image), f"0+{24 * MIB}"))
+    assert sum(total["totals"].values()) == 24 * MIB
+    lost = {one.get("path"): one["bytes"] for one in total["files"] if one["what"] == "data"}
+    assert lost["/d/e/f/hard1"] == sum(
+        one.length for one in rows if one.inode == row.inode and one.what == "data"
+    )
