@@ -1,8 +1,10 @@
 """A damaged line of a report, or a device that is absent, costs that line and not the rest."""
 
 import json
+import sqlite3
 import subprocess
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -87,3 +89,32 @@ def test_the_unit_of_the_page_cache_is_the_users(run: Run) -> None:
     assert "at an unknown place, because the size of its blocks is not logged" in done.stderr
     done = run("lookup", "disk.img", "--dmesg", "-", "--block-size", "4096", "--json", stdin=line)
     assert json.loads(done.stdout)["start"] == 307 * 4096
+
+
+def test_every_other_form_leads_to_the_same_block(run: Run, tmp_path: Path) -> None:
+    database = tmp_path / "ras-mc_event.db"
+    with closing(sqlite3.connect(database)) as made, made:
+        columns = "id INTEGER PRIMARY KEY, timestamp TEXT, dev TEXT, sector, nr_sector, error, rwbs"
+        made.execute(f"CREATE TABLE disk_errors ({columns})")
+        row = (1, "2026-11-24 17:19:55 +0100", "8:16", 2456, 8, "I/O error", "R")
+        made.execute("INSERT INTO disk_errors VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+    superclone = (
+        "# Disk progress log file created by HDDSuperClone version 2.3\n# sectorsize  \t512\n"
+        "0x998 \t0x40\n0x0 0x998 0x7f 0x0 0x0\n0x998 0x8 0x40 0x0 0x0\n0x9a0 0x95660 0x7f 0x0 0x0\n"
+    )
+    forms = (
+        (["--md-badblocks", "-"], "2456 8\n"),
+        (["--md-badblocks", "-"], "Bad-blocks on /dev/sdb1:\n    2456 for 8 sectors\n"),
+        (["--badblocks", "-", "--block-size", "1024"], "1228-1231 # a scratch\n"),
+        (["--mapfile", "-"], superclone),
+        (["--rasdaemon", str(database), "--since", "2026-11-24T17:00+01:00"], ""),
+    )
+    for words, text in forms:
+        done = run("lookup", "disk.img", *words, "--json", stdin=text)
+        assert done.returncode == 0, done.stderr
+        (answer,) = map(json.loads, done.stdout.splitlines())
+        assert (answer["start"], answer["length"]) == (2456 * 512, 4096)
+    done = run("lookup", "disk.img", "--rasdaemon", str(database), "--since", "2026-11-25")
+    assert (done.returncode, done.stdout) == (0, "")
+    for words in (["--since", "x"], ["--since", "2026-11-25"]):
+        assert run("lookup", "disk.img", "1p", *words).returncode == 2

@@ -40,9 +40,15 @@ def test_badblocks_of_a_good_file_is_an_empty_list(tmp_path: Path) -> None:
     assert [*read_block_numbers(printed, "list", 1024)] == []
 
 
+def test_comments_and_ranges_are_parsed() -> None:
+    lines = ["# sdb, found with -b 1024\n", "7\n", "9-11 # a scratch\n", "20 - 20\n", "\n"]
+    found = [failure[:2] for failure in read_block_numbers(lines, "list", 1024)]
+    assert found == [(7 << 10, 1024), (9 << 10, 3 << 10), (20 << 10, 1024)]
+
+
 @pytest.mark.parametrize(
     "line",
-    ["x", "-1", "1 2", "1,2", "0x10", "1_0", "\u0661", "9007199254740992", "9" * 5000, "1-2"],
+    ["x", "-1", "1 2", "1,2", "0x10", "1_0", "\u0661", "9007199254740992", "9" * 5000, "2-1", "1-"],
 )
 def test_a_line_without_a_block_number_is_refused(line: str) -> None:
     with pytest.raises(MalformedError, match="list, line 2:"):

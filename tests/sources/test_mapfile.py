@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests.support.tools import CHECKOUT, program, run
 
 from whoseblock.errors import MalformedError
-from whoseblock.sources.base import Failure
+from whoseblock.sources.base import Failure, Reading
 from whoseblock.sources.mapfile import check_statuses, read_mapfile
 
 FIXTURES = CHECKOUT / "tests" / "fixtures" / "sources"
@@ -147,3 +147,37 @@ def test_a_long_map_takes_no_more_memory_than_a_short_one() -> None:
 
     # The list that the lines are made from has one pair, repeated; it takes 16 bytes an entry.
     assert peak(50_000) - 2 * 8 * 50_000 < peak(500) + (64 << 10)
+
+
+#: The map that ddrescue 1.2 wrote of a file whose size it did not know.
+OLD = (
+    "# Rescue Logfile. Created by GNU ddrescue version 1.2\n",
+    "#      pos        size  status\n",
+    "0x00000000  0x00117000  +\n",
+    "0x00117000  0x00000200  -\n",
+    "0x00117200  0x00007E00  /\n",
+)
+
+
+def test_a_map_of_a_version_without_a_state_is_parsed() -> None:
+    reading = Reading("map")
+    found = [one[:2] for one in read_mapfile(OLD, "map", reading=reading)]
+    assert found == [(0x117000, 0x200), (0x117200, 0x7E00)]
+    assert reading.is_silent
+
+
+def test_the_open_end_of_an_old_map_is_reported() -> None:
+    reading = Reading("map")
+    lines = [*OLD, "0x0011F000          -1  ?\n"]
+    assert len(list(read_mapfile(lines, "map", reading=reading))) == 2
+    assert "the block at 0x0011F000 with the status ? has no end" in reading.summary()
+
+
+@pytest.mark.parametrize("version", ["1.6", "1.20", "1.2x", "2.1"])
+def test_a_map_of_a_later_version_needs_its_state(version: str) -> None:
+    lines = [OLD[0].replace("1.2", version), *OLD[1:]]
+    with pytest.raises(MalformedError, match="a line POSITION PHASE"):
+        list(read_mapfile(lines, "map"))
+    # An open end is of the older versions too.
+    with pytest.raises(MalformedError, match="POSITION SIZE STATUS"):
+        list(read_mapfile(["0x0 +\n", "0x0  -1  ?\n"], "map"))

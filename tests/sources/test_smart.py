@@ -8,6 +8,7 @@ from tests.support.json_documents import load
 from tests.support.machine_snapshots import FIXTURES as MACHINES
 
 from whoseblock.errors import MalformedError
+from whoseblock.sources.base import Reading
 from whoseblock.sources.smart import read_smart
 
 Place = tuple[str, int, int]
@@ -92,3 +93,49 @@ def test_a_disk_behind_a_raid_controller_is_not_the_raid_volume() -> None:
         "type": "sat+megaraid,3",
     }
     assert {one[0] for one in smart(document)} == {"sda [megaraid_disk_03]"}
+
+
+def remarks(document: Any) -> list[str]:  # noqa: ANN401
+    reading = Reading("s")
+    list(read_smart(json.dumps(document), "s", reading))
+    return reading.remarks
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("smart-ata-failed.json", "ata_pending_defects_log"),
+        ("smart-nvme-failed.json", "nvme_self_test_log"),
+        ("smart-scsi-failed.json", "scsi_background_scan"),
+    ],
+)
+def test_the_output_of_a_run_without_x_names_what_it_lacks(name: str, key: str) -> None:
+    document = load(name)
+    document["smartctl"]["argv"] = ["smartctl", "-a", "-j", "/dev/sda"]
+    assert not any("run smartctl with -x" in one for one in remarks(document))
+    # What -a does not print.
+    document.pop(key)
+    document.get("ata_smart_error_log", {}).pop("extended", None)
+    assert any("run smartctl with -x" in one for one in remarks(document))
+    # A disk may have no such log.
+    for option in ("-x", "-jx", "--xall"):
+        document["smartctl"]["argv"][1] = option
+        assert not any("run smartctl with -x" in one for one in remarks(document))
+
+
+def test_a_number_of_bad_sectors_without_addresses_is_reported() -> None:
+    attribute = {"id": 197, "name": "Current_Pending_Sector", "raw": {"value": 8 | 1 << 40}}
+    ata = {"smartctl": {}, "ata_smart_attributes": {"table": [attribute]}}
+    assert "the disk counts 8 sectors in Current_Pending_Sector, and no log names one" in remarks(
+        ata
+    )
+    attribute["raw"] = {"value": 1 << 40}
+    assert not any("sectors" in one for one in remarks(ata))
+    nvme = {"smartctl": {}, "nvme_smart_health_information_log": {"media_errors": 3}}
+    assert "the disk counts 3 media errors, and no log names one" in remarks(nvme)
+    # Entries that the log has room for, but does not have.
+    nvme["nvme_error_information_log"] = {"size": 64, "read": 16, "unread": 0}
+    nvme["nvme_smart_health_information_log"] = {"media_errors": 0}
+    reading = Reading("s")
+    assert list(read_smart(json.dumps(nvme), "s", reading)) == []
+    assert reading.summary() == "0 failures in 0 log entries"

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Final
 
 from whoseblock.errors import MalformedError
 from whoseblock.sources.base import MAX_OFFSET, parse_number
@@ -10,11 +10,18 @@ from whoseblock.sources.base import MAX_OFFSET, parse_number
 __all__ = ["as_list", "as_number", "as_text", "find", "iterate_objects", "read_documents"]
 
 
+#: Limit on the values in a document, each of which takes up to some hundred bytes.
+_MAX_VALUES: Final = 1 << 22
+
+
 def read_documents(text: str, name: str, expected: str) -> list[Any]:
     """Parse all JSON documents in ``text``, one after another.
 
-    Raises `MalformedError` with the line of invalid JSON, and if there is no document.
+    Raises `MalformedError` with the line of invalid JSON, if there is no document, and for more
+    values than fit in a bounded memory.
     """
+    if text.count(",") + text.count("[") + text.count("{") > _MAX_VALUES:
+        raise MalformedError(name, None, f"a document of less than {_MAX_VALUES} values")
     decoder = json.JSONDecoder()
     documents = []
     at = _skip_space(text, 0)

@@ -28,10 +28,18 @@ FORMS: Final = (
     Form(
         "--mapfile",
         "GNU ddrescue, ddrescuelog",
-        "1.6 and later",
+        "1.0 and later",
         "bytes",
         "mapfile",
         "0x00133000  0x00001000  -",
+    ),
+    Form(
+        "--mapfile",
+        "HDDSuperClone, progress log",
+        "all",
+        "sectors of the size in the log",
+        "superclone",
+        "0x000998 0x000008 0x40 0x0 0x3110400",
     ),
     Form(
         "--badblocks",
@@ -72,6 +80,30 @@ FORMS: Final = (
         "see below",
         "dmesg",
         "[ 1201.118070] critical medium error, dev sdb, sector 2456 …",
+    ),
+    Form(
+        "--md-badblocks",
+        "mdadm --examine-badblocks, /sys/block/md*/md/dev-*/bad_blocks",
+        "metadata 1.x",
+        "512-byte sectors of the member",
+        "md_badblocks",
+        "2456 for 8 sectors",
+    ),
+    Form(
+        "--rasdaemon",
+        "rasdaemon, ras-mc_event.db",
+        "with SQLite",
+        "512-byte sectors, pages, bytes",
+        "rasdaemon",
+        "8:16|2456|8|critical medium error|R",
+    ),
+    Form(
+        "--cxl",
+        "cxl list --regions --media-errors",
+        "79 and later",
+        "bytes of the region",
+        "cxl",
+        '{"offset":"0x1000","length":64,"source":"Injected"}',
     ),
     Form(
         "--pfn, --phys", "page frame numbers, addresses", "all", "pages, bytes", "memory", "0x133"

@@ -3,15 +3,20 @@
 The form is that of "Mapfile structure" in the manual of GNU ddrescue. A comment begins with ``#``
 at the start of a line or after whitespace. One line has the state of the program. Then come lines
 ``POSITION SIZE STATUS``, ascending and without gaps. Before version 1.20 the file was called a
-logfile; before 1.22 the state had no third field.
+logfile; before 1.22 the state had no third field. Versions 1.0 to 1.5 wrote no state, and a size of
+-1 for a last block whose end they did not know.
+
+The progress log of HDDSuperClone is recognised by its comment, and read by
+`whoseblock.sources.superclone`.
 """
 
 import re
 from collections.abc import Iterable, Iterator
-from typing import Final
+from itertools import chain
+from typing import Final, NamedTuple
 
 from whoseblock.errors import MalformedError
-from whoseblock.sources.base import MAX_OFFSET, Failure, Reading
+from whoseblock.sources.base import MAX_OFFSET, Failure, Reading, quote
 
 __all__ = ["LOST", "check_statuses", "find_map_end", "read_mapfile"]
 
@@ -23,6 +28,12 @@ _PHASES: Final = frozenset("?*/-FG+")
 #: Limit on the characters of a number; int() takes quadratic time.
 _MAX_LENGTH: Final = 24
 
+#: The comments of versions that wrote no state, and of HDDSuperClone.
+_OLD: Final = re.compile(
+    r"# Rescue Logfile\. Created by GNU ddrescue version 1\.[0-5]\s*\Z", re.ASCII
+)
+_SUPERCLONE: Final = re.compile(r"# Disk progress log file created by \w{0,8}SuperClone", re.ASCII)
+_HEX: Final = re.compile(r"0x[0-9a-f]{1,4}", re.ASCII)
 #: The third field of the state, ``current_pass``: decimal and positive.
 _PASS: Final = re.compile(r"0*[1-9][0-9]{0,8}", re.ASCII)
 
@@ -36,7 +47,7 @@ def check_statuses(text: str) -> str:
     """Return *text* unchanged; raises `MalformedError` unless each character is a status."""
     if not text or not set(text) <= _STATUSES:
         raise MalformedError(
-            "the statuses of a map", None, f"one or more of ? * / - and +, and not {text!r}"
+            "the statuses of a map", None, f"one or more of ? * / - and +, and not {quote(text)}"
         )
     return text
 
@@ -53,9 +64,15 @@ def read_mapfile(
     reading.unit, reading.units = "block", "blocks"
     wanted = frozenset(check_statuses(statuses))
     numbered = enumerate(lines, 1)
-    _read_state(numbered, name)
+    head = _read_state(numbered, name)
+    if head.is_superclone:
+        from whoseblock.sources.superclone import read_superclone
+
+        yield from read_superclone(numbered, name, statuses, head.sector, reading)
+        _check_end(reading, statuses)
+        return
     expected = -1
-    for number, line in numbered:
+    for number, line in chain(head.first, numbered):
         # A map may have millions of lines, nearly all in this form.
         match = _WRITTEN.fullmatch(line)
         if match is not None:
@@ -65,13 +82,10 @@ def read_mapfile(
             fields = _strip_comment(line.split())
             if not fields:
                 continue
-            try:
-                position, length, status = fields
-                start, size = _parse_number(position), _parse_number(length)
-            except ValueError:
-                raise MalformedError(name, number, _LINE) from None
-            if status not in _STATUSES:
-                raise MalformedError(name, number, _LINE)
+            if head.is_old and len(fields) == 3 and fields[1] == "-1":  # noqa: PLR2004
+                _add_open_block(reading, fields, wanted)
+                break
+            start, size, status = _parse_block(fields, name, number)
         # For an empty file, ddrescue writes one empty block.
         if start + size > MAX_OFFSET or (not size and start):
             raise MalformedError(name, number, _LINE)
@@ -113,13 +127,56 @@ def _check_end(reading: Reading, statuses: str) -> None:
         reading.remarks.append(f"no block has a status of {' '.join(dict.fromkeys(statuses))}")
 
 
-def _read_state(numbered: Iterator[tuple[int, str]], name: str) -> None:
+def _parse_block(fields: list[str], name: str, number: int) -> tuple[int, int, str]:
+    try:
+        position, length, status = fields
+        start, size = _parse_number(position), _parse_number(length)
+    except ValueError:
+        raise MalformedError(name, number, _LINE) from None
+    if status not in _STATUSES:
+        raise MalformedError(name, number, _LINE)
+    return start, size, status
+
+
+def _add_open_block(reading: Reading, fields: list[str], wanted: frozenset[str]) -> None:
+    """Report the last block of an old map, which ends at the unknown end of the device."""
+    reading.read += 1
+    if fields[2] in wanted:
+        what = f"the block at {fields[0][:_MAX_LENGTH]} with the status {fields[2][:1]}"
+        reading.remarks.append(f"{what} has no end; give the range from there as an argument")
+
+
+class _Head(NamedTuple):
+    """The form of a map, from the lines before its blocks, and the first block if it was read.
+
+    ``is_old`` is whether it has no state, and ``sector`` the size of a sector of HDDSuperClone.
+    """
+
+    is_old: bool = False
+    is_superclone: bool = False
+    sector: int | None = None
+    first: tuple[tuple[int, str], ...] = ()
+
+
+def _read_state(numbered: Iterator[tuple[int, str]], name: str) -> _Head:
     """Read the lines up to the state: position, phase and, since 1.22, pass."""
     expected = "a line POSITION PHASE [PASS], with which ddrescue begins its map"
+    is_old = is_superclone = False
+    sector = None
     for number, line in numbered:
         fields = _strip_comment(line.split())
         if not fields:
+            is_old = is_old or _OLD.search(line) is not None
+            is_superclone = is_superclone or _SUPERCLONE.match(line) is not None
+            if is_superclone and "sectorsize" in line:
+                from whoseblock.sources.superclone import find_sector_size
+
+                sector = find_sector_size(line) or sector
             continue
+        if is_superclone and len(fields) == 2 and _HEX.fullmatch(fields[1]):  # noqa: PLR2004
+            return _Head(is_superclone=True, sector=sector)
+        if is_old and len(fields) == 3 and fields[1] not in _PHASES:  # noqa: PLR2004
+            return _Head(is_old=True, first=((number, line),))
         if len(fields) not in (2, 3) or fields[1] not in _PHASES:
             raise MalformedError(name, number, expected)
         try:
@@ -128,7 +185,7 @@ def _read_state(numbered: Iterator[tuple[int, str]], name: str) -> None:
             raise MalformedError(name, number, expected) from None
         if not _PASS.fullmatch(*fields[2:] or ("1",)):
             raise MalformedError(name, number, expected)
-        return
+        return _Head()
     raise MalformedError(name, None, expected)
 
 

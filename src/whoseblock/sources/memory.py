@@ -2,7 +2,7 @@
 
 from whoseblock.errors import MalformedError
 from whoseblock.ranges import PHYSICAL_MEMORY
-from whoseblock.sources.base import MAX_OFFSET, Failure, parse_number
+from whoseblock.sources.base import MAX_OFFSET, Failure, parse_number, quote
 
 __all__ = ["parse_pfn", "parse_physical_address"]
 
@@ -24,7 +24,7 @@ def parse_physical_address(text: str, page_size: int) -> Failure:
 def _require_number(text: str, name: str) -> int:
     number = parse_number(text)
     if number is None:
-        raise MalformedError(name, None, f"a number, decimal or 0x…, and not {text!r}")
+        raise MalformedError(name, None, f"a number, decimal or 0x…, and not {quote(text)}")
     return number
 
 

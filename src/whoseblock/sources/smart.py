@@ -32,6 +32,11 @@ _LOGS: Final = (
     "scsi_pending_defects",
     "scsi_background_scan",
 )
+#: The options of smartctl that print every log.
+_ALL_LOGS: Final = re.compile(r"-[a-zA-Z]*x|--xall", re.ASCII)
+#: The attributes that count pending and uncorrectable sectors.
+_PENDING: Final = (197, 198)
+_MAX_COUNT: Final = 1 << 62
 #: The values of an unknown address: all ones, in 48 or 64 bits.
 _NO_LBA: Final = frozenset({(1 << 48) - 1, (1 << 64) - 1})
 #: The number of blocks of 28-bit addresses; longer addresses are truncated.
@@ -77,6 +82,8 @@ def read_smart(text: str, name: str, reading: Reading | None = None) -> Iterator
             if lba not in _NO_LBA:
                 logs_by_address.setdefault(lba, log)
         if not logs_by_address:
+            if (counted := _find_counter(document)) is not None:
+                reading.remarks.append(counted)
             continue
         size = as_number(
             find(document, "logical_block_size"), name, "logical_block_size: run smartctl with -x"
@@ -96,12 +103,45 @@ def _count_entries(document: Any, reading: Reading) -> None:  # noqa: ANN401
     logs = [key for key in document if key.startswith(_LOGS)]
     if not logs:
         reading.remarks.append("it holds no error, self-test or defect log: run smartctl with -x")
+    elif (missing := _find_missing(document)) is not None:
+        reading.remarks.append(missing)
     for key in logs:
         for log in _iterate_tables(document[key]):
             for entry in log:
                 reading.read += 1
                 if (text := _describe_without_address(key, entry)) is not None:
                     reading.count_unrecognised(key, text)
+
+
+def _find_missing(document: Any) -> str | None:  # noqa: ANN401
+    """Return a remark if smartctl did not print the logs with whole addresses."""
+    arguments = [as_text(one) for one in as_list(find(document, "smartctl", "argv"))]
+    if not arguments or any(_ALL_LOGS.fullmatch(one) for one in arguments):
+        return None
+    if any(key.startswith("ata_") for key in document):
+        extended = find(document, "ata_smart_error_log", "extended")
+        if extended is None and "ata_pending_defects_log" not in document:
+            return "it lacks the extended error log and the pending defects: run smartctl with -x"
+    elif any(key.startswith("nvme_") for key in document):
+        if "nvme_self_test_log" not in document or "nvme_error_information_log" not in document:
+            return "it lacks a log of errors or self-tests: run smartctl with -x"
+    elif "scsi_background_scan" not in document:
+        return "it lacks the log of background scans: run smartctl with -x"
+    return None
+
+
+def _find_counter(document: Any) -> str | None:  # noqa: ANN401
+    """Return a remark about the disk's own number of bad sectors, which has no addresses."""
+    count = find(document, "nvme_smart_health_information_log", "media_errors")
+    if isinstance(count, int) and count > 0:
+        return f"the disk counts {min(count, _MAX_COUNT)} media errors, and no log names one"
+    for entry in as_list(find(document, "ata_smart_attributes", "table")):
+        raw = find(entry, "raw", "value")
+        # The lower 32 bits; some disks have other counters above.
+        if find(entry, "id") in _PENDING and isinstance(raw, int) and raw & 0xFFFFFFFF:
+            name = as_text(find(entry, "name"))[:32]
+            return f"the disk counts {raw & 0xFFFFFFFF} sectors in {name}, and no log names one"
+    return None
 
 
 def _iterate_tables(log: Any) -> Iterator[list[Any]]:  # noqa: ANN401

@@ -3,6 +3,7 @@
 import io
 import os
 from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, TextIO, TypeVar
 
@@ -35,7 +36,7 @@ _TAIL: Final = 1 << 12
 #: The size of a target that has none of its own; see `Target`.
 _NO_END: Final = (1 << 63) - 1
 #: Limit on the length of a document, in characters.
-_MAX_DOCUMENT: Final = 1 << 28
+_MAX_DOCUMENT: Final = 1 << 26
 
 
 class _InputFile(click.File):
@@ -64,6 +65,17 @@ def _check_statuses(_context: click.Context, _option: click.Parameter, value: st
     if not value or not set(value) <= set("?*/-+"):
         raise click.BadParameter("one or more of ? * / - and +")
     return value
+
+
+def _parse_time(
+    _context: click.Context, _option: click.Parameter, value: str | None
+) -> datetime | None:
+    if value is None:
+        return None
+    try:
+        return datetime.fromisoformat(value).astimezone()
+    except (ValueError, OverflowError, OSError):
+        raise click.BadParameter("a time as 2026-11-24T17:19:55+01:00") from None
 
 
 #: Forms with addresses in the named device or image.
@@ -142,6 +154,34 @@ _DEVICE_OPTIONS: Final = (
         help="Read failed self-tests and logged errors from FILE, output of smartctl --json -x.",
     ),
     click.option(
+        "--cxl",
+        type=_file(),
+        multiple=True,
+        metavar="FILE",
+        help="Read poison from FILE, the output of cxl list --regions --media-errors.",
+    ),
+    click.option(
+        "--md-badblocks",
+        type=_file(),
+        multiple=True,
+        metavar="FILE",
+        help="Read bad blocks of a member from FILE, output of mdadm --examine-badblocks, or the"
+        " file bad_blocks of TARGET in sysfs.",
+    ),
+    click.option(
+        "--rasdaemon",
+        type=click.Path(dir_okay=False, readable=False),
+        multiple=True,
+        metavar="FILE",
+        help="Read failed requests and pages from FILE, the database of rasdaemon.",
+    ),
+    click.option(
+        "--since",
+        callback=_parse_time,
+        metavar="TIME",
+        help="Skip older rows of --rasdaemon FILE; TIME is as 2026-11-24 or 2026-11-24T17:19.",
+    ),
+    click.option(
         "--dmesg",
         type=_file(),
         multiple=True,
@@ -192,6 +232,10 @@ class FailureOptions(NamedTuple):
     ndctl: tuple[TextIO, ...] = ()
     smart: tuple[TextIO, ...] = ()
     dmesg: tuple[TextIO, ...] = ()
+    cxl: tuple[TextIO, ...] = ()
+    md_badblocks: tuple[TextIO, ...] = ()
+    rasdaemon: tuple[str, ...] = ()
+    since: datetime | None = None
     sysfs_badblocks: bool = False
     pfns: tuple[str, ...] = ()
     addresses: tuple[str, ...] = ()
@@ -211,7 +255,8 @@ class FailureOptions(NamedTuple):
     @property
     def names_devices(self) -> bool:
         """Whether there is a form that names the failed device."""
-        return bool(self.ndctl or self.smart or self.dmesg or self.pfns or self.addresses)
+        files = (self.ndctl, self.smart, self.dmesg, self.cxl, self.md_badblocks, self.rasdaemon)
+        return any(files) or bool(self.pfns or self.addresses)
 
     @property
     def of_the_target(self) -> bool:
@@ -224,6 +269,8 @@ class FailureOptions(NamedTuple):
             raise click.UsageError("--mapfile-status has no effect without --mapfile")
         if self.block_size is not None and not (self.badblocks or self.dmesg):
             raise click.UsageError("--block-size has no effect without --badblocks or --dmesg")
+        if self.since is not None and not self.rasdaemon:
+            raise click.UsageError("--since has no effect without --rasdaemon")
         if needed and not (self.of_the_target or self.names_devices or self.sysfs_badblocks):
             raise click.UsageError("missing RANGE or failure report; see --help")
         if not target and (self.of_the_target or self.sysfs_badblocks):
@@ -300,7 +347,7 @@ class FailureOptions(NamedTuple):
             for file in self.badblocks:
                 reading = _start_reading(file, readings)
                 yield from read_block_numbers(_lines(file), reading.name, self.block_size, reading)
-        yield from self._read_documents(readings)
+        yield from self._read_documents(page_size, readings)
         if self.dmesg:
             from whoseblock.sources.dmesg import read_dmesg
 
@@ -316,7 +363,7 @@ class FailureOptions(NamedTuple):
             for address in self.addresses:
                 yield parse_physical_address(address, page_size)
 
-    def _read_documents(self, readings: list[Reading]) -> Iterator[Failure]:
+    def _read_documents(self, page_size: int, readings: list[Reading]) -> Iterator[Failure]:
         if self.ndctl:
             from whoseblock.sources.ndctl import read_ndctl
 
@@ -329,6 +376,28 @@ class FailureOptions(NamedTuple):
             for file in self.smart:
                 reading = _start_reading(file, readings)
                 yield from read_smart(_document(file), reading.name, reading)
+        yield from self._read_events(page_size, readings)
+
+    def _read_events(self, page_size: int, readings: list[Reading]) -> Iterator[Failure]:
+        if self.cxl:
+            from whoseblock.sources.cxl import read_cxl
+
+            for file in self.cxl:
+                reading = _start_reading(file, readings)
+                yield from read_cxl(_document(file), reading.name, page_size, reading)
+        if self.md_badblocks:
+            from whoseblock.sources.md_badblocks import read_md_badblocks
+
+            for file in self.md_badblocks:
+                reading = _start_reading(file, readings)
+                yield from read_md_badblocks(_lines(file), reading.name, reading)
+        if self.rasdaemon:
+            from whoseblock.sources.rasdaemon import read_rasdaemon
+
+            for path in self.rasdaemon:
+                reading = Reading(path)
+                readings.append(reading)
+                yield from read_rasdaemon(path, page_size, reading, self.since)
 
 
 def _start_reading(file: TextIO, readings: list[Reading]) -> Reading:
