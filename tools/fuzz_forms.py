@@ -253,7 +253,7 @@ def fuzz(form: str, inputs: int, seed: int) -> int:
 
 def _require(condition: bool, what: str, text: str) -> None:  # noqa: FBT001
     if not condition:
-        raise AssertionError(what, text)
+        raise AssertionError(what[:1000], text[:4000])
 
 
 def main() -> None:

@@ -17,8 +17,8 @@ TIME = "2026-11-24 17:19:55 +0100"
 TABLES = (
     (
         "mc_event (id INTEGER PRIMARY KEY, timestamp TEXT, err_count INTEGER, err_type TEXT,"
-        " err_msg TEXT, label TEXT, mc INTEGER, top_layer INTEGER, middle_layer INTEGER, lower_layer"
-        " INTEGER, address INTEGER, grain INTEGER, syndrome INTEGER, driver_detail TEXT)"
+        " err_msg TEXT, label TEXT, mc INTEGER, top_layer INTEGER, middle_layer INTEGER,"
+        " lower_layer INTEGER, address INTEGER, grain INTEGER, syndrome INTEGER, driver_detail TEXT)"
     ),
     (
         "disk_errors (id INTEGER PRIMARY KEY, timestamp TEXT, dev TEXT, sector INTEGER, nr_sector"

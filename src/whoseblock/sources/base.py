@@ -5,7 +5,16 @@ from typing import Final, NamedTuple
 
 from msgspec import Struct
 
-__all__ = ["MAX_LINE", "MAX_OFFSET", "Counted", "Failure", "Reading", "parse_number", "quote"]
+__all__ = [
+    "MAX_LINE",
+    "MAX_OFFSET",
+    "Counted",
+    "Failure",
+    "Reading",
+    "parse_number",
+    "quote",
+    "shorten",
+]
 
 #: Limit on the length of a line, in characters; binary data may have no line ends.
 MAX_LINE: Final = 1 << 16
@@ -132,9 +141,14 @@ def _shorten(text: str) -> str:
     return text if len(text) <= _MAX_QUOTE else f"{text[:_MAX_QUOTE]}…"
 
 
+def shorten(text: str) -> str:
+    """Return a field of a report for a message, cut to a few dozen characters."""
+    return text if len(text) <= _MAX_WORD else f"{text[:_MAX_WORD]}…"
+
+
 def quote(text: str) -> str:
     """Return a quoted argument or field for an error, shortened."""
-    return repr(text if len(text) <= _MAX_WORD else f"{text[:_MAX_WORD]}…")
+    return repr(shorten(text))
 
 
 def parse_number(text: str) -> int | None:

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from whoseblock.errors import MalformedError
 from whoseblock.ranges import PHYSICAL_MEMORY
-from whoseblock.sources.base import MAX_OFFSET, Failure, Reading
+from whoseblock.sources.base import MAX_OFFSET, Failure, Reading, shorten
 from whoseblock.sources.documents import (
     as_list,
     as_number,
@@ -48,7 +48,7 @@ def read_cxl(
             # An error itself may name the memory device.
             continue
         reading.read += 1
-        label = as_text(owner.get("region")) or as_text(owner.get("memdev"))
+        label = shorten(as_text(owner.get("region")) or as_text(owner.get("memdev")))
         if "media_errors" not in owner and owner.get("media_errors_count"):
             reading.count_unrecognised(label, "no media_errors: run cxl list --media-errors")
         for number, error in enumerate(errors, 1):
@@ -68,7 +68,7 @@ def _make_failure(
     origin: str,
     name: str,
 ) -> Failure:
-    label = as_text(region.get("region"))
+    label = shorten(as_text(region.get("region")))
     base = as_number(region.get("resource"), name, f"the resource of {label}")
     expected = f"an offset and a length in every media error of {label}"
     offset = as_number(find(error, "offset"), name, expected)

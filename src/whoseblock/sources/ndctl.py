@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from whoseblock.errors import MalformedError
-from whoseblock.sources.base import Failure, Reading
+from whoseblock.sources.base import Failure, Reading, quote, shorten
 from whoseblock.sources.documents import (
     as_list,
     as_number,
@@ -25,6 +25,8 @@ from whoseblock.sources.documents import (
 __all__ = ["read_ndctl"]
 
 _SECTOR: Final = 512
+#: Limit on the name of a device, in characters (NAME_MAX).
+_MAX_NAME: Final = 255
 _EXPECTED: Final = "the JSON that ndctl list --media-errors prints"
 #: The kernel's name of a namespace, with the number of its region.
 _NAMESPACE: Final = re.compile(r"namespace([0-9]{1,9})\.[0-9]{1,9}", re.ASCII)
@@ -56,6 +58,8 @@ def read_ndctl(text: str, name: str, reading: Reading | None = None) -> Iterator
                 without_list.append(owner)
             continue
         device = _find_device(owner, bad, regions, name)
+        if len(device) > _MAX_NAME:
+            raise MalformedError(name, None, f"a name of a device, not {quote(device)}")
         for number, one in enumerate(bad, 1):
             reading.failures += 1
             yield _make_failure(one, device, f"{name}, bad block {number} of {device}", name)
@@ -64,7 +68,7 @@ def read_ndctl(text: str, name: str, reading: Reading | None = None) -> Iterator
     for owner in () if reading.failures else without_list:
         count = as_text(owner.get("badblock_count")) or str(owner.get("badblock_count"))
         what = f"badblock_count {count} without badblocks: run ndctl list --media-errors"
-        reading.count_unrecognised(as_text(owner.get("dev")), what)
+        reading.count_unrecognised(shorten(as_text(owner.get("dev"))), what)
 
 
 def _find_device(
@@ -112,14 +116,14 @@ def _raw_device(
     raise MalformedError(
         name,
         None,
-        f"the region of {as_text(owner.get('dev')) or 'a namespace'} too: the bad blocks of a raw"
+        f"the region of {shorten(as_text(owner.get('dev'))) or 'a namespace'} too: the bad blocks of a raw"
         " namespace count from either",
         hint="ndctl list --regions --namespaces --media-errors, as root",
     )
 
 
 def _make_failure(one: Any, device: str, origin: str, name: str) -> Failure:  # noqa: ANN401
-    expected = f"an offset and a length, in sectors, in every bad block of {device}"
+    expected = f"an offset and a length, in sectors, in every bad block of {shorten(device)}"
     if not isinstance(one, dict):
         raise MalformedError(name, None, expected)
     start = as_number(one.get("offset"), name, expected) * _SECTOR

@@ -36,6 +36,8 @@ _UNCORRECTABLE: Final = 1
 _NO_ADDRESS: Final = (1 << 64) - 1
 #: Limit on the addresses of poison that may yet be cleared.
 _MAX_POISON: Final = 1 << 17
+#: A database of rasdaemon has at least one of them.
+_TABLES: Final = frozenset({"mc_event", "disk_errors", "memory_failure_event", "cxl_poison_event"})
 _TIME: Final = "%Y-%m-%d %H:%M:%S %z"
 
 _Row = tuple[Any, ...]
@@ -109,7 +111,7 @@ class _Database:
             self._reading.failures += 1
             yield failure
         self._count_corrected()
-        if not self._reading.read and "mc_event" not in self._tables:
+        if not self._tables & _TABLES:
             raise MalformedError(self._name, None, _EXPECTED)
 
     def _select(self, table: str, *columns: str) -> Iterator[_Row]:

@@ -9,13 +9,15 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from whoseblock.errors import MalformedError
-from whoseblock.sources.base import MAX_OFFSET, Failure, Reading
+from whoseblock.sources.base import MAX_OFFSET, Failure, Reading, quote
 from whoseblock.sources.documents import as_list, as_number, as_text, find, read_documents
 
 __all__ = ["read_smart"]
 
 _EXPECTED: Final = "the JSON that smartctl --json -x prints"
 _LBA: Final = "a logical block address in every entry"
+#: Limit on the name of a device, in characters (NAME_MAX).
+_MAX_NAME: Final = 255
 _BLOCK_SIZES: Final = range(512, 1 << 17)
 #: Uncorrectable data, or an address that was not found. The meaning of the bits of the error
 #: register depends on the command; smartctl prints it. Only reads and writes have an address.
@@ -91,6 +93,8 @@ def read_smart(text: str, name: str, reading: Reading | None = None) -> Iterator
         if size not in _BLOCK_SIZES or size & (size - 1):
             raise MalformedError(name, None, "a logical_block_size that is a power of two")
         device = _find_device(document)
+        if len(device) > _MAX_NAME:
+            raise MalformedError(name, None, f"a name of a device, not {quote(device)}")
         for lba, log in sorted(logs_by_address.items()):
             if (lba + 1) * size > MAX_OFFSET:
                 raise MalformedError(name, None, _LBA)
