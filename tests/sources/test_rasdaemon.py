@@ -18,7 +18,8 @@ TABLES = (
     (
         "mc_event (id INTEGER PRIMARY KEY, timestamp TEXT, err_count INTEGER, err_type TEXT,"
         " err_msg TEXT, label TEXT, mc INTEGER, top_layer INTEGER, middle_layer INTEGER,"
-        " lower_layer INTEGER, address INTEGER, grain INTEGER, syndrome INTEGER, driver_detail TEXT)"
+        " lower_layer INTEGER, address INTEGER, grain INTEGER, syndrome INTEGER,"
+        " driver_detail TEXT)"
     ),
     (
         "disk_errors (id INTEGER PRIMARY KEY, timestamp TEXT, dev TEXT, sector INTEGER, nr_sector"

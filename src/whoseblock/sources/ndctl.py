@@ -116,8 +116,8 @@ def _raw_device(
     raise MalformedError(
         name,
         None,
-        f"the region of {shorten(as_text(owner.get('dev'))) or 'a namespace'} too: the bad blocks of a raw"
-        " namespace count from either",
+        f"the region of {shorten(as_text(owner.get('dev'))) or 'a namespace'} too: the bad blocks"
+        " of a raw namespace count from either",
         hint="ndctl list --regions --namespaces --media-errors, as root",
     )
 

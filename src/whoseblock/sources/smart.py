@@ -92,9 +92,7 @@ def read_smart(text: str, name: str, reading: Reading | None = None) -> Iterator
         )
         if size not in _BLOCK_SIZES or size & (size - 1):
             raise MalformedError(name, None, "a logical_block_size that is a power of two")
-        device = _find_device(document)
-        if len(device) > _MAX_NAME:
-            raise MalformedError(name, None, f"a name of a device, not {quote(device)}")
+        device = _find_device(document, name)
         for lba, log in sorted(logs_by_address.items()):
             if (lba + 1) * size > MAX_OFFSET:
                 raise MalformedError(name, None, _LBA)
@@ -183,14 +181,18 @@ def _describe_without_address(key: str, entry: Any) -> str | None:  # noqa: ANN4
     return None
 
 
-def _find_device(document: Any) -> str:  # noqa: ANN401
+def _find_device(document: Any, name: str) -> str:  # noqa: ANN401
     """Return the kernel's name of the disk, or a name that no disk has for one behind a controller.
 
     In the latter case, smartctl was run on the controller, or on one of its volumes.
     """
     if _CONTROLLER_TYPES.search(as_text(find(document, "device", "type"))):
-        return as_text(find(document, "device", "info_name")).removeprefix("/dev/")
-    return as_text(find(document, "device", "name")).rpartition("/")[2]
+        device = as_text(find(document, "device", "info_name")).removeprefix("/dev/")
+    else:
+        device = as_text(find(document, "device", "name")).rpartition("/")[2]
+    if len(device) > _MAX_NAME:
+        raise MalformedError(name, None, f"a name of a device, not {quote(device)}")
+    return device
 
 
 def _find_addresses(document: Any, name: str) -> Iterator[_LoggedAddress]:  # noqa: ANN401
