@@ -10,7 +10,7 @@ READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test vm-test adversary check lint types bench study forms man signatures lock release clean
+.PHONY: help demo test vm-test adversary check lint types bench study forms man signatures layers lock release clean
 
 help: ## list the targets
 	@awk -F '## ' '/^[a-z-]+:.*## / { sub(/:.*/, "", $$1); printf "make %-9s %s\n", $$1, $$2 }' Makefile
@@ -52,6 +52,9 @@ man: $(READY) ## write the man page docs/man/whoseblock.1, which the wheel insta
 
 signatures: $(READY) ## write the tables of docs/internals/signatures.md
 	$(BIN)/python -m tools.signature_table
+
+layers: $(READY) ## write the table of docs/internals/layers.md
+	$(BIN)/python -m tools.layer_table
 
 # uv only writes the lock files, and is not in them. The index configured on this machine is ignored,
 # so that the files and hashes are those of the public one. No URL is written.

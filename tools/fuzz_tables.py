@@ -301,7 +301,7 @@ def run_fuzzer(name: str, folder: Path, inputs: int, seed: int) -> Iterator[tupl
             fuzzer.change(data, chance.choice(fuzzer.regions), chance)
         if chance.random() < 0.9 and len(data) >= min(len(fuzzer.data), _MIB):
             fuzzer.repair(data)
-        before, started = _peak(), time.monotonic()
+        before, started = _peak(), time.process_time()
         wrong = ""
         try:
             if name.startswith("dm"):
@@ -315,8 +315,8 @@ def run_fuzzer(name: str, folder: Path, inputs: int, seed: int) -> Iterator[tupl
             result, wrong = "error", f"{type(error).__name__}: {str(error)[:200]}"
         if _peak() - before > MAX_GROWTH:
             wrong = wrong or f"memory grew by {(_peak() - before) // _MIB} MiB"
-        if time.monotonic() - started > MAX_SECONDS:
-            wrong = wrong or f"it took {time.monotonic() - started:.0f} s"
+        if time.process_time() - started > MAX_SECONDS:
+            wrong = wrong or f"it took {time.process_time() - started:.0f} s of a processor"
         yield number, result, wrong
 
 

@@ -14,6 +14,8 @@ from whoseblock.media.base import Media
 from whoseblock.stack.formats.raid import Raid0, Raid1, Raid5, Raid10, Striping
 
 __all__ = [
+    "FOREIGN_ARRAYS",
+    "LEVELS",
     "LINEAR",
     "RESERVED_0_90",
     "MdSuperblock",
@@ -49,6 +51,10 @@ _W_DEVICES, _W_DEVICE, _DEVICES_0_90 = 128, 32, 27
 _MINORS_0_90: Final = (90, 91)
 
 LINEAR: Final = -1
+#: The levels that are followed, with their names. Any other level is unknown.
+LEVELS: Final = {
+    LINEAR: "linear", 0: "RAID 0", 1: "RAID 1", 4: "RAID 4", 5: "RAID 5", 6: "RAID 6", 10: "RAID 10"
+}  # fmt: skip
 _ORIGINAL, _ALTERNATE = 1, 2
 
 
@@ -250,7 +256,7 @@ def make_striping(
     members = len(sizes)
     if level == 1:
         return Raid1(members, max(min(sizes), 1)), min(sizes)
-    if level not in (0, 4, 5, 6, 10) or chunk < _SECTOR or not members:
+    if level not in LEVELS or level == LINEAR or chunk < _SECTOR or not members:
         raise UnsupportedError(f"md level {level} with chunks of {chunk} bytes is not supported")
     rows = [size // chunk for size in sizes]
     if level == 0:
@@ -274,7 +280,7 @@ def make_striping(
 #: of DDF in the last sector, or 128 or 256 KiB before it on some controllers.
 _IMSM: Final = b"Intel Raid ISM Cfg Sig. "
 _DDF: Final = b"\xde\x11\xde\x11"
-_FOREIGN: Final = (
+FOREIGN_ARRAYS: Final = (
     ("Intel RST array (IMSM)", _IMSM, (2 * 512, 2 * 4096)),
     ("array with DDF metadata", _DDF, (512, 4096, 257 * 512, 513 * 512)),
 )
@@ -282,7 +288,7 @@ _FOREIGN: Final = (
 
 def find_foreign_member(media: Media) -> str | None:
     """Return the kind of array with metadata of a controller that a medium is a member of."""
-    for kind, magic, distances in _FOREIGN:
+    for kind, magic, distances in FOREIGN_ARRAYS:
         if _has_magic(media, magic, distances):
             return kind
     return None

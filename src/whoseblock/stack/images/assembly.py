@@ -197,11 +197,9 @@ class Assembly:
 
     def _count_known(self, media: Media, table: PartitionTable) -> _Beginnings:
         """Count the partitions that begin with something known."""
-        from whoseblock.stack.formats.beginnings import begins_with_signature
-
         read = [part for part in table.partitions if part.start][:_MAX_VERIFIED]
         slices = (make_slice("partition", media, part.start, part.length) for part in read)
-        known = sum(self._is_filesystem(one) or begins_with_signature(one) for one in slices)
+        known = sum(self._is_filesystem(one) or _has_signature(one) for one in slices)
         return _Beginnings(known, len(read))
 
     def _add_both(
@@ -241,6 +239,15 @@ class Assembly:
             if partition.start and not doubt:
                 self.add(below, part, depth)
         layer.segments = segments
+
+
+def _has_signature(media: Media) -> bool:
+    """Return whether a medium has the signature of something that partitions contain."""
+    from whoseblock.signatures import SIGNATURES, find_signatures
+
+    kinds = {"filesystem", "encrypted", "member", "swap"}
+    wanted = (one for one in SIGNATURES if one.kind in kinds)
+    return bool(find_signatures(wanted, media.pread, media.size)[0])
 
 
 def _may_belong_to_last_partition(member: MdSuperblock, table: PartitionTable, size: int) -> bool:

@@ -20,7 +20,7 @@ from whoseblock.stack.formats.lvm import (
 from whoseblock.stack.formats.raid import Raid0
 from whoseblock.stack.members import MemberReader, MemberSegment, locate_runs
 
-__all__ = ["PhysicalVolumeLayer", "build_group"]
+__all__ = ["FOLLOWED_SEGMENTS", "PhysicalVolumeLayer", "build_group"]
 
 
 class PhysicalVolumeLayer(NamedTuple):
@@ -263,6 +263,11 @@ class _SegmentKind(NamedTuple):
     followed: bool
 
 
+#: The kinds of segments that are followed, with how. Any other kind is named, and unknown.
+FOLLOWED_SEGMENTS: Final = {
+    "striped": "by its stripes, of which a linear segment has one",
+    "mirror": "of an unfinished pvmove: to where each segment is now; other mirrors are unknown",
+}
 #: The states of a segment of an unfinished pvmove, which copies one segment after the other
 #: (_mirrored_add_target_line in lvm2's lib/mirror/mirrored.c).
 _MOVED, _MOVING, _TO_MOVE = "moved", "being moved", "to be moved"
@@ -273,8 +278,9 @@ def _describe_kinds(volume: LogicalVolume, *, too_high: bool) -> list[_SegmentKi
     kinds = []
     moving = _MOVING
     for segment in volume.segments:
-        kind = _SegmentKind(segment.kind, segment.kind == "striped" and bool(segment.stripes))
-        if volume.is_move and segment.kind == "mirror" and len(segment.stripes) == 2:  # noqa: PLR2004
+        known = segment.kind in FOLLOWED_SEGMENTS and bool(segment.stripes)
+        kind = _SegmentKind(segment.kind, known and segment.kind != "mirror")
+        if known and segment.kind == "mirror" and volume.is_move and len(segment.stripes) == 2:  # noqa: PLR2004
             if segment.moved >= segment.extents:
                 kind = _SegmentKind(_MOVED, followed=True)
             else:

@@ -18,7 +18,7 @@ from whoseblock.stack.formats.raid import Raid0
 from whoseblock.stack.kernel.host import SECTOR, Host
 from whoseblock.stack.members import MemberSegment
 
-__all__ = ["DmTarget", "cut_dm_segments", "parse_dm_table", "read_dm_table"]
+__all__ = ["FOLLOWED_TARGETS", "DmTarget", "cut_dm_segments", "parse_dm_table", "read_dm_table"]
 
 _DEVICE: Final = re.compile(r"[0-9]{1,8}:[0-9]{1,8}", re.ASCII)
 _NUMBER: Final = re.compile(r"[0-9]{1,18}", re.ASCII)
@@ -58,6 +58,15 @@ class _LinearRange(NamedTuple):
 #: Kinds that map linearly to one device, and the number of arguments before that device.
 _LINEAR_KINDS: Final = {"linear": 0, "flakey": 0, "delay": 0, "dust": 0, "crypt": 3}
 _COPY: Final = "another of its devices has a copy"
+#: The kinds of targets that are followed, with how. Any other kind is named, and unknown.
+FOLLOWED_TARGETS: Final = {
+    **dict.fromkeys(_LINEAR_KINDS, "by its offset"),
+    "striped": "by its stripes",
+    "snapshot-origin": "as the volume itself; a snapshot may need the bytes, too",
+    "multipath": "every path leads to the same volume",
+    "mirror": "every device has a copy",
+    "raid": "raid1: every device has a copy; other levels are unknown",
+}
 
 
 def cut_dm_segments(
@@ -84,6 +93,8 @@ def cut_dm_segments(
 
 def _cut_target(device: str, volume: Layer, target: DmTarget) -> Iterator[Segment]:
     """Yield the segments of a target; raises IndexError or ValueError for invalid arguments."""
+    if target.kind not in FOLLOWED_TARGETS:
+        return
     if target.kind == "striped":
         yield from _cut_stripes(device, volume, target)
         return
