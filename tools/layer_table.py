@@ -61,11 +61,11 @@ def _rows() -> Iterator[_Row]:
         go_on = "assemble it with mdadm, and name its volume"
         yield _Row(f"member of an {kind}", _NAMED, followed, go_on)
     opened = "followed with an image of the opened volume"
-    go_on = "`--member` for that image"
+    go_on = "`--member CLEAR=IMAGE`"
     yield _Row("LUKS1, LUKS2", opened, "followed, if it is open", go_on)
     go_on = "open it, and name the volume"
     what = "LUKS with checksums of sectors, during reencryption, or with a detached header"
-    yield _Row(what, _NAMED, "followed, if it is open", go_on)
+    yield _Row(what, _NAMED, "as its holders in the kernel", go_on)
     for one in SIGNATURES:
         if one.kind in ("encrypted", "member") and one.advice and not _is_layer(one.name):
             yield _Row(one.title, _NAMED, "as its holder in the kernel", one.advice)
