@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from tests.support.ext4_damage import BASES, make_base, run_case
-from tests.support.ext4_images import Truth, differences, fill, make_image, read_truth
+from tests.support.ext4_images import Claim, Truth, differences, fill, make_image, read_truth
 from tests.support.mounts import mounted
 from tests.support.tools import need_loop_mounts, program, run
 
@@ -242,3 +242,29 @@ def test_the_command_line_answers(folder: Path, tmp_path: Path) -> None:
     assert lost["/d/e/f/hard1"] == sum(
         one.length for one in rows if one.inode == row.inode and one.what == "data"
     )
+
+
+def test_a_bitmap_and_a_descriptor_that_are_both_old_free_nothing(tmp_path: Path) -> None:
+    image = make_image(tmp_path / "disk.img", 16 * MIB, "-t", "ext4", "-b", "4096")
+    before = image.read_bytes()
+    content = tmp_path / "content"
+    content.write_bytes(b"x" * 40_000)
+    run(["debugfs", "-w", "-R", f"write {content} new", image])
+    truth = read_truth(image)
+    places = [block for block, one in enumerate(truth.claims) if any(c.what == "data" for c in one)]
+    with whoseblock.open(image) as fs:
+        (row,) = fs.owners(places[0] * 4096, 4096 * 10)
+        assert isinstance(row, FileOwner)
+        assert row.paths == ("/new",)
+    bitmap = truth.claims.index({Claim("ag")})
+    raw = bytearray(image.read_bytes())
+    # The descriptors are in the block after the superblock's.
+    for block in (1, bitmap):
+        assert raw[block * 4096 : (block + 1) * 4096] != before[block * 4096 : (block + 1) * 4096]
+        raw[block * 4096 : (block + 1) * 4096] = before[block * 4096 : (block + 1) * 4096]
+    image.write_bytes(raw)
+    with whoseblock.open(image) as fs:
+        answer = fs.owners(places[0] * 4096, 4096 * 10)
+        assert not answer.complete
+        assert "free" not in {row.kind for row in answer}
+        assert any("the superblock counts" in note for note in answer.notes)

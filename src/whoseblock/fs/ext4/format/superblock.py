@@ -116,6 +116,7 @@ _FIELDS: Final = {
     "raw_desc_size": (0xFE, "H"),
     "first_meta_bg": (0x104, "I"),
     "blocks_hi": (0x150, "I"),
+    "free_blocks_hi": (0x158, "I"),
     "flags": (0x160, "I"),
     "mmp_block": (0x168, "Q"),
     "log_groups_per_flex": (0x174, "B"),
@@ -171,6 +172,7 @@ class Superblock(NamedTuple):
     raw_desc_size: int
     first_meta_bg: int
     blocks_hi: int
+    free_blocks_hi: int
     flags: int
     mmp_block: int
     log_groups_per_flex: int
@@ -213,6 +215,12 @@ class Superblock(NamedTuple):
     def blocks_count(self) -> int:
         """The number of blocks, those before the first data block included."""
         return self.blocks_lo | (self.blocks_hi << 32 if self.incompat & INCOMPAT_64BIT else 0)
+
+    @property
+    def free_blocks(self) -> int:
+        """The number of free blocks, as of the last time the filesystem was unmounted."""
+        wide = self.incompat & INCOMPAT_64BIT
+        return self.free_blocks_lo | (self.free_blocks_hi << 32 if wide else 0)
 
     @property
     def groups_count(self) -> int:

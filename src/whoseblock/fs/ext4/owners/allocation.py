@@ -1,7 +1,7 @@
 """The block bitmaps: blocks that are free, and whether a bitmap is to be believed."""
 
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Final, NamedTuple
 
 from whoseblock.fs.ext4.static import FixedMetadata
@@ -29,6 +29,23 @@ class Allocation:
         self.fixed = fixed
         self._bitmap = lru_cache(_KEPT)(self._read)
 
+    @cached_property
+    def _count_fault(self) -> str:
+        """The reason why the counts of groups and superblock cannot all be true, or "".
+
+        A device that loses a write may leave both a bitmap and its descriptor as they were before.
+        """
+        volume = self.volume
+        if self.fixed.lost or volume.groups < volume.sb.groups_count:
+            return ""
+        count = sum(volume.descriptor(group).free_clusters for group in range(volume.groups))
+        if count * volume.ratio == volume.sb.free_blocks:
+            return ""
+        return (
+            f"the groups have {count * volume.ratio} free blocks, and the superblock counts"
+            f" {volume.sb.free_blocks}"
+        )
+
     def runs(self, low: int, high: int) -> Iterator[AllocationRun]:
         """Yield the runs of blocks ``low`` to before ``high``, which are all in groups."""
         volume = self.volume
@@ -40,12 +57,13 @@ class Allocation:
                 yield AllocationRun(low, end, is_free=False, fault=bitmap.fault)
                 low = end
                 continue
+            fault = bitmap.fault or self._count_fault
             while low < end:
                 cluster = (low - base) // volume.ratio
                 bit = bitmap.bits[cluster]
                 after = bitmap.bits.find("1" if bit == "0" else "0", cluster)
                 upto = end if after < 0 else min(base + after * volume.ratio, end)
-                yield AllocationRun(low, upto, bit == "0", bitmap.fault)
+                yield AllocationRun(low, upto, bit == "0", fault)
                 low = upto
 
     def _read(self, group: int) -> Bitmap:

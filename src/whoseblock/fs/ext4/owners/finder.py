@@ -214,7 +214,7 @@ class _Answer:
         if segment.fixed is not None:
             pieces.append(Piece(start, length, METADATA, segment.fixed.what))
             return False
-        if segment.fault:
+        if segment.fault and (segment.is_free or self.found is None):
             notes[segment.fault] = None
         certain = self.volume.sb.has_checksums and not segment.fault
         if segment.is_free and certain:
@@ -275,6 +275,9 @@ class _Answer:
         """Add blocks that no inode maps."""
         size, ratio = self.volume.block_size, self.volume.ratio
         found = self.found
+        if segment.fault:
+            # Where an inode has a block, the bitmap is not needed.
+            notes[segment.fault] = None
         if ratio > 1 and not segment.is_free and found is not None:
             at = low
             while at < high:
