@@ -60,6 +60,13 @@ def shared(address: int, length: int, file_offset: int) -> Mapping:
     )
 
 
+def test_a_search_ends_in_time(tmp_path: Path) -> None:
+    status = tmp_path.stat()
+    found = find_processes([Wanted(status.st_dev, status.st_ino, 0, 1)], seconds=-1.0)
+    assert found.processes == [()]
+    assert found.unsearched > 0
+
+
 def test_each_process_is_found_with_the_part_that_it_mapped(file: Path, tmp_path: Path) -> None:
     other = tmp_path / "a file (deleted) \n 00:01 2 with: spaces"
     os.link(file, other)

@@ -93,7 +93,8 @@ class Found(NamedTuple):
     root.  ``unlisted`` is true if /proc may not list all processes, because it belongs to a pid
     namespace or is mounted with hidepid.  ``omitted`` counts the mappings and descriptors past the
     first thousand that a process has of one part.  ``unanswered`` is the number of processes with
-    an open file on a filesystem that did not answer, or failed.
+    an open file on a filesystem that did not answer, or failed.  ``unsearched`` is the number of
+    processes that were not looked into because the time was over.
     """
 
     processes: list[tuple[Process, ...]]
@@ -101,24 +102,28 @@ class Found(NamedTuple):
     unlisted: bool
     omitted: int
     unanswered: int = 0
+    unsearched: int = 0
 
 
-def find_processes(wanted: Sequence[Wanted], proc: Path = Path("/proc")) -> Found:
+def find_processes(
+    wanted: Sequence[Wanted], proc: Path = Path("/proc"), seconds: float | None = None
+) -> Found:
     """Return the processes that map each part of a file, or have the file open.
 
     Mappings are clipped to the part.  All descriptors of the inode are returned; their flags have
     the names of open(2), the access mode first and the others by name.  O_LARGEFILE and O_CLOEXEC
     are omitted, because they do not concern the file, and so is the access mode of O_PATH.
 
-    A process that starts or ends meanwhile may be missing.  Raises `OSError` if ``proc`` cannot be
+    A process that starts or ends meanwhile may be missing.  After ``seconds`` no further process is
+    looked into; those that were started last come last.  Raises `OSError` if ``proc`` cannot be
     listed.
     """
     scan = _Scan(wanted, proc)
     if wanted:
-        scan.run()
+        scan.run(None if seconds is None else time.monotonic() + seconds)
     found = [tuple(users) for users in scan.users]
     unlisted = bool(wanted) and not scan.kernel_seen
-    return Found(found, scan.hidden, unlisted, scan.omitted, scan.unanswered)
+    return Found(found, scan.hidden, unlisted, scan.omitted, scan.unanswered, scan.unsearched)
 
 
 class _File:
@@ -194,6 +199,7 @@ class _Scan:
         self.hidden = 0
         self.omitted = 0
         self.unanswered = 0
+        self.unsearched = 0
         self.kernel_seen = False
         self._files: dict[tuple[int, int], _File] = {}
         for place, part in enumerate(wanted):
@@ -216,10 +222,13 @@ class _Scan:
         self._same_table: Callable[[int, int], bool] | None = None
         self._boot_time: int | None = None
 
-    def run(self) -> None:
+    def run(self, deadline: float | None = None) -> None:
         with os.scandir(self.proc) as entries:
             pids = sorted(int(entry.name) for entry in entries if entry.name.isdecimal())
-        for pid in pids:
+        for number, pid in enumerate(pids):
+            if deadline is not None and time.monotonic() > deadline:
+                self.unsearched = len(pids) - number
+                return
             try:
                 self._process(pid)
             except (FileNotFoundError, ProcessLookupError):

@@ -8,7 +8,7 @@ from msgspec import UNSET
 from msgspec.structs import replace
 
 from whoseblock.encode import encode_json
-from whoseblock.fs.base import Answer, FileOwner, Owner, distinct
+from whoseblock.fs.base import Answer, FileOwner, Owner, Process, distinct
 from whoseblock.fs.driver import AddressSpace, MountedVolume
 from whoseblock.fs.stream import ROW_BUDGET, AnswerColumns, LeadingRows, chunks, join_rows
 from whoseblock.ranges import RangeList
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from whoseblock.processes import Found, Wanted
 
-__all__ = ["QueryOptions", "StreamItem", "stream_columns", "stream_owners"]
+__all__ = ["QueryOptions", "StreamItem", "find_users", "stream_columns", "stream_owners"]
 
 StreamItem = LeadingRows | Answer
 
@@ -65,15 +65,11 @@ def _with_processes(stream: Iterable[StreamItem], devices: frozenset[int]) -> It
 
     ``devices`` are all numbers under which files of the filesystem appear.
     """
-    from whoseblock.processes import find_processes
-
     # Notes that belong to leading rows stand in the answer that ends them.
     carried: list[str] = []
     for chunk in chunks(stream, ROW_BUDGET):
         files = [row for item in chunk for row in item.owners if isinstance(row, FileOwner)]
-        found = find_processes([_wanted(row, devices) for row in files])
-        notes = _process_notes(found)
-        users = iter(found.processes)
+        users, notes = find_users((row, devices) for row in files)
         for item in chunk:
             owners = tuple(
                 replace(row, processes=next(users)) if isinstance(row, FileOwner) else row
@@ -95,6 +91,20 @@ def _with_processes(stream: Iterable[StreamItem], devices: frozenset[int]) -> It
                 )
 
 
+def find_users(
+    files: Iterable[tuple[FileOwner, frozenset[int]]], seconds: float | None = None
+) -> tuple[Iterator[tuple[Process, ...]], list[str]]:
+    """Return the processes that use the lost part of each file, and notes on what may be missing.
+
+    Each file comes with the numbers under which files of its filesystem appear. ``seconds`` is as
+    for `find_processes`.
+    """
+    from whoseblock.processes import find_processes
+
+    found = find_processes([_wanted(*one) for one in files], seconds=seconds)
+    return iter(found.processes), _process_notes(found)
+
+
 def _wanted(row: FileOwner, devices: frozenset[int]) -> "Wanted":
     from whoseblock.processes import Wanted
 
@@ -114,6 +124,9 @@ def _process_notes(found: "Found") -> list[str]:
     if found.unanswered:
         how_many = _count_processes(found.unanswered)
         notes.append(f"{how_many} could not be looked into: a filesystem does not answer")
+    if found.unsearched:
+        how_many = _count_processes(found.unsearched)
+        notes.append(f"{how_many} could not be looked into in time")
     if found.unlisted:
         notes.append("/proc does not list every process: ask outside of the container")
     if found.omitted:
