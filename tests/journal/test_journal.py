@@ -162,6 +162,28 @@ def test_the_same_failure_is_one_while_it_is_open(journal_url: str) -> None:
         assert run.record_failure("sda", PAGE, report()).new_failure
 
 
+def test_a_finding_is_completed(journal_url: str) -> None:
+    with opened(journal_url) as (journal, run):
+        failure = run.record_failure("pmem0", PAGE, report()).failure
+        other = run.record_failure("pmem1", PAGE, report()).failure
+        first = run.record_finding(failure, answer(file_row("/a")))
+        run.complete_finding(first, failure, answer(file_row("/a"), notes=("more",)))
+        found = journal.history(failure).findings
+        # In a database of many hosts findings are only added.
+        assert len(found) == (
+            1 if journal_url.startswith("sqlite") or "://" not in journal_url else 2
+        )
+        assert found[-1].notes == ("more",)
+        assert found[-1].authentic
+        # One of another failure is not touched.
+        run.complete_finding(first, other, answer(file_row("/b")))
+        assert journal.history(failure).findings == found
+        assert len(journal.history(other).findings) == 1
+        assert journal.count_open() == (2, 2 * PAGE.length)
+        run.close_failure(other, "done")
+        assert journal.count_open() == (1, PAGE.length)
+
+
 def test_a_device_is_identified_by_its_number_not_its_name(journal_url: str) -> None:
     with opened(journal_url) as (_, run):
         one = run.record_failure("sda", PAGE, report(), identity="serial 1").failure

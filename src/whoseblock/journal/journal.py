@@ -89,6 +89,11 @@ class Journal(Closing):
                 return
             after = ids[-1]
 
+    def count_open(self) -> tuple[int, int]:
+        """Return the number of open failures of this host, and of their bytes."""
+        with self._database.reading() as connection:
+            return reading.count_open(connection, self.host)
+
     def histories(self, wanted: Filter = _ALL) -> Iterator[History]:
         """Yield everything about each failure that matches, the oldest first."""
         after = 0

@@ -160,6 +160,18 @@ def _owned_by(path: str) -> Select[Any]:
 # ------------------------------------------------------------------ overviews
 
 
+def count_open(connection: Connection, host: Host) -> tuple[int, int]:
+    """Return the number of open failures of a host, and of their bytes."""
+    query = (
+        select(func.count(), func.coalesce(func.sum(failures.c.length), 0))
+        .select_from(failures)
+        .join(hosts, hosts.c.id == failures.c.host)
+        .where(hosts.c.name == host.name, failures.c.closed.is_(None))
+    )
+    number, size = connection.execute(query).one()
+    return int(number), int(size)
+
+
 def overviews(connection: Connection, ids: Sequence[int]) -> list[Overview]:
     """Return summaries of failures, in order of their numbers."""
     found = recorded_failures(connection, failures.c.id.in_(ids))

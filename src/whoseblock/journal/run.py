@@ -25,6 +25,7 @@ from whoseblock.journal.records import (
     NewReport,
     Plan,
     PlannedStep,
+    RecordedFailure,
     ReportOutcome,
     State,
     Step,
@@ -224,7 +225,37 @@ class Run(Closing):
             rows.append(_owner_row(number, owner))
             if isinstance(owner, FileOwner):
                 paths += _path_rows(number, owner)
-        made = Finding(
+        made = self._finding(answer)
+        with self._database.writing() as connection:
+            about = reading.recorded_failures(connection, failures.c.id == failure)
+            if not about:
+                raise JournalError(f"the journal has no failure {failure}")
+            values = self._finding_row(made, about[0])
+            finding = _added(connection, findings, values)
+            for table, all_rows in ((owners, rows), (owner_paths, paths)):
+                for at in range(0, len(all_rows), _BATCH):
+                    part = all_rows[at : at + _BATCH]
+                    connection.execute(insert(table), [row | {"finding": finding} for row in part])
+        return finding
+
+    def complete_finding(self, finding: int, failure: int, answer: Answer) -> None:
+        """Replace the answer of a finding by the same owners with more about them.
+
+        Owners are recorded as soon as they are known, and the processes that use them later. In a
+        database of many hosts, where no role may change a finding, this records another one.
+        """
+        made = self._finding(answer)
+        with self._database.writing() as connection:
+            about = reading.recorded_failures(connection, failures.c.id == failure)
+            if about and connection.dialect.name == "sqlite":
+                mine = (findings.c.id == finding) & (findings.c.failure == failure)
+                values = self._finding_row(made, about[0])
+                if connection.execute(update(findings).where(mine).values(values)).rowcount:
+                    return
+        self.record_finding(failure, answer)
+
+    def _finding(self, answer: Answer) -> Finding:
+        return Finding(
             id=0,
             run=self.id,
             at=_now(),
@@ -232,25 +263,17 @@ class Run(Closing):
             notes=answer.notes,
             answer=msgspec.to_builtins(answer),
         )
-        with self._database.writing() as connection:
-            about = reading.recorded_failures(connection, failures.c.id == failure)
-            if not about:
-                raise JournalError(f"the journal has no failure {failure}")
-            values = {
-                "failure": failure,
-                "run": made.run,
-                "at": made.at,
-                "complete": made.complete,
-                "notes": list(made.notes),
-                "answer": made.answer,
-                "mac": self._auth.code_finding(made, about[0]),
-            }
-            finding = _added(connection, findings, values)
-            for table, all_rows in ((owners, rows), (owner_paths, paths)):
-                for at in range(0, len(all_rows), _BATCH):
-                    part = all_rows[at : at + _BATCH]
-                    connection.execute(insert(table), [row | {"finding": finding} for row in part])
-        return finding
+
+    def _finding_row(self, made: Finding, failure: RecordedFailure) -> dict[str, Any]:
+        return {
+            "failure": failure.id,
+            "run": made.run,
+            "at": made.at,
+            "complete": made.complete,
+            "notes": list(made.notes),
+            "answer": made.answer,
+            "mac": self._auth.code_finding(made, failure),
+        }
 
     def close_failure(self, failure: int, because: str) -> None:
         """Close a failure; if the bytes fail again, that is a new one.
