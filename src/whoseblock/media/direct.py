@@ -123,6 +123,18 @@ class DirectMedia(Closing):
         end = max(end, min(-(-end // self.align) * self.align, self.size))
         return merge(lost for found in self._read_pieces(first, end - first) for lost in found.lost)
 
+    def check(self, start: int, length: int) -> None:
+        """Read a range once, in pieces of 1 MiB; raises `OSError` if it cannot be read."""
+        end = -(-(start + length) // self.align) * self.align
+        at = start // self.align * self.align
+        with _buffer(min(end - at, _PIECE)) as buffer:
+            while at < end:
+                with _part(buffer, min(end - at, _PIECE)) as part:
+                    done = os.preadv(self._fd, [part], at)
+                if done <= 0:
+                    raise OSError(errno.EIO, "it ends there")
+                at += done
+
     def readable(self, start: int, length: int) -> Iterator[tuple[int, bytes]]:
         """Yield the readable pieces of a range, at most 1 MiB each, with their offsets."""
         for found in self._read_pieces(start, length):

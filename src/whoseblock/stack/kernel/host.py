@@ -55,6 +55,38 @@ class Host:
             return None
         return folder.resolve()
 
+    def find_disk_number(self, device: str) -> tuple[str, int]:
+        """Return the disk of a device or a partition, and its number (``diskseq``), 0 if unknown.
+
+        The kernel never uses a number twice in a boot: another disk that gets the name, or another
+        file of a loop device, has another one (Linux 5.15).
+        """
+        folder = self.find_device_folder(device)
+        if folder is None:
+            return device, 0
+        if (folder / "partition").exists():
+            folder = folder.parent
+        return folder.name, self.read_number(folder / "diskseq") or 0
+
+    def read_disk_number(self, device: str) -> int:
+        """Return the number of the disk of a device or a partition, as `find_disk_number`."""
+        if "/" in device or device in ("", ".", ".."):
+            return 0
+        # Many failures come at once: this is faster than to find the folder.
+        folder = f"{self.root}/sys/class/block/{device}"
+        for path in (f"{folder}/diskseq", f"{folder}/../diskseq"):
+            try:
+                descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            except OSError:
+                continue
+            try:
+                return int(os.read(descriptor, _MAX_DIGITS))
+            except (OSError, ValueError):
+                return 0
+            finally:
+                os.close(descriptor)
+        return 0
+
     def find_device_at(self, path: str) -> str | None:
         """Return the kernel name of the block device at ``path``, None if it is none."""
         try:
