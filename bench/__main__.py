@@ -60,10 +60,12 @@ def _parts() -> list[Callable[[Path], Iterator[Result | Table]]]:
         "memory": memory.measure_all,
         "live": live.measure_all,
         "watch": partial(watch.measure_all, idle=given.idle),
+        "crowd": watch.measure_crowded,
     }
     if unknown := set(given.part) - parts.keys():
         parser.error(f"no such part: {', '.join(sorted(unknown))}; there are {', '.join(parts)}")
-    return [parts[name] for name in given.part or parts]
+    # The part watch has that of the crowd.
+    return [parts[name] for name in given.part or parts if given.part or name != "crowd"]
 
 
 def main() -> int:

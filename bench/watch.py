@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,12 +32,14 @@ from whoseblock.fs.base import FileOwner
 from whoseblock.journal import open_journal
 from whoseblock.ranges import ByteRange
 
-__all__ = ["IDLE_S", "measure_all"]
+__all__ = ["IDLE_S", "measure_all", "measure_crowded"]
 
 #: So long the daemon is watched while it has nothing to do, in seconds.
 IDLE_S = 600.0
 #: So many failures each are waited for, by themselves.
 WARM, COLD, WALKS = 100, 20, 10
+#: The processes of a machine, besides those that are there anyway.
+FEW, MANY = 100, 3000
 INTERVAL_S = 60
 #: A daemon that needs longer than that is broken.
 _TIMEOUT_S = 120.0
@@ -47,9 +49,16 @@ _WHOSEBLOCK: Command = [sys.executable, "-m", "whoseblock"]
 
 def measure_all(folder: Path, idle: float = IDLE_S) -> Iterator[Result | Table]:
     """Measure reactions on images small and large, then wait."""
+    yield from measure_crowded(folder)
     with traced():
         yield from _reactions(folder)
     yield from _idle(idle)
+
+
+def measure_crowded(folder: Path) -> Iterator[Result | Table]:
+    """Measure reactions with few and with many processes."""
+    with traced():
+        yield from _crowded(folder)
 
 
 # ------------------------------------------------------------------ a daemon
@@ -143,6 +152,40 @@ def _disk(name: str, path: Path, wanted: int) -> Iterator[_Disk]:
                 raise RuntimeError("it did not fail")
 
         yield _Disk(name, loop, places, fail)
+
+
+@contextmanager
+def _many_processes(number: int) -> Iterator[None]:
+    """Start processes until the machine has ``number``."""
+    present = sum(one.name.isdecimal() for one in Path("/proc").iterdir())
+    with ExitStack() as undo:
+        for _ in range(max(number - present, 0)):
+            process = undo.enter_context(subprocess.Popen(["sleep", "infinity"]))
+            undo.callback(process.kill)
+        yield
+
+
+def _crowded(folder: Path) -> Iterator[Result | Table]:
+    """Measure reactions with few and with many processes on the machine."""
+    rows: list[tuple[str | float, ...]] = []
+    medians: list[float] = []
+    for number in (FEW, MANY):
+        path = _small(folder, parent=True)
+        with (
+            _many_processes(number),
+            _disk("crowded", path, WARM + 1) as disk,
+            _daemon() as daemon,
+        ):
+            times = list(_react(disk, daemon, disk.places, cold=False))
+        rows.append((f"{number:,} processes: one more", *_distribution(times)))
+        medians.append(statistics.median(times))
+    heads = ("milliseconds from the event to the owners", "n", "min", "median", "p90", "p99", "max")
+    yield Table("processes", heads, rows)
+    few, many = medians
+    yield Result(
+        f"reaction with {MANY:,} processes (by {FEW})",
+        many * 1e3, few * 1e3, "ms", many / few, 4 / 3, at_least=False,
+    )  # fmt: skip
 
 
 def _small(folder: Path, *, parent: bool) -> Path:
