@@ -246,7 +246,7 @@ PACKAGES: dict[str, dict[str, set[str]]] = {
         "worker": {"processor", "store", "statistics", "log", "children"},
         "daemon": {
             *("worker", "processor", "status", "policy", "sources", "store"),
-            *("statistics", "log"),
+            *("statistics", "log", "clock"),
         },
     },
 }

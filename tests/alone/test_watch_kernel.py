@@ -17,7 +17,15 @@ from tests.scenarios.test_emulated_device import BLOCK, fill, forget, place_of
 from tests.support.emulated_device import Emulated, emulated
 from tests.support.failing_disk import TRACING, failing_disk, read_direct
 from tests.support.tools import Missing, need_loop_mounts, run
-from tests.support.watch_daemon import Daemon, from_now_on, once, peak_memory, until, watching
+from tests.support.watch_daemon import (
+    Daemon,
+    from_now_on,
+    once,
+    peak_memory,
+    searches_processes,
+    until,
+    watching,
+)
 from tests.support.xfs_images import MIB, Geometry, make_image
 
 from whoseblock.errors import NEWS
@@ -68,7 +76,9 @@ def test_a_failed_read_is_attributed_to_the_file(image: Path, tmp_path: Path) ->
         os.sync()
         with watching(tmp_path) as daemon, (root / "hit").open("rb") as held:
             at = fail(served, root, root / "hit", 20)
-            (history,) = until(lambda: of(daemon.histories(), loop))
+            until(lambda: of(daemon.histories(), loop))
+            until(lambda: not searches_processes(daemon.state))
+            (history,) = of(daemon.histories(), loop)
             assert history.failure.range == ByteRange(at, 512)
             assert history.failure.identity.startswith("xfs ")
             # The log tells of the same failure, unless others have filled what it takes.

@@ -20,7 +20,16 @@ from whoseblock.watch.clock import boot_id
 from whoseblock.watch.formats.kmsg import read_kmsg
 from whoseblock.watch.store.state import LogPosition, StateFolder
 
-__all__ = ["Daemon", "from_now_on", "histories", "once", "peak_memory", "until", "watching"]
+__all__ = [
+    "Daemon",
+    "from_now_on",
+    "histories",
+    "once",
+    "peak_memory",
+    "searches_processes",
+    "until",
+    "watching",
+]
 
 _PATIENCE_S = 30.0
 
@@ -41,6 +50,14 @@ def histories(journal: Path, wanted: Filter | None = None) -> list[History]:
             return list(opened.histories(wanted or Filter()))
     except WhoseblockError:
         return []
+
+
+def searches_processes(state: Path) -> bool:
+    """Return whether the daemon has yet to search processes that use lost data."""
+    try:
+        return bool(json.loads((state / "unsearched.json").read_bytes())["waiting"])
+    except FileNotFoundError:
+        return False
 
 
 def from_now_on(folder: Path) -> None:

@@ -2,10 +2,14 @@
 
 import gc
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 from whoseblock.journal import Filter, open_journal
+from whoseblock.watch.attribution import failure_records, finder, retry_queue
 from whoseblock.watch.policy.rules import DEFAULT
 from whoseblock.watch.processor import Processor, Setup
 from whoseblock.watch.statistics import Statistics
@@ -36,6 +40,42 @@ def resident() -> int:
     """Return the memory of this process, in bytes."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_what_is_kept_of_failures_is_bounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Each fails for the first time, and stays open.
+    most, batches = 200, 6
+    monkeypatch.setattr(failure_records, "_MAX_CACHED", most)
+    monkeypatch.setattr(finder, "_MAX_LOCATED", most)
+    monkeypatch.setattr(retry_queue, "_MAX_WAITING", most)
+    with (
+        StateFolder(tmp_path / "state") as state,
+        Processor(Setup(state, DEFAULT, str(tmp_path / "journal.sqlite"), since=2e9)) as processor,
+    ):
+        for batch in range(batches):
+            first = batch * most
+            new = [
+                FailedRange(
+                    source="tracepoint",
+                    at=1e9,
+                    key=str(number),
+                    device="sdzz",
+                    start=number * 4096,
+                    length=512,
+                )
+                for number in range(first, first + most)
+            ]
+            processor.process([new])
+        gc.collect()
+        kept = Counter(type(one).__name__ for one in gc.get_objects())
+        assert processor.count_unhealed().unhealed == (batches * most, batches * most * 512)
+    # A batch may come on top of what was there; each place is kept with and without its record.
+    assert 0 < kept["FailureRecord"] <= 3 * most
+    assert kept["FailureLocation"] <= 4 * most
+    assert kept["FailedRange"] <= 2 * most + 1
+    assert kept["Overview"] == kept["Answer"] == 0
 
 
 def test_tens_of_thousands_of_events(tmp_path: Path) -> None:

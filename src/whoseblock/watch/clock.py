@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 from typing import Final, NamedTuple
 
-__all__ = ["Clock", "boot_id"]
+__all__ = ["Clock", "boot_id", "booted_at"]
 
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 
@@ -27,3 +27,8 @@ class Clock(NamedTuple):
 def boot_id() -> str:
     """Return the ID of this boot; raises OSError."""
     return _BOOT_ID.read_text("ascii").strip()
+
+
+def booted_at() -> float:
+    """Return when this boot began, in seconds since 1970, by the present time of day."""
+    return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)

@@ -8,7 +8,7 @@ import os
 import select
 import signal
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -18,10 +18,13 @@ from msgspec import Struct
 from whoseblock.encode import encode_json
 from whoseblock.errors import PolicyError, PrivilegeError, TargetError
 from whoseblock.stack.kernel.host import Host
+from whoseblock.watch.clock import booted_at
 from whoseblock.watch.log import log_event
 from whoseblock.watch.policy.file import PolicyFile
 from whoseblock.watch.policy.rules import Policy
 from whoseblock.watch.sources.base import Source
+from whoseblock.watch.sources.disk_numbers import DiskNumbers
+from whoseblock.watch.sources.history import mark_history
 from whoseblock.watch.sources.mounts import MountTable
 from whoseblock.watch.sources.source_set import RETROSPECTIVE, SourceSet
 from whoseblock.watch.statistics import Statistics
@@ -123,6 +126,11 @@ class Daemon:
     def run(self) -> None:
         """Watch until SIGTERM or SIGINT."""
         with self._undo:
+            self._watched_since = time.monotonic()
+            self._disks = DiskNumbers(self._host)
+            self._undo.callback(self._disks.close)
+            if self._disks.fileno() >= 0:
+                self._register(self._disks.fileno(), self._disks.read)
             self._sources = SourceSet(self._host, self._state)
             self._undo.callback(self._sources.close)
             self._catch_signals()
@@ -231,6 +239,7 @@ class Daemon:
     def _sweep(self) -> None:
         """Read again what can be read again, and open sources that were missing."""
         self._check_state()
+        self._disks.refresh()
         for source in self._sources.open_missing():
             self._start_polling(source)
         for source in self._sources:
@@ -254,7 +263,15 @@ class Daemon:
         """Poll a source, and read it when it is readable."""
         if source.fileno() >= 0 and source.name not in self._polled:
             self._polled[source.name] = source.fileno()
-            self._register(source.fileno(), lambda: self._read_source(source, source.read))
+            self._register(source.fileno(), lambda: self._read_new(source))
+
+    def _read_new(self, source: Source) -> None:
+        """Read a source that is readable."""
+        traced = self._sources.open.get("tracepoint")
+        if source.name == "kmsg" and traced is not None:
+            # The log lacks the length of failed requests: their events are to be spooled first.
+            self._read_source(traced, traced.read, others=False)
+        self._read_source(source, source.read)
 
     def _stop_polling(self, source: Source) -> None:
         self._unregister(self._polled.pop(source.name, -1))
@@ -287,6 +304,7 @@ class Daemon:
                 reports.append(report)  # noqa: PERF402 - see above
         except Exception as error:  # noqa: BLE001 - what is wrong with one source ends no other
             fault = error
+        reports = mark_history(reports, self._disks, self._watched_since)
         spooled = self._spool_reports(source, reports)
         if fault is not None:
             self._close_source(source, fault)
@@ -352,6 +370,7 @@ class Daemon:
             journal=self._options.journal,
             root=self._options.root,
             since=self._started,
+            booted=booted_at(),
             version=self._options.version,
         )
 
@@ -522,10 +541,16 @@ def sweep_once(options: Options) -> Statistics:
         spool = _open_spool(state)
         sources = SourceSet(host, state, RETROSPECTIVE)
         fault: OSError | None = None
+        disks = DiskNumbers(host)
+        began = time.monotonic()
+
+        def put(reports: Sequence[Report]) -> None:
+            spool.put(mark_history(reports, disks, began))
+
         try:
             for source in sources.open_missing():
                 try:
-                    _spool_all(source, sources, spool)
+                    _spool_all(source, sources, put)
                 except OSError as error:
                     # Process what waits all the same: it makes room for the next sweep.
                     fault = error
@@ -535,6 +560,7 @@ def sweep_once(options: Options) -> Statistics:
                 options.journal,
                 options.root,
                 since=time.time(),
+                booted=booted_at(),
                 version=options.version,
             )
             process_spool(spool, lambda: setup, total.add, lambda **_: spool.has_more)
@@ -542,6 +568,7 @@ def sweep_once(options: Options) -> Statistics:
                 perform_steps(lambda: setup, total.add)
         finally:
             sources.close()
+            disks.close()
     if fault is not None:
         raise TargetError(f"incomplete sweep: {fault.strerror}") from fault
     if sources.denied:
@@ -550,13 +577,13 @@ def sweep_once(options: Options) -> Statistics:
     return total
 
 
-def _spool_all(source: Source, sources: SourceSet, spool: Spool) -> None:
+def _spool_all(source: Source, sources: SourceSet, put: Callable[[Sequence[Report]], None]) -> None:
     """Spool everything that a source reports at present; raises OSError."""
     read = source.sweep
     more = True
     while more:
         reports = list(read())
-        spool.put(reports)
+        put(reports)
         sources.mark_spooled(source, len(reports))
         more = source.fileno() >= 0 and bool(select.select([source], [], [], 0)[0])
         read = source.read

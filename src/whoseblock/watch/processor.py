@@ -3,16 +3,16 @@
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from msgspec.structs import replace
 
 from whoseblock.closing import Closing
 from whoseblock.fs.base import Answer, FileOwner
-from whoseblock.journal import Filter, open_journal
+from whoseblock.journal import open_journal
 from whoseblock.ranges import ByteRange, subtract
 from whoseblock.stack.kernel.host import Host
 from whoseblock.watch.attribution.device_probe import (
@@ -21,12 +21,17 @@ from whoseblock.watch.attribution.device_probe import (
     unknown_answer,
 )
 from whoseblock.watch.attribution.failure_records import (
+    HISTORY,
+    MAY_BE_HIT,
     FailureRecord,
     FailureRecords,
     coalesce_reports,
 )
-from whoseblock.watch.attribution.locations import FailureLocation, find_identity
+from whoseblock.watch.attribution.finder import LocationFinder
+from whoseblock.watch.attribution.locations import find_identity
+from whoseblock.watch.attribution.process_search import Devices, may_have_users
 from whoseblock.watch.attribution.retry_queue import RETRY_DELAYS_S, RetryQueue
+from whoseblock.watch.attribution.user_queue import Unsearched, UserQueue
 from whoseblock.watch.log import log_event
 from whoseblock.watch.policy.actor import Actor, Responder
 from whoseblock.watch.policy.device_response import DeviceResponder
@@ -49,16 +54,15 @@ __all__ = ["Processor", "Setup"]
 _MAX_NAMED: Final = 5
 #: Failures from this many seconds before the start may have had other owners.
 _LATE_S: Final = 60.0
-#: The size of the cache of locations.
-_MAX_LOCATED: Final = 10_000
 
 
 class Setup(NamedTuple):
     """The configuration of a worker.
 
     ``journal`` is the URL, None for the default, and ``root`` the folder that has /sys and /proc.
-    ``since`` is when the daemon started: reaction times are counted from then. ``responder`` writes
-    to devices, None for the default, and ``version`` is that of whoseblock.  ``probe_limits`` and
+    ``since`` is when the daemon started: reaction times are counted from then. Failures from before
+    ``booted`` are history. Both are in seconds since 1970. ``responder`` writes to devices, None
+    for the default, and ``version`` is that of whoseblock.  ``probe_limits`` and
     ``retry_delays_s`` are waiting times.
     """
 
@@ -67,6 +71,7 @@ class Setup(NamedTuple):
     journal: str | None = None
     root: str = "/"
     since: float = 0.0
+    booted: float = 0.0
     responder: Responder | None = None
     version: str = ""
     probe_limits: ProbeLimits = ProbeLimits()
@@ -98,8 +103,16 @@ class Processor(Closing):
         self._retry_queue = RetryQueue(setup.state, setup.retry_delays_s)
         #: The actor closes records in a process of its own.
         self._others_close = any(rule.respond for rule in setup.policy.rules)
-        self._located: dict[tuple[str, int, int], list[FailureLocation]] = {}
+        self._finder = LocationFinder(
+            setup.state, self._host, self._probe, self._records, setup.booted
+        )
         self._statistics = Statistics()
+        self._users = UserQueue(setup.state)
+        self._undo.callback(self._users.close)
+        #: The failures whose processes a killed worker did not search.
+        self._resumed = self._users.left
+        #: The device numbers of the filesystems that were queried last.
+        self._devices: Devices = {}
 
     def count_unfinished(self) -> Statistics:
         """Return whether a killed daemon left planned steps, as statistics."""
@@ -109,29 +122,82 @@ class Processor(Closing):
         """Perform the unfinished steps of this or an earlier daemon while ``go_on`` is true."""
         return self._actor.perform(go_on)
 
-    def process(self, groups: Sequence[Sequence[Report]]) -> Statistics:
-        """Process reports, grouped as they arrived; return the counts."""
+    def process(self, groups: Sequence[Sequence[Report]], *, wait: bool = True) -> Statistics:
+        """Process reports, grouped as they arrived; return the counts.
+
+        If not ``wait``, processes that use lost data are only searched by `search_users`.
+        """
         self._statistics = Statistics()
         self._records.refresh(others_close=self._others_close)
         try:
+            resumed, self._resumed = self._resumed, {}
+            if resumed:
+                self._record(resumed.values(), resumed=resumed.keys())
             self._process_groups(groups)
         finally:
             self._probe.release()
+        self._users.save()
+        if wait:
+            self._search_users(wait=True)
         return self._statistics
 
-    def retry_unknown(self) -> Statistics:
-        """Look up failures with unknown owners again that are due.
+    @property
+    def search(self) -> int:
+        """A descriptor that becomes readable when processes were found, -1 if none are searched."""
+        return self._users.fileno()
 
-        Their device may have appeared, their volumes may have been assembled.
+    def search_users(self, *, wait: bool = False) -> Statistics:
+        """Journal the processes that were found, plan actions, and search those that wait.
+
+        If ``wait``, go on until none waits.
+        """
+        self._statistics = Statistics()
+        self._search_users(wait=wait)
+        return self._statistics
+
+    def _search_users(self, *, wait: bool) -> None:
+        while True:
+            found = [
+                # Another filesystem may have the numbers by now.
+                one._replace(answer=one.before) if self._finder.was_replaced(one.failed) else one
+                for one in self._users.collect(wait=wait)
+            ]
+            with self._journal.together():
+                for one in found:
+                    if one.finding is None:
+                        continue
+                    if one.finding:
+                        self._run.complete_finding(one.finding, one.entry.number, one.answer)
+                    else:
+                        self._run.record_finding(one.entry.number, one.answer)
+                    _log_users(one.entry, one.answer)
+            self._plan([(one.entry, one.failed, one.answer) for one in found])
+            if found:
+                self._users.save()
+            if not self._users.start() or not wait:
+                return
+
+    def retry_unknown(
+        self, go_on: Callable[[], bool] = lambda: True, *, wait: bool = True
+    ) -> Statistics:
+        """Look up failures with unknown owners again that are due, while ``go_on`` is true.
+
+        Their device may have appeared, their volumes may have been assembled. At least one is
+        looked up. ``wait`` is as in `process`.
         """
         self._statistics = Statistics()
         self._records.refresh(others_close=self._others_close)
         try:
             for number, failed in self._retry_queue.iter_due():
                 self._retry(number, failed)
+                if not go_on():
+                    break
         finally:
             self._probe.release()
         self._retry_queue.save()
+        self._users.save()
+        if wait:
+            self._search_users(wait=True)
         self._statistics.unanswered = self._retry_queue.next_due
         return self._statistics
 
@@ -139,8 +205,12 @@ class Processor(Closing):
         if self._journal.history(number).failure.closed is not None:
             self._retry_queue.remove(number)
             return
+        if self._finder.was_replaced(failed):
+            # Its disk is gone for good, and the present one has nothing of it.
+            self._retry_queue.remove(number)
+            return
         for one in (failed, replace(failed, key=f"{failed.key}~")):
-            self._located.pop(one.where, None)
+            self._finder.forget(one)
             records = self._record([one], again=number)
             if records:
                 break
@@ -200,11 +270,7 @@ class Processor(Closing):
 
     def count_unhealed(self) -> Statistics:
         """Count the open records of this host."""
-        ranges = size = 0
-        for one in self._journal.failures(Filter(host=self._journal.host.name, open=True)):
-            ranges += 1
-            size += one.failure.length
-        return Statistics(unhealed=(ranges, size))
+        return Statistics(unhealed=self._journal.count_open())
 
     # ------------------------------------------------------------------ reports
 
@@ -235,7 +301,7 @@ class Processor(Closing):
         self._lists.identities[device] = identity
         gone = _subtract_all(before, listed.ranges)
         for one in gone:
-            for place in self._locate((device, *one)):
+            for place in self._finder.locate_range(device, *one):
                 healed = self._records.close_healed(place)
                 self._statistics.healed += healed
                 if healed:
@@ -259,6 +325,8 @@ class Processor(Closing):
     def _resolve_file_range(self, report: FailedFileRange) -> Iterator[FailedRange]:
         """Yield the device ranges of a failed file range."""
         try:
+            if self._finder.was_replaced(report):
+                raise OSError("another disk has its name by now")  # noqa: TRY301 - said below
             found = self._probe.find_extents(report)
         except FileNotFoundError:
             # It has no data to lose, and its blocks may be another's. The failed request has a
@@ -288,6 +356,8 @@ class Processor(Closing):
                 length=length,
                 origin=report.origin,
                 detail=detail,
+                past=report.past,
+                disk=report.disk,
             )
         if not found:
             what = (
@@ -300,19 +370,22 @@ class Processor(Closing):
 
     # ------------------------------------------------------------------ records
 
-    def _record(self, reported: Iterable[FailedRange], again: int = 0) -> dict[int, FailureRecord]:
+    def _record(
+        self, reported: Iterable[FailedRange], again: int = 0, resumed: Collection[int] = ()
+    ) -> dict[int, FailureRecord]:
         """Journal failures, look up the owners of new ones, and plan actions.
 
-        The owners of record ``again`` are looked up in any case. Returns the records by number.
+        The owners of record ``again`` are looked up in any case, and those of ``resumed`` records,
+        whose processes were not searched before a kill. Returns the records by number.
         """
         records = self._journal_failures(reported)
         self._statistics.latest = time.time() if records else None
-        for number in records:
-            self._retry_queue.hasten(number)
+        for number, (_, one) in records.items():
+            self._retry_queue.hasten(number, one)
         wanted = [
             both
             for number, both in records.items()
-            if number == again or self._needs_lookup(both[0])
+            if number == again or number in resumed or self._needs_lookup(both[0])
         ]
         answers = self._look_up_owners(wanted)
         both = []
@@ -323,88 +396,93 @@ class Processor(Closing):
                 # The journal says already that the owners are unknown.
                 continue
             if not entry.looked_up or entry.number == again:
-                both.append(((entry, one), answer))
+                both.append(((entry, one), self._qualify(answer, entry, one)))
+        found: dict[int, int] = {}
         with self._journal.together():
-            for (entry, one), answer in both:
-                self._run.record_finding(entry.number, self._add_late_note(answer, one))
-        self._records.mark_looked_up(entry.number for (entry, _), _ in both)
+            for (entry, _), answer in both:
+                found[entry.number] = self._run.record_finding(entry.number, answer)
+        self._records.mark_looked_up((entry.number, answer.complete) for (entry, _), answer in both)
         for (entry, one), answer in both:
             self._count(answer, one)
             _log_failure(entry, one, answer)
             self._retry_queue.update(entry.number, one, answer, lost=entry.place.layer is None)
         self._retry_queue.save()
-        self._plan(wanted, answers)
+        self._defer(wanted, answers, dict.fromkeys(resumed, 0) | found)
         return {number: entry for number, (entry, _) in records.items()}
 
     def _journal_failures(
         self, reported: Iterable[FailedRange]
     ) -> dict[int, tuple[FailureRecord, FailedRange]]:
         """Journal failures; return the records by number, with their first reports."""
-        placed = [(one, place) for one in reported for place in self._find_locations(one.where)]
+        reported = list(reported)
+        self._finder.note_requests(reported)
+        placed = [both for one in reported for both in self._finder.find(one)]
         records: dict[int, tuple[FailureRecord, FailedRange]] = {}
         with self._journal.together():
             for one, place in placed:
                 for entry in self._records.record(one, place):
                     if entry.new:
                         count(self._statistics.failures, {place.device: 1})
-                    records.setdefault(entry.number, (entry, one))
+                    before = records.get(entry.number)
+                    # A failure of now counts more than one of the past.
+                    if before is None or (before[1].past and not one.past):
+                        records[entry.number] = (entry, one)
         for number, (entry, one) in records.items():
-            if entry.new and entry.place.layer is None and not entry.place.why:
+            outdated = self._is_outdated(entry, one)
+            if outdated:
+                entry = entry._replace(looked_up=False)  # noqa: PLW2901 - the same record
+            if (entry.new or outdated) and entry.place.layer is None and not entry.place.why:
                 # It was open when we checked, and another process has closed it meanwhile.
-                records[number] = entry._replace(place=self._relocate(entry.place, one)), one
+                entry = entry._replace(place=self._finder.relocate(entry.place, one))  # noqa: PLW2901
+            records[number] = entry, one
         return records
 
-    def _plan(
-        self, wanted: Sequence[tuple[FailureRecord, FailedRange]], answers: Sequence[Answer]
+    def _is_outdated(self, entry: FailureRecord, one: FailedRange) -> bool:
+        """Return whether a failure of now has the record of one that was only history."""
+        if one.past or entry.new or not entry.looked_up or entry.complete:
+            return False
+        return self._records.has_note(entry, HISTORY)
+
+    def _defer(
+        self,
+        wanted: Sequence[tuple[FailureRecord, FailedRange]],
+        answers: Sequence[Answer],
+        findings: Mapping[int, int],
     ) -> None:
+        """Plan actions at once where no process can use the lost data; search processes later."""
+        at_once = []
+        for (entry, one), answer in zip(wanted, answers, strict=True):
+            qualified = self._qualify(answer, entry, one)
+            if may_have_users(answer, self._devices):
+                finding = findings.get(entry.number)
+                devices = self._devices
+                self._users.add(Unsearched(entry, one, qualified, qualified, devices, finding))
+            else:
+                at_once.append((entry, one, answer))
+        self._plan(at_once)
+
+    def _plan(self, wanted: Sequence[tuple[FailureRecord, FailedRange, Answer]]) -> None:
         """Plan the actions of the policy; the actor performs them in its own process."""
-        if not self._setup.policy.rules:
+        if not self._setup.policy.rules or not wanted:
             return
         points = mount_points(self._host)
         with self._journal.together():
-            for (entry, _), answer in zip(wanted, answers, strict=True):
-                if not entry.planned:
+            for entry, one, answer in wanted:
+                if not (entry.planned or one.past or entry.place.suspected):
                     chosen = match_rules(self._setup.policy, answer, entry.place.device, points)
                     self._statistics.planned += self._actor.plan(entry.number, chosen)
 
-    def _find_locations(self, where: tuple[str, int, int]) -> list[FailureLocation]:
-        """Return where a failure is, without touching a device if its records are complete.
-
-        Reading a failing device makes the kernel report it again. If that led to another read, it
-        would never end.
-        """
-        places = self._located.get(where)
-        if places is None or not all(map(self._records.covers, places)):
-            places = self._locate(where)
-            if len(self._located) >= _MAX_LOCATED:
-                self._located.clear()
-            if not any(place.why for place in places):
-                # Later the names may lead to another device: it is located anew before a query.
-                self._located[where] = [place._replace(layer=None) for place in places]
-        return places
-
-    def _relocate(self, place: FailureLocation, one: FailedRange) -> FailureLocation:
-        """Find the layer of a cached location."""
-        self._located.pop(one.where, None)
-        for fresh in self._locate(one.where):
-            if (
-                fresh.device == place.device
-                and fresh.start <= place.start < fresh.start + fresh.length
-            ):
-                return place._replace(layer=fresh.layer, why=fresh.why)
-        return place._replace(why="its location has just changed")
-
-    def _locate(self, where: tuple[str, int, int]) -> list[FailureLocation]:
-        """Return where a failure is: on its own device if that does not answer."""
-        device, start, length = where
-        try:
-            return self._probe.locate(device, start, length)
-        except OSError as error:
-            identity = find_identity(self._host, device)
-            return [FailureLocation(device, identity, start, length, None, str(error))]
-
-    def _add_late_note(self, answer: Answer, one: FailedRange) -> Answer:
-        """Add a note to the answer if the failure is older than the daemon."""
+    def _qualify(self, answer: Answer, entry: FailureRecord, one: FailedRange) -> Answer:
+        """Return what an answer is worth for a failure that is not of this moment."""
+        if suspected := entry.place.suspected:
+            note = f"{MAY_BE_HIT}: {suspected}"
+            remarks = answer.notes if answer.complete and answer.notes else answer.remarks
+            answer = replace(answer, complete=False, notes=(note, *answer.notes), remarks=remarks)
+        if one.past:
+            note = f"{HISTORY}: {one.past}; the owners are those of now"
+            notes = (note, *answer.notes)
+            remarks = answer.notes if answer.complete and answer.notes else answer.remarks
+            return replace(answer, complete=False, notes=notes, remarks=remarks)
         if one.at >= self._setup.since - _LATE_S:
             return answer
         return replace(answer, notes=(*answer.notes, _late_note(one)))
@@ -420,6 +498,7 @@ class Processor(Closing):
 
     def _look_up_owners(self, wanted: Sequence[tuple[FailureRecord, FailedRange]]) -> list[Answer]:
         """Look up the owners of all records, those of one device together."""
+        self._devices = {}
         answers: dict[int, Answer] = {}
         asked: dict[str, list[tuple[FailureRecord, FailedRange]]] = defaultdict(list)
         for entry, one in wanted:
@@ -431,9 +510,15 @@ class Processor(Closing):
         for device, both in asked.items():
             questions = [(entry.place, one.origin) for entry, one in both]
             try:
-                found = self._probe.find_owners(device, questions)
+                found, devices = self._probe.find_owners(device, questions)
+                self._devices = {**self._devices, **devices}
             except OSError as error:
                 found = [unknown_answer(*question, str(error)) for question in questions]
+            gone = "another disk got this name before the owners were known"
+            found = [
+                unknown_answer(*question, gone) if self._finder.was_replaced(one) else answer
+                for (_, one), question, answer in zip(both, questions, found, strict=True)
+            ]
             answers.update(zip((entry.number for entry, _ in both), found, strict=True))
         return [answers[entry.number] for entry, _ in wanted]
 
@@ -460,25 +545,18 @@ def _subtract_all(ranges: Iterable[ByteRange], others: Iterable[ByteRange]) -> l
 
 def _late_note(one: FailedRange) -> str:
     at = datetime.fromtimestamp(one.at, UTC).isoformat(timespec="seconds")
-    return f"it failed at {at}, before it was watched: the owners are those of later"
+    return f"it failed at {at}, and was looked up late: the owners are those of later"
 
 
 def _log_failure(entry: FailureRecord, one: FailedRange, answer: Answer) -> None:
     """Log in one line what failed and who owns it."""
     kinds = dict.fromkeys(row.kind for row in answer)
     files: dict[str, None] = {}
-    pids: dict[int, None] = {}
     for row in answer:
         if isinstance(row, FileOwner):
             names = row.mounted_at or row.paths
             inode = (f"inode {row.inode}",)
             files |= dict.fromkeys(names if isinstance(names, tuple) and names else inode)
-            users = row.processes if isinstance(row.processes, tuple) else ()
-            pids |= dict.fromkeys(process.pid for process in users)
-    fields: dict[str, Any] = {}
-    for name, values in (("files", list(files)), ("pids", list(map(str, pids)))):
-        more = f" and {len(values) - _MAX_NAMED} more" if len(values) > _MAX_NAMED else ""
-        fields[name] = ", ".join(values[:_MAX_NAMED]) + more if values else None
     log_event(
         "err",
         "failure",
@@ -488,7 +566,26 @@ def _log_failure(entry: FailureRecord, one: FailedRange, answer: Answer) -> None
         length=entry.place.length,
         source=one.source,
         owners=",".join(kinds),
-        **fields,
+        files=_some(list(files)),
         complete=str(answer.complete).lower(),
+        history="true" if one.past else None,
+        certain="false" if entry.place.suspected else None,
         verdict=one.detail.get("verdict"),
     )
+
+
+def _log_users(entry: FailureRecord, answer: Answer) -> None:
+    """Log which processes use the files of a failure."""
+    pids: dict[str, None] = {}
+    for row in answer:
+        users = row.processes if isinstance(row, FileOwner) else ()
+        if isinstance(users, tuple):
+            pids |= dict.fromkeys(str(process.pid) for process in users)
+    if pids:
+        log_event("err", "failure-users", failure=entry.number, pids=_some(list(pids)))
+
+
+def _some(names: Sequence[str]) -> str | None:
+    """Return the first of some names, and how many more there are."""
+    more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
+    return ", ".join(names[:_MAX_NAMED]) + more if names else None

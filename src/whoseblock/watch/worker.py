@@ -35,8 +35,12 @@ __all__ = [
 
 #: The number of reports processed together.
 BATCH: Final = 256
+#: Seconds after which a search for processes is checked even if it has no result.
+_SEARCH_S: Final = 1.0
 #: Seconds after which unknown owners are looked up even if more reports wait.
 _RETRY_S: Final = 60.0
+#: Seconds that new reports wait for such lookups.
+_RETRIES_S: Final = 1.0
 #: Seconds that the worker waits for more reports: failures come in bursts.
 _LINGER: Final = 20.0
 _PIECE: Final = 1 << 16
@@ -47,10 +51,10 @@ SendStatistics = Callable[[Statistics], None]
 
 
 class WaitForMore(Protocol):
-    """Waits for more reports, and returns whether there are any."""
+    """Waits for more reports, and returns whether there are any, or something else to do."""
 
-    def __call__(self, *, busy: bool) -> bool:
-        """Wait only if the worker was ``busy``."""
+    def __call__(self, *, busy: bool, search: int) -> bool:
+        """Wait only if the worker was ``busy``, or for ``search``, a descriptor, -1 for none."""
 
 
 def process_spool(
@@ -75,14 +79,27 @@ def process_spool(
             batch = spool.take(BATCH)
             if batch.files:
                 _process_batch(batch, spool, processor, send)
+            _send_if_any(processor.search_users(), send)
             # A disk that never stops failing must not keep the owners of others unknown.
             if not spool.has_more or clock() - retried > _RETRY_S:
                 retried = clock()
-                send(processor.retry_unknown())
+                send(_retry_unknown(processor, spool, clock))
                 send(processor.count_unhealed())
             busy = busy or bool(batch.files)
-            if not more(busy=busy):
+            if not more(busy=busy, search=processor.search):
+                _send_if_any(processor.search_users(wait=True), send)
                 return
+
+
+def _retry_unknown(processor: "Processor", spool: Spool, clock: Callable[[], float]) -> Statistics:
+    """Look up unknown owners again; new reports wait only briefly for that."""
+    until = clock() + _RETRIES_S
+    return processor.retry_unknown(lambda: clock() < until or not spool.has_more, wait=False)
+
+
+def _send_if_any(done: Statistics, send: SendStatistics) -> None:
+    if done != Statistics():
+        send(done)
 
 
 def _process_batch(
@@ -90,7 +107,7 @@ def _process_batch(
 ) -> None:
     """Process a batch; set a file aside that fails, so that it does not block the others."""
     try:
-        done = processor.process(batch.groups)
+        done = processor.process(batch.groups, wait=False)
     except (OSError, MemoryError, JournalError):
         # The reports are not the cause: retry later.
         raise
@@ -189,15 +206,18 @@ def start_worker(
     """Start a process that empties the spool, and waits a little for more."""
 
     def body(send: SendStatistics, wake: int) -> None:
-        def more(*, busy: bool) -> bool:
+        def more(*, busy: bool, search: int) -> bool:
             waiting = spool.has_more
-            ready, _, _ = select.select([wake], [], [], _LINGER if busy and not waiting else 0.0)
+            sources, seconds = [wake], _LINGER if busy else 0.0
+            if search >= 0:
+                sources, seconds = [wake, search], _SEARCH_S
+            ready, _, _ = select.select(sources, [], [], 0.0 if waiting else seconds)
             with suppress(BlockingIOError):
                 while os.read(wake, _PIECE):
                     pass
                 # The end of the pipe means that the collector wants the worker to end.
                 return False
-            return bool(ready) or waiting
+            return bool(ready) or waiting or search >= 0
 
         process_spool(spool, make_setup, send, more)
 

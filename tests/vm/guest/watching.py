@@ -11,7 +11,7 @@ from signal import SIGKILL, SIGTERM, Signals
 
 from tests.support.systemd_unit import as_the_unit
 from tests.support.tools import CHECKOUT, run
-from tests.support.watch_daemon import from_now_on, histories
+from tests.support.watch_daemon import from_now_on, histories, searches_processes
 from tests.vm.guest.asking import Json
 from tests.vm.guest.machine import Undo, wait_for
 
@@ -121,7 +121,9 @@ class Watch:
     def _known(self, count: int, sources: Collection[str]) -> list[History]:
         found = self.entries()
         told = all({report.source for report in one.reports} >= {*sources} for one in found)
-        return found if len(found) >= count and told and all(one.findings for one in found) else []
+        known = told and all(one.findings for one in found)
+        searched = not searches_processes(Path(self._state))
+        return found if len(found) >= count and known and searched else []
 
     def _end(self) -> None:
         if not self._has_ended():

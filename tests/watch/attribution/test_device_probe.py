@@ -262,8 +262,8 @@ def test_unknown_owners_are_looked_up_under_load(
             spool.put([failed("sdc", number * 512)])
         tries = []
 
-        def more(*, busy: bool) -> bool:
-            del busy
+        def more(*, busy: bool, search: int) -> bool:
+            del busy, search
             queue = json.loads((state.path / "unanswered.json").read_bytes())["waiting"]
             tries.append(queue["1"]["tries"])
             return spool.has_more

@@ -104,7 +104,7 @@ def test_a_child_that_was_started_anew_answers_for_the_same_layers(
         locate_part(probe, 4)
         gone = FailureLocation("sda9", "", 512, 512, ("sda", "sda9"))
         questions = [(one, "log:1") for one in located]
-        *answers, missing = probe.find_owners("sda", [*questions, (gone, "log:2")])
+        (*answers, missing), _ = probe.find_owners("sda", [*questions, (gone, "log:2")])
     for number, answer in enumerate(answers, 1):
         (row,) = answer
         assert isinstance(row.via, tuple)

@@ -20,22 +20,28 @@ from whoseblock.fs.base import Answer, FileId, Unknown
 from whoseblock.fs.driver import MountedVolume
 from whoseblock.fs.mounted.fiemap import extents_of
 from whoseblock.lookup import Lookup, Query, QueryOptions
+from whoseblock.media.device import SECTOR
+from whoseblock.media.direct import DirectMedia
 from whoseblock.process_stat import read_start_time
+from whoseblock.ranges import ByteRange
 from whoseblock.target import Target, TargetOptions
 from whoseblock.watch.attribution.locations import (
     FailureLocation,
     follow_names,
     locate,
 )
+from whoseblock.watch.attribution.requests import find_failing_sectors
 from whoseblock.watch.children import STANDARD, end_child, fork, signs_of_life
 from whoseblock.watch.store.reports import FailedFileRange
 from whoseblock.watch.store.state import StateFolder
 
 __all__ = ["DeviceProbe", "ProbeLimits", "unknown_answer"]
 
-_QUERY: Final = QueryOptions(paths=True, processes=True, verified=True)
+_QUERY: Final = QueryOptions(paths=True, verified=True)
 #: Tells a child to close what it has open; it sends no answer.
 _RELEASE: Final = "release"
+#: A failed block of a larger filesystem block is found in units of this, in bytes.
+_PAGE: Final = 4096
 #: At most this many children are kept for the next round: each takes some 16 MB.
 _MAX_CHILDREN: Final = 8
 
@@ -115,13 +121,20 @@ class DeviceProbe(Closing):
 
     def find_owners(
         self, device: str, questions: Sequence[tuple[FailureLocation, str]]
-    ) -> list[Answer]:
+    ) -> tuple[list[Answer], dict[str, frozenset[int]]]:
         """Return the owners of locations that failures of ``device`` were resolved to.
 
-        Each location has its layer, and comes with the origin of its report.
+        Each location has its layer, and comes with the origin of its report. The second value has
+        the device numbers of the mounted filesystems, by the names of their layers.
         """
-        answers: list[Answer] = self._query(device, "find_owners", questions)
-        return answers
+        found: tuple[list[Answer], dict[str, frozenset[int]]]
+        found = self._query(device, "find_owners", questions)
+        return found
+
+    def find_failing(self, device: str, where: ByteRange) -> list[ByteRange] | None:
+        """Return the sectors of a range that cannot be read, None if that cannot be determined."""
+        found: list[ByteRange] | None = self._query(device, "find_failing", device, where)
+        return found
 
     def release(self) -> None:
         """Close every device, mount point and file; the next queries open them anew.
@@ -230,7 +243,8 @@ def _serve_queries(connection: Connection, root: str) -> None:
                 handlers |= {
                     "locate": one.locate,
                     "find_extents": one.find_extents,
-                    "find_owners": one.find_owners,
+                    "find_owners": lambda asked, one=one: (one.find_owners(asked), one.devices()),
+                    "find_failing": one.find_failing,
                 }
             connection.send(handlers[what](*about))
 
@@ -252,6 +266,37 @@ class _DeviceSession:
         except (WhoseblockError, OSError) as error:
             return str(error)
 
+    def find_failing(self, device: str, where: ByteRange) -> list[ByteRange] | None:
+        """Read a range of a device past the page cache, in units of its filesystem's blocks."""
+        if not self._target.host.live:
+            return None
+        try:
+            unit = min(
+                (
+                    _block_size(place, self._finder, self._target)
+                    for place in locate(self._target, self._finder, (device, *where))
+                ),
+                default=SECTOR,
+            )
+            with DirectMedia(f"/dev/{device.replace('/', '!')}") as media:
+                if media.size < where.start + where.length:
+                    return None
+                return find_failing_sectors(
+                    media.check, where.start, where.length, max(unit, media.align)
+                )
+        except (WhoseblockError, OSError):
+            return None
+
+    def devices(self) -> dict[str, frozenset[int]]:
+        """Return the numbers under which files appear, for each mounted filesystem queried."""
+        found = {}
+        for name, layer in self._finder.layers.items():
+            with suppress(WhoseblockError):
+                space = self._finder.leaf(layer)
+                if isinstance(space, MountedVolume):
+                    found[name] = space.devices
+        return found
+
     def find_owners(self, questions: Sequence[tuple[FailureLocation, str]]) -> list[Answer]:
         """Answer all queries together; if that fails, each by itself."""
         try:
@@ -269,6 +314,17 @@ class _DeviceSession:
                 return [self.find_owners([one])[0] for one in questions]
             ((place, origin),) = questions
             return [unknown_answer(place, origin, str(error))]
+
+
+def _block_size(place: FailureLocation, finder: Lookup, target: Target) -> int:
+    """Return the size of the smallest piece of a location that has one owner, at most a page."""
+    if place.layer is None:
+        return SECTOR
+    try:
+        return min(finder.leaf(follow_names(target, place.layer)).block_size, _PAGE)
+    except WhoseblockError:
+        # Nothing is on it, or several layers.
+        return SECTOR
 
 
 def _find_extents(

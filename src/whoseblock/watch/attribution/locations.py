@@ -37,7 +37,8 @@ class FailureLocation(NamedTuple):
 
     ``identity`` is a name of the filesystem or the device that does not depend on the kernel's
     numbering, "" if there is none. ``layer`` has the names of the layers from the reported device
-    to the location, for `follow_names`; ``why`` is the reason if it is None.
+    to the location, for `follow_names`; ``why`` is the reason if it is None. ``suspected`` is why
+    only some of the bytes failed, and it is unknown which; "" if all did.
     """
 
     device: str
@@ -46,6 +47,7 @@ class FailureLocation(NamedTuple):
     length: int
     layer: tuple[str, ...] | None
     why: str = ""
+    suspected: str = ""
 
     @property
     def range(self) -> ByteRange:

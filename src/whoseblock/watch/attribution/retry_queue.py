@@ -64,7 +64,7 @@ class RetryQueue:
             self._waiting[number] = _Waiting(failed, 0, time.time() + self._delays_s[0], lost)
             self._changed = True
 
-    def hasten(self, number: int) -> None:
+    def hasten(self, number: int, failed: FailedRange) -> None:
         """Retry a failure soon whose device was lost: a new report shows that the device is back.
 
         Not one whose device could be queried: reading the failed bytes makes the kernel report them
@@ -73,6 +73,8 @@ class RetryQueue:
         waiting = self._waiting.get(number)
         if waiting is not None and waiting.lost:
             waiting.due = time.time()
+            if not failed.past:
+                waiting.failed = failed
             self._changed = True
 
     def postpone(self, number: int, answer: Answer, *, lost: bool) -> bool:

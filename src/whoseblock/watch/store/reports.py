@@ -4,9 +4,11 @@
 once; if it is "", the spool sets it. ``detail`` holds what JSON can hold.
 """
 
-from typing import Any
+from datetime import UTC, datetime
+from typing import Any, TypeVar
 
 from msgspec import Struct, field
+from msgspec.structs import replace
 
 from whoseblock.ranges import ByteRange
 
@@ -17,6 +19,8 @@ __all__ = [
     "FailedRange",
     "FilesystemError",
     "Report",
+    "as_former",
+    "as_past",
 ]
 
 
@@ -27,7 +31,15 @@ class _Report(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="
     detail: dict[str, Any] = field(default_factory=dict)
 
 
-class FailedRange(_Report, frozen=True, tag="failed"):
+class _Failed(_Report, frozen=True, kw_only=True):
+    # ``past`` is why the failure is history, "" if it is not: it happened before the daemon watched
+    # its device, so the present owners may be others. ``disk`` is the number of the disk that had
+    # the name of the device when the report was read, 0 if it is unknown.
+    past: str = ""
+    disk: int = 0
+
+
+class FailedRange(_Failed, frozen=True, kw_only=True, tag="failed"):
     """A failed range of a device, in bytes; ``origin`` is where it was read.
 
     ``times`` is how often its source reported it in a batch, at ``at`` first, and at ``last`` last;
@@ -46,6 +58,11 @@ class FailedRange(_Report, frozen=True, tag="failed"):
         """The device, the start and the length."""
         return self.device, self.start, self.length
 
+    @property
+    def range(self) -> ByteRange:
+        """The bytes that failed."""
+        return ByteRange(self.start, self.length)
+
 
 class BadBlockList(_Report, frozen=True, tag="listed"):
     """The present content of a device's bad-block list, ascending; ``origin`` is its file.
@@ -58,7 +75,7 @@ class BadBlockList(_Report, frozen=True, tag="listed"):
     origin: str = ""
 
 
-class FailedFileRange(_Report, frozen=True, tag="file"):
+class FailedFileRange(_Failed, frozen=True, kw_only=True, tag="file"):
     """A failed range of a file, in bytes; ``device`` is the device of its filesystem.
 
     ``place`` is the mount point, and ``origin`` where the range was read.
@@ -86,6 +103,24 @@ class EventsLost(_Report, frozen=True, tag="lost"):
 
     count: int
     what: str
+
+
+_Any = TypeVar("_Any", FailedRange, FailedFileRange)
+
+
+def as_past(one: _Any, why: str) -> _Any:
+    """Return a report as history: it failed ``why``, such as "before the daemon watched"."""
+    at = datetime.fromtimestamp(one.at, UTC).isoformat(timespec="seconds")
+    return replace(one, past=f"it failed at {at}, {why}")
+
+
+def as_former(one: _Any) -> _Any:
+    """Return a report as one of a disk that no longer has its name.
+
+    It becomes one of ``NAME#NUMBER``, as no device is called.
+    """
+    past = as_past(one, f"on another disk than the one that is called {one.device} now")
+    return replace(past, device=f"{one.device}#{one.disk}", disk=0)
 
 
 Report = FailedRange | BadBlockList | FailedFileRange | FilesystemError | EventsLost
