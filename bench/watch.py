@@ -43,7 +43,6 @@ FEW, MANY = 100, 3000
 INTERVAL_S = 60
 #: A daemon that needs longer than that is broken.
 _TIMEOUT_S = 120.0
-_FAILURE = re.compile(rb"event=failure failure=(\d+) ")
 _WHOSEBLOCK: Command = [sys.executable, "-m", "whoseblock"]
 
 
@@ -231,20 +230,26 @@ def _reactions(folder: Path) -> Iterator[Result | Table]:
     yield Table("reaction", heads, rows)
 
 
+def _failure(disk: _Disk, at: int) -> "re.Pattern[bytes]":
+    """Return the pattern of the log line of a failure: other disks may fail meanwhile."""
+    name = os.fsencode(disk.loop.name)
+    return re.compile(rb"event=failure failure=(\d+) device=%s start=%d " % (name, at))
+
+
 def _react(disk: _Disk, daemon: _Daemon, places: list[int], *, cold: bool) -> Iterator[float]:
     """Make places fail one by one; return the seconds from each event to its owners."""
     if not cold:
         # The worker is there from now on.
         first, *places = places
         disk.fail(first)
-        daemon.wait_for(_FAILURE)
+        daemon.wait_for(_failure(disk, first))
     for at in places:
         if cold:
             daemon.dismiss_worker()
         # What is still written of the one before is not counted to this one.
         time.sleep(0.1)
         disk.fail(at)
-        until, match = daemon.wait_for(_FAILURE)
+        until, match = daemon.wait_for(_failure(disk, at))
         yield until - _failed_at(daemon.journal, int(match[1]), disk.loop.name, at)
 
 

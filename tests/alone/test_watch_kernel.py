@@ -22,7 +22,6 @@ from tests.support.watch_daemon import (
     from_now_on,
     once,
     peak_memory,
-    searches_processes,
     until,
     watching,
 )
@@ -62,6 +61,15 @@ def of(histories: list[History], loop: Path) -> list[History]:
     return [one for one in histories if one.failure.device == loop.name and one.findings]
 
 
+def searched(histories: list[History], loop: Path) -> list[History]:
+    """Return those whose processes were searched, after their owners were journaled."""
+    return [
+        one
+        for one in of(histories, loop)
+        if all("processes" in row for row in one.findings[-1].answer["owners"])
+    ]
+
+
 def sources_of(history: History) -> set[str]:
     return {report.source for report in history.reports}
 
@@ -76,9 +84,7 @@ def test_a_failed_read_is_attributed_to_the_file(image: Path, tmp_path: Path) ->
         os.sync()
         with watching(tmp_path) as daemon, (root / "hit").open("rb") as held:
             at = fail(served, root, root / "hit", 20)
-            until(lambda: of(daemon.histories(), loop))
-            until(lambda: not searches_processes(daemon.state))
-            (history,) = of(daemon.histories(), loop)
+            (history,) = until(lambda: searched(daemon.histories(), loop))
             assert history.failure.range == ByteRange(at, 512)
             assert history.failure.identity.startswith("xfs ")
             # The log tells of the same failure, unless others have filled what it takes.
