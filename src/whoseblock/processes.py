@@ -54,18 +54,12 @@ _FDINFO: Final = re.compile(
 
 _ACCESS: Final = {os.O_RDONLY: "O_RDONLY", os.O_WRONLY: "O_WRONLY", os.O_RDWR: "O_RDWR"}
 #: Flags that include others precede them.
-_FLAGS: Final = {
-    os.O_APPEND: "O_APPEND",
-    os.O_ASYNC: "O_ASYNC",
-    os.O_DIRECT: "O_DIRECT",
-    os.O_SYNC: "O_SYNC",
-    os.O_DSYNC: "O_DSYNC",
-    os.O_TMPFILE: "O_TMPFILE",
-    os.O_DIRECTORY: "O_DIRECTORY",
-    os.O_NOATIME: "O_NOATIME",
-    os.O_NOFOLLOW: "O_NOFOLLOW",
-    os.O_NONBLOCK: "O_NONBLOCK",
-    os.O_PATH: "O_PATH",
+_FLAGS: Final[dict[int, str]] = {
+    getattr(os, name): name
+    for name in (
+        "O_APPEND O_ASYNC O_DIRECT O_SYNC O_DSYNC O_TMPFILE O_DIRECTORY O_NOATIME O_NOFOLLOW"
+        " O_NONBLOCK O_PATH"
+    ).split()
 }
 
 _UNITS: Final = (".service", ".scope", ".socket", ".mount", ".swap")
