@@ -117,9 +117,16 @@ class OutOfDeviceError(WhoseblockError):
 
 
 class NotAFilesystemError(WhoseblockError):
-    """No supported filesystem is on the target."""
+    """No supported filesystem is on the target.
+
+    ``title`` is what there is instead, in a few words, "" if that is unknown.
+    """
 
     exit_code = 6
+
+    def __init__(self, message: str, *, hint: str = "", title: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.title = title
 
 
 class UnsupportedError(WhoseblockError):

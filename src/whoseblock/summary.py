@@ -81,6 +81,8 @@ class Summary:
         self.totals = dict.fromkeys(KINDS, 0)
         self.metadata: dict[str, int] = defaultdict(int)
         self.notes: dict[str, None] = {}
+        #: Those of the notes that make an answer incomplete.
+        self.reasons: set[str] = set()
         self._size_of = size_of
         self._files: dict[tuple[str, FileId, str], _Count] = {}
         self._sweep: _Sweep | None = None
@@ -100,6 +102,11 @@ class Summary:
         for note in answer.notes:
             if len(self.notes) < MAX_NOTES:
                 self.notes[note] = None
+        if not answer.complete:
+            remarks = answer.remarks or ()
+            self.reasons.update(
+                note for note in answer.notes if note in self.notes and note not in remarks
+            )
         self._count_rows(answer.owners)
         if self._sweep is None and sum(row.length for row in answer.owners) == answer.length:
             for row in answer.owners:

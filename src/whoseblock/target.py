@@ -452,17 +452,26 @@ class Target(Closing):
 
     def _no_filesystem(self, layer: Layer, media: Media, error: NotAFilesystemError) -> Exception:
         """Return an error that describes what is there instead of a filesystem."""
-        if layer is self.root:
-            return error
-        if companion := registry.identify_companion(media):
-            return NotAFilesystemError(
-                f"it looks like {companion.what}; look at that with --{companion.role}-device, and"
-                f" --address-space {companion.role}"
-            )
         from whoseblock.fs.signatures import find_content
 
-        begins = f": {found.what}" if (found := find_content(media)) else ""
-        return NotAFilesystemError(f"no filesystem that whoseblock knows{begins}")
+        companion = registry.identify_companion(media)
+        found = None if companion else find_content(media)
+        if layer is self.root:
+            error.title = companion.what if companion else found.title if found else ""
+            return error
+        if companion:
+            return NotAFilesystemError(
+                f"it looks like {companion.what}; look at that with --{companion.role}-device, and"
+                f" --address-space {companion.role}",
+                title=companion.what,
+            )
+        if found is None:
+            return NotAFilesystemError("no filesystem that whoseblock knows")
+        return NotAFilesystemError(
+            f"no filesystem that whoseblock knows: {found.what}",
+            hint=found.hint,
+            title=found.title,
+        )
 
     def close(self) -> None:
         """Close everything that was opened to look into it."""

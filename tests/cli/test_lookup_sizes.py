@@ -100,3 +100,5 @@ def test_an_offset_moves_the_failures_into_the_partition(images: Path, tmp_path:
     assert typed["start"] == INSIDE
     refused = whoseblock("lookup", images / "part.img", "1M", "--offset", str(START))
     assert refused.returncode == 5
+    useless = whoseblock("lookup", "--pfn", "1", "--offset", "0")
+    assert (useless.returncode, "no effect" in useless.stderr) == (2, True)

@@ -4,8 +4,15 @@ import json
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from tests.support.commands import whoseblock
-from tests.support.xfs_images import MIB, Geometry, make_image
+from tests.support.disk_images import copy_range, partition
+from tests.support.tools import run
+from tests.support.xfs_images import MIB, Geometry, make_image, sparse_file
+
+from whoseblock.cli import cli
+from whoseblock.cli.stack import _rounded
+from whoseblock.media.device import FileMedia
 
 
 @pytest.mark.parametrize(
@@ -18,6 +25,79 @@ def test_how_owners_are_found_is_shown(
     geometry = Geometry("stack", size=300 * MIB, rmapbt=rmapbt, parent=False)
     image = make_image(tmp_path / "disk.img", geometry)
     done = whoseblock("stack", image)
-    assert (done.returncode, done.stdout) == (0, f"disk.img  image: {shown}\n")
+    assert (done.returncode, done.stdout) == (0, f"disk.img  300M  image: {shown}\n")
     tree = json.loads(whoseblock("stack", image, "--json").stdout)
     assert (tree["filesystem"], tree["reverse_map"]) == ("xfs", found)
+
+
+def test_names_and_sizes_fit_a_terminal(tmp_path: Path) -> None:
+    disk = sparse_file(tmp_path / "a-disk-with-a-long-name.img", 96 * MIB)
+    partition(
+        disk,
+        "label: gpt\nsize=40M, name=a-name-of-a-partition-with-36-letters\nsize=8M\n"
+        "size=4M, name=x\n",
+    )
+    swap = sparse_file(tmp_path / "swap", 8 * MIB)
+    run(["mkswap", "-q", swap])
+    luks = sparse_file(tmp_path / "luks", 40 * MIB)
+    options = ["--type=luks2", "--pbkdf=pbkdf2", "--pbkdf-force-iterations=1000"]
+    run(["cryptsetup", "luksFormat", "-q", *options, "--disable-locks", luks, "-"], b"secret")
+    copy_range(luks, 0, disk, MIB, 40 * MIB)
+    copy_range(swap, 0, disk, 41 * MIB, 8 * MIB)
+    done = whoseblock("stack", disk)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert max(map(len, lines)) <= 80, done.stdout
+    assert "96M  image" in lines[0]
+    text = " ".join(line.lstrip("│├└─ ") for line in lines)
+    assert "16M +24M (LUKS2, closed, aes-xts-plain64)" in " ".join(text.split())
+    assert "41M +8M a-disk-with-a-long-name.img2 partition: swap space" in " ".join(text.split())
+    assert "partition: zeros at its beginning 'x'" in " ".join(text.split())
+    exact = whoseblock("stack", disk, "--bytes").stdout
+    assert f"{41 * MIB}+{8 * MIB}  a-disk-with-a-long-name.img2" in exact
+    tree = json.loads(whoseblock("stack", disk, "--json").stdout)
+    contents = [one["to"].get("content") for one in tree["segments"] if "to" in one]
+    assert contents == [None, "swap space", "zeros at its beginning"]
+
+
+@pytest.mark.parametrize(
+    ("number", "shown"),
+    [(0, "0"), (1023, "1023"), (1024, "1K"), (1050112, "1M"), (1536, "1.5K"), (1 << 63, "8E")],
+)
+def test_sizes_for_people(number: int, shown: str) -> None:
+    assert _rounded(number) == shown
+
+
+def test_many_partitions_take_few_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A disk with 10,000 empty partitions took two minutes: here are fewer, and reads are counted.
+    count = 200
+    disk = sparse_file(tmp_path / "disk.img", (count + 2) * MIB)
+    script = f"label: gpt\ntable-length: {count}\n"
+    partition(disk, script + "".join(f"start={n + 1}MiB, size=1MiB\n" for n in range(count)))
+    reads = 0
+    read = FileMedia.pread
+
+    def counted(media: FileMedia, offset: int, length: int) -> bytes:
+        nonlocal reads
+        reads += 1
+        return read(media, offset, length)
+
+    monkeypatch.setattr(FileMedia, "pread", counted)
+    done = CliRunner().invoke(cli, ["stack", str(disk), "--json"])
+    assert done.exit_code == 0, done.output
+    assert len(json.loads(done.output)["segments"]) == count + 5
+    assert reads <= 60 * count
+
+
+def test_remarks_are_not_reasons(tmp_path: Path) -> None:
+    # Without a reverse map nothing is complete; what the log does not say is a remark.
+    geometry = Geometry("plain", size=300 * MIB, rmapbt=False, parent=False)
+    image = make_image(tmp_path / "disk.img", geometry)
+    log = tmp_path / "kernel.log"
+    log.write_text("[    1.0] critical medium error, dev sda, sector 8 op 0x0:(READ) flags 0x0\n")
+    for options in ([], ["--summary"]):
+        done = whoseblock("lookup", image, "--dmesg", log, *options)
+        assert done.returncode == 0, done.stderr
+        reasons = [line for line in done.stdout.splitlines() if "incomplete:" in line]
+        assert len(reasons) == 1, done.stdout
+        assert "  note: the failed request" in done.stdout

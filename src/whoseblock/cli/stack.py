@@ -1,5 +1,7 @@
 """``whoseblock stack``: show the layers of a target as a tree."""
 
+import shutil
+import textwrap
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +11,7 @@ from whoseblock.cli.command import Command
 from whoseblock.cli.options.targets import options_of, target_options
 from whoseblock.cli.presentation.terminal import printable
 from whoseblock.encode import encode_json
-from whoseblock.errors import WhoseblockError
+from whoseblock.errors import NotAFilesystemError, WhoseblockError
 
 if TYPE_CHECKING:
     from whoseblock.fs.driver import AddressSpace, ReverseMap
@@ -18,6 +20,11 @@ if TYPE_CHECKING:
 
 __all__ = ["stack"]
 
+#: The columns of a terminal whose width is unknown, and the fewest that lines are broken for.
+_WIDTH = 80
+_MIN_WIDTH = 40
+_UNIT = 1024
+_UNITS = "KMGTPE"
 #: Limit on the segments shown of a layer; a striped volume may have very many.
 _MAX_SEGMENTS = 64
 #: What is added to the name of a filesystem, by how its owners are found.
@@ -36,12 +43,18 @@ Examples:
 )
 @click.argument("target", type=click.Path(readable=False))
 @target_options
+@click.option("--bytes", "as_bytes", is_flag=True, help="Show starts and lengths in bytes.")
 @click.option("--json", "as_json", is_flag=True, help="Write one JSON object.")
-def stack(target: str, as_json: bool, **options: Any) -> None:  # noqa: ANN401
+def stack(
+    target: str,
+    as_json: bool,
+    as_bytes: bool,
+    **options: Any,  # noqa: ANN401
+) -> None:
     """Show the layers of TARGET, down to its filesystems.
 
-    TARGET is a device, an image, or a layer by the kernel's name.  START+LENGTH are bytes of the
-    layer above.
+    TARGET is a device, an image, or a layer by the kernel's name.  START +LENGTH are in the layer
+    above, rounded in units of 1024 unless --bytes is given.
     """
     from whoseblock.lookup import Lookup
     from whoseblock.target import Target
@@ -58,7 +71,8 @@ def stack(target: str, as_json: bool, **options: Any) -> None:  # noqa: ANN401
         if as_json:
             click.echo(encode_json(_tree(layer, finder, ())))
         else:
-            for line in _lines(layer, finder):
+            width = shutil.get_terminal_size((_WIDTH, 0)).columns
+            for line in _Tree(finder, width, as_bytes=as_bytes).lines(layer):
                 click.echo(line.encode(errors="backslashreplace"))
         if finder.denied is not None:
             raise finder.denied
@@ -75,48 +89,91 @@ def _is_layer_name(target: str, root: str) -> bool:
     return known or target == "physical-memory" or target.startswith("region")
 
 
-def _lines(layer: "Layer", finder: "Lookup") -> Iterator[str]:
-    yield f"{printable(layer.name)}  {_describe_layer(layer, finder)}"
-    yield from _segment_lines(layer, finder, "", (layer,))
+class _Tree:
+    """The tree of layers in lines of at most ``width`` columns, if names are not longer."""
+
+    def __init__(self, finder: "Lookup", width: int, *, as_bytes: bool) -> None:
+        self._finder = finder
+        self._width = max(width, _MIN_WIDTH)
+        self._as_bytes = as_bytes
+
+    def lines(self, layer: "Layer") -> Iterator[str]:
+        """Yield the lines of a layer and of all layers below."""
+        size = "" if self._as_bytes else f"  {_rounded(layer.size)}"
+        below = "│  " if layer.segments else ""
+        first = f"{printable(layer.name)}{size}  {self._describe_layer(layer)}"
+        yield from self._wrapped("", below, first)
+        yield from self._segments(layer, "", (layer,))
+
+    def _wrapped(self, first: str, indent: str, text: str) -> Iterator[str]:
+        """Yield a text in lines, the first one with ``first`` before it, others indented."""
+        # Names and places are separated by two spaces, which stay in a line that needs no break.
+        if len(first) + len(text) <= self._width:
+            yield first + text
+            return
+        yield from textwrap.wrap(
+            text,
+            self._width,
+            initial_indent=first,
+            subsequent_indent=f"{indent}  ",
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+
+    def _segments(self, layer: "Layer", indent: str, above: "tuple[Layer, ...]") -> Iterator[str]:
+        shown = layer.segments[:_MAX_SEGMENTS]
+        left = len(layer.segments) - len(shown)
+        for number, segment in enumerate(shown):
+            last = number == len(shown) - 1 and not left
+            branch, deeper = ("└─ ", "   ") if last else ("├─ ", "│  ")
+            text = f"{self._place(segment)}  {self._describe_segment(segment)}"
+            yield from self._wrapped(indent + branch, indent + deeper, text)
+            if segment.to is not None and segment.to not in above:
+                yield from self._segments(segment.to, indent + deeper, (*above, segment.to))
+        if left:
+            yield f"{indent}└─ and {left} more"
+
+    def _place(self, segment: "Segment") -> str:
+        if self._as_bytes:
+            return f"{segment.start}+{segment.length}"
+        return f"{_rounded(segment.start)} +{_rounded(segment.length)}"
+
+    def _describe_segment(self, segment: "Segment") -> str:
+        if segment.to is None:
+            return f"({printable(segment.what)})"
+        label = f" {printable(segment.what)!r}" if segment.what else ""
+        at = getattr(segment, "to_start", 0)
+        number = str(at) if self._as_bytes else _rounded(at)
+        offset = f" from its byte {number}" if at else ""
+        return f"{printable(segment.to.name)}{offset}  {self._describe_layer(segment.to)}{label}"
+
+    def _describe_layer(self, layer: "Layer") -> str:
+        kind = printable(layer.kind)
+        return kind if layer.segments else f"{kind}: {self._describe_content(layer)}"
+
+    def _describe_content(self, layer: "Layer") -> str:
+        """Return the name of the filesystem on a leaf, or what is there instead."""
+        try:
+            space = self._finder.leaf(layer)
+        except NotAFilesystemError as error:
+            return printable(error.title or str(error))
+        except WhoseblockError as error:
+            return printable(str(error))
+        return f"{space.name}{_OWNERS.get(_reverse_map(space) or '', '')}"
 
 
-def _segment_lines(
-    layer: "Layer", finder: "Lookup", indent: str, above: "tuple[Layer, ...]"
-) -> Iterator[str]:
-    shown = layer.segments[:_MAX_SEGMENTS]
-    left = len(layer.segments) - len(shown)
-    for number, segment in enumerate(shown):
-        last = number == len(shown) - 1 and not left
-        branch, deeper = ("└─ ", "   ") if last else ("├─ ", "│  ")
-        described = _describe_segment(segment, finder)
-        yield f"{indent}{branch}{segment.start}+{segment.length}  {described}"
-        if segment.to is not None and segment.to not in above:
-            yield from _segment_lines(segment.to, finder, indent + deeper, (*above, segment.to))
-    if left:
-        yield f"{indent}└─ and {left} more"
-
-
-def _describe_segment(segment: "Segment", finder: "Lookup") -> str:
-    if segment.to is None:
-        return f"({printable(segment.what)})"
-    label = f" {printable(segment.what)!r}" if segment.what else ""
-    at = getattr(segment, "to_start", 0)
-    offset = f" from its byte {at}" if at else ""
-    return f"{printable(segment.to.name)}{offset}  {_describe_layer(segment.to, finder)}{label}"
-
-
-def _describe_layer(layer: "Layer", finder: "Lookup") -> str:
-    kind = printable(layer.kind)
-    return kind if layer.segments else f"{kind}: {_describe_content(layer, finder)}"
-
-
-def _describe_content(layer: "Layer", finder: "Lookup") -> str:
-    """Return the name of the filesystem on a leaf, or why there is none."""
-    try:
-        space = finder.leaf(layer)
-    except WhoseblockError as error:
-        return printable(str(error))
-    return f"{space.name}{_OWNERS.get(_reverse_map(space) or '', '')}"
+def _rounded(number: int) -> str:
+    """Return a number of bytes for people, in three digits or exact: 512, 16K, 1.95T."""
+    unit = -1
+    value: float = number
+    while value >= _UNIT and unit < len(_UNITS) - 1:
+        value /= _UNIT
+        unit += 1
+    if unit < 0:
+        return str(number)
+    digits = 2 if value < 10 else 1 if value < 100 else 0  # noqa: PLR2004 - three digits
+    text = f"{value:.{digits}f}"
+    return f"{text.rstrip('0').rstrip('.') if '.' in text else text}{_UNITS[unit]}"
 
 
 def _reverse_map(space: "AddressSpace") -> "ReverseMap | None":
@@ -136,6 +193,8 @@ def _tree(layer: "Layer", finder: "Lookup", above: "tuple[Layer, ...]") -> dict[
                 tree["reverse_map"] = reverse_map
         except WhoseblockError as error:
             tree["filesystem"], tree["why"] = None, str(error)
+            if title := getattr(error, "title", ""):
+                tree["content"] = title
         return tree
     tree["segments"] = []
     for segment in layer.segments:

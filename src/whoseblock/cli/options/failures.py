@@ -273,6 +273,8 @@ class FailureOptions(NamedTuple):
             raise click.UsageError("--since has no effect without --rasdaemon")
         if needed and not (self.of_the_target or self.names_devices or self.sysfs_badblocks):
             raise click.UsageError("missing RANGE or failure report; see --help")
+        if self.offset is not None and not (target and (self.of_the_target or self.names_devices)):
+            raise click.UsageError("--offset has no effect without TARGET and failures of it")
         if not target and (self.of_the_target or self.sysfs_badblocks):
             raise click.UsageError("missing TARGET of the ranges")
         if self.badblocks and self.block_size is None:

@@ -160,7 +160,15 @@ def _answer(finding: Finding) -> Answer:
             rows.append(msgspec.convert(row, type=_Row))
         except msgspec.ValidationError:
             rows.append(Unknown(start=row["start"], length=row["length"]))
-    return Answer(stored["start"], stored["length"], finding.complete, finding.notes, tuple(rows))
+    remarks = stored.get("remarks")
+    return Answer(
+        stored["start"],
+        stored["length"],
+        finding.complete,
+        finding.notes,
+        tuple(rows),
+        remarks=tuple(map(str, remarks)) if isinstance(remarks, list) else msgspec.UNSET,
+    )
 
 
 def _detail(detail: Mapping[str, Any]) -> str:

@@ -124,6 +124,7 @@ def _files(finder: "Lookup", summary: Summary, *, paths: bool) -> Iterator[_File
 def _file(loss: FileLoss, paths: Paths | None, summary: Summary) -> _File:
     if paths is not None and not paths.complete:
         summary.notes.update(dict.fromkeys(paths.notes))
+        summary.reasons.update(paths.notes)
         summary.incomplete += 1
     names = paths.paths if paths else ()
     first = names[0] if names else ""
@@ -156,6 +157,7 @@ def _totals(summary: Summary) -> dict[str, Any]:
         "bytes": summary.asked,
         "complete": not summary.incomplete,
         "notes": list(summary.notes),
+        "remarks": [note for note in summary.notes if note not in summary.reasons],
         "totals": _totals_shown(summary),
         "metadata": dict(summary.metadata),
     }
@@ -192,8 +194,8 @@ def _page(summary: Summary, files: list[_File]) -> Iterator[str]:
                 detail = f": {', '.join(parts)}"
             yield f"{count:>{width}}  {_MEANING[kind]}{detail}"
     yield f"{summary.asked:>{width}}  asked"
-    title = "incomplete" if summary.incomplete else "note"
     for note in summary.notes:
+        title = "incomplete" if note in summary.reasons else "note"
         yield f"  {title}: {printable(note)}"
 
 

@@ -144,10 +144,15 @@ def _uses(process: Process) -> str:
 
 
 def _new_notes(answer: Answer, said: set[str]) -> list[str]:
-    new = [note for note in answer.notes if note not in said]
-    said.update(new)
     remarks = answer.notes if answer.complete else answer.remarks or ()
-    return [f"  {'note' if note in remarks else 'incomplete'}: {printable(note)}" for note in new]
+    lines = [
+        f"  {'note' if note in remarks else 'incomplete'}: {printable(note)}"
+        for note in answer.notes
+    ]
+    # A remark of one answer may be the reason why another is incomplete.
+    new = [line for line in lines if line not in said]
+    said.update(new)
+    return new
 
 
 def _rows(owners: Iterable[Owner], *, complete: bool) -> Iterator[_Row]:
