@@ -1,6 +1,9 @@
 """The prefixes of kernel messages, and what mail, grep and editors add before them."""
 
+from pathlib import Path
+
 import pytest
+from tests.support.tools import program, run
 
 from whoseblock.sources.base import Reading
 from whoseblock.sources.dmesg import read_dmesg
@@ -68,6 +71,16 @@ def test_what_mail_and_grep_add_is_removed(added: str) -> None:
     assert count(f"{added}{line}") == 1
     # Text around the log, and lines that mail does not quote.
     assert count("Dear list,", "", f"{added}[   12.0] usb 1-1: x", f"{added}{line}", "bye") == 1
+
+
+@pytest.mark.parametrize("option", ["--color=always", "--ctime", "--decode", "--delta"])
+def test_the_colours_and_times_of_dmesg_are_removed(tmp_path: Path, option: str) -> None:
+    raw = tmp_path / "raw"
+    xfs = 'XFS (sdb1): metadata I/O error in "xfs_x [xfs]" at daddr 0x8 len 8 error 5'
+    raw.write_text(f"<3>[    1.000001] {MESSAGE}\n<3>[    2.000001] {xfs}\n")
+    text = run([program("dmesg"), "--file", raw, option]).decode()
+    assert ("\x1b[" in text) == (option == "--color=always")
+    assert count(*text.splitlines()) == 2
 
 
 def test_a_byte_order_mark_is_removed() -> None:

@@ -171,7 +171,9 @@ def test_other_files_are_refused(database: Database, tmp_path: Path) -> None:
     database.disk()
     damaged.write_bytes(database.path.read_bytes()[:4096] + b"\xff" * 40960)
     (tmp_path / "text").write_text("SQLite")
-    for path in (other, damaged, tmp_path / "text"):
+    names = tmp_path / "names.db"
+    names.write_bytes(database.path.read_bytes().replace(b"CREATE TABLE", b"CR\xd9\xff\xfe TABLE"))
+    for path in (other, damaged, tmp_path / "text", names):
         with pytest.raises(MalformedError):
             list(read_rasdaemon(str(path)))
     for missing in (tmp_path / "none", tmp_path):

@@ -17,7 +17,7 @@ from urllib.parse import quote as quote_uri
 
 from whoseblock.errors import MalformedError, PrivilegeError, WhoseblockError
 from whoseblock.ranges import PHYSICAL_MEMORY
-from whoseblock.sources.base import MAX_OFFSET, Failure, Reading, parse_number
+from whoseblock.sources.base import MAX_OFFSET, Failure, Reading, parse_number, shorten
 from whoseblock.sources.cxl import INTERLEAVE_REMARK
 from whoseblock.sources.log_readers import WHOLE_REQUEST_REMARK
 
@@ -59,8 +59,11 @@ def read_rasdaemon(
         with closing(sqlite3.connect(uri, uri=True)) as database:
             database.text_factory = lambda data: data.decode("utf-8", "surrogateescape")
             yield from _Database(database, path, page_size, reading, since).read()
-    except (sqlite3.Error, OverflowError, MemoryError) as error:
-        raise MalformedError(path, None, f"{_EXPECTED} ({error})") from error
+    except (sqlite3.Error, OverflowError) as error:
+        raise MalformedError(path, None, f"{_EXPECTED} ({shorten(str(error))})") from error
+    except UnicodeDecodeError as error:
+        # sqlite3 decodes the names in its own messages strictly.
+        raise MalformedError(path, None, f"{_EXPECTED} with a valid schema") from error
 
 
 def _check_file(path: str) -> None:
