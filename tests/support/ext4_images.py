@@ -50,8 +50,11 @@ def make_image(path: Path, size: int, *options: str, folder: Path | None = None)
     return path
 
 
-def fill(root: Path, seed: int = 1) -> None:
-    """Make files of every kind that root or its owner may make there."""
+def fill(root: Path, seed: int = 1, *, values: bool = False) -> None:
+    """Make files of every kind that root or its owner may make there.
+
+    With ``values``, some have attributes that only the feature ea_inode has room for.
+    """
     rnd = random.Random(seed)
     (root / "d/e/f").mkdir(parents=True)
     for number in range(80):
@@ -83,7 +86,8 @@ def fill(root: Path, seed: int = 1) -> None:
         path = root / f"attributes{number}"
         path.write_bytes(b"x" * number * 600)
         _set_attribute(path, b"Z" * 700)
-        _set_attribute(path, b"Q" * 20_000, "user.value")
+        if values:
+            _set_attribute(path, b"Q" * 20_000, "user.value")
     for number in range(0, 80, 7):
         (root / f"d/f{number:04}").unlink()
     (root / os.fsdecode(b"odd\n\xff name")).touch()
@@ -105,7 +109,7 @@ def _set_attribute(path: Path, value: bytes, name: str = "user.large") -> None:
     try:
         os.setxattr(path, name, value)
     except OSError:
-        # Most filesystems have no room for so large a value, and some have none for any.
+        # Some filesystems have no attributes, and others no room for them.
         return
 
 

@@ -114,7 +114,7 @@ def test_a_value_in_an_inode_of_its_own_belongs_to_all_with_the_attribute(tmp_pa
     options = ("-t", "ext4", "-b", "4096", "-O", "ea_inode")
     image = make_image(tmp_path / "disk.img", 40 * MIB, *options)
     with mounted(image, kind="ext4") as place:
-        fill(Path(place.decode()))
+        fill(Path(place.decode()), values=True)
     truth = read_truth(image)
     with whoseblock.open(image) as fs:
         answer = fs.owners(0, len(truth.claims) * truth.block_size)
