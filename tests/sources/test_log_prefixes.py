@@ -73,7 +73,7 @@ def test_what_mail_and_grep_add_is_removed(added: str) -> None:
     assert count("Dear list,", "", f"{added}[   12.0] usb 1-1: x", f"{added}{line}", "bye") == 1
 
 
-@pytest.mark.parametrize("option", ["--color=always", "--ctime", "--decode", "--delta"])
+@pytest.mark.parametrize("option", ["--color=always", "--ctime", "--decode", "--show-delta"])
 def test_the_colours_and_times_of_dmesg_are_removed(tmp_path: Path, option: str) -> None:
     raw = tmp_path / "raw"
     xfs = 'XFS (sdb1): metadata I/O error in "xfs_x [xfs]" at daddr 0x8 len 8 error 5'
