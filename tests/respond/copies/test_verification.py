@@ -449,6 +449,21 @@ def test_the_map_of_a_rescue_says_which_zeros_are_data(
     refused(damaged, Candidate("copy", str(other)), "has only zeros", rules)
 
 
+def test_a_map_that_another_user_could_write_or_that_is_a_pipe(
+    pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    # Who writes the map decides which zeros are taken for data.
+    damaged, copy = pair
+    where = tmp_path / "rescue.map"
+    where.write_text(f"0x0 + 1\n0x0 {SIZE} +\n")
+    rules = Copies(file=str(copy), rescue_map=str(where))
+    where.chmod(0o666)
+    refused(damaged, copy, r"the map '.*' all users may write", rules)
+    where.unlink()
+    os.mkfifo(where)
+    refused(damaged, copy, r"the map '.*' is not a regular file", rules)
+
+
 # ---------------------------------------------------------------------- copies of other users
 
 

@@ -11,7 +11,6 @@ import stat
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
 
 from whoseblock.closing import Closing
@@ -128,7 +127,7 @@ def verify_copy(
         if not replacement.compared:
             why = "no byte of the damaged file is readable for a comparison"
             _check_times(damaged, replacement, why)
-        _check_rescued(candidate, needed, zeros, rules)
+        _check_rescued(damaged, candidate, needed, zeros, rules)
         replacement.check_same()
     except BaseException:
         replacement.close()
@@ -235,12 +234,16 @@ def _zero_sectors(replacement: VerifiedCopy, needed: Iterable[ByteRange]) -> lis
 
 
 def _check_rescued(
-    candidate: Candidate, needed: Sequence[ByteRange], zeros: Sequence[ByteRange], rules: Copies
+    damaged: int,
+    candidate: Candidate,
+    needed: Sequence[ByteRange],
+    zeros: Sequence[ByteRange],
+    rules: Copies,
 ) -> None:
     """Raise `CopyError` if a copy may have gaps of a rescue where data is needed."""
     if rules.rescue_map is not None and candidate == Candidate(rules.file or ""):
         gaps = list(needed)
-        for rescued in _rescued(rules.rescue_map):
+        for rescued in _rescued(rules.rescue_map, damaged):
             gaps = [left for gap in gaps for left in subtract([gap], rescued)]
         if gaps:
             raise CopyError(f"{candidate} was not rescued at {gaps[0]}, by {rules.rescue_map!r}")
@@ -251,10 +254,16 @@ def _check_rescued(
         )
 
 
-def _rescued(path: str) -> list[ByteRange]:
-    """Return the ranges that a ddrescue map has as rescued."""
+def _rescued(path: str, damaged: int) -> list[ByteRange]:
+    """Return the ranges that a ddrescue map has as rescued; who controls it, controls the copy."""
     try:
-        with Path(path).open(encoding="ascii", errors="replace") as lines:
+        # O_NONBLOCK: do not wait for the writer of a FIFO.
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(fd, encoding="ascii", errors="replace") as lines:  # noqa: PTH123 - a descriptor
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                raise CopyError(f"the map {path!r} is not a regular file")
+            if why := why_controlled_by_others(fd, damaged):
+                raise CopyError(f"the map {path!r} {why}")
             return [ByteRange(one.start, one.length) for one in read_mapfile(lines, path, "+")]
     except (OSError, MalformedError) as error:
         raise CopyError(f"cannot read the map {path!r}: {error}") from error
