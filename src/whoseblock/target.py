@@ -15,6 +15,7 @@ from whoseblock.fs import registry
 from whoseblock.fs.driver import AddressSpace, MountedVolume, Volume
 from whoseblock.media.base import Media
 from whoseblock.media.device import FileMedia
+from whoseblock.media.loops import FileIdentity
 from whoseblock.media.mounts import (
     find_mounts,
     is_folder,
@@ -95,6 +96,8 @@ class Target(Closing):
         self._named: dict[str, Layer] = {}
         self._looked_into: set[Layer] = set()
         self._images: dict[Layer, str] = {}
+        #: Which file each image is, by its path: another one may have the name by now.
+        self._files: dict[str, FileIdentity] = {}
         #: The layers of companions: their role, and the layer of the filesystem.
         self._roles: dict[Layer, tuple[str, Layer]] = {}
         #: The named companions that the filesystem of the target does not have, and why.
@@ -128,7 +131,7 @@ class Target(Closing):
         if not self._options.device:
             return self._named_by_user(path, alone=self._options.at_filesystem)
         media = self._undo.enter_context(closing(FileMedia(path)))
-        layer = self._bound(self._options.device, path, media)
+        layer = self._bound(self._options.device, media)
         self._named[self._options.device] = layer
         return layer
 
@@ -142,17 +145,17 @@ class Target(Closing):
         layer = self._devices.find_layer(name)
         return self._looked(layer) if self._options.through_loop else layer
 
-    def _bound(self, device: str, path: str, media: Media) -> Layer:
+    def _bound(self, device: str, media: FileMedia) -> Layer:
         """Read a device of the host from a copy of it."""
         if self.host.find_device_folder(device) is not None:
             layer = self._devices.find_layer(device)
-            layer.read_from(partial(FileMedia, path))
+            layer.read_from(media.reopened)
         else:
             layer = Layer(
                 device,
                 media.size,
                 "image",
-                open_media=partial(FileMedia, path),
+                open_media=media.reopened,
                 size_certain=False,
             )
         if not self._options.at_filesystem:
@@ -170,11 +173,12 @@ class Target(Closing):
             name,
             media.size,
             "disk" if device else "image",
-            open_media=partial(FileMedia, path),
+            open_media=media.reopened,
         )
         if not alone:
             self._assembly.add(layer, media)
             self._images[layer] = path
+            self._files[path] = media.identity
         self._named[name] = layer
         return layer
 
@@ -335,6 +339,10 @@ class Target(Closing):
             if (shift := _shift_of(layer, image)) is not None:
                 return path, shift
         return None
+
+    def file_at(self, path: str) -> FileIdentity | None:
+        """Return which file was opened as the image at a path, None if it is no image."""
+        return self._files.get(path)
 
     # ------------------------------------------------------------------ options without effect
 

@@ -249,6 +249,18 @@ def test_other_users_have_no_access(image: Path, tmp_path: Path) -> None:
             assert b"Permission denied" in done.stderr
 
 
+def test_the_folder_of_another_user_is_refused(image: Path, tmp_path: Path) -> None:
+    # In another mount namespace its owner removes it, and with it the mount; then she makes a
+    # device of her own there.
+    need_root()
+    folder = tmp_path / "served"
+    folder.mkdir()
+    os.chown(folder, 65534, -1)
+    done = subprocess.run([*COMMAND, image, folder], capture_output=True, text=True, check=False)
+    assert done.returncode == TargetError.exit_code
+    assert "belongs to user 65534, who could replace the device" in done.stderr
+
+
 def test_the_image_is_written_only_in_place(image: Path, tmp_path: Path) -> None:
     original = image.read_bytes()
     for in_place in (False, True):

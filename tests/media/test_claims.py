@@ -17,6 +17,7 @@ from tests.support.tools import need_root
 
 from whoseblock.errors import TargetError
 from whoseblock.media.claims import claim
+from whoseblock.media.mounts import readers
 
 SIZE = 1 << 20
 #: struct flock: a lock on one byte of the file.
@@ -129,3 +130,25 @@ def test_a_loop_device_is_not_claimed_beside_another_one(image: Path) -> None:
         with loop_device(image) as second, pytest.raises(TargetError, match=f"use by {first}"):
             claim(second)
         os.close(claim(first))
+
+
+def test_a_claim_is_of_the_file_that_was_checked(
+    image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A user who may write to the folder changes a link between the check and the opening.
+    link, other = tmp_path / "link", tmp_path / "other"
+    other.write_bytes(bytes(SIZE))
+    link.symlink_to(image)
+
+    def swap(path: str) -> object:
+        found = readers(path)
+        link.unlink()
+        link.symlink_to(other)
+        return found
+
+    monkeypatch.setattr("whoseblock.media.claims.readers", swap)
+    descriptor = claim(link)
+    try:
+        assert os.path.samestat(os.fstat(descriptor), image.stat())
+    finally:
+        os.close(descriptor)

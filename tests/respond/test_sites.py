@@ -8,6 +8,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from demo.demo import unpack
 from tests.support.failing_filesystem import EXCHANGE, Bench, bench
 from tests.support.shared_blocks import Five, share_five
 
@@ -17,9 +18,12 @@ from whoseblock.fs.mounted.exclusive import RepairLock
 from whoseblock.journal import State, open_journal
 from whoseblock.journal.journal import Journal
 from whoseblock.journal.run import Run
-from whoseblock.lookup import Lookup, Query
+from whoseblock.lookup import Lookup, Query, QueryOptions
+from whoseblock.media.device import FileMedia
+from whoseblock.media.loops import FileIdentity
 from whoseblock.ranges import ByteRange
 from whoseblock.respond import service, sites
+from whoseblock.respond.exceptions import NotNowError
 from whoseblock.respond.service import PlanOptions
 from whoseblock.target import Target, TargetOptions
 
@@ -120,3 +124,30 @@ def test_after_its_patience_a_step_is_left_to_be_resumed(
         assert outcome.state is State.VERIFIED
         assert len(said) == 1
         assert served.served.bad() == []
+
+
+def test_nothing_is_written_to_a_file_that_took_the_name_of_an_image(tmp_path: Path) -> None:
+    # Who may write to the folder could have root zero sectors of another file.
+    image, other, link = (tmp_path / name for name in ("disk.img", "other.img", "link"))
+    unpack(image)
+    unpack(other)
+    link.symlink_to(image)
+    with Target(str(link), TargetOptions()) as target, Lookup(target.open_leaf) as finder:
+        assert target.layer is not None
+        assert list(finder.answers([Query(0, 512, target.layer)], QueryOptions()))
+        site = sites.site_named(target.layer.name, target, finder)
+        assert site is not None
+        site.device(exclusive=True).close()
+        link.unlink()
+        link.symlink_to(other)
+        with pytest.raises(NotNowError, match="was replaced by another file: nothing is written"):
+            site.device(writable=True, exclusive=True)
+        # The filesystem is read again from the file that was named at first.
+        with closing(target.layer.open()) as media:
+            assert isinstance(media, FileMedia)
+            assert media.identity == site.file == FileIdentity(*_identity(image))
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_dev, status.st_ino

@@ -142,8 +142,9 @@ def _opened_base(image: str, *, in_place: bool) -> "Iterator[WritableMedia]":
     with ExitStack() as stack:
         if in_place:
             # A child in the background inherits the descriptor, and with it the locks.
-            stack.callback(os.close, _claim_image(image))
-            yield stack.enter_context(closing(FileMedia(image, writable=True)))
+            claimed = _claim_image(image)
+            stack.callback(os.close, claimed)
+            yield stack.enter_context(closing(FileMedia(claimed, writable=True, name=image)))
             return
         note = mount_note(image)
         base = FileMedia(image)
@@ -186,6 +187,13 @@ def _mount_point(directory: Path) -> Iterator[Path]:
             if any(directory.iterdir()):
                 raise TargetError(
                     f"{str(directory)!r} is not empty", hint="name an empty folder, or a new one"
+                ) from None
+            # Its owner can remove it, in another mount namespace, and with it the mount.
+            owner = directory.stat().st_uid
+            if owner not in (0, os.geteuid()):
+                raise TargetError(
+                    f"{str(directory)!r} belongs to user {owner}, who could replace the device",
+                    hint="name a new folder",
                 ) from None
     except OSError as error:
         gone = error.errno == errno.ENOTCONN

@@ -10,7 +10,6 @@ import os
 import signal
 import stat
 import struct
-from pathlib import Path
 from typing import Final
 
 from whoseblock.errors import PrivilegeError, TargetError
@@ -30,53 +29,64 @@ def claim(path: str | os.PathLike[str]) -> int:
     """Open a device or an image exclusively; return the descriptor, which holds it until closed.
 
     A device must be neither mounted nor part of a volume.  An image must not be behind a loop
-    device, open for writing, or locked by flock(2) or fcntl(2).  Raises `TargetError`, and
-    `PrivilegeError` without permission.
+    device, open for writing, or locked by flock(2) or fcntl(2).  Use the descriptor for all access:
+    another file may have the name by now.  Raises `TargetError`, and `PrivilegeError` without
+    permission.
     """
     name = os.fspath(path)
     try:
-        check_unused(name)
-        if stat.S_ISBLK(Path(path).stat().st_mode):
-            # Without O_CREAT, and of a block device: EBUSY if anything has it in use (open(2)).
-            return os.open(path, os.O_RDONLY | os.O_EXCL | _FLAGS)
-        _check_writers(name)
-        descriptor = os.open(path, os.O_RDWR | _FLAGS)
+        # All checks are of the one file that has the name now.
+        node = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        try:
+            return _claim(node, name)
+        finally:
+            os.close(node)
     except OSError as error:
         message = f"cannot open {name!r} exclusively: {error.strerror}"
         if isinstance(error, PermissionError) and os.geteuid():
             raise PrivilegeError(message) from error
         raise TargetError(message) from error
+
+
+def _claim(node: int, name: str) -> int:
+    here = f"/proc/self/fd/{node}"
+    check_unused(node, name)
+    if stat.S_ISBLK(os.fstat(node).st_mode):
+        # Without O_CREAT, and of a block device: EBUSY if anything has it in use (open(2)).
+        return os.open(here, os.O_RDONLY | os.O_EXCL | _FLAGS)
+    _check_writers(here, name)
+    descriptor = os.open(here, os.O_RDWR | _FLAGS)
     try:
         _lock(descriptor, name)
         # One may have been made meanwhile.
-        check_unused(name)
+        check_unused(node, name)
     except BaseException:
         os.close(descriptor)
         raise
     return descriptor
 
 
-def check_unused(name: str) -> None:
-    """Raise `TargetError` if an image is behind a loop device, which respects no lock.
+def check_unused(descriptor: int, name: str) -> None:
+    """Raise `TargetError` if an open image is behind a loop device, which respects no lock.
 
-    If ``name`` is itself a loop device, its file must not be behind another one.
+    If it is itself a loop device, its file must not be behind another one.
     """
-    status = Path(name).stat()
+    status = os.fstat(descriptor)
     if stat.S_ISBLK(status.st_mode):
         used = loops_beside(status.st_rdev)
     else:
-        used = [reader.name for reader in readers(name)]
+        used = [reader.name for reader in readers(f"/proc/self/fd/{descriptor}")]
     if used:
         raise TargetError(f"{name!r} is in use by /dev/{used[0]}")
 
 
-def _check_writers(name: str) -> None:
+def _check_writers(path: str, name: str) -> None:
     """Raise `TargetError` if a process, or the kernel itself, has the image open for writing.
 
     A read lease is granted only if that is not so (fcntl(2), F_SETLEASE).  It needs the file's
     owner or CAP_LEASE, and support by the filesystem; otherwise nothing is known.
     """
-    descriptor = os.open(name, os.O_RDONLY | _FLAGS)
+    descriptor = os.open(path, os.O_RDONLY | _FLAGS)
     try:
         # The kernel asks for a lease back by a signal; this one is ignored by default.
         fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGURG)

@@ -6,6 +6,7 @@ from typing import Final
 
 from whoseblock.errors import ClosedError, MediaError, PrivilegeError, TargetError
 from whoseblock.media.bisection import MEDIA_ERRNOS, read_bisected
+from whoseblock.media.loops import FileIdentity
 
 __all__ = ["SECTOR", "FileMedia"]
 
@@ -16,16 +17,20 @@ SECTOR: Final = 512
 class FileMedia:
     """A block device or an image file, opened read-only unless ``writable``.
 
+    ``given`` is a path, or a descriptor, which is opened once more; messages name it ``name``.
     Raises `TargetError` if it cannot be opened or is neither of the two, and `PrivilegeError`
     without permission.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, writable: bool = False) -> None:
-        self.name = os.fspath(path)
+    def __init__(
+        self, given: int | str | os.PathLike[str], *, writable: bool = False, name: str = ""
+    ) -> None:
+        path = f"/proc/self/fd/{given}" if isinstance(given, int) else os.fspath(given)
+        self.name = name or path
         # O_NONBLOCK: do not wait for the writer of a FIFO that was named by mistake.
         flags = (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC | os.O_NONBLOCK
         try:
-            self._fd = os.open(self.name, flags)
+            self._fd = os.open(path, flags)
         except OSError as error:
             message = f"cannot open {self.name!r}: {error.strerror}"
             if isinstance(error, PermissionError) and os.geteuid():
@@ -42,6 +47,15 @@ class FileMedia:
         if stat.S_ISBLK(mode):
             # A filesystem may bypass the page cache of its device, which is then out of date.
             os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
+
+    @property
+    def identity(self) -> FileIdentity:
+        """Which file it is, whatever has its name by now."""
+        return FileIdentity.of(self._fd)
+
+    def reopened(self) -> "FileMedia":
+        """Open the same file once more for reading, whatever has its name by now."""
+        return FileMedia(self._fd, name=self.name)
 
     def pread(self, offset: int, length: int) -> bytes:
         """Return exactly ``length`` bytes from ``offset``.

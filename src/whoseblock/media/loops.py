@@ -27,6 +27,12 @@ class FileIdentity(NamedTuple):
     device: int
     inode: int
 
+    @classmethod
+    def of(cls, descriptor: int) -> "FileIdentity":
+        """Return which file a descriptor has open."""
+        status = os.fstat(descriptor)
+        return cls(status.st_dev, status.st_ino)
+
 
 def backing_identity(name: str) -> FileIdentity | None:
     """Return which file is behind the loop device of a name, None if there is none.

@@ -11,6 +11,7 @@ from whoseblock.closing import Closing
 from whoseblock.errors import MediaError, TargetError
 from whoseblock.media.claims import check_unused, claim
 from whoseblock.media.direct import DirectMedia
+from whoseblock.media.loops import FileIdentity
 from whoseblock.ranges import ByteRange, merge, subtract
 from whoseblock.respond.exceptions import NotHealedError, NotNowError
 
@@ -48,17 +49,20 @@ class Device(Closing):
     ) -> None:
         self.path = path
         self._shift = shift
-        self._exclusive = exclusive
+        self._claimed: int | None = None
         self._undo = contextlib.ExitStack()
         with contextlib.ExitStack() as undo:
             undo.callback(self._undo.close)
             try:
                 if exclusive:
-                    self._undo.callback(os.close, claim(path))
+                    self._claimed = claim(path)
+                    self._undo.callback(os.close, self._claimed)
             except TargetError as error:
                 raise NotNowError(str(error)) from error
             try:
-                self.media = DirectMedia(path, writable=writable)
+                # Another file may have the name by now.
+                given = path if self._claimed is None else self._claimed
+                self.media = DirectMedia(given, writable=writable)
             except TargetError as error:
                 # Kernels with CONFIG_BLK_DEV_WRITE_MOUNTED=n refuse to write to a mounted device.
                 why = " for writing, perhaps because it is mounted" if writable else ""
@@ -66,6 +70,11 @@ class Device(Closing):
             self._undo.callback(self.media.close)
             undo.pop_all()
         self.align = self.media.align
+
+    @property
+    def claimed(self) -> FileIdentity | None:
+        """Which file is open exclusively, None if none is."""
+        return None if self._claimed is None else FileIdentity.of(self._claimed)
 
     def failing(self, ranges: Iterable[ByteRange]) -> list[ByteRange]:
         """Return the sectors in ``ranges`` that are unreadable, or that the kernel lists as bad.
@@ -105,9 +114,9 @@ class Device(Closing):
         `NotNowError` if the kernel refuses to open the device for writing, or if an image that is
         open exclusively is behind a loop device by now.
         """
-        if self._exclusive:
+        if self._claimed is not None:
             try:
-                check_unused(self.path)
+                check_unused(self._claimed, self.path)
             except TargetError as error:
                 raise NotNowError(str(error)) from error
         try:

@@ -14,6 +14,7 @@ from whoseblock.fs.base import Answer, Owner
 from whoseblock.fs.driver import AddressSpace, MountedVolume, Volume
 from whoseblock.fs.mounted.exclusive import RepairLock
 from whoseblock.lookup import Lookup, Query
+from whoseblock.media.loops import FileIdentity
 from whoseblock.ranges import ByteRange, merge
 from whoseblock.respond.device import Device
 from whoseblock.respond.exceptions import BusyError, NotNowError
@@ -36,13 +37,14 @@ class Site(NamedTuple):
     """A layer, its contents, and the file or device that has its bytes.
 
     Byte 0 of the layer is byte ``shift`` of ``path``; ``path`` is None if the layer is not one
-    linear part of a device.
+    linear part of a device.  ``file`` is which file an image at ``path`` was when it was read.
     """
 
     layer: Layer
     space: AddressSpace | None
     path: str | None
     shift: int
+    file: FileIdentity | None = None
 
     @property
     def mounted(self) -> MountedVolume | None:
@@ -89,7 +91,11 @@ class Site(NamedTuple):
             raise NotNowError(
                 f"{self.layer.name} is not one linear part of a device: nothing is written"
             )
-        return Device(self.path, self.shift, writable=writable, exclusive=exclusive)
+        device = Device(self.path, self.shift, writable=writable, exclusive=exclusive)
+        if device.claimed is not None and self.file not in (None, device.claimed):
+            device.close()
+            raise NotNowError(f"{self.path!r} was replaced by another file: nothing is written")
+        return device
 
 
 def site_of(layer: Layer, target: Target, finder: Lookup) -> Site:
@@ -99,7 +105,7 @@ def site_of(layer: Layer, target: Target, finder: Lookup) -> Site:
     except WhoseblockError:
         return Site(layer, None, None, 0)
     path, shift = target.path_of(layer) or (None, 0)
-    return Site(layer, space, path, shift)
+    return Site(layer, space, path, shift, None if path is None else target.file_at(path))
 
 
 def site_named(name: str, target: Target, finder: Lookup) -> Site | None:
