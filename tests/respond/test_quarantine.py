@@ -1,6 +1,7 @@
 """Blocks that do not heal stay in quarantine, and only files of root's count as such."""
 
 import os
+import shlex
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from tests.support.failing_filesystem import (
 )
 from tests.support.shared_blocks import share_five
 from tests.support.system_calls import fallocate
+from tests.support.tools import CHECKOUT, run
 from tests.support.xfs_images import Geometry
 
 from whoseblock.cli import cli
@@ -197,3 +199,16 @@ def test_a_name_that_is_taken_blocks_nothing(served: Bench, kind: str) -> None:
     served.apply(more, "--quarantine")
     assert folders(served) == [name, own]
     assert len(list((served.root / own).iterdir())) == 2
+
+
+def test_the_guide_excludes_every_quarantine_from_a_backup_and_no_more(tmp_path: Path) -> None:
+    guide = (CHECKOUT / "docs/guides/respond.md").read_text("utf-8")
+    (line,) = (line for line in guide.splitlines() if line.startswith("tar --exclude"))
+    words = shlex.split(line.removesuffix("…"))
+    ours = [FOLDER, f"{FOLDER}-0ab1"]
+    for name in (*ours, f"sub/{FOLDER}"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "0+4096").touch()
+    archive = run([*words, "-C", tmp_path, "-cf", "-", "."])
+    names = run(["tar", "-tf", "-"], archive).decode().split()
+    assert [name for name in names if name.endswith("+4096")] == [f"./sub/{FOLDER}/0+4096"]

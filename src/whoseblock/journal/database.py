@@ -78,12 +78,21 @@ class Database(Closing):
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
-        """Yield a connection that sees one state of the database."""
+        """Yield a connection that sees one state of the database.
+
+        A value of another kind than its column's, which only another program can have stored, is
+        an error of the journal, too.
+        """
         if (outer := self._outer) is not None:
             with self._faults():
                 yield outer
             return
-        with self._faults(), self._connected() as connection, connection.begin():
+        with (
+            self._faults(),
+            self._foreign_values(),
+            self._connected() as connection,
+            connection.begin(),
+        ):
             if connection.dialect.name == "postgresql":
                 connection.exec_driver_sql(
                     "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"
@@ -130,6 +139,17 @@ class Database(Closing):
             yield
         except (SQLAlchemyError, sqlite3.Error, OSError) as error:
             raise as_journal_error(error, self.location) from error
+
+    @contextmanager
+    def _foreign_values(self) -> Iterator[None]:
+        try:
+            yield
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            raise JournalError(
+                f"the journal {self.location.name!r} has a value of the wrong kind"
+                f" ({type(error).__name__})",
+                hint="another program has written to it",
+            ) from error
 
     @contextmanager
     def _connected(self) -> Iterator[Connection]:
@@ -216,6 +236,11 @@ def _sqlite(location: JournalLocation, file: Path, limits: Limits, *, write: boo
             isolation_level=None,  # the driver must not begin transactions by itself
             check_same_thread=False,
         )
+        try:
+            _check_schema(connection, location)
+        except BaseException:
+            connection.close()
+            raise
         connection.execute("PRAGMA foreign_keys = ON")
         connection.execute("PRAGMA synchronous = FULL")
         if write:
@@ -231,6 +256,30 @@ def _sqlite(location: JournalLocation, file: Path, limits: Limits, *, write: boo
 
     event.listen(engine, "begin", begin)
     return engine
+
+
+def _check_schema(connection: sqlite3.Connection, location: JournalLocation) -> None:
+    """Refuse a database that computes anything when it is read or written.
+
+    Views, triggers, generated columns and virtual tables of a crafted file could run for ever, or
+    hide rows (https://www.sqlite.org/security.html).
+    """
+    connection.execute("PRAGMA trusted_schema = OFF")
+    kinds = connection.execute("SELECT DISTINCT type FROM sqlite_master").fetchall()
+    computed = {str(kind) for (kind,) in kinds} - {"table", "index"}
+    if not computed:
+        # 2 and 3 are generated columns, 1 is a hidden one of a virtual table (PRAGMA table_xinfo).
+        found = connection.execute(
+            "SELECT 1 FROM sqlite_master AS one, pragma_table_xinfo(one.name) AS part"
+            " WHERE one.type = 'table' AND (part.hidden <> 0"
+            " OR one.sql LIKE 'CREATE VIRTUAL%') LIMIT 1"
+        )
+        computed = {"generated column"} if found.fetchone() else set()
+    if computed:
+        raise JournalError(
+            f"{location.name!r} is not a journal: it has a {min(computed)}",
+            hint="another program has made or changed it: move it away",
+        )
 
 
 def _keep_log(connection: sqlite3.Connection, location: JournalLocation, limits: Limits) -> None:

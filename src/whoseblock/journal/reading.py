@@ -5,8 +5,9 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from hmac import compare_digest
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
+import msgspec
 from msgspec.structs import replace
 from sqlalchemy import ColumnElement, Connection, Row, Select, exists, func, or_, select
 
@@ -55,6 +56,8 @@ __all__ = [
     "starts",
     "unfinished_plans",
 ]
+
+_Record = TypeVar("_Record")
 
 _later: Final = step_events.alias("later")
 #: The last event of each step.
@@ -183,7 +186,7 @@ def overviews(connection: Connection, ids: Sequence[int]) -> list[Overview]:
     kinds: dict[int, dict[str, int]] = defaultdict(dict)
     wanted = [finding for finding, _ in looks.values()]
     for row in connection.execute(_kinds(wanted)):
-        kinds[row.finding][row.kind] = row.number
+        kinds[row.finding][str(row.kind)] = row.number
     paths = _paths(connection, wanted)
     result = []
     for entry in found:
@@ -294,8 +297,14 @@ def histories(connection: Connection, auth: Authenticator, ids: Sequence[int]) -
     ]
 
 
+def _checked(record: type[_Record], /, **values: object) -> _Record:
+    """Make a record; raise `ValueError` for a value of another kind, as SQLite stores any."""
+    return msgspec.convert(values, record)
+
+
 def _report(row: Row[Any]) -> FailureReport:
-    return FailureReport(
+    return _checked(
+        FailureReport,
         id=row.id,
         run=row.run,
         at=row.at,
@@ -314,7 +323,8 @@ def _findings(
     rows = connection.execute(query).all()
     writers = _runs(connection, {row.run for row in rows})
     for row in rows:
-        finding = Finding(
+        finding = _checked(
+            Finding,
             id=row.id,
             run=row.run,
             at=row.at,
@@ -429,7 +439,8 @@ def _is_authentic(
 
 
 def _step(row: Row[Any], events: list[Event]) -> Step:
-    return Step(
+    return _checked(
+        Step,
         id=row.id,
         plan=row.plan,
         number=row.number,
@@ -539,7 +550,8 @@ def _runs(connection: Connection, numbers: Collection[int]) -> dict[int, RunReco
         .where(runs.c.id.in_(numbers))
     )
     return {
-        row.id: RunRecord(
+        row.id: _checked(
+            RunRecord,
             id=row.id,
             host=row.name,
             machine_id=row.machine_id,
@@ -558,7 +570,8 @@ def _runs(connection: Connection, numbers: Collection[int]) -> dict[int, RunReco
 
 
 def _event(row: Row[Any]) -> Event:
-    return Event(
+    return _checked(
+        Event,
         number=row.number,
         state=State(row.state),
         run=row.run,
@@ -578,7 +591,8 @@ def recorded_failures(
         .order_by(failures.c.id)
     )
     return [
-        RecordedFailure(
+        _checked(
+            RecordedFailure,
             id=row.id,
             host=row.host_name,
             machine_id=row.machine_id,

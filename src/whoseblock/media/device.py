@@ -50,7 +50,7 @@ class FileMedia:
 
     @property
     def identity(self) -> FileIdentity:
-        """Which file it is, whatever has its name by now."""
+        """The file that is open, whatever has its name by now."""
         return FileIdentity.of(self._fd)
 
     def reopened(self) -> "FileMedia":

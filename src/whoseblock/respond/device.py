@@ -73,7 +73,7 @@ class Device(Closing):
 
     @property
     def claimed(self) -> FileIdentity | None:
-        """Which file is open exclusively, None if none is."""
+        """The file that is open exclusively, None if none is."""
         return None if self._claimed is None else FileIdentity.of(self._claimed)
 
     def failing(self, ranges: Iterable[ByteRange]) -> list[ByteRange]:
