@@ -29,6 +29,7 @@ from whoseblock.errors import MediaError, WhoseblockError
 from whoseblock.media.base import Media
 from whoseblock.ranges import ByteRange
 from whoseblock.stack.base import Layer, descend
+from whoseblock.stack.formats.partitions import read_partition_table
 from whoseblock.stack.images.assembly import Assembly
 from whoseblock.stack.kernel.dm import cut_dm_segments, decode_dm_table, parse_dm_table
 
@@ -36,6 +37,8 @@ __all__ = ["FORMATS", "Fuzzer", "main", "run_fuzzer"]
 
 _MIB: Final = 1 << 20
 _SECTOR: Final = 512
+#: The size of a disk: as little as an input needs.
+_SHORT: Final = 2 * _MIB
 #: Numbers at which fields overflow.
 _EDGES: Final = (
     0, 1, 2, 7, 8, 63, 64, 127, 128, 255, 4096, 65535, (1 << 31) - 1, 1 << 31, (1 << 32) - 1,
@@ -51,7 +54,7 @@ _MAX_MAPPINGS: Final = 20_000
 class _BytesMedia:
     """A medium in memory."""
 
-    def __init__(self, name: str, data: bytes) -> None:
+    def __init__(self, name: str, data: bytes | bytearray) -> None:
         self.name = name
         self.size = len(data)
         self._data = data
@@ -60,7 +63,7 @@ class _BytesMedia:
         """Return exactly ``length`` bytes from ``offset``, or raise `MediaError`."""
         if offset < 0 or length < 0 or offset + length > self.size:
             raise MediaError([ByteRange(max(offset, 0), max(length, 1))], "past the end")
-        return self._data[offset : offset + length]
+        return bytes(self._data[offset : offset + length])
 
     def close(self) -> None:
         """Close the medium."""
@@ -174,7 +177,7 @@ def _repair_lvm(data: bytearray) -> None:
 
 
 def _lvm(folder: Path, *, text: bool) -> Fuzzer:
-    data = (unpacked("hard-images", folder) / "hard-middlea.img").read_bytes()
+    data = (unpacked("hard-images", folder) / "hard-middlea.img").read_bytes()[:_SHORT]
     offset, size = struct.unpack_from("<QQ", data, 4096 + 40)
     if text:
         return Fuzzer(data, ((4096 + offset, size),), _repair_lvm, _change_text)
@@ -183,7 +186,7 @@ def _lvm(folder: Path, *, text: bool) -> Fuzzer:
 
 def _table(folder: Path, script: str, *regions: tuple[int, int]) -> Fuzzer:
     image = folder / "table.img"
-    image.write_bytes(bytes(8 * _MIB))
+    image.write_bytes(bytes(_SHORT))
     sfdisk = ["/usr/sbin/sfdisk", "--quiet", "--no-reread", str(image)]
     subprocess.run(sfdisk, input=script.encode(), check=True)
     repair = _repair_gpt if "gpt" in script else _repair_nothing
@@ -191,21 +194,25 @@ def _table(folder: Path, script: str, *regions: tuple[int, int]) -> Fuzzer:
 
 
 def _gpt(folder: Path) -> Fuzzer:
-    script = "label: gpt\nstart=2050, size=3001\nstart=6000, size=3333\nstart=9400, size=99\n"
-    return _table(folder, script, (_SECTOR, 92), (1024, 512), (8 * _MIB - _SECTOR, 92), (446, 66))
+    script = "label: gpt\nstart=2050, size=501\nstart=2600, size=333\nstart=3000, size=99\n"
+    return _table(folder, script, (_SECTOR, 92), (1024, 512), (_SHORT - _SECTOR, 92), (446, 66))
 
 
 def _mbr(folder: Path) -> Fuzzer:
     script = (
-        "label: dos\nstart=63, size=1001\nstart=2001, size=9000, type=5\n"
-        "start=2064, size=333\nstart=3077, size=333\nstart=5077, size=444\n"
+        "label: dos\nstart=63, size=1001\nstart=1101, size=2900, type=5\n"
+        "start=1164, size=333\nstart=1777, size=333\nstart=2377, size=444\n"
     )
-    records = tuple((at * _SECTOR + 446, 66) for at in (0, 2001, 2999, 3000, 4001))
-    return _table(folder, script, *records)
+    fuzzer = _table(folder, script)
+    table = read_partition_table(_BytesMedia("disk", fuzzer.data))
+    records = [record.start for record in table.structures] if table else []
+    if len(records) != 4:  # the MBR and three extended boot records
+        raise ValueError(f"{len(records)} boot records")
+    return fuzzer._replace(regions=tuple((at + 446, 66) for at in records))
 
 
 def _md(folder: Path) -> Fuzzer:
-    data = (unpacked("hard-images", folder) / "hard-kicked5a.img").read_bytes()
+    data = (unpacked("hard-images", folder) / "hard-kicked5a.img").read_bytes()[:_SHORT]
     return Fuzzer(data, ((4096, 272),), _repair_md, _change_bytes)
 
 
@@ -274,7 +281,7 @@ def _look_up(layer: Layer, chance: random.Random) -> Counter[str]:
     return found
 
 
-def _try_disk(data: bytes, chance: random.Random) -> Counter[str]:
+def _try_disk(data: bytearray, chance: random.Random) -> Counter[str]:
     media = _BytesMedia("disk", data)
     layer = Layer("disk", media.size, "image", open_media=lambda: media)
     assembly = Assembly(_begins_with_xfs)
@@ -307,7 +314,7 @@ def run_fuzzer(name: str, folder: Path, inputs: int, seed: int) -> Iterator[tupl
             if name.startswith("dm"):
                 found = _try_dm(bytes(data), chance, ioctl=name == "dm-ioctl")
             else:
-                found = _try_disk(bytes(data), chance)
+                found = _try_disk(data, chance)
             result = "+".join(sorted(found))
         except WhoseblockError as error:
             result = type(error).__name__
