@@ -196,3 +196,27 @@ REPORTS = st.one_of(
 @given(st.lists(REPORTS, max_size=5).map(tuple))
 def test_reports_are_read_as_they_were_written(reports: tuple[Report, ...]) -> None:
     assert json.decode(json.encode(reports), type=tuple[Report, ...]) == reports
+
+
+def test_a_long_backlog_is_listed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spool = Spool(tmp_path / "spool")
+    for number in range(20):
+        spool.put([EventsLost(source="s", at=float(number), count=1, what="w")])
+    listings = 0
+    waiting = Spool._waiting
+
+    def counted(self: Spool) -> list[Path]:
+        nonlocal listings
+        listings += 1
+        return waiting(self)
+
+    monkeypatch.setattr(Spool, "_waiting", counted)
+    seen: list[float] = []
+    while (batch := spool.take(3)).files:
+        seen += [report.at for group in batch.groups for report in group]
+        spool.drop(batch.files)
+        if len(seen) == 6:
+            # One that comes meanwhile is taken last.
+            spool.put([EventsLost(source="s", at=99.0, count=1, what="w")])
+    assert seen == [*map(float, range(20)), 99.0]
+    assert listings <= 6

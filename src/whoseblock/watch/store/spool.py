@@ -7,8 +7,10 @@ journal recognizes it.
 
 import errno
 import time
+from collections import deque
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -57,6 +59,8 @@ class Spool:
         for left in path.glob(".*"):
             # A crash kept this file from being renamed.
             left.unlink()
+        #: Files that wait to be taken, the oldest first, as of the last listing.
+        self._listed: deque[Path] = deque()
         #: An upper bound of the waiting bytes: files taken since the count make it less.
         self._bytes = self._count()
         self._last = max([least, *map(_number, self._waiting())])
@@ -122,12 +126,16 @@ class Spool:
         groups: list[tuple[Report, ...]] = []
         files: list[Path] = []
         taken = 0
-        for file in self._waiting():
+        if len(self._listed) < most:
+            # Of thousands of files, those that come later have higher numbers.
+            self._listed = deque(self._waiting())
+        for file in tuple(islice(self._listed, most)):
             if taken >= most:
                 break
             try:
                 group = self._decoder.decode(file.read_bytes())
             except FileNotFoundError:
+                self._forget(file)
                 continue
             except (OSError, msgspec.DecodeError) as error:
                 what = f"cannot read a spool file: {error}"
@@ -141,14 +149,23 @@ class Spool:
     def drop(self, files: Iterable[Path]) -> None:
         """Remove processed files."""
         for file in files:
+            self._forget(file)
             try:
                 file.unlink(missing_ok=True)
             except OSError:
                 # A file that cannot be removed must not be processed again and again.
                 self.set_aside(file)
 
+    def _forget(self, file: Path) -> None:
+        if self._listed and self._listed[0] == file:
+            self._listed.popleft()
+        else:
+            with suppress(ValueError):
+                self._listed.remove(file)
+
     def set_aside(self, file: Path) -> None:
         """Move a file that cannot be processed out of the way."""
+        self._forget(file)
         folder = self._path / ASIDE
         folder.mkdir(0o700, exist_ok=True)
         file.rename(folder / file.name)
