@@ -24,7 +24,6 @@ from whoseblock.fs.mounted.format import (
     Entry,
     Fsmap,
     fsmap_request,
-    open_how,
     read_entries,
     read_fsmap,
 )
@@ -36,7 +35,6 @@ __all__ = [
     "entries",
     "fsmap",
     "needing",
-    "open_beneath",
     "open_handle",
 ]
 
@@ -47,10 +45,9 @@ _FIRST_ROOM, _MORE_ROOM = 64, 2048
 _NEVER_SHARED: Final = FMR_OF_SPECIAL_OWNER | FMR_OF_ATTR_FORK | FMR_OF_EXTENT_MAP
 _DIRECTORY_BYTES: Final = 1 << 16
 _FEW: Final = 16
-#: These have the same number on every architecture but Alpha.
-_SYS_OPEN_TREE, _SYS_OPENAT2 = 428, 437
+#: The same number on every architecture but Alpha.
+_SYS_OPEN_TREE: Final = 428
 _OPEN_TREE_CLONE, _AT_EMPTY_PATH = 0x1, 0x1000
-_RESOLVE_NO_XDEV, _RESOLVE_NO_SYMLINKS, _RESOLVE_BENEATH = 0x01, 0x04, 0x08
 #: Read a directory without changing its access time.
 READ_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOATIME
 
@@ -171,10 +168,3 @@ def clone_mount(directory: int) -> int:
     flags = _OPEN_TREE_CLONE | _AT_EMPTY_PATH | os.O_CLOEXEC
     with needing("CAP_SYS_ADMIN"):
         return _checked(_libc().syscall(_SYS_OPEN_TREE, directory, b"", flags))
-
-
-def open_beneath(directory: int, path: bytes, flags: int) -> int:
-    """Open a relative path, through no symbolic link and into no other mount."""
-    resolve = _RESOLVE_NO_XDEV | _RESOLVE_NO_SYMLINKS | _RESOLVE_BENEATH
-    how = open_how(flags | os.O_CLOEXEC, resolve)
-    return _checked(_libc().syscall(_SYS_OPENAT2, directory, path, how, ctypes.c_size_t(len(how))))

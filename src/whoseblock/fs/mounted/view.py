@@ -17,6 +17,7 @@ from typing import Final
 from whoseblock.closing import Closing
 from whoseblock.errors import BlockError, PrivilegeError, TargetError
 from whoseblock.fs.mounted import kernel
+from whoseblock.fs.mounted.beneath import mount_id, open_beneath
 from whoseblock.media.mounts import SHUT_DOWN, Mount, read_mounts
 
 __all__ = ["OpenRoot", "View", "open_view"]
@@ -96,10 +97,10 @@ def open_far(directory: int, path: bytes, flags: int) -> int:
     try:
         while len(path) > _FAR:
             cut = path.rindex(b"/", 0, _FAR)
-            further = kernel.open_beneath(step, path[:cut], _NAME | os.O_DIRECTORY)
+            further = open_beneath(step, path[:cut], _NAME | os.O_DIRECTORY)
             os.close(step)
             step, path = further, path[cut + 1 :]
-        return kernel.open_beneath(step, path or b".", flags)
+        return open_beneath(step, path or b".", flags)
     finally:
         os.close(step)
 
@@ -147,14 +148,8 @@ def _take_visible(view: View, mounts: Sequence[Mount]) -> None:
     for mount in mounts:
         with contextlib.suppress(OSError):
             fd = view.own(os.open(mount.point, _NAME | os.O_NOFOLLOW))
-            if _mount_id(f"/proc/self/fdinfo/{fd}") == mount.id:
+            if mount_id(fd) == mount.id:
                 view.mounts.append((mount, fd))
-
-
-def _mount_id(fdinfo: str) -> int:
-    """Return the mount of a descriptor, without touching it (proc_pid_fdinfo(5))."""
-    with open(fdinfo, "rb") as lines:  # noqa: PTH123 - a name of ours
-        return next(int(line.split()[1]) for line in lines if line.startswith(b"mnt_id:"))
 
 
 def _open_at(view: View, place: str, open_root: OpenRoot | None) -> None:

@@ -6,6 +6,7 @@ import select
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from whoseblock.fs.mounted.beneath import mount_id
 from whoseblock.media.mounts import Mount, devices_of, read_mounts
 
 __all__ = ["MountTable", "MountedFilesystem", "parse_filesystems"]
@@ -56,14 +57,7 @@ class MountedFilesystem(NamedTuple):
         if os.fstat(place).st_dev == self.device:
             return True
         # A filesystem with subvolumes gives its files other numbers than its mounts.
-        return os.major(self.device) == 0 and _mount_id(place) in self.mounts
-
-
-def _mount_id(place: int) -> int | None:
-    """Return the id of the mount that a descriptor is on (proc_pid_fdinfo(5))."""
-    text = Path(f"/proc/self/fdinfo/{place}").read_text("ascii")
-    fields = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
-    return int(fields["mnt_id"]) if "mnt_id" in fields else None
+        return os.major(self.device) == 0 and mount_id(place) in self.mounts
 
 
 def _block_device(mount: Mount) -> int | None:
