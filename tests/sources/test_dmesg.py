@@ -10,7 +10,7 @@ from tests.support.tools import CHECKOUT
 from whoseblock.errors import MalformedError
 from whoseblock.ranges import PHYSICAL_MEMORY
 from whoseblock.sources.base import Reading
-from whoseblock.sources.dmesg import read_dmesg, read_message
+from whoseblock.sources.dmesg import read_dmesg, read_message, read_signal_page
 
 FIXTURES = CHECKOUT / "tests" / "fixtures" / "sources"
 Place = tuple[str, int, int]
@@ -182,8 +182,32 @@ def test_repeated_messages_are_one_failure_of_the_first_line() -> None:
         "Memory failure: 0x3: already hardware poisoned",
     ]
     assert [one.origin for one in read_dmesg(log, "log")] == [
-        f"log, line {number}" for number in (1, 2, 4, 6)
+        f"log, line {number}" for number in (2, 3, 4, 6)
     ]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "Sending SIGBUS to recovery action for x: y:1 due to hardware memory corruption",
+        "Killing a.out:1 due to hardware memory corruption",
+        "forcibly killing a:1 because of failure to unmap corrupted page",
+        "Cannot send advisory machine check signal to a:1",
+    ],
+)
+def test_a_signal_names_no_page(words: str) -> None:
+    # Of a huge page with DAX the kernel prints the first, and then the one that failed.
+    log = [
+        f"Memory failure: 0x100e00: {words}\n",
+        "Memory failure: 0x100e0d: recovery action for dax page: Recovered\n",
+    ]
+    reading = Reading("log")
+    assert [one.start for one in read_dmesg(log, "log", reading=reading)] == [0x100E0D000]
+    assert not reading.unplaced
+    assert read_signal_page(log[0]) == 0x100E00
+    assert read_signal_page(log[1]) is None
+    assert list(read_dmesg(log[:1], "log", reading=reading)) == []
+    assert reading.unplaced
 
 
 def test_a_page_has_the_page_size_given() -> None:

@@ -21,7 +21,7 @@ from whoseblock.sources.log_readers import REQUEST_REMARK
 from whoseblock.sources.log_records import Message, find_record_reader
 from whoseblock.sources.log_sequences import LogSequences
 
-__all__ = ["REQUEST_REMARK", "read_dmesg", "read_message"]
+__all__ = ["REQUEST_REMARK", "read_dmesg", "read_message", "read_signal_page"]
 
 #: Limit on the places that are remembered, to yield each once.
 _MAX_SEEN: Final = 1 << 18
@@ -207,3 +207,13 @@ def read_message(text: str, name: str, number: int = 1, page_size: int = 4096) -
         return None
     origin = f"{name}, line {number}"
     return Failure(found.start, found.length, found.device, origin, found.remark)
+
+
+def read_signal_page(text: str) -> int | None:
+    """Return the page frame number in a message about a signal, None if it is no such message.
+
+    The page that failed is this one, or a later one of the huge page that begins with it.
+    """
+    pattern = find_pattern(text)
+    match = pattern.whole.match(text) if pattern else None
+    return int(match[1], 16) if match and match.groupdict().get("signal") else None

@@ -35,8 +35,12 @@ PATTERNS: Final = (
     Pattern(
         "memory failure",
         r"Memory failure: 0x",
-        _compile(r"Memory failure: 0x([0-9a-f]{1,16}):"),
-        read.read_pfn,
+        # kill_procs() prints which processes were killed.
+        _compile(
+            r"Memory failure: 0x([0-9a-f]{1,16}):(?P<signal> (?:Sending SIGBUS to|Killing|forcibly"
+            r" killing|Cannot send advisory machine check signal to) )?"
+        ),
+        read.read_failed_page,
         "pages",
         "mm/memory-failure.c",
         "since 4.6",

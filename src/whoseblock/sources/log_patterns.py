@@ -28,7 +28,7 @@ class Located(NamedTuple):
 class Unplaced(NamedTuple):
     """An error whose place is unknown; ``reason`` completes "at an unknown place, …".
 
-    ``is_repeated`` is whether the block layer logs the same error with a usable place.
+    ``is_repeated`` is whether another message reports the same error with a usable place.
     """
 
     device: str

@@ -75,6 +75,7 @@ IN_FILE: Final = "which is in a file and not on a device"
 _IN_LOG: Final = "which is in the log of XFS, on a device that may be another"
 NO_BLOCK_SIZE: Final = "because the size of its logical blocks is unknown"
 _NO_ADDRESS: Final = "without an address"
+_ONLY_SIGNAL: Final = "because only the message about the recovery action names the page"
 
 #: The part of a stripe that raid5.c reads at once: a page in most kernels.
 _STRIPE: Final = 4096
@@ -94,6 +95,17 @@ def _page(address: int, units: Units, length: int = 0) -> Found:
 def read_pfn(match: re.Match[str], units: Units) -> Found:
     """Interpret a page frame number."""
     return locate(PHYSICAL_MEMORY, int(match[1], 16) * units.page, units.page)
+
+
+def read_failed_page(match: re.Match[str], units: Units) -> Found:
+    """Interpret a page frame number of a memory failure, or of a signal that it caused.
+
+    A signal names no place: with DAX its number is that of the first page of a huge one, since
+    mf_dax_kill_procs() passes on the page of the entry. The recovery action names the page.
+    """
+    if match["signal"]:
+        return Unplaced(PHYSICAL_MEMORY, _ONLY_SIGNAL, is_repeated=True)
+    return read_pfn(match, units)
 
 
 def read_address(match: re.Match[str], units: Units) -> Found:

@@ -100,6 +100,25 @@ def test_messages_of_failures(monkeypatch: pytest.MonkeyPatch) -> None:
         assert log.source.sequence == 4
 
 
+def test_messages_about_signals_are_attached_to_the_failed_page(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    killed = "Sending SIGBUS to x:9 due to hardware memory corruption"
+    with closing(Log(monkeypatch)) as log:
+        # Of a huge page with DAX these have the number of the first page.
+        log.send(1, f"Memory failure: 0x100e00: {killed}")
+        log.send(2, "Memory failure: 0x100e0d: recovery action for dax page: Recovered")
+        log.send(3, f"Memory failure: 0x900000: {killed}")
+        log.send(4, "Memory failure: 0x100e0e: recovery action for dax page: Recovered")
+        reports = log.read()
+    assert words(reports) == [
+        ("physical-memory", 0x100E0D * 4096, 4096, "boot:2"),
+        ("physical-memory", 0x100E0E * 4096, 4096, "boot:4"),
+    ]
+    signals = [one.detail.get("signals") for one in reports]
+    assert signals == [[f"Memory failure: 0x100e00: {killed}"], None]
+
+
 def test_log_text_that_a_user_controls_is_no_failure(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

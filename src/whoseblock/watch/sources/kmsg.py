@@ -10,7 +10,7 @@ from typing import Final, Self
 
 from whoseblock.errors import MalformedError
 from whoseblock.ranges import PHYSICAL_MEMORY
-from whoseblock.sources.dmesg import read_message
+from whoseblock.sources.dmesg import read_message, read_signal_page
 from whoseblock.watch.clock import Clock
 from whoseblock.watch.formats.kmsg import KmsgRecord, count_suppressed, is_from_kernel, read_kmsg
 from whoseblock.watch.store.reports import EventsLost, FailedRange, Report
@@ -20,6 +20,9 @@ __all__ = ["KmsgSource"]
 
 #: The longest record (CONSOLE_EXT_LOG_MAX and PRINTK_MESSAGE_MAX in the kernel).
 _RECORD: Final = 8192
+#: The messages about signals that are kept for the next memory failure, and the pages of 1 GiB.
+_MOST_SIGNALS: Final = 16
+_HUGE_PAGES: Final = 1 << 18
 #: The number of records read before other sources get their turn.
 _MOST: Final = 1024
 
@@ -58,6 +61,8 @@ class KmsgSource:
         #: The number of messages that were not read, and that the tracepoints have.
         self._known = 0
         self._overwritten = False
+        #: Messages about signals, which the kernel logs before the failure that caused them.
+        self._signals: list[tuple[int, str]] = []
         self._is_file = stat.S_ISREG(os.fstat(descriptor).st_mode)
         #: Whether the log was read to its end, so that the next message is of this moment.
         self._waited = False
@@ -166,16 +171,28 @@ class KmsgSource:
             what = "the kernel rate-limited its messages about failed requests"
             yield EventsLost(source=self.name, at=at, key=key, count=count, what=what)
             return
+        if (page := read_signal_page(record.text)) is not None:
+            self._signals = [*self._signals[1 - _MOST_SIGNALS :], (page, record.text)]
+            return
         try:
             failure = read_message(record.text, "kmsg", page_size=self._page_size)
         except MalformedError as error:
             what = f"cannot parse a message: {error}"
-            detail = {"message": record.text}
-            yield EventsLost(source=self.name, at=at, key=key, count=1, what=what, detail=detail)
+            yield EventsLost(
+                source=self.name,
+                at=at,
+                key=key,
+                count=1,
+                what=what,
+                detail={"message": record.text},
+            )
             return
         if failure is not None:
+            detail: dict[str, object] = {"message": record.text}
             if failure.device != PHYSICAL_MEMORY:
                 self._failed_at = at
+            elif signals := self._take_signals(failure.start // self._page_size):
+                detail["signals"] = signals
             yield FailedRange(
                 source=self.name,
                 at=at,
@@ -184,8 +201,16 @@ class KmsgSource:
                 start=failure.start,
                 length=failure.length,
                 origin=origin,
-                detail={"message": record.text},
+                detail=detail,
             )
+
+    def _take_signals(self, page: int) -> list[str]:
+        """Return the kept messages about signals that a failed page explains, and drop the others.
+
+        The kernel deals with one page after the other.
+        """
+        kept, self._signals = self._signals, []
+        return [text for first, text in kept if first <= page < first + _HUGE_PAGES]
 
     def sweep(self) -> Iterator[Report]:
         """Yield what a file has that was not read; a log cannot be read again."""
