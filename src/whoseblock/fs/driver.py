@@ -332,6 +332,13 @@ class MountedVolume(Volume, Protocol):
         """
         raise UnsupportedError(f"files of {self.name} cannot be opened by their inode number")
 
+    def data_companion(self, fd: int) -> str:
+        """Return the role of the companion that has the data of an open file, "" for no other.
+
+        Raises OSError.
+        """
+        return ""
+
     def still_maps(self, fd: int, file_offset: int, run: "ByteRange") -> bool:
         """Return whether an open file still has all of ``run`` as written data at an offset.
 

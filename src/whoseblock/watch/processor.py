@@ -339,7 +339,7 @@ class Processor(Closing):
             found, why = [], str(error)
         else:
             why = "the file has no blocks there"
-        for number, (start, length) in enumerate(found):
+        for number, (device, start, length) in enumerate(found):
             detail = {
                 **({"subvolume": report.subvolume} if report.subvolume else {}),
                 "inode": report.inode,
@@ -351,7 +351,7 @@ class Processor(Closing):
                 source=report.source,
                 at=report.at,
                 key=f"{report.key}:{number}",
-                device=report.device,
+                device=device,
                 start=start,
                 length=length,
                 origin=report.origin,

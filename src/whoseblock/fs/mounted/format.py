@@ -76,7 +76,7 @@ def read_fsmap(answer: bytearray) -> tuple[int, list[Fsmap]]:
 
 
 #: Of `InodeFacts.xflags` (linux/fs.h).
-FS_XFLAG_IMMUTABLE, FS_XFLAG_APPEND = 0x8, 0x10
+FS_XFLAG_REALTIME, FS_XFLAG_IMMUTABLE, FS_XFLAG_APPEND = 0x1, 0x8, 0x10
 
 
 class InodeFacts(NamedTuple):

@@ -15,15 +15,17 @@ from typing import Any, Final, NamedTuple
 from msgspec import Struct, field
 
 from whoseblock.closing import Closing
-from whoseblock.errors import UnsupportedError, WhoseblockError
+from whoseblock.errors import TargetError, UnsupportedError, WhoseblockError
 from whoseblock.fs.base import Answer, FileId, Unknown
 from whoseblock.fs.driver import MountedVolume
 from whoseblock.fs.mounted.fiemap import extents_of
+from whoseblock.fs.registry import companion_mount_options
 from whoseblock.lookup import Lookup, Query, QueryOptions
 from whoseblock.media.device import SECTOR
 from whoseblock.media.direct import DirectMedia
 from whoseblock.process_stat import read_start_time
 from whoseblock.ranges import ByteRange
+from whoseblock.stack.mounted import companion_devices
 from whoseblock.target import Target, TargetOptions
 from whoseblock.watch.attribution.locations import (
     FailureLocation,
@@ -106,12 +108,13 @@ class DeviceProbe(Closing):
         places: list[FailureLocation] = self._query(device, "locate", device, start, length)
         return places
 
-    def find_extents(self, report: FailedFileRange) -> list[tuple[int, int]]:
-        """Return the (start, length) ranges that part of a file has on its filesystem's device.
+    def find_extents(self, report: FailedFileRange) -> list[tuple[str, int, int]]:
+        """Return the (device, start, length) ranges that part of a file has.
 
-        Raises `OSError` with the reason if they are unknown, FileNotFoundError if the file is gone.
+        The device is that of the report, or another of the same filesystem. Raises `OSError` with
+        the reason if they are unknown, FileNotFoundError if the file is gone.
         """
-        found: list[tuple[int, int]] | str | None
+        found: list[tuple[str, int, int]] | str | None
         found = self._query(report.device, "find_extents", report)
         if found is None:
             raise FileNotFoundError("the file is gone")
@@ -260,7 +263,7 @@ class _DeviceSession:
         except (WhoseblockError, OSError) as error:
             return [FailureLocation(device, "", start, length, None, str(error))]
 
-    def find_extents(self, report: FailedFileRange) -> list[tuple[int, int]] | str | None:
+    def find_extents(self, report: FailedFileRange) -> list[tuple[str, int, int]] | str | None:
         try:
             return _find_extents(report, self._target, self._finder)
         except (WhoseblockError, OSError) as error:
@@ -329,8 +332,8 @@ def _block_size(place: FailureLocation, finder: Lookup, target: Target) -> int:
 
 def _find_extents(
     report: FailedFileRange, target: Target, finder: Lookup
-) -> list[tuple[int, int]] | None:
-    """Return the (start, length) ranges of the device that part of a file has.
+) -> list[tuple[str, int, int]] | None:
+    """Return the (device, start, length) ranges that part of a file has.
 
     The file is opened by its handle: it may have no path, or none that is visible here.  None if
     it is gone.
@@ -345,12 +348,23 @@ def _find_extents(
         return None
     found = []
     try:
+        device = report.device
+        if role := filesystem.data_companion(descriptor):
+            device = _find_companion(target, device, role)
         end = report.start + report.length
         for extent in extents_of(descriptor, report.start, report.length):
             low = max(report.start, extent.logical)
             high = min(end, extent.logical + extent.length)
             if low < high and extent.has_place:
-                found.append((extent.physical + low - extent.logical, high - low))
+                found.append((device, extent.physical + low - extent.logical, high - low))
     finally:
         os.close(descriptor)
     return found
+
+
+def _find_companion(target: Target, device: str, role: str) -> str:
+    """Return the device that has a role for the mounted filesystem on ``device``."""
+    for one in companion_devices(target.host, companion_mount_options()):
+        if (one.data, one.role) == (device, role):
+            return target.host.find_device_by_layer(one.device)
+    raise TargetError(f"the {role} device of the filesystem on {device} is unknown")

@@ -1,5 +1,7 @@
 """A mounted XFS: owners, names and what repairs need, from the kernel."""
 
+import errno
+import os
 from functools import cached_property
 from uuid import UUID
 
@@ -7,6 +9,7 @@ from msgspec import UNSET, UnsetType
 
 from whoseblock.fs.base import FileId, Owner
 from whoseblock.fs.driver import Capability, ExchangeSample, ReverseMap
+from whoseblock.fs.mounted.format import FS_XFLAG_REALTIME
 from whoseblock.fs.mounted.recovery import unrecovered_by, unrecovered_note
 from whoseblock.fs.mounted.view import OpenRoot, View
 from whoseblock.fs.mounted.volume import FsmapVolume, no_answers
@@ -111,6 +114,16 @@ class MountedXfs(FsmapVolume):
         """Open a file by its handle; raises OSError, FileNotFoundError if it is gone."""
         fsid = self._inodes.fsid
         return kernel.open_invisibly(self.view.fd, fsid, file.inode, generation, flags)
+
+    def data_companion(self, fd: int) -> str:
+        """Return the role of the companion that has the data of an open file, "" for no other."""
+        # An internal realtime section is on the device itself, and extents are placed there.
+        if not any(option.startswith("rtdev=") for option in self.view.options):
+            return ""
+        facts = self._inodes.facts(os.fstat(fd).st_ino)
+        if facts is None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+        return "realtime" if facts.xflags & FS_XFLAG_REALTIME else ""
 
     def sample_file(self, fd: int) -> ExchangeSample | None:
         """Sample the state of an open file for `exchange_range`; None if that is unsupported."""
