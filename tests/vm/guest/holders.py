@@ -49,9 +49,12 @@ class Users(NamedTuple):
         assert not {*self.others} & {one["pid"] for one in (*users[first], *users[second])}
 
 
-def maps(undo: Undo, path: Path, offset: int, *, touched: bool = True) -> int:
-    """Start a process that has a page of a file mapped, and the file not open; give its number."""
-    return _start(undo, path, offset, touched=touched)
+def maps(undo: Undo, path: Path, offset: int, *, touched: bool = True, mapped: int = PAGE) -> int:
+    """Start a process that has a page of a file mapped, and the file not open; give its number.
+
+    It has ``mapped`` bytes around the page mapped, a multiple of which they begin at.
+    """
+    return _start(undo, path, offset, touched=touched, mapped=mapped)
 
 
 def holds_open(undo: Undo, path: Path) -> int:
@@ -59,7 +62,7 @@ def holds_open(undo: Undo, path: Path) -> int:
     return _start(undo, path, None, touched=False)
 
 
-def _start(undo: Undo, path: Path, offset: int | None, *, touched: bool) -> int:
+def _start(undo: Undo, path: Path, offset: int | None, *, touched: bool, mapped: int = PAGE) -> int:
     ready, tell = os.pipe()
     child = os.fork()
     if child == 0:
@@ -67,12 +70,12 @@ def _start(undo: Undo, path: Path, offset: int | None, *, touched: bool) -> int:
             os.close(ready)
             descriptor = os.open(path, os.O_RDWR)
             if offset is not None:
-                mapping = mmap.mmap(descriptor, PAGE, offset=offset)
+                mapping = mmap.mmap(descriptor, mapped, offset=offset - offset % mapped)
                 # Python keeps a descriptor of its own for the size of the mapping.
                 os.closerange(descriptor, tell)
                 os.closerange(tell + 1, 64)
                 if touched:
-                    mapping[0]
+                    mapping[offset % mapped]
             os.write(tell, b"!")
             while True:
                 signal.pause()

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from tests.vm.guest.machine import Undo, make_xfs, mount, run, wait_for
 
 __all__ = [
+    "HUGE_PAGE",
     "PAGE",
     "Namespace",
     "Namespaces",
@@ -21,6 +22,8 @@ __all__ = [
 ]
 
 PAGE = 4096
+#: What one entry of a page table may map at once.
+HUGE_PAGE = 2 << 20
 _MADV_HWPOISON = 100
 _BUS = Path("/sys/bus/nd/devices")
 
@@ -106,24 +109,27 @@ def poison_pfn(pfn: int) -> None:
         os.close(inject)
 
 
-def poison_mapped(path: Path, offset: int) -> int:
-    """Start a process that reads a poisoned page of a mapped file; return its wait status."""
+def poison_mapped(path: Path, offset: int, *, mapped: int = PAGE) -> int:
+    """Start a process that reads a poisoned page of a mapped file; return its wait status.
+
+    It has ``mapped`` bytes around the page mapped, a multiple of which they begin at.
+    """
     child = os.fork()
     if child == 0:
         try:
             signal.alarm(60)
-            _meet_poison(path, offset)
+            _meet_poison(path, offset, mapped)
         finally:
             os._exit(0)
     return os.waitpid(child, 0)[1]
 
 
-def _meet_poison(path: Path, offset: int) -> None:
+def _meet_poison(path: Path, offset: int, mapped: int) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
     with path.open("r+b") as file:
-        mapping = mmap.mmap(file.fileno(), PAGE, offset=offset)
-    page = ctypes.addressof(ctypes.c_char.from_buffer(mapping))
-    mapping[0]  # it must have been touched
+        mapping = mmap.mmap(file.fileno(), mapped, offset=offset - offset % mapped)
+    page = ctypes.addressof(ctypes.c_char.from_buffer(mapping)) + offset % mapped
+    mapping[offset % mapped]  # it must have been touched
     if libc.madvise(page, PAGE, _MADV_HWPOISON) != 0:
         os._exit(ctypes.get_errno())

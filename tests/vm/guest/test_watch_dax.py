@@ -7,6 +7,7 @@ from signal import SIGUSR1
 
 import pytest
 from tests.vm.guest.asking import (
+    blocks_of,
     files_at,
     largest_free,
     metadata_of,
@@ -17,8 +18,16 @@ from tests.vm.guest.asking import (
 from tests.vm.guest.files import make_file, make_reserved, make_shared
 from tests.vm.guest.holders import Users, holds_open, maps
 from tests.vm.guest.layers import LINEAR_AT, in_partition, on_ext4, over_linear
-from tests.vm.guest.machine import KernelLog, Undo, wait_for
-from tests.vm.guest.pmem import PAGE, Namespaces, make_dax, mount_afresh, poison_mapped, poison_pfn
+from tests.vm.guest.machine import KernelLog, Undo, run, wait_for
+from tests.vm.guest.pmem import (
+    HUGE_PAGE,
+    PAGE,
+    Namespaces,
+    make_dax,
+    mount_afresh,
+    poison_mapped,
+    poison_pfn,
+)
 from tests.vm.guest.watching import LOG_AND_TRACE, Watch, answer_of, detail_of
 
 from whoseblock.journal.records import FINAL, Step
@@ -229,8 +238,10 @@ def test_ext4_is_reported_as_far_as_known(namespaces: Namespaces, undo: Undo) ->
     assert answer_of(somebodys)["notes"]
 
 
-def test_a_policy_tells_who_uses_it(namespaces: Namespaces, undo: Undo) -> None:
-    _, folder = make_dax(namespaces, undo)
+def test_a_policy_tells_who_uses_it(
+    namespaces: Namespaces, undo: Undo, kernel_log: KernelLog
+) -> None:
+    namespace, folder = make_dax(namespaces, undo)
     shared = make_shared(folder)
     at = 5 * PAGE
     mapper, opener = maps(undo, shared.second, at), holds_open(undo, shared.first)
@@ -256,7 +267,7 @@ def test_a_policy_tells_who_uses_it(namespaces: Namespaces, undo: Undo) -> None:
 
     poison_mapped(shared.first, at)
 
-    steps = wait_for(lambda: finished_steps(watch), 120)
+    steps = wait_for(lambda: finished_steps(watch, 1), 300)
     assert {step.kind: step.state for step in steps} == {"exec": "verified", "signal": "verified"}
     answer = json.loads(told.read_text())
     for path in shared.names[shared.second.stat().st_ino]:
@@ -265,9 +276,30 @@ def test_a_policy_tells_who_uses_it(namespaces: Namespaces, undo: Undo) -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(mapper, 0)[1]) == -SIGUSR1
     os.kill(opener, 0)
 
+    # The kernel names the first page of a huge one when it kills, and then the one that failed.
+    file = shared.first.with_name("huge")
+    file.write_bytes(os.urandom(HUGE_PAGE))
+    run(["sync", "-f", folder])
+    (block,) = blocks_of(folder, file.stat().st_ino)
+    mapper = maps(undo, file, at, mapped=HUGE_PAGE)
+    bystander = maps(undo, file, 0)
 
-def finished_steps(watch: Watch) -> list[Step]:
-    """Return the steps of all plans once there are some, and all are finished."""
+    poison_mapped(file, at, mapped=HUGE_PAGE)
+
+    wait_for(lambda: finished_steps(watch, 2), 300)
+    assert os.waitstatus_to_exitcode(os.waitpid(mapper, 0)[1]) == -SIGUSR1
+    assert [os.waitpid(pid, os.WNOHANG) for pid in (opener, bystander)] == [(0, 0)] * 2
+    entries = watch.wait_for(2, LOG_AND_TRACE)
+    assert [entry.failure.start for entry in entries] == [shared.start + at, block.start + at]
+    head = f"Memory failure: {namespace.pfn(block.start):#x}: Sending SIGBUS"
+    assert head in kernel_log.text
+    (signal,) = detail_of(entries[1], "kmsg")["signals"]
+    assert signal.startswith(head)
+
+
+def finished_steps(watch: Watch, count: int) -> list[Step]:
+    """Return the steps of so many plans once all are finished."""
     plans = [plan for entry in watch.entries() for plan in entry.plans]
     steps = [step for plan in plans for step in plan.steps]
-    return steps if all(step.state in FINAL for step in steps) else []
+    done = len(plans) >= count and all(step.state in FINAL for step in steps)
+    return steps if done else []

@@ -1,10 +1,13 @@
 """The daemon while an ordinary disk fails, below volumes."""
 
+import os
+import re
+
 import pytest
 from tests.vm.guest.asking import files_at, owners_at, way
 from tests.vm.guest.disk import Disk, read_direct
 from tests.vm.guest.files import make_shared
-from tests.vm.guest.machine import KernelLog, Undo, wait_for
+from tests.vm.guest.machine import KernelLog, Undo, run, wait_for, xfsprogs
 from tests.vm.guest.pmem import PAGE
 from tests.vm.guest.volumes import (
     OVER_ERRORS,
@@ -12,12 +15,14 @@ from tests.vm.guest.volumes import (
     break_under,
     over_errors,
     over_partition,
+    with_realtime,
 )
 from tests.vm.guest.watching import Watch, answer_of
 
 from whoseblock.journal import History
 from whoseblock.ranges import ByteRange, merge
 
+MIB = 1 << 20
 #: Who tells of a request that failed.
 REQUESTS = {"kmsg", "tracepoint"}
 
@@ -70,3 +75,31 @@ def test_the_error_target_under_lvm(disk: Disk, undo: Undo, kernel_log: KernelLo
     assert answer["complete"], answer["notes"]
     assert files_at(answer) == shared.names == owners_at(folder, at)
     assert way(answer)["vg-lv"] == at
+
+
+def test_a_file_on_the_realtime_device(disk: Disk, undo: Undo) -> None:
+    folder = with_realtime(disk, undo)
+    file = folder / "file"
+    file.write_bytes(os.urandom(4 * MIB))
+    run(["sync", "-f", folder])
+    # Of the realtime device, in sectors.
+    mapped = run([xfsprogs("xfs_io"), "-c", "bmap", file]).decode()
+    extent = re.search(r"0: \[0\.\.[0-9]+\]: ([0-9]+)\.\.", mapped)
+    assert extent is not None, mapped
+    at = int(extent[1]) * 512 + 5 * PAGE
+    begin = int(run(["cat", f"/sys/class/block/{disk.name}2/start"])) * 512
+    disk.fail(begin + at)
+    watch = Watch(undo)
+    watch.start()
+
+    with pytest.raises(RuntimeError, match="No data available"):
+        read_direct(file, 5 * PAGE)
+
+    wait_for(lambda: told_by(watch.entries()) >= {*REQUESTS, "xfs-health"}, 300)
+    entries = watch.wait_for(2)
+    assert {entry.failure.device for entry in entries} == {f"{disk.name}2"}
+    assert list(merge(entry.failure.range for entry in entries)) == [ByteRange(at, PAGE)]
+    for entry in entries:
+        answer = answer_of(entry)
+        assert [row["kind"] for row in answer["owners"]] == ["unknown"]
+        assert not answer["complete"]

@@ -6,7 +6,14 @@ from typing import Final
 from tests.vm.guest.disk import Disk
 from tests.vm.guest.machine import Undo, make_xfs, mount, run
 
-__all__ = ["OVER_ERRORS", "OVER_PARTITION", "break_under", "over_errors", "over_partition"]
+__all__ = [
+    "OVER_ERRORS",
+    "OVER_PARTITION",
+    "break_under",
+    "over_errors",
+    "over_partition",
+    "with_realtime",
+]
 
 _MIB = 1 << 20
 _EXTENT = 4 * _MIB
@@ -45,6 +52,16 @@ def over_errors(disk: Disk, undo: Undo) -> Path:
     run(["lvcreate", "-y", "-Wn", "-l", "90", "-n", "lv", "vg"])
     make_xfs(_VOLUME)
     return mount(undo, _VOLUME)
+
+
+def with_realtime(disk: Disk, undo: Undo) -> Path:
+    """Make a filesystem on the first partition whose files are on the second."""
+    table = b"label: gpt\nstart=2048,size=634880\nstart=636928\n"
+    run(["sfdisk", "-q", "--wipe", "always", disk.device], table)
+    data, realtime = disk.partition(1), disk.partition(2)
+    realtime_options = ["-d", "rtinherit=1", "-r", f"rtdev={realtime},rgsize=32m"]
+    make_xfs(data, "-m", "metadir=1", *realtime_options)
+    return mount(undo, data, f"rtdev={realtime}")
 
 
 def break_under(disk: Disk, offset: int) -> None:
