@@ -242,6 +242,7 @@ PACKAGES: dict[str, dict[str, set[str]]] = {
         "attribution": {"store", "log", "children"},
         "policy": {"attribution", "store", "statistics", "log", "clock"},
         "status": {"store", "statistics"},
+        "unit": {"store"},
         "processor": {"policy", "attribution", "store", "statistics", "log"},
         "worker": {"processor", "store", "statistics", "log", "children"},
         "daemon": {
@@ -299,8 +300,7 @@ OTHER_SOURCES = {"support": TESTS / "support", "tools": TOP / "tools"}
 WITHOUT_MODULE = {
     "test_docs.py": "the README, docs/ and the other documents",
     "test_structure.py": "the rules of the house",
-    "watch/test_share.py": "share/, which the wheel installs",
-    "watch/test_unit.py": "the systemd unit in share/",
+    "watch/test_share.py": "the example of a policy in share/",
     "watch/test_soak.py": "the daemon as a process, for a long time",
 }
 

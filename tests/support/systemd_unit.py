@@ -6,7 +6,7 @@ from tests.support.tools import CHECKOUT
 
 __all__ = ["UNIT", "as_the_unit", "capabilities"]
 
-UNIT = CHECKOUT / "share/whoseblock-watch.service"
+UNIT = CHECKOUT / "src/whoseblock/watch/whoseblock-watch.service"
 
 
 def capabilities() -> list[str]:
@@ -16,7 +16,10 @@ def capabilities() -> list[str]:
 
 
 def as_the_unit(without: str = "") -> list[str]:
-    """Return a command that leaves the next one only the capabilities that systemd would."""
+    """Return a command that leaves the next one only the capabilities that systemd would.
+
+    What else the unit forbids is tested under systemd, in tests/vm/guest/test_unit.py.
+    """
     kept = (name for name in capabilities() if name != without)
     names = [f"+{name.removeprefix('CAP_').lower()}" for name in kept]
     return ["setpriv", "--bounding-set", ",".join(["-all", *names])]

@@ -52,7 +52,7 @@ _PACKAGES = {
         "ndctl": "ndctl",
         "ntfs-3g": "mkntfs ntfsclone",
         "qemu-utils": "qemu-img",
-        "systemd": "systemd-analyze",
+        "systemd": "journalctl systemctl systemd-analyze",
         "util-linux": "blkid dmesg mkswap partx setpriv unshare",
         "xfsprogs": "mkfs.xfs xfs_copy xfs_db xfs_io xfs_logprint xfs_mdrestore xfs_metadump"
         " xfs_repair",

@@ -1,27 +1,13 @@
-"""The files installed with the daemon: its systemd unit, and the example of a policy."""
+"""The example of a policy, and that of the guide."""
 
 import re
-import subprocess
-from pathlib import Path
 
 import pytest
-from tests.support.tools import CHECKOUT, program
+from tests.support.tools import CHECKOUT
 
 from whoseblock.watch.policy.rules import parse_policy, read_policy
 
 SHARE = CHECKOUT / "share"
-
-
-def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
-    analyze = program("systemd-analyze")
-    unit = tmp_path / "whoseblock-watch.service"
-    text = (SHARE / "whoseblock-watch.service").read_text("utf-8")
-    text = re.sub(r"^ExecStart=\S+", "ExecStart=/bin/true", text, flags=re.MULTILINE)
-    # Whether a man page is installed is no matter of the unit.
-    unit.write_text(re.sub(r"^Documentation=.*\n", "", text, flags=re.MULTILINE))
-    done = subprocess.run([analyze, "verify", unit], capture_output=True, check=False, text=True)
-    complaints = [line for line in done.stderr.splitlines() if unit.name in line]
-    assert (done.returncode, complaints) == (0, []), done.stderr
 
 
 def test_the_example_does_nothing_until_it_is_asked_to() -> None:

@@ -16,7 +16,7 @@ __all__ = ["check_sdist", "check_wheel"]
 #: What the wheel installs besides the package: by its path there, the file of the project.
 _SHARED = {
     "share/man/man1/whoseblock.1": "docs/man/whoseblock.1",
-    "share/whoseblock/whoseblock-watch.service": "share/whoseblock-watch.service",
+    "share/whoseblock/whoseblock-watch.service": "src/whoseblock/watch/whoseblock-watch.service",
     "share/whoseblock/policy.toml": "share/policy.toml",
 }
 #: Files that are of use only in a checkout.

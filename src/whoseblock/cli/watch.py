@@ -1,7 +1,9 @@
 """``whoseblock watch``: the daemon, or one sweep of the kernel's log and lists."""
 
+import os
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -14,6 +16,7 @@ from whoseblock.extras import check_extra
 
 __all__ = ["watch"]
 
+_INTERVAL_S: Final = 60
 _ADDRESS: Final = re.compile(r"(?:(?:\[([^\[\]]+)\]|([^:\[\]]*)):)?([0-9]{1,5})", re.ASCII)
 
 
@@ -36,6 +39,7 @@ Signals:
 Examples:
   whoseblock watch                            journal and log every failure
   whoseblock watch --policy /etc/whoseblock/policy.toml --metrics-port 9719
+  whoseblock watch --policy /etc/whoseblock/policy.toml --install-unit
   whoseblock watch --once || mail -s "bad blocks" root < /dev/null""",
 )
 @click.option(
@@ -60,7 +64,7 @@ Examples:
 @click.option(
     "--interval",
     type=click.FloatRange(0.1, 86400),
-    default=60,
+    default=_INTERVAL_S,
     show_default=True,
     metavar="SECONDS",
     help="Polling interval for lists of bad blocks without change notification.",
@@ -85,6 +89,15 @@ Examples:
     " without root, a folder in the user's state folder]",
 )
 @click.option(
+    "--install-unit",
+    is_flag=False,
+    flag_value="",
+    type=click.Path(dir_okay=False),
+    metavar="[FILE]",
+    help="Write a unit for systemd that runs this program with the options given, and exit; FILE -"
+    " prints it.  [default FILE: /etc/systemd/system/whoseblock-watch.service]",
+)
+@click.option(
     "--root",
     default="/",
     type=click.Path(exists=True, file_okay=False),
@@ -99,6 +112,7 @@ def watch(  # noqa: PLR0913 - as many as there are options
     metrics_port: str | None,
     metrics_file: Path | None,
     state: Path | None,
+    install_unit: str | None,
     root: str,
 ) -> None:
     """Watch for failures, and journal their owners.
@@ -108,6 +122,21 @@ def watch(  # noqa: PLR0913 - as many as there are options
     check_extra("journal")
     if metrics_port is not None or metrics_file is not None:
         check_extra("watch")
+    if install_unit is not None:
+        if once or root != "/":
+            raise click.UsageError("--install-unit takes neither --once nor --root")
+        _install_unit(
+            install_unit,
+            {
+                "--policy": policy and policy.absolute(),
+                "--journal": _absolute_journal(journal),
+                "--interval": None if interval == _INTERVAL_S else f"{interval:g}",
+                "--metrics-port": metrics_port,
+                "--metrics-file": metrics_file and metrics_file.absolute(),
+                "--state": state and state.absolute(),
+            },
+        )
+        return
     from whoseblock.watch.daemon import Daemon, Options, sweep_once
     from whoseblock.watch.store.state import usual_state_folder
 
@@ -130,6 +159,31 @@ def watch(  # noqa: PLR0913 - as many as there are options
     click.echo(f"{new} new failures, {done.healed} healed; {ranges} are open, of {size} bytes")
     if new:
         sys.exit(NEWS)
+
+
+def _install_unit(file: str, options: Mapping[str, object]) -> None:
+    """Write or print the unit that runs this program with some options."""
+    from whoseblock.watch.unit import INSTALLED, compose_unit, find_program, install_unit
+
+    port, journal = options["--metrics-port"], str(options["--journal"] or "")
+    if port is not None:
+        _address(str(port))
+    given = [str(word) for one in options.items() if one[1] is not None for word in one]
+    program = find_program()
+    text = compose_unit([*program, "watch", *given], network=port is not None or "://" in journal)
+    if file == "-":
+        click.echo(text, nl=False)
+        return
+    path = Path(file or INSTALLED).absolute()
+    kept = install_unit(text, program, path)
+    click.echo(f"wrote {path}" + (f"; the former unit is {kept}" if kept else ""))
+    click.echo(f"start it: systemctl daemon-reload && systemctl enable --now {path.stem}")
+
+
+def _absolute_journal(given: str | None) -> str | None:
+    """Return the URL or the path of the journal as a service needs it, None for the usual one."""
+    journal = given or os.environ.get("WHOSEBLOCK_JOURNAL") or None
+    return journal if journal is None or "://" in journal else os.path.abspath(journal)  # noqa: PTH100 - links stay
 
 
 def _address(text: str) -> tuple[str, int]:
