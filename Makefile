@@ -22,7 +22,7 @@ test: $(READY) ## run all tests that can run here; the others are skipped with t
 	@$(BIN)/python -m tools.run_tests $(WORKERS) $(ARGS)
 
 vm-test: $(READY) ## test with real kernels and persistent memory, in virtual machines; takes minutes
-	tools/vm/kernel
+	@-tools/vm/kernel && tools/xfsprogs # else the tests are skipped with the reason
 	$(BIN)/python -m pytest tests/vm $(ARGS)
 
 adversary: $(READY) ## run lookups on damaged images, or ARGS=healthy or special; an hour, as root

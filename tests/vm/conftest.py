@@ -6,7 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
-from tests.vm.machine import GUEST, Group
+from tests.vm.machine import GUEST, Group, need_machine
 
 #: An emulated machine keeps one processor busy, and takes three gigabytes of memory.
 _MOST = min(os.cpu_count() or 1, 4)
@@ -18,6 +18,7 @@ _groups: dict[str, Future[Group]] = {}
 def run_group(request: pytest.FixtureRequest) -> Callable[[str], Group]:
     """Provide the results of a file's scenarios; the first request waits for them."""
     if not _groups:
+        need_machine()
         wanted = defaultdict(list)
         for item in request.session.items:
             if isinstance(item, pytest.Function) and hasattr(item, "callspec"):

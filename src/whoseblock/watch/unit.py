@@ -10,7 +10,7 @@ from typing import Final
 
 from whoseblock.errors import JournalError, PrivilegeError, TargetError
 from whoseblock.journal.host import without_passwords
-from whoseblock.journal.trusted_files import check_file, find_trusted
+from whoseblock.media.trusted_files import UntrustedFileError, check_file, find_trusted
 from whoseblock.watch.store.state import write_atomically
 
 __all__ = ["INSTALLED", "compose_unit", "find_program", "install_unit", "quote_word"]
@@ -116,7 +116,7 @@ def _check_trusted(program: str) -> None:
     """Raise `TargetError` if another user than root could change a program that root will run."""
     try:
         check_file(find_trusted("the program", Path(program), make=False))
-    except JournalError as error:
+    except UntrustedFileError as error:
         raise TargetError(
             f"{error}; the service would run it as root",
             hint="install whoseblock as root, as the README describes, and call that program",

@@ -2,16 +2,29 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
+from tests.support.tools import Missing
 from tests.vm.guest.disk import Disk
 from tests.vm.guest.machine import KernelLog, Undo, clear_trace, modprobe
 from tests.vm.guest.pmem import Namespaces
 
 #: One JSON object a line, written out at once: the machine may not live to the end.
 _RESULTS = Path(os.environ.get("WHOSEBLOCK_VM_RESULTS", "results.jsonl"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    call: pytest.CallInfo[None],
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if call.excinfo is not None and isinstance(call.excinfo.value, Missing):
+        # The host skips it, too.
+        report.outcome = "skipped"
+        report.longrepr = str(call.excinfo.value)
+    return report
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
