@@ -20,7 +20,9 @@ INSTALLED: Final = Path("/etc/systemd/system/whoseblock-watch.service")
 _TEMPLATE: Final = Path(__file__).with_name("whoseblock-watch.service")
 _PLAIN: Final = re.compile(rb"[A-Za-z0-9_@%$+=:,./-]+")
 #: The lines of the template that leave the daemon no network, and what they are with one.
-_NO_NETWORK: Final = "PrivateNetwork=yes\nIPAddressDeny=any\nRestrictAddressFamilies=AF_UNIX AF_NETLINK\n"
+_NO_NETWORK: Final = (
+    "PrivateNetwork=yes\nIPAddressDeny=any\nRestrictAddressFamilies=AF_UNIX AF_NETLINK\n"
+)
 _NETWORK: Final = "RestrictAddressFamilies=AF_UNIX AF_NETLINK AF_INET AF_INET6\n"
 #: A program that needs longer to print its version is not usable.
 _PATIENCE_S: Final = 60
