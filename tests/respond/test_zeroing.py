@@ -42,6 +42,8 @@ def fill_free(served: Bench) -> None:
         while file.write(some):
             pass
     served.sync()
+    # The kernel frees the blocks of an unlinked file only later.
+    os.truncate(path, 0)
     path.unlink()
     served.sync()
 
