@@ -200,6 +200,8 @@ def _read_from_kernel(device: int) -> list[DmTarget]:
 
 def decode_dm_table(buffer: bytes) -> list[DmTarget]:
     """Decode the result of DM_TABLE_STATUS; raises `UnsupportedError`."""
+    if len(buffer) < _IOCTL.size:
+        raise UnsupportedError("its table is truncated")
     fields = _IOCTL.unpack_from(buffer)
     end, begin, count = fields[3], fields[4], fields[5]
     targets = []
