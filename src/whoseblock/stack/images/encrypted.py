@@ -34,19 +34,22 @@ def cut_encrypted(layer: Layer, header: LuksHeader, opened: Layer | None) -> Ite
         yield UnmappedSegment(0, layer.size, what, certain=False)
         return
     start = min(header.start, layer.size)
-    remark = f"{layer.name}: the volume cannot be opened without these bytes; restore a backup of"
-    remark += " its header with cryptsetup luksHeaderRestore"
+    remark = (
+        f"{layer.name}: the volume cannot be opened without these bytes; restore a backup of its"
+        " header with cryptsetup luksHeaderRestore"
+    )
     yield UnmappedSegment(0, start, f"{name} header and keys", remark=remark)
     size = layer.size - start if header.size is None else min(header.size, layer.size - start)
     size -= size % header.sector
     if size <= 0:
         return
     if opened is None:
-        advice = f"open it, or name an image of the opened volume: --member {layer.name}=IMAGE"
-        what = f"{name}, closed, {header.cipher}"
-        yield UnmappedSegment(
-            start, size, what, certain=False, doubt=f"{layer.name}: encrypted; {advice}"
+        doubt = (
+            f"{layer.name}: encrypted; open it, or name an image of the opened volume:"
+            f" --member {layer.name}=IMAGE"
         )
+        what = f"{name}, closed, {header.cipher}"
+        yield UnmappedSegment(start, size, what, certain=False, doubt=doubt)
         return
     doubt = ""
     if opened.size != size:
