@@ -70,7 +70,15 @@ def lost_events(watch: Watch) -> int:
     return sum(map(int, told))
 
 
-def check(watch: Watch, namespace: Namespace, folder: Path, shared: Shared, bad: list[int]) -> int:
+def check(  # noqa: PLR0913 - all of them describe one run
+    watch: Watch,
+    namespace: Namespace,
+    folder: Path,
+    shared: Shared,
+    bad: list[int],
+    *,
+    kills: bool = False,
+) -> int:
     """Hold the journal against what failed, and every owner against GETFSMAP.
 
     Gives the bytes that failed and are not in the journal.
@@ -89,7 +97,10 @@ def check(watch: Watch, namespace: Namespace, folder: Path, shared: Shared, bad:
     # Of pages side by side the health monitor makes one event: an entry may have many.
     for entry in entries:
         whole, answer = entry.failure.range, answer_of(entry)
-        assert answer["complete"], answer["notes"]
+        # What failed just before a kill may be read by the next daemon, as history.
+        in_doubt = [note for note in answer["notes"] if not note.startswith("history: ")]
+        assert not in_doubt
+        assert answer["complete"] or (kills and answer["notes"])
         of_none = subtract_all([whole], of_files)
         assert ranges_of(rows(answer, "free")) == of_none
         assert ranges_of(rows(answer)) == subtract_all([whole], of_none)
@@ -150,6 +161,6 @@ def test_killed_in_the_middle(namespaces: Namespaces, undo: Undo) -> None:
         pass
     wait_for(lambda: watch.status()["backlog"] == 0)
 
-    missing = check(watch, namespace, folder, shared, places) // PAGE
+    missing = check(watch, namespace, folder, shared, places, kills=True) // PAGE
     print(f"{missing} are missing, {lost_events(watch)} were said to be lost")
     assert missing <= lost_events(watch)

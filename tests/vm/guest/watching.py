@@ -119,11 +119,16 @@ class Watch:
         return wait_for(lambda: self._known(count, sources), seconds)
 
     def _known(self, count: int, sources: Collection[str]) -> list[History]:
+        # A report is in the spool until its owners are journaled and the search for processes is
+        # noted. The journal is read last, so that it has what was finished before.
+        if any((Path(self._state) / "spool").glob("*.reports")):
+            return []
+        if searches_processes(Path(self._state)):
+            return []
         found = self.entries()
         told = all({report.source for report in one.reports} >= {*sources} for one in found)
         known = told and all(one.findings for one in found)
-        searched = not searches_processes(Path(self._state))
-        return found if len(found) >= count and known and searched else []
+        return found if len(found) >= count and known else []
 
     def _end(self) -> None:
         if not self._has_ended():
