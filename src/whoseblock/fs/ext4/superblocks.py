@@ -13,7 +13,6 @@ from whoseblock.fs.ext4.format.superblock import (
     geometry_fault,
     parse_superblock,
 )
-from whoseblock.fs.signatures import find_content
 from whoseblock.media.base import Media
 
 __all__ = ["OpenedSuperblock", "begins_with_superblock", "open_superblock"]
@@ -65,6 +64,9 @@ def open_superblock(media: Media) -> OpenedSuperblock:
     if isinstance(found, str):
         copy = _find_copy(media)
         if copy is None:
+            # Only a failed open needs the table of signatures.
+            from whoseblock.fs.signatures import find_content
+
             content = find_content(media)
             what = f": {content.what}" if content else ""
             raise NotAFilesystemError(

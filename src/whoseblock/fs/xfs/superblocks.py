@@ -12,7 +12,6 @@ from itertools import islice
 from typing import Final, NamedTuple
 
 from whoseblock.errors import BlockError, CorruptError, NotAFilesystemError, UnsupportedError
-from whoseblock.fs.signatures import find_content
 from whoseblock.fs.xfs.format.ag import (
     AGF,
     AGI,
@@ -127,6 +126,9 @@ def open_superblock(media: Media) -> FoundSuperblock:
         first = str(error)
         copy = _find_copy(media) if _may_be_xfs(media) else None
         if copy is None:
+            # Only a failed open needs the table of signatures.
+            from whoseblock.fs.signatures import find_content
+
             content = find_content(media)
             raise NotAFilesystemError(
                 f"no XFS filesystem on {media.name!r}: {content.what if content else first}",
