@@ -99,14 +99,21 @@ class RangeSyntaxError(WhoseblockError):
 
 
 class MalformedError(WhoseblockError):
-    """A failure report is not in its format."""
+    """A failure report is not in its format.
+
+    ``line`` is the line of the error, or ``path`` the JSON path of the value, if it is known.
+    """
 
     exit_code = 11
 
-    def __init__(self, name: str, line: int | None, expected: str, *, hint: str = "") -> None:
+    def __init__(
+        self, name: str, line: int | None, expected: str, *, hint: str = "", path: str = ""
+    ) -> None:
         self.name = name
         self.line = line
-        where = name if line is None else f"{name}, line {line}"
+        self.path = path
+        place = path if line is None else f"line {line}"
+        where = f"{name}, {place}" if place else name
         super().__init__(f"{where}: expected {expected}", hint=hint)
 
 

@@ -1,6 +1,7 @@
 """Media errors in the output of cxl list."""
 
 import json
+from typing import Any
 
 import pytest
 
@@ -10,7 +11,7 @@ from whoseblock.sources.base import Reading
 from whoseblock.sources.cxl import INTERLEAVE_REMARK, read_cxl
 
 #: The examples of cxl-list(1).
-REGION = {
+REGION: dict[str, Any] = {
     "region": "region5",
     "resource": "0xf110000000",
     "size": "2.00 GiB (2.15 GB)",
@@ -62,21 +63,38 @@ def test_an_error_longer_than_the_interleave_is_cut_with_a_remark() -> None:
     assert read(long | {"interleave_ways": 1})[0] == [(PHYSICAL_MEMORY, 0xF110001000, 12288, "")]
 
 
+@pytest.mark.parametrize("document", [{}, {"a": 1}, 7])
+def test_another_document_is_refused(document: object) -> None:
+    with pytest.raises(MalformedError, match=r"^list: expected the JSON that cxl list"):
+        read(document)
+
+
 @pytest.mark.parametrize(
-    "document",
+    ("wrong", "named"),
     [
-        {},
-        {"a": 1},
-        7,
-        REGION | {"resource": None},
-        REGION | {"resource": "x"},
-        REGION | {"media_errors": [{"offset": -1, "length": 64}]},
-        REGION | {"media_errors": [{"offset": 0, "length": 0}]},
-        REGION | {"interleave_ways": 1, "media_errors": [{"offset": 8, "length": (1 << 63) - 1}]},
-        REGION | {"media_errors": [{"offset": 0}]},
-        REGION | {"interleave_granularity": "x", "interleave_ways": "y"},
+        ({"resource": None}, "resource"),
+        ({"resource": "x"}, "resource"),
+        ({"media_errors": {"offset": -1, "length": 64}}, "media_errors.offset"),
+        ({"media_errors": [{"offset": 0, "length": 0}]}, "media_errors[0].length"),
+        (
+            {"interleave_ways": 1, "media_errors": [{"offset": 8, "length": (1 << 63) - 1}]},
+            "media_errors[0].length",
+        ),
+        (
+            {"media_errors": [*REGION["media_errors"], {"offset": 0}]},
+            "media_errors[2].length",
+        ),
+        ({"media_errors": [{"offset": (1 << 63) - 1, "length": 1}]}, "media_errors[0].offset"),
+        ({"interleave_granularity": "x", "interleave_ways": "y"}, "interleave_granularity"),
     ],
 )
-def test_another_document_is_refused(document: object) -> None:
-    with pytest.raises(MalformedError):
-        read(document)
+def test_an_error_names_the_path_of_the_malformed_value(
+    wrong: dict[str, object], named: str
+) -> None:
+    with pytest.raises(MalformedError) as caught:
+        read(REGION | wrong)
+    assert caught.value.path == f"$.{named}"
+    # One document of several, in the form of cxl list with several kinds of objects.
+    with pytest.raises(MalformedError) as caught:
+        read([MEMDEV], [MEMDEV, {"regions": [REGION | wrong]}])
+    assert caught.value.path == f"document 2, $[1].regions[0].{named}"

@@ -59,3 +59,23 @@ def test_a_document_damaged_anywhere_is_parsed_or_refused(
     except MalformedError:
         return
     assert all(one.length > 0 and 0 <= one.start <= (1 << 63) - one.length for one in failures)
+
+
+@pytest.mark.parametrize(
+    ("names", "named"),
+    [
+        (["a b"], "$['a b'].badblocks[0].offset"),
+        (["\x1b[2J"], "$['\\x1b[2J'].badblocks[0].offset"),
+        (["n" * 70_000], f"$.{'n' * 32}….badblocks[0].offset"),
+        (["level"] * 200, f"$.{'level.' * 13}…"),
+    ],
+)
+def test_the_path_in_an_error_is_short(names: list[str], named: str) -> None:
+    document: Any = {"dev": "region0", "badblocks": [{"offset": -1, "length": 1}]}
+    for name in reversed(names):
+        document = {name: document}
+    with pytest.raises(MalformedError) as error:
+        list(read_ndctl(json.dumps(document), "x"))
+    assert error.value.path.startswith(named)
+    assert error.value.path.endswith(".badblocks[0].offset")
+    assert len(error.value.path) <= 161

@@ -1,6 +1,7 @@
 """Failed ranges from the JSON of ndctl."""
 
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -88,22 +89,31 @@ def test_the_list_of_a_raw_namespace_is_the_disks_only_where_that_is_certain() -
 
 
 @pytest.mark.parametrize(
-    ("path", "new"),
+    ("path", "new", "named"),
     [
-        (("blockdev",), None),
-        (("badblocks",), 7),
-        (("badblocks", 0), "x"),
-        (("badblocks", 0), {"block": 1, "count": 1}),
-        (("badblocks", 0, "offset"), -1),
-        (("badblocks", 0, "offset"), "64.00 MiB (67.11 MB)"),
-        (("badblocks", 0, "offset"), "1_0"),
-        (("badblocks", 0, "offset"), 1.5),
-        (("badblocks", 0, "offset"), True),
-        (("badblocks", 0, "offset"), 1 << 55),
-        (("badblocks", 0, "length"), 0),
-        (("badblocks", 0, "length"), None),
+        (("blockdev",), None, "$"),
+        (("blockdev",), "p" * 256, "$"),
+        (("badblocks",), 7, "$.badblocks"),
+        (("badblocks", 0), "x", "$.badblocks[0]"),
+        (("badblocks", 0), {"block": 1, "count": 1}, "$.badblocks[0].offset"),
+        (("badblocks", 0, "offset"), -1, "$.badblocks[0].offset"),
+        (("badblocks", 0, "offset"), "64.00 MiB (67.11 MB)", "$.badblocks[0].offset"),
+        (("badblocks", 0, "offset"), "1_0", "$.badblocks[0].offset"),
+        (("badblocks", 0, "offset"), 1.5, "$.badblocks[0].offset"),
+        (("badblocks", 0, "offset"), True, "$.badblocks[0].offset"),
+        (("badblocks", 0, "offset"), 1 << 54, "$.badblocks[0].offset"),
+        (("badblocks", 0, "offset"), (1 << 54) - 1, "$.badblocks[0].length"),
+        (("badblocks", 0, "length"), 0, "$.badblocks[0].length"),
+        (("badblocks", 0, "length"), None, "$.badblocks[0].length"),
     ],
 )
-def test_a_malformed_ndctl_list_is_refused(path: tuple[Any, ...], new: object) -> None:
-    with pytest.raises(MalformedError, match=r"^n: expected"):
-        ndctl(replaced(namespace(0), path, new))
+def test_an_error_names_the_path_of_the_malformed_value(
+    path: tuple[Any, ...], new: object, named: str
+) -> None:
+    document = replaced(namespace(0), path, new)
+    with pytest.raises(MalformedError, match=rf"^n, {re.escape(named)}: expected"):
+        ndctl(document)
+    # The list of a region, with namespaces in it.
+    with pytest.raises(MalformedError) as caught:
+        ndctl([{"dev": "region0"}, {"dev": "region1", "namespaces": [document]}])
+    assert caught.value.path == f"$[1].namespaces[0]{named[1:]}"

@@ -1,10 +1,11 @@
 """Failed ranges from the JSON of smartctl."""
 
 import json
+import re
 from typing import Any
 
 import pytest
-from tests.support.json_documents import load
+from tests.support.json_documents import load, replaced
 from tests.support.machine_snapshots import FIXTURES as MACHINES
 
 from whoseblock.errors import MalformedError
@@ -78,11 +79,65 @@ def test_short_addresses_are_used_only_if_they_reach_the_whole_disk() -> None:
     assert smart(huge) == []
 
 
-def test_a_missing_block_size_is_an_error() -> None:
-    document = load("smart-ata-failed.json")
-    del document["logical_block_size"]
-    with pytest.raises(MalformedError, match=r"logical_block_size"):
-        smart(document)
+@pytest.mark.parametrize(
+    ("name", "path", "new", "named"),
+    [
+        ("ata", ("logical_block_size",), None, "logical_block_size"),
+        ("ata", ("logical_block_size",), 520, "logical_block_size"),
+        ("ata", ("device", "name"), "s" * 256, "device.name"),
+        ("ata", ("smartctl",), None, "smartctl"),
+        (
+            "ata",
+            ("ata_smart_self_test_log", "extended", "table", 0, "lba"),
+            -1,
+            "ata_smart_self_test_log.extended.table[0].lba",
+        ),
+        (
+            "ata",
+            ("ata_smart_error_log", "extended", "table", 1, "completion_registers", "device"),
+            None,
+            "ata_smart_error_log.extended.table[1].completion_registers.device",
+        ),
+        (
+            "ata",
+            ("ata_smart_error_log", "extended", "table", 1, "completion_registers", "lba"),
+            1 << 62,
+            "ata_smart_error_log.extended.table[1].completion_registers.lba",
+        ),
+        (
+            "ata",
+            ("ata_pending_defects_log", "table", 1),
+            "x",
+            "ata_pending_defects_log.table[1]",
+        ),
+        (
+            "nvme",
+            ("nvme_error_information_log", "table", 0, "lba", "value"),
+            1.5,
+            "nvme_error_information_log.table[0].lba.value",
+        ),
+        ("nvme", ("nvme_self_test_log", "table", 0, "lba"), [], "nvme_self_test_log.table[0].lba"),
+        (
+            "scsi",
+            ("scsi_self_test_0", "lba_first_failure", "value"),
+            True,
+            "scsi_self_test_0.lba_first_failure.value",
+        ),
+        ("scsi", ("scsi_pending_defects", "table", 2), {}, "scsi_pending_defects.table[2].lba"),
+        (
+            "scsi",
+            ("scsi_background_scan", "result_1", "lba"),
+            1 << 55,
+            "scsi_background_scan.result_1.lba",
+        ),
+    ],
+)
+def test_an_error_names_the_path_of_the_malformed_value(
+    name: str, path: tuple[Any, ...], new: object, named: str
+) -> None:
+    document = replaced(load(f"smart-{name}-failed.json"), path, new)
+    with pytest.raises(MalformedError, match=rf"^s, \$\.{re.escape(named)}: expected"):
+        list(read_smart(json.dumps(document), "s"))
 
 
 def test_a_disk_behind_a_raid_controller_is_not_the_raid_volume() -> None:

@@ -13,8 +13,8 @@ from whoseblock.errors import MalformedError
 from whoseblock.ranges import PHYSICAL_MEMORY
 from whoseblock.sources.base import MAX_OFFSET, Failure, Reading, shorten
 from whoseblock.sources.documents import (
+    Documents,
     as_list,
-    as_number,
     as_text,
     find,
     iterate_objects,
@@ -24,6 +24,8 @@ from whoseblock.sources.documents import (
 __all__ = ["INTERLEAVE_REMARK", "read_cxl"]
 
 _EXPECTED: Final = "the JSON that cxl list --media-errors prints"
+#: The smallest granularity of interleaving, in bytes, for a region that lists none.
+_DEFAULT_GRAIN: Final = 256
 INTERLEAVE_REMARK: Final = (
     "the error is longer than what one device holds here; the rest is at other addresses"
 )
@@ -39,8 +41,10 @@ def read_cxl(
     reading = reading or Reading(name)
     reading.unit, reading.units = "device", "devices"
     documents = read_documents(text, name, _EXPECTED)
-    owners = [one for one in iterate_objects(documents) if "region" in one or "memdev" in one]
-    if not owners and any(document != [] for document in documents):
+    owners = [
+        one for one in iterate_objects(documents.values) if "region" in one or "memdev" in one
+    ]
+    if not owners and any(document != [] for document in documents.values):
         raise MalformedError(name, None, _EXPECTED)
     for owner in owners:
         errors = as_list(owner.get("media_errors"))
@@ -51,32 +55,31 @@ def read_cxl(
         label = shorten(as_text(owner.get("region")) or as_text(owner.get("memdev")))
         if "media_errors" not in owner and owner.get("media_errors_count"):
             reading.count_unrecognised(label, "no media_errors: run cxl list --media-errors")
-        for number, error in enumerate(errors, 1):
-            origin = f"{name}, error {number} of {label}"
+        for index, error in enumerate(errors):
+            origin = f"{name}, error {index + 1} of {label}"
             if find(error, "offset") is None or "region" not in owner:
                 reason = "which is in a memory device; cxl list --regions --media-errors has it"
                 reading.count_unplaced(label, f"dpa {find(error, 'dpa')}", reason)
                 continue
             reading.failures += 1
-            yield _make_failure(owner, error, page_size, origin, name)
+            yield _make_failure(documents, owner, index, page_size, origin)
 
 
 def _make_failure(
-    region: dict[str, Any],
-    error: Any,  # noqa: ANN401
-    page_size: int,
-    origin: str,
-    name: str,
+    documents: Documents, region: dict[str, Any], index: int, page_size: int, origin: str
 ) -> Failure:
     label = shorten(as_text(region.get("region")))
-    base = as_number(region.get("resource"), name, f"the resource of {label}")
+    base = documents.number(region, "resource", expected=f"the resource of {label}")
     expected = f"an offset and a length in every media error of {label}"
-    offset = as_number(find(error, "offset"), name, expected)
-    length = as_number(find(error, "length"), name, expected)
+    offset = documents.number(region, "media_errors", index, "offset", expected=expected)
+    length = documents.number(region, "media_errors", index, "length", expected=expected)
     remark = ""
     ways = region.get("interleave_ways", 1)
     if ways != 1:
-        grain = as_number(region.get("interleave_granularity", 256), name, expected) or 256
+        grain = _DEFAULT_GRAIN
+        if "interleave_granularity" in region:
+            wanted = f"the granularity of {label} in bytes"
+            grain = documents.number(region, "interleave_granularity", expected=wanted) or grain
         if offset % grain + length > grain:
             length, remark = grain - offset % grain, INTERLEAVE_REMARK
     start = base + offset
@@ -84,5 +87,6 @@ def _make_failure(
     start -= start % page_size
     end += -end % page_size
     if not length or end > MAX_OFFSET:
-        raise MalformedError(name, None, expected)
+        key = "offset" if base + offset >= MAX_OFFSET else "length"
+        raise documents.error(expected, region, "media_errors", index, key)
     return Failure(start, end - start, PHYSICAL_MEMORY, origin, remark)

@@ -12,10 +12,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from whoseblock.errors import MalformedError
-from whoseblock.sources.base import Failure, Reading, quote, shorten
+from whoseblock.sources.base import MAX_OFFSET, Failure, Reading, quote, shorten
 from whoseblock.sources.documents import (
+    Documents,
     as_list,
-    as_number,
     as_text,
     find,
     iterate_objects,
@@ -41,28 +41,29 @@ def read_ndctl(text: str, name: str, reading: Reading | None = None) -> Iterator
     reading = reading or Reading(name)
     reading.unit, reading.units = "device", "devices"
     documents = read_documents(text, name, _EXPECTED)
-    if not all(isinstance(document, dict | list) for document in documents):
+    if not all(isinstance(document, dict | list) for document in documents.values):
         raise MalformedError(name, None, _EXPECTED)
     # The regions, and whether each has a list.
     regions = {
         dev: bool(one.get("badblocks"))
-        for one in iterate_objects(documents)
+        for one in iterate_objects(documents.values)
         if (dev := as_text(one.get("dev"))).startswith("region")
     }
     without_list: list[dict[str, Any]] = []
-    for owner in iterate_objects(documents):
+    for owner in iterate_objects(documents.values):
         bad = as_list(owner.get("badblocks"))
         reading.read += "dev" in owner
         if not bad:
             if owner.get("badblock_count"):
                 without_list.append(owner)
             continue
-        device = _find_device(owner, bad, regions, name)
+        device = _find_device(documents, owner, bad, regions)
         if len(device) > _MAX_NAME:
-            raise MalformedError(name, None, f"a name of a device, not {quote(device)}")
-        for number, one in enumerate(bad, 1):
+            raise documents.error(f"a name of a device, not {quote(device)}", owner)
+        for index in range(len(bad)):
             reading.failures += 1
-            yield _make_failure(one, device, f"{name}, bad block {number} of {device}", name)
+            origin = f"{name}, bad block {index + 1} of {device}"
+            yield _make_failure(documents, owner, index, device, origin)
     # Without --media-errors ndctl prints the number of bad blocks, but no list. A namespace in
     # sector mode never has a list, but its region has.
     for owner in () if reading.failures else without_list:
@@ -72,7 +73,7 @@ def read_ndctl(text: str, name: str, reading: Reading | None = None) -> Iterator
 
 
 def _find_device(
-    owner: dict[str, Any], bad: list[Any], regions: Mapping[str, bool], name: str
+    documents: Documents, owner: dict[str, Any], bad: list[Any], regions: Mapping[str, bool]
 ) -> str:
     """Return the device that the list ``bad`` counts from; raises `MalformedError`."""
     device = as_text(owner.get("dev"))
@@ -81,23 +82,26 @@ def _find_device(
     disk = as_text(owner.get("blockdev"))
     # Only a namespace with a pfn or dax device has an alignment.
     if as_text(owner.get("mode")) != "devdax" and owner.get("align") is None:
-        return _raw_device(owner, disk, bad, regions, name)
+        return _raw_device(documents, owner, disk, bad, regions)
     # With --device-dax all devices are listed; by default there is one.
     chars = [owner, *as_list(find(owner, "daxregion", "devices"))]
     named = [as_text(find(one, "chardev")) for one in chars]
     device = disk or (named[0] or named[1] if len(named) == 2 else named[0])  # noqa: PLR2004
     if not device:
-        raise MalformedError(
-            name,
-            None,
+        raise documents.error(
             "one blockdev, chardev or region beside every list of badblocks",
+            owner,
             hint="list the bad blocks of regions: ndctl list --regions --media-errors",
         )
     return device
 
 
 def _raw_device(
-    owner: dict[str, Any], disk: str, bad: list[Any], regions: Mapping[str, bool], name: str
+    documents: Documents,
+    owner: dict[str, Any],
+    disk: str,
+    bad: list[Any],
+    regions: Mapping[str, bool],
 ) -> str:
     """Return the device that the list of a namespace without pfn or dax device counts from.
 
@@ -113,21 +117,21 @@ def _raw_device(
         return disk
     if regions.get(region):
         return region
-    raise MalformedError(
-        name,
-        None,
+    raise documents.error(
         f"the region of {shorten(as_text(owner.get('dev'))) or 'a namespace'} too: the bad blocks"
         " of a raw namespace count from either",
+        owner,
         hint="ndctl list --regions --namespaces --media-errors, as root",
     )
 
 
-def _make_failure(one: Any, device: str, origin: str, name: str) -> Failure:  # noqa: ANN401
+def _make_failure(
+    documents: Documents, owner: dict[str, Any], index: int, device: str, origin: str
+) -> Failure:
     expected = f"an offset and a length, in sectors, in every bad block of {shorten(device)}"
-    if not isinstance(one, dict):
-        raise MalformedError(name, None, expected)
-    start = as_number(one.get("offset"), name, expected) * _SECTOR
-    length = as_number(one.get("length"), name, expected) * _SECTOR
-    if not length or start + length > 1 << 63:
-        raise MalformedError(name, None, expected)
-    return Failure(start, length, device, origin)
+    offset = documents.number(owner, "badblocks", index, "offset", expected=expected)
+    length = documents.number(owner, "badblocks", index, "length", expected=expected)
+    if not length or (offset + length) * _SECTOR > MAX_OFFSET:
+        key = "offset" if offset * _SECTOR >= MAX_OFFSET else "length"
+        raise documents.error(expected, owner, "badblocks", index, key)
+    return Failure(offset * _SECTOR, length * _SECTOR, device, origin)

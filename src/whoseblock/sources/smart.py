@@ -6,11 +6,10 @@ logical blocks of ``logical_block_size`` bytes, which is a required field.
 
 import re
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
-from whoseblock.errors import MalformedError
 from whoseblock.sources.base import MAX_OFFSET, Failure, Reading, quote
-from whoseblock.sources.documents import as_list, as_number, as_text, find, read_documents
+from whoseblock.sources.documents import Documents, as_list, as_text, find, read_documents
 
 __all__ = ["read_smart"]
 
@@ -63,8 +62,14 @@ _CONTROLLER_TYPES: Final = re.compile(
     r"3ware|aacraid|areca|cciss|hpt|intelliprop|jmb39x|jms56x|megaraid|sssraid", re.ASCII
 )
 
-#: A logical block address and the log that names it.
-_LoggedAddress = tuple[int, str]
+
+class _LoggedAddress(NamedTuple):
+    """A logical block address, the log that names it, and its place: steps from an object."""
+
+    lba: int
+    log: str
+    entry: dict[str, Any]
+    steps: tuple[str | int, ...]
 
 
 def read_smart(text: str, name: str, reading: Reading | None = None) -> Iterator[Failure]:
@@ -75,29 +80,30 @@ def read_smart(text: str, name: str, reading: Reading | None = None) -> Iterator
     """
     reading = reading or Reading(name)
     reading.unit, reading.units = "log entry", "log entries"
-    for document in read_documents(text, name, _EXPECTED):
+    documents = read_documents(text, name, _EXPECTED)
+    for document in documents.values:
         if find(document, "smartctl") is None:
-            raise MalformedError(name, None, _EXPECTED)
+            raise documents.error(_EXPECTED, document, "smartctl")
         _count_entries(document, reading)
-        logs_by_address: dict[int, str] = {}
-        for lba, log in _find_addresses(document, name):
-            if lba not in _NO_LBA:
-                logs_by_address.setdefault(lba, log)
-        if not logs_by_address:
+        logged: dict[int, _LoggedAddress] = {}
+        for one in _find_addresses(document, documents):
+            if one.lba not in _NO_LBA:
+                logged.setdefault(one.lba, one)
+        if not logged:
             if (counted := _find_counter(document)) is not None:
                 reading.remarks.append(counted)
             continue
-        size = as_number(
-            find(document, "logical_block_size"), name, "logical_block_size: run smartctl with -x"
-        )
+        wanted = "logical_block_size: run smartctl with -x"
+        size = documents.number(document, "logical_block_size", expected=wanted)
         if size not in _BLOCK_SIZES or size & (size - 1):
-            raise MalformedError(name, None, "a logical_block_size that is a power of two")
-        device = _find_device(document, name)
-        for lba, log in sorted(logs_by_address.items()):
+            wanted = "a logical_block_size that is a power of two"
+            raise documents.error(wanted, document, "logical_block_size")
+        device = _find_device(document, documents)
+        for lba, one in sorted(logged.items()):
             if (lba + 1) * size > MAX_OFFSET:
-                raise MalformedError(name, None, _LBA)
+                raise documents.error(_LBA, one.entry, *one.steps)
             reading.failures += 1
-            yield Failure(lba * size, size, device, f"{name}, {log}")
+            yield Failure(lba * size, size, device, f"{name}, {one.log}")
 
 
 def _count_entries(document: Any, reading: Reading) -> None:  # noqa: ANN401
@@ -181,27 +187,29 @@ def _describe_without_address(key: str, entry: Any) -> str | None:  # noqa: ANN4
     return None
 
 
-def _find_device(document: Any, name: str) -> str:  # noqa: ANN401
+def _find_device(document: Any, documents: Documents) -> str:  # noqa: ANN401
     """Return the kernel's name of the disk, or a name that no disk has for one behind a controller.
 
     In the latter case, smartctl was run on the controller, or on one of its volumes.
     """
     if _CONTROLLER_TYPES.search(as_text(find(document, "device", "type"))):
-        device = as_text(find(document, "device", "info_name")).removeprefix("/dev/")
+        key = "info_name"
+        device = as_text(find(document, "device", key)).removeprefix("/dev/")
     else:
-        device = as_text(find(document, "device", "name")).rpartition("/")[2]
+        key = "name"
+        device = as_text(find(document, "device", key)).rpartition("/")[2]
     if len(device) > _MAX_NAME:
-        raise MalformedError(name, None, f"a name of a device, not {quote(device)}")
+        raise documents.error(f"a name of a device, not {quote(device)}", document, "device", key)
     return device
 
 
-def _find_addresses(document: Any, name: str) -> Iterator[_LoggedAddress]:  # noqa: ANN401
-    yield from _find_ata_addresses(document, name)
-    yield from _find_nvme_addresses(document, name)
-    yield from _find_scsi_addresses(document, name)
+def _find_addresses(document: Any, documents: Documents) -> Iterator[_LoggedAddress]:  # noqa: ANN401
+    yield from _find_ata_addresses(document, documents)
+    yield from _find_nvme_addresses(document, documents)
+    yield from _find_scsi_addresses(document, documents)
 
 
-def _find_ata_addresses(document: Any, name: str) -> Iterator[_LoggedAddress]:  # noqa: ANN401
+def _find_ata_addresses(document: Any, documents: Documents) -> Iterator[_LoggedAddress]:  # noqa: ANN401
     blocks = find(document, "user_capacity", "blocks")
     for log in ("extended", "standard"):
         if log == "standard" and isinstance(blocks, int) and blocks > _LBA32_BLOCKS:
@@ -210,13 +218,14 @@ def _find_ata_addresses(document: Any, name: str) -> Iterator[_LoggedAddress]:  
             status, lba = find(entry, "status", "value"), find(entry, "lba")
             # smartctl omits the address of a failed test if it is unknown.
             if isinstance(status, int) and status >> 4 in _ATA_FAILED and lba is not None:
-                yield _parse_address(lba, name), f"{log} self-test log"
-    for entry in as_list(find(document, "ata_pending_defects_log", "table")):
-        yield _parse_address(find(entry, "lba"), name), "pending defects log"
-    yield from _find_ata_error_addresses(document, name)
+                yield _parse_address(documents, f"{log} self-test log", entry, "lba")
+    pending = find(document, "ata_pending_defects_log")
+    for index in range(len(as_list(find(pending, "table")))):
+        yield _parse_address(documents, "pending defects log", pending, "table", index, "lba")
+    yield from _find_ata_error_addresses(document, documents)
 
 
-def _find_ata_error_addresses(document: Any, name: str) -> Iterator[_LoggedAddress]:  # noqa: ANN401
+def _find_ata_error_addresses(document: Any, documents: Documents) -> Iterator[_LoggedAddress]:  # noqa: ANN401
     extended = find(document, "ata_smart_error_log", "extended", "table")
     log = "extended" if extended is not None else "summary"
     blocks = find(document, "user_capacity", "blocks")
@@ -226,20 +235,22 @@ def _find_ata_error_addresses(document: Any, name: str) -> Iterator[_LoggedAddre
     for entry in as_list(find(document, "ata_smart_error_log", log, "table")):
         if not _LOST.match(as_text(find(entry, "error_description"))):
             continue
-        registers = find(entry, "completion_registers")
-        lba = as_number(find(registers, "lba"), name, _LBA)
+        steps = ("completion_registers", "lba")
+        lba = documents.number(entry, *steps, expected=_LBA)
         # 28-bit commands have the upper four bits in the device register, others have zeros there.
-        device = as_number(find(registers, "device"), name, "a device register")
-        yield lba | (device & 0xF) << 24, f"{log} error log"
+        device = documents.number(
+            entry, "completion_registers", "device", expected="a device register"
+        )
+        yield _LoggedAddress(lba | (device & 0xF) << 24, f"{log} error log", entry, steps)
 
 
-def _find_nvme_addresses(document: Any, name: str) -> Iterator[_LoggedAddress]:  # noqa: ANN401
+def _find_nvme_addresses(document: Any, documents: Documents) -> Iterator[_LoggedAddress]:  # noqa: ANN401
     # The logs are those of the controller for all namespaces, but the block size is of one.
     namespaces = [find(one, "id") for one in as_list(find(document, "nvme_namespaces"))]
     for entry in as_list(find(document, "nvme_self_test_log", "table")):
         result, lba = find(entry, "self_test_result", "value"), find(entry, "lba")
         if _is_in(result, _NVME_FAILED) and lba is not None and _is_in_namespace(entry, namespaces):
-            yield _parse_address(lba, name), "self-test log"
+            yield _parse_address(documents, "self-test log", entry, "lba")
     for entry in as_list(find(document, "nvme_error_information_log", "table")):
         status, lba = find(entry, "status_field"), find(entry, "lba")
         if (
@@ -248,7 +259,7 @@ def _find_nvme_addresses(document: Any, name: str) -> Iterator[_LoggedAddress]: 
             and lba is not None
             and _is_in_namespace(entry, namespaces)
         ):
-            yield _parse_address(lba, name), "error information log"
+            yield _parse_address(documents, "error information log", entry, "lba")
 
 
 def _is_in(value: Any, numbers: range) -> bool:  # noqa: ANN401
@@ -260,28 +271,33 @@ def _is_in_namespace(entry: Any, namespaces: list[Any]) -> bool:  # noqa: ANN401
     return len(namespaces) == 1 and find(entry, "nsid") == namespaces[0]
 
 
-def _find_scsi_addresses(document: Any, name: str) -> Iterator[_LoggedAddress]:  # noqa: ANN401
+def _find_scsi_addresses(document: Any, documents: Documents) -> Iterator[_LoggedAddress]:  # noqa: ANN401
     for key, log in document.items():
         if key.startswith("scsi_self_test_"):
             lba = find(log, "lba_first_failure")
             if _is_in(find(log, "result", "value"), _SCSI_FAILED) and lba is not None:
-                yield _parse_address(lba, name), "self-test log"
+                yield _parse_address(documents, "self-test log", log, "lba_first_failure")
         elif key == "scsi_pending_defects":
             # The index is the parameter code, which starts at 1: the first element is null.
-            for entry in as_list(find(log, "table")):
+            for index, entry in enumerate(as_list(find(log, "table"))):
                 if entry is not None:
-                    yield _parse_address(find(entry, "lba"), name), "pending defects log"
+                    steps = ("table", index, "lba")
+                    yield _parse_address(documents, "pending defects log", log, *steps)
         elif key == "scsi_background_scan" and isinstance(log, dict):
             for result, entry in log.items():
                 lba = find(entry, "lba")
                 sense = find(entry, "sense_key", "value")
                 if result.startswith("result_") and lba is not None and sense == _MEDIUM_ERROR:
-                    yield _parse_address(lba, name), "background scan log"
+                    yield _parse_address(documents, "background scan log", entry, "lba")
 
 
-def _parse_address(lba: Any, name: str) -> int:  # noqa: ANN401
-    """Parse an address that is a number, or an object with a value."""
-    value = lba.get("value") if isinstance(lba, dict) else lba
-    if isinstance(value, int) and value in _NO_LBA:
-        return value
-    return as_number(value, name, _LBA)
+def _parse_address(
+    documents: Documents, log: str, entry: dict[str, Any], *steps: str | int
+) -> _LoggedAddress:
+    """Parse an address that is a number, or an object with a value; ``log`` names it."""
+    value = find(entry, *steps)
+    if isinstance(value, dict):
+        value, steps = value.get("value"), (*steps, "value")
+    if not (isinstance(value, int) and value in _NO_LBA):
+        value = documents.number(entry, *steps, expected=_LBA)
+    return _LoggedAddress(value, log, entry, steps)
