@@ -24,9 +24,9 @@ __all__ = [
     "Daemon",
     "from_now_on",
     "histories",
+    "is_idle",
     "once",
     "peak_memory",
-    "searches_processes",
     "until",
     "watching",
 ]
@@ -52,12 +52,17 @@ def histories(journal: Path, wanted: Filter | None = None) -> list[History]:
         return []
 
 
-def searches_processes(state: Path) -> bool:
-    """Return whether the daemon has yet to search processes that use lost data."""
-    try:
-        return bool(json.loads((state / "unsearched.json").read_bytes())["waiting"])
-    except FileNotFoundError:
+def is_idle(state: Path) -> bool:
+    """Return whether no report waits in a daemon's spool, and no search for processes.
+
+    A report is in the spool until its owners are journaled and the search is noted.
+    """
+    if any((state / "spool").glob("*.reports")):
         return False
+    try:
+        return not json.loads((state / "unsearched.json").read_bytes())["waiting"]
+    except FileNotFoundError:
+        return True
 
 
 def from_now_on(folder: Path) -> None:

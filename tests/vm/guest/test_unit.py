@@ -14,7 +14,7 @@ from signal import SIGSTOP
 import pytest
 from tests.support.emulated_device import Emulated, need_fuse
 from tests.support.tools import CHECKOUT
-from tests.support.watch_daemon import histories
+from tests.support.watch_daemon import histories, is_idle
 from tests.vm.guest.asking import Json, blocks_of, rows
 from tests.vm.guest.machine import Undo, make_xfs, modprobe, run, wait_for
 from tests.vm.guest.watching import answer_of
@@ -84,6 +84,8 @@ def entry_of(lost: ByteRange) -> History:
     """Wait until a failed sector has owners, and its plan is carried out."""
 
     def known() -> list[History]:
+        if not is_idle(JOURNAL.parent):
+            return []
         found = [
             one
             for one in histories(JOURNAL)

@@ -11,7 +11,7 @@ from signal import SIGKILL, SIGTERM, Signals
 
 from tests.support.systemd_unit import as_the_unit
 from tests.support.tools import CHECKOUT, run
-from tests.support.watch_daemon import from_now_on, histories, searches_processes
+from tests.support.watch_daemon import from_now_on, histories, is_idle
 from tests.vm.guest.asking import Json
 from tests.vm.guest.machine import Undo, wait_for
 
@@ -119,11 +119,8 @@ class Watch:
         return wait_for(lambda: self._known(count, sources), seconds)
 
     def _known(self, count: int, sources: Collection[str]) -> list[History]:
-        # A report is in the spool until its owners are journaled and the search for processes is
-        # noted. The journal is read last, so that it has what was finished before.
-        if any((Path(self._state) / "spool").glob("*.reports")):
-            return []
-        if searches_processes(Path(self._state)):
+        # The journal is read last, so that it has what was finished before.
+        if not is_idle(Path(self._state)):
             return []
         found = self.entries()
         told = all({report.source for report in one.reports} >= {*sources} for one in found)
