@@ -95,10 +95,9 @@ def test_transport_errors_are_reported_if_nothing_else_is_found() -> None:
     assert read(f"{path}[1.0] I/O error, dev sda, sector 8\n").is_silent
 
 
-@pytest.mark.parametrize("seed", range(8))
-def test_random_bytes_are_not_a_kernel_log(seed: int) -> None:
-    del seed
-    text = os.urandom(200_000).decode("utf-8", "surrogateescape")
+@pytest.mark.parametrize("begin", [b"", b"{", b"\n\x1e{", b"{\n", b"data: {\n"])
+def test_random_bytes_are_not_a_kernel_log(begin: bytes) -> None:
+    text = (begin + os.urandom(200_000)).decode("utf-8", "surrogateescape")
     with pytest.raises(MalformedError, match="expected a kernel log as text"):
         read(text)
 

@@ -6,7 +6,7 @@ from typing import Final
 
 from whoseblock.closing import Closing
 from whoseblock.errors import JournalError
-from whoseblock.journal import reading
+from whoseblock.journal import filtering, reading
 from whoseblock.journal.authentication import Authenticator, not_authentic
 from whoseblock.journal.database import Database
 from whoseblock.journal.host import Host, this_host
@@ -82,7 +82,7 @@ class Journal(Closing):
         after = 0
         while True:
             with self._database.reading() as connection:
-                ids = reading.find(connection, wanted, after, self._limits.batch)
+                ids = filtering.find(connection, wanted, after, self._limits.batch)
                 found = reading.overviews(connection, ids) if ids else []
             yield from found
             if len(ids) < self._limits.batch:
@@ -99,7 +99,7 @@ class Journal(Closing):
         after = 0
         while True:
             with self._database.reading() as connection:
-                ids = reading.find(connection, wanted, after, self._limits.histories)
+                ids = filtering.find(connection, wanted, after, self._limits.histories)
                 found = reading.histories(connection, self._auth, ids) if ids else []
             yield from found
             if len(ids) < self._limits.histories:

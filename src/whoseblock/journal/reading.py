@@ -3,16 +3,15 @@
 import os
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from datetime import datetime
 from hmac import compare_digest
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 from msgspec.structs import replace
-from sqlalchemy import ColumnElement, Connection, Row, Select, exists, func, or_, select
+from sqlalchemy import ColumnElement, Connection, Row, Select, func, select
 
 from whoseblock.journal.authentication import Authenticator
-from whoseblock.journal.columns import path_digest
+from whoseblock.journal.filtering import COUNTS, DEALS_WITH, IS_LAST, conditions_of
 from whoseblock.journal.host import Host
 from whoseblock.journal.records import (
     FINAL,
@@ -46,7 +45,6 @@ from whoseblock.journal.stored_json import as_answer, as_object, as_texts
 __all__ = [
     "doubtful_plans",
     "failures_of",
-    "find",
     "histories",
     "last_event",
     "overviews",
@@ -58,107 +56,6 @@ __all__ = [
 ]
 
 _Record = TypeVar("_Record")
-
-_later: Final = step_events.alias("later")
-#: The last event of each step.
-_IS_LAST: Final = step_events.c.number == (
-    select(func.max(_later.c.number))
-    .where(_later.c.step == step_events.c.step)
-    .correlate(step_events)
-    .scalar_subquery()
-)
-#: A step deals with one failure of its plan, or with all of them.
-_DEALS_WITH: Final = (steps.c.plan == plan_failures.c.plan) & (
-    func.coalesce(steps.c.failure, plan_failures.c.failure) == plan_failures.c.failure
-)
-_newer: Final = plan_failures.alias("newer")
-_other: Final = steps.alias("other")
-_begun: Final = step_events.alias("begun")
-#: A later plan of the failure replaces a plan of which no step was begun, such as a dry run's.
-_IS_REPLACED: Final = (
-    exists()
-    .where(_newer.c.failure == plan_failures.c.failure, _newer.c.plan > plan_failures.c.plan)
-    .correlate(plan_failures)
-) & ~(
-    exists()
-    .where(
-        _other.c.plan == plan_failures.c.plan,
-        _begun.c.step == _other.c.id,
-        _begun.c.state != State.PLANNED.value,
-    )
-    .correlate(plan_failures)
-)
-#: A planned step that will not be taken does not count.
-_COUNTS: Final = (step_events.c.state != State.PLANNED.value) | (
-    failures.c.closed.is_(None) & ~_IS_REPLACED
-)
-
-
-def find(connection: Connection, wanted: Filter, after: int, limit: int) -> list[int]:
-    """Return the next failures that match, by number, at most ``limit``."""
-    query = (
-        select(failures.c.id)
-        .join(hosts, hosts.c.id == failures.c.host)
-        .where(failures.c.id > after, *_conditions(wanted))
-        .order_by(failures.c.id)
-        .limit(limit)
-    )
-    return list(connection.scalars(query))
-
-
-def _conditions(wanted: Filter) -> list[ColumnElement[bool]]:
-    conditions: list[ColumnElement[bool]] = []
-    if wanted.device is not None:
-        # Users name a device with /dev/, the kernel without.
-        named = failures.c.device == wanted.device.removeprefix("/dev/")
-        others = (failures.c.device, failures.c.identity, failures.c.target)
-        conditions.append(or_(named, *(name == wanted.device for name in others)))
-    if wanted.host is not None:
-        conditions.append(hosts.c.name == wanted.host)
-    if wanted.open is not None:
-        conditions.append(failures.c.closed.is_(None) == wanted.open)
-    if wanted.closed_since is not None:
-        conditions.append(failures.c.closed >= wanted.closed_since)
-    if wanted.overlapping is not None:
-        start, end = wanted.overlapping.start, wanted.overlapping.end
-        conditions.append(failures.c.start < end)
-        conditions.append(failures.c.start + failures.c.length > start)
-    if wanted.file is not None:
-        conditions.append(failures.c.id.in_(_owned_by(wanted.file)))
-    if wanted.since is not None or wanted.until is not None:
-        conditions.append(failures.c.id.in_(_reported(wanted.since, wanted.until)))
-    if wanted.state is not None:
-        conditions.append(
-            exists()
-            .where(
-                plan_failures.c.failure == failures.c.id,
-                _DEALS_WITH,
-                step_events.c.step == steps.c.id,
-                _IS_LAST,
-                _COUNTS,
-                step_events.c.state == wanted.state.value,
-            )
-            .correlate(failures)
-        )
-    return conditions
-
-
-def _reported(since: datetime | None, until: datetime | None) -> Select[Any]:
-    reported = select(reports.c.failure)
-    if since is not None:
-        reported = reported.where(reports.c.at >= since)
-    if until is not None:
-        reported = reported.where(reports.c.at < until)
-    return reported
-
-
-def _owned_by(path: str) -> Select[Any]:
-    return (
-        select(findings.c.failure)
-        .join(owner_paths, owner_paths.c.finding == findings.c.id)
-        .where(owner_paths.c.digest == path_digest(path), owner_paths.c.path == path)
-    )
-
 
 # ------------------------------------------------------------------ overviews
 
@@ -217,10 +114,10 @@ def _states(ids: Sequence[int]) -> Select[Any]:
     return (
         select(plan_failures.c.failure, step_events.c.state, func.count().label("number"))
         .select_from(plan_failures)
-        .join(steps, _DEALS_WITH)
+        .join(steps, DEALS_WITH)
         .join(step_events, step_events.c.step == steps.c.id)
         .join(failures, failures.c.id == plan_failures.c.failure)
-        .where(plan_failures.c.failure.in_(ids), _IS_LAST, _COUNTS)
+        .where(plan_failures.c.failure.in_(ids), IS_LAST, COUNTS)
         .group_by(plan_failures.c.failure, step_events.c.state)
     )
 
@@ -469,13 +366,13 @@ def unfinished_plans(connection: Connection, host: Host, device: str | None) -> 
         .join(plan_failures, plan_failures.c.plan == steps.c.plan)
         .join(failures, failures.c.id == plan_failures.c.failure)
         .join(hosts, hosts.c.id == failures.c.host)
-        .where(_IS_LAST, step_events.c.state.not_in([state.value for state in FINAL]))
+        .where(IS_LAST, step_events.c.state.not_in([state.value for state in FINAL]))
         .where(hosts.c.name == host.name, hosts.c.machine_id == host.machine_id)
         .distinct()
         .order_by(steps.c.plan)
     )
     if device is not None:
-        query = query.where(*_conditions(Filter(device=device)))
+        query = query.where(*conditions_of(Filter(device=device)))
     return list(connection.scalars(query))
 
 
@@ -499,7 +396,7 @@ def doubtful_plans(
             before,
             (before.c.step == step_events.c.step) & (before.c.number == step_events.c.number - 1),
         )
-        .where(step_events.c.id > after, _IS_LAST, runs.c.uid == os.geteuid())
+        .where(step_events.c.id > after, IS_LAST, runs.c.uid == os.geteuid())
         .where(hosts.c.name == host.name, hosts.c.machine_id == host.machine_id)
         .order_by(step_events.c.id)
         .limit(limit)

@@ -52,21 +52,31 @@ def read_dmesg(
         if reader is None:
             yield from _read_lines(numbered, parser, reading)
         else:
-            parser.form.is_log = True
-            yield from _read_records(reader(_count(numbered, reading), reading), parser)
+            messages = reader(_count(numbered, reading, parser.form), reading)
+            yield from _read_records(messages, parser, reading)
     yield from parser.finish()
 
 
-def _count(numbered: Iterable[tuple[int, str]], reading: Reading) -> Iterator[tuple[int, str]]:
-    for one in numbered:
-        reading.read = one[0]
-        yield one
+def _count(
+    numbered: Iterable[tuple[int, str]], reading: Reading, form: LogForm | None = None
+) -> Iterator[tuple[int, str]]:
+    for number, line in numbered:
+        reading.read = number
+        if form is not None and not form.is_log:
+            form.examine(number, line)
+        yield number, line
 
 
-def _read_records(messages: Iterable[Message], parser: "_Parser") -> Iterator[Failure]:
+def _read_records(
+    messages: Iterable[Message], parser: "_Parser", reading: Reading
+) -> Iterator[Failure]:
+    is_record = False
     for number, text in messages:
+        is_record = True
         if _may_report(text):
             yield from parser.parse(number, text)
+    # The first line may only look like a record.
+    parser.form.is_log = is_record or not reading.broken
 
 
 def _read_lines(
