@@ -42,6 +42,8 @@ _NOT_FROZEN: Final = (
 
 #: A process that creates a file waits so long for a thaw; then the filesystem counts as frozen.
 _PROBE_S: Final = 5.0
+#: It has so long for all of it, on a machine that is busy or slow.
+_PROBE_IN_ALL_S: Final = 60.0
 _PROBE: Final = "import os, sys; os.open('.', os.O_TMPFILE | os.O_WRONLY, dir_fd=int(sys.argv[1]))"
 
 
@@ -59,13 +61,25 @@ def check_not_frozen(folder: int) -> None:
         stderr=subprocess.DEVNULL,
         pass_fds=(folder,),
     )
-    try:
-        probe.wait(_PROBE_S)
-    except subprocess.TimeoutExpired:
+    if not _ends_without_waiting(probe):
         # It ends when the filesystem is thawed.
         probe.kill()
         _reap_later(probe)
-        raise NotNowError(_frozen_by_others(folder)) from None
+        raise NotNowError(_frozen_by_others(folder))
+
+
+def _ends_without_waiting(process: "subprocess.Popen[bytes]") -> bool:
+    """Wait for the end of a process, unless it is seen to wait in the kernel all the time."""
+    begun = active = time.monotonic()
+    while process.poll() is None:
+        now = time.monotonic()
+        # How long its program takes to start says nothing.
+        found = _process_of(process.pid)
+        active = active if found is not None and found.state == _WAITS else now
+        if now - active > _PROBE_S or now - begun > _PROBE_IN_ALL_S:
+            return False
+        time.sleep(_POLL_S)
+    return True
 
 
 def _reap_later(process: "subprocess.Popen[bytes]") -> None:

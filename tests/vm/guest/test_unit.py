@@ -84,7 +84,7 @@ def entry_of(lost: ByteRange) -> History:
     """Wait until a failed sector has owners, and its plan is carried out."""
 
     def known() -> list[History]:
-        if not is_idle(JOURNAL.parent):
+        if not is_idle(JOURNAL.with_name("watch")):
             return []
         found = [
             one

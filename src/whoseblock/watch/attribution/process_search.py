@@ -97,8 +97,9 @@ class ProcessSearch(Closing):
         seconds = self._limits.search_s
 
         def body() -> int:
-            # Owners of further failures come first.
-            os.nice(_NICE)
+            # Owners of further failures come first. The unit permits no change of priorities.
+            with suppress(PermissionError):
+                os.nice(_NICE)
             while True:
                 try:
                     questions = theirs.recv()
