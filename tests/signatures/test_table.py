@@ -7,6 +7,7 @@ import bz2
 import gzip
 import io
 import lzma
+import os
 import re
 import struct
 import subprocess
@@ -124,7 +125,9 @@ def physical_volume(path: Path) -> None:
 def metadump(path: Path) -> None:
     image = sparse_file(path.with_suffix(".xfs"), 300 * MIB)
     run(["mkfs.xfs", "-q", image])
-    run(["xfs_metadump", image, path])
+    # A script that calls xfs_db by its name.
+    given = f"PATH={os.environ['PATH']}:/usr/sbin:/sbin"
+    run(["env", given, program("xfs_metadump"), image, path])
     image.unlink()
 
 

@@ -47,6 +47,8 @@ def test_what_is_kept_of_failures_is_bounded(
 ) -> None:
     # Each fails for the first time, and stays open.
     most, batches = 200, 6
+    gc.collect()
+    of_other_tests = Counter(type(one).__name__ for one in gc.get_objects())
     monkeypatch.setattr(failure_records, "_MAX_CACHED", most)
     monkeypatch.setattr(finder, "_MAX_LOCATED", most)
     monkeypatch.setattr(retry_queue, "_MAX_WAITING", most)
@@ -70,12 +72,14 @@ def test_what_is_kept_of_failures_is_bounded(
             processor.process([new])
         gc.collect()
         kept = Counter(type(one).__name__ for one in gc.get_objects())
+        kept.subtract(of_other_tests)
         assert processor.count_unhealed().unhealed == (batches * most, batches * most * 512)
     # A batch may come on top of what was there; each place is kept with and without its record.
     assert 0 < kept["FailureRecord"] <= 3 * most
     assert kept["FailureLocation"] <= 4 * most
     assert kept["FailedRange"] <= 2 * most + 1
-    assert kept["Overview"] == kept["Answer"] == 0
+    assert kept["Overview"] <= 0
+    assert kept["Answer"] <= 0
 
 
 def test_tens_of_thousands_of_events(tmp_path: Path) -> None:
