@@ -50,7 +50,7 @@ def test_a_loop_device_with_partitions(zoo: Zoo, tmp_path: Path) -> None:
             log.write_text(f"I/O error, dev {name}, sector {place // SECTOR} op 0x0:(READ)\n")
             (by_log,) = lookup("--dmesg", log)
             (of_part,) = lookup(part, "--dmesg", log)
-            tree = whoseblock("stack", loop)
+            tree = whoseblock("stack", loop, "--bytes")
             wrong = whoseblock("lookup", loop, "0", "--at-filesystem")
             (header,) = lookup(loop, "1s")
         finally:

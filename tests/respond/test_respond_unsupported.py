@@ -123,8 +123,12 @@ def test_an_unmounted_ext4_is_refused(tmp_path: Path) -> None:
     with emulated(image, tmp_path / "served", bad=[bad]) as served:
         bench = Bench(served, image, served.device, tmp_path, tmp_path / "journal.sqlite")
         before = digest(image)
-        for words in ["--restore-file", copy], ["--punch", "--quarantine"]:
+        for words, why in (
+            (["--restore-file", copy], "on this ext4 without"),
+            (["--punch"], "on this ext4 without"),
+            (["--punch", "--quarantine"], "only while the filesystem is mounted"),
+        ):
             said = bench.apply(bad, *words, code=14, target=served.device)
-            assert "on this ext4 without" in said
+            assert why in said
         assert digest(image) == before
         assert served.bad() == [bad]

@@ -244,6 +244,22 @@ def test_a_record_whose_blocks_are_of_different_passes(states: dict[str, Logged]
         log.close()
 
 
+def test_a_first_block_of_a_later_pass(states: dict[str, Logged]) -> None:
+    volume, log = states["recovered"].volume()
+    where = place(volume, log)
+    header = where.read(0)
+    later = int.from_bytes(header[4:8], "big") + 1
+    patched = Overlay(
+        where.media, {where.start: header[:4] + later.to_bytes(4, "big") + header[8:]}
+    )
+    assert not log_note(volume, log)
+    # xfs_logprint and the kernel cannot tell where such a log ends.
+    assert log_note(Volume(patched, volume.sb)) if log is None else log_note(volume, patched)
+    volume.media.close()
+    if log is not None:
+        log.close()
+
+
 _CHANGES = ("zero", "older cycle", "newer cycle", "from elsewhere", "no header", "garbage")
 
 

@@ -96,7 +96,8 @@ class _Log:
         the log was never written.
         """
         first, last = self.cycle(0), self.cycle(self.blocks - 1)
-        if first == 0 or (last and not 0 <= first - last <= 1):
+        # Where the end was never written, this is the first pass (xlog_find_zeroed).
+        if first == 0 or not (0 <= first - last <= 1 if last else first == 1):
             return None
         if first == last:
             return self._before_holes(self.blocks, last - 1, last)
