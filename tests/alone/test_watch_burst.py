@@ -65,7 +65,7 @@ class Burst(NamedTuple):
                    (SELECT count(*) FROM findings WHERE failure = f.id),
                    (SELECT count(*) FROM owners WHERE finding = i.id),
                    (SELECT count(*) FROM reports WHERE failure = f.id),
-                   (SELECT count(DISTINCT source) FROM reports WHERE failure = f.id)
+                   (SELECT count(DISTINCT source) FROM reports WHERE failure = f.id), i.complete
               FROM failures f JOIN findings i ON i.failure = f.id JOIN owners o ON o.finding = i.id
              WHERE f.device = ?
                AND EXISTS (SELECT * FROM reports WHERE failure = f.id AND source LIKE ?)
@@ -73,13 +73,23 @@ class Burst(NamedTuple):
         with closing(sqlite3.connect(self.folder / "journal.sqlite")) as journal:
             rows = journal.execute(query, (self.loop.name, source)).fetchall()
         inode = self.path.stat().st_ino
-        for start, *rest, reports, sources in rows:
+        # A message without its tracepoint names no length: the request is read again, or in doubt.
+        requests = [row for row in rows if row[1] > SECTOR]
+        end = self.at + SECTORS * SECTOR
+        assert all(self.at <= row[0] and row[0] + row[1] <= end for row in requests if row[-1])
+        rows = [row for row in rows if row[1] == SECTOR]
+        for start, *rest, reports, sources, _ in rows:
             assert rest == [SECTOR, "file", start - self.at, inode, 1, 1]
             assert reports == sources
         numbers = [(start - self.at) // SECTOR for start, *_ in rows]
         assert len(set(numbers)) == len(numbers)
         assert set(numbers) <= set(range(SECTORS))
-        return set(numbers)
+        suspected = {
+            (start - self.at) // SECTOR + number
+            for start, length, *_ in requests
+            for number in range(length // SECTOR)
+        }
+        return set(numbers) | suspected & set(range(SECTORS))
 
     def lost(self) -> int:
         """Return the number of lost events of the tracepoint in the daemon's log."""
