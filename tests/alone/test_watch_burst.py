@@ -58,7 +58,8 @@ class Burst(NamedTuple):
         """Return the sectors in the journal, or those that one source reported.
 
         Each must be one failure with one finding, which names the place in the file, and one report
-        of each source that saw it.
+        of each source that saw it. Where events were lost, the daemon reads requests again, and its
+        reads are reported too.
         """
         query = """
             SELECT f.start, f.length, o.kind, o.file_offset, o.inode,
@@ -80,7 +81,7 @@ class Burst(NamedTuple):
         rows = [row for row in rows if row[1] == SECTOR]
         for start, *rest, reports, sources, _ in rows:
             assert rest == [SECTOR, "file", start - self.at, inode, 1, 1]
-            assert reports == sources
+            assert reports == sources or (reports > sources and self.lost())
         numbers = [(start - self.at) // SECTOR for start, *_ in rows]
         assert len(set(numbers)) == len(numbers)
         assert set(numbers) <= set(range(SECTORS))
@@ -141,7 +142,7 @@ def test_ten_thousand_failures_at_once(burst: Burst) -> None:
         status = daemon.status()
         daemon.stop()
     found = burst.journaled()
-    assert SECTORS - len(found) == burst.lost()
+    assert SECTORS - len(found) <= burst.lost()
     assert status["counts"]["failures"][burst.loop.name] == len(found)
     assert peaks["collector"] < MOST_COLLECTOR
     assert 0 < peaks["worker"] < MOST_WORKER
@@ -156,8 +157,10 @@ def test_dropped_events_are_reported_and_found_by_reading_again(burst: Burst) ->
         daemon.process.send_signal(signal.SIGCONT)
         settle(daemon)
         missing = set(range(SECTORS)) - burst.journaled()
-        # The buffer of one processor has some four thousand; the log saw one or the other.
-        assert SECTORS - len(burst.journaled("tracepoint")) == burst.lost()
+        # The buffer of one processor has some four thousand; the log saw one or the other, and what
+        # the daemon reads again has the tracepoint's events after all.
+        assert burst.lost()
+        assert SECTORS - len(burst.journaled("tracepoint")) <= burst.lost()
         assert len(missing) <= burst.lost()
         burst.read(sorted(missing))
         until(lambda: len(burst.journaled()) == SECTORS)
