@@ -22,19 +22,19 @@ from typing import Final
 
 from whoseblock.errors import WhoseblockError
 from whoseblock.sources.base import MAX_OFFSET, Failure, Reading
-from whoseblock.sources.block_numbers import read_block_numbers
-from whoseblock.sources.cxl import read_cxl
-from whoseblock.sources.dmesg import read_dmesg
-from whoseblock.sources.log_messages import PATTERNS
-from whoseblock.sources.log_patterns import Units
-from whoseblock.sources.log_sequences import SEQUENCES
-from whoseblock.sources.mapfile import read_mapfile
-from whoseblock.sources.md_badblocks import read_md_badblocks
+from whoseblock.sources.block_lists.block_numbers import read_block_numbers
+from whoseblock.sources.block_lists.mapfile import read_mapfile
+from whoseblock.sources.block_lists.md_badblocks import read_md_badblocks
+from whoseblock.sources.block_lists.sysfs import parse_bad_block_list
+from whoseblock.sources.kernel_log.dmesg import read_dmesg
+from whoseblock.sources.kernel_log.messages import PATTERNS
+from whoseblock.sources.kernel_log.patterns import Units
+from whoseblock.sources.kernel_log.sequences import SEQUENCES
 from whoseblock.sources.memory import parse_pfn, parse_physical_address
-from whoseblock.sources.ndctl import read_ndctl
-from whoseblock.sources.rasdaemon import read_rasdaemon
-from whoseblock.sources.smart import read_smart
-from whoseblock.sources.sysfs import parse_bad_block_list
+from whoseblock.sources.programs.cxl import read_cxl
+from whoseblock.sources.programs.ndctl import read_ndctl
+from whoseblock.sources.programs.rasdaemon import read_rasdaemon
+from whoseblock.sources.programs.smart import read_smart
 
 __all__ = ["FORMS", "fuzz"]
 

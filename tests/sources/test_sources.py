@@ -4,10 +4,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from whoseblock.errors import MalformedError
-from whoseblock.sources.block_numbers import read_block_numbers
-from whoseblock.sources.mapfile import read_mapfile
+from whoseblock.sources.block_lists.block_numbers import read_block_numbers
+from whoseblock.sources.block_lists.mapfile import read_mapfile
+from whoseblock.sources.block_lists.sysfs import parse_bad_block_list
 from whoseblock.sources.memory import parse_pfn, parse_physical_address
-from whoseblock.sources.sysfs import parse_bad_block_list
 
 STATE = "0x00000000     +               1\n"
 # Almost what is right, so that more than the first character is looked at.

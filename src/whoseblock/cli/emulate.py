@@ -14,6 +14,7 @@ import click
 
 from whoseblock.cli.command import Command
 from whoseblock.cli.options.failures import FailureOptions, image_failure_options
+from whoseblock.cli.options.reports import parse_ranges, read_report_files
 from whoseblock.cli.presentation.notices import report_readings
 from whoseblock.cli.presentation.terminal import printable
 from whoseblock.errors import PrivilegeError, TargetError, WhoseblockError
@@ -125,8 +126,8 @@ def _bad_ranges(given: FailureOptions) -> list[ByteRange]:
     readings: list[Reading] = []
     page_size = os.sysconf("SC_PAGE_SIZE")
     failures = [
-        *given.parse_given_ranges(None, readings),
-        *given.read_reports(page_size, readings),
+        *parse_ranges(given, None, readings),
+        *read_report_files(given, page_size, readings),
     ]
     report_readings(readings)
     return merge(ByteRange(one.start, one.length) for one in failures)

@@ -7,12 +7,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from whoseblock.cli.command import Command
-from whoseblock.cli.options.failures import (
-    FailureOptions,
-    failure_options,
-    read_failures,
-    read_ranges,
-)
+from whoseblock.cli.options.failures import FailureOptions, failure_options
+from whoseblock.cli.options.reports import read_failures, read_ranges
 from whoseblock.cli.options.targets import options_of, target_options
 from whoseblock.cli.presentation.notices import (
     exit_passed_over,

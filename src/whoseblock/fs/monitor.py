@@ -21,7 +21,7 @@ __all__ = [
     "Unmounted",
 ]
 
-#: The errnos of requests that blame the medium; `whoseblock.sources.dmesg` has their texts.
+#: The errnos of requests that blame the medium; `whoseblock.sources.kernel_log` has their texts.
 MEDIUM_ERRORS: Final = frozenset({errno.EIO, errno.ENODATA, errno.EILSEQ})
 
 

@@ -1,1 +1,1 @@
-"""Parsers of failure reports: one module for each form of report."""
+"""Parsers of failure reports: kernel logs, block lists, the reports of programs, addresses."""

@@ -6,9 +6,9 @@
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
-from whoseblock.sources.log_messages import PATTERNS
-from whoseblock.sources.log_patterns import Units
-from whoseblock.sources.log_sequences import SEQUENCES
+from whoseblock.sources.kernel_log.messages import PATTERNS
+from whoseblock.sources.kernel_log.patterns import Units
+from whoseblock.sources.kernel_log.sequences import SEQUENCES
 
 __all__ = ["FORMS", "Form", "render"]
 
@@ -30,7 +30,7 @@ FORMS: Final = (
         "GNU ddrescue, ddrescuelog",
         "1.0 and later",
         "bytes",
-        "mapfile",
+        "block_lists.mapfile",
         "0x00133000  0x00001000  -",
     ),
     Form(
@@ -38,7 +38,7 @@ FORMS: Final = (
         "HDDSuperClone, progress log",
         "all",
         "sectors of the size in the log",
-        "superclone",
+        "block_lists.superclone",
         "0x000998 0x000008 0x40 0x0 0x3110400",
     ),
     Form(
@@ -46,7 +46,7 @@ FORMS: Final = (
         "badblocks, dumpe2fs -b, lists for e2fsck -l",
         "all",
         "--block-size",
-        "block_numbers",
+        "block_lists.block_numbers",
         "307",
     ),
     Form(
@@ -54,7 +54,7 @@ FORMS: Final = (
         "the kernel, /sys/block/*/badblocks",
         "4.4 and later",
         "512-byte sectors",
-        "sysfs",
+        "block_lists.sysfs",
         "2456 8",
     ),
     Form(
@@ -62,7 +62,7 @@ FORMS: Final = (
         "ndctl list --media-errors",
         "59 and later",
         "512-byte sectors",
-        "ndctl",
+        "programs.ndctl",
         '"badblocks":[{"offset":2456,"length":8}]',
     ),
     Form(
@@ -70,7 +70,7 @@ FORMS: Final = (
         "smartctl --json -x",
         "7.0 and later",
         "logical blocks",
-        "smart",
+        "programs.smart",
         '"lba":2456',
     ),
     Form(
@@ -78,7 +78,7 @@ FORMS: Final = (
         "dmesg, journalctl, syslog, logread",
         "see below",
         "see below",
-        "dmesg",
+        "kernel_log.dmesg",
         "[ 1201.118070] critical medium error, dev sdb, sector 2456 …",
     ),
     Form(
@@ -86,7 +86,7 @@ FORMS: Final = (
         "mdadm --examine-badblocks, /sys/block/md*/md/dev-*/bad_blocks",
         "metadata 1.x",
         "512-byte sectors of the member",
-        "md_badblocks",
+        "block_lists.md_badblocks",
         "2456 for 8 sectors",
     ),
     Form(
@@ -94,7 +94,7 @@ FORMS: Final = (
         "rasdaemon, ras-mc_event.db",
         "with SQLite",
         "512-byte sectors, pages, bytes",
-        "rasdaemon",
+        "programs.rasdaemon",
         "8:16|2456|8|critical medium error|R",
     ),
     Form(
@@ -102,7 +102,7 @@ FORMS: Final = (
         "cxl list --regions --media-errors",
         "79 and later",
         "bytes of the region",
-        "cxl",
+        "programs.cxl",
         '{"offset":"0x1000","length":64,"source":"Injected"}',
     ),
     Form(
@@ -155,8 +155,8 @@ def _message_rows() -> Iterator[str]:
 
 def _place(sample: str) -> str:
     """Return whether a message has a place, as its reader says of the sample."""
-    from whoseblock.sources.log_messages import find_pattern
-    from whoseblock.sources.log_patterns import Harmless, Located
+    from whoseblock.sources.kernel_log.messages import find_pattern
+    from whoseblock.sources.kernel_log.patterns import Harmless, Located
 
     pattern = find_pattern(sample)
     match = pattern.whole.match(sample) if pattern else None

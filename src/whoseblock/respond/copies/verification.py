@@ -21,7 +21,7 @@ from whoseblock.media.direct import DirectMedia
 from whoseblock.ranges import ByteRange, merge, subtract
 from whoseblock.respond.copies.authority import why_controlled_by_others
 from whoseblock.respond.copies.locations import Candidate, Copies, CopyError, open_name
-from whoseblock.sources.mapfile import read_mapfile
+from whoseblock.sources.block_lists.mapfile import read_mapfile
 
 __all__ = ["VerifiedCopy", "time_of", "verify_copy"]
 

@@ -1,7 +1,7 @@
 """Parse records of /dev/kmsg (Documentation/ABI/testing/dev-kmsg).
 
 ``PRIORITY,SEQUENCE,MICROSECONDS,FLAGS[,…];TEXT``, then lines of properties.
-`whoseblock.sources.dmesg` knows the text of failures. Only the beginning of a message counts:
+`whoseblock.sources.kernel_log` knows the text of failures. Only the beginning of a message counts:
 further on the kernel quotes names that any user may choose.
 """
 

@@ -12,7 +12,7 @@ from typing import BinaryIO, Final
 
 from whoseblock.errors import MalformedError
 from whoseblock.ranges import ByteRange, merge, subtract
-from whoseblock.sources.sysfs import TRUNCATED, parse_bad_block_list
+from whoseblock.sources.block_lists.sysfs import TRUNCATED, parse_bad_block_list
 from whoseblock.stack.kernel.host import Host
 from whoseblock.watch.store.reports import BadBlockList, FilesystemError, Report
 

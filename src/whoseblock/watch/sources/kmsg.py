@@ -10,7 +10,7 @@ from typing import Final, Self
 
 from whoseblock.errors import MalformedError
 from whoseblock.ranges import PHYSICAL_MEMORY
-from whoseblock.sources.dmesg import read_message, read_signal_page
+from whoseblock.sources.kernel_log.dmesg import read_message, read_signal_page
 from whoseblock.watch.clock import Clock
 from whoseblock.watch.formats.kmsg import KmsgRecord, count_suppressed, is_from_kernel, read_kmsg
 from whoseblock.watch.store.reports import EventsLost, FailedRange, Report

@@ -1,0 +1,1 @@
+"""Parse maps and lists of bad blocks, as rescue programs and the kernel keep them."""

@@ -1,0 +1,486 @@
+"""The table of the kernel's messages about lost data and memory.
+
+A message must begin with the words of a pattern. The kernel also logs names that any user may
+choose, as in ``x[1]: segfault … in NAME[…]``, and NAME may be ``Memory failure: 0x10140a: ``. A
+process may be named ``I/O error, dev ``, and begin a message; but no name is long enough for a
+device and a comma.
+"""
+
+import re
+from typing import Final
+
+from whoseblock.sources.kernel_log import readers as read
+from whoseblock.sources.kernel_log.patterns import Pattern
+
+__all__ = ["PATTERNS", "find_pattern"]
+
+_DEVICE: Final = r"(?:/dev/)?([^\s,()]{1,64})"
+_BTRFS: Final = r"(?:BTRFS(?: \w{1,10})? \(device [^)]{1,64}\): (?:scrub: )?|BTRFS: |btrfs: )"
+_EXT: Final = r"EXT[234]-fs error \(device ([^)\s]{1,64})\): "
+_XFS: Final = r"XFS \((?P<device>[^)\s]{1,64})\): "
+_XFS_BEGIN: Final = r"XFS \([^)\s]{1,64}\): "
+
+
+def _compile(text: str) -> re.Pattern[str]:
+    return re.compile(text, re.ASCII)
+
+
+_BLOCK_BEGIN: Final = (
+    r"(?:(?:end_request|blk_update_request|print_req_error): )?"
+    r"(?:I/O|critical medium|protection) error, dev "
+)
+
+#: Every message, in the order of the documentation.
+PATTERNS: Final = (
+    Pattern(
+        "memory failure",
+        r"Memory failure: 0x",
+        # kill_procs() prints which processes were killed.
+        _compile(
+            r"Memory failure: 0x([0-9a-f]{1,16}):(?P<signal> (?:Sending SIGBUS to|Killing|forcibly"
+            r" killing|Cannot send advisory machine check signal to) )?"
+        ),
+        read.read_failed_page,
+        "pages",
+        "mm/memory-failure.c",
+        "since 4.6",
+        "Memory failure: 0x10140a: recovery action for dax page: Recovered",
+        is_live=True,
+        expected="a page frame number after 'Memory failure:'",
+    ),
+    Pattern(
+        "memory failure, older words",
+        r"MCE 0x",
+        _compile(
+            r"MCE 0x([0-9a-f]{1,16}): (?:recovery action for |Killing |already hardware poisoned"
+            r"|[A-Za-z][A-Za-z ]{2,40} page recovery: )"
+        ),
+        read.read_pfn,
+        "pages",
+        "mm/memory-failure.c",
+        "2.6.32 to 4.5",
+        "MCE 0x3710b3: dirty LRU page recovery: Recovered",
+    ),
+    Pattern(
+        "memory error in user space",
+        r"(?:mce: |MCE: )?Uncorrected hardware memory error in user-access at ",
+        _compile(r"(?:mce: |MCE: )?Uncorrected [a-z -]{1,60} at ([0-9a-f]{1,16})\b"),
+        read.read_address,
+        "bytes",
+        "arch/x86/kernel/cpu/mce/core.c, kill_me_maybe()",
+        "since 3.4",
+        "mce: Uncorrected hardware memory error in user-access at edbe201400",
+    ),
+    Pattern(
+        "EDAC, uncorrected error",
+        r"EDAC MC\d{1,3}: (?:\d{1,10} )?UE ",
+        _compile(
+            r"EDAC MC\d{1,3}: (?:\d{1,10} )?UE (?:[^:]{0,400}\(.{0,400}?)?"
+            r"page[: ]0x([0-9a-f]{1,16}),? offset[: ]0x([0-9a-f]{1,16})"
+        ),
+        read.read_edac,
+        "pages",
+        "drivers/edac/edac_mc.c, edac_ue_error()",
+        "all",
+        "EDAC MC0: 1 UE unknown on unknown memory ( page:0x1251d6 offset:0x0 grain:1 - APEI"
+        " location: )",
+    ),
+    Pattern(
+        "EDAC, corrected error",
+        r"EDAC MC\d{1,3}: (?:\d{1,10} )?CE ",
+        _compile(r"EDAC MC"),
+        read.harmless,
+        "",
+        "drivers/edac/edac_mc.c, edac_ce_error()",
+        "all",
+        "EDAC MC0: 1 CE memory read error on CPU_SrcID#0 (page:0x3710b3 offset:0x400 grain:32)",
+    ),
+    Pattern(
+        "block layer",
+        _BLOCK_BEGIN,
+        # Kernels before 5.2 do not print the operation.
+        _compile(
+            _BLOCK_BEGIN + r"([^\s,]{1,64}), sector (\d{1,20})\b"
+            r"(?: op 0x[0-9a-f]{1,8}:\((\w{1,32})\))?"
+        ),
+        read.read_block,
+        "512-byte sectors",
+        "block/blk-mq.c, blk_print_req_error()",
+        "all; other functions before 5.16",
+        "critical medium error, dev sdb, sector 154112 op 0x0:(READ) flags 0x80700 phys_seg 1 prio"
+        " class 2",
+        is_live=True,
+        expected="DEVICE, sector NUMBER after 'error, dev'",
+        # A message of the block layer, or a truncated one, has a comma behind the device.
+        foreign=_compile(_BLOCK_BEGIN + r"(?![^\s,]*(?:,|\s*\Z))"),
+    ),
+    Pattern(
+        "NVMe",
+        r"nvme\w{1,40}: [\w /-]{1,60}\(0x[0-9a-f]{1,4}\) @ LBA ",
+        _compile(
+            r"(nvme\w{1,40}): [\w /-]{1,60}\(0x([0-9a-f]{1,4})\) @ LBA (\d{1,20}), (\d{1,10})"
+            r" blocks, .{1,100} \(sct 0x([0-9a-f]{1,4}) / sc 0x([0-9a-f]{1,4})\)"
+        ),
+        read.read_nvme,
+        "logical blocks of the namespace",
+        "drivers/nvme/host/core.c, nvme_log_error()",
+        "since 5.18",
+        "nvme0n1: Read(0x2) @ LBA 7814037, 8 blocks, Unrecovered Read Error (sct 0x2 / sc 0x81) ",
+    ),
+    Pattern(
+        "page cache",
+        r"Buffer I/O error on dev(?:ice)? ",
+        _compile(rf"Buffer I/O error on dev(?:ice)? {_DEVICE}, logical block (\d{{1,20}})\b"),
+        read.read_buffer,
+        "--block-size",
+        "fs/buffer.c, buffer_io_error()",
+        "all",
+        "Buffer I/O error on dev dm-1, logical block 243952, async page read",
+        is_above=True,
+    ),
+    Pattern(
+        "XFS, metadata I/O",
+        _XFS_BEGIN + r"metadata I/O error in ",
+        _compile(
+            _XFS + r'metadata I/O error in "(?P<function>[^"\s]{1,80})[^"]{0,80}" at daddr'
+            r" 0x(?P<start>[0-9a-f]{1,16}) len (?P<sectors>\d{1,8}) error "
+        ),
+        read.read_xfs_buffer,
+        "512-byte sectors of the data device",
+        "fs/xfs/xfs_buf.c, xfs_buf_ioerror_alert()",
+        "since 4.18",
+        'XFS (sdl): metadata I/O error in "xfs_imap_to_bp+0x4f/0x70 [xfs]" at daddr 0x4804c4398 len'
+        " 32 error 5",
+        is_above=True,
+    ),
+    Pattern(
+        "XFS, metadata I/O, older words",
+        _XFS_BEGIN + r"metadata I/O error: block ",
+        _compile(
+            _XFS + r"metadata I/O error: block 0x(?P<start>[0-9a-f]{1,16})"
+            r' \("(?P<function>[^"]{1,80})"\) error -?\d{1,5}'
+            r" (?:numblks (?P<sectors>\d{1,8})|buf count (?P<bytes>\d{1,10}))"
+        ),
+        read.read_xfs_buffer,
+        "512-byte sectors of the data device",
+        "fs/xfs/xfs_buf.c, xfs_buf_ioerror_alert()",
+        "3.0 to 4.17",
+        'XFS (vdb2): metadata I/O error: block 0x68c2b7d8 ("xfs_trans_read_buf_map") error 121'
+        " numblks 8",
+        is_above=True,
+    ),
+    Pattern(
+        "XFS, damaged metadata",
+        _XFS_BEGIN + r"Metadata (?:CRC error|corruption) detected at ",
+        _compile(
+            _XFS + r"Metadata (?:CRC error|corruption) detected at [^,]{1,120},"
+            r" (?:(?P<kind>\w{1,40}) )?block 0x(?P<start>[0-9a-f]{1,16})"
+        ),
+        read.read_xfs_block,
+        "512-byte sectors of the data device",
+        "fs/xfs/xfs_error.c, xfs_buf_verifier_error()",
+        "since 3.15",
+        "XFS (sdb1): Metadata CRC error detected at xfs_agf_read_verify+0xd0/0xf0 [xfs], xfs_agf"
+        " block 0x1 ",
+        is_above=True,
+    ),
+    Pattern(
+        "XFS, failed write of metadata",
+        _XFS_BEGIN + r"(?:Failing async write on buffer|Corruption Alert: Buffer at)",
+        _compile(
+            _XFS + r"(?P<kind>Failing async write on buffer|Corruption Alert: Buffer at)"
+            r" (?:block|daddr) 0x(?P<start>[0-9a-f]{1,16})"
+        ),
+        read.read_xfs_block,
+        "512-byte sectors of the data device",
+        "fs/xfs/xfs_buf.c, xfs_buf_ioend_handle_error()",
+        "since 3.14",
+        "XFS (dm-0): Failing async write on buffer block 0x2bc2c0. Retrying async write.",
+        is_above=True,
+    ),
+    Pattern(
+        "XFS, log recovery",
+        _XFS_BEGIN + r"log recovery (?:read|write) I/O error",
+        _compile(_XFS + r"log recovery"),
+        read.unplaced("which counts from the start of the log of XFS"),
+        "",
+        "fs/xfs/xfs_log_recover.c, xlog_do_io()",
+        "since 5.3",
+        "XFS (dm-3): log recovery read I/O error at daddr 0x3972 len 1 error -5",
+    ),
+    Pattern(
+        "writeback",
+        r"[^\s:]{1,64}: writeback error on inode ",
+        _compile(r"([^\s:]{1,64}): writeback error on inode \d{1,20}, offset"),
+        read.unplaced(read.BEHIND, repeated=True),
+        "",
+        "fs/iomap/buffered-io.c, iomap_finish_ioend()",
+        "since 5.5",
+        "sdd: writeback error on inode 10741741427, offset 54525952, sector 11086521712",
+    ),
+    Pattern(
+        "btrfs, on a device",
+        _BTRFS
+        + r"(?:checksum error|i/o error|super block error|unable to fixup \(\w{1,20}\) error)"
+        r"(?: at logical \d{1,20})? on dev [^\s,]{1,255},? (?:physical|sector) ",
+        _compile(
+            _BTRFS + r"[a-z/ ]{1,20}(?:\(\w{1,20}\) error)?(?: at logical \d{1,20})?"
+            r" on dev (?:/dev/)?([^\s,]{1,255}),? (physical|sector) (\d{1,20})"
+            r"(?:,? root .{1,80} length (\d{1,8})\b)?"
+        ),
+        read.read_btrfs,
+        "bytes; 512-byte sectors in older kernels",
+        "fs/btrfs/scrub.c, scrub_print_warning_inode(), scrub_stripe_report_errors()",
+        "since 3.0",
+        "BTRFS warning (device dm-3): checksum error at logical 36997591040 on dev"
+        " /dev/mapper/nvme-home, physical 34850107392, root 1054, inode 2295743, offset 2718461952:"
+        " path resolving failed with ret=-2",
+        is_above=True,
+    ),
+    Pattern(
+        "btrfs, corrected",
+        _BTRFS + r"(?:fixed up error|read error corrected|checksum/header error fixed)",
+        _compile(r"(?:BTRFS|btrfs)"),
+        read.harmless,
+        "",
+        "fs/btrfs/bio.c, btrfs_repair_io_failure()",
+        "all",
+        "BTRFS info (device vdb): read error corrected: ino 411 off 135168 (dev /dev/vdb sector"
+        " 3128840)",
+    ),
+    Pattern(
+        "btrfs, in a file",
+        _BTRFS + r"csum failed ",
+        _compile(_BTRFS + "csum failed "),
+        read.unplaced(read.IN_FILE),
+        "",
+        "fs/btrfs/bio.c, btrfs_print_data_csum_error()",
+        "all",
+        "BTRFS warning (device vdb): csum failed root -9 ino 257 off 3436544 csum"
+        " 0xa1e70b1d4d61d53f expected csum 0xdbbbd8326f9b86ac mirror 1",
+    ),
+    Pattern(
+        "btrfs, logical address",
+        _BTRFS + r"(?:(?:unable to fixup|checksum error|i/o error|tree block)\b"
+        r"|bad tree block|corrupt (?:leaf|node)|parent transid verify failed|level verify failed"
+        r"|checksum verify failed|tree first key mismatch|failed to read (?:tree|block))",
+        _compile(_BTRFS),
+        read.unplaced(read.IN_BTRFS),
+        "",
+        "fs/btrfs/disk-io.c, fs/btrfs/tree-checker.c, fs/btrfs/scrub.c",
+        "all",
+        "BTRFS error (device sdd): parent transid verify failed on logical 15136619216896 mirror 2"
+        " wanted 74627 found 73734",
+    ),
+    Pattern(
+        "btrfs, counters",
+        _BTRFS + r"bdev \S{1,255} errs: ",
+        _compile(_BTRFS),
+        read.unplaced("because btrfs only counts it"),
+        "",
+        "fs/btrfs/volumes.c, btrfs_dev_stat_inc_and_print()",
+        "all",
+        "BTRFS error (device nvme0n1p2): bdev /dev/nvme0n1p2 errs: wr 0, rd 0, flush 0, corrupt 1,"
+        " gen 0",
+    ),
+    Pattern(
+        "ext4, metadata",
+        r"EXT[234]-fs error \(device [^)\s]{1,64}\): \w{1,60}(?::\d{1,6})?: "
+        r"(?:inode #\d{1,20}: block \d{1,20}: comm .{0,15}: unable to read itable block"
+        r"|comm .{0,15}: Cannot read (?:block|inode) bitmap - "
+        r"|(?:comm .{0,15}: )?unable to read inode block - )",
+        _compile(
+            _EXT + r"\w{1,60}(?::\d{1,6})?: (?:inode #\d{1,20}: block (\d{1,20}): comm"
+            r"|(?:comm .{0,15}: )?Cannot read (?:block|inode) bitmap - block_group = \d{1,10},"
+            r" \w{1,20} = (\d{1,20})\b"
+            r"|(?:comm .{0,15}: )?unable to read inode block - inode=\d{1,20}, block=(\d{1,20})\b)"
+        ),
+        read.read_ext,
+        "blocks of the filesystem",
+        "fs/ext4/inode.c, ext4_get_inode_loc(); fs/ext4/balloc.c, ext4_wait_block_bitmap()",
+        "all",
+        "EXT4-fs error (device nbd0): __ext4_get_inode_loc:4690: inode #2: block 283: comm ls:"
+        " unable to read itable block",
+        is_above=True,
+    ),
+    Pattern(
+        "ext4, writeback",
+        r"EXT4-fs warning \(device [^)\s]{1,64}\): ext4_end_bio:\d{1,6}: I/O error ",
+        _compile(r"EXT4-fs warning \(device ([^)\s]{1,64})\): ext4_end_bio"),
+        read.unplaced(read.BEHIND, repeated=True),
+        "",
+        "fs/ext4/page-io.c, ext4_end_bio()",
+        "since 2.6.37",
+        "EXT4-fs warning (device sda1): ext4_end_bio:317: I/O error -5 writing to inode 1050656"
+        " (offset 0 size 4096 starting block 30446476)",
+    ),
+    Pattern(
+        "md, RAID 4, 5 and 6",
+        r"(?:md/)?raid[456]?:\S{1,40}: read error (?:not correctable|NOT corrected!!|on"
+        r" replacement device) \(sector ",
+        _compile(
+            r"(?:md/)?raid[456]?:\S{1,40}: read error [^(]{1,30}"
+            r"\(sector (\d{1,20}) on ([^\s)]{1,64})\)"
+        ),
+        read.read_stripe,
+        "512-byte sectors of the member",
+        "drivers/md/raid5.c, raid5_end_read_request()",
+        "since 2.6.24",
+        "md/raid:md3: read error not correctable (sector 319104 on sde1).",
+        is_above=True,
+    ),
+    Pattern(
+        "md, RAID 1 and 10",
+        r"md/raid10?:md\w{1,40}: \S{1,64}: unrecoverable I/O read error for block ",
+        _compile(
+            r"md/raid10?:(md\w{1,40}): \S{1,64}: unrecoverable I/O read error for block"
+            r" (\d{1,20})\b"
+        ),
+        read.read_array,
+        "512-byte sectors of the array",
+        "drivers/md/raid1.c, raid1_read_request()",
+        "since 2.6.39",
+        "md/raid1:md0: sdb1: unrecoverable I/O read error for block 92537216",
+        is_above=True,
+    ),
+    Pattern(
+        "md, corrected or redirected",
+        r"(?:md/)?raid\w{0,2}:\S{1,40}: (?:\S{1,64}: )?(?:read error corrected|redirecting sector"
+        r"|rescheduling sector)",
+        _compile(r"(?:md/)?raid"),
+        read.harmless,
+        "",
+        "drivers/md/raid5.c, drivers/md/raid1.c",
+        "all",
+        "md/raid1:md0: redirecting sector 92537216 to other mirror: sda1",
+    ),
+    Pattern(
+        "md, check",
+        r"(?:md: )?(?:md\w{1,40}): mismatch sector in range ",
+        _compile(r"(?:md: )?(md\w{1,40}): mismatch"),
+        read.unplaced("which is in all members of a stripe"),
+        "",
+        "drivers/md/raid5.c, handle_parity_checks5()",
+        "since 4.18",
+        "md0: mismatch sector in range 8-16",
+    ),
+    Pattern(
+        "dm-integrity",
+        r"device-mapper: integrity: dm-\d{1,6}: Checksum failed at sector ",
+        _compile(
+            r"device-mapper: integrity: (dm-\d{1,6}): Checksum failed at sector 0x([0-9a-f]{1,16})"
+        ),
+        read.read_integrity,
+        "512-byte sectors of the integrity device",
+        "drivers/md/dm-integrity.c, integrity_metadata()",
+        "since 5.6",
+        "device-mapper: integrity: dm-4: Checksum failed at sector 0x1e8480",
+        is_above=True,
+    ),
+    Pattern(
+        "dm-integrity, no device",
+        r"device-mapper: integrity: (?!dm-\d{1,6}: )(?:\S{1,64}: )?Checksum failed ",
+        _compile(r"device-mapper: "),
+        read.unplaced("because the integrity device is not named"),
+        "",
+        "drivers/md/dm-integrity.c, integrity_metadata(), dm_integrity_inline_recheck()",
+        "4.12 to 5.5; devices with metadata of their own",
+        "device-mapper: integrity: Checksum failed at sector 0xe228",
+    ),
+    Pattern(
+        "dm-verity",
+        r"device-mapper: verity: \S{1,20}: (?:meta)?data block \d{1,20} is corrupted",
+        _compile(r"device-mapper: "),
+        read.unplaced("because the block size of the verity device is not logged"),
+        "",
+        "drivers/md/dm-verity-target.c, verity_handle_err()",
+        "since 3.4",
+        "device-mapper: verity: 253:0: data block 5 is corrupted",
+    ),
+    Pattern(
+        "dm-verity, corrected",
+        r"device-mapper: verity(?:-fec)?: \S{1,20}: FEC \d{1,20}: corrected ",
+        _compile(r"device-mapper: "),
+        read.harmless,
+        "",
+        "drivers/md/dm-verity-fec.c, fec_decode_bufs()",
+        "since 4.5",
+        "device-mapper: verity-fec: 253:0: FEC 1048576: corrected 12 errors",
+    ),
+    Pattern(
+        "dm-crypt with integrity",
+        r"device-mapper: crypt: (?:\S{1,64}: )?INTEGRITY AEAD ERROR",
+        _compile(r"device-mapper: "),
+        read.unplaced("which counts from an offset that is not logged"),
+        "",
+        "drivers/md/dm-crypt.c, crypt_convert_block_aead()",
+        "since 4.12",
+        "device-mapper: crypt: dm-0: INTEGRITY AEAD ERROR, sector 0",
+    ),
+    Pattern(
+        "MMC and SD cards",
+        r"mmcblk\w{1,20}: error -?\d{1,5} (?:transferring data|sending \S{1,30} command), sector ",
+        _compile(
+            r"(mmcblk\w{1,20}): error -?\d{1,5} [\w /]{1,60}, sector (\d{1,20}), nr (\d{1,8})\b"
+        ),
+        read.read_mmc,
+        "512-byte sectors",
+        "drivers/mmc/core/block.c, mmc_blk_err_check()",
+        "2.6.30 to 4.15",
+        "mmcblk0: error -110 transferring data, sector 1234, nr 8, cmd response 0x900, card status"
+        " 0x0",
+    ),
+    Pattern(
+        "swap",
+        r"(?:Read|Write)-error on swap-device \(",
+        _compile(r"(?:Read|Write)-error"),
+        read.unplaced(read.BEHIND, repeated=True),
+        "",
+        "mm/page_io.c, end_swap_bio_read()",
+        "all",
+        "Write-error on swap-device (8:80:535552)",
+    ),
+    Pattern(
+        "IDE disks",
+        r"hd[a-z]: \w{1,40}: error=0x[0-9a-f]{1,2} \{ (?:UncorrectableError|SectorIdNotFound"
+        r"|AddrMarkNotFound) \}, LBAsect=",
+        _compile(r"(hd[a-z]): .{1,80} LBAsect=(\d{1,20})\b"),
+        read.read_ide,
+        "512-byte sectors",
+        "drivers/ide/ide-lib.c, ide_dump_ata_error()",
+        "2.4 to 5.13",
+        "hda: task_in_intr: error=0x40 { UncorrectableError }, LBAsect=100789723, sector=100789720",
+    ),
+    Pattern(
+        "loop device, backing file",
+        r"loop: Write error at byte offset ",
+        _compile(r"loop: "),
+        read.unplaced("which is in the file behind a loop device that is not named"),
+        "",
+        "drivers/block/loop.c, lo_write_bvec()",
+        "since 2.6.39",
+        "loop: Write error at byte offset 4096, length 4096.",
+    ),
+    Pattern(
+        "soft offline",
+        r"soft offline: 0x",
+        _compile(r"soft offline"),
+        read.harmless,
+        "",
+        "mm/memory-failure.c, soft_offline_page()",
+        "since 2.6.33",
+        "soft offline: 0x10140a: page already poisoned",
+    ),
+)
+
+
+def find_pattern(text: str) -> Pattern | None:
+    """Return the pattern whose first words a message begins with, None if there is none."""
+    match = _BEGINS.match(text)
+    return PATTERNS[int(match.lastgroup[1:])] if match and match.lastgroup else None
+
+
+#: All first words in one expression; the name of the group is the number of the pattern.
+_BEGINS: Final = re.compile(
+    "|".join(f"(?P<p{number}>{one.begin})" for number, one in enumerate(PATTERNS)), re.ASCII
+)

@@ -1,0 +1,94 @@
+"""Patterns of kernel messages, and their results.
+
+`messages` has the table. A pattern names the unit of its numbers. Where a unit depends on a device
+or a filesystem, `Units` returns it or None; a unit is never assumed.
+"""
+
+import re
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+from whoseblock.sources.base import MAX_OFFSET
+
+__all__ = ["SECTOR", "Found", "Harmless", "Located", "Pattern", "Units", "Unplaced", "locate"]
+
+#: The unit of the block layer, in bytes, whatever the sector size of the device.
+SECTOR: Final = 512
+
+
+class Located(NamedTuple):
+    """A range of a device in bytes; ``remark`` limits what the message says about it."""
+
+    device: str
+    start: int
+    length: int
+    remark: str = ""
+
+
+class Unplaced(NamedTuple):
+    """An error whose place is unknown; ``reason`` completes "at an unknown place, …".
+
+    ``is_repeated`` is whether another message reports the same error with a usable place.
+    """
+
+    device: str
+    reason: str
+    is_repeated: bool = False
+
+
+class Harmless(NamedTuple):
+    """An error that lost no data: of the path, corrected, or of a request without data."""
+
+
+Found = Located | Unplaced | Harmless
+
+
+def _no_size(_: str) -> int | None:
+    return None
+
+
+class Units(NamedTuple):
+    """The units that messages count in, in bytes; None where a unit is unknown.
+
+    ``logical_block`` returns that of a disk, and ``filesystem_block`` that of an ext2, ext3 or ext4
+    filesystem on a device, by the name in the message. ``buffer_block`` is the unit of the lines
+    ``Buffer I/O error``.
+    """
+
+    page: int = 4096
+    logical_block: Callable[[str], int | None] = _no_size
+    filesystem_block: Callable[[str], int | None] = _no_size
+    buffer_block: int | None = None
+
+
+class Pattern(NamedTuple):
+    """A kind of message.
+
+    ``begin`` is a regular expression without groups for the first words of the message, which no
+    other pattern matches. ``whole`` matches it from its beginning, and ``read`` interprets the
+    match. If ``whole`` does not match, the message is unrecognised; but it is damaged if
+    ``expected`` is not empty, unless ``foreign`` matches too. ``sample`` is a message.
+    ``source`` and ``versions`` are the file and function of the kernel that prints it, and in which
+    versions. ``is_above`` is whether it is of a layer above the device of the block layer's message
+    about the same error. ``is_live`` is whether the daemon takes it from /dev/kmsg.
+    """
+
+    name: str
+    begin: str
+    whole: re.Pattern[str]
+    read: Callable[[re.Match[str], Units], Found]
+    unit: str
+    source: str
+    versions: str
+    sample: str
+    is_above: bool = False
+    is_live: bool = False
+    expected: str = ""
+    foreign: re.Pattern[str] | None = None
+
+
+def locate(device: str, start: int, length: int, remark: str = "") -> Found:
+    """Return a place, or `Unplaced` if it is past the largest offset."""
+    if length <= 0 or start + length > MAX_OFFSET:
+        return Unplaced(device, "which is printed as a number past the end of any device")
+    return Located(device, start, length, remark)

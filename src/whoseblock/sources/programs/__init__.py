@@ -1,0 +1,1 @@
+"""Parse the reports of other programs: SMART logs, ndctl, cxl and rasdaemon."""
