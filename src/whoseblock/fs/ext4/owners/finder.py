@@ -28,7 +28,7 @@ from whoseblock.fs.pieces import (
 )
 from whoseblock.fs.scan.engine import Extent, Found, Wanted, run_scan
 
-__all__ = ["OwnerFinder", "Owners"]
+__all__ = ["Answers", "OwnerFinder", "Owners", "Segment"]
 
 _NO_SCAN: Final = "the owner was not looked for, because a scan of all inodes was not permitted"
 #: Reasons for unread inodes that are named in one note.
@@ -37,7 +37,7 @@ _MOST_REASONS: Final = 3
 _FEW: Final = 16
 
 
-class _Segment(NamedTuple):
+class Segment(NamedTuple):
     """Blocks ``start`` to before ``end``: fixed metadata, or by the bitmap free or in use."""
 
     start: int
@@ -91,29 +91,29 @@ class OwnerFinder:
         wanted = self._to_scan(segments)
         found: Found | None = None
         if wanted and may_scan:
-            found = self._scan(wanted, progress)
-        answer = _Answer(self, segments, found)
+            found = self.find_extents(wanted, progress)
+        answer = Answers(self, segments, found)
         for start, length in questions:
             yield answer.of(start, length)
 
     # ------------------------------------------------------------------ what the bitmaps say
 
-    def _segments(self, low: int, high: int) -> Iterator[_Segment]:
+    def _segments(self, low: int, high: int) -> Iterator[Segment]:
         at = low
         for run in self.fixed.within(low, high):
             start, end = max(run.start, at), min(run.start + run.length, high)
             if start >= end:
                 continue
             yield from self._allocated(at, start)
-            yield _Segment(start, end, run, is_free=False, fault="")
+            yield Segment(start, end, run, is_free=False, fault="")
             at = end
         yield from self._allocated(at, high)
 
-    def _allocated(self, low: int, high: int) -> Iterator[_Segment]:
+    def _allocated(self, low: int, high: int) -> Iterator[Segment]:
         for run in self.allocation.runs(low, high):
-            yield _Segment(run.start, run.end, None, run.is_free, run.fault)
+            yield Segment(run.start, run.end, None, run.is_free, run.fault)
 
-    def _to_scan(self, segments: Sequence[_Segment]) -> Wanted:
+    def _to_scan(self, segments: Sequence[Segment]) -> Wanted:
         """Return the blocks whose owners only inodes know, as whole clusters.
 
         Without checksums, a bitmap is one structure, and no inode may have what it calls free.
@@ -125,7 +125,8 @@ class OwnerFinder:
             if one.fixed is None and (one.fault or not one.is_free or not alone)
         )
 
-    def _scan(self, wanted: Wanted, progress: Callable[[int], None]) -> Found:
+    def find_extents(self, wanted: Wanted, progress: Callable[[int], None]) -> Found:
+        """Return the extents of all inodes that intersect blocks, of which there are some."""
         volume = self.volume
         sb = volume.sb
 
@@ -161,11 +162,11 @@ class OwnerFinder:
         found.finish()
 
 
-class _Answer:
-    """Makes the answers of one scan."""
+class Answers:
+    """Makes the answers of one scan; ``segments`` are ordered, and cover all that is asked."""
 
     def __init__(
-        self, finder: OwnerFinder, segments: Sequence[_Segment], found: Found | None
+        self, finder: OwnerFinder, segments: Sequence[Segment], found: Found | None
     ) -> None:
         self.finder = finder
         self.volume = finder.volume
@@ -205,8 +206,12 @@ class _Answer:
         text = f"there is no reverse map: the owners were found by a scan of {count} inodes"
         return text if self.found.is_whole else f"{text}, which ended at the owner"
 
+    def _is_certain(self, segment: Segment) -> bool:
+        """Return whether blocks that are free need no scan; a bitmap alone may be wrong."""
+        return self.volume.sb.has_checksums and not segment.fault
+
     def _segment(
-        self, segment: _Segment, low: int, high: int, pieces: list[Piece], notes: dict[str, None]
+        self, segment: Segment, low: int, high: int, pieces: list[Piece], notes: dict[str, None]
     ) -> bool:
         """Add the pieces of blocks of a segment; return whether they took a scan."""
         size = self.volume.block_size
@@ -216,8 +221,7 @@ class _Answer:
             return False
         if segment.fault and (segment.is_free or self.found is None):
             notes[segment.fault] = None
-        certain = self.volume.sb.has_checksums and not segment.fault
-        if segment.is_free and certain:
+        if segment.is_free and self._is_certain(segment):
             pieces.append(Piece(start, length, FREE))
             return False
         found = self.found
@@ -270,7 +274,7 @@ class _Answer:
             ] = None
 
     def _gap(
-        self, segment: _Segment, low: int, high: int, pieces: list[Piece], notes: dict[str, None]
+        self, segment: Segment, low: int, high: int, pieces: list[Piece], notes: dict[str, None]
     ) -> None:
         """Add blocks that no inode maps."""
         size, ratio = self.volume.block_size, self.volume.ratio

@@ -9,7 +9,7 @@ from whoseblock.fs.ext4.scan import InodeScan
 from whoseblock.fs.ext4.volume import Volume
 from whoseblock.fs.scan.engine import UnreadInodes
 
-__all__ = ["find_value_owners"]
+__all__ = ["find_value_owners", "values_of"]
 
 
 def find_value_owners(
@@ -29,7 +29,7 @@ def find_value_owners(
             elif not isinstance(item, int):
                 number, inode, raw = item
                 try:
-                    named = set(_values_of(volume, inode, raw, blocks))
+                    named = set(values_of(volume, inode, raw, blocks))
                 except BlockError as error:
                     unread.append(UnreadInodes(number, number, str(error)))
                     continue
@@ -38,7 +38,7 @@ def find_value_owners(
     return owners, unread
 
 
-def _values_of(
+def values_of(
     volume: Volume, inode: Inode, raw: bytes, blocks: dict[int, list[int]]
 ) -> Iterator[int]:
     """Yield the inodes that hold values of an inode's attributes; raises `BlockError`."""
