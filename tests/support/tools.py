@@ -10,6 +10,7 @@ from pathlib import Path
 
 __all__ = [
     "Missing",
+    "e2fsprogs",
     "find",
     "need_loop_mounts",
     "need_root",
@@ -24,6 +25,10 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 
 #: Where `tools/xfsprogs` puts the newest xfsprogs; another folder can be named by the environment.
 _NEWEST = Path(os.environ.get("WHOSEBLOCK_XFSPROGS") or CHECKOUT / "build" / "xfsprogs" / "bin")
+#: The same for `tools/e2fsprogs`.
+_NEWEST_E2FSPROGS = Path(
+    os.environ.get("WHOSEBLOCK_E2FSPROGS") or CHECKOUT / "build" / "e2fsprogs" / "bin"
+)
 
 #: Debian leaves the last two out of an ordinary user's PATH; mkfs.xfs and sfdisk are there.
 _SYSTEM = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"))
@@ -37,7 +42,8 @@ _PACKAGES = {
         "cryptsetup-bin": "cryptsetup veritysetup",
         "dmsetup": "dmsetup",
         "dosfstools": "mkfs.vfat",
-        "e2fsprogs": "badblocks chattr debugfs dumpe2fs e2fsck filefrag lsattr mke2fs mkfs.ext4",
+        "e2fsprogs": "badblocks chattr debugfs dumpe2fs e2fsck filefrag lsattr mke2fs mkfs.ext4"
+        " resize2fs tune2fs",
         "exfatprogs": "mkfs.exfat",
         "f2fs-tools": "mkfs.f2fs",
         "fdisk": "fdisk sfdisk",
@@ -108,6 +114,16 @@ def xfsprogs(name: str, *, newest: bool = True) -> Path:
     if found is None:
         raise Missing(f"{name} is not installed: install xfsprogs, or run tools/xfsprogs")
     return Path(found)
+
+
+def e2fsprogs(name: str, *, newest: bool) -> Path:
+    """Find a program of e2fsprogs: the newest, or the system's own."""
+    if not newest:
+        return Path(program(name))
+    ours = _NEWEST_E2FSPROGS / name
+    if not os.access(ours, os.X_OK):
+        raise Missing("the newest e2fsprogs are not here: run tools/e2fsprogs")
+    return ours
 
 
 @functools.cache
