@@ -220,9 +220,13 @@ class InodeScan:
         found: Iterable[tuple[int, int, int, bool]] | None = None
         if inode.has_extents:
             found = root_extents(inode.i_block)
+        ratio = self.volume.ratio
         for start, length, logical, unwritten in found or map_of(self.volume, number, inode):
             if number != EXT4_BAD_INO:
                 self._check(number, start, length)
+            if logical >= 0 and (start - logical) % ratio:
+                why = "not in its place of a cluster"
+                raise self.volume.corrupt(f"extent map of inode {number}", start, why)
             if logical < 0:
                 self._count_map_block(number, start)
             flags = (EXTENT_MAP if logical < 0 else what) << 1 | (UNWRITTEN if unwritten else 0)

@@ -340,14 +340,19 @@ class Answers:
         self, found: Found, extents: Sequence[Extent], notes: dict[str, None]
     ) -> None:
         """Add a note for blocks that several inodes claim which cannot share them."""
-        shares = self.volume.sb.shares_data
+        shares, ratio = self.volume.sb.shares_data, self.volume.ratio
         reach: Extent | None = None
+        if ratio > 1 and extents:
+            # The other extents of the clusters.
+            low, high = extents[0].start, max(extent.end for extent in extents)
+            extents = found.within(low // ratio * ratio, -(-high // ratio) * ratio)
         for extent in extents:
-            if reach is not None and extent.start < reach.end:
+            if reach is not None and extent.start // ratio <= (reach.end - 1) // ratio:
                 both = {extent.what, reach.what}
                 values = extent.flags & reach.flags & VALUE_INODE
                 blocks = both == {XATTR} and extent.start == reach.start
-                if not (values or blocks or (shares and both == {FILE_DATA})):
+                one = extent.start >= reach.end and _is_one_cluster(reach, extent)
+                if not (one or values or blocks or (shares and both == {FILE_DATA})):
                     notes[
                         f"block {extent.start} is claimed by inode {reach.inode} and by inode"
                         f" {extent.inode}"
@@ -385,6 +390,13 @@ def _mark_shared_attributes(pieces: list[Piece]) -> None:
     for index, piece in enumerate(pieces):
         if piece.what == XATTR and counts[piece.start] > 1:
             pieces[index] = piece._replace(shared=True)
+
+
+def _is_one_cluster(one: Extent, other: Extent) -> bool:
+    """Return whether two extents may be in one cluster: parts of one file, in their places."""
+    if (one.inode, one.what) != (other.inode, other.what):
+        return False
+    return one.offset < 0 or one.start - one.offset == other.start - other.offset
 
 
 def _clipped(piece: Piece, start: int, end: int) -> Piece:
