@@ -13,11 +13,20 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.support.tools import program, run
+from tests.support.tools import e2fsprogs, run
 
 from whoseblock.fs.base import Answer, FileOwner, MetadataOwner
 
-__all__ = ["Claim", "Truth", "claims_in", "differences", "fill", "make_image", "read_truth"]
+__all__ = [
+    "Claim",
+    "Truth",
+    "claims_in",
+    "differences",
+    "edge_ranges",
+    "fill",
+    "make_image",
+    "read_truth",
+]
 
 _JOURNAL = 8
 _NAME = re.compile(r"^(\d+)\t/?(/.*?)(?=\n\d+\t|\ndebugfs:|\n*\Z)", re.MULTILINE | re.DOTALL)
@@ -41,12 +50,14 @@ class Truth(NamedTuple):
     paths: dict[int, set[str]]
 
 
-def make_image(path: Path, size: int, *options: str, folder: Path | None = None) -> Path:
+def make_image(
+    path: Path, size: int, *options: str, folder: Path | None = None, newest: bool = False
+) -> Path:
     """Make an image with mke2fs, filled from a folder if one is given."""
     with path.open("wb") as file:
         file.truncate(size)
     given = ["-d", str(folder)] if folder is not None else []
-    run(["mke2fs", "-q", "-F", *options, *given, str(path)])
+    run([e2fsprogs("mke2fs", newest=newest), "-q", "-F", *options, *given, str(path)])
     return path
 
 
@@ -113,9 +124,9 @@ def _set_attribute(path: Path, value: bytes, name: str = "user.large") -> None:
         return
 
 
-def _debugfs(path: Path, commands: Sequence[str]) -> str:
+def _debugfs(path: Path, commands: Sequence[str], *, newest: bool) -> str:
     done = subprocess.run(
-        [program("debugfs"), "-f", "-", path],
+        [e2fsprogs("debugfs", newest=newest), "-f", "-", path],
         input="\n".join(commands).encode(),
         capture_output=True,
         check=True,
@@ -148,9 +159,9 @@ def _fixed(groups: str) -> Iterator[tuple[int, Claim]]:
                 yield from ((block, Claim(what)) for block in range(low, high + 1))
 
 
-def read_truth(path: Path) -> Truth:
+def read_truth(path: Path, *, newest: bool = False) -> Truth:
     """Read all that an image holds with dumpe2fs and debugfs."""
-    text = run(["dumpe2fs", path]).decode()
+    text = run([e2fsprogs("dumpe2fs", newest=newest), path]).decode()
     head, _, groups = text.partition("\n\nGroup 0:")
     lines = (line.partition(":") for line in head.splitlines())
     fields = {key.strip(): value.strip() for key, _, value in lines}
@@ -165,7 +176,7 @@ def read_truth(path: Path) -> Truth:
         claims[int(fields["MMP block number"])] = {Claim("static")}
     free = set(_listed(groups, "inodes", 1))
     used = [number for number in range(1, int(fields["Inode count"]) + 1) if number not in free]
-    out = _debugfs(path, [f"stat <{number}>" for number in used])
+    out = _debugfs(path, [f"stat <{number}>" for number in used], newest=newest)
     for part in re.split(r"^debugfs: +stat <", out, flags=re.MULTILINE)[1:]:
         number = int(part.partition(">")[0])
         for block, claim in _claims_of(number, part):
@@ -177,15 +188,16 @@ def read_truth(path: Path) -> Truth:
     for block in _listed(groups, "blocks", ratio):
         if block < blocks:
             claims[block].add(Claim("free"))
-    return Truth(size, claims, _paths(path, used))
+    return Truth(size, claims, _paths(path, used, newest=newest))
 
 
 def _listed(groups: str, what: str, ratio: int) -> Iterator[int]:
     """Yield the free blocks or inodes of all groups."""
     for found in re.finditer(rf"^  Free {what}: (.*)$", groups, re.MULTILINE):
         for low, high in _ranges(found[1]):
-            # A range of clusters ends with the first block of its last one.
-            yield from range(low, high + ratio)
+            # A range of clusters ends with the first block of its last one, and since 1.47.1 with
+            # the last block of it.
+            yield from range(low, (high // ratio + 1) * ratio)
 
 
 _WHATS = {"regular": "data", "directory": "directory", "symlink": "symlink"}
@@ -232,13 +244,13 @@ def _claim_rests(claims: list[set[Claim]], ratio: int) -> None:
                 one.add(claim if is_log else claim._replace(offset=offset, unwritten=True))
 
 
-def _paths(path: Path, used: Sequence[int]) -> dict[int, set[str]]:
+def _paths(path: Path, used: Sequence[int], *, newest: bool) -> dict[int, set[str]]:
     found: dict[int, set[str]] = defaultdict(set)
     found[_ROOT].add("/")
     # A line of commands may have 8191 bytes.
     lines = [" ".join(map(str, used[at : at + 500])) for at in range(0, len(used), 500)]
     for line in lines:
-        out = _debugfs(path, [f"ncheck {line}"])
+        out = _debugfs(path, [f"ncheck {line}"], newest=newest)
         # Names may have line feeds.
         for inode, name in _NAME.findall(out):
             found[int(inode)].add(name)
@@ -246,28 +258,32 @@ def _paths(path: Path, used: Sequence[int]) -> dict[int, set[str]]:
 
 
 def claims_in(answer: Answer, size: int) -> dict[int, set[Claim]]:
-    """Return the claims of an answer about whole blocks, by block."""
+    """Return the claims of an answer by block; each row must have all of its blocks' bytes."""
     found: dict[int, set[Claim]] = defaultdict(set)
+    begin, end = answer.start, answer.start + answer.length
     for row in answer:
-        first, count = row.start // size, row.length // size
-        assert (first * size, count * size) == (row.start, row.length)
-        for place in range(count):
+        assert row.start % size == 0 or row.start == begin
+        assert (row.start + row.length) % size == 0 or row.start + row.length == end
+        for block in range(row.start // size, -(-(row.start + row.length) // size)):
             claim = Claim(row.kind)
             if isinstance(row, MetadataOwner):
                 claim = Claim(row.what)
             elif isinstance(row, FileOwner):
-                offset = -1 if row.file_offset is None else row.file_offset // size + place
+                offset = -1
+                if row.file_offset is not None:
+                    offset, rest = divmod(row.file_offset + block * size - row.start, size)
+                    assert rest == 0
                 claim = Claim(row.what, row.inode, offset, row.unwritten)
-            found[first + place].add(claim)
+            found[block].add(claim)
     return found
 
 
 def differences(truth: Truth, answer: Answer) -> list[object]:
-    """Return where an answer about whole blocks differs from the truth, paths included."""
+    """Return where an answer differs from the truth, paths included."""
     wrong: list[object] = []
-    first = answer.start // truth.block_size
-    found = claims_in(answer, truth.block_size)
-    blocks = range(first, first + answer.length // truth.block_size)
+    size = truth.block_size
+    found = claims_in(answer, size)
+    blocks = range(answer.start // size, -(-(answer.start + answer.length) // size))
     wrong += [
         (block, found[block], truth.claims[block])
         for block in blocks
@@ -279,3 +295,39 @@ def differences(truth: Truth, answer: Answer) -> list[object]:
             if set(paths) != truth.paths.get(row.inode, set()):
                 wrong.append((row.inode, paths, truth.paths.get(row.inode)))
     return wrong
+
+
+def edge_ranges(truth: Truth, rnd: random.Random, most: int) -> list[tuple[int, int]]:
+    """Return ranges in bytes on, before, across and after edges of every kind.
+
+    An edge is a block that does not continue the one before it; its kind is what both hold.  At
+    most ``most`` edges come, those of rare kinds first.
+    """
+    size, count = truth.block_size, len(truth.claims)
+    kinds: dict[object, list[int]] = defaultdict(list)
+    for block in range(1, count):
+        before, after = truth.claims[block - 1], truth.claims[block]
+        if {_next(claim) for claim in before} != after:
+            kinds[_kind(before), _kind(after)].append(block)
+    chosen: list[int] = []
+    for number, edges in enumerate(sorted(kinds.values(), key=len)):
+        share = max((most - len(chosen)) // (len(kinds) - number), 1)
+        chosen += rnd.sample(edges, min(share, len(edges)))
+    ranges = []
+    for block in chosen:
+        at, far = block * size, rnd.randrange(2, 40)
+        low, high = max(block - far, 0), min(block + far, count)
+        ranges += [(at, size), (at, 512), (at - size, size), (at - 512, 512), (at - 512, 1024)]
+        ranges += [(at - size, 2 * size), (low * size, (high - low) * size)]
+        if block + 1 < count:
+            ranges.append((at + size, size))
+    return ranges
+
+
+def _next(claim: Claim) -> Claim:
+    """Return the claim of the next block, if it continues this one."""
+    return claim._replace(offset=claim.offset + 1) if claim.offset >= 0 else claim
+
+
+def _kind(claims: set[Claim]) -> frozenset[tuple[str, bool]]:
+    return frozenset((claim.what, claim.unwritten) for claim in claims)

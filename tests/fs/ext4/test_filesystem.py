@@ -8,7 +8,16 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from tests.support.ext4_damage import BASES, make_base, run_case
-from tests.support.ext4_images import Claim, Truth, differences, fill, make_image, read_truth
+from tests.support.ext4_forms import BY_MKE2FS, FORMS, NOT_MOUNTED
+from tests.support.ext4_images import (
+    Claim,
+    Truth,
+    differences,
+    edge_ranges,
+    fill,
+    make_image,
+    read_truth,
+)
 from tests.support.mounts import mounted
 from tests.support.tools import need_loop_mounts, program, run
 
@@ -19,41 +28,8 @@ from whoseblock.fs.base import FileOwner
 from whoseblock.fs.driver import Volume
 
 MIB = 1 << 20
-#: By name: the size, and the options of mke2fs.
-FORMS: dict[str, tuple[int, str]] = {
-    "ext4": (40 * MIB, "-t ext4 -b 4096"),
-    "ext4, 1 KiB": (24 * MIB, "-t ext4 -b 1024"),
-    "ext4, 64 KiB": (120 * MIB, "-t ext4 -b 65536 -O ^has_journal"),
-    "ext2": (24 * MIB, "-t ext2 -b 1024"),
-    "revision 0": (20 * MIB, "-r 0 -b 1024"),
-    "ext3": (40 * MIB, "-t ext3 -b 2048"),
-    "checksums of ext2": (24 * MIB, "-t ext2 -b 1024 -O metadata_csum"),
-    "32 bits": (24 * MIB, "-t ext4 -b 1024 -O ^64bit"),
-    "uninit_bg": (40 * MIB, "-t ext4 -b 1024 -O ^metadata_csum,uninit_bg"),
-    "meta_bg": (40 * MIB, "-t ext4 -b 1024 -O meta_bg,^resize_inode"),
-    "no flex_bg": (40 * MIB, "-t ext4 -b 1024 -O ^flex_bg"),
-    "sparse_super2": (40 * MIB, "-t ext4 -b 1024 -O sparse_super2,^resize_inode"),
-    "bigalloc, 1 KiB": (96 * MIB, "-t ext4 -b 1024 -O bigalloc,^resize_inode -C 16384"),
-    "bigalloc": (96 * MIB, "-t ext4 -b 4096 -O bigalloc -C 65536"),
-    "inline_data": (40 * MIB, "-t ext4 -b 4096 -O inline_data"),
-    "inodes of 128 bytes": (24 * MIB, "-t ext4 -b 1024 -I 128"),
-    "quota": (40 * MIB, "-t ext4 -b 4096 -I 512 -O quota,project"),
-    "mmp": (40 * MIB, "-t ext4 -b 4096 -O mmp"),
-    "orphan_file": (40 * MIB, "-t ext4 -b 4096 -O orphan_file,metadata_csum_seed"),
-    "no extents": (24 * MIB, "-t ext4 -b 1024 -O ^extent,^64bit"),
-    "large_dir": (24 * MIB, "-t ext4 -b 1024 -O large_dir,fast_commit"),
-}
-#: Those that mke2fs fills with all their features, without the kernel.
-BY_MKE2FS = (
-    "ext4",
-    "ext4, 64 KiB",
-    "ext2",
-    "uninit_bg",
-    "meta_bg",
-    "bigalloc",
-    "inline_data",
-    "quota",
-)
+#: Edges of each image about which ranges are asked.
+_EDGES = 300
 
 
 @pytest.fixture(scope="module")
@@ -64,48 +40,51 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def check(image: Path) -> tuple[Truth, int]:
-    """Compare one question about everything, and a question for each block, with the truth."""
-    truth = read_truth(image)
+def check(image: Path, *, newest: bool) -> tuple[Truth, int]:
+    """Compare one question about everything, and questions about edges, with the truth."""
+    truth = read_truth(image, newest=newest)
     size, count = truth.block_size, len(truth.claims)
     with whoseblock.open(image) as fs:
         assert fs.reverse_map == "scan"
         answer = fs.owners(0, count * size)
         assert answer.complete
         assert differences(truth, answer) == []
-        # A sample of blocks, all with one scan, and some with a scan each.
+        # Thousands of ranges, all with one scan, and some with a scan each.
         rnd = random.Random(1)
-        owned = [block for block, claims in enumerate(truth.claims) if claims and block % 3 == 0]
-        blocks = [rnd.choice(owned) for _ in range(500)]
-        asked = [(block * size, size) for block in blocks]
+        asked = edge_ranges(truth, rnd, _EDGES)
+        assert len(asked) > 1000
         together = list(fs.owners_many(asked))
         for one in together:
             assert one.complete
             assert differences(truth, one) == []
-        for one in together[:40]:
+        for one in rnd.sample(together, 40):
             alone = fs.owners(one.start, one.length)
             assert (alone.complete, alone.owners) == (True, one.owners)
     return truth, len(answer)
 
 
+@pytest.mark.parametrize("version", ["system", "newest"])
 @pytest.mark.parametrize("form", BY_MKE2FS)
-def test_images_filled_by_mke2fs(form: str, folder: Path, tmp_path: Path) -> None:
-    size, options = FORMS[form]
-    image = make_image(tmp_path / "disk.img", size, *options.split(), folder=folder)
-    _, rows = check(image)
+def test_images_filled_by_mke2fs(form: str, version: str, folder: Path, tmp_path: Path) -> None:
+    newest = version == "newest"
+    size, options = FORMS[form].size, FORMS[form].words(newest=newest)
+    path = tmp_path / "disk.img"
+    image = make_image(path, size, *options, folder=folder, newest=newest)
+    _, rows = check(image, newest=newest)
     assert rows > 100
 
 
-# Blocks larger than a page need the newest kernels, and quota is often not built.
-@pytest.mark.parametrize("form", [form for form in FORMS if form not in {"ext4, 64 KiB", "quota"}])
-def test_images_filled_by_the_kernel(form: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("version", ["system", "newest"])
+@pytest.mark.parametrize("form", [form for form in FORMS if form not in NOT_MOUNTED])
+def test_images_filled_by_the_kernel(form: str, version: str, tmp_path: Path) -> None:
     need_loop_mounts()
-    size, options = FORMS[form]
-    image = make_image(tmp_path / "disk.img", size, *options.split())
+    newest = version == "newest"
+    size, options = FORMS[form].size, FORMS[form].words(newest=newest)
+    image = make_image(tmp_path / "disk.img", size, *options, newest=newest)
     kind = "ext2" if form in {"ext2", "revision 0"} else "ext4"
     with mounted(image, kind=kind) as place:
         fill(Path(place.decode()))
-    _, rows = check(image)
+    _, rows = check(image, newest=newest)
     assert rows > 100
 
 
