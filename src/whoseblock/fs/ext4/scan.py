@@ -1,21 +1,26 @@
 """The source of a forward scan: the inode tables of ext4, group by group.
 
+A whole scan verifies every inode; one that may end at the owner verifies those that it uses.
 Only inodes that the bitmap has in use are decoded; each is verified.  What cannot be read or
 verified becomes a range of inodes that may own the blocks, too.
 """
 
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from struct import Struct
 from typing import Final
 
 from whoseblock.errors import BlockError, MediaError
+from whoseblock.fs.ext4.columns import Columns
+from whoseblock.fs.ext4.format.descriptor import INODE_UNINIT
 from whoseblock.fs.ext4.format.extents import pointers, root_extents
 from whoseblock.fs.ext4.format.inode import (
     EXT4_EA_INODE_FL,
     INODE,
     Inode,
     inode_matches,
+    parse_inode,
 )
 from whoseblock.fs.ext4.inodes import map_of
 from whoseblock.fs.ext4.static import FixedMetadata
@@ -40,6 +45,8 @@ _PIECE: Final = 1 << 20
 #: Extents of a batch: a file of very many extents is passed on in several.
 _BATCH: Final = 1 << 16
 _INODE_BYTES: Final = 128
+#: Directories that are kept for further searches: eight bytes each.
+_MOST_KEPT: Final = 1 << 20
 _MODE, _DTIME, _LINKS = (Inode._fields.index(name) for name in ("mode", "dtime", "links"))
 _DOUBLE_INDIRECT: Final = 13
 #: A flag of extents: the inode is the value of an attribute of other inodes.
@@ -65,14 +72,17 @@ def nearest_groups(volume: Volume, group: int) -> Iterator[int]:
 class InodeScan:
     """Reads the inode tables of a volume, as batches of extents in blocks.
 
-    The directories of each group that was read are kept, for searches of names.
+    The directories of groups are kept, for searches of names.
     """
 
     def __init__(self, volume: Volume, fixed: FixedMetadata) -> None:
         self.volume = volume
         self.fixed = fixed
-        self._directories: dict[int, tuple[array[int], list[UnreadInodes]]] = {}
+        self._directories: dict[int, array[int]] = {}
+        self._kept = 0
         size = volume.sb.inode_size
+        # Whole blocks, so that one that cannot be read costs its own inodes only.
+        self._step = max(_PIECE // volume.block_size, 1) * volume.block_size // size
         #: The blocks of maps that the present scan has read.
         self._map_blocks = 0
         self._struct = Struct(f"{INODE.format}{size - _INODE_BYTES}x")
@@ -103,29 +113,91 @@ class InodeScan:
                     yield UnreadInodes(number, number, str(error))
             yield Batch.of(rows, self.volume.sb.inodes_per_group - done)
 
-    def directories_of(self, group: int) -> "tuple[array[int], list[UnreadInodes]]":
-        """Return the directories of a group, and its inodes that are unread."""
-        if group not in self._directories:
-            for _ in self.inodes(group):
-                pass
-        return self._directories[group]
+    def likely(
+        self, groups: Iterable[int], ranges: Sequence[tuple[int, int]]
+    ) -> Iterator[Batch | UnreadInodes]:
+        """Yield extents of inodes that touch ``ranges`` of blocks, if an extent tree has them.
+
+        The inodes are verified.  Others are not, and what cannot be read or verified is passed
+        over: only an owner that was found is certain.
+        """
+        self._map_blocks = 0
+        for group in groups:
+            for place, count, data in self._parts(group):
+                columns = Columns(data, self.volume.sb.inode_size)
+                yield from self._used(group, place, data, columns.mapping(ranges))
+                yield from self._used(group, place, data, columns.with_tree())
+                yield Batch.of((), count)
+
+    def _used(self, group: int, first: int, data: bytes, places: Sequence[int]) -> Iterator[Batch]:
+        """Yield the extents of inodes at ``places`` of a part that are in use and verify."""
+        volume = self.volume
+        bitmap = volume.inode_bitmap(group) if places else None
+        if bitmap is None or bitmap.fault:
+            return
+        size, base = volume.sb.inode_size, group * volume.sb.inodes_per_group + 1
+        rows: list[Row] = []
+        for place in places:
+            number, raw = base + first + place, data[place * size : (place + 1) * size]
+            is_used = bitmap.bits[first + place] == "1"
+            if not (is_used and inode_matches(volume.sb, volume.seed, number, raw)):
+                continue
+            with suppress(BlockError):
+                for row in self.extents_of(number, parse_inode(raw)):
+                    rows.append(row)
+                    if len(rows) >= _BATCH:
+                        yield Batch.of(rows, 0)
+                        rows = []
+        yield Batch.of(rows, 0)
+
+    def _parts(self, group: int) -> Iterator[tuple[int, int, bytes]]:
+        """Yield the parts of a table that can be read: the first place, the places, the bytes."""
+        volume = self.volume
+        try:
+            descriptor = volume.descriptor(group)
+        except BlockError:
+            return
+        if descriptor.flags & INODE_UNINIT:
+            return
+        used = volume.sb.inodes_per_group - descriptor.itable_unused
+        start, size = descriptor.inode_table * volume.block_size, volume.sb.inode_size
+        for place in range(0, used, self._step):
+            length = min(self._step, used - place) * size
+            for at, data in self._read(start + place * size, length):
+                if not isinstance(data, str):
+                    yield (at - start) // size, len(data) // size, data
+
+    def directories_of(self, group: int) -> "array[int]":
+        """Return the inodes of a group that may be directories, which their own reader verifies."""
+        if group in self._directories:
+            return self._directories[group]
+        found = array("Q")
+        base = group * self.volume.sb.inodes_per_group + 1
+        for place, _, data in self._parts(group):
+            columns = Columns(data, self.volume.sb.inode_size)
+            found.extend(base + place + one for one in columns.directories())
+        bitmap = self.volume.inode_bitmap(group) if found else None
+        if bitmap is not None and not bitmap.fault:
+            found = array("Q", (one for one in found if bitmap.bits[one - base] == "1"))
+        if self._kept + len(found) <= _MOST_KEPT:
+            self._kept += len(found)
+            self._directories[group] = found
+        return found
+
+    def count_unread(self) -> int:
+        """Return how many inodes cannot be read or verified; this takes a whole scan."""
+        return sum(
+            item.last - item.first + 1
+            for group in range(self.volume.groups)
+            for item in self.inodes(group)
+            if isinstance(item, UnreadInodes)
+        )
 
     def inodes(self, group: int) -> Iterator[tuple[int, Inode, bytes] | int | UnreadInodes]:
         """Yield the inodes of a group that are in use, verified, with their bytes.
 
         A number says that so many places of the table were read, and is followed by others.
         """
-        unread: list[UnreadInodes] = []
-        folders = array("Q")
-        for item in self._inodes(group):
-            if isinstance(item, UnreadInodes):
-                unread.append(item)
-            elif isinstance(item, tuple) and item[1].is_dir:
-                folders.append(item[0])
-            yield item
-        self._directories[group] = folders, unread
-
-    def _inodes(self, group: int) -> Iterator[tuple[int, Inode, bytes] | int | UnreadInodes]:
         volume = self.volume
         count = volume.sb.inodes_per_group
         first = group * count + 1
@@ -145,10 +217,8 @@ class InodeScan:
             used = 0
         start = descriptor.inode_table * volume.block_size
         size = volume.sb.inode_size
-        # Whole blocks, so that one that cannot be read costs its own inodes only.
-        step = max(_PIECE // volume.block_size, 1) * volume.block_size // size
-        for place in range(0, used, step):
-            length = min(step, used - place) * size
+        for place in range(0, used, self._step):
+            length = min(self._step, used - place) * size
             for at, data in self._read(start + place * size, length):
                 skipped = (at - start) // size
                 if isinstance(data, str):

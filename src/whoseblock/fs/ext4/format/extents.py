@@ -9,6 +9,8 @@ from typing import Final, NamedTuple
 from whoseblock.fs.ext4.format.checksum import LE32, crc32c
 
 __all__ = [
+    "EXT4_EXT_MAGIC",
+    "EXT_INIT_MAX_LEN",
     "EXT_MAX_DEPTH",
     "MAX_LOGICAL",
     "Extent",

@@ -145,8 +145,7 @@ class PathFinder:
         for group in self._groups(missing):
             if not missing:
                 return
-            folders, unread = self.scan.directories_of(group)
-            search.unread += sum(one.last - one.first + 1 for one in unread)
+            folders = self.scan.directories_of(group)
             if len(missing) == 1:
                 # A file is made in the group of its directory, and after it.
                 (only,) = missing
@@ -164,6 +163,7 @@ class PathFinder:
                     self.progress("directories searched for names", done, None)
                 if not missing:
                     return
+        search.unread = self.scan.count_unread()
 
     def _groups(self, inodes: Iterable[int]) -> Iterator[int]:
         """Yield all groups: those of the flex groups of the inodes first."""

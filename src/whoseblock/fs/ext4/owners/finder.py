@@ -136,7 +136,12 @@ class OwnerFinder:
         # More are answered with one whole scan, whose end need not be looked for after each hit.
         is_few = len(wanted.lows) <= _FEW
         alone = is_few and sb.has_checksums and not sb.shares_data and volume.ratio == 1
-        groups = nearest_groups(volume, volume.group_of(wanted.lows[0]))
+        groups = list(nearest_groups(volume, volume.group_of(wanted.lows[0])))
+        if alone:
+            ranges = list(zip(wanted.lows, wanted.highs, strict=True))
+            found = run_scan(self.scan.likely(groups, ranges), wanted, is_enough, progress)
+            if not found.is_whole:
+                return found
         found = run_scan(self.scan.batches(groups), wanted, is_enough if alone else None, progress)
         if any(one.flags & VALUE_INODE for one in found.extents):
             self._name_values(found)
