@@ -39,7 +39,8 @@ def _runs(workers: str, words: list[str]) -> list[list[str]]:
     others = [word for word in paths if not _is_alone(word)]
     runs = []
     if others or not paths:
-        runs.append(["-n", workers, "--maxprocesses", "8", *options, *others])
+        side_by_side = ["-n", workers, "--maxprocesses", "8", "--dist", "worksteal"]
+        runs.append([*side_by_side, *options, *others])
     if alone or not paths:
         # Last, so that it holds whatever the options say.
         runs.append([*options, *(alone or [str(ALONE)]), "-n", "0"])

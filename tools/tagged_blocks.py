@@ -112,7 +112,7 @@ def _verdict(found: RangeMapping, disk: Layer, *, right: bool) -> str:
 
 
 def count(judgements: Iterable[Judgement]) -> Tally:
-    """Count verdicts; a block that is called unused must have its content elsewhere."""
+    """Count verdicts; the content of a block that is called unused must be elsewhere."""
     counts: Counter[str] = Counter()
     placed: set[tuple[str, int]] = set()
     unused: dict[tuple[str, int], list[Judgement]] = defaultdict(list)

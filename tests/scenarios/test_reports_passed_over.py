@@ -2,16 +2,12 @@
 
 import json
 import sqlite3
-import subprocess
-from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 from demo.demo import unpack
-from tests.support.commands import COMMAND
-
-Run = Callable[..., subprocess.CompletedProcess[str]]
+from tests.support.commands import Run, runner_in
 
 SECTOR = "[1.0] I/O error, dev sdb, sector 2456\n"
 OTHER = "[2.0] I/O error, dev sdb, sect\n"
@@ -22,16 +18,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     folder = tmp_path_factory.mktemp("notices")
     unpack(folder / "disk.img")
     (folder / "other.img").write_bytes(bytes(1 << 20))
-
-    def run(*words: str, stdin: str | bytes = "") -> subprocess.CompletedProcess[str]:
-        data = stdin if isinstance(stdin, bytes) else stdin.encode()
-        done = subprocess.run(
-            [*COMMAND, *words], input=data, capture_output=True, check=False, cwd=folder
-        )
-        out, err = done.stdout.decode(), done.stderr.decode()
-        return subprocess.CompletedProcess(words, done.returncode, out, err)
-
-    return run
+    return runner_in(folder)
 
 
 @pytest.mark.parametrize("verb", ["lookup", "respond"])

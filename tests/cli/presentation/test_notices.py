@@ -1,15 +1,11 @@
 """Standard error for inputs without failures, and for options without effect."""
 
 import json
-import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from demo.demo import unpack
-from tests.support.commands import COMMAND
-
-Run = Callable[..., subprocess.CompletedProcess[str]]
+from tests.support.commands import Run, runner_in
 
 ALL_RESCUED = "# Mapfile\n0x0 + 1\n0x0 0x12C00000 +\n"
 CLEAN = "[    1.000000] usb 1-1: new device\n" * 3
@@ -29,16 +25,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     folder = tmp_path_factory.mktemp("notices")
     unpack(folder / "disk.img")
     (folder / "other.img").write_bytes(bytes(1 << 20))
-
-    def run(*words: str, stdin: str | bytes = "") -> subprocess.CompletedProcess[str]:
-        data = stdin if isinstance(stdin, bytes) else stdin.encode()
-        done = subprocess.run(
-            [*COMMAND, *words], input=data, capture_output=True, check=False, cwd=folder
-        )
-        out, err = done.stdout.decode(), done.stderr.decode()
-        return subprocess.CompletedProcess(words, done.returncode, out, err)
-
-    return run
+    return runner_in(folder)
 
 
 @pytest.mark.parametrize("verb", ["lookup", "respond"])

@@ -79,7 +79,7 @@ _RIGHT_AT: Final = 12
 #: Keys of other trees than the rmap btree are compared by the block or inode that they begin with.
 _BLOCK_NUMBER: Final = 4
 _LSN_AT: Final = 24
-#: The level of leaves, as headers have it.
+#: The level of leaves in the headers of blocks.
 _LEAF: Final = bytes(2)
 #: Past every log sequence number.
 _NEVER: Final = 1 << 64

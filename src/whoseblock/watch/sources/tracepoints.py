@@ -33,7 +33,7 @@ from whoseblock.watch.store.trace_checkpoint import TraceCheckpoint, TraceCounts
 
 __all__ = ["TraceSource"]
 
-#: The event of memory failures, at both places where kernels have it, and that of requests.
+#: The event of memory failures, at both of its places in kernels, and that of requests.
 _MEMORY_EVENTS: Final = ("ras/memory_failure_event", "memory_failure/memory_failure_event")
 _REQUEST_EVENT: Final = "block/block_rq_error"
 _EVENTS: Final = (*_MEMORY_EVENTS, _REQUEST_EVENT)

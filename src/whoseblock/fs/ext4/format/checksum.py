@@ -19,5 +19,5 @@ def crc32c(seed: int, data: bytes | memoryview) -> int:
 
 
 def crc16(seed: int, data: bytes | memoryview) -> int:
-    """Return the CRC-16 of ``data`` from ``seed``, as group descriptors of uninit_bg have it."""
+    """Return the CRC-16 of ``data`` from ``seed``: the checksum of descriptors with uninit_bg."""
     return modbus(data, seed)
