@@ -168,18 +168,6 @@ def test_blocks_that_several_files_share(tmp_path: Path) -> None:
         assert any("is claimed by inode" in note for note in whole.notes)
 
 
-def test_a_lost_superblock_is_replaced_by_its_copy(folder: Path, tmp_path: Path) -> None:
-    image = make_image(tmp_path / "disk.img", 24 * MIB, *FORMS["32 bits"][1].split(), folder=folder)
-    truth = read_truth(image)
-    with image.open("r+b") as file:
-        file.write(bytes(2048))
-    with whoseblock.open(image) as fs:
-        answer = fs.owners(0, len(truth.claims) * truth.block_size)
-        assert not answer.complete
-        assert "the copy in group 1 was used" in answer.notes[0]
-        assert differences(truth, answer) == []
-
-
 def test_what_cannot_be_read_is_refused_by_name(tmp_path: Path) -> None:
     image = make_image(tmp_path / "ext2.img", 4 * MIB, "-t", "ext2")
     with image.open("r+b") as file:

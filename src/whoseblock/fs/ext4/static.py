@@ -30,8 +30,9 @@ class FixedRun(NamedTuple):
 class FixedMetadata:
     """All fixed metadata of a volume, by its first block.
 
-    ``lost`` are the groups whose descriptor cannot be read or believed: their bitmaps and inode
-    tables may be anywhere.  ``faults`` say why, and name runs that overlap.
+    ``lost`` are the groups whose descriptor cannot be read or believed, nor a copy of it: their
+    bitmaps and inode tables may be anywhere.  ``faults`` say why, name runs that overlap, and the
+    groups whose descriptor is a copy.
     """
 
     def __init__(self, volume: Volume) -> None:
@@ -47,6 +48,8 @@ class FixedMetadata:
                 self.lost.append(group)
                 self._add_fault(str(error))
                 continue
+            if group in volume.copied:
+                self._add_fault(volume.copied[group])
             runs.append(FixedRun(descriptor.block_bitmap, 1, AG, group, "block bitmap"))
             runs.append(FixedRun(descriptor.inode_bitmap, 1, INODE_BTREE, group, "inode bitmap"))
             table = volume.table_blocks

@@ -1,5 +1,6 @@
 """The superblock of a medium: the first, or a copy of it if the first is lost."""
 
+from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from whoseblock.errors import BlockError, NotAFilesystemError, UnsupportedError
@@ -19,8 +20,11 @@ __all__ = ["OpenedSuperblock", "begins_with_superblock", "open_superblock"]
 
 #: More groups than this are not read: 256 TiB with blocks of 4 KiB.
 _MOST_GROUPS: Final = 1 << 21
-#: Group 1 has a copy, unless the filesystem has the feature sparse_super2 or one group only.
-_COPY_GROUP: Final = 1
+#: Groups that have a copy, except with the feature sparse_super2.
+_COPY_GROUPS: Final = (1, 3, 5, 7, 9, 25, 27)
+#: EXT2_MAX_CLUSTERS_PER_GROUP of blocks of 64 KiB, and the largest ratio of clusters to blocks.
+_MOST_CLUSTERS: Final = 65528
+_MOST_LOG_RATIO: Final = 10
 
 
 class OpenedSuperblock(NamedTuple):
@@ -74,8 +78,8 @@ def open_superblock(media: Media) -> OpenedSuperblock:
                 hint=content.hint if content else "name the device or the image of the filesystem",
             )
         notes.append(
-            f"the superblock is lost ({found}); the copy in group {_COPY_GROUP} was used, which"
-            " may be older"
+            f"the superblock is lost ({found}); the copy in group {copy.block_group_nr} was used,"
+            " which may be older"
         )
         sb = copy
     else:
@@ -96,20 +100,37 @@ def open_superblock(media: Media) -> OpenedSuperblock:
 
 
 def _find_copy(media: Media) -> Superblock | None:
-    """Return the copy in group 1, where mke2fs puts it for each size of blocks; None without."""
-    for log in range(7):
-        size = 1024 << log
-        first = 1 if log == 0 else 0
-        per_group = min(8 * size, 65528)
-        found = _read(media, (first + per_group) * size)
+    """Return the first copy that verifies, where mke2fs puts it by default; None without.
+
+    With ``mke2fs -g``, groups have another size, and their copies are not found.
+    """
+    for offset, size, group in _copy_places(media):
+        found = _read(media, offset)
         if isinstance(found, str):
             continue
         sb = found[0]
+        start = (sb.first_data_block + group * sb.blocks_per_group) * sb.block_size
         if (
-            sb.block_group_nr == _COPY_GROUP
+            sb.block_group_nr == group
             and sb.block_size == size
-            and sb.blocks_per_group == per_group
-            and sb.has_super(_COPY_GROUP)
+            and start == offset
+            and sb.has_super(group)
         ):
             return sb
     return None
+
+
+def _copy_places(media: Media) -> Iterator[tuple[int, int, int]]:
+    """Yield ``(offset, block size, group)`` of each place for a copy, the likely ones first."""
+    for groups in (_COPY_GROUPS[:1], (*_COPY_GROUPS[1:], None)):
+        for log_ratio in range(_MOST_LOG_RATIO + 1):
+            for log in range(7):
+                size = 1024 << log
+                first = 1 if log == 0 and not log_ratio else 0
+                per_group = min(8 * size, _MOST_CLUSTERS) << log_ratio
+                last = (media.size // size - first - 1) // per_group
+                for group in groups:
+                    # sparse_super2 has a copy in the last group.
+                    number = last if group is None else group
+                    if 0 < number <= last:
+                        yield (first + number * per_group) * size, size, number

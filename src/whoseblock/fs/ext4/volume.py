@@ -4,7 +4,9 @@ Blocks count from the start of the medium.  Groups begin at the first data block
 """
 
 from collections import Counter
-from functools import lru_cache
+from collections.abc import Iterator
+from functools import cached_property, lru_cache
+from itertools import islice
 from typing import Final, NamedTuple
 
 from whoseblock.errors import BlockError, CorruptError, MediaError
@@ -29,6 +31,8 @@ __all__ = ["Bitmap", "Volume", "bits_of"]
 _KEPT: Final = 64
 #: Groups past the end of the device that are looked at: their inode tables may lie before it.
 _MOST_MISSING: Final = 1 << 14
+#: Copies of a block of descriptors that are tried.
+_MOST_COPIES: Final = 8
 
 
 class Bitmap(NamedTuple):
@@ -66,6 +70,9 @@ class Volume:
         self.super_block = SUPERBLOCK_OFFSET // self.block_size
         self.per_block = self.block_size // sb.desc_size
         self.reads: Counter[str] = Counter()
+        #: By group, why a copy of its descriptor was used.
+        self.copied: dict[int, str] = {}
+        self._lost: set[int] = set()
         self._descriptor_block = lru_cache(_KEPT)(self._read_descriptor_block)
         self.inode_bitmap = lru_cache(_KEPT)(self._read_inode_bitmap)
 
@@ -138,19 +145,60 @@ class Volume:
         """Return the error about a block."""
         return CorruptError(what, block * self.block_size, reason)
 
-    def _read_descriptor_block(self, number: int) -> bytes:
-        return self.read_block("group descriptor block", self._descriptors_at(number))
+    def _copies_of(self, number: int) -> Iterator[int]:
+        """Yield the blocks of the copies of the ``number``-th block of descriptors."""
+        if self.sb.incompat & INCOMPAT_META_BG and number >= self.sb.first_meta_bg:
+            first = number * self.per_block
+            for group in dict.fromkeys((first + 1, first + self.per_block - 1)):
+                if first < group < self.sb.groups_count:
+                    yield self._meta_block(group)
+            return
+        for group in self._copy_groups:
+            yield self.group_start(group) + 1 + number
+
+    @cached_property
+    def _copy_groups(self) -> list[int]:
+        groups = (one for one in range(1, self.sb.groups_count) if self.sb.has_super(one))
+        return list(islice(groups, _MOST_COPIES))
+
+    def _read_descriptor_block(self, block: int) -> bytes | BlockError:
+        """Return a block of descriptors; an error, too, is kept, since its device may be slow."""
+        try:
+            return self.read_block("group descriptor block", block)
+        except BlockError as error:
+            return error
 
     def descriptor(self, group: int) -> Descriptor:
-        """Return the descriptor of a group, verified; raises `BlockError`."""
-        number, place = divmod(group, self.per_block)
-        raw = self._descriptor_block(number)
-        at = place * self.sb.desc_size
+        """Return the descriptor of a group, verified; raises `BlockError`.
+
+        If it is lost, what a copy says of the places of bitmaps and inode table is returned.
+        """
+        number = group // self.per_block
+        try:
+            return self._descriptor_in(self._descriptors_at(number), group)
+        except BlockError as error:
+            if group in self._lost:
+                raise
+            for block in self._copies_of(number):
+                try:
+                    found = self._descriptor_in(block, group)
+                except BlockError:
+                    continue
+                self.copied[group] = f"{error}; the copy in block {block} was used"
+                # The kernel writes copies when it grows a filesystem, and at no other time.
+                return found._replace(flags=0, itable_unused=0, is_copy=True)
+            self._lost.add(group)
+            raise
+
+    def _descriptor_in(self, block: int, group: int) -> Descriptor:
+        """Return the descriptor of a group from a block of them; raises `BlockError`."""
+        raw = self._descriptor_block(block)
+        if isinstance(raw, BlockError):
+            raise raw
+        at = group % self.per_block * self.sb.desc_size
         found = parse_descriptor(self.sb, group, raw[at : at + self.sb.desc_size])
-        fault = self._descriptor_fault(group, found)
-        if fault:
-            where = self._descriptors_at(number)
-            raise self.corrupt(f"descriptor of group {group}", where, fault)
+        if fault := self._descriptor_fault(group, found):
+            raise self.corrupt(f"descriptor of group {group}", block, fault)
         return found
 
     def _descriptor_fault(self, group: int, found: Descriptor) -> str:
@@ -190,13 +238,16 @@ class Volume:
             return Bitmap("", str(error))
         bits = bits_of(raw, count)
         what = f"the inode bitmap of group {group}"
-        if not bitmap_matches(self.sb, raw, count, descriptor.inode_bitmap_csum):
-            return Bitmap(bits, f"{what} has a wrong checksum")
-        if bits.count("0") != descriptor.free_inodes:
-            return Bitmap(bits, f"{what} contradicts the number of free inodes")
-        if "1" in bits[count - descriptor.itable_unused :]:
-            return Bitmap(bits, f"{what} contradicts the number of unused inodes")
-        return Bitmap(bits, "")
+        fault = ""
+        if descriptor.is_copy:
+            fault = f"{what} cannot be verified without its descriptor"
+        elif not bitmap_matches(self.sb, raw, count, descriptor.inode_bitmap_csum):
+            fault = f"{what} has a wrong checksum"
+        elif bits.count("0") != descriptor.free_inodes:
+            fault = f"{what} contradicts the number of free inodes"
+        elif "1" in bits[count - descriptor.itable_unused :]:
+            fault = f"{what} contradicts the number of unused inodes"
+        return Bitmap(bits, fault)
 
     def read_block_bitmap(self, group: int) -> Bitmap:
         """Return the block bitmap of a group; the bits are "" if it was never written."""
@@ -210,6 +261,8 @@ class Volume:
         count = self.clusters_in(group)
         bits = bits_of(raw, count)
         what = f"the block bitmap of group {group}"
+        if descriptor.is_copy:
+            return Bitmap(bits, f"{what} cannot be verified without its descriptor")
         whole = self.sb.clusters_per_group
         if not bitmap_matches(self.sb, raw, whole, descriptor.block_bitmap_csum):
             return Bitmap(bits, f"{what} has a wrong checksum")

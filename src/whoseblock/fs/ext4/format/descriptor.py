@@ -21,7 +21,8 @@ class Descriptor(NamedTuple):
     """``struct ext4_group_desc``, both halves joined.
 
     ``is_valid`` is whether its checksum is right, or it has none.  ``flags`` and ``itable_unused``
-    are 0 where they do not count.
+    are 0 where they do not count.  ``is_copy`` is for a copy, whose counts, flags and checksums of
+    bitmaps may be old.
     """
 
     block_bitmap: int
@@ -34,6 +35,7 @@ class Descriptor(NamedTuple):
     block_bitmap_csum: int
     inode_bitmap_csum: int
     is_valid: bool
+    is_copy: bool = False
 
 
 def parse_descriptor(sb: Superblock, group: int, raw: bytes) -> Descriptor:

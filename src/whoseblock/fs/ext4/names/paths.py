@@ -66,6 +66,8 @@ class _Search:
         self.folders: set[int] = set()
         self.up: dict[int, Link] = {}
         self.lost: dict[int, str] = {}
+        #: By inode, why it may not be in use.
+        self.doubts: dict[int, str] = {}
         self.unread = 0
 
 
@@ -101,7 +103,7 @@ class PathFinder:
                 left -= sum(map(len, found[number].paths))
         return found
 
-    def _begin(self, number: int, search: _Search) -> Paths | None:  # noqa: PLR0911 - cases
+    def _begin(self, number: int, search: _Search) -> Paths | None:
         """Return the paths if the inode alone decides them; otherwise add it to the search."""
         volume = self.volume
         try:
@@ -112,20 +114,21 @@ class PathFinder:
         if number in self._internal:
             return Paths(detail=self._internal[number])
         bitmap = volume.inode_bitmap(group)
-        if bitmap.fault:
-            return Paths(complete=False, notes=(bitmap.fault,))
-        if bitmap.bits[place] == "0":
+        fault = bitmap.fault
+        if not fault and bitmap.bits[place] == "0":
             return Paths(complete=False, notes=(f"inode {number} is not in use",))
         if number == EXT4_ROOT_INO:
-            return Paths(("/",))
+            return Paths(("/",), complete=not fault, notes=(fault,) if fault else ())
         if inode.links == 0:
-            note = self._orphan_note(number)
+            note = fault or self._orphan_note(number)
             return Paths(complete=not note, notes=(note,) if note else (), unlinked=True)
         if inode.is_dir:
             search.folders.add(number)
         else:
             search.wanted[number] = inode
         search.links[number] = []
+        if fault:
+            search.doubts[number] = fault
         return None
 
     def _orphan_note(self, number: int) -> str:
@@ -216,7 +219,7 @@ class PathFinder:
 
     def _finish(self, number: int, search: _Search, allowed: int, *, may_scan: bool) -> Paths:
         """Put the paths of one inode together."""
-        notes: list[str] = []
+        notes = [search.doubts[number]] if number in search.doubts else []
         links = search.links[number]
         if number in search.folders:
             links = [search.up[number]] if number in search.up else []

@@ -36,7 +36,8 @@ class Allocation:
         A device that loses a write may leave both a bitmap and its descriptor as they were before.
         """
         volume = self.volume
-        if self.fixed.lost or volume.groups < volume.sb.groups_count:
+        if self.fixed.lost or volume.copied or volume.groups < volume.sb.groups_count:
+            # All answers are incomplete already.
             return ""
         count = sum(volume.descriptor(group).free_clusters for group in range(volume.groups))
         if count * volume.ratio == volume.sb.free_blocks:
