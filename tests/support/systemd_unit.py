@@ -4,9 +4,10 @@ import re
 
 from tests.support.tools import CHECKOUT
 
-__all__ = ["UNIT", "as_the_unit", "capabilities"]
+__all__ = ["SOCKET", "UNIT", "as_the_unit", "capabilities"]
 
 UNIT = CHECKOUT / "src/whoseblock/watch/whoseblock-watch.service"
+SOCKET = UNIT.with_suffix(".socket")
 
 
 def capabilities() -> list[str]:

@@ -17,6 +17,7 @@ __all__ = ["check_sdist", "check_wheel"]
 _SHARED = {
     "share/man/man1/whoseblock.1": "docs/man/whoseblock.1",
     "share/whoseblock/whoseblock-watch.service": "src/whoseblock/watch/whoseblock-watch.service",
+    "share/whoseblock/whoseblock-watch.socket": "src/whoseblock/watch/whoseblock-watch.socket",
     "share/whoseblock/policy.toml": "share/policy.toml",
 }
 #: Files that are of use only in a checkout.

@@ -94,8 +94,9 @@ Examples:
     flag_value="",
     type=click.Path(dir_okay=False),
     metavar="[FILE]",
-    help="Write a unit for systemd that runs this program with the options given, and exit; FILE -"
-    " prints it.  [default FILE: /etc/systemd/system/whoseblock-watch.service]",
+    help="Write a unit for systemd that runs this program with the options given, and its socket"
+    " unit beside it, and exit; FILE - prints the first.  [default FILE:"
+    " /etc/systemd/system/whoseblock-watch.service]",
 )
 @click.option(
     "--root",
@@ -162,7 +163,7 @@ def watch(  # noqa: PLR0913 - as many as there are options
 
 
 def _install_unit(file: str, options: Mapping[str, object]) -> None:
-    """Write or print the unit that runs this program with some options."""
+    """Write the units that run this program with some options, or print the service."""
     from whoseblock.watch.unit import INSTALLED, compose_unit, find_program, install_unit
 
     port, journal = options["--metrics-port"], str(options["--journal"] or "")
@@ -176,7 +177,9 @@ def _install_unit(file: str, options: Mapping[str, object]) -> None:
         return
     path = Path(file or INSTALLED).absolute()
     kept = install_unit(text, program, path)
-    click.echo(f"wrote {path}" + (f"; the former unit is {kept}" if kept else ""))
+    click.echo(f"wrote {path} and {path.with_suffix('.socket').name}")
+    for former in kept:
+        click.echo(f"the former unit is {former}")
     click.echo(f"start it: systemctl daemon-reload && systemctl enable --now {path.stem}")
 
 

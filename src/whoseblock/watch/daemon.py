@@ -23,13 +23,13 @@ from whoseblock.watch.log import log_event
 from whoseblock.watch.policy.file import PolicyFile
 from whoseblock.watch.policy.rules import Policy
 from whoseblock.watch.sources.base import Source
-from whoseblock.watch.sources.disk_numbers import DiskNumbers
+from whoseblock.watch.sources.disk_numbers import DiskNumbers, adopt_socket
 from whoseblock.watch.sources.history import mark_history
 from whoseblock.watch.sources.mounts import MountTable
 from whoseblock.watch.sources.source_set import RETROSPECTIVE, SourceSet
 from whoseblock.watch.statistics import Statistics
 from whoseblock.watch.status.endpoints import MetricsPort, StatusSocket
-from whoseblock.watch.status.systemd import notify, watchdog_seconds
+from whoseblock.watch.status.systemd import notify, take_descriptors, watchdog_seconds
 from whoseblock.watch.store.reports import EventsLost, Report
 from whoseblock.watch.store.spool import Spool
 from whoseblock.watch.store.state import HandledLists, StateFolder, write_atomically
@@ -127,10 +127,13 @@ class Daemon:
         """Watch until SIGTERM or SIGINT."""
         with self._undo:
             self._watched_since = time.monotonic()
-            self._disks = DiskNumbers(self._host)
+            passed = adopt_socket(take_descriptors().values())
+            self._disks = DiskNumbers(self._host, announcements=passed)
             self._undo.callback(self._disks.close)
             if self._disks.fileno() >= 0:
                 self._register(self._disks.fileno(), self._disks.read)
+            elif self._host.live:
+                log_event("warning", "disk-events", watched=False, why="no socket for them")
             self._sources = SourceSet(self._host, self._state)
             self._undo.callback(self._sources.close)
             self._catch_signals()

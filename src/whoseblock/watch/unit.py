@@ -1,4 +1,4 @@
-"""Write the unit by which systemd runs the daemon (systemd.service(5), systemd.syntax(7))."""
+"""Write the units by which systemd runs the daemon (systemd.service(5), systemd.socket(5))."""
 
 import os
 import re
@@ -18,12 +18,12 @@ __all__ = ["INSTALLED", "compose_unit", "find_program", "install_unit", "quote_w
 #: Where the administrator's units are.
 INSTALLED: Final = Path("/etc/systemd/system/whoseblock-watch.service")
 _TEMPLATE: Final = Path(__file__).with_name("whoseblock-watch.service")
+#: It names its service by its own name, so it needs no change.
+_SOCKET: Final = _TEMPLATE.with_suffix(".socket")
 _PLAIN: Final = re.compile(rb"[A-Za-z0-9_@%$+=:,./-]+")
 #: The lines of the template that leave the daemon no network, and what they are with one.
-_NO_NETWORK: Final = (
-    "PrivateNetwork=yes\nIPAddressDeny=any\nRestrictAddressFamilies=AF_UNIX AF_NETLINK\n"
-)
-_NETWORK: Final = "RestrictAddressFamilies=AF_UNIX AF_NETLINK AF_INET AF_INET6\n"
+_NO_NETWORK: Final = "PrivateNetwork=yes\nIPAddressDeny=any\nRestrictAddressFamilies=AF_UNIX\n"
+_NETWORK: Final = "RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6\n"
 #: A program that needs longer to print its version is not usable.
 _PATIENCE_S: Final = 60
 
@@ -90,13 +90,20 @@ def quote_word(word: str) -> str:
     return f'"{safe}"'
 
 
-def install_unit(text: str, program: Sequence[str], path: Path = INSTALLED) -> Path | None:
-    """Write a unit; return the file that has the former one, if that was another.
+def install_unit(text: str, program: Sequence[str], path: Path = INSTALLED) -> list[Path]:
+    """Write a service and, beside it, its socket; return the files that have former ones.
 
     Raises `TargetError` unless only root can change the program, which systemd runs as root.
     """
     _check_trusted(program[0])
     _check_trusted(__file__)
+    socket = path.with_suffix(_SOCKET.suffix)
+    written = [_replace(socket, _SOCKET.read_text("utf-8")), _replace(path, text)]
+    return [kept for kept in written if kept is not None]
+
+
+def _replace(path: Path, text: str) -> Path | None:
+    """Write a unit; return the file that has the former one, if that was another."""
     try:
         former = path.read_text("utf-8", "surrogateescape") if path.exists() else text
         kept = None

@@ -4,6 +4,7 @@ import json
 import mmap
 import os
 import re
+import shutil
 import socket
 import struct
 import subprocess
@@ -13,6 +14,7 @@ from signal import SIGSTOP
 
 import pytest
 from tests.support.emulated_device import Emulated, need_fuse
+from tests.support.systemd_unit import SOCKET
 from tests.support.tools import CHECKOUT
 from tests.support.watch_daemon import histories, is_idle
 from tests.vm.guest.asking import Json, blocks_of, rows
@@ -28,6 +30,7 @@ INIT = "systemd"
 
 BLOCK = 4096
 SCM_CREDENTIALS = 2  # bits/socket.h
+KOBJECT_UEVENT = 15  # linux/netlink.h
 UNIT = "whoseblock-watch.service"
 WHOSEBLOCK = Path(sys.executable).with_name("whoseblock")
 UNITS = Path("/etc/systemd/system")
@@ -147,6 +150,7 @@ def install() -> int:
     # Root here need not own the checkout, so it is printed.
     options: list[str | Path] = ["--policy", POLICY, "--interval", "5", "--install-unit", "-"]
     (UNITS / UNIT).write_bytes(run([WHOSEBLOCK, "watch", *options]))
+    shutil.copy(SOCKET, UNITS)
     drop_in = UNITS / f"{UNIT}.d/impatient.conf"
     drop_in.parent.mkdir()
     # A process that stands still aborts no sooner.
@@ -157,6 +161,30 @@ def install() -> int:
     words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     assert words[2:-1] == [b"watch", b"--policy", os.fsencode(POLICY), b"--interval", b"5"]
     return pid
+
+
+def events_of_disks(pid: int) -> set[int]:
+    """Return the inodes of the sockets of the kernel's events that systemd passed to a process."""
+    lines = Path("/proc/1/net/netlink").read_text().splitlines()[1:]
+    # The protocol, the groups and the inode of each socket of the network that systemd is in.
+    rows = [(int(one.split()[1]), int(one.split()[3], 16), int(one.split()[9])) for one in lines]
+    open_files = {os.readlink(one) for one in Path(f"/proc/{pid}/fd").iterdir()}
+    return {
+        inode
+        for protocol, groups, inode in rows
+        if protocol == KOBJECT_UEVENT and groups & 1 and f"socket:[{inode}]" in open_files
+    }
+
+
+def stays_stopped() -> None:
+    """Stop the service, and see that no event of a disk starts it again."""
+    run(["systemctl", "stop", UNIT])
+    Path("/sys/block/loop0/uevent").write_text("change")
+    # The first process answers after it has read its other events.
+    run(["systemctl", "daemon-reload"])
+    words = ["systemctl", "is-active", UNIT, SOCKET.name]
+    states = subprocess.run(words, stdout=subprocess.PIPE, check=False).stdout
+    assert states.split() == [b"inactive", b"inactive"]
 
 
 def make_files() -> tuple[Path, bytes]:
@@ -189,6 +217,8 @@ def expire_watchdog(pid: int) -> None:
 def test_the_unit_that_is_shipped(undo: Undo) -> None:
     undo.callback(lambda: print(run(["journalctl", "-b", "--no-pager", "-u", UNIT]).decode()))
     pid = install()
+    before = events_of_disks(pid)
+    assert before
     # All of this is newer than the daemon.
     served = make_disk(undo)
     file, content = make_files()
@@ -214,6 +244,10 @@ def test_the_unit_that_is_shipped(undo: Undo) -> None:
     assert {name for name, one in sources.items() if one["watched"]} == set(sources), sources
 
     expire_watchdog(pid)
+
+    # systemd makes another socket for the next one.
+    assert events_of_disks(int(state_of("MainPID"))) not in (set(), before)
+    stays_stopped()
 
 
 def check(entry: History, users: set[int], path: str) -> None:

@@ -3,18 +3,19 @@
 The kernel counts the disks that it has attached (``diskseq`` in sysfs, Linux 5.15): the number of a
 name changes if another disk, or another file of a loop device, gets the name. It does not record
 when. So the numbers are read when the kernel announces a change (NETLINK_KOBJECT_UEVENT), and at
-each sweep.
+each sweep.  systemd may pass the socket of the announcements: see ``whoseblock-watch.socket``.
 """
 
+import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Final, NamedTuple
 
 from whoseblock.stack.kernel.host import Host
 
-__all__ = ["DiskNumbers", "Tenure"]
+__all__ = ["DiskNumbers", "Tenure", "adopt_socket"]
 
 _PIECE: Final = 1 << 13
 _UEVENTS: Final = 15  # NETLINK_KOBJECT_UEVENT in linux/netlink.h
@@ -43,13 +44,22 @@ class Tenure(NamedTuple):
 class DiskNumbers:
     """The disks by their names, and since when they have them; ``clock`` is the monotonic one.
 
-    ``fileno`` becomes readable if disks have come or gone; it is -1 where that cannot be watched.
+    ``announcements`` is a socket from `adopt_socket`, which may hold old ones; by default a new one
+    is opened. ``fileno`` becomes readable if disks have come or gone; it is -1 where that cannot be
+    watched.
     """
 
-    def __init__(self, host: Host, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        host: Host,
+        clock: Callable[[], float] = time.monotonic,
+        announcements: socket.socket | None = None,
+    ) -> None:
         self._host = host
         self._clock = clock
-        self._socket = _open_socket() if host.live else None
+        self._socket = announcements
+        if announcements is None and host.live:
+            self._socket = _open_socket()
         #: When the numbers were as they are known.
         self._true_at = clock()
         # These may have been there for long.
@@ -67,20 +77,22 @@ class DiskNumbers:
         """Read the announcements, and the numbers if disks have changed."""
         if self._socket is None:
             return
-        changed = False
+        changed = emptied = False
         now = self._clock()
         for _ in range(_MOST):
             try:
                 changed |= b"SUBSYSTEM=block" in self._socket.recv(_PIECE)
             except BlockingIOError:
+                emptied = True
                 break
             except OSError:
                 # Announcements were dropped (ENOBUFS).
                 changed = True
         if changed:
             self.refresh()
-        else:
-            self._true_at = now - _DELAY_S
+        elif emptied:
+            # Else a disk may be announced in what is not read yet.
+            self._true_at = max(self._true_at, now - _DELAY_S)
 
     def refresh(self) -> None:
         """Read the numbers of all disks."""
@@ -119,6 +131,29 @@ class DiskNumbers:
         """Close the socket."""
         if self._socket is not None:
             self._socket.close()
+
+
+def adopt_socket(descriptors: Iterable[int]) -> socket.socket | None:
+    """Return the socket of announcements among passed descriptors; close all others."""
+    found: socket.socket | None = None
+    for descriptor in descriptors:
+        try:
+            passed = socket.socket(fileno=descriptor)
+        except OSError:
+            os.close(descriptor)
+            continue
+        if found is None and _announces(passed):
+            found = passed
+            found.settimeout(0)
+        else:
+            passed.close()
+    return found
+
+
+def _announces(passed: socket.socket) -> bool:
+    """Return whether a socket is one of the kernel's announcements."""
+    is_netlink = (passed.family, passed.proto) == (socket.AF_NETLINK, _UEVENTS)
+    return is_netlink and bool(passed.getsockname()[1] & _GROUP)
 
 
 def _open_socket() -> socket.socket | None:

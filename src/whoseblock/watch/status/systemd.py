@@ -1,14 +1,16 @@
-"""Send the state of a service to systemd (sd_notify(3))."""
+"""Send a service's state to systemd (sd_notify(3)), and take its sockets (sd_listen_fds(3))."""
 
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from contextlib import suppress
 from typing import Final
 
-__all__ = ["notify", "watchdog_seconds"]
+__all__ = ["notify", "take_descriptors", "watchdog_seconds"]
 
 _MICRO: Final = 10**6
+#: The first descriptor that is passed.
+_FIRST: Final = 3
 
 
 def notify(*lines: str, environment: Mapping[str, str] = os.environ) -> bool:
@@ -33,3 +35,21 @@ def watchdog_seconds(environment: Mapping[str, str] = os.environ) -> float | Non
     if not microseconds.isdecimal() or pid != str(os.getpid()) or int(microseconds) == 0:
         return None
     return int(microseconds) / _MICRO
+
+
+def take_descriptors(environment: MutableMapping[str, str] = os.environ) -> dict[str, int]:
+    """Return the open descriptors that systemd passed to this process, by their names.
+
+    Programs that this process starts inherit neither the descriptors nor the variables.
+    """
+    count = environment.pop("LISTEN_FDS", "")
+    pid = environment.pop("LISTEN_PID", "")
+    names = environment.pop("LISTEN_FDNAMES", "").split(":")
+    taken: dict[str, int] = {}
+    if pid != str(os.getpid()) or not (count.isascii() and count.isdecimal()):
+        return taken
+    for descriptor, name in enumerate(names[: int(count)], _FIRST):
+        with suppress(OSError):
+            os.set_inheritable(descriptor, False)  # noqa: FBT003 - it takes no keyword
+            taken[name] = descriptor
+    return taken
