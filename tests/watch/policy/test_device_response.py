@@ -13,8 +13,10 @@ from tests.support.system_calls import clone_range
 from tests.support.tools import need_loop_mounts
 from tests.support.xfs_images import MIB, Geometry, make_image
 
-from whoseblock.journal import Filter, State, open_journal
+from whoseblock.errors import LeftUndoneError
+from whoseblock.journal import Filter, NewReport, State, open_journal
 from whoseblock.ranges import ByteRange
+from whoseblock.watch.policy.device_response import DeviceResponder
 from whoseblock.watch.policy.rules import Policy, Rule
 from whoseblock.watch.processor import Processor, Setup
 from whoseblock.watch.store.reports import FailedRange
@@ -155,6 +157,25 @@ def test_a_file_that_was_renamed_meanwhile_has_the_rule_of_its_name(patient: Pat
     database, static = patient.policy.rules
     patient.policy = Policy((database, static._replace(exec=move)))
     assert patient.process(place, SECTOR) == {"exec done": 1, "respond failed": 1}
+    assert patient.served.bad() == [ByteRange(place, SECTOR)]
+
+
+@pytest.mark.parametrize("identity", ["", "1234"])
+def test_a_failure_of_an_unknown_filesystem_is_not_repaired(
+    patient: Patient, identity: str
+) -> None:
+    place = patient.place("static/a", 1)
+    patient.fail(place)
+    report = NewReport(source="test")
+    with (
+        open_journal(str(patient.folder / "journal.sqlite")) as journal,
+        journal.begin_run(["test"], "1") as run,
+    ):
+        where = ByteRange(place, SECTOR)
+        noted = run.record_failure(patient.loop.name, where, report, identity=identity)
+        failure = journal.history(noted.failure).failure
+        with pytest.raises(LeftUndoneError, match="another" if identity else "unknown"):
+            DeviceResponder(journal, run).respond(failure, patient.policy, 1)
     assert patient.served.bad() == [ByteRange(place, SECTOR)]
 
 

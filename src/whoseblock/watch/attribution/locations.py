@@ -25,6 +25,7 @@ __all__ = [
     "find_layer",
     "follow_names",
     "identity_of",
+    "layer_identity",
     "locate",
 ]
 
@@ -76,7 +77,7 @@ def locate(target: Target, finder: Lookup, where: tuple[str, int, int]) -> list[
     return [
         FailureLocation(
             at.layer.name,
-            _identity(target.host, finder, at.layer),
+            layer_identity(target.host, finder, at.layer),
             at.start,
             at.length,
             (device, *at.names),
@@ -156,7 +157,7 @@ def _join(pieces: Iterable[_Piece]) -> list[_Piece]:
     return joined
 
 
-def _identity(host: Host, finder: Lookup, layer: Layer) -> str:
+def layer_identity(host: Host, finder: Lookup, layer: Layer) -> str:
     """Return the identity of the filesystem on a layer, as `respond` uses it; else the device's."""
     if not layer.segments:
         try:

@@ -17,7 +17,7 @@ from whoseblock.respond.copies.locations import Copies
 from whoseblock.respond.planning import CHANGES, Act, PlanOptions, Proposal
 from whoseblock.stack.kernel.host import Host
 from whoseblock.target import Target, TargetOptions
-from whoseblock.watch.attribution.locations import find_layer
+from whoseblock.watch.attribution.locations import find_layer, layer_identity
 from whoseblock.watch.log import log_event
 from whoseblock.watch.policy.rule_matching import match_rule, mount_points
 from whoseblock.watch.policy.rules import Policy, Respond
@@ -41,7 +41,8 @@ class DeviceResponder:
     def respond(self, failure: RecordedFailure, policy: Policy, number: int, /) -> str:
         """Query the owners again, plan the one allowed action, perform it, and verify it.
 
-        Raises `WhoseblockError` if the action is not allowed or did not help.
+        Raises `WhoseblockError` if the action is not allowed or did not help, or if the device has
+        another filesystem than the journal says.
         """
         rule = policy.rules[number]
         wanted = _ACTS[rule.respond]
@@ -49,6 +50,7 @@ class DeviceResponder:
         options = TargetOptions()
         with Target(None, options) as target, Lookup(target.open_leaf) as finder:
             layer = find_layer(target, failure.device)
+            _check_identity(failure, layer_identity(target.host, finder, layer))
             asked = Query(failure.start, failure.length, layer, "the journal", named=True)
             allowing = PlanOptions(copies=copies)
             (planned,) = service.plan(target, finder, [asked], allowing)
@@ -71,6 +73,14 @@ class DeviceResponder:
         if any(outcome.state is not State.VERIFIED for outcome in outcomes):
             raise LeftUndoneError(said)
         return said
+
+
+def _check_identity(failure: RecordedFailure, present: str) -> None:
+    """Raise `LeftUndoneError` unless the filesystem that failed is still under the name."""
+    if not failure.identity or not present:
+        raise LeftUndoneError(f"{failure.device}: the identity of its filesystem is unknown")
+    if failure.identity != present:
+        raise LeftUndoneError(f"{failure.device} holds another filesystem than when it failed")
 
 
 class _Scope:
