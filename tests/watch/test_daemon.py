@@ -121,6 +121,30 @@ def test_status_of_an_unusable_socket(tmp_path: Path) -> None:
     assert "cannot be queried: Protocol wrong type" in done.stderr
 
 
+@pytest.mark.parametrize("sent", [b"", b"{", b"x" * (1 << 20) + b"x"])
+def test_a_status_that_is_none(tmp_path: Path, sent: bytes) -> None:
+    command = [sys.executable, "-m", "whoseblock", "status", "--state", str(tmp_path)]
+    with closing(socket.socket(socket.AF_UNIX)) as other:
+        other.bind(str(tmp_path / "socket"))
+        other.listen(1)
+        with subprocess.Popen(command, stderr=subprocess.PIPE, cwd=CHECKOUT) as process:
+            peer, _ = other.accept()
+            with peer, suppress(BrokenPipeError, ConnectionResetError):
+                peer.sendall(sent)
+            assert process.stderr is not None
+            words = process.stderr.read()
+    assert process.returncode == TargetError.exit_code
+    assert (b"its status is too long" if len(sent) > 1 else b"is damaged") in words
+
+
+def test_a_saved_status_that_is_a_pipe(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "status.json")
+    command = [sys.executable, "-m", "whoseblock", "status", "--state", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, cwd=CHECKOUT, check=False, timeout=60)
+    assert done.returncode == TargetError.exit_code
+    assert b"is damaged" in done.stderr
+
+
 def test_two_daemons_do_not_share_a_state(machine: Path, tmp_path: Path) -> None:
     with watching(tmp_path, "--root", machine):
         code, _, words = once(tmp_path, "--root", machine)

@@ -1,8 +1,11 @@
 """``whoseblock status``: the state of the daemon."""
 
+import errno
 import json
+import os
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,7 +20,9 @@ from whoseblock.errors import PrivilegeError, TargetError
 __all__ = ["status"]
 
 _PIECE = 1 << 16
-_PATIENCE_S = 10
+#: The daemon answers at once, with some kilobytes.
+_PATIENCE_S = 10.0
+_MAX_STATUS = 1 << 20
 
 
 @click.command(cls=Command)
@@ -39,7 +44,10 @@ def status(as_json: bool, state: Path | None) -> None:
 
     folder = state or usual_state_folder()
     data = _ask(folder)
-    status = json.loads(data)
+    try:
+        status = json.loads(data)
+    except ValueError as error:
+        raise TargetError(f"the status of the daemon of {str(folder)!r} is damaged") from error
     if as_json:
         sys.stdout.buffer.write(data.strip() + b"\n")
     else:
@@ -62,7 +70,7 @@ def _ask(folder: Path) -> bytes:
         with socket.socket(socket.AF_UNIX) as peer:
             peer.settimeout(_PATIENCE_S)
             peer.connect(str(folder / "socket"))
-            return b"".join(iter(lambda: peer.recv(_PIECE), b""))
+            return _receive(peer)
     except TimeoutError as error:
         raise TargetError(f"the daemon of {str(folder)!r} does not answer") from error
     except (FileNotFoundError, ConnectionRefusedError):
@@ -74,9 +82,28 @@ def _ask(folder: Path) -> bytes:
             raise PrivilegeError(message) from error
         raise TargetError(message) from error
     try:
-        return (folder / "status.json").read_bytes()
+        # Not one that waits for a writer.
+        saved = os.open(folder / "status.json", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(saved, "rb") as file:
+            return file.read(_MAX_STATUS)
     except OSError as error:
         raise _none(folder) from error
+
+
+def _receive(peer: socket.socket) -> bytes:
+    """Return what a daemon sends; raises `TimeoutError`, and `OSError` if it sends too much."""
+    deadline = time.monotonic() + _PATIENCE_S
+    pieces, size = [], 0
+    while piece := peer.recv(_PIECE):
+        pieces.append(piece)
+        size += len(piece)
+        if size > _MAX_STATUS:
+            raise OSError(errno.EMSGSIZE, "its status is too long")
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        peer.settimeout(left)
+    return b"".join(pieces)
 
 
 def _lines(status: dict[str, Any]) -> Iterator[str]:

@@ -17,7 +17,14 @@ from typing import Final, NamedTuple
 
 from whoseblock.media.mounts import fuse_user
 
-__all__ = ["TrustedFile", "UntrustedFileError", "check_file", "find_trusted", "user_name"]
+__all__ = [
+    "TrustedFile",
+    "UntrustedFileError",
+    "check_file",
+    "find_trusted",
+    "open_folder",
+    "user_name",
+]
 
 _OTHERS_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
 _MAX_LINKS: Final = 40  # as the kernel: path_resolution(7)
@@ -110,6 +117,47 @@ def check_file(file: TrustedFile, *, suffix: str = "", private: bool = False) ->
         )
     if status.st_mode & _OTHERS_WRITE:
         raise _open_to_others(file.title, path, status)
+
+
+def open_folder(path: Path) -> int:
+    """Open a folder that may belong to another user, as a descriptor for ``dir_fd``.
+
+    A symbolic link counts only if this user or root made it. So another user cannot direct what is
+    written there to a folder that he may not change himself. Raises `UntrustedFileError` for a link
+    of another user, and `OSError`.
+    """
+    flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+    at = os.open("/", flags)
+    try:
+        waiting = [*reversed(path.absolute().parts[1:])]
+        links = 0
+        while waiting:
+            name = waiting.pop()
+            child = os.open(name, flags, dir_fd=at)
+            status = os.fstat(child)
+            if not stat.S_ISLNK(status.st_mode):
+                os.close(at)
+                at = child
+                continue
+            try:
+                _check_owner(f"the folder {str(path)!r}", Path(name), status)
+                links += 1
+                if links > _MAX_LINKS:
+                    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+                target = Path(os.fsdecode(os.readlink(b"", dir_fd=child)))
+            finally:
+                os.close(child)
+            if target.is_absolute():
+                os.close(at)
+                at = os.open("/", flags)
+            waiting += reversed(target.parts[target.is_absolute() :])
+        # Raises an error unless it is a folder.
+        folder = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=at)
+        os.close(at)
+    except BaseException:
+        os.close(at)
+        raise
+    return folder
 
 
 def _lstat(path: Path, *, make: bool) -> os.stat_result | None:

@@ -32,7 +32,12 @@ from whoseblock.watch.status.endpoints import MetricsPort, StatusSocket
 from whoseblock.watch.status.systemd import notify, take_descriptors, watchdog_seconds
 from whoseblock.watch.store.reports import EventsLost, Report
 from whoseblock.watch.store.spool import Spool
-from whoseblock.watch.store.state import HandledLists, StateFolder, write_atomically
+from whoseblock.watch.store.state import (
+    HandledLists,
+    StateFolder,
+    write_atomically,
+    write_for_others,
+)
 from whoseblock.watch.worker import (
     HelperProcess,
     perform_steps,
@@ -516,7 +521,7 @@ class Daemon:
         if self._options.metrics_file is not None:
             try:
                 # Metrics from before a crash are useless, so they need no fsync.
-                write_atomically(self._options.metrics_file, self._metrics(), 0o644, durable=False)
+                write_for_others(self._options.metrics_file, self._metrics())
             except OSError as error:
                 log_event("warning", "metrics-failed", why=error.strerror)
 

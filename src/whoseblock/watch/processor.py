@@ -406,7 +406,9 @@ class Processor(Closing):
             self._count(answer, one)
             _log_failure(entry, one, answer)
             self._retry_queue.update(entry.number, one, answer, lost=entry.place.layer is None)
-        self._retry_queue.save()
+        if records.keys() != {again}:
+            # Retries are saved together: until then, the queue has them as they were.
+            self._retry_queue.save()
         self._defer(wanted, answers, dict.fromkeys(resumed, 0) | found)
         return {number: entry for number, (entry, _) in records.items()}
 

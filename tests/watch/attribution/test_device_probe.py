@@ -554,3 +554,19 @@ def test_a_failed_part_of_a_file_that_is_gone(
     assert [history.reports[0].detail["inode"] for history in machine.histories()] == [whole.inode]
     (told,) = re.findall(r"event=file-gone .*", capfd.readouterr().err)
     assert f"inode={whole.inode} start=4096 length=4096" in told
+
+
+def test_retries_are_saved_together(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine.retry_delays_s = (0.0,)
+    machine.process(*(failed("sdzz", 4096 * number) for number in range(30)))
+    saved: list[str] = []
+    save = StateFolder.save
+
+    def note(state: StateFolder, name: str, record: object, *, durable: bool = True) -> None:
+        saved.append(name)
+        save(state, name, record, durable=durable)
+
+    monkeypatch.setattr(StateFolder, "save", note)
+    machine.ask_again()
+    # The queue may hold thousands.
+    assert saved.count("unanswered.json") == 1

@@ -1,5 +1,6 @@
 """Keep the daemon's state between runs: a folder of small files, locked by one daemon."""
 
+import errno
 import fcntl
 import os
 from contextlib import suppress
@@ -11,10 +12,22 @@ from msgspec import Struct, field
 
 from whoseblock.closing import Closing
 from whoseblock.errors import TargetError
-from whoseblock.media.trusted_files import UntrustedFileError, check_file, find_trusted
+from whoseblock.media.trusted_files import (
+    UntrustedFileError,
+    check_file,
+    find_trusted,
+    open_folder,
+)
 from whoseblock.ranges import ByteRange
 
-__all__ = ["HandledLists", "LogPosition", "StateFolder", "usual_state_folder", "write_atomically"]
+__all__ = [
+    "HandledLists",
+    "LogPosition",
+    "StateFolder",
+    "usual_state_folder",
+    "write_atomically",
+    "write_for_others",
+]
 
 _Record = TypeVar("_Record")
 #: The files that are replaced, not opened.
@@ -139,9 +152,34 @@ def _check_trusted(folder: Path) -> None:
 
 def write_atomically(path: Path, data: bytes, mode: int = 0o600, *, durable: bool = True) -> None:
     """Write a file so that it has all of ``data`` or does not change, with fsync if ``durable``."""
-    new = path.with_name(f".{path.name}.{os.urandom(4).hex()}")
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        _write(folder, path.name, data, mode, durable=durable)
+    finally:
+        os.close(folder)
+
+
+def write_for_others(path: Path, data: bytes) -> None:
+    """Write a file that others may read, in a folder that may belong to another user.
+
+    The file has all of ``data`` or does not change; it may not survive the machine. Raises
+    `OSError`, also if another user directs the path elsewhere.
+    """
+    try:
+        folder = open_folder(path.parent)
+    except UntrustedFileError as error:
+        raise OSError(errno.EPERM, str(error)) from error
+    try:
+        _write(folder, path.name, data, 0o644, durable=False)
+    finally:
+        os.close(folder)
+
+
+def _write(folder: int, name: str, data: bytes, mode: int, *, durable: bool) -> None:
+    """Write a file to a folder, under another name first."""
+    new = f".{name}.{os.urandom(4).hex()}"
+    try:
+        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode, dir_fd=folder)
         try:
             view = memoryview(data)
             while view:
@@ -150,15 +188,10 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o600, *, durable: boo
                 os.fsync(fd)
         finally:
             os.close(fd)
-        new.rename(path)
+        os.rename(new, name, src_dir_fd=folder, dst_dir_fd=folder)
     except BaseException:
         with suppress(OSError):
-            new.unlink()
+            os.unlink(new, dir_fd=folder)
         raise
-    if not durable:
-        return
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
+    if durable:
         os.fsync(folder)
-    finally:
-        os.close(folder)
