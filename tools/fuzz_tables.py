@@ -10,7 +10,6 @@ anything but an error of whoseblock, or take more memory or time than a limit.
 import argparse
 import random
 import re
-import resource
 import struct
 import subprocess
 import sys
@@ -20,6 +19,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
+from operator import attrgetter
 from pathlib import Path
 from typing import Final, Literal, NamedTuple
 
@@ -33,7 +33,7 @@ from whoseblock.stack.formats.partitions import read_partition_table
 from whoseblock.stack.images.assembly import Assembly
 from whoseblock.stack.kernel.dm import cut_dm_segments, decode_dm_table, parse_dm_table
 
-__all__ = ["FORMATS", "Fuzzer", "main", "run_fuzzer"]
+__all__ = ["FORMATS", "Fuzzer", "Outcome", "main", "run_fuzzer"]
 
 _MIB: Final = 1 << 20
 _SECTOR: Final = 512
@@ -298,8 +298,20 @@ def _try_dm(data: bytes, chance: random.Random, *, ioctl: bool) -> Counter[str]:
     return _look_up(layer, chance)
 
 
-def run_fuzzer(name: str, folder: Path, inputs: int, seed: int) -> Iterator[tuple[int, str, str]]:
-    """Yield the number of each input, its outcome, and what is wrong with that, "" if nothing."""
+class Outcome(NamedTuple):
+    """The outcome of an input: ``result`` for statistics, ``wrong`` a fault or "".
+
+    ``growth`` is by how many bytes its peak was above the memory before it.
+    """
+
+    number: int
+    result: str
+    wrong: str
+    growth: int
+
+
+def run_fuzzer(name: str, folder: Path, inputs: int, seed: int) -> Iterator[Outcome]:
+    """Yield the outcome of each input."""
     fuzzer = FORMATS[name](folder)
     for number in range(inputs):
         chance = random.Random(f"{seed} {name} {number}")  # noqa: S311 - the same inputs for the same seed
@@ -308,7 +320,8 @@ def run_fuzzer(name: str, folder: Path, inputs: int, seed: int) -> Iterator[tupl
             fuzzer.change(data, chance.choice(fuzzer.regions), chance)
         if chance.random() < 0.9 and len(data) >= min(len(fuzzer.data), _MIB):
             fuzzer.repair(data)
-        before, started = _peak(), time.process_time()
+        _reset_peak()
+        before, started = _memory("VmRSS"), time.process_time()
         wrong = ""
         try:
             if name.startswith("dm"):
@@ -320,15 +333,23 @@ def run_fuzzer(name: str, folder: Path, inputs: int, seed: int) -> Iterator[tupl
             result = type(error).__name__
         except Exception as error:  # noqa: BLE001 - this is what is looked for
             result, wrong = "error", f"{type(error).__name__}: {str(error)[:200]}"
-        if _peak() - before > MAX_GROWTH:
-            wrong = wrong or f"memory grew by {(_peak() - before) // _MIB} MiB"
+        growth = _memory("VmHWM") - before
+        if growth > MAX_GROWTH:
+            wrong = wrong or f"memory grew by {growth // _MIB} MiB"
         if time.process_time() - started > MAX_SECONDS:
             wrong = wrong or f"it took {time.process_time() - started:.0f} s of a processor"
-        yield number, result, wrong
+        yield Outcome(number, result, wrong, growth)
 
 
-def _peak() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def _memory(field: str) -> int:
+    """Return a field of proc_pid_status(5) in bytes."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition(f"{field}:")[2].split(maxsplit=1)[0]) * 1024
+
+
+def _reset_peak() -> None:
+    """Start a new measurement of the peak, VmHWM; see proc_pid_clear_refs(5)."""
+    Path("/proc/self/clear_refs").write_text("5")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -342,16 +363,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         for name in options.format or FORMATS:
             results: Counter[str] = Counter()
-            for number, result, wrong in run_fuzzer(
-                name, Path(folder), options.inputs, options.seed
-            ):
-                results[result] += 1
-                if wrong:
+            highest, largest = 0, Outcome(0, "", "", 0)
+            for one in run_fuzzer(name, Path(folder), options.inputs, options.seed):
+                results[one.result] += 1
+                largest = max(largest, one, key=attrgetter("growth"))
+                highest = max(highest, _memory("VmHWM"))
+                if one.wrong:
                     failed += 1
                     if failed < 20:
-                        print(f"{name} {number}: {wrong}", flush=True)
+                        print(f"{name} {one.number}: {one.wrong}", flush=True)
             print(
-                f"{name}: {sum(results.values())} inputs, {dict(results.most_common(6))}",
+                f"{name}: {sum(results.values())} inputs, {dict(results.most_common(6))}, peak"
+                f" {highest / _MIB:.0f} MiB, most for one input {largest.growth / _MIB:.1f} MiB"
+                f" (input {largest.number})",
                 flush=True,
             )
     print(f"{failed} wrong")

@@ -11,6 +11,6 @@ from tools.fuzz_tables import FORMATS, run_fuzzer
 def test_changed_tables_cost_no_more_than_an_error(name: str, session_folder: Path) -> None:
     program("sfdisk")
     outcomes = list(run_fuzzer(name, session_folder, 60, 18))
-    assert not [(number, wrong) for number, _, wrong in outcomes if wrong]
+    assert not [(one.number, one.wrong) for one in outcomes if one.wrong]
     # Both what is refused and what is followed.
-    assert len({result for _, result, _ in outcomes}) > 1
+    assert len({one.result for one in outcomes}) > 1
