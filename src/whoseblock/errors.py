@@ -126,13 +126,16 @@ class OutOfDeviceError(WhoseblockError):
 class NotAFilesystemError(WhoseblockError):
     """No supported filesystem is on the target.
 
+    ``reason`` is why not, or what there is instead; it ends the message, ``subject`` begins it.
     ``title`` is what there is instead, in a few words, "" if that is unknown.
     """
 
     exit_code = 6
 
-    def __init__(self, message: str, *, hint: str = "", title: str = "") -> None:
-        super().__init__(message, hint=hint)
+    def __init__(self, subject: str, *, reason: str = "", hint: str = "", title: str = "") -> None:
+        super().__init__(f"{subject}: {reason}" if reason else subject, hint=hint)
+        self.subject = subject
+        self.reason = reason
         self.title = title
 
 

@@ -460,12 +460,10 @@ class Target(Closing):
 
     def _no_filesystem(self, layer: Layer, media: Media, error: NotAFilesystemError) -> Exception:
         """Return an error that describes what is there instead of a filesystem."""
-        from whoseblock.fs.signatures import find_content
-
         companion = registry.identify_companion(media)
-        found = None if companion else find_content(media)
         if layer is self.root:
-            error.title = companion.what if companion else found.title if found else ""
+            if companion:
+                error.title = companion.what
             return error
         if companion:
             return NotAFilesystemError(
@@ -473,13 +471,10 @@ class Target(Closing):
                 f" --address-space {companion.role}",
                 title=companion.what,
             )
-        if found is None:
-            return NotAFilesystemError("no filesystem that whoseblock knows")
-        return NotAFilesystemError(
-            f"no filesystem that whoseblock knows: {found.what}",
-            hint=found.hint,
-            title=found.title,
-        )
+        subject = "no filesystem that whoseblock knows"
+        if not error.title:
+            return NotAFilesystemError(subject)
+        return NotAFilesystemError(subject, reason=error.reason, hint=error.hint, title=error.title)
 
     def close(self) -> None:
         """Close everything that was opened to look into it."""

@@ -14,7 +14,7 @@ import click
 
 from whoseblock.cli.command import Command
 from whoseblock.cli.options.failures import FailureOptions, image_failure_options
-from whoseblock.cli.options.reports import parse_ranges, read_report_files
+from whoseblock.cli.options.reports import parse_ranges
 from whoseblock.cli.presentation.notices import report_readings
 from whoseblock.cli.presentation.terminal import printable
 from whoseblock.errors import PrivilegeError, TargetError, WhoseblockError
@@ -122,6 +122,8 @@ def emulate(
 
 
 def _bad_ranges(given: FailureOptions) -> list[ByteRange]:
+    from whoseblock.cli.options.report_files import read_report_files
+
     given.check(target=True, needed=False)
     readings: list[Reading] = []
     page_size = os.sysconf("SC_PAGE_SIZE")

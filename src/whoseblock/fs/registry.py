@@ -187,8 +187,28 @@ def open_volume(
             return one.driver.open(members, companions or {}, doubts)
         except NotAFilesystemError as error:
             errors.append(error)
-    # The first is that of the driver whose filesystem it most resembles.
-    raise errors[0]
+    raise _name_content(errors[0], members[0], with_magic)
+
+
+def _name_content(
+    error: NotAFilesystemError, media: Media, with_magic: Sequence[Registration]
+) -> NotAFilesystemError:
+    """Return the error with what is on a medium, which the drivers refused.
+
+    The error is that of the driver whose filesystem the medium most resembles.
+    """
+    # Only a failed open needs the table of signatures.
+    from whoseblock.fs.signatures import find_content
+
+    content = find_content(media)
+    if content is None:
+        return error
+    subject, reason = error.subject, content.what
+    if with_magic and error.reason:
+        reason = f"{reason} ({error.reason})"
+    named = NotAFilesystemError(subject, reason=reason, hint=content.hint, title=content.title)
+    named.__cause__ = error.__cause__
+    return named
 
 
 def open_mounted(device: int, size: int | None = None) -> MountedVolume | None:
@@ -251,7 +271,9 @@ def open_companion(role: str, media: Media, data: Media) -> AddressSpace:
                 return one.driver.open_companion(role, media, data)
             except NotAFilesystemError as error:
                 errors.append(error)
-    raise errors[0] if errors else UnsupportedError(f"{data.name} has no {role} device")
+    if not errors:
+        raise UnsupportedError(f"{data.name} has no {role} device")
+    raise _name_content(errors[0], data, with_magic)
 
 
 def identify_companion(media: Media) -> CompanionContent | None:

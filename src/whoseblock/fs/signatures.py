@@ -3,7 +3,7 @@
 from typing import Final, NamedTuple
 
 from whoseblock.errors import BlockError
-from whoseblock.media.base import Media
+from whoseblock.media.base import Media, next_data
 from whoseblock.signatures import SIGNATURES, Signature, find_signatures
 
 __all__ = ["Content", "find_content"]
@@ -52,15 +52,25 @@ def find_content(media: Media) -> Content | None:
 
     if not media.size:
         return _EMPTY
-    ours = {kind for one in DRIVERS for kind in one.kinds}
-    others = [one for one in SIGNATURES if one.name not in ours]
-    found, _ = find_signatures(others, media.pread, media.size)
-    if found:
-        titles = " and ".join(dict.fromkeys(one.title for one in found))
-        return Content(f"it looks like {titles}", _hint(found), titles)
+    if next_data(media, 0) >= media.size:
+        return _ZEROS
     try:
         head = media.pread(0, min(_HEAD, media.size))
     except BlockError:
+        head = b""
+
+    def read(offset: int, length: int) -> bytes:
+        if offset + length <= len(head):
+            return head[offset : offset + length]
+        return media.pread(offset, length)
+
+    ours = {kind for one in DRIVERS for kind in one.kinds}
+    others = [one for one in SIGNATURES if one.name not in ours]
+    found, _ = find_signatures(others, read, media.size)
+    if found:
+        titles = " and ".join(dict.fromkeys(one.title for one in found))
+        return Content(f"it looks like {titles}", _hint(found), titles)
+    if not head:
         return _UNREADABLE
     if head == bytes(len(head)):
         return _ZEROS

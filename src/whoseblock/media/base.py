@@ -1,8 +1,11 @@
 """The protocols of media."""
 
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-__all__ = ["Media", "WritableMedia"]
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["Media", "WritableMedia", "next_data"]
 
 
 class Media(Protocol):
@@ -32,3 +35,12 @@ class WritableMedia(Media, Protocol):
 
     def sync(self) -> None:
         """Flush written data to stable storage."""
+
+
+def next_data(media: Media, offset: int) -> int:
+    """Return an offset up to which a medium has only zeros from ``offset`` on.
+
+    It is ``offset`` itself for media that do not know their holes.
+    """
+    find: Callable[[int], int] | None = getattr(media, "next_data", None)
+    return offset if find is None else find(offset)

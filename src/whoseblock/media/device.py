@@ -1,5 +1,6 @@
 """A device or an image file, read with pread(2)."""
 
+import errno
 import os
 import stat
 from typing import Final
@@ -82,6 +83,14 @@ class FileMedia:
         if found.lost:
             raise MediaError(found.lost, found.reason)
         return found.data
+
+    def next_data(self, offset: int) -> int:
+        """Return an offset up to which the file has only zeros from ``offset`` on."""
+        try:
+            return os.lseek(self._fd, offset, os.SEEK_DATA)
+        except OSError as error:
+            # Devices have no holes; ENXIO is a hole up to the end of a file.
+            return max(offset, self.size) if error.errno == errno.ENXIO else offset
 
     def pwrite(self, offset: int, data: bytes) -> None:
         """Write all of ``data`` at ``offset``; the medium must be ``writable``."""

@@ -1,13 +1,18 @@
 """A medium mapped to ranges of other media: a partition, a logical volume, an array."""
 
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from itertools import islice
+from typing import Final, NamedTuple
 
 from whoseblock.errors import MediaError
-from whoseblock.media.base import Media
+from whoseblock.media.base import Media, next_data
 from whoseblock.ranges import ByteRange, merge
 
 __all__ = ["Copy", "MappedMedia", "MappedRun"]
+
+
+#: So many runs are searched at once for the end of a hole.
+_HOLE_RUNS: Final = 1024
 
 
 class Copy(NamedTuple):
@@ -64,6 +69,19 @@ class MappedMedia:
         if bad:
             raise MediaError(merge(bad), reason)
         return b"".join(data)
+
+    def next_data(self, offset: int) -> int:
+        """Return an offset up to which the medium has only zeros from ``offset`` on."""
+        at = offset
+        for run in islice(self.locate(offset, self.size - offset), _HOLE_RUNS):
+            copy = run.copies[0] if len(run.copies) == 1 else None
+            if copy is None or copy.media is None:
+                return at
+            found = next_data(copy.media, copy.start) - copy.start
+            if found < run.length:
+                return at + found
+            at += run.length
+        return at
 
     def close(self) -> None:
         """Close the medium."""

@@ -6,7 +6,7 @@ from typing import Any, Final, NamedTuple, Self, TextIO, TypeVar
 
 import click
 
-from whoseblock.cli.options.input_files import InputFile
+from whoseblock.errors import PrivilegeError
 from whoseblock.ranges import parse_range
 
 __all__ = ["FailureOptions", "failure_options", "image_failure_options"]
@@ -14,6 +14,27 @@ __all__ = ["FailureOptions", "failure_options", "image_failure_options"]
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 _STATUSES: Final = "?*/-"
+
+
+class _InputFile(click.File):
+    """A file to read; without permission the error is the same as for devices."""
+
+    def __init__(self) -> None:
+        super().__init__("r", encoding="utf-8", errors="surrogateescape")
+
+    def convert(  # click's names and types
+        self,
+        value: Any,  # noqa: ANN401
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> Any:  # noqa: ANN401
+        """Open a file; raises `PrivilegeError`, and `click.BadParameter` for other reasons."""
+        try:
+            return super().convert(value, param, ctx)
+        except click.BadParameter as error:
+            if isinstance(error.__context__, PermissionError):
+                raise PrivilegeError(f"cannot open {value!r}: Permission denied") from error
+            raise
 
 
 def _check_statuses(_context: click.Context, _option: click.Parameter, value: str) -> str:
@@ -38,14 +59,14 @@ _IMAGE_OPTIONS: Final = (
     click.option(
         "--ranges",
         "ranges_file",
-        type=InputFile(),
+        type=_InputFile(),
         metavar="FILE",
         help="Read ranges from FILE, one per line; - is standard input, # starts a comment.",
     ),
     click.option(
         "--mapfile",
         "mapfiles",
-        type=InputFile(),
+        type=_InputFile(),
         multiple=True,
         metavar="FILE",
         help="Read the unrescued blocks from FILE, a map of GNU ddrescue.",
@@ -61,7 +82,7 @@ _IMAGE_OPTIONS: Final = (
     ),
     click.option(
         "--badblocks",
-        type=InputFile(),
+        type=_InputFile(),
         multiple=True,
         metavar="FILE",
         help="Read block numbers from FILE, output of badblocks or dumpe2fs -b; see --block-size.",
@@ -96,28 +117,28 @@ _DEVICE_OPTIONS: Final = (
     ),
     click.option(
         "--ndctl",
-        type=InputFile(),
+        type=_InputFile(),
         multiple=True,
         metavar="FILE",
         help="Read bad blocks from FILE, the output of ndctl list --media-errors.",
     ),
     click.option(
         "--smart",
-        type=InputFile(),
+        type=_InputFile(),
         multiple=True,
         metavar="FILE",
         help="Read failed self-tests and logged errors from FILE, output of smartctl --json -x.",
     ),
     click.option(
         "--cxl",
-        type=InputFile(),
+        type=_InputFile(),
         multiple=True,
         metavar="FILE",
         help="Read poison from FILE, the output of cxl list --regions --media-errors.",
     ),
     click.option(
         "--md-badblocks",
-        type=InputFile(),
+        type=_InputFile(),
         multiple=True,
         metavar="FILE",
         help="Read bad blocks of a member from FILE, output of mdadm --examine-badblocks, or the"
@@ -138,7 +159,7 @@ _DEVICE_OPTIONS: Final = (
     ),
     click.option(
         "--dmesg",
-        type=InputFile(),
+        type=_InputFile(),
         multiple=True,
         metavar="FILE",
         help="Read memory failures and I/O errors from FILE, a kernel log.",

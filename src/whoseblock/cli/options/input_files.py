@@ -3,21 +3,19 @@
 import io
 import os
 from collections.abc import Callable, Iterator
-from typing import Any, Final, TextIO
+from typing import Final, TextIO
 
-import click
-
-from whoseblock.errors import MalformedError, PrivilegeError, WhoseblockError
+from whoseblock.errors import MalformedError, WhoseblockError
 from whoseblock.sources.base import MAX_LINE, Reading
 
 __all__ = [
-    "InputFile",
     "name_of",
     "read_chunks",
     "read_document",
     "read_lines",
     "read_log_lines",
     "read_tail",
+    "start_reading",
 ]
 
 #: So many characters of a list of ranges are parsed at once, up to the end of the line.
@@ -26,27 +24,6 @@ _CHUNK: Final = 1 << 15
 _TAIL: Final = 1 << 12
 #: Limit on the length of a document, in characters.
 _MAX_DOCUMENT: Final = 1 << 26
-
-
-class InputFile(click.File):
-    """A file to read; without permission the error is the same as for devices."""
-
-    def __init__(self) -> None:
-        super().__init__("r", encoding="utf-8", errors="surrogateescape")
-
-    def convert(  # click's names and types
-        self,
-        value: Any,  # noqa: ANN401
-        param: click.Parameter | None,
-        ctx: click.Context | None,
-    ) -> Any:  # noqa: ANN401
-        """Open a file; raises `PrivilegeError`, and `click.BadParameter` for other reasons."""
-        try:
-            return super().convert(value, param, ctx)
-        except click.BadParameter as error:
-            if isinstance(error.__context__, PermissionError):
-                raise PrivilegeError(f"cannot open {value!r}: Permission denied") from error
-            raise
 
 
 def read_lines(file: TextIO) -> Iterator[str]:
@@ -153,3 +130,10 @@ def name_of(file: TextIO) -> str:
     """Return the name of a file in messages."""
     name = getattr(file, "name", "-")
     return "standard input" if name in ("-", "<stdin>") else str(name)
+
+
+def start_reading(file: TextIO, readings: list[Reading]) -> Reading:
+    """Append a record for a file to ``readings`` and return it."""
+    reading = Reading(name_of(file))
+    readings.append(reading)
+    return reading

@@ -2,18 +2,10 @@
 
 from collections.abc import Iterator
 from functools import cache
-from typing import TYPE_CHECKING, Final, TextIO
+from typing import TYPE_CHECKING, Final
 
 import click
 
-from whoseblock.cli.options.input_files import (
-    name_of,
-    read_chunks,
-    read_document,
-    read_lines,
-    read_log_lines,
-    read_tail,
-)
 from whoseblock.errors import PrivilegeError, WhoseblockError
 from whoseblock.ranges import RangeList, parse_range, parse_range_text
 from whoseblock.sources.base import Failure, Reading
@@ -24,7 +16,7 @@ if TYPE_CHECKING:
     from whoseblock.sources.kernel_log.patterns import Units
     from whoseblock.target import Target
 
-__all__ = ["parse_ranges", "read_failures", "read_ranges", "read_report_files"]
+__all__ = ["parse_ranges", "read_failures", "read_ranges"]
 
 #: The size of a target that has none of its own; see `Target`.
 _NO_END: Final = (1 << 63) - 1
@@ -38,6 +30,10 @@ def read_failures(
     A record for each input is appended to ``readings``.
     """
     yield from parse_ranges(given, _block_size(given, target, finder), readings)
+    if given.few:
+        return
+    from whoseblock.cli.options.report_files import read_report_files
+
     given = _compare_sizes(given, target)
     units = _find_units(given, target, finder) if given.dmesg else None
     yield from read_report_files(given, target.host.page_size, readings, units)
@@ -120,7 +116,9 @@ def _parse_range_lists(
     """Yield what `parse_ranges` does, many ranges at once."""
     yield RangeList.of(parse_range(text, block_size) for text in given.texts)
     if given.ranges_file is not None:
-        reading = _start_reading(given.ranges_file, readings)
+        from whoseblock.cli.options.input_files import read_chunks, start_reading
+
+        reading = start_reading(given.ranges_file, readings)
         for text in read_chunks(given.ranges_file):
             ranges = parse_range_text(text, reading.name, block_size, reading.read + 1)
             reading.read += text.count("\n") + (not text.endswith("\n"))
@@ -136,6 +134,7 @@ def _compare_sizes(given: "FailureOptions", target: "Target") -> "FailureOptions
     layer = target.layer
     if layer is None or given.offset is not None or not given.mapfiles:
         return given
+    from whoseblock.cli.options.input_files import name_of, read_tail
     from whoseblock.sources.block_lists.mapfile import find_map_end
 
     files = []
@@ -152,88 +151,3 @@ def _compare_sizes(given: "FailureOptions", target: "Target") -> "FailureOptions
             layer.doubts += (doubt,)
         files.append(file)
     return given._replace(mapfiles=tuple(files))
-
-
-def read_report_files(
-    given: "FailureOptions", page_size: int, readings: list[Reading], units: "Units | None" = None
-) -> Iterator[Failure]:
-    """Yield every failure of the report files; raises `MalformedError`.
-
-    A record for each file is appended to ``readings``; ``units`` are those of kernel logs.
-    """
-    # Import only the parsers that are needed.
-    if given.mapfiles:
-        from whoseblock.sources.block_lists.mapfile import read_mapfile
-
-        for file in given.mapfiles:
-            reading = _start_reading(file, readings)
-            yield from read_mapfile(read_lines(file), reading.name, given.statuses, reading)
-    if given.badblocks and given.block_size:
-        from whoseblock.sources.block_lists.block_numbers import read_block_numbers
-
-        for file in given.badblocks:
-            reading = _start_reading(file, readings)
-            yield from read_block_numbers(read_lines(file), reading.name, given.block_size, reading)
-    yield from _read_documents(given, page_size, readings)
-    if given.dmesg:
-        from whoseblock.sources.kernel_log.dmesg import read_dmesg
-
-        for file in given.dmesg:
-            reading = _start_reading(file, readings)
-            lines = read_log_lines(file, reading)
-            yield from read_dmesg(lines, reading.name, page_size, reading, units)
-    if given.pfns or given.addresses:
-        from whoseblock.sources.memory import parse_pfn, parse_physical_address
-
-        for number in given.pfns:
-            yield parse_pfn(number, page_size)
-        for address in given.addresses:
-            yield parse_physical_address(address, page_size)
-
-
-def _read_documents(
-    given: "FailureOptions", page_size: int, readings: list[Reading]
-) -> Iterator[Failure]:
-    if given.ndctl:
-        from whoseblock.sources.programs.ndctl import read_ndctl
-
-        for file in given.ndctl:
-            reading = _start_reading(file, readings)
-            yield from read_ndctl(read_document(file), reading.name, reading)
-    if given.smart:
-        from whoseblock.sources.programs.smart import read_smart
-
-        for file in given.smart:
-            reading = _start_reading(file, readings)
-            yield from read_smart(read_document(file), reading.name, reading)
-    yield from _read_events(given, page_size, readings)
-
-
-def _read_events(
-    given: "FailureOptions", page_size: int, readings: list[Reading]
-) -> Iterator[Failure]:
-    if given.cxl:
-        from whoseblock.sources.programs.cxl import read_cxl
-
-        for file in given.cxl:
-            reading = _start_reading(file, readings)
-            yield from read_cxl(read_document(file), reading.name, page_size, reading)
-    if given.md_badblocks:
-        from whoseblock.sources.block_lists.md_badblocks import read_md_badblocks
-
-        for file in given.md_badblocks:
-            reading = _start_reading(file, readings)
-            yield from read_md_badblocks(read_lines(file), reading.name, reading)
-    if given.rasdaemon:
-        from whoseblock.sources.programs.rasdaemon import read_rasdaemon
-
-        for path in given.rasdaemon:
-            reading = Reading(path)
-            readings.append(reading)
-            yield from read_rasdaemon(path, page_size, reading, given.since)
-
-
-def _start_reading(file: TextIO, readings: list[Reading]) -> Reading:
-    reading = Reading(name_of(file))
-    readings.append(reading)
-    return reading

@@ -14,7 +14,7 @@ from whoseblock.fs.ext4.format.superblock import (
     geometry_fault,
     parse_superblock,
 )
-from whoseblock.media.base import Media
+from whoseblock.media.base import Media, next_data
 
 __all__ = ["OpenedSuperblock", "begins_with_superblock", "open_superblock"]
 
@@ -68,14 +68,10 @@ def open_superblock(media: Media) -> OpenedSuperblock:
     if isinstance(found, str):
         copy = _find_copy(media)
         if copy is None:
-            # Only a failed open needs the table of signatures.
-            from whoseblock.fs.signatures import find_content
-
-            content = find_content(media)
-            what = f": {content.what}" if content else ""
             raise NotAFilesystemError(
-                f"no ext2, ext3 or ext4 filesystem on {media.name!r}{what} (superblock: {found})",
-                hint=content.hint if content else "name the device or the image of the filesystem",
+                f"no ext2, ext3 or ext4 filesystem on {media.name!r}",
+                reason=f"superblock: {found}",
+                hint="name the device or the image of the filesystem",
             )
         notes.append(
             f"the superblock is lost ({found}); the copy in group {copy.block_group_nr} was used,"
@@ -104,6 +100,8 @@ def _find_copy(media: Media) -> Superblock | None:
 
     With ``mke2fs -g``, groups have another size, and their copies are not found.
     """
+    if next_data(media, 0) >= media.size:
+        return None
     for offset, size, group in _copy_places(media):
         found = _read(media, offset)
         if isinstance(found, str):

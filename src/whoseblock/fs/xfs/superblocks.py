@@ -33,7 +33,7 @@ from whoseblock.fs.xfs.format.superblock import (
 )
 from whoseblock.fs.xfs.inodes import InodeTable
 from whoseblock.fs.xfs.volume import DADDR, DisputedEnd, Volume
-from whoseblock.media.base import Media
+from whoseblock.media.base import Media, next_data
 
 __all__ = ["FoundSuperblock", "begins_with_superblock", "open_superblock"]
 
@@ -126,13 +126,8 @@ def open_superblock(media: Media) -> FoundSuperblock:
         first = str(error)
         copy = _find_copy(media) if _may_be_xfs(media) else None
         if copy is None:
-            # Only a failed open needs the table of signatures.
-            from whoseblock.fs.signatures import find_content
-
-            content = find_content(media)
             raise NotAFilesystemError(
-                f"no XFS filesystem on {media.name!r}: {content.what if content else first}",
-                hint=content.hint if content else _NO_CONTENT_HINT,
+                f"no XFS filesystem on {media.name!r}", reason=first, hint=_NO_CONTENT_HINT
             ) from error
         sb = copy.sb
         notes.append(
@@ -325,6 +320,8 @@ def _find_copy(media: Media) -> _Candidate | None:
     Without them the copies where mkfs.xfs would have put them are compared, and the device is
     searched only if all headers confirm none of those.
     """
+    if next_data(media, 0) >= media.size:
+        return None
     uuid, length = _first_group(media)
     known: dict[tuple[object, ...], _Candidate] = {}
     implied = [length * size for size in _BLOCK_SIZES] if length else []
@@ -446,7 +443,13 @@ def _possible_copies(media: Media) -> Iterator[int]:
 
 
 def _sectors_with_magic(media: Media) -> Iterator[int]:
-    for base in range(0, min(media.size, _SEARCH_LIMIT), _SEARCH_STEP):
+    end = min(media.size, _SEARCH_LIMIT)
+    following = 0
+    while following < end:
+        base = max(following, next_data(media, following) // DADDR * DADDR)
+        following = base + _SEARCH_STEP
+        if base >= end:
+            break
         try:
             chunk = media.pread(base, min(_SEARCH_STEP, media.size - base))
         except BlockError:

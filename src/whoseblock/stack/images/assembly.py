@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from whoseblock.media.base import Media
+from whoseblock.media.base import Media, next_data
 from whoseblock.media.mapped import Copy, MappedMedia, MappedRun
 from whoseblock.stack.base import Layer, LinearSegment, Segment, UnmappedSegment
 from whoseblock.stack.formats.md import (
@@ -78,7 +78,11 @@ class Assembly:
         self.sets: list[list[Layer]] = []
 
     def add(self, layer: Layer, media: Media, depth: int = 0) -> None:
-        """Add a layer of unknown content to be examined, which lies over ``depth`` others."""
+        """Add a layer of unknown content to be examined, which lies over ``depth`` others.
+
+        Past the limits, a layer is not examined. One that the user or the kernel named is then
+        taken for a filesystem's device, with a doubt; one that was found is unknown.
+        """
         if self._count < _MAX_LAYERS and depth <= _MAX_DEPTH:
             self._count += 1
             self._depths[layer] = depth
@@ -86,6 +90,9 @@ class Assembly:
         elif depth:
             what = "one of too many layers, which are not followed"
             layer.segments = [UnmappedSegment(0, max(layer.size, 1), what, certain=False)]
+        else:
+            doubt = "there are too many layers: it was not searched for partitions and volumes"
+            layer.doubts += (f"{layer.name}: {doubt}",)
 
     def finish(self) -> None:
         """Examine all added layers, and all layers found on them."""
@@ -152,6 +159,9 @@ class Assembly:
             self.add(layer, media, depth)
 
     def _examine(self, layer: Layer, media: Media) -> None:
+        if next_data(media, 0) >= media.size:
+            # Zeros begin like nothing that is followed.
+            return
         if kind := find_foreign_member(media):
             what = f"member of an {kind}, which is not followed: name the volume itself"
             layer.segments = [UnmappedSegment(0, layer.size, what, certain=False)]

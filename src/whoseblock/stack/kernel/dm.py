@@ -210,6 +210,9 @@ def decode_dm_table(buffer: bytes) -> list[DmTarget]:
         if not begin <= at <= len(buffer) - _TARGET_SPEC.size:
             raise UnsupportedError("its table is truncated")
         start, length, _, following, kind = _TARGET_SPEC.unpack_from(buffer, at)
+        if begin + following < at + _TARGET_SPEC.size:
+            # Targets that lead back to earlier ones would be read again and again.
+            raise UnsupportedError("its table leads back to an earlier target")
         text = buffer[at + _TARGET_SPEC.size : min(begin + following, end, len(buffer))]
         arguments = text.partition(b"\0")[0].decode("utf-8", "replace").split()
         name = kind.partition(b"\0")[0].decode("ascii", "replace")
