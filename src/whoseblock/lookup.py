@@ -55,6 +55,9 @@ _DEFAULTS: Final = QueryOptions()
 _NO_FILE: Final = FileId(0, 0)
 #: This many queries are answered together: enough to share reads, few enough to hold.
 _BATCH: Final = 1 << 16
+#: The same as columns, 16 bytes each: filesystems divide them again, and one may need a scan for
+#: each call.
+_COLUMNS: Final = 1 << 20
 #: The parts of a query that are answered together, if it can be cut there.
 _RUN: Final = 1 << 12
 #: Longer parts may have more rows than can be held.
@@ -197,8 +200,8 @@ class Lookup(Closing):
             queries = (Query(start, length, layer, named=named) for start, length in ranges)
             yield from self.stream(queries, options)
             return
-        for at in range(0, len(ranges), _BATCH):
-            batch = ranges[at : at + _BATCH]
+        for at in range(0, len(ranges), _COLUMNS):
+            batch = ranges[at : at + _COLUMNS]
             check_list(batch, layer.name, layer.size)
             yield from stream_columns(self.leaf(layer), batch, options)
 

@@ -1,16 +1,17 @@
 """An ext2, ext3 or ext4 filesystem that is not mounted, behind the `Volume` protocol."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import islice
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from msgspec import UNSET
 
 from whoseblock.closing import Closing
 from whoseblock.errors import BlockError
-from whoseblock.fs.arguments import check_open, checked_ranges
+from whoseblock.fs.arguments import check_columns, check_list, check_open, checked_ranges
+from whoseblock.fs.arrays import OwnerArrays
 from whoseblock.fs.base import (
     Answer,
     FileId,
@@ -33,15 +34,26 @@ from whoseblock.fs.ext4.scan import InodeScan
 from whoseblock.fs.ext4.static import FixedMetadata
 from whoseblock.fs.ext4.superblocks import open_superblock
 from whoseblock.fs.ext4.volume import Volume
-from whoseblock.fs.pieces import FILE, Piece
-from whoseblock.fs.stream import ROW_BUDGET, LeadingRows
+from whoseblock.fs.pieces import FILE, FREE, Piece
+from whoseblock.fs.stream import ROW_BUDGET, AnswerColumns, LeadingRows, join_rows
 from whoseblock.media.base import Media
 from whoseblock.media.mounts import mount_note
+from whoseblock.ranges import RangeList
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import ArrayLike, NDArray
+
+    from whoseblock.fs.ext4.owners.bulk import BulkOwners
 
 __all__ = ["Ext4Filesystem"]
 
 #: So many questions share one scan.
 _BATCH: Final = 1 << 16
+#: From so many questions on, none of them longer than this, the answers are columns.
+_MANY: Final = 48
+_SHORT: Final = 1 << 20
+_COLUMNS: Final = 1 << 18
 
 
 class Ext4Filesystem(Closing, VolumeProtocol):
@@ -121,6 +133,60 @@ class Ext4Filesystem(Closing, VolumeProtocol):
             for (start, length), one in zip(batch, answers, strict=True):
                 yield from self._answer(start, length, one, known)
 
+    def columns_stream(self, ranges: RangeList) -> Iterator[LeadingRows | Answer | AnswerColumns]:
+        """Answer like `owners_stream`, without paths, many short answers as columns."""
+        if len(ranges) < _MANY or max(ranges.lengths) > _SHORT:
+            yield from self.owners_stream(ranges, paths=False)
+            return
+        check_list(ranges, self._media.name, self.device_size)
+        for at in range(0, len(ranges), _COLUMNS):
+            yield self._columns(ranges[at : at + _COLUMNS])
+
+    def _columns(self, ranges: RangeList) -> AnswerColumns:
+        import numpy as np
+
+        starts, lengths = (np.array(one, np.int64) for one in (ranges.starts, ranges.lengths))
+        found = self._find_bulk(starts, lengths)
+        common = _with_notes(0, 0, self.doubts, found.remark, ())
+        # The rows of fixed metadata have more fields, and what took no scan has no remark.
+        is_odd = ~found.is_scanned
+        is_odd[list(found.odd)] = True
+
+        def answer(number: int) -> Answer:
+            start, length = ranges[number]
+            one = found.odd.get(number)
+            if one is None:
+                free = Piece(start, length, FREE)
+                one = Owners([free], [], "")
+                if found.is_scanned[number]:
+                    columns = (getattr(found.rows, name) for name in Piece._fields)
+                    at = int(np.searchsorted(found.rows.question, number))
+                    piece = Piece._make(column[at].item() for column in columns)
+                    one = Owners([piece], [], found.remark)
+            (made,) = join_rows(self._answer(start, length, one, {}))
+            return made
+
+        return AnswerColumns(ranges, found.rows, common, is_odd, answer)
+
+    def owners_of(self, starts: "ArrayLike", lengths: "ArrayLike") -> OwnerArrays:
+        """Answer many ranges as NumPy columns, without paths; see `OwnerArrays`.
+
+        `doubts` make every question incomplete, and stand in no question's notes.  Raises
+        `ArgumentError`, `OutOfDeviceError` and `ClosedError`.
+        """
+        self._check_open()
+        low, length = check_columns(starts, lengths, self._media.name, self.device_size)
+        rows = self._find_bulk(low, length).rows
+        if self.doubts:
+            rows.complete[:] = False
+        return rows
+
+    def _find_bulk(self, starts: "NDArray[np.int64]", lengths: "NDArray[np.int64]") -> "BulkOwners":
+        from whoseblock.fs.ext4.owners.bulk import find_bulk
+
+        self._check_open()
+        return find_bulk(self._finder, starts, lengths, self._report, may_scan=self.scans)
+
     def _report(self, inodes: int) -> None:
         self.progress("inodes scanned", inodes, self.volume.sb.inodes_count)
 
@@ -139,10 +205,7 @@ class Ext4Filesystem(Closing, VolumeProtocol):
             yield LeadingRows(start, length, self._rows(pieces[at : at + budget], known))
             at += budget
         rows = self._rows(pieces[at:], known)
-        remarks = (one.remark,) if one.remark else ()
-        notes = distinct([*missing, *remarks])
-        only = remarks_in(notes, missing, remarks) if remarks else UNSET
-        yield Answer(start, length, not missing, notes, rows, remarks=only)
+        yield _with_notes(start, length, missing, one.remark, rows)
 
     def _rows(self, pieces: list[Piece], known: dict[int, Paths]) -> tuple[Owner, ...]:
         return tuple(
@@ -204,3 +267,13 @@ class Ext4Filesystem(Closing, VolumeProtocol):
         if not self._closed:
             self._closed = True
             self._media.close()
+
+
+def _with_notes(
+    start: int, length: int, missing: Sequence[str], remark: str, rows: tuple[Owner, ...]
+) -> Answer:
+    """Make an answer, which is complete if nothing is missing."""
+    remarks = (remark,) if remark else ()
+    notes = distinct([*missing, *remarks])
+    only = remarks_in(notes, missing, remarks) if remarks else UNSET
+    return Answer(start, length, not missing, notes, rows, remarks=only)

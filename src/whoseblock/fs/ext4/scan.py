@@ -7,26 +7,26 @@ verified becomes a range of inodes that may own the blocks, too.
 
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 from struct import Struct
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from whoseblock.errors import BlockError, MediaError
 from whoseblock.fs.ext4.columns import Columns
-from whoseblock.fs.ext4.format.descriptor import INODE_UNINIT
 from whoseblock.fs.ext4.format.extents import pointers, root_extents
 from whoseblock.fs.ext4.format.inode import (
     EXT4_EA_INODE_FL,
     INODE,
     Inode,
     inode_matches,
-    parse_inode,
 )
 from whoseblock.fs.ext4.inodes import map_of
 from whoseblock.fs.ext4.static import FixedMetadata
 from whoseblock.fs.ext4.volume import Bitmap, Volume
 from whoseblock.fs.pieces import ATTR, DATA, EXTENT_MAP, XATTR, data_what
 from whoseblock.fs.scan.engine import UNWRITTEN, Batch, UnreadInodes
+
+if TYPE_CHECKING:
+    from whoseblock.fs.scan.bulk import ArrayBatch
 
 __all__ = [
     "EXT4_BAD_INO",
@@ -42,6 +42,7 @@ EXT4_ROOT_INO: Final = 2
 EXT4_RESIZE_INO: Final = 7
 #: Bytes of an inode table that are read at once.
 _PIECE: Final = 1 << 20
+_LARGE_PIECE: Final = 4 << 20
 #: Extents of a batch: a file of very many extents is passed on in several.
 _BATCH: Final = 1 << 16
 _INODE_BYTES: Final = 128
@@ -69,6 +70,19 @@ def nearest_groups(volume: Volume, group: int) -> Iterator[int]:
             return
 
 
+class _Part(NamedTuple):
+    """The bytes of ``places`` inodes from ``first`` on, which has the bit ``place``.
+
+    There are none of inodes that were never in use.
+    """
+
+    first: int
+    place: int
+    places: int
+    data: bytes
+    bitmap: Bitmap
+
+
 class InodeScan:
     """Reads the inode tables of a volume, as batches of extents in blocks.
 
@@ -81,8 +95,6 @@ class InodeScan:
         self._directories: dict[int, array[int]] = {}
         self._kept = 0
         size = volume.sb.inode_size
-        # Whole blocks, so that one that cannot be read costs its own inodes only.
-        self._step = max(_PIECE // volume.block_size, 1) * volume.block_size // size
         #: The blocks of maps that the present scan has read.
         self._map_blocks = 0
         self._struct = Struct(f"{INODE.format}{size - _INODE_BYTES}x")
@@ -91,27 +103,50 @@ class InodeScan:
         """Yield the extents of all inodes of ``groups``, and the inodes that are unread."""
         self._map_blocks = 0
         for group in groups:
-            rows: list[Row] = []
-            done = 0
-            for item in self.inodes(group):
-                if isinstance(item, UnreadInodes):
-                    yield item
-                    continue
-                if isinstance(item, int):
-                    yield Batch.of(rows, item)
-                    rows = []
-                    done += item
-                    continue
-                number, inode, _ = item
-                try:
-                    for row in self.extents_of(number, inode):
-                        rows.append(row)
-                        if len(rows) >= _BATCH:
-                            yield Batch.of(rows, 0)
-                            rows = []
-                except BlockError as error:
-                    yield UnreadInodes(number, number, str(error))
-            yield Batch.of(rows, self.volume.sb.inodes_per_group - done)
+            yield from self._batched(self.inodes(group))
+
+    def tables(self, groups: Iterable[int]) -> "Iterator[Batch | ArrayBatch | UnreadInodes]":
+        """Yield the same as `batches`, with NumPy as columns: a tenth of the time for many."""
+        from whoseblock.fs.ext4.tables import TableDecoder
+        from whoseblock.fs.scan.bulk import ArrayBatch
+
+        self._map_blocks = 0
+        decoder = TableDecoder(self.volume, self.fixed)
+        for group in groups:
+            for part in self._table(group, _LARGE_PIECE):
+                if isinstance(part, UnreadInodes):
+                    yield part
+                elif part.bitmap.fault:
+                    yield from self._batched(self._decode(part, part.places))
+                else:
+                    bits = part.bitmap.bits[part.place : part.place + part.places]
+                    decoded = decoder.decode(part.first, part.data, bits)
+                    yield ArrayBatch(decoded.extents, part.places)
+                    others = sorted((*decoded.odd, *decoded.corrupt, *decoded.stray))
+                    yield from self._batched(self._decode(part, 0, others))
+
+    def _batched(
+        self, items: "Iterable[tuple[int, Inode, bytes] | int | UnreadInodes]"
+    ) -> Iterator[Batch | UnreadInodes]:
+        """Collect the extents of inodes."""
+        rows: list[Row] = []
+        for item in items:
+            if isinstance(item, UnreadInodes):
+                yield item
+                continue
+            if isinstance(item, int):
+                yield Batch.of(rows, item)
+                rows = []
+                continue
+            number, inode, _ = item
+            try:
+                for row in self.extents_of(number, inode):
+                    rows.append(row)
+                    if len(rows) >= _BATCH:
+                        yield Batch.of(rows, 0)
+                        rows = []
+            except BlockError as error:
+                yield UnreadInodes(number, number, str(error))
 
     def likely(
         self, groups: Iterable[int], ranges: Sequence[tuple[int, int]]
@@ -123,49 +158,15 @@ class InodeScan:
         """
         self._map_blocks = 0
         for group in groups:
-            for place, count, data in self._parts(group):
-                columns = Columns(data, self.volume.sb.inode_size)
-                yield from self._used(group, place, data, columns.mapping(ranges))
-                yield from self._used(group, place, data, columns.with_tree())
-                yield Batch.of((), count)
-
-    def _used(self, group: int, first: int, data: bytes, places: Sequence[int]) -> Iterator[Batch]:
-        """Yield the extents of inodes at ``places`` of a part that are in use and verify."""
-        volume = self.volume
-        bitmap = volume.inode_bitmap(group) if places else None
-        if bitmap is None or bitmap.fault:
-            return
-        size, base = volume.sb.inode_size, group * volume.sb.inodes_per_group + 1
-        rows: list[Row] = []
-        for place in places:
-            number, raw = base + first + place, data[place * size : (place + 1) * size]
-            is_used = bitmap.bits[first + place] == "1"
-            if not (is_used and inode_matches(volume.sb, volume.seed, number, raw)):
-                continue
-            with suppress(BlockError):
-                for row in self.extents_of(number, parse_inode(raw)):
-                    rows.append(row)
-                    if len(rows) >= _BATCH:
-                        yield Batch.of(rows, 0)
-                        rows = []
-        yield Batch.of(rows, 0)
-
-    def _parts(self, group: int) -> Iterator[tuple[int, int, bytes]]:
-        """Yield the parts of a table that can be read: the first place, the places, the bytes."""
-        volume = self.volume
-        try:
-            descriptor = volume.descriptor(group)
-        except BlockError:
-            return
-        if descriptor.flags & INODE_UNINIT:
-            return
-        used = volume.sb.inodes_per_group - descriptor.itable_unused
-        start, size = descriptor.inode_table * volume.block_size, volume.sb.inode_size
-        for place in range(0, used, self._step):
-            length = min(self._step, used - place) * size
-            for at, data in self._read(start + place * size, length):
-                if not isinstance(data, str):
-                    yield (at - start) // size, len(data) // size, data
+            for part in self._table(group):
+                if isinstance(part, UnreadInodes):
+                    continue
+                yield Batch.of((), part.places)
+                columns = Columns(part.data, self.volume.sb.inode_size)
+                places = sorted({*columns.mapping(ranges), *columns.with_tree()})
+                if places and not part.bitmap.fault:
+                    items = self._batched(self._decode(part, 0, places))
+                    yield from (one for one in items if isinstance(one, Batch))
 
     def directories_of(self, group: int) -> "array[int]":
         """Return the inodes of a group that may be directories, which their own reader verifies."""
@@ -173,9 +174,10 @@ class InodeScan:
             return self._directories[group]
         found = array("Q")
         base = group * self.volume.sb.inodes_per_group + 1
-        for place, _, data in self._parts(group):
-            columns = Columns(data, self.volume.sb.inode_size)
-            found.extend(base + place + one for one in columns.directories())
+        for part in self._table(group):
+            if not isinstance(part, UnreadInodes):
+                columns = Columns(part.data, self.volume.sb.inode_size)
+                found.extend(part.first + place for place in columns.directories())
         bitmap = self.volume.inode_bitmap(group) if found else None
         if bitmap is not None and not bitmap.fault:
             found = array("Q", (one for one in found if bitmap.bits[one - base] == "1"))
@@ -198,6 +200,14 @@ class InodeScan:
 
         A number says that so many places of the table were read, and is followed by others.
         """
+        for part in self._table(group):
+            if isinstance(part, UnreadInodes):
+                yield part
+            else:
+                yield from self._decode(part, part.places)
+
+    def _table(self, group: int, piece: int = _PIECE) -> "Iterator[_Part | UnreadInodes]":
+        """Read the inode table of a group, about ``piece`` bytes at a time."""
         volume = self.volume
         count = volume.sb.inodes_per_group
         first = group * count + 1
@@ -217,15 +227,19 @@ class InodeScan:
             used = 0
         start = descriptor.inode_table * volume.block_size
         size = volume.sb.inode_size
-        for place in range(0, used, self._step):
-            length = min(self._step, used - place) * size
+        # Whole blocks, so that one that cannot be read costs its own inodes only.
+        step = max(piece // volume.block_size, 1) * volume.block_size // size
+        for place in range(0, used, step):
+            length = min(step, used - place) * size
             for at, data in self._read(start + place * size, length):
                 skipped = (at - start) // size
                 if isinstance(data, str):
                     last = min(skipped + volume.block_size // size, used)
                     yield UnreadInodes(first + skipped, first + last - 1, data)
                 else:
-                    yield from self._decode(first + skipped, data, bitmap, skipped)
+                    yield _Part(first + skipped, skipped, len(data) // size, data, bitmap)
+        if used < count:
+            yield _Part(first + used, used, count - used, b"", bitmap)
 
     def _read(self, start: int, length: int) -> Iterator[tuple[int, bytes | str]]:
         """Read a part of a table; where that fails, block by block, or the reason."""
@@ -241,14 +255,17 @@ class InodeScan:
                     yield at, str(MediaError(error.ranges, error.reason, "an inode table"))
 
     def _decode(
-        self, first: int, data: bytes, bitmap: Bitmap, place: int
+        self, part: "_Part", done: int, places: Iterable[int] | None = None
     ) -> Iterator[tuple[int, Inode, bytes] | int | UnreadInodes]:
-        """Decode the inodes from ``first`` on, which has the bit ``place``."""
+        """Decode the inodes of a part, or those at ``places``, and yield ``done`` in the end."""
         sb, seed = self.volume.sb, self.volume.seed
-        size = sb.inode_size
-        bits = bitmap.bits[place:]
-        for index, values in enumerate(self._struct.iter_unpack(data)):
-            number = first + index
+        size, data, bitmap = sb.inode_size, part.data, part.bitmap
+        bits = bitmap.bits[part.place : part.place + part.places]
+        found: Iterable[tuple[int, tuple[Any, ...]]] = enumerate(self._struct.iter_unpack(data))
+        if places is not None:
+            found = ((place, self._struct.unpack_from(data, place * size)) for place in places)
+        for index, values in found:
+            number = part.first + index
             if not bitmap.fault and bits[index] == "0":
                 if values[_LINKS] and values[_MODE] and not values[_DTIME]:
                     why = f"inode {number} has links, and is free by its bitmap"
@@ -263,7 +280,7 @@ class InodeScan:
                 yield number, inode, raw
             else:
                 yield UnreadInodes(number, number, f"inode {number} has a wrong checksum")
-        yield len(data) // size
+        yield done
 
     def extents_of(self, number: int, inode: Inode) -> Iterator[Row]:
         """Yield all extents of an inode, as the fields of `Extent`; raises `BlockError`."""

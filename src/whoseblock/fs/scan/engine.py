@@ -13,19 +13,29 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import accumulate, compress, repeat
 from typing import Final, NamedTuple
 
-__all__ = ["UNWRITTEN", "Batch", "Extent", "Found", "UnreadInodes", "Wanted", "run_scan", "what_of"]
+__all__ = [
+    "UNWRITTEN",
+    "WHAT_MASK",
+    "Batch",
+    "Extent",
+    "Found",
+    "UnreadInodes",
+    "Wanted",
+    "run_scan",
+    "what_of",
+]
 
 #: The lowest bit of `Extent.flags`; the eight above it are a number of `WHATS`, and those above are
 #: the driver's own.
 UNWRITTEN: Final = 1
-_WHAT_MASK: Final = 0xFF
+WHAT_MASK: Final = 0xFF
 #: So many ranges of unread inodes are listed; further ones are only counted.
 _MOST_UNREAD: Final = 64
 
 
 def what_of(flags: int) -> int:
     """Return what an extent holds, as a number of `whoseblock.fs.arrays.WHATS`."""
-    return flags >> 1 & _WHAT_MASK
+    return flags >> 1 & WHAT_MASK
 
 
 class Extent(NamedTuple):
@@ -160,6 +170,10 @@ class Found:
         self.extents.sort()
         self._starts = [extent.start for extent in self.extents]
         self._reach = list(accumulate((extent.end for extent in self.extents), max))
+
+    def has_flag(self, flag: int) -> bool:
+        """Return whether any extent has a flag."""
+        return any(one.flags & flag for one in self.extents)
 
     def add_unread(self, unread: UnreadInodes) -> None:
         """Add inodes that could not be read."""

@@ -1,14 +1,17 @@
 """Directory blocks and inline directories (``struct ext4_dir_entry_2``)."""
 
-from collections.abc import Iterator
+import struct
+from collections.abc import Container, Iterator
 from struct import Struct
 from typing import Final, NamedTuple
 
 from whoseblock.fs.ext4.format.checksum import LE32, crc32c
 
-__all__ = ["Entry", "block_matches", "entries", "is_name"]
+__all__ = ["Entry", "block_matches", "entries", "entries_of", "is_name"]
 
 _HEAD: Final = Struct("<IHBB")
+#: The same with a length of names of 16 bits, as without the feature filetype.
+_OLD_HEAD: Final = Struct("<IHH")
 _TAIL_SIZE: Final = 12
 _TAIL_TYPE: Final = 0xDE
 _ALIGN: Final = 4
@@ -81,6 +84,43 @@ def entries(raw: bytes, *, has_types: bool, has_hashes: bool = False) -> Iterato
                 extra = LE32.unpack_from(raw, place)[0], LE32.unpack_from(raw, place + 4)[0]
             yield Entry(inode, name, kind, extra)
         at += length
+
+
+def entries_of(
+    raw: bytes, inodes: Container[int], *, has_types: bool, has_hashes: bool = False
+) -> Iterator[Entry | str]:
+    """Yield what `entries` yields of some inodes, in a fifth of the time; faults, too."""
+    found = None
+    if not has_hashes and len(raw) != _BIG_BLOCK:
+        found = _places(raw, inodes, has_types=has_types)
+    if found is None:
+        for one in entries(raw, has_types=has_types, has_hashes=has_hashes):
+            if isinstance(one, str) or one.inode in inodes:
+                yield one
+        return
+    for at in found:
+        inode, _, length, kind = _HEAD.unpack_from(raw, at)
+        if not has_types:
+            length, kind = length | kind << 8, 0
+        yield Entry(inode, raw[at + 8 : at + 8 + length], kind)
+
+
+def _places(raw: bytes, inodes: Container[int], *, has_types: bool) -> list[int] | None:
+    """Return where a block has entries of some inodes; None if a record is not well formed."""
+    unpack = _HEAD.unpack_from if has_types else _OLD_HEAD.unpack_from
+    found = []
+    at, size = 0, len(raw)
+    try:
+        while at < size:
+            inode, length, name, *_ = unpack(raw, at)
+            if inode in inodes and inode:
+                found.append(at)
+            if length < _MIN_ENTRY or length % _ALIGN or name + 8 > length:
+                return None
+            at += length
+    except struct.error:
+        return None
+    return found if at == size else None
 
 
 def block_matches(seed: int, block: bytes, *, may_be_node: bool) -> bool:

@@ -99,10 +99,10 @@ class Directories:
         """Yield the names that a part of a directory has of the inodes ``wanted``."""
         encrypted = bool(inode.flags & EXT4_ENCRYPT_FL)
         version = self._hash_version(number, inode) if encrypted else None
-        for entry in self._decode(content, inode):
+        for entry in self._decode(content, inode, wanted):
             if isinstance(entry, str):
                 self.faults[number] = f"directory inode {number}: {entry}"
-            elif entry.inode in wanted and entry.name not in {b".", b".."}:
+            elif entry.name not in {b".", b".."}:
                 # The names of an encrypted directory have any bytes.
                 if encrypted:
                     yield entry.inode, Link(number, self._nokey_name(entry, version), encrypted)
@@ -137,13 +137,16 @@ class Directories:
             version += SIGNED_VERSIONS
         return version
 
-    def _decode(self, raw: bytes, inode: Inode) -> Iterator[directory.Entry | str]:
+    def _decode(
+        self, raw: bytes, inode: Inode, wanted: Collection[int] | None = None
+    ) -> Iterator[directory.Entry | str]:
+        """Decode the entries of a part of a directory, all or those of the inodes ``wanted``."""
         both = EXT4_CASEFOLD_FL | EXT4_ENCRYPT_FL
-        return directory.entries(
-            raw,
-            has_types=bool(self.volume.sb.incompat & INCOMPAT_FILETYPE),
-            has_hashes=inode.flags & both == both,
-        )
+        has_types = bool(self.volume.sb.incompat & INCOMPAT_FILETYPE)
+        has_hashes = inode.flags & both == both
+        if wanted is None:
+            return directory.entries(raw, has_types=has_types, has_hashes=has_hashes)
+        return directory.entries_of(raw, wanted, has_types=has_types, has_hashes=has_hashes)
 
     def _blocks(self, number: int, inode: Inode) -> Iterator[tuple[bytes, str]]:
         """Yield the blocks of a directory, each with its fault or ""; raises `BlockError`."""

@@ -47,6 +47,11 @@ class Allocation:
             f" {volume.sb.free_blocks}"
         )
 
+    def certain_bits(self, group: int) -> str:
+        """Return the bits of the clusters of a group, "" if they are not certain."""
+        bitmap = self._bitmap(group)
+        return "" if bitmap.fault or self._count_fault else bitmap.bits
+
     def runs(self, low: int, high: int) -> Iterator[AllocationRun]:
         """Yield the runs of blocks ``low`` to before ``high``, which are all in groups."""
         volume = self.volume

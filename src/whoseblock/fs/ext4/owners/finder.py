@@ -35,6 +35,8 @@ _NO_SCAN: Final = "the owner was not looked for, because a scan of all inodes wa
 _MOST_REASONS: Final = 3
 #: A scan for so many separate runs of blocks ends when all have an owner.
 _FEW: Final = 16
+#: NumPy takes as long to import as so many inodes to decode without it.
+_LARGE: Final = 1 << 14
 
 
 class Segment(NamedTuple):
@@ -83,12 +85,8 @@ class OwnerFinder:
             for start, length in questions
         ]
         union = Wanted((low, high) for low, high in ranges if low < high)
-        segments = [
-            segment
-            for low, high in zip(union.lows, union.highs, strict=True)
-            for segment in self._segments(low, high)
-        ]
-        wanted = self._to_scan(segments)
+        segments = self.segments(union)
+        wanted = self.to_scan(segments)
         found: Found | None = None
         if wanted and may_scan:
             found = self.find_extents(wanted, progress)
@@ -97,6 +95,14 @@ class OwnerFinder:
             yield answer.of(start, length)
 
     # ------------------------------------------------------------------ what the bitmaps say
+
+    def segments(self, asked: Wanted) -> list[Segment]:
+        """Return what the bitmaps say of all blocks asked about, in order."""
+        return [
+            segment
+            for low, high in zip(asked.lows, asked.highs, strict=True)
+            for segment in self._segments(low, high)
+        ]
 
     def _segments(self, low: int, high: int) -> Iterator[Segment]:
         at = low
@@ -113,7 +119,7 @@ class OwnerFinder:
         for run in self.allocation.runs(low, high):
             yield Segment(run.start, run.end, None, run.is_free, run.fault)
 
-    def _to_scan(self, segments: Sequence[Segment]) -> Wanted:
+    def to_scan(self, segments: Sequence[Segment]) -> Wanted:
         """Return the blocks whose owners only inodes know, as whole clusters.
 
         Without checksums, a bitmap is one structure, and no inode may have what it calls free.
@@ -142,8 +148,13 @@ class OwnerFinder:
             found = run_scan(self.scan.likely(groups, ranges), wanted, is_enough, progress)
             if not found.is_whole:
                 return found
-        found = run_scan(self.scan.batches(groups), wanted, is_enough if alone else None, progress)
-        if any(one.flags & VALUE_INODE for one in found.extents):
+        if sb.inodes_count > _LARGE:
+            from whoseblock.fs.scan.bulk import run_bulk_scan
+
+            found = run_bulk_scan(self.scan.tables(groups), wanted, progress)
+        else:
+            found = run_scan(self.scan.batches(groups), wanted, None, progress)
+        if found.has_flag(VALUE_INODE):
             self._name_values(found)
         return found
 
@@ -202,9 +213,11 @@ class Answers:
             pieces.append(Piece(past, end - past, OUTSIDE, PAST_END))
         mark_shared(pieces)
         _mark_shared_attributes(pieces)
-        return Owners(pieces, list(notes), self._remark() if scanned else "")
+        return Owners(pieces, list(notes), self.remark if scanned else "")
 
-    def _remark(self) -> str:
+    @property
+    def remark(self) -> str:
+        """The way the owners were found, "" if there was no scan."""
         if self.found is None:
             return ""
         count = self.found.inodes_read
