@@ -100,16 +100,16 @@ def _mounts_of(process: str) -> list[Mount]:
 def namespaces() -> Iterator[int]:
     """Yield one process of each mount namespace but our own, as far as they are visible."""
     seen = {_namespace("self"), None}
-    for process in _PROC.iterdir():
-        name = process.name
+    # There may be thousands of processes, and every lookup waits for this: no `Path` for each.
+    for name in os.listdir(_PROC):  # noqa: PTH208 - numbers, not paths
         if name.isdecimal() and (own := _namespace(name)) not in seen:
             seen.add(own)
             yield int(name)
 
 
-def _namespace(process: str) -> Path | None:
+def _namespace(process: str) -> str | None:
     try:
-        return (_PROC / process / "ns/mnt").readlink()
+        return os.readlink(f"{_PROC}/{process}/ns/mnt")  # noqa: PTH115 - as above
     except OSError:
         return None
 
