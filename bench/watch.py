@@ -38,6 +38,8 @@ __all__ = ["IDLE_S", "measure_all", "measure_crowded"]
 IDLE_S = 600.0
 #: So many failures each are waited for, by themselves.
 WARM, COLD, WALKS = 100, 20, 10
+#: So many searches for processes are waited for.
+SEARCHES = 20
 #: The processes of a machine, besides those that are there anyway.
 FEW, MANY = 100, 3000
 INTERVAL_S = 60
@@ -124,6 +126,7 @@ class _Disk(NamedTuple):
 
     name: str
     loop: Path
+    root: Path
     places: list[int]
     fail: Callable[[int], None]
 
@@ -150,7 +153,7 @@ def _disk(name: str, path: Path, wanted: int) -> Iterator[_Disk]:
             if read_direct(loop, at):
                 raise RuntimeError("it did not fail")
 
-        yield _Disk(name, loop, places, fail)
+        yield _Disk(name, loop, root, places, fail)
 
 
 @contextmanager
@@ -165,18 +168,30 @@ def _many_processes(number: int) -> Iterator[None]:
 
 
 def _crowded(folder: Path) -> Iterator[Result | Table]:
-    """Measure reactions with few and with many processes on the machine."""
+    """Measure reactions with few and with many processes on the machine.
+
+    The processes are searched after the owners are journaled.  This process has the file open, so
+    that the daemon logs when it has found it.
+    """
     rows: list[tuple[str | float, ...]] = []
     medians: list[float] = []
     for number in (FEW, MANY):
         path = _small(folder, parent=True)
         with (
             _many_processes(number),
-            _disk("crowded", path, WARM + 1) as disk,
+            _disk("crowded", path, WARM + 1 + SEARCHES) as disk,
             _daemon() as daemon,
+            (disk.root / "file").open("rb"),
         ):
-            times = list(_react(disk, daemon, disk.places, cold=False))
-        rows.append((f"{number:,} processes: one more", *_distribution(times)))
+            load = os.getloadavg()[0]
+            present = sum(one.name.isdecimal() for one in Path("/proc").iterdir())
+            times = list(_react(disk, daemon, disk.places[SEARCHES:], cold=False))
+            searches = list(_search(disk, daemon, disk.places[:SEARCHES]))
+        words = f"{present:,} processes, load {load:.1f}"
+        rows += [
+            (f"{words}: one more", *_distribution(times)),
+            (f"{words}: then, to its processes", *_distribution(searches)),
+        ]
         medians.append(statistics.median(times))
     heads = ("milliseconds from the event to the owners", "n", "min", "median", "p90", "p99", "max")
     yield Table("processes", heads, rows)
@@ -185,6 +200,17 @@ def _crowded(folder: Path) -> Iterator[Result | Table]:
         f"reaction with {MANY:,} processes (by {FEW})",
         many * 1e3, few * 1e3, "ms", many / few, 4 / 3, at_least=False,
     )  # fmt: skip
+
+
+def _search(disk: _Disk, daemon: _Daemon, places: list[int]) -> Iterator[float]:
+    """Make places fail one by one; return the seconds from the owners to the processes of each."""
+    for number, at in enumerate(places):
+        disk.fail(at)
+        journaled, match = daemon.wait_for(_failure(disk, at))
+        found, _ = daemon.wait_for(re.compile(rb"event=failure-users failure=%s " % match[1]))
+        # The first waits for the search of the failures before.
+        if number:
+            yield found - journaled
 
 
 def _small(folder: Path, *, parent: bool) -> Path:
