@@ -1,6 +1,7 @@
 """``whoseblock stack``: what it shows of a filesystem."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -98,14 +99,19 @@ def test_many_partitions_take_few_reads(
 
 
 def test_remarks_are_not_reasons(tmp_path: Path) -> None:
-    # Without a reverse map nothing is complete; what the log does not say is a remark.
+    # Without a reverse map nothing is complete; that the backup of the table is lost is a remark.
     geometry = Geometry("plain", size=300 * MIB, rmapbt=False, parent=False)
-    image = make_image(tmp_path / "disk.img", geometry)
-    log = tmp_path / "kernel.log"
-    log.write_text("[    1.0] critical medium error, dev sda, sector 8 op 0x0:(READ) flags 0x0\n")
+    image = make_image(tmp_path / "plain.img", geometry)
+    disk = sparse_file(tmp_path / "disk.img", 303 * MIB)
+    partition(disk, "label: gpt\nstart=2048, size=300MiB\n")
+    copy_range(image, 0, disk, MIB, 300 * MIB)
+    with disk.open("r+b") as file:
+        file.seek(-512, os.SEEK_END)
+        file.write(bytes(512))
     for options in ([], ["--summary"]):
-        done = whoseblock("lookup", image, "--dmesg", log, *options)
+        done = whoseblock("lookup", disk, f"{MIB + 4096}", *options)
         assert done.returncode == 0, done.stderr
         reasons = [line for line in done.stdout.splitlines() if "incomplete:" in line]
         assert len(reasons) == 1, done.stdout
-        assert "  note: the failed request" in done.stdout
+        assert "without a reverse mapping" in reasons[0]
+        assert "  note: disk.img: the backup GPT is invalid" in done.stdout
