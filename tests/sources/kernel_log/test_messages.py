@@ -13,33 +13,35 @@ from whoseblock.sources.kernel_log.sequences import SEQUENCES
 
 UNITS = Units(
     logical_block={"nvme0n1": 4096}.get,
-    filesystem_block={"nbd0": 1024}.get,
+    filesystem_block={"nbd0": 1024, "dm-4": 4096}.get,
     buffer_block=4096,
 )
 #: The place in each sample, computed by hand; None for an unknown place, False for no loss.
 PLACES = {
-    "memory failure": (PHYSICAL_MEMORY, 0x10140A << 12, 4096),
-    "memory failure, older words": (PHYSICAL_MEMORY, 0x3710B3 << 12, 4096),
+    "memory failure": (PHYSICAL_MEMORY, 0xE16677 << 12, 4096),
+    "memory failure, older words": (PHYSICAL_MEMORY, 0x318 << 12, 4096),
     "memory error in user space": (PHYSICAL_MEMORY, 0xEDBE201000, 4096),
     "EDAC, uncorrected error": (PHYSICAL_MEMORY, 0x1251D6000, 4096),
     "EDAC, corrected error": False,
-    "block layer": ("sdb", 154112 * 512, 512),
+    "block layer": ("loop1", 1314944 * 512, 512),
     "NVMe": ("nvme0n1", 7814037 * 4096, 8 * 4096),
-    "page cache": ("dm-1", 243952 * 4096, 4096),
-    "XFS, metadata I/O": ("sdl", 0x4804C4398 * 512, 32 * 512),
-    "XFS, metadata I/O, older words": ("vdb2", 0x68C2B7D8 * 512, 8 * 512),
-    "XFS, damaged metadata": ("sdb1", 512, 512),
-    "XFS, failed write of metadata": ("dm-0", 0x2BC2C0 * 512, 512),
+    "page cache": ("cas1-1", 8132691575 * 4096, 4096),
+    "XFS, metadata I/O": ("vda4", 0x1478 * 512, 8 * 512),
+    "XFS, metadata I/O, older words": ("dm-1", 0x4D7300 * 512, 32 * 512),
+    "XFS, damaged metadata": ("sdb", 512, 512),
+    "XFS, failed write of metadata": ("dm-4", 0x3C6478 * 512, 512),
     "XFS, log recovery": None,
     "writeback": None,
-    "btrfs, on a device": ("mapper/nvme-home", 34850107392, 512),
+    "writeback, older words": None,
+    "btrfs, on a device": ("mapper/AM-2", 1498415104, 512),
     "btrfs, corrected": False,
     "btrfs, in a file": None,
     "btrfs, logical address": None,
     "btrfs, counters": None,
     "ext4, metadata": ("nbd0", 283 * 1024, 1024),
+    "ext4, damaged directory": ("dm-4", 6832992 * 4096, 4096),
     "ext4, writeback": None,
-    "md, RAID 4, 5 and 6": ("sde1", 319104 * 512, 4096),
+    "md, RAID 4, 5 and 6": ("sdh1", 2504656 * 512, 4096),
     "md, RAID 1 and 10": ("md0", 92537216 * 512, 512),
     "md, corrected or redirected": False,
     "md, check": None,
@@ -48,14 +50,14 @@ PLACES = {
     "dm-verity": None,
     "dm-verity, corrected": False,
     "dm-crypt with integrity": None,
-    "MMC and SD cards": ("mmcblk0", 1234 * 512, 8 * 512),
+    "MMC and SD cards": ("mmcblk0", 3 * 512, 5 * 512),
     "swap": None,
     "IDE disks": ("hda", 100789723 * 512, 512),
     "loop device, backing file": None,
     "soft offline": False,
     "SCSI command": ("sdb", 0x25A00 * 4096, 8 * 4096),
     "machine check": (PHYSICAL_MEMORY, 0x3710B3000, 4096),
-    "APEI": (PHYSICAL_MEMORY, 0x1251D6000, 4096),
+    "APEI": (PHYSICAL_MEMORY, 0xE16677000, 4096),
 }
 SAMPLES: list[tuple[str, tuple[str, ...]]] = [(one.name, (one.sample,)) for one in PATTERNS]
 SAMPLES += [(one.name, one.sample) for one in SEQUENCES]
@@ -141,6 +143,11 @@ def test_a_sample_without_its_unit_has_no_assumed_place(name: str) -> None:
             (PHYSICAL_MEMORY, 0x3710B3000, 4096),
         ),
         (
+            ("BTRFS warning (device sda7): checksum/header error at logical 1064960 on dev"
+            " /dev/sda7, physical 1064960: metadata leaf (level 0) in tree 3"),
+            ("sda7", 1064960, 512),
+        ),
+        (
             "nvme0n1: Write(0x1) @ LBA 1, 2 blocks, Write Fault (sct 0x2 / sc 0x80) DNR ",
             ("nvme0n1", 4096, 8192),
         ),
@@ -188,6 +195,19 @@ def test_an_address_of_another_space_is_unknown(message: str) -> None:
             " Directory block failed checksum"
         ),
         "EXT4-fs error (device nbd0): ext4_ext_map:5: inode #2: block 9: comm ls: invalid block",
+        (
+            "EXT4-fs warning (device nbd0): __ext4_read_dirblock:902: error reading directory block"
+            " (ino 27787265, block 0)"
+        ),
+        (
+            "EXT4-fs error (device nbd0): ext4_find_entry:1437: inode #12582913: comm bitcoind:"
+            " reading directory lblock 0"
+        ),
+        # A path, which any user may choose.
+        (
+            "EXT4-fs error (device nbd0): x:5: inode #2: block 9: comm ls: path /bad entry in"
+            " directory: : directory fails checksum at offset 0"
+        ),
         "XFS (sda1): Metadata corruption detected at xfs_dinode_verify+0x1/0x2 [xfs], inode 0x85",
     ],
 )

@@ -35,6 +35,11 @@ def count(*lines: str) -> int:
         # busybox syslogd and OpenWrt's logread.
         "Nov 24 17:19:55 host kern.err kernel: [   12.345678] ",
         "Tue Nov 24 17:19:55 2026 kern.err kernel: [   12.345678] ",
+        # SONiC's rsyslog, and a page that shows one space before the day.
+        "2025 Jul  2 06:56:57.749644 sonic_testbed ERR kernel: [  993.622973] ",
+        "Oct 2 15:24:19 it kernel: [1687112.817845] ",
+        # dmesg -x --ctime of a kernel that names the thread.
+        "kern  :err   : [  +0.000001] [Tue Jan 13 04:33:10 2026] [T88870] ",
         # RFC 5424, with structured data and a byte order mark.
         '<3>1 2026-11-24T17:19:55.123Z host kernel - - [meta sequenceId="1"] ',
         '<3>1 2026-11-24T17:19:55.1Z host kernel - - [a@1 b="\\"]"][c@2 d="e"] \ufeff',

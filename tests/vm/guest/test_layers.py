@@ -1,6 +1,10 @@
-"""Persistent memory in layers: a partition, device-mapper, and a filesystem without owners."""
+"""Layers of the real kernel: partitions, device-mapper, encryption, a filesystem without owners."""
 
-from tests.vm.guest.asking import files_at, one, owners_at, rows, way
+from pathlib import Path
+
+import pytest
+from tests.vm.guest.asking import Json, files_at, lookup, one, owners_at, rows, way
+from tests.vm.guest.encrypted import make_encrypted
 from tests.vm.guest.files import make_file, make_shared
 from tests.vm.guest.holders import holds_open
 from tests.vm.guest.layers import (
@@ -82,3 +86,38 @@ def test_ext4_is_reported_as_far_as_known(namespaces: Namespaces, undo: Undo) ->
     assert row["kind"] == "unknown"
     free = one(namespace.device, f"{unused}p")
     assert [row["kind"] for row in free["owners"]] == ["free"]
+
+
+def _file_offsets(answers: list[Json]) -> list[int]:
+    """Return the offset in the file ``/file`` that each answer reports."""
+    found = [rows(answer) for answer in answers]
+    assert [row["paths"] for (row,) in found] == [["/file"]] * len(answers)
+    return [row["file_offset"] for (row,) in found]
+
+
+@pytest.mark.parametrize("kind", ["luks1", "luks2"])
+def test_an_encrypted_volume(undo: Undo, kind: str) -> None:
+    made = make_encrypted(undo, kind)
+    places = made.places()
+    expected = [number * PAGE for number in range(len(places))]
+    ranges = "".join(f"{place}+4096\n" for place in places)
+
+    # Live, by the table of device-mapper.
+    answers = lookup(made.device, "--ranges", "-", stdin=ranges)
+    assert _file_offsets(answers) == expected
+    assert way(answers[0])["clear"] == made.start
+    header = one(made.device, "8192")
+    assert header["complete"], header["notes"]
+    assert "LUKS" in header["owners"][0]["what"]
+
+    # By the content: a block of ciphertext that changes is the one that the lookup named.
+    for number in (0, 7, len(places) - 1):
+        made.damage(places[number])
+    assert made.damaged_blocks(undo) == [0, 7, len(places) - 1]
+
+    # Closed, with a copy of the opened volume.
+    clear = Path("/run/clear.img")
+    run(["cp", "--sparse=always", made.volume, clear])
+    made.close()
+    answers = lookup(str(made.image), "--ranges", "-", "--member", f"CLEAR={clear}", stdin=ranges)
+    assert _file_offsets(answers) == expected

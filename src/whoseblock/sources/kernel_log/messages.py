@@ -44,7 +44,8 @@ PATTERNS: Final = (
         "pages",
         "mm/memory-failure.c",
         "since 4.6",
-        "Memory failure: 0x10140a: recovery action for dax page: Recovered",
+        "Memory failure: 0xe16677: already hardware poisoned",
+        seen="andikleen/mcelog#74",
         is_live=True,
         expected="a page frame number after 'Memory failure:'",
     ),
@@ -59,7 +60,8 @@ PATTERNS: Final = (
         "pages",
         "mm/memory-failure.c",
         "2.6.32 to 4.5",
-        "MCE 0x3710b3: dirty LRU page recovery: Recovered",
+        "MCE 0x318: recovery action for dirty LRU page: Recovered",
+        seen="nccgroup/TriforceLinuxSyscallFuzzer#2",
     ),
     Pattern(
         "memory error in user space",
@@ -70,6 +72,7 @@ PATTERNS: Final = (
         "arch/x86/kernel/cpu/mce/core.c, kill_me_maybe()",
         "since 3.4",
         "mce: Uncorrected hardware memory error in user-access at edbe201400",
+        seen="a mail archive",
     ),
     Pattern(
         "EDAC, uncorrected error",
@@ -93,7 +96,10 @@ PATTERNS: Final = (
         "",
         "drivers/edac/edac_mc.c, edac_ce_error()",
         "all",
-        "EDAC MC0: 1 CE memory read error on CPU_SrcID#0 (page:0x3710b3 offset:0x400 grain:32)",
+        "EDAC MC1: 1 CE memory scrubbing error on CPU_SrcID#1_Ha#0_Chan#0_DIMM#0 "
+        "(channel:0 slot:0 page:0xee30a0 offset:0x0 grain:32 syndrome:0x0 -  area:DRAM "
+        "err_code:0008:00c2 socket:1 ha:0 channel_mask:1 rank:0)",
+        seen="radiasoft/devops#134",
     ),
     Pattern(
         "block layer",
@@ -107,8 +113,8 @@ PATTERNS: Final = (
         "512-byte sectors",
         "block/blk-mq.c, blk_print_req_error()",
         "all; other functions before 5.16",
-        "critical medium error, dev sdb, sector 154112 op 0x0:(READ) flags 0x80700 phys_seg 1 prio"
-        " class 2",
+        "I/O error, dev loop1, sector 1314944 op 0x1:(WRITE) flags 0x0 phys_seg 2 prio class 2",
+        seen="sonic-net/sonic-buildimage#23146",
         is_live=True,
         expected="DEVICE, sector NUMBER after 'error, dev'",
         # A message of the block layer, or a truncated one, has a comma behind the device.
@@ -135,7 +141,8 @@ PATTERNS: Final = (
         "--block-size",
         "fs/buffer.c, buffer_io_error()",
         "all",
-        "Buffer I/O error on dev dm-1, logical block 243952, async page read",
+        "Buffer I/O error on dev cas1-1, logical block 8132691575, lost async page write",
+        seen="Open-CAS/open-cas-linux#396",
         is_above=True,
     ),
     Pattern(
@@ -149,8 +156,9 @@ PATTERNS: Final = (
         "512-byte sectors of the data device",
         "fs/xfs/xfs_buf.c, xfs_buf_ioerror_alert()",
         "since 4.18",
-        'XFS (sdl): metadata I/O error in "xfs_imap_to_bp+0x4f/0x70 [xfs]" at daddr 0x4804c4398 len'
-        " 32 error 5",
+        'XFS (vda4): metadata I/O error in "xfs_dquot_disk_read+0x14a/0x220 [xfs]" at '
+        "daddr 0x1478 len 8 error 74",
+        seen="coreos/fedora-coreos-tracker#784",
         is_above=True,
     ),
     Pattern(
@@ -165,8 +173,9 @@ PATTERNS: Final = (
         "512-byte sectors of the data device",
         "fs/xfs/xfs_buf.c, xfs_buf_ioerror_alert()",
         "3.0 to 4.17",
-        'XFS (vdb2): metadata I/O error: block 0x68c2b7d8 ("xfs_trans_read_buf_map") error 121'
-        " numblks 8",
+        'XFS (dm-1): metadata I/O error: block 0x4d7300 ("xfs_trans_read_buf_map") error '
+        "117 numblks 32",
+        seen="lago-project/lago#680",
         is_above=True,
     ),
     Pattern(
@@ -180,8 +189,9 @@ PATTERNS: Final = (
         "512-byte sectors of the data device",
         "fs/xfs/xfs_error.c, xfs_buf_verifier_error()",
         "since 3.15",
-        "XFS (sdb1): Metadata CRC error detected at xfs_agf_read_verify+0xd0/0xf0 [xfs], xfs_agf"
-        " block 0x1 ",
+        "XFS (sdb): Metadata CRC error detected at xfs_agf_read_verify+0x70/0x120 [xfs], "
+        "xfs_agf block 0x1",
+        seen="open-iscsi/tcmu-runner#394",
         is_above=True,
     ),
     Pattern(
@@ -195,7 +205,8 @@ PATTERNS: Final = (
         "512-byte sectors of the data device",
         "fs/xfs/xfs_buf.c, xfs_buf_ioend_handle_error()",
         "since 3.14",
-        "XFS (dm-0): Failing async write on buffer block 0x2bc2c0. Retrying async write.",
+        "XFS (dm-4): Failing async write on buffer block 0x3c6478. Retrying async write.",
+        seen="a mail archive",
         is_above=True,
     ),
     Pattern(
@@ -219,12 +230,23 @@ PATTERNS: Final = (
         "sdd: writeback error on inode 10741741427, offset 54525952, sector 11086521712",
     ),
     Pattern(
+        "writeback, older words",
+        _XFS_BEGIN + r"writeback error on sector ",
+        _compile(_XFS + r"writeback error on sector \d"),
+        read.unplaced(read.BEHIND, repeated=True),
+        "",
+        "fs/xfs/xfs_aops.c, xfs_destroy_ioend()",
+        "before 5.5",
+        "XFS (dm-17): writeback error on sector 1841944",
+        seen="stratis-storage/stratisd#1310",
+    ),
+    Pattern(
         "btrfs, on a device",
-        _BTRFS
-        + r"(?:checksum error|i/o error|super block error|unable to fixup \(\w{1,20}\) error)"
+        _BTRFS + r"(?:checksum(?:/header)? error|i/o error|super block error"
+        r"|unable to fixup \(\w{1,20}\) error)"
         r"(?: at logical \d{1,20})? on dev [^\s,]{1,255},? (?:physical|sector) ",
         _compile(
-            _BTRFS + r"[a-z/ ]{1,20}(?:\(\w{1,20}\) error)?(?: at logical \d{1,20})?"
+            _BTRFS + r"[a-z/ ]{1,24}(?:\(\w{1,20}\) error)?(?: at logical \d{1,20})?"
             r" on dev (?:/dev/)?([^\s,]{1,255}),? (physical|sector) (\d{1,20})"
             r"(?:,? root .{1,80} length (\d{1,8})\b)?"
         ),
@@ -232,9 +254,9 @@ PATTERNS: Final = (
         "bytes; 512-byte sectors in older kernels",
         "fs/btrfs/scrub.c, scrub_print_warning_inode(), scrub_stripe_report_errors()",
         "since 3.0",
-        "BTRFS warning (device dm-3): checksum error at logical 36997591040 on dev"
-        " /dev/mapper/nvme-home, physical 34850107392, root 1054, inode 2295743, offset 2718461952:"
-        " path resolving failed with ret=-2",
+        "BTRFS warning (device dm-1): checksum error at logical 5962932944896 on dev "
+        "/dev/mapper/AM-2, physical 1498415104: metadata leaf (level 0) in tree 7",
+        seen="maharmstone/btrfs#524",
         is_above=True,
     ),
     Pattern(
@@ -256,8 +278,9 @@ PATTERNS: Final = (
         "",
         "fs/btrfs/bio.c, btrfs_print_data_csum_error()",
         "all",
-        "BTRFS warning (device vdb): csum failed root -9 ino 257 off 3436544 csum"
-        " 0xa1e70b1d4d61d53f expected csum 0xdbbbd8326f9b86ac mirror 1",
+        "BTRFS warning (device sda1): csum failed root 5 ino 831 off 4096 csum 0xca6697a5 "
+        "expected csum 0x7a9c7f00 mirror 1",
+        seen="borgbackup/borg#8189",
     ),
     Pattern(
         "btrfs, logical address",
@@ -269,8 +292,9 @@ PATTERNS: Final = (
         "",
         "fs/btrfs/disk-io.c, fs/btrfs/tree-checker.c, fs/btrfs/scrub.c",
         "all",
-        "BTRFS error (device sdd): parent transid verify failed on logical 15136619216896 mirror 2"
-        " wanted 74627 found 73734",
+        "BTRFS error (device sdc2): parent transid verify failed on logical 249747406848 "
+        "mirror 1 wanted 26779 found 25801",
+        seen="kdave/btrfs-progs#1027",
     ),
     Pattern(
         "btrfs, counters",
@@ -280,8 +304,8 @@ PATTERNS: Final = (
         "",
         "fs/btrfs/volumes.c, btrfs_dev_stat_inc_and_print()",
         "all",
-        "BTRFS error (device nvme0n1p2): bdev /dev/nvme0n1p2 errs: wr 0, rd 0, flush 0, corrupt 1,"
-        " gen 0",
+        "BTRFS error (device sda1): bdev /dev/sda1 errs: wr 0, rd 0, flush 0, corrupt 865, gen 0",
+        seen="borgbackup/borg#8189",
     ),
     Pattern(
         "ext4, metadata",
@@ -304,6 +328,22 @@ PATTERNS: Final = (
         is_above=True,
     ),
     Pattern(
+        "ext4, damaged directory",
+        # With a path, which any user may choose, the words behind it are not trusted.
+        r"EXT[234]-fs error \(device [^)\s]{1,64}\): \w{1,60}(?::\d{1,6})?: inode #\d{1,20}: block"
+        r" \d{1,20}: comm .{0,15}: bad entry in directory: ",
+        _compile(_EXT + r"\w{1,60}(?::\d{1,6})?: inode #\d{1,20}: block (\d{1,20}): comm"),
+        read.read_ext,
+        "blocks of the filesystem",
+        "fs/ext4/dir.c, __ext4_check_dir_entry()",
+        "all that name the block",
+        "EXT4-fs error (device dm-4): htree_dirblock_to_tree:896: inode #1703950: block 6832992:"
+        " comm updatedb.mlocat: bad entry in directory: rec_len is smaller than minimal -"
+        " offset=0(28672), inode=0, rec_len=0, name_len=0",
+        seen="kubernetes/kubernetes#12905",
+        is_above=True,
+    ),
+    Pattern(
         "ext4, writeback",
         r"EXT4-fs warning \(device [^)\s]{1,64}\): ext4_end_bio:\d{1,6}: I/O error ",
         _compile(r"EXT4-fs warning \(device ([^)\s]{1,64})\): ext4_end_bio"),
@@ -311,8 +351,9 @@ PATTERNS: Final = (
         "",
         "fs/ext4/page-io.c, ext4_end_bio()",
         "since 2.6.37",
-        "EXT4-fs warning (device sda1): ext4_end_bio:317: I/O error -5 writing to inode 1050656"
-        " (offset 0 size 4096 starting block 30446476)",
+        "EXT4-fs warning (device dm-1): ext4_end_bio:316: I/O error -5 writing to inode "
+        "10223621 (offset 41943040 size 8388608 starting block 14406502)",
+        seen="raspberrypi/linux#703",
     ),
     Pattern(
         "md, RAID 4, 5 and 6",
@@ -326,7 +367,8 @@ PATTERNS: Final = (
         "512-byte sectors of the member",
         "drivers/md/raid5.c, raid5_end_read_request()",
         "since 2.6.24",
-        "md/raid:md3: read error not correctable (sector 319104 on sde1).",
+        "md/raid:md7: read error not correctable (sector 2504656 on sdh1).",
+        seen="a mail archive",
         is_above=True,
     ),
     Pattern(
@@ -352,7 +394,8 @@ PATTERNS: Final = (
         "",
         "drivers/md/raid5.c, drivers/md/raid1.c",
         "all",
-        "md/raid1:md0: redirecting sector 92537216 to other mirror: sda1",
+        "md/raid1:md1: sdb3: rescheduling sector 1849689328",
+        seen="a question about Fedora 19 on super-unix.com",
     ),
     Pattern(
         "md, check",
@@ -362,7 +405,8 @@ PATTERNS: Final = (
         "",
         "drivers/md/raid5.c, handle_parity_checks5()",
         "since 4.18",
-        "md0: mismatch sector in range 8-16",
+        "md1: mismatch sector in range 2742891144-2742891152",
+        seen="a mail archive",
     ),
     Pattern(
         "dm-integrity",
@@ -395,7 +439,8 @@ PATTERNS: Final = (
         "",
         "drivers/md/dm-verity-target.c, verity_handle_err()",
         "since 3.4",
-        "device-mapper: verity: 253:0: data block 5 is corrupted",
+        "device-mapper: verity: 253:3: metadata block 260095 is corrupted",
+        seen="flatcar-archive/coreos-overlay#472",
     ),
     Pattern(
         "dm-verity, corrected",
@@ -409,13 +454,14 @@ PATTERNS: Final = (
     ),
     Pattern(
         "dm-crypt with integrity",
-        r"device-mapper: crypt: (?:\S{1,64}: )?INTEGRITY AEAD ERROR",
-        _compile(r"device-mapper: "),
+        r"(?:trusted_key: )?device-mapper: crypt: (?:\S{1,64}: )?INTEGRITY AEAD ERROR",
+        _compile(r"(?:trusted_key: )?device-mapper: "),
         read.unplaced("which counts from an offset that is not logged"),
         "",
         "drivers/md/dm-crypt.c, crypt_convert_block_aead()",
         "since 4.12",
-        "device-mapper: crypt: dm-0: INTEGRITY AEAD ERROR, sector 0",
+        "trusted_key: device-mapper: crypt: dm-0: INTEGRITY AEAD ERROR, sector 0",
+        seen="confidential-containers/guest-components#1052",
     ),
     Pattern(
         "MMC and SD cards",
@@ -427,8 +473,8 @@ PATTERNS: Final = (
         "512-byte sectors",
         "drivers/mmc/core/block.c, mmc_blk_err_check()",
         "2.6.30 to 4.15",
-        "mmcblk0: error -110 transferring data, sector 1234, nr 8, cmd response 0x900, card status"
-        " 0x0",
+        "mmcblk0: error -84 transferring data, sector 3, nr 5, cmd response 0x900, card status 0x0",
+        seen="beagleboard/pocketbeagle#19",
     ),
     Pattern(
         "swap",
@@ -459,7 +505,8 @@ PATTERNS: Final = (
         "",
         "drivers/block/loop.c, lo_write_bvec()",
         "since 2.6.39",
-        "loop: Write error at byte offset 4096, length 4096.",
+        "loop: Write error at byte offset 673251328, length 4096.",
+        seen="sonic-net/sonic-buildimage#23146",
     ),
     Pattern(
         "soft offline",

@@ -10,12 +10,14 @@ from typing import Final
 
 __all__ = ["PREFIX", "Envelope", "has_time"]
 
-#: A month, day and time of any language: ``Nov 24 17:19:55``, ``11月 24 17:19:55``.
-_SHORT_TIME: Final = r"\S{1,12}\ [ \d]\d\ \d\d:\d\d:[\d.:]{2,17}"
+#: A month, day and time of any language: ``Nov 24 17:19:55``, ``11月 24 17:19:55``. SONiC adds the
+#: year before it; a web page may show ``Oct 2`` with one space.
+_SHORT_TIME: Final = r"(?:\d{4}\ )?\S{1,12}\ \ ?\d{1,2}\ \d\d:\d\d:[\d.:]{2,17}"
 #: ``2026-11-24T17:19:55+0000``, ``Tue 2026-11-24 17:19:55 UTC``, also with ``+03`` as a zone.
 _ISO_TIME: Final = (
     r"(?:\S{1,12}\ )?\d{4}-\d\d-\d\d[T ]\d\d:\d\d:[-+\d.,:Z]{2,25}(?:\ (?:[A-Z]{2,6}|[-+]\d{2,6}))?"
 )
+_LEVEL: Final = "(?:EMERG|ALERT|CRIT|ERR|WARNING|NOTICE|INFO|DEBUG)"
 #: A hostname ends without a colon; the name of a program has one behind it.
 _HOST: Final = r"(?:[^\s\[\]]{0,254}[^\s\[\]:]\ )?"
 #: The structured data of RFC 5424.
@@ -36,7 +38,7 @@ PREFIX: Final = re.compile(
           | \d{{1,12}}\.\d{{1,9}}
           | \[[ \d.<>+]{{1,50}}\]
         )
-        \ {_HOST}(?:kern\.[a-z]{{2,8}}\ )?              # busybox adds the facility
+        \ {_HOST}(?:(?:kern\.[a-z]{{2,8}}|{_LEVEL})\ )?  # busybox and SONiC add the level
         kernel(?::\ |\ \S{{1,128}}\ \S{{1,32}}\ {_STRUCTURED}\ \ufeff?)
       | \S{{1,12}}\ \S{{1,12}}\ [ \d]\d\ [\d:]{{8}}\ \d{{4}}\ kern\.[a-z]{{2,8}}\ kernel:\ # OpenWrt
       | \d{{4}}-\d\d-\d\dT\d\d:\d\d:[-+\d.,:Z]{{2,25}}[ ]   # dmesg --time-format=iso

@@ -78,6 +78,7 @@ class Sequence(NamedTuple):
     source: str
     versions: str
     sample: tuple[str, ...]
+    seen: str = ""
 
 
 SEQUENCES: Final = (
@@ -109,10 +110,11 @@ SEQUENCES: Final = (
         "since 2.6.37",
         (
             "{1}[Hardware Error]: event severity: recoverable",
-            "{1}[Hardware Error]:  Error 0, type: recoverable",
-            "{1}[Hardware Error]:   section_type: memory error",
-            "{1}[Hardware Error]:   physical_address: 0x00000001251d6000",
+            "{1}[Hardware Error]: Error 0, type: recoverable",
+            "{1}[Hardware Error]: section_type: memory error",
+            "{1}[Hardware Error]: physical_address: 0x0000000e16677000",
         ),
+        "andikleen/mcelog#74",
     ),
 )
 
