@@ -1,11 +1,12 @@
-"""Changes of a mounted XFS at full speed, and a history of the owners of bytes.
+"""Changes of a mounted filesystem at full speed, and a history of the owners of bytes.
 
-``python -m tests.support.concurrent_changes FOLDER SEED SECONDS HISTORY`` changes its own files in
-FOLDER.  After every step it syncs the file, and records its place by the kernel.  So the history
-has every place that any of its files ever had at rest.  The places during a write are unknown,
-because not all of them stay.  A write to a hole was seen to allocate an unwritten block, and then
-to use a block instead that was reserved for copy-on-write next to it.  So the history also has the
-times at which bytes of a file were being written.
+``python -m tests.support.concurrent_changes FOLDER SEED SECONDS HISTORY [clone]`` changes its own
+files in FOLDER; with ``clone``, files also share blocks.  After every step it syncs the file, and
+records its place by the kernel.  So the history has every place that any of its files ever had at
+rest.  The places during a write are unknown, because not all of them stay.  A write to a hole of an
+XFS was seen to allocate an unwritten block, and then to use a block instead that was reserved for
+copy-on-write next to it.  So the history also has the times at which bytes of a file were being
+written.
 """
 
 import contextlib
@@ -105,7 +106,8 @@ class History(NamedTuple):
 
 
 class _Churn:
-    def __init__(self, folder: Path, seed: str) -> None:
+    def __init__(self, folder: Path, seed: str, *, clones: bool) -> None:
+        self.clones = clones
         self.rng = random.Random(seed)
         self.folder = folder / seed
         self.folder.mkdir()
@@ -120,8 +122,9 @@ class _Churn:
         end = time.monotonic() + seconds
         steps = 0
         while time.monotonic() < end:
+            some = (self.clone, self.clone) if self.clones else (self.truncate, self.allocate)
             step = self.rng.choice(
-                (self.create, self.create, self.write, self.punch, self.clone, self.clone,
+                (self.create, self.create, self.write, self.punch, *some,
                  self.delete, self.rename, self.link)
             )  # fmt: skip
             step()
@@ -192,6 +195,17 @@ class _Churn:
                 at = self.rng.randrange(40) * _BLOCK
                 system_calls.punch_hole(file, at, self.rng.randrange(1, 6) * _BLOCK)
 
+    def truncate(self) -> None:
+        for path in self.some(1):
+            with self.changed(path) as file:
+                os.ftruncate(file, self.rng.randrange(60 * _BLOCK))
+
+    def allocate(self) -> None:
+        for path in self.some(1):
+            with self.changed(path) as file:
+                at = self.rng.randrange(60) * _BLOCK
+                os.posix_fallocate(file, at, self.rng.randrange(1, 20) * _BLOCK)
+
     def clone(self) -> None:
         if len(self.files) < 2:
             return
@@ -233,8 +247,8 @@ class _Churn:
         return self.rng.sample(self.files, min(count, len(self.files)))
 
 
-def _main(folder: str, seed: str, seconds: str, history: str) -> None:
-    churn = _Churn(Path(folder), seed)
+def _main(folder: str, seed: str, seconds: str, history: str, clone: str = "") -> None:
+    churn = _Churn(Path(folder), seed, clones=clone == "clone")
     steps = churn.run(float(seconds))
     told = [
         (*key, sorted(places), sorted(churn.names[key]), churn.writes[key])

@@ -19,12 +19,19 @@ class FileMedia:
     """A block device or an image file, opened read-only unless ``writable``.
 
     ``given`` is a path, or a descriptor, which is opened once more; messages name it ``name``.
+    The page cache of a device is dropped first, unless ``keep_cache``: a filesystem whose metadata
+    is in that cache must not have it written by a reader.
     Raises `TargetError` if it cannot be opened or is neither of the two, and `PrivilegeError`
     without permission.
     """
 
     def __init__(
-        self, given: int | str | os.PathLike[str], *, writable: bool = False, name: str = ""
+        self,
+        given: int | str | os.PathLike[str],
+        *,
+        writable: bool = False,
+        name: str = "",
+        keep_cache: bool = False,
     ) -> None:
         path = f"/proc/self/fd/{given}" if isinstance(given, int) else os.fspath(given)
         self.name = name or path
@@ -45,7 +52,7 @@ class FileMedia:
                 hint="name the device or the image of the filesystem",
             )
         self.size = os.lseek(self._fd, 0, os.SEEK_END)
-        if stat.S_ISBLK(mode):
+        if stat.S_ISBLK(mode) and not keep_cache:
             # A filesystem may bypass the page cache of its device, which is then out of date.
             os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
 

@@ -2,14 +2,16 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from whoseblock.fs.driver import Driver, Probe, Volume
+from whoseblock.errors import PrivilegeError, TargetError, UnsupportedError
+from whoseblock.fs.driver import Driver, MountedVolume, Probe, Volume
 from whoseblock.media.base import Media
+from whoseblock.media.mounts import Mount
 
 __all__ = ["DRIVER"]
 
 
 class Ext4Driver(Driver):
-    """Knows ext2, ext3 and ext4 on devices and images; mounted, the kernel answers alone."""
+    """Knows ext2, ext3 and ext4 on devices, images and mounted."""
 
     name = "ext4"
 
@@ -34,6 +36,22 @@ class Ext4Driver(Driver):
         for other in companions.values():
             other.close()
         return filesystem
+
+    def open_mounted(
+        self, mounts: Sequence[Mount], process: int | None, device_size: int
+    ) -> MountedVolume | None:
+        """Open a mounted filesystem; see `Driver.open_mounted`.
+
+        Returns None if its device cannot be read here, or has features that are not known.
+        """
+        from whoseblock.fs.ext4.mounted.volume import MountedExt4
+
+        try:
+            return MountedExt4.open(mounts, process, device_size)
+        except PrivilegeError:
+            raise
+        except (TargetError, UnsupportedError):
+            return None
 
 
 DRIVER = Ext4Driver()

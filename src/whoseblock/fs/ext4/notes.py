@@ -14,7 +14,9 @@ from whoseblock.fs.ext4.format.superblock import (
 from whoseblock.fs.ext4.static import FixedMetadata
 from whoseblock.fs.ext4.volume import Volume
 
-__all__ = ["filesystem_doubts", "repair_advice"]
+__all__ = ["UNCLEAN_NOTE", "common_doubts", "filesystem_doubts", "repair_advice"]
+
+UNCLEAN_NOTE: Final = "the filesystem was not unmounted cleanly, and has no journal"
 
 EXT4_MMP_MAGIC: Final = 0x004D4D50
 EXT4_MMP_SEQ_CLEAN: Final = 0xFF4D4D50
@@ -28,7 +30,15 @@ def filesystem_doubts(volume: Volume, fixed: FixedMetadata) -> list[str]:
             "the journal has changes that are not replayed: owners and free space may be older"
         )
     elif not sb.state & EXT4_VALID_FS and not sb.compat & COMPAT_HAS_JOURNAL:
-        notes.append("the filesystem was not unmounted cleanly, and has no journal")
+        notes.append(UNCLEAN_NOTE)
+    if sb.incompat & INCOMPAT_MMP and (note := _mmp_note(volume)):
+        notes.append(note)
+    return notes + common_doubts(volume, fixed)
+
+
+def common_doubts(volume: Volume, fixed: FixedMetadata) -> list[str]:
+    """Return the reasons for doubt that a mount does not take away."""
+    sb, notes = volume.sb, []
     if sb.state & EXT4_ERROR_FS:
         notes.append("the filesystem is marked as having errors: run e2fsck")
     if sb.doubtful:
@@ -38,8 +48,6 @@ def filesystem_doubts(volume: Volume, fixed: FixedMetadata) -> list[str]:
         notes.append(
             f"the filesystem has {volume.size} bytes, but the device only {volume.media.size}"
         )
-    if sb.incompat & INCOMPAT_MMP and (note := _mmp_note(volume)):
-        notes.append(note)
     return notes + fixed.faults
 
 

@@ -69,6 +69,7 @@ class _Found(NamedTuple):
     length: int
     pieces: list[Piece]
     notes: list[str]
+    remarks: tuple[str, ...]
     more: bool
 
 
@@ -192,7 +193,15 @@ class FsmapVolume(Closing, MountedVolume):
         while batch := list(islice(wanted, _BATCH)):
             self._check_open()
             self._forget_inodes()
+            self._prepare(batch)
             yield from self._answers(self._groups(batch), paths=paths)
+
+    def _prepare(self, ranges: list[tuple[int, int]]) -> None:
+        """Do what serves many questions together; nothing, unless a driver overrides this."""
+
+    def _remarks_on(self, _pieces: list[Piece]) -> tuple[str, ...]:
+        """Return the remarks on the pieces of one question, besides `remarks`."""
+        return ()
 
     def _answers(
         self, groups: Iterable[list[_Found]], *, paths: bool
@@ -212,7 +221,7 @@ class FsmapVolume(Closing, MountedVolume):
                         rows = self._rows(pieces, known, missing)
                         yield LeadingRows(one.start, one.length, rows)
                     else:
-                        yield self._answer(one.start, one.length, pieces, missing, known)
+                        yield self._answer(one._replace(pieces=pieces, notes=missing), known)
                 carried = dict.fromkeys(missing) if one.more else {}
             if len(self._facts) > self.row_budget:
                 self._forget_inodes()
@@ -224,7 +233,8 @@ class FsmapVolume(Closing, MountedVolume):
         for start, length in batch:
             for low, high in self._parts(start, start + length):
                 pieces, notes = self._find(low, high - low)
-                group.append(_Found(start, length, pieces, notes, high < start + length))
+                remarks = self._remarks_on(pieces)
+                group.append(_Found(start, length, pieces, notes, remarks, high < start + length))
                 rows += len(pieces)
                 if rows >= self.row_budget:
                     yield group
@@ -293,6 +303,7 @@ class FsmapVolume(Closing, MountedVolume):
         columns = check_columns(starts, lengths, self.view.point, self.device_size)
         ranges = list(zip(*(column.tolist() for column in columns), strict=True))
         self._forget_inodes()
+        self._prepare(ranges)
         # As columns, rows take a tenth of the memory that they take as objects.
         parts = [np.empty(0, row_dtype())]
         said: dict[int, tuple[str, ...]] = {}
@@ -387,8 +398,12 @@ class FsmapVolume(Closing, MountedVolume):
             high = past
         if low < high:
             yield Piece(low, high - low, UNKNOWN)
-            if not failed:
-                notes.append(f"the kernel does not account for {low}+{high - low}")
+            if not failed and (note := self._note_unaccounted(low, high - low)):
+                notes.append(note)
+
+    def _note_unaccounted(self, low: int, length: int) -> str:
+        """Return the note about bytes of which the kernel has no record, "" for none."""
+        return f"the kernel does not account for {low}+{length}"
 
     def _is_past_end(self, place: int) -> bool:
         if self.known_size is not None:
@@ -413,19 +428,13 @@ class FsmapVolume(Closing, MountedVolume):
             self._facts[number] = self.inode(number)
         return self._facts[number]
 
-    def _answer(
-        self,
-        start: int,
-        length: int,
-        pieces: list[Piece],
-        notes: list[str],
-        known: dict[int, Paths],
-    ) -> Answer:
-        missing = [*self.doubts, *notes]
-        rows = self._rows(pieces, known, missing)
-        said = distinct([*missing, *self.remarks])
-        only = remarks_in(said, missing, self.remarks)
-        return Answer(start, length, not missing, said, rows, remarks=only)
+    def _answer(self, one: _Found, known: dict[int, Paths]) -> Answer:
+        missing = [*self.doubts, *one.notes]
+        rows = self._rows(one.pieces, known, missing)
+        remarks = (*self.remarks, *one.remarks)
+        said = distinct([*missing, *remarks])
+        only = remarks_in(said, missing, remarks)
+        return Answer(one.start, one.length, not missing, said, rows, remarks=only)
 
     def _rows(
         self, pieces: list[Piece], known: dict[int, Paths], missing: list[str]

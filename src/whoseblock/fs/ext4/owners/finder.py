@@ -28,7 +28,7 @@ from whoseblock.fs.pieces import (
 )
 from whoseblock.fs.scan.engine import Extent, Found, Wanted, run_scan
 
-__all__ = ["Answers", "OwnerFinder", "Owners", "Segment"]
+__all__ = ["Answers", "OwnerFinder", "Owners", "Segment", "scan_remark"]
 
 _NO_SCAN: Final = "the owner was not looked for, because a scan of all inodes was not permitted"
 #: Reasons for unread inodes that are named in one note.
@@ -218,11 +218,7 @@ class Answers:
     @property
     def remark(self) -> str:
         """The way the owners were found, "" if there was no scan."""
-        if self.found is None:
-            return ""
-        count = self.found.inodes_read
-        text = f"there is no reverse map: the owners were found by a scan of {count} inodes"
-        return text if self.found.is_whole else f"{text}, which ended at the owner"
+        return "" if self.found is None else scan_remark(self.found)
 
     def _is_certain(self, segment: Segment) -> bool:
         """Return whether blocks that are free need no scan; a bitmap alone may be wrong."""
@@ -400,6 +396,13 @@ class Answers:
         if wanted is None or wanted == count:
             return ""
         return f"block {block} of attributes is shared by {wanted} inodes, and {count} were found"
+
+
+def scan_remark(found: Found) -> str:
+    """Return the remark on answers that took a scan."""
+    count = found.inodes_read
+    text = f"there is no reverse map: the owners were found by a scan of {count} inodes"
+    return text if found.is_whole else f"{text}, which ended at the owner"
 
 
 def _mark_shared_attributes(pieces: list[Piece]) -> None:

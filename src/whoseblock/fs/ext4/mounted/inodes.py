@@ -1,0 +1,91 @@
+"""The inodes of a mounted ext4, by their numbers."""
+
+import errno
+import os
+from collections.abc import Iterator
+from typing import NoReturn
+
+from whoseblock.errors import BlockError
+from whoseblock.fs.ext4.format.inode import EXT4_APPEND_FL, EXT4_IMMUTABLE_FL, Inode
+from whoseblock.fs.ext4.mounted import kernel
+from whoseblock.fs.ext4.mounted.confirm import has_handle
+from whoseblock.fs.ext4.mounted.metadata import LiveMetadata
+from whoseblock.fs.ext4.names.directories import Directories
+from whoseblock.fs.ext4.scan import EXT4_ROOT_INO, nearest_groups
+from whoseblock.fs.mounted.format import (
+    FS_XFLAG_APPEND,
+    FS_XFLAG_IMMUTABLE,
+    InodeFacts,
+)
+
+__all__ = ["Ext4Inodes"]
+
+
+class Ext4Inodes:
+    """Access to inodes through handles and the metadata of the device; see `InodeAccess`."""
+
+    def __init__(self, mount: int, live: LiveMetadata) -> None:
+        self._mount = mount
+        self._live = live
+
+    def facts(self, inode: int) -> InodeFacts | None:
+        """Return the state of an inode; None if there is none.  Raises OSError."""
+        if not 0 < inode <= self._live.sb.inodes_count:
+            return None
+        found = self._read(inode)
+        if not has_handle(self._live, inode, found):
+            return _facts_of(inode, found, found.mode, found.links, found.size)
+        try:
+            named = kernel.name_inode(self._mount, inode, found.generation)
+        except FileNotFoundError:
+            return None
+        try:
+            # A handle of generation 0 leads to any: it must still be so.
+            if not found.generation and self._read(inode).generation:
+                return None
+            status = os.fstat(named)
+            return _facts_of(inode, found, status.st_mode, status.st_nlink, status.st_size)
+        finally:
+            os.close(named)
+
+    def root_facts(self) -> InodeFacts:
+        """Return the state of the root directory."""
+        found = self._read(EXT4_ROOT_INO)
+        return _facts_of(EXT4_ROOT_INO, found, found.mode, found.links, found.size)
+
+    def open_directory(self, inode: int, generation: int) -> int:
+        """Open a directory for reading; raises OSError."""
+        return kernel.open_inode(self._mount, inode, generation)
+
+    def parents(self, inode: int, generation: int) -> NoReturn:
+        """Raise OSError: there are no parent pointers."""
+        raise OSError(errno.EOPNOTSUPP, f"inode {inode}, {generation}: no parent pointers")
+
+    def directories_near(self, inode: int) -> Iterator[InodeFacts]:
+        """Yield the directories that name an inode by their blocks, the nearest groups first."""
+        volume, scan = self._live.volume, self._live.scan
+        directories = Directories(volume)
+        group = (inode - 1) // self._live.sb.inodes_per_group
+        seen: set[int] = set()
+        for one in nearest_groups(volume, group):
+            folders, _ = scan.directories_of(one)
+            # A file is made in the group of its directory, and after it.
+            for folder in sorted(folders, key=lambda folder: abs(folder - inode)):
+                for _, link in directories.find(folder, (inode,)):
+                    if link.parent not in seen:
+                        seen.add(link.parent)
+                        facts = self.facts(link.parent)
+                        if facts is not None:
+                            yield facts
+
+    def _read(self, number: int) -> Inode:
+        try:
+            return self._live.volume.inode(number)[0]
+        except BlockError as error:
+            raise OSError(errno.EIO, str(error)) from error
+
+
+def _facts_of(number: int, inode: Inode, mode: int, links: int, size: int) -> InodeFacts:
+    flags = FS_XFLAG_IMMUTABLE if inode.flags & EXT4_IMMUTABLE_FL else 0
+    flags |= FS_XFLAG_APPEND if inode.flags & EXT4_APPEND_FL else 0
+    return InodeFacts(number, size, flags, inode.generation, links, mode)

@@ -1,0 +1,160 @@
+"""A mounted ext2, ext3 or ext4: owners and names, each confirmed by the kernel."""
+
+from collections import Counter
+from collections.abc import Iterable
+from contextlib import ExitStack
+from functools import cached_property
+
+from whoseblock.errors import BlockError, NotAFilesystemError, TargetError
+from whoseblock.fs.base import Owner, Paths, distinct
+from whoseblock.fs.driver import ReverseMap
+from whoseblock.fs.ext4.format.superblock import (
+    COMPAT_HAS_JOURNAL,
+    EXT4_VALID_FS,
+    INCOMPAT_RECOVER,
+)
+from whoseblock.fs.ext4.mounted import kernel
+from whoseblock.fs.ext4.mounted.inodes import Ext4Inodes
+from whoseblock.fs.ext4.mounted.metadata import LiveMetadata
+from whoseblock.fs.ext4.mounted.owners import LiveOwners
+from whoseblock.fs.ext4.names.paths import internal_files
+from whoseblock.fs.ext4.notes import UNCLEAN_NOTE, common_doubts, repair_advice
+from whoseblock.fs.ext4.owners.rows import make_row
+from whoseblock.fs.mounted.recovery import unrecovered_by, unrecovered_note
+from whoseblock.fs.mounted.view import OpenRoot, View
+from whoseblock.fs.mounted.volume import FsmapVolume
+from whoseblock.fs.pieces import FILE, LOG, UNKNOWN, Piece
+from whoseblock.media.device import FileMedia
+from whoseblock.media.mounts import device_node
+
+__all__ = ["MountedExt4"]
+
+
+class MountedExt4(FsmapVolume):
+    """The ext2, ext3 or ext4 that a `View` shows; raises as `FsmapVolume` does.
+
+    The inodes are read from the device, which must be in /dev.
+    """
+
+    open_root: OpenRoot | None = staticmethod(kernel.open_root)
+
+    def __init__(self, view: View, device_size: int) -> None:
+        super().__init__(view, device_size)
+        path = device_node(view.device)
+        if path is None:
+            raise TargetError(f"the device of {view.point!r} has no node in /dev here")
+        self._live = _open_metadata(path)
+        sb = self._live.sb
+        self.block_size = sb.block_size
+        self.size = self.known_size = self._live.volume.size
+        self.inodes = Ext4Inodes(view.fd, self._live)
+        self._owners: LiveOwners | None = None
+
+    @property
+    def identity(self) -> str:
+        """The kind and UUID of the filesystem, as on the disk."""
+        return f"{self._live.sb.name} {self._live.sb.uuid_text}"
+
+    @property
+    def reverse_map(self) -> ReverseMap:
+        """The way owners are found: by a scan of the inodes."""
+        return "scan"
+
+    @property
+    def reads(self) -> Counter[str]:
+        """The number of questions to the kernel, and of metadata blocks read, by kind."""
+        return self.asked + self._live.volume.reads
+
+    @cached_property
+    def unreplayed_log(self) -> str:
+        """The reason why the kernel does not know changes that are in the journal, "" if it does.
+
+        Only a mount without recovery leaves the flag of a journal to replay on the disk and does
+        not replay it.
+        """
+        option = unrecovered_by(self.view.options)
+        if not option or not self._live.sb.incompat & INCOMPAT_RECOVER:
+            return ""
+        return unrecovered_note(option, "its journal is dirty")
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """The reasons why every answer is incomplete.
+
+        That the journal has changes is none: the kernel has them in the same buffers.
+        """
+        sb, live = self._live.sb, self._live
+        notes = [*super().doubts, *live.notes, *common_doubts(live.volume, live.fixed)]
+        unclean = not sb.state & EXT4_VALID_FS and not sb.compat & COMPAT_HAS_JOURNAL
+        if unclean and "ro" in self.view.options:
+            # Mounted for writing, it is never marked as clean.
+            notes.append(UNCLEAN_NOTE)
+        return distinct(notes)
+
+    # ------------------------------------------------------------------ owners
+
+    def _prepare(self, ranges: list[tuple[int, int]]) -> None:
+        """Scan the inodes once for all ranges."""
+        self._owners = LiveOwners(self._live, self.view.fd, self._report, may_scan=self.scans)
+        self.size = self.known_size = self._live.volume.size
+        ask = super()._ask
+        self._owners.prepare(piece for one in ranges for piece in ask(*one, []))
+
+    def _report(self, inodes: int) -> None:
+        self.progress("inodes scanned", inodes, self._live.sb.inodes_count)
+
+    def _ask(self, start: int, length: int, notes: list[str]) -> list[Piece]:
+        """Ask the kernel once, and find the owners of what it does not know."""
+        pieces = super()._ask(start, length, notes)
+        if self._owners is None:
+            return pieces
+        found = self._owners.resolve(start, length, pieces)
+        notes += found.notes
+        return found.pieces
+
+    def _note_unaccounted(self, _low: int, _length: int) -> str:
+        """Return no note: where the kernel leaves a record out, inodes decide."""
+        return ""
+
+    def _remarks_on(self, pieces: list[Piece]) -> tuple[str, ...]:
+        """Return the remark that owners were found by a scan, if any were."""
+        if self._owners is None or not self._owners.remark:
+            return ()
+        took = any(piece.kind in {FILE, UNKNOWN} or piece.what == LOG for piece in pieces)
+        return (self._owners.remark,) if took else ()
+
+    def _metadata_row(self, piece: Piece) -> Owner:
+        return make_row(self._live.volume, self._live.fixed, piece, None)
+
+    def _paths_of(self, inodes: Iterable[int]) -> dict[int, Paths]:
+        """Return the paths of inodes; those of the filesystem itself have none."""
+        internal = internal_files(self._live.volume)
+        found: dict[int, Paths] = {}
+        others: list[int] = []
+        for inode in inodes:
+            if inode in internal:
+                found[inode] = Paths(detail=internal[inode])
+            else:
+                others.append(inode)
+        return found | super()._paths_of(others)
+
+    def repair_advice(self, row: Owner) -> str:
+        """Return what repairs a row that is metadata, of the filesystem or of a file."""
+        return repair_advice(row)
+
+    def close(self) -> None:
+        """Close the filesystem; a second time has no effect."""
+        super().close()
+        self._live.close()
+
+
+def _open_metadata(path: str) -> LiveMetadata:
+    media = FileMedia(path, keep_cache=True)
+    with ExitStack() as undo:
+        undo.callback(media.close)
+        try:
+            live = LiveMetadata(media)
+        except NotAFilesystemError as error:
+            raise BlockError(f"the metadata of the mounted filesystem: {error}") from error
+        undo.pop_all()
+    return live
