@@ -154,9 +154,11 @@ def test_a_companion_of_a_driver_without_one_is_refused(image: Path, disk: Path)
 
 
 def test_another_filesystem_of_the_kernel_has_an_identity_and_no_capabilities(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     need_loop_mounts()
+    # As if ext4 had no driver.
+    monkeypatch.setattr(registry, "DRIVERS", [toy_filesystem.REGISTRATION])
     with small_filesystem("ext4", tmp_path / "ext4", 16 << 20) as folder:
         with whoseblock.open(folder) as fs:
             assert isinstance(fs, MountedVolume)

@@ -28,6 +28,7 @@ _BATCH = 2048
 _Place = tuple[int, int]
 
 _X = ord("X") << 32
+_F = ord("f") << 32
 _SPECIAL = {
     1: "free",
     2: "unknown",
@@ -40,6 +41,11 @@ _SPECIAL = {
     _X | 6: "refcount-btree",
     _X | 7: "staging",
     _X | 8: "defective",
+    # ext4, fs/ext4/fsmap.h: descriptors, those kept for growth, bitmaps of blocks and of inodes.
+    _F | 1: "static",
+    _F | 2: "static",
+    _F | 3: "ag",
+    _F | 4: "inode-btree",
 }
 
 

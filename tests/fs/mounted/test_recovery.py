@@ -1,6 +1,7 @@
 """Mount options without recovery, of every filesystem that has such."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -28,13 +29,21 @@ def test_options_without_recovery(options: str, found: str) -> None:
 
 
 def test_no_space_is_certainly_free_without_recovery(tmp_path: Path) -> None:
-    image = tmp_path / "disk.img"
-    with small_filesystem("ext4", image, 16 << 20):
-        pass
-    for options, complete in (["ro"], True), (["ro", "noload"], False):
+    image, dirty = tmp_path / "disk.img", tmp_path / "dirty.img"
+    with small_filesystem("ext4", image, 16 << 20) as folder:
+        (folder / "file").write_bytes(b"x" * 4096)
+        os.sync()
+        # Its journal has changes for as long as it is mounted.
+        shutil.copyfile(image, dirty)
+    without = ["ro", "noload"]
+    for disk, options, complete in (
+        (image, ["ro"], True),
+        (image, without, True),
+        (dirty, without, False),
+    ):
         with (
-            mounted(image, *options, kind="ext4") as folder,
-            whoseblock.open(os.fsdecode(folder)) as fs,
+            mounted(disk, *options, kind="ext4") as place,
+            whoseblock.open(os.fsdecode(place)) as fs,
         ):
             assert isinstance(fs, MountedVolume)
             assert fs.is_read_only

@@ -88,7 +88,6 @@ def run_load(image: Path, tmp_path: Path, kind: str, seconds: float) -> None:
         if isinstance(row, FileOwner)
     )
     complete = sum(answer.complete for answer in answers)
-    print(f"{len(told)} answers, {complete} complete; {checked} rows checked; {steps} changes")
     # Were nothing found, or everything in doubt, nothing would be shown.
     assert min(steps) > 1.5 * seconds
     assert checked > 15 * seconds

@@ -20,7 +20,7 @@ from whoseblock.fs.mounted import kernel
 from whoseblock.fs.mounted.beneath import mount_id, open_beneath
 from whoseblock.media.mounts import SHUT_DOWN, Mount, read_mounts
 
-__all__ = ["OpenRoot", "View", "open_view"]
+__all__ = ["OpenRoot", "View", "inode_at", "open_view"]
 
 #: Opens the root directory of a filesystem, given a descriptor on it; raises OSError.
 OpenRoot = Callable[[int], int]

@@ -6,7 +6,12 @@ from collections.abc import Iterator
 from typing import NoReturn
 
 from whoseblock.errors import BlockError
-from whoseblock.fs.ext4.format.inode import EXT4_APPEND_FL, EXT4_IMMUTABLE_FL, Inode
+from whoseblock.fs.ext4.format.inode import (
+    EXT4_APPEND_FL,
+    EXT4_ENCRYPT_FL,
+    EXT4_IMMUTABLE_FL,
+    Inode,
+)
 from whoseblock.fs.ext4.mounted import kernel
 from whoseblock.fs.ext4.mounted.confirm import has_handle
 from whoseblock.fs.ext4.mounted.metadata import LiveMetadata
@@ -77,6 +82,13 @@ class Ext4Inodes:
                         facts = self.facts(link.parent)
                         if facts is not None:
                             yield facts
+
+    def is_nokey_name(self, inode: int, directory: int, name: bytes) -> bool:
+        """Return whether a name is what the kernel shows of an encrypted one without its key."""
+        if not self._read(inode).flags & EXT4_ENCRYPT_FL:
+            return False
+        links = Directories(self._live.volume).find(directory, (inode,))
+        return any(link.encrypted and link.name == name for _, link in links)
 
     def _read(self, number: int) -> Inode:
         try:

@@ -3,6 +3,7 @@
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
+from itertools import pairwise
 from typing import Final
 
 from whoseblock.fs.ext4.mounted.confirm import confirm_extents
@@ -10,7 +11,7 @@ from whoseblock.fs.ext4.mounted.metadata import LiveMetadata
 from whoseblock.fs.ext4.owners.allocation import Allocation
 from whoseblock.fs.ext4.owners.finder import Answers, OwnerFinder, Owners, Segment, scan_remark
 from whoseblock.fs.ext4.static import FixedRun
-from whoseblock.fs.pieces import FREE, METADATA, OUTSIDE, UNKNOWN, Piece
+from whoseblock.fs.pieces import FREE, METADATA, OUTSIDE, UNKNOWN, XATTR, Piece
 from whoseblock.fs.scan.engine import Extent, Found, Wanted
 
 __all__ = ["LiveOwners"]
@@ -64,13 +65,17 @@ class LiveOwners:
         if not opened:
             return LiveAnswers(self, segments, None).of(start, length)
         wanted = Wanted(map(self._clusters, opened))
-        while True:
-            confirmed = self._confirmed(wanted)
-            lost = self._unexplained(wanted, confirmed)
-            if not lost or not self._left:
+        confirmed, lost = self._confirmed(wanted), Wanted(())
+        is_stable = False
+        while not is_stable:
+            before, lost = lost, self._unexplained(wanted, confirmed)
+            # What a second scan does not find either has no owner.
+            is_stable = not lost or (before.lows == lost.lows and before.highs == lost.highs)
+            if is_stable or not self._left:
                 break
             # They have changed since the scan.
             self._look_for(lost)
+            confirmed = self._confirmed(wanted)
         found = self._found or Found()
         now = Found()
         now.extents = confirmed
@@ -78,7 +83,7 @@ class LiveOwners:
         now.unowned_values = found.unowned_values
         now.finish()
         answer = LiveAnswers(self, segments, now if self._may_scan else None).of(start, length)
-        if lost and self._may_scan:
+        if self._may_scan and not is_stable:
             answer.notes.append(_CHANGING)
         return answer
 
@@ -129,12 +134,19 @@ class LiveOwners:
         """Return the extents that the kernel confirms; bigalloc needs those of whole clusters."""
         if self._found is None:
             return []
+        shares = self.live.sb.shares_data
         hits = {
             hit
             for low, high in zip(wanted.lows, wanted.highs, strict=True)
             for hit in self._found.within(low, high)
         }
-        return confirm_extents(self.live, self.mount, hits, wanted)
+        found: list[Extent] = []
+        for _ in range(_MOST_SCANS):
+            found = confirm_extents(self.live, self.mount, hits, wanted)
+            # One file was asked before the block left it, and another after it had got the block.
+            if shares or not _overlap(found):
+                break
+        return found
 
     def _unexplained(self, wanted: Wanted, confirmed: Sequence[Extent]) -> Wanted:
         """Return the blocks that have neither an owner nor another explanation."""
@@ -172,6 +184,12 @@ class _LiveAllocation(Allocation):
         return ""
 
 
+def _overlap(extents: Sequence[Extent]) -> bool:
+    """Return whether two files claim data, which are sorted by their start."""
+    data = [one for one in extents if one.what != XATTR]
+    return any(two.start < one.end for one, two in pairwise(data))
+
+
 def _gaps(taken: Wanted, low: int, high: int) -> Iterator[tuple[int, int]]:
     """Yield the parts of blocks ``low`` to before ``high`` that are not taken."""
     at = bisect_right(taken.highs, low)
@@ -203,10 +221,20 @@ class LiveAnswers(Answers):
     ) -> None:
         super().__init__(owners.finder, segments, found)
         self._owners = owners
+        self._held: list[tuple[int, int]] = []
 
     def _is_certain(self, segment: Segment) -> bool:
         """Return whether blocks are free: the kernel itself would allocate them."""
         return not segment.fault
+
+    def of(self, start: int, length: int) -> Owners:
+        """Return the owners of one range in bytes."""
+        self._held.clear()
+        found = super().of(start, length)
+        held = Wanted(self._held)
+        for low, high in zip(held.lows, held.highs, strict=True):
+            found.notes.append(_HELD.format(low, high - low))
+        return found._replace(pieces=_joined(found.pieces))
 
     def _unowned(self, low: int, high: int, pieces: list[Piece], notes: dict[str, None]) -> None:
         """Add blocks that no inode has, and what the block bitmap says of them."""
@@ -214,6 +242,18 @@ class LiveAnswers(Answers):
         for start, end, is_free in self._owners.runs(low, high):
             if is_free:
                 pieces.append(Piece(start * size, (end - start) * size, UNKNOWN))
-                notes[_HELD.format(start, end - start)] = None
+                self._held.append((start, end))
             else:
                 super()._unowned(start, end, pieces, notes)
+
+
+def _joined(pieces: list[Piece]) -> list[Piece]:
+    """Join the unknown pieces of adjacent clusters."""
+    found: list[Piece] = []
+    for piece in pieces:
+        before = found[-1] if found else None
+        if before and piece.kind == before.kind == UNKNOWN and before.end == piece.start:
+            found[-1] = before._replace(length=before.length + piece.length)
+        else:
+            found.append(piece)
+    return found

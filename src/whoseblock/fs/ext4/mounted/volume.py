@@ -1,9 +1,12 @@
 """A mounted ext2, ext3 or ext4: owners and names, each confirmed by the kernel."""
 
+import os
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import ExitStack
 from functools import cached_property
+
+from msgspec.structs import replace
 
 from whoseblock.errors import BlockError, NotAFilesystemError, TargetError
 from whoseblock.fs.base import Owner, Paths, distinct
@@ -21,7 +24,7 @@ from whoseblock.fs.ext4.names.paths import internal_files
 from whoseblock.fs.ext4.notes import UNCLEAN_NOTE, common_doubts, repair_advice
 from whoseblock.fs.ext4.owners.rows import make_row
 from whoseblock.fs.mounted.recovery import unrecovered_by, unrecovered_note
-from whoseblock.fs.mounted.view import OpenRoot, View
+from whoseblock.fs.mounted.view import OpenRoot, View, inode_at
 from whoseblock.fs.mounted.volume import FsmapVolume
 from whoseblock.fs.pieces import FILE, LOG, UNKNOWN, Piece
 from whoseblock.media.device import FileMedia
@@ -47,7 +50,7 @@ class MountedExt4(FsmapVolume):
         sb = self._live.sb
         self.block_size = sb.block_size
         self.size = self.known_size = self._live.volume.size
-        self.inodes = Ext4Inodes(view.fd, self._live)
+        self.inodes = self._inodes = Ext4Inodes(view.fd, self._live)
         self._owners: LiveOwners | None = None
 
     @property
@@ -136,7 +139,22 @@ class MountedExt4(FsmapVolume):
                 found[inode] = Paths(detail=internal[inode])
             else:
                 others.append(inode)
-        return found | super()._paths_of(others)
+        for inode, paths in super()._paths_of(others).items():
+            is_nokey = any(self._is_nokey(inode, os.fsencode(path)) for path in paths.paths)
+            found[inode] = replace(paths, encrypted_name=True) if is_nokey else paths
+        return found
+
+    def _is_nokey(self, inode: int, path: bytes) -> bool:
+        """Return whether the last name of a path is of an encrypted directory without its key."""
+        folder, _, name = path.rpartition(b"/")
+        if not name or self.view.root is None:
+            return False
+        try:
+            above = inode_at(self.view.root, folder[1:])
+            return self._inodes.is_nokey_name(inode, above, name)
+        except OSError:
+            # Moved by now.
+            return False
 
     def repair_advice(self, row: Owner) -> str:
         """Return what repairs a row that is metadata, of the filesystem or of a file."""
