@@ -118,11 +118,11 @@ def test_rows_and_paths_are_those_of_the_kernel_and_of_the_disk(form: str, tmp_p
     files = [row for row in answer if isinstance(row, FileOwner)]
     named = [row for row in files if row.inode in by_kernel.paths]
     assert len(named) > 100
-    for one in named:
-        assert isinstance(one.paths, tuple)
-        assert set(one.paths) == by_kernel.paths[one.inode]
-        assert one.mounted_at == tuple((mount + path).rstrip("/") for path in one.paths)
-        assert isinstance(one.generation, int)
+    for named_row in named:
+        assert isinstance(named_row.paths, tuple)
+        assert set(named_row.paths) == by_kernel.paths[one.inode]
+        assert named_row.mounted_at == tuple((mount + path).rstrip("/") for path in one.paths)
+        assert isinstance(named_row.generation, int)
     # Unmounted and mounted again, nothing is held any more, and all is certain.
     with mounted(image, "ro", kind="ext2" if form == "ext2" else "ext4") as place:
         with live(place) as fs:
