@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from tests.fs.ext4.names.test_paths import add_key, encrypt
-from tests.fs.ext4.test_filesystem import FORMS, MIB
+from tests.support.ext4_forms import FORMS
 from tests.support.ext4_images import (
     Claim,
     Truth,
@@ -34,6 +34,7 @@ from whoseblock.fs.base import Answer, FileOwner
 from whoseblock.fs.ext4.mounted.volume import MountedExt4
 from whoseblock.fs.mounted.fiemap import file_extents
 
+MIB = 1 << 20
 #: The forms that take different ways through the driver; all others differ in the format only.
 MOUNTED = ("ext4", "ext2", "ext3", "bigalloc", "inline_data", "orphan_file", "meta_bg")
 _HELD = {Claim("unknown")}
@@ -84,8 +85,8 @@ def wrong(truth: Truth, answer: Answer) -> list[object]:
 @pytest.mark.parametrize("form", MOUNTED)
 def test_rows_and_paths_are_those_of_the_kernel_and_of_the_disk(form: str, tmp_path: Path) -> None:
     need_loop_mounts()
-    size, options = FORMS[form]
-    image = make_image(tmp_path / "disk.img", size, *options.split())
+    size, words = FORMS[form].size, FORMS[form].words(newest=False)
+    image = make_image(tmp_path / "disk.img", size, *words)
     with mounted(image, kind="ext2" if form == "ext2" else "ext4") as place:
         fill(Path(os.fsdecode(place)))
         sync(Path(os.fsdecode(place)))
@@ -120,8 +121,8 @@ def test_rows_and_paths_are_those_of_the_kernel_and_of_the_disk(form: str, tmp_p
     assert len(named) > 100
     for named_row in named:
         assert isinstance(named_row.paths, tuple)
-        assert set(named_row.paths) == by_kernel.paths[one.inode]
-        assert named_row.mounted_at == tuple((mount + path).rstrip("/") for path in one.paths)
+        assert set(named_row.paths) == by_kernel.paths[named_row.inode]
+        assert named_row.mounted_at == tuple((mount + path).rstrip("/") for path in named_row.paths)
         assert isinstance(named_row.generation, int)
     # Unmounted and mounted again, nothing is held any more, and all is certain.
     with mounted(image, "ro", kind="ext2" if form == "ext2" else "ext4") as place:

@@ -73,7 +73,7 @@ class Ext4Inodes:
         group = (inode - 1) // self._live.sb.inodes_per_group
         seen: set[int] = set()
         for one in nearest_groups(volume, group):
-            folders, _ = scan.directories_of(one)
+            folders = scan.directories_of(one)
             # A file is made in the group of its directory, and after it.
             for folder in sorted(folders, key=lambda folder: abs(folder - inode)):
                 for _, link in directories.find(folder, (inode,)):

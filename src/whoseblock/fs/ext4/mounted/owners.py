@@ -124,6 +124,7 @@ class LiveOwners:
     def _look_for(self, wanted: Wanted) -> None:
         """Scan for the owners of blocks, and add them to those that are known."""
         self._left -= 1
+        self.live.volume.forget()
         found = self.finder.find_extents(wanted, self.progress)
         if self._found is not None:
             found.extents += self._found.extents
