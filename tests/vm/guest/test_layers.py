@@ -70,20 +70,18 @@ def test_device_mapper(namespaces: Namespaces, undo: Undo) -> None:
     assert way(answer)["linear"] == offset - LINEAR_AT
 
 
-def test_ext4_is_reported_as_far_as_known(namespaces: Namespaces, undo: Undo) -> None:
+def test_a_page_of_a_file_on_ext4(namespaces: Namespaces, undo: Undo) -> None:
     namespace, file, unused = on_ext4(namespaces, undo)
 
     poison_mapped(file, 3 * PAGE)
 
     ((pfn, verdict),) = traced()
     assert verdict == "dax page: Recovered"
-    # ext4 tells what is free and what is its own, and of nothing else whose it is.
     answer = one("--pfn", f"{pfn:#x}", "--processes")
-    assert not answer["complete"]
-    assert answer["notes"]
+    assert answer["complete"], answer["notes"]
     assert way(answer)[namespace.disk] == namespace.offset(pfn)
     (row,) = answer["owners"]
-    assert row["kind"] == "unknown"
+    assert row["paths"] == [f"/{file.name}"]
     free = one(namespace.device, f"{unused}p")
     assert [row["kind"] for row in free["owners"]] == ["free"]
 

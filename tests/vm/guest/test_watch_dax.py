@@ -224,7 +224,7 @@ def test_device_mapper(namespaces: Namespaces, undo: Undo) -> None:
     assert files_at(answer) == shared.names == owners_at(folder, at)
 
 
-def test_ext4_is_reported_as_far_as_known(namespaces: Namespaces, undo: Undo) -> None:
+def test_a_page_of_a_file_on_ext4(namespaces: Namespaces, undo: Undo) -> None:
     namespace, file, unused = on_ext4(namespaces, undo)
     watch = Watch(undo)
     watch.start()
@@ -238,9 +238,9 @@ def test_ext4_is_reported_as_far_as_known(namespaces: Namespaces, undo: Undo) ->
     (somebodys,) = known.values()
     assert {entry.failure.device for entry in entries} == {namespace.disk}
     assert [row["kind"] for row in answer_of(unowned)["owners"]] == ["free"]
-    assert [row["kind"] for row in answer_of(somebodys)["owners"]] == ["unknown"]
-    assert not answer_of(somebodys)["complete"]
-    assert answer_of(somebodys)["notes"]
+    (row,) = answer_of(somebodys)["owners"]
+    assert row["paths"] == [f"/{file.name}"]
+    assert answer_of(somebodys)["complete"], answer_of(somebodys)["notes"]
 
 
 def test_a_policy_tells_who_uses_it(

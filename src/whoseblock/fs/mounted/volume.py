@@ -197,7 +197,7 @@ class FsmapVolume(Closing, MountedVolume):
             yield from self._answers(self._groups(batch), paths=paths)
 
     def _prepare(self, ranges: list[tuple[int, int]]) -> None:
-        """Do what serves many questions together; nothing, unless a driver overrides this."""
+        """Prepare what serves many questions together; a driver may override this."""
 
     def _remarks_on(self, _pieces: list[Piece]) -> tuple[str, ...]:
         """Return the remarks on the pieces of one question, besides `remarks`."""

@@ -1,8 +1,8 @@
 """The metadata of a mounted filesystem, as the kernel has it in memory.
 
 ext4 keeps all metadata in the page cache of its device.  A buffered read of the device copies from
-that cache, so that it shows each change as soon as the kernel has made it, long before the journal
-is written and its blocks are written in place.  This holds for the superblock, descriptors,
+that cache.  So it shows each change as soon as the kernel has made it, before the journal is
+written, and before blocks are written in place.  This holds for the superblock, descriptors,
 bitmaps, inodes, maps, directories and attributes; not for the data of files.
 
 A read may meet a change half done: the checksum is then wrong for a moment.  So whatever does not
@@ -15,6 +15,7 @@ from typing import Final, TypeVar
 
 from whoseblock.closing import Closing
 from whoseblock.errors import CorruptError, MediaError, NotAFilesystemError
+from whoseblock.fs.ext4.format.descriptor import Descriptor
 from whoseblock.fs.ext4.format.inode import Inode
 from whoseblock.fs.ext4.format.superblock import Superblock
 from whoseblock.fs.ext4.inodes import inode_at
@@ -84,6 +85,14 @@ class LiveVolume(Volume):
         """Read descriptors and bitmaps again."""
         self._descriptor_block.cache_clear()
         self.inode_bitmap.cache_clear()
+
+    def descriptor(self, group: int) -> Descriptor:
+        """Return the descriptor of a group, verified; raises `BlockError`.
+
+        No copy is used: the kernel keeps the descriptors themselves in memory.
+        """
+        block = self._descriptors_at(group // self.per_block)
+        return _again(lambda: self._descriptor_in(block, group), self.forget)
 
     def read_block_bitmap(self, group: int) -> Bitmap:
         """Return the block bitmap of a group as it is now."""
