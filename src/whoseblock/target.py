@@ -27,7 +27,7 @@ from whoseblock.ranges import PHYSICAL_MEMORY
 from whoseblock.stack.base import Layer, LinearSegment, Segment
 from whoseblock.stack.formats.partitions import read_partition_table
 from whoseblock.stack.images.assembly import Assembly, add_table_structures
-from whoseblock.stack.kernel.devices import BlockDevices
+from whoseblock.stack.kernel.devices import ENCRYPTED_VOLUME, BlockDevices
 from whoseblock.stack.kernel.host import Host
 from whoseblock.stack.kernel.loops import find_backing_segments
 from whoseblock.stack.mounted import CompanionDevice, companion_devices
@@ -252,6 +252,10 @@ class Target(Closing):
         """Complete what the kernel says of a device with what is on it."""
         if not layer.segments:
             self._assembly.add(layer, media)
+        elif any(one.to and one.to.kind == ENCRYPTED_VOLUME for one in layer.segments):
+            from whoseblock.stack.images.encrypted import add_header
+
+            add_header(layer, media)
         elif not all(
             isinstance(one, LinearSegment) and one.to.kind == "partition" for one in layer.segments
         ):

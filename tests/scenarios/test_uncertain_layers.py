@@ -11,6 +11,9 @@ from tests.support.mounts import loop_device
 from tests.support.tools import need_loop_mounts, run
 from tests.support.xfs_images import MIB, sparse_copy, sparse_file
 
+from whoseblock.errors import MediaError
+from whoseblock.media.device import FileMedia
+from whoseblock.ranges import ByteRange
 from whoseblock.stack.base import RangeMapping, descend
 from whoseblock.target import Target, TargetOptions
 
@@ -119,6 +122,25 @@ def test_members_of_a_controllers_array_are_unknown(disk: str, kind: str, disks:
     (found,) = find([disks / f"hard-{disk}.img"], 0)
     assert not found.certain
     assert kind in found.what
+
+
+@pytest.mark.parametrize(("disk", "distance"), [("imsma", 1024), ("ddfa", 512)])
+def test_a_lost_sector_with_the_metadata_of_a_controller_is_doubted(
+    disk: str, distance: int, disks: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Without that sector, a member of such an array looks like a plain disk.
+    read = FileMedia.pread
+
+    def pread(media: FileMedia, offset: int, length: int) -> bytes:
+        lost = media.size - distance
+        if offset < lost + 512 and lost < offset + length:
+            raise MediaError([ByteRange(lost, 512)])
+        return read(media, offset, length)
+
+    monkeypatch.setattr(FileMedia, "pread", pread)
+    (found,) = find([disks / f"hard-{disk}.img"], 0)
+    (doubt,) = found.doubts
+    assert "unreadable where the metadata of an array would be" in doubt
 
 
 def test_a_former_member_alone_is_doubted(disks: Path) -> None:

@@ -10,7 +10,13 @@ from tests.support.machine_snapshots import FIXTURES
 
 from whoseblock.errors import UnsupportedError
 from whoseblock.stack.base import Layer, descend
-from whoseblock.stack.kernel.dm import DmTarget, cut_dm_segments, decode_dm_table, parse_dm_table
+from whoseblock.stack.kernel.dm import (
+    DmTarget,
+    add_mirror_states,
+    cut_dm_segments,
+    decode_dm_table,
+    parse_dm_table,
+)
 
 SECTOR = 512
 
@@ -125,6 +131,25 @@ def test_an_encryption_key_is_not_kept() -> None:
 def test_an_arbitrary_answer_is_parsed_or_refused(answer: bytes) -> None:
     with contextlib.suppress(UnsupportedError):
         decode_dm_table(answer)
+
+
+@pytest.mark.parametrize(
+    ("state", "doubted"),
+    [("2 8:2 8:1 3/8 1 AA 1 core", True), ("2 8:2 8:1 8/8 1 AA 1 core", False), ("2 8:2", True)],
+)
+def test_the_destination_of_a_pvmove_is_doubted_until_it_is_a_copy(
+    state: str, *, doubted: bool
+) -> None:
+    table = parse_dm_table("0 64 mirror core 1 8 2 8:2 0 8:1 16")
+    targets = add_mirror_states(table, parse_dm_table(f"0 64 mirror {state}"))
+    for device, start, doubts in (("8:2", 0, False), ("8:1", 16, doubted)):
+        disk, volume = Layer("disk", 1 << 20, "disk"), Layer("volume", 64 * SECTOR, "volume")
+        disk.segments = list(cut_dm_segments(device, disk.size, volume, targets))
+        (found,) = descend(disk, start * SECTOR, 512)
+        assert found.layer is volume
+        assert bool(found.doubts) == doubts
+        # A copy that is not whole is no remedy.
+        assert bool(found.remarks) != doubts
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ at the end, 1.1 at the start, 1.2 at 4 KiB) and ``struct mdp_superblock_s`` (0.9
 aligned 64 KiB). Checksums as calc_sb_1_csum and calc_sb_csum in drivers/md/md.c.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from struct import Struct, iter_unpack, unpack_from
 from typing import Final, NamedTuple
 
@@ -286,15 +286,19 @@ FOREIGN_ARRAYS: Final = (
 )
 
 
-def find_foreign_member(media: Media) -> str | None:
-    """Return the kind of array with metadata of a controller that a medium is a member of."""
+def find_foreign_member(media: Media) -> tuple[str | None, bool]:
+    """Return the kind of array with metadata of a controller that a medium is a member of.
+
+    The second value is whether all places of such metadata were readable.
+    """
+    readable = True
     for kind, magic, distances in FOREIGN_ARRAYS:
-        if _has_magic(media, magic, distances):
-            return kind
-    return None
-
-
-def _has_magic(media: Media, magic: bytes, distances: Iterable[int]) -> bool:
-    return any(
-        _read_or_empty(media, media.size - distance, len(magic)) == magic for distance in distances
-    )
+        for distance in distances:
+            if distance > media.size:
+                continue
+            try:
+                if media.pread(media.size - distance, len(magic)) == magic:
+                    return kind, True
+            except BlockError:
+                readable = False
+    return None, readable

@@ -162,10 +162,18 @@ class Assembly:
         if next_data(media, 0) >= media.size:
             # Zeros begin like nothing that is followed.
             return
-        if kind := find_foreign_member(media):
+        kind, readable = find_foreign_member(media)
+        if kind:
             what = f"member of an {kind}, which is not followed: name the volume itself"
             layer.segments = [UnmappedSegment(0, layer.size, what, certain=False)]
             return
+        # Only whole disks are members of such arrays.
+        if not readable and not self._depths.get(layer) and layer.kind != "partition":
+            doubt = (
+                "unreadable where the metadata of an array would be (Intel RST, DDF): if it is a"
+                " member, this is wrong"
+            )
+            layer.doubts += (f"{layer.name}: {doubt}",)
         # md first: a member with its superblock at the end begins like the array itself.
         table = self._read_table(media)
         member = read_md_superblock(media)

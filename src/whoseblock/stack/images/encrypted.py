@@ -3,10 +3,11 @@
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+from whoseblock.media.base import Media
 from whoseblock.stack.base import Layer, LayerMapping, Segment, UnmappedSegment
-from whoseblock.stack.formats.luks import LuksHeader
+from whoseblock.stack.formats.luks import LuksHeader, read_luks_header
 
-__all__ = ["EncryptedSegment", "cut_encrypted"]
+__all__ = ["EncryptedSegment", "add_header", "cut_encrypted"]
 
 
 class EncryptedSegment(NamedTuple):
@@ -34,11 +35,7 @@ def cut_encrypted(layer: Layer, header: LuksHeader, opened: Layer | None) -> Ite
         yield UnmappedSegment(0, layer.size, what, certain=False)
         return
     start = min(header.start, layer.size)
-    remark = (
-        f"{layer.name}: the volume cannot be opened without these bytes; restore a backup of its"
-        " header with cryptsetup luksHeaderRestore"
-    )
-    yield UnmappedSegment(0, start, f"{name} header and keys", remark=remark)
+    yield _header_segment(layer, header, start)
     size = layer.size - start if header.size is None else min(header.size, layer.size - start)
     size -= size % header.sector
     if size <= 0:
@@ -61,3 +58,20 @@ def cut_encrypted(layer: Layer, header: LuksHeader, opened: Layer | None) -> Ite
     if inside < size:
         what = f"past the end of {opened.name}"
         yield UnmappedSegment(start + inside, size - inside, what, certain=False, doubt=doubt)
+
+
+def add_header(layer: Layer, media: Media) -> None:
+    """Add the header to a layer whose opened volume the kernel maps."""
+    header = read_luks_header(media)
+    first = min((segment.start for segment in layer.segments), default=0)
+    # A volume that begins elsewhere was opened with another header.
+    if header is not None and not header.unsupported and header.start == first:
+        layer.segments = [_header_segment(layer, header, first), *layer.segments]
+
+
+def _header_segment(layer: Layer, header: LuksHeader, length: int) -> UnmappedSegment:
+    remark = (
+        f"{layer.name}: the volume cannot be opened without these bytes; restore a backup of its"
+        " header with cryptsetup luksHeaderRestore"
+    )
+    return UnmappedSegment(0, length, f"LUKS{header.version} header and keys", remark=remark)

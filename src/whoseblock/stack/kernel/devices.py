@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from functools import partial
 from pathlib import Path
+from typing import Final
 
 from whoseblock.errors import TargetError, UnsupportedError
 from whoseblock.media.device import FileMedia
@@ -24,8 +25,10 @@ from whoseblock.stack.kernel.host import SECTOR, Host
 from whoseblock.stack.kernel.loops import find_backing_file
 from whoseblock.stack.members import MemberSegment
 
-__all__ = ["BlockDevices"]
+__all__ = ["ENCRYPTED_VOLUME", "BlockDevices"]
 
+#: The kind of the layers that cryptsetup opened.
+ENCRYPTED_VOLUME: Final = "encrypted volume"
 _KIB = 1024
 
 
@@ -70,7 +73,7 @@ class BlockDevices:
 
     def _kind_of_volume(self, folder: Path) -> str:
         uuid = self.host.read_text(folder / "dm/uuid") or ""
-        prefixes = {"LVM-": "logical volume", "CRYPT-": "encrypted volume", "mpath-": "multipath"}
+        prefixes = {"LVM-": "logical volume", "CRYPT-": ENCRYPTED_VOLUME, "mpath-": "multipath"}
         return next(
             (kind for prefix, kind in prefixes.items() if uuid.startswith(prefix)),
             "device-mapper volume",

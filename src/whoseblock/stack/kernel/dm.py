@@ -18,7 +18,15 @@ from whoseblock.stack.formats.raid import Raid0
 from whoseblock.stack.kernel.host import SECTOR, Host
 from whoseblock.stack.members import MemberSegment
 
-__all__ = ["FOLLOWED_TARGETS", "DmTarget", "cut_dm_segments", "parse_dm_table", "read_dm_table"]
+__all__ = [
+    "FOLLOWED_TARGETS",
+    "DmTarget",
+    "add_mirror_states",
+    "cut_dm_segments",
+    "decode_dm_table",
+    "parse_dm_table",
+    "read_dm_table",
+]
 
 _DEVICE: Final = re.compile(r"[0-9]{1,8}:[0-9]{1,8}", re.ASCII)
 _NUMBER: Final = re.compile(r"[0-9]{1,18}", re.ASCII)
@@ -26,12 +34,16 @@ _MAX_LINES: Final = 1 << 20
 
 
 class DmTarget(NamedTuple):
-    """A line of a table: the mapping of ``length`` bytes from ``start`` of the volume."""
+    """A line of a table: the mapping of ``length`` bytes from ``start`` of the volume.
+
+    ``in_sync`` is whether all devices of a mirror have a full copy, None if that is unknown.
+    """
 
     start: int
     length: int
     kind: str
     arguments: tuple[str, ...]
+    in_sync: bool | None = None
 
 
 def parse_dm_table(text: str) -> list[DmTarget]:
@@ -48,23 +60,27 @@ def parse_dm_table(text: str) -> list[DmTarget]:
 
 
 class _LinearRange(NamedTuple):
-    """The start of a target's bytes on a device; ``remark`` becomes a note."""
+    """The start of a target's bytes on a device; ``remark`` and ``doubt`` become notes."""
 
     device: str
     start: int
     remark: str = ""
+    doubt: str = ""
 
 
 #: Kinds that map linearly to one device, and the number of arguments before that device.
 _LINEAR_KINDS: Final = {"linear": 0, "flakey": 0, "delay": 0, "dust": 0, "crypt": 3}
 _COPY: Final = "another of its devices has a copy"
+_COPYING: Final = (
+    "it is being copied to this device (pvmove or a new mirror): the bytes may not be here yet"
+)
 #: The kinds of targets that are followed, with how. Any other kind is named, and unknown.
 FOLLOWED_TARGETS: Final = {
     **dict.fromkeys(_LINEAR_KINDS, "by its offset"),
     "striped": "by its stripes",
     "snapshot-origin": "as the volume itself; a snapshot may need the bytes, too",
     "multipath": "every path leads to the same volume",
-    "mirror": "every device has a copy",
+    "mirror": "every device has a copy, with a doubt while it is being copied",
     "raid": "raid1: every device has a copy; other levels are unknown",
 }
 
@@ -101,7 +117,9 @@ def _cut_target(device: str, volume: Layer, target: DmTarget) -> Iterator[Segmen
     for mapped in _linear_ranges(target):
         if mapped.device == device:
             remark = mapped.remark and f"{volume.name}: {mapped.remark}"
-            yield LinearSegment(mapped.start, target.length, volume, target.start, remark=remark)
+            doubt = mapped.doubt and f"{volume.name}: {mapped.doubt}"
+            at, length = mapped.start, target.length
+            yield LinearSegment(at, length, volume, target.start, remark=remark, doubt=doubt)
 
 
 def _linear_ranges(target: DmTarget) -> Iterator[_LinearRange]:
@@ -118,9 +136,12 @@ def _linear_ranges(target: DmTarget) -> Iterator[_LinearRange]:
     elif target.kind == "mirror":
         # log type, number of its arguments, these, number of devices, pairs of device and start
         at = 2 + int(arguments[1])
+        in_sync = target.in_sync or "nosync" in arguments[2:at]
         for number in range(int(arguments[at])):
             name, start = arguments[at + 1 + 2 * number : at + 3 + 2 * number]
-            yield _LinearRange(name, _parse_sectors(start), _COPY)
+            # The kernel copies from the first device to the others.
+            doubt = _COPYING if number and not in_sync else ""
+            yield _LinearRange(name, _parse_sectors(start), "" if doubt else _COPY, doubt)
     elif target.kind == "raid" and arguments[0] == "raid1":
         # kind, number of parameters, these, number of devices, pairs of metadata and data device
         at = 2 + int(arguments[1])
@@ -183,19 +204,47 @@ def read_dm_table(host: Host, name: str) -> list[DmTarget]:
 def _read_from_kernel(device: int) -> list[DmTarget]:
     descriptor = os.open(_CONTROL, os.O_RDWR | os.O_CLOEXEC)
     try:
-        size = _MIN_BUFFER
-        while size <= _MAX_BUFFER:
-            buffer = bytearray(size)
-            _IOCTL.pack_into(
-                buffer, 0, 4, 0, 0, size, _IOCTL.size, 0, 0, _STATUS_TABLE, 0, 0, device, b"", b""
-            )
-            fcntl.ioctl(descriptor, _DM_TABLE_STATUS, buffer)
-            if not _IOCTL.unpack_from(buffer)[7] & _BUFFER_FULL:
-                return decode_dm_table(bytes(buffer))
-            size *= 4
+        targets = decode_dm_table(_query(descriptor, device, _STATUS_TABLE))
+        if any(target.kind == "mirror" for target in targets):
+            return add_mirror_states(targets, decode_dm_table(_query(descriptor, device, 0)))
+        return targets
     finally:
         os.close(descriptor)
+
+
+def _query(descriptor: int, device: int, flags: int) -> bytes:
+    """Return the table of a volume, or without `_STATUS_TABLE` the states of its targets."""
+    size = _MIN_BUFFER
+    while size <= _MAX_BUFFER:
+        buffer = bytearray(size)
+        _IOCTL.pack_into(buffer, 0, 4, 0, 0, size, _IOCTL.size, 0, 0, flags, 0, 0, device, b"", b"")
+        fcntl.ioctl(descriptor, _DM_TABLE_STATUS, buffer)
+        if not _IOCTL.unpack_from(buffer)[7] & _BUFFER_FULL:
+            return bytes(buffer)
+        size *= 4
     raise UnsupportedError("its table is too large")
+
+
+def add_mirror_states(targets: Sequence[DmTarget], states: Sequence[DmTarget]) -> list[DmTarget]:
+    """Return the targets of a table, with whether mirrors are in sync by the states of targets.
+
+    The state of a mirror has the number of its devices, the devices, and ``DONE/ALL`` regions
+    (mirror_status in drivers/md/dm-raid1.c).
+    """
+    found = {state.start: state for state in states if state.kind == "mirror"}
+    return [
+        target._replace(in_sync=_is_in_sync(found[target.start].arguments))
+        if target.kind == "mirror" and target.start in found
+        else target
+        for target in targets
+    ]
+
+
+def _is_in_sync(state: Sequence[str]) -> bool:
+    if not state or not _NUMBER.fullmatch(state[0]) or len(state) < int(state[0]) + 2:
+        return False
+    done, _, regions = state[int(state[0]) + 1].partition("/")
+    return bool(regions) and done == regions
 
 
 def decode_dm_table(buffer: bytes) -> list[DmTarget]:
