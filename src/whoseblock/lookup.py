@@ -429,9 +429,7 @@ class _Assembled:
         self._query = query
         self._rows: list[Owner] = []
         self._missing: dict[str, None] = {}
-        self._remarks: dict[str, None] = {}
-        if query.remark:
-            (self._remarks if query.is_exact else self._missing)[query.remark] = None
+        self._remarks: dict[str, None] = {query.remark: None} if query.remark else {}
         self._verified: set[bool | UnsetType] = set()
         self._way: tuple[LayerLocation, ...] | UnsetType | None = None
         layer = query.layer
@@ -466,6 +464,9 @@ class _Assembled:
     def answer(self) -> Answer:
         """Return the answer, with the rows that were not returned before."""
         query = self._query
+        if query.remark and not query.is_exact:
+            # After what is missing of the owners of the named bytes.
+            self._missing[query.remark] = None
         notes = distinct([*self._missing, *self._remarks])
         return Answer(
             query.start,
