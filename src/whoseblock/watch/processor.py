@@ -132,7 +132,7 @@ class Processor(Closing):
         try:
             resumed, self._resumed = self._resumed, {}
             if resumed:
-                self._record(resumed.values(), resumed=resumed.keys())
+                self._record_all(resumed.values(), resumed=resumed.keys())
             self._process_groups(groups)
         finally:
             self._probe.release()
@@ -190,6 +190,7 @@ class Processor(Closing):
         try:
             for number, failed in self._retry_queue.iter_due():
                 self._retry(number, failed)
+                self._probe.release()
                 if not go_on():
                     break
         finally:
@@ -202,11 +203,9 @@ class Processor(Closing):
         return self._statistics
 
     def _retry(self, number: int, failed: FailedRange) -> None:
-        if self._journal.history(number).failure.closed is not None:
-            self._retry_queue.remove(number)
-            return
-        if self._finder.was_replaced(failed):
-            # Its disk is gone for good, and the present one has nothing of it.
+        closed = self._journal.history(number).failure.closed is not None
+        if closed or self._finder.was_replaced(failed):
+            # Its disk may be gone for good, and the present one has nothing of it.
             self._retry_queue.remove(number)
             return
         for one in (failed, replace(failed, key=f"{failed.key}~")):
@@ -235,7 +234,7 @@ class Processor(Closing):
                         continue
                     if report.device in listed:
                         # New ranges of the list may vanish again: journal them before that.
-                        self._record([*waiting, *coalesce_reports(failed)])
+                        self._record_all([*waiting, *coalesce_reports(failed)])
                         self._save_lists(listed)
                         waiting, failed = [], []
                     listed[report.device] = report
@@ -243,8 +242,13 @@ class Processor(Closing):
             # Each group by itself: after a crash groups may be batched differently, and a coalesced
             # report has the key of its first report only.
             waiting += coalesce_reports(failed)
-        self._record(waiting)
+        self._record_all(waiting)
         self._save_lists(listed)
+
+    def _record_all(self, reported: Collection[FailedRange], resumed: Collection[int] = ()) -> None:
+        """Record failures by device: while one is queried, no other is open."""
+        for device in dict.fromkeys(one.device for one in reported):
+            self._record([one for one in reported if one.device == device], resumed=resumed)
 
     def _save_lists(self, listed: dict[str, BadBlockList]) -> None:
         """Save the lists whose failures are journaled."""
@@ -379,7 +383,8 @@ class Processor(Closing):
         whose processes were not searched before a kill. Returns the records by number.
         """
         records = self._journal_failures(reported)
-        self._statistics.latest = time.time() if records else None
+        if records:
+            self._statistics.latest = time.time()
         for number, (_, one) in records.items():
             self._retry_queue.hasten(number, one)
         wanted = [

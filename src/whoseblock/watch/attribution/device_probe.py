@@ -42,6 +42,8 @@ __all__ = ["DeviceProbe", "ProbeLimits", "unknown_answer"]
 _QUERY: Final = QueryOptions(paths=True, verified=True)
 #: Tells a child to close what it has open; it sends no answer.
 _RELEASE: Final = "release"
+#: A child closes what it has open if no query comes for so many seconds: the journal may be away.
+_IDLE_S: Final = 0.25
 #: A failed block of a larger filesystem block is found in units of this, in bytes.
 _PAGE: Final = 4096
 #: At most this many children are kept for the next round: each takes some 16 MB.
@@ -89,7 +91,7 @@ def unknown_answer(place: FailureLocation, origin: str, why: str) -> Answer:
 
 
 class DeviceProbe(Closing):
-    """Children that query devices, and have them open until `release`.
+    """Children that query devices; the last one has its device open until `release`.
 
     Every query raises `TimeoutError` if the device does not answer. The next queries raise it at
     once, for a while and as long as the child is stuck. `ConnectionError` is raised if the child
@@ -102,6 +104,8 @@ class DeviceProbe(Closing):
         self._root = root
         self._abandoned = state.load("silent.json", AbandonedProbes) or AbandonedProbes()
         self._children: dict[str, tuple[int, Connection]] = {}
+        #: The only device that a child may have open.
+        self._opened = ""
 
     def locate(self, device: str, start: int, length: int) -> list[FailureLocation]:
         """Return the locations of a failed range, in byte order."""
@@ -140,16 +144,19 @@ class DeviceProbe(Closing):
         return found
 
     def release(self) -> None:
-        """Close every device, mount point and file; the next queries open them anew.
+        """Close the device, its mount points and files; the next query opens them anew.
 
-        A child that is kept for them must keep no filesystem from being unmounted.
+        A child that is kept for it must keep no filesystem from being unmounted. So a query of
+        another device releases it, too: that device may not answer for long.
         """
-        if len(self._children) > _MAX_CHILDREN:
-            self.close()
-        for _, connection in self._children.values():
+        _, connection = self._children.get(self._opened, (0, None))
+        self._opened = ""
+        if connection is not None:
             # The next query finds out that it died.
             with suppress(BrokenPipeError, ConnectionResetError):
                 connection.send((_RELEASE, ()))
+        if len(self._children) > _MAX_CHILDREN:
+            self.close()
 
     def close(self) -> None:
         """End all children."""
@@ -161,10 +168,13 @@ class DeviceProbe(Closing):
     # ------------------------------------------------------------------ who asks
 
     def _query(self, device: str, what: str, *about: object) -> Any:  # noqa: ANN401 - as the question has it
+        if device != self._opened:
+            self.release()
         self._refuse_if_stuck(device)
         if device not in self._children:
             self._children[device] = self._start()
         pid, connection = self._children[device]
+        self._opened = device
         try:
             connection.send((what, about))
             self._wait(device, pid, connection)
@@ -227,12 +237,13 @@ class DeviceProbe(Closing):
 
 
 def _serve_queries(connection: Connection, root: str) -> None:
-    """Serve queries until the connection closes; a release closes what they opened."""
+    """Serve queries until the connection closes; a release, or a pause, closes what they opened."""
     handlers: dict[str, Callable[..., object]] = {}
     with ExitStack() as opened:
         while True:
             try:
-                what, about = connection.recv()
+                is_idle = bool(handlers) and not connection.poll(_IDLE_S)
+                what, about = (_RELEASE, ()) if is_idle else connection.recv()
             except EOFError:
                 return
             if what == _RELEASE:
