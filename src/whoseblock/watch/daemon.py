@@ -18,6 +18,7 @@ from msgspec import Struct
 from whoseblock.encode import encode_json
 from whoseblock.errors import PolicyError, PrivilegeError, TargetError
 from whoseblock.stack.kernel.host import Host
+from whoseblock.watch.children import return_free_memory
 from whoseblock.watch.clock import booted_at
 from whoseblock.watch.log import log_event
 from whoseblock.watch.policy.file import PolicyFile
@@ -160,6 +161,7 @@ class Daemon:
                 interval=self._options.interval,
                 state=self._options.state,
             )
+            return_free_memory()
             try:
                 self._loop()
             finally:

@@ -21,7 +21,6 @@ import os
 import re
 import signal
 import stat
-import tomllib
 from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -178,6 +177,9 @@ def parse_policy(name: str, text: str, *, here: bool = True) -> Policy:
 
     ``here`` refuses programs and mount points that this machine cannot have.
     """
+    # A daemon without a policy does not need it.
+    import tomllib
+
     try:
         document = tomllib.loads(text)
         return _Parser(name, document, find_lines(text)).parse(here=here)
