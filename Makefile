@@ -10,7 +10,7 @@ READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test vm-test adversary check lint types bench study forms man signatures layers lock release clean
+.PHONY: help demo test vm-test adversary soak check lint types bench study forms man signatures layers lock release clean
 
 help: ## list the targets
 	@awk -F '## ' '/^[a-z-]+:.*## / { sub(/:.*/, "", $$1); printf "make %-9s %s\n", $$1, $$2 }' Makefile
@@ -37,6 +37,13 @@ lint: $(READY)
 
 types: $(READY)
 	$(BIN)/mypy
+
+soak: $(READY) ## run the daemon for two hours on failing disks, in a virtual machine; ARGS="--minutes 5"
+	@tools/vm/kernel >/dev/null && tools/xfsprogs >/dev/null
+	@mkdir -p build/soak
+	@VM_TIMEOUT=14400 tools/vm/run --share build/soak env PYTHONPATH=$(CURDIR)/src:$(CURDIR) \
+		PYTHONDONTWRITEBYTECODE=1 sh -c 'modprobe -a loop fuse xfs && exec "$$@"' sh \
+		$(CURDIR)/$(BIN)/python -m bench.soak --patience 300 $(ARGS)
 
 bench: $(READY) ## measure lookups against xfs_db, and the daemon; a quarter of an hour
 	$(BIN)/python -m bench $(ARGS)

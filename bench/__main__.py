@@ -61,11 +61,13 @@ def _parts() -> list[Callable[[Path], Iterator[Result | Table]]]:
         "live": live.measure_all,
         "watch": partial(watch.measure_all, idle=given.idle),
         "crowd": watch.measure_crowded,
+        "idle": partial(watch.measure_idle, idle=given.idle),
     }
     if unknown := set(given.part) - parts.keys():
         parser.error(f"no such part: {', '.join(sorted(unknown))}; there are {', '.join(parts)}")
-    # The part watch has that of the crowd.
-    return [parts[name] for name in given.part or parts if given.part or name != "crowd"]
+    # The part watch has these two.
+    usual = [name for name in parts if name not in {"crowd", "idle"}]
+    return [parts[name] for name in given.part or usual]
 
 
 def main() -> int:

@@ -32,7 +32,7 @@ from whoseblock.fs.base import FileOwner
 from whoseblock.journal import open_journal
 from whoseblock.ranges import ByteRange
 
-__all__ = ["IDLE_S", "measure_all", "measure_crowded"]
+__all__ = ["IDLE_S", "measure_all", "measure_crowded", "measure_idle"]
 
 #: So long the daemon is watched while it has nothing to do, in seconds.
 IDLE_S = 600.0
@@ -53,7 +53,7 @@ def measure_all(folder: Path, idle: float = IDLE_S) -> Iterator[Result | Table]:
     yield from measure_crowded(folder)
     with traced():
         yield from _reactions(folder)
-    yield from _idle(idle)
+    yield from measure_idle(idle=idle)
 
 
 def measure_crowded(folder: Path) -> Iterator[Result | Table]:
@@ -317,7 +317,7 @@ class _Cost(NamedTuple):
     proportional: int
 
 
-def _idle(seconds: float) -> Iterator[Result | Table]:
+def measure_idle(_: Path | None = None, *, idle: float = IDLE_S) -> Iterator[Result | Table]:
     """Watch a daemon that has nothing to do, beside a Python process that only sleeps."""
     sleep: Command = [sys.executable, "-c", "import signal; signal.pause()"]
     with traced(), _daemon() as daemon, subprocess.Popen(sleep) as bare:
@@ -325,11 +325,11 @@ def _idle(seconds: float) -> Iterator[Result | Table]:
             while daemon.children():
                 time.sleep(0.1)
             # The first minute is that of its start: what it reads once is read.
-            time.sleep(min(seconds, INTERVAL_S))
-            print(f"the daemon is idle for {seconds:g} s …", file=sys.stderr)
+            time.sleep(min(idle, INTERVAL_S))
+            print(f"the daemon is idle for {idle:g} s …", file=sys.stderr)
             messages, reports = daemon.counts()
             before, peer_before = _cost(daemon.pid), _cost(bare.pid)
-            time.sleep(seconds)
+            time.sleep(idle)
             after, peer = _cost(daemon.pid), _cost(bare.pid)
             # A status request wakes the daemon.
             messages_now, reports_now = daemon.counts()
@@ -345,14 +345,14 @@ def _idle(seconds: float) -> Iterator[Result | Table]:
         )
         for name, then, now in (("daemon", before, after), ("bare Python", peer_before, peer))
     ]
-    heads = (f"idle for {seconds:g} s", "ms of processor", "wake-ups", "RSS in MB", "PSS in MB")
+    heads = (f"idle for {idle:g} s", "ms of processor", "wake-ups", "RSS in MB", "PSS in MB")
     yield Table("idle", heads, rows)
     if reports_now > reports:
         print("another disk failed meanwhile: the daemon was not idle", file=sys.stderr)
     wakes = after.wakes - before.wakes
-    due = round(seconds / INTERVAL_S) + messages_now - messages
+    due = round(idle / INTERVAL_S) + messages_now - messages
     yield Result(
-        f"wake-ups in {seconds:g} s (by re-reads due and messages of the kernel)",
+        f"wake-ups in {idle:g} s (by re-reads due and messages of the kernel)",
         wakes, due, "", wakes / max(due, 1), 1, at_least=False,
     )  # fmt: skip
     yield Result(
