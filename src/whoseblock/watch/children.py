@@ -12,7 +12,7 @@ from typing import Final
 
 from whoseblock.process_stat import read_stat_fields
 
-__all__ = ["STANDARD", "end_child", "fork", "return_free_memory", "signs_of_life"]
+__all__ = ["STANDARD", "end_child", "fork", "signs_of_life"]
 
 #: Standard input, output and error.
 STANDARD: Final = (0, 1, 2)
@@ -71,14 +71,6 @@ def end_child(pid: int) -> None:
     with suppress(ChildProcessError):
         while os.waitpid(pid, os.WNOHANG) == (0, 0) and time.monotonic() < deadline:
             time.sleep(0.001)
-
-
-def return_free_memory() -> None:
-    """Return memory that the imports have freed to the system: this process may run for months."""
-    gc.collect()
-    # Only glibc has it.
-    with suppress(AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def signs_of_life(pid: int) -> tuple[bytes, ...]:

@@ -18,7 +18,6 @@ from msgspec import Struct
 from whoseblock.encode import encode_json
 from whoseblock.errors import PolicyError, PrivilegeError, TargetError
 from whoseblock.stack.kernel.host import Host
-from whoseblock.watch.children import return_free_memory
 from whoseblock.watch.clock import booted_at
 from whoseblock.watch.log import log_event
 from whoseblock.watch.policy.file import PolicyFile
@@ -43,6 +42,7 @@ from whoseblock.watch.worker import (
     HelperProcess,
     perform_steps,
     process_spool,
+    return_free_memory,
     start_actor,
     start_worker,
 )

@@ -4,6 +4,7 @@ They load the libraries of lookup and journal, which the collector never does. T
 filesystem that does not answer, while the collector goes on reading.
 """
 
+import ctypes
 import gc
 import os
 import select
@@ -29,6 +30,7 @@ __all__ = [
     "SendStatistics",
     "perform_steps",
     "process_spool",
+    "return_free_memory",
     "start_actor",
     "start_worker",
 ]
@@ -232,6 +234,14 @@ def start_actor(make_setup: "Callable[[], Setup]", marker_file: Path) -> HelperP
         perform_steps(make_setup, send, lambda: not select.select([wake], [], [], 0)[0])
 
     return HelperProcess("actor", body, marker_file)
+
+
+def return_free_memory() -> None:
+    """Return memory that imports have freed to the system: the collector may run for months."""
+    gc.collect()
+    # Only glibc has it.
+    with suppress(AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _import_modules() -> None:
