@@ -106,6 +106,12 @@ DRIVERS: Final[list[Registration]] = [
         ("ext4", "ext3", "ext2"),
         ((0x438, b"\x53\xef"),),
     ),
+    Registration(
+        "whoseblock.fs.btrfs.driver",
+        "btrfs",
+        ("btrfs",),
+        ((0x10040, b"_BHRfS_M"),),
+    ),
 ]
 
 

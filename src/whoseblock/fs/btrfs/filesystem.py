@@ -1,0 +1,262 @@
+"""A btrfs filesystem that is not mounted, behind the `Volume` protocol."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
+from typing import Final
+
+from msgspec import UNSET, UnsetType
+
+from whoseblock.closing import Closing
+from whoseblock.errors import BlockError
+from whoseblock.fs.arguments import check_open, checked_ranges
+from whoseblock.fs.base import (
+    Answer,
+    Copy,
+    FileId,
+    FileOwner,
+    Free,
+    InlineFile,
+    MetadataOwner,
+    Outside,
+    Owner,
+    Paths,
+    Progress,
+    Unknown,
+    Unreferenced,
+    distinct,
+    no_progress,
+    remarks_in,
+)
+from whoseblock.fs.btrfs.format.keys import is_file_tree, tree_name
+from whoseblock.fs.btrfs.names.paths import PathFinder, read_inode
+from whoseblock.fs.btrfs.notes import filesystem_doubts, repair_advice
+from whoseblock.fs.btrfs.owners.finder import (
+    FilePiece,
+    OwnerFinder,
+    Piece,
+    PlainPiece,
+    TreePiece,
+)
+from whoseblock.fs.btrfs.superblocks import open_superblock
+from whoseblock.fs.btrfs.volume import Volume
+from whoseblock.fs.driver import FileFacts, ReverseMap
+from whoseblock.fs.driver import Volume as VolumeProtocol
+from whoseblock.fs.stream import ROW_BUDGET, LeadingRows
+from whoseblock.media.base import Media
+from whoseblock.media.mounts import mount_note
+
+__all__ = ["BtrfsFilesystem"]
+
+_IMMUTABLE: Final = 1 << 6
+_APPEND: Final = 1 << 7
+
+
+class BtrfsFilesystem(Closing, VolumeProtocol):
+    """A btrfs filesystem on ``media``, which is closed with it.
+
+    ``doubts`` are what the caller knows that makes every answer incomplete.  Raises
+    `NotAFilesystemError` and `UnsupportedError`.
+    """
+
+    name = "btrfs"
+    #: The most rows of one piece of an answer.
+    row_budget = ROW_BUDGET
+
+    def __init__(self, media: Media, doubts: Iterable[str] = ()) -> None:
+        self._told = tuple(doubts)
+        sb, self._superblock_notes = open_superblock(media)
+        self.progress: Progress = no_progress
+        self.volume = Volume(media, sb)
+        self.size = self.volume.size
+        self.device_size = media.size
+        self.block_size = sb.sector_size
+        self._media = media
+        self._closed = False
+        self._finder = OwnerFinder(self.volume)
+        self._paths = PathFinder(self.volume)
+
+    @property
+    def identity(self) -> str:
+        """The type and UUID of the filesystem, which do not depend on the name of the device."""
+        return f"{self.name} {self.volume.sb.uuid_text}"
+
+    @property
+    def reverse_map(self) -> ReverseMap:
+        """The way owners are found: by the back references of the extent tree."""
+        return "index"
+
+    @property
+    def reads(self) -> Counter[str]:
+        """The number of metadata blocks read from the medium, by kind."""
+        return self.volume.reads
+
+    @cached_property
+    def doubts(self) -> tuple[str, ...]:
+        """The reasons why every answer is incomplete."""
+        notes = [*self._told, *self._superblock_notes, *filesystem_doubts(self.volume)]
+        if mounted := mount_note(self._media.name):
+            notes.append(mounted)
+        return tuple(notes)
+
+    def owners_stream(
+        self, ranges: Iterable[tuple[int, int]], *, paths: bool = True
+    ) -> Iterator[LeadingRows | Answer]:
+        """Answer many ranges; see `AddressSpace.owners_stream`."""
+        self._check_open()
+        for start, length in checked_ranges(ranges, self._media.name, self.device_size):
+            self._check_open()
+            yield from self._answer(start, length, with_paths=paths)
+
+    def _answer(
+        self, start: int, length: int, *, with_paths: bool
+    ) -> Iterator[LeadingRows | Answer]:
+        missing = dict.fromkeys(self.doubts)
+        pieces: list[Piece] = []
+        # What this answer reads again from the copies that earlier ones left in the cache counts.
+        self.volume.reader.take_remarks()
+        for found in self._finder.find(start, length):
+            if isinstance(found, str):
+                missing[found] = None
+                continue
+            if len(pieces) >= self.row_budget:
+                yield LeadingRows(start, length, self._rows(pieces, missing, with_paths=with_paths))
+                pieces = []
+            pieces.append(found)
+        rows = self._rows(pieces, missing, with_paths=with_paths)
+        remarks = self.volume.reader.take_remarks()
+        notes = distinct([*missing, *remarks])
+        only = remarks_in(notes, missing, remarks) if remarks else UNSET
+        yield Answer(start, length, not missing, notes, rows, remarks=only)
+
+    # ------------------------------------------------------------------ rows
+
+    def _rows(
+        self, pieces: list[Piece], missing: dict[str, None], *, with_paths: bool
+    ) -> tuple[Owner, ...]:
+        """Return the rows of pieces; adds why paths are missing to ``missing``."""
+        known: dict[FileId, Paths] = {}
+        if with_paths:
+            files: dict[FileId, None] = {}
+            for piece in pieces:
+                if isinstance(piece, FilePiece):
+                    files[piece.part.file] = None
+                elif isinstance(piece, TreePiece):
+                    files.update(dict.fromkeys(piece.inline))
+            known = self._paths.find(file for file in files if is_file_tree(file.subvolume))
+            for paths in known.values():
+                if not paths.complete:
+                    missing.update(dict.fromkeys(paths.notes))
+        return tuple(self._row(piece, known) for piece in pieces)
+
+    def _row(self, piece: Piece, known: Mapping[FileId, Paths]) -> Owner:
+        copies = tuple(Copy(self._media.name, place) for place in piece.copies) or UNSET
+        if isinstance(piece, FilePiece):
+            return self._file_row(piece, known, copies)
+        if isinstance(piece, TreePiece):
+            inline = tuple(
+                InlineFile(*file, known[file].paths if file in known else UNSET)
+                for file in piece.inline
+            )
+            return MetadataOwner(
+                piece.start,
+                piece.length,
+                "tree",
+                piece.inodes or UNSET,
+                piece.detail,
+                piece.trees or UNSET,
+                inline or UNSET,
+                copies=copies,
+            )
+        return _plain_row(piece, copies)
+
+    def _file_row(
+        self, piece: FilePiece, known: Mapping[FileId, Paths], copies: tuple[Copy, ...] | UnsetType
+    ) -> Owner:
+        part = piece.part
+        if not is_file_tree(part.subvolume):
+            # The cache of free space of older filesystems, or what a balance is moving.
+            detail = f"data of the {tree_name(part.subvolume)}"
+            return MetadataOwner(
+                piece.start,
+                piece.length,
+                "tree",
+                detail=detail,
+                trees=(part.subvolume,),
+                copies=copies,
+            )
+        paths = known.get(part.file)
+        return FileOwner(
+            piece.start,
+            piece.length,
+            part.inode,
+            "data",
+            "data",
+            part.file_offset,
+            part.is_unwritten,
+            piece.shared,
+            UNSET if paths is None else paths.paths,
+            True if paths is not None and paths.unlinked else UNSET,
+            UNSET if paths is None or not paths.detail else paths.detail,
+            subvolume=part.subvolume,
+            subvolume_path=self._subvolume_path(part.subvolume) if known else UNSET,
+            file_length=part.length if part.encoding else UNSET,
+            encoding=part.encoding or UNSET,
+            copies=copies,
+        )
+
+    def _subvolume_path(self, subvolume: int) -> str | UnsetType:
+        return self._paths.subvolume_path(subvolume) or UNSET
+
+    # ------------------------------------------------------------------ files
+
+    def files(self, files: Iterable[FileId]) -> dict[FileId, FileFacts]:
+        """Return the facts of files; one whose inode cannot be read is left out."""
+        self._check_open()
+        found = {}
+        for file in files:
+            try:
+                inode = read_inode(self.volume, file)
+            except BlockError:
+                continue
+            found[file] = FileFacts(
+                inode.mode,
+                inode.size,
+                inode.links,
+                inode.generation,
+                immutable=bool(inode.flags & _IMMUTABLE),
+                append_only=bool(inode.flags & _APPEND),
+            )
+        return found
+
+    def paths_of(self, files: Iterable[FileId]) -> dict[FileId, Paths]:
+        """Return every path of each file; raises `ClosedError`."""
+        self._check_open()
+        return self._paths.find(files)
+
+    def repair_advice(self, row: Owner) -> str:
+        """Return what repairs a row that is metadata, of the filesystem or of a file."""
+        return repair_advice(row)
+
+    def _check_open(self) -> None:
+        check_open(self._media.name, closed=self._closed)
+
+    def close(self) -> None:
+        """Close the medium; a second time has no effect."""
+        if not self._closed:
+            self._closed = True
+            self._media.close()
+
+
+def _plain_row(piece: PlainPiece, copies: tuple[Copy, ...] | UnsetType) -> Owner:
+    """Return the row of bytes that no file has."""
+    start, length = piece.start, piece.length
+    if piece.kind == "free":
+        return Free(start, length)
+    if piece.kind == "unreferenced":
+        return Unreferenced(start, length, piece.holders, copies=copies)
+    if piece.kind == "static":
+        return MetadataOwner(start, length, "static", detail=piece.detail)
+    if piece.kind == "outside":
+        return Outside(start, length, piece.detail)
+    return Unknown(start, length)

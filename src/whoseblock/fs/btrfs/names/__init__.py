@@ -1,0 +1,1 @@
+"""From an inode to all of its paths, in every subvolume."""

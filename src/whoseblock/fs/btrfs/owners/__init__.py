@@ -1,0 +1,1 @@
+"""From a range of the device to its owners, by the extent tree."""

@@ -1,0 +1,102 @@
+"""The superblock of a device: the first, or a copy of it."""
+
+from typing import Final, NamedTuple
+
+from whoseblock.errors import BlockError, NotAFilesystemError, UnsupportedError
+from whoseblock.fs.btrfs.format.superblock import (
+    COPIES,
+    SUPERBLOCK_SIZE,
+    Superblock,
+    parse_superblock,
+    superblock_fault,
+    unsupported_features,
+)
+from whoseblock.media.base import Media
+
+__all__ = ["OpenedSuperblock", "begins_with_superblock", "open_superblock"]
+
+_NAME: Final = "btrfs"
+
+
+class OpenedSuperblock(NamedTuple):
+    """A superblock that verifies, and the notes that make every answer incomplete."""
+
+    sb: Superblock
+    notes: tuple[str, ...]
+
+
+def _read(media: Media, offset: int) -> Superblock | str:
+    """Return the superblock at a byte, or why there is none."""
+    if media.size < offset + SUPERBLOCK_SIZE:
+        return "the device is too small"
+    try:
+        raw = media.pread(offset, SUPERBLOCK_SIZE)
+    except BlockError as error:
+        return str(error)
+    sb = parse_superblock(raw)
+    return superblock_fault(sb, raw, offset) or sb
+
+
+def begins_with_superblock(media: Media) -> Superblock | None:
+    """Return the superblock at its first place, None if it does not verify."""
+    found = _read(media, COPIES[0])
+    return None if isinstance(found, str) else found
+
+
+def open_superblock(media: Media) -> OpenedSuperblock:
+    """Find and verify the superblock, and compare it with its copies.
+
+    Raises `NotAFilesystemError`, or `UnsupportedError` for features that are not read.
+    """
+    first = _read(media, COPIES[0])
+    copies = {offset: _read(media, offset) for offset in COPIES[1:]}
+    valid = {offset: sb for offset, sb in copies.items() if isinstance(sb, Superblock)}
+    notes: list[str] = []
+    if isinstance(first, Superblock):
+        sb = first
+        for offset, copy in valid.items():
+            if copy.fsid == first.fsid and copy.generation != first.generation:
+                notes.append(
+                    f"the copy of the superblock at byte {offset} is of generation"
+                    f" {copy.generation}, the first of {first.generation}"
+                )
+                sb = max(sb, copy, key=lambda one: one.generation)
+    else:
+        sb = _from_copies(media, first, valid)
+        notes.append(
+            f"the superblock is lost ({first}); the copy at byte {sb.address} was used, which may"
+            " be older"
+        )
+    if names := unsupported_features(sb):
+        raise UnsupportedError(
+            f"{media.name}: features of {_NAME} that are not read: {', '.join(names)}"
+        )
+    if sb.devices != 1:
+        raise UnsupportedError(
+            f"{media.name}: a {_NAME} filesystem of {sb.devices} devices is not followed yet",
+            hint="mount it, and use btrfs inspect-internal logical-resolve",
+        )
+    return OpenedSuperblock(sb, tuple(notes))
+
+
+def _from_copies(media: Media, why: str, valid: dict[int, Superblock]) -> Superblock:
+    """Return the newest copy, unless the device begins like something else."""
+    if valid and not _has_other_filesystem(media):
+        return max(valid.values(), key=lambda one: one.generation)
+    # Only a failed open needs the table of signatures.
+    from whoseblock.fs.signatures import find_content
+
+    content = find_content(media)
+    what = f": {content.what}" if content else ""
+    raise NotAFilesystemError(
+        f"no {_NAME} filesystem on {media.name!r}{what} (superblock: {why})",
+        hint=content.hint if content else "name the device or the image of the filesystem",
+    )
+
+
+def _has_other_filesystem(media: Media) -> bool:
+    """Return whether the device begins like another filesystem, made over a former btrfs."""
+    from whoseblock.signatures import SIGNATURES, find_signatures
+
+    others = [one for one in SIGNATURES if one.kind == "filesystem" and one.name != _NAME]
+    return bool(find_signatures(others, media.pread, media.size)[0])
