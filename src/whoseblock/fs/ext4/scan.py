@@ -40,7 +40,6 @@ __all__ = [
 EXT4_BAD_INO: Final = 1
 EXT4_ROOT_INO: Final = 2
 EXT4_RESIZE_INO: Final = 7
-#: Bytes of an inode table that are read at once.
 _PIECE: Final = 1 << 20
 _LARGE_PIECE: Final = 4 << 20
 #: Extents of a batch: a file of very many extents is passed on in several.
@@ -94,6 +93,9 @@ class InodeScan:
         self.fixed = fixed
         self._directories: dict[int, array[int]] = {}
         self._kept = 0
+        #: Bytes of a table that are read and held at once, by a scan with NumPy the latter.
+        self.piece = _PIECE
+        self.large_piece = _LARGE_PIECE
         size = volume.sb.inode_size
         #: The blocks of maps that the present scan has read.
         self._map_blocks = 0
@@ -113,7 +115,7 @@ class InodeScan:
         self._map_blocks = 0
         decoder = TableDecoder(self.volume, self.fixed)
         for group in groups:
-            for part in self._table(group, _LARGE_PIECE):
+            for part in self._table(group, self.large_piece):
                 if isinstance(part, UnreadInodes):
                     yield part
                 elif part.bitmap.fault:
@@ -206,8 +208,8 @@ class InodeScan:
             else:
                 yield from self._decode(part, part.places)
 
-    def _table(self, group: int, piece: int = _PIECE) -> "Iterator[_Part | UnreadInodes]":
-        """Read the inode table of a group, about ``piece`` bytes at a time."""
+    def _table(self, group: int, piece: int = 0) -> "Iterator[_Part | UnreadInodes]":
+        """Read the inode table of a group, about ``piece`` bytes at a time, or `piece`."""
         volume = self.volume
         count = volume.sb.inodes_per_group
         first = group * count + 1
@@ -228,7 +230,7 @@ class InodeScan:
         start = descriptor.inode_table * volume.block_size
         size = volume.sb.inode_size
         # Whole blocks, so that one that cannot be read costs its own inodes only.
-        step = max(piece // volume.block_size, 1) * volume.block_size // size
+        step = max((piece or self.piece) // volume.block_size, 1) * volume.block_size // size
         for place in range(0, used, step):
             length = min(step, used - place) * size
             for at, data in self._read(start + place * size, length):

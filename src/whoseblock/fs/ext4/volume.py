@@ -75,6 +75,10 @@ class Volume:
         self._lost: set[int] = set()
         self._descriptor_block = lru_cache(_KEPT)(self._read_descriptor_block)
         self.inode_bitmap = lru_cache(_KEPT)(self._read_inode_bitmap)
+        # An inode table never moves.
+        self._table_start = lru_cache(_KEPT)(
+            lambda group: self.descriptor(group).inode_table * self.block_size
+        )
 
     # ------------------------------------------------------------------ where
 
@@ -279,7 +283,7 @@ class Volume:
     def read_inode(self, number: int) -> bytes:
         """Return an inode as it lies in its table; raises `BlockError`."""
         group, place = self.inode_place(number)
-        start = self.descriptor(group).inode_table * self.block_size + place * self.sb.inode_size
+        start = self._table_start(group) + place * self.sb.inode_size
         self.reads["inode"] += 1
         try:
             return self.media.pread(start, self.sb.inode_size)
