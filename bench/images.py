@@ -1,4 +1,4 @@
-"""The images that are measured on, made by the real mkfs.xfs and filled by the real kernel."""
+"""The images that are measured on, made by the real mkfs and filled by the real kernel."""
 
 import os
 import sys
@@ -9,10 +9,19 @@ from tests.support import system_calls
 from tests.support.mounts import mounted
 from tests.support.tools import run, xfsprogs
 
-__all__ = ["BLOCK", "fragmented_file", "made", "make_empty", "many_extents", "many_files"]
+__all__ = [
+    "BLOCK",
+    "fragmented_file",
+    "made",
+    "make_empty",
+    "many_ext4_files",
+    "many_extents",
+    "many_files",
+]
 
 BLOCK = 4096
 _MIB = 1 << 20
+_EXT4_BLOCKS = 2
 
 
 def made(folder: Path, name: str, make: Callable[[Path], None]) -> Path:
@@ -76,4 +85,27 @@ def many_files(path: Path, files: int, a_folder: int = 100) -> None:
                 Path(os.fsdecode(place)).mkdir(parents=True)
             descriptor = os.open(place + b"/file-%d" % number, os.O_WRONLY | os.O_CREAT, 0o644)
             os.write(descriptor, b"x")
+            os.close(descriptor)
+
+
+def many_ext4_files(path: Path, files: int, a_folder: int = 200, *, written: bool = True) -> None:
+    """Make an ext4 image with ``files`` files of two blocks, ``a_folder`` in each folder.
+
+    Their blocks are only reserved, and take no room, unless ``written``.
+    """
+    path.unlink(missing_ok=True)
+    size = _EXT4_BLOCKS * BLOCK
+    with path.open("wb") as file:
+        file.truncate(max(1 << 30, files * size * 5 // 4 + files * 512 + (1 << 28)))
+    run(["mke2fs", "-q", "-F", "-t", "ext4", "-b", str(BLOCK), "-N", str(files * 5 // 4), path])
+    with mounted(path, kind="ext4") as folder:
+        for number in range(files):
+            if number % a_folder == 0:
+                place = folder + b"/%d/%d" % (number // a_folder % 40, number // a_folder)
+                Path(os.fsdecode(place)).mkdir(parents=True)
+            descriptor = os.open(place + b"/file-%d" % number, os.O_WRONLY | os.O_CREAT, 0o644)
+            if written:
+                os.write(descriptor, b"x" * size)
+            else:
+                os.posix_fallocate(descriptor, 0, size)
             os.close(descriptor)
