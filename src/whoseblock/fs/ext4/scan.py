@@ -18,6 +18,7 @@ from whoseblock.fs.ext4.format.inode import (
     INODE,
     Inode,
     inode_matches,
+    type_fault,
 )
 from whoseblock.fs.ext4.inodes import map_of
 from whoseblock.fs.ext4.static import FixedMetadata
@@ -299,6 +300,8 @@ class InodeScan:
             yield acl, 1, number, ATTR, 0, XATTR << 1
         if not inode.has_map:
             return
+        if fault := type_fault(volume.sb, number, inode):
+            raise volume.corrupt(f"inode {number}", 0, fault)
         yield from self._mapped(number, inode)
 
     def _mapped(self, number: int, inode: Inode) -> Iterator[Row]:

@@ -35,7 +35,7 @@ __all__ = ["DecodedPart", "TableDecoder"]
 #: Words of 32 bits of ``struct ext4_inode``.
 _MODE, _SIZE, _DTIME, _LINKS, _FLAGS = 0, 1, 5, 6, 8
 _ENTRIES, _DEPTH, _EXTENT = 10, 11, 13
-_GENERATION, _ACL, _ACL_HIGH, _CHECKSUM, _EXTRA = 25, 26, 29, 31, 32
+_GENERATION, _ACL, _SIZE_HIGH, _ACL_HIGH, _CHECKSUM, _EXTRA = 25, 26, 27, 29, 31, 32
 _ROOT_ENTRIES: Final = 4
 _EACH: Final = 3
 _HALF: Final = 16
@@ -151,7 +151,12 @@ class TableDecoder:
         most = depths & _LOW
         plain = has_extents & (heads & _LOW == EXT4_EXT_MAGIC) & (depths >> _HALF == 0)
         plain &= (counts <= most) & (most <= _ROOT_ENTRIES) & (flags & EXT4_EA_INODE_FL == 0)
+        sizes = table[:, _SIZE] | table[:, _SIZE_HIGH].astype(np.int64) << 32
         odd = (has_map & ~plain) | (numbers <= _RESERVED)
+        # As `type_fault`.
+        odd |= has_map & (kinds == 0)
+        odd |= (kinds == stat.S_IFLNK) & (sizes > self.volume.block_size)
+        odd |= (kinds == stat.S_IFDIR) & (sizes % self.volume.block_size != 0)
         counts[~has_map | odd] = 0
         whats = np.full(len(table), FILE_DATA, np.int64)
         whats[kinds == stat.S_IFDIR] = DIRECTORY

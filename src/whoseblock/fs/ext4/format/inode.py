@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 from whoseblock.fs.ext4.format.checksum import LE32, crc32c
 from whoseblock.fs.ext4.format.superblock import Superblock
 
-__all__ = ["INODE", "Inode", "checksum_seed", "inode_matches", "parse_inode"]
+__all__ = ["INODE", "Inode", "checksum_seed", "inode_matches", "parse_inode", "type_fault"]
 
 EXT4_INDEX_FL: Final = 0x1000
 EXT4_ENCRYPT_FL: Final = 0x800
@@ -110,3 +110,14 @@ def inode_matches(sb: Superblock, seed: int, number: int, raw: bytes) -> bool:
         return crc32c(seed, data) == wanted or not any(raw)
     data = head + raw[:_CHECKSUM_LO] + b"\0\0" + raw[_CHECKSUM_LO + 2 :]
     return crc32c(seed, data) & 0xFFFF == low or not any(raw)
+
+
+def type_fault(sb: Superblock, number: int, inode: Inode) -> str:
+    """Return why an inode cannot be of its type, "" if it can."""
+    if not stat.S_IFMT(inode.mode) and number >= sb.first_ino:
+        return "no type"
+    if stat.S_ISLNK(inode.mode) and inode.size > sb.block_size:
+        return "a symbolic link that is too long"
+    if inode.is_dir and not inode.is_inline and inode.size % sb.block_size:
+        return "a directory of no whole blocks"
+    return ""

@@ -37,11 +37,15 @@ EXT2_FLAGS_UNSIGNED_HASH: Final = 2
 
 
 class Link(NamedTuple):
-    """A name of an inode in a directory; ``encrypted`` if the directory is."""
+    """A name of an inode in a directory; ``encrypted`` if the directory is.
+
+    ``file_type`` is what the entry says the inode is, 0 if nothing.
+    """
 
     parent: int
     name: bytes
     encrypted: bool
+    file_type: int
 
 
 class Directories:
@@ -105,9 +109,10 @@ class Directories:
             elif entry.name not in {b".", b".."}:
                 # The names of an encrypted directory have any bytes.
                 if encrypted:
-                    yield entry.inode, Link(number, self._nokey_name(entry, version), encrypted)
+                    name = self._nokey_name(entry, version)
+                    yield entry.inode, Link(number, name, encrypted, entry.file_type)
                 elif directory.is_name(entry.name):
-                    yield entry.inode, Link(number, entry.name, encrypted)
+                    yield entry.inode, Link(number, entry.name, encrypted, entry.file_type)
                 else:
                     self.faults[number] = f"directory inode {number}: an impossible name"
 

@@ -4,6 +4,7 @@ The directories nearest to an inode are searched first, because the kernel puts 
 directory.  The search ends when the link count is reached.  A directory knows its parent.
 """
 
+import stat
 from array import array
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Final
@@ -36,6 +37,16 @@ _MOST_BYTES: Final = 32 << 20
 #: Directories searched between two reports of progress.
 _STEP: Final = 64
 _MOST_FAULTS: Final = 4
+#: EXT4_FT_*: the types of files in directories.
+_TYPES: Final = {
+    1: stat.S_IFREG,
+    2: stat.S_IFDIR,
+    3: stat.S_IFCHR,
+    4: stat.S_IFBLK,
+    5: stat.S_IFIFO,
+    6: stat.S_IFSOCK,
+    7: stat.S_IFLNK,
+}
 
 
 def internal_files(volume: Volume) -> dict[int, str]:
@@ -225,6 +236,11 @@ class PathFinder:
             links = [search.up[number]] if number in search.up else []
             if number in search.lost:
                 notes.append(search.lost[number])
+        if number in search.wanted:
+            found = stat.S_IFMT(search.wanted[number].mode)
+            named = {_TYPES.get(link.file_type, found) for link in links}
+            if named - {found}:
+                notes.append(f"inode {number} is not of the type that its directory has")
         paths: list[bytes] = []
         encrypted = False
         for link in links:
