@@ -18,6 +18,7 @@ from tests.support.tools import e2fsprogs, run
 from whoseblock.fs.base import Answer, FileOwner, MetadataOwner
 
 __all__ = [
+    "FIXED",
     "Claim",
     "Truth",
     "claims_in",
@@ -143,12 +144,14 @@ def _ranges(text: str) -> Iterator[tuple[int, int]]:
 #: What dumpe2fs prints about a group, and the class of what it says.
 _FIXED = (
     (r"[Ss]uperblock at (\d+)", "static"),
-    (r"Group descriptors? at ([\d-]+)", "static"),
-    (r"Reserved GDT blocks at ([\d-]+)", "static"),
-    (r"Block bitmap at (\d+)", "ag"),
-    (r"Inode bitmap at (\d+)", "inode-btree"),
+    (r"Group descriptors? at ([\d-]+)", "group-descriptors"),
+    (r"Reserved GDT blocks at ([\d-]+)", "reserved-group-descriptors"),
+    (r"Block bitmap at (\d+)", "block-bitmap"),
+    (r"Inode bitmap at (\d+)", "inode-bitmap"),
     (r"Inode table at ([\d-]+)", "inodes"),
 )
+#: The classes of fixed metadata.
+FIXED = (*dict.fromkeys(what for _, what in _FIXED), "mmp")
 
 
 def _fixed(groups: str) -> Iterator[tuple[int, Claim]]:
@@ -173,7 +176,7 @@ def read_truth(path: Path, *, newest: bool = False) -> Truth:
     for block, claim in _fixed(groups):
         claims[block] = {claim}
     if "MMP block number" in fields:
-        claims[int(fields["MMP block number"])] = {Claim("static")}
+        claims[int(fields["MMP block number"])] = {Claim("mmp")}
     free = set(_listed(groups, "inodes", 1))
     used = [number for number in range(1, int(fields["Inode count"]) + 1) if number not in free]
     out = _debugfs(path, [f"stat <{number}>" for number in used], newest=newest)
@@ -181,7 +184,7 @@ def read_truth(path: Path, *, newest: bool = False) -> Truth:
         number = int(part.partition(">")[0])
         for block, claim in _claims_of(number, part):
             # The resize inode maps reserved descriptors.
-            if not any(one.what == "static" for one in claims[block]):
+            if not any(one.what in _DESCRIPTORS for one in claims[block]):
                 claims[block].add(claim)
     if ratio > 1:
         _claim_rests(claims, ratio)
@@ -200,6 +203,8 @@ def _listed(groups: str, what: str, ratio: int) -> Iterator[int]:
             yield from range(low, (high // ratio + 1) * ratio)
 
 
+#: The metadata that the resize inode maps.
+_DESCRIPTORS = {"group-descriptors", "reserved-group-descriptors"}
 _WHATS = {"regular": "data", "directory": "directory", "symlink": "symlink"}
 
 

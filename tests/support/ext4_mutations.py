@@ -103,7 +103,7 @@ MUTATIONS: Final = {
     "checks of inode bitmaps and inodes": Mutation(
         "ext4",
         "bit",
-        "inode-btree",
+        "inode-bitmap",
         (
             (Volume, "_read_inode_bitmap", _believe(1)),
             (Found, "add_unread", _none),

@@ -8,7 +8,7 @@ import random
 import struct
 from typing import Final, NamedTuple
 
-from tests.support.ext4_images import Truth
+from tests.support.ext4_images import FIXED, Truth
 
 from whoseblock.fs.ext4.format.checksum import crc32c
 from whoseblock.fs.ext4.format.superblock import Superblock
@@ -26,10 +26,7 @@ _EXTENTS_FL: Final = 0x80000
 _INDIRECT: Final = 12
 _SUPERBLOCK: Final = 1024
 _METADATA: Final = (
-    "static",
-    "ag",
-    "inode-btree",
-    "inodes",
+    *FIXED,
     "directory",
     "extent-map",
     "xattr",

@@ -28,6 +28,11 @@ WHATS: Final = (
     "inodes",
     "refcount-btree",
     "past the end of the filesystem",
+    "group-descriptors",
+    "reserved-group-descriptors",
+    "block-bitmap",
+    "inode-bitmap",
+    "mmp",
 )
 
 

@@ -190,7 +190,7 @@ def test_a_bitmap_and_a_descriptor_that_are_both_old_free_nothing(tmp_path: Path
         (row,) = fs.owners(places[0] * 4096, 4096 * 10)
         assert isinstance(row, FileOwner)
         assert row.paths == ("/new",)
-    bitmap = truth.claims.index({Claim("ag")})
+    bitmap = truth.claims.index({Claim("block-bitmap")})
     raw = bytearray(image.read_bytes())
     # The descriptors are in the block after the superblock's.
     for block in (1, bitmap):

@@ -9,7 +9,15 @@ from typing import Final, NamedTuple
 from whoseblock.errors import BlockError
 from whoseblock.fs.ext4.format.superblock import INCOMPAT_MMP
 from whoseblock.fs.ext4.volume import Volume
-from whoseblock.fs.pieces import AG, INODE_BTREE, INODES, STATIC
+from whoseblock.fs.pieces import (
+    BLOCK_BITMAP,
+    GROUP_DESCRIPTORS,
+    INODE_BITMAP,
+    INODES,
+    MMP,
+    RESERVED_GROUP_DESCRIPTORS,
+    STATIC,
+)
 
 __all__ = ["FixedMetadata", "FixedRun"]
 
@@ -50,14 +58,14 @@ class FixedMetadata:
                 continue
             if group in volume.copied:
                 self._add_fault(volume.copied[group])
-            runs.append(FixedRun(descriptor.block_bitmap, 1, AG, group, "block bitmap"))
-            runs.append(FixedRun(descriptor.inode_bitmap, 1, INODE_BTREE, group, "inode bitmap"))
+            runs.append(FixedRun(descriptor.block_bitmap, 1, BLOCK_BITMAP, group, "block bitmap"))
+            runs.append(FixedRun(descriptor.inode_bitmap, 1, INODE_BITMAP, group, "inode bitmap"))
             table = volume.table_blocks
             runs.append(FixedRun(descriptor.inode_table, table, INODES, group, "inode table"))
         sb = volume.sb
         if sb.incompat & INCOMPAT_MMP and volume.is_block(sb.mmp_block):
             group = volume.group_of(sb.mmp_block)
-            runs.append(FixedRun(sb.mmp_block, 1, STATIC, group, "MMP block"))
+            runs.append(FixedRun(sb.mmp_block, 1, MMP, group, "MMP block"))
         runs.sort()
         self.runs: list[FixedRun] = []
         self.starts: list[int] = []
@@ -105,10 +113,10 @@ def _add_group_head(volume: Volume, group: int, runs: list[FixedRun]) -> None:
     if count > 0:
         reserved = min(sb.reserved_gdt_blocks, count)
         if used := count - reserved:
-            runs.append(FixedRun(start + 1, used, STATIC, group, "group descriptors"))
+            runs.append(FixedRun(start + 1, used, GROUP_DESCRIPTORS, group, "group descriptors"))
         if reserved:
             name = "reserved group descriptors"
-            runs.append(FixedRun(start + 1 + used, reserved, STATIC, group, name))
+            runs.append(FixedRun(start + 1 + used, reserved, RESERVED_GROUP_DESCRIPTORS, group, name))
     meta = volume.meta_descriptor_block(group)
     if meta is not None and meta < volume.blocks:
-        runs.append(FixedRun(meta, 1, STATIC, group, "group descriptors"))
+        runs.append(FixedRun(meta, 1, GROUP_DESCRIPTORS, group, "group descriptors"))

@@ -15,18 +15,22 @@ from whoseblock.fs.mounted.format import (
 )
 from whoseblock.fs.pieces import (
     AG,
+    BLOCK_BITMAP,
     ATTR,
     DATA,
     EXTENT_MAP,
     FILE,
     FILE_DATA,
     FREE,
+    GROUP_DESCRIPTORS,
+    INODE_BITMAP,
     INODE_BTREE,
     INODES,
     LOG,
     METADATA,
     NOTHING,
     REFCOUNT_BTREE,
+    RESERVED_GROUP_DESCRIPTORS,
     STAGING,
     STATIC,
     UNKNOWN,
@@ -51,11 +55,10 @@ _SPECIAL: Final = {
     _X | 5: (METADATA, INODES),
     _X | 6: (METADATA, REFCOUNT_BTREE),
     _X | 7: (STAGING, NOTHING),
-    # Group descriptors, those kept for growth, and the bitmaps: where space and inodes are counted.
-    _F | 1: (METADATA, STATIC),
-    _F | 2: (METADATA, STATIC),
-    _F | 3: (METADATA, AG),
-    _F | 4: (METADATA, INODE_BTREE),
+    _F | 1: (METADATA, GROUP_DESCRIPTORS),
+    _F | 2: (METADATA, RESERVED_GROUP_DESCRIPTORS),
+    _F | 3: (METADATA, BLOCK_BITMAP),
+    _F | 4: (METADATA, INODE_BITMAP),
 }
 
 
