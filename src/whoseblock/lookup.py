@@ -120,8 +120,7 @@ class Query(NamedTuple):
 
     ``origin`` is where the failure was read, "" if the user named it; only then must the range be
     on the device.  ``named`` puts ``via`` into the answer in any case; see `QueryOptions.bare`.
-    ``remark`` becomes a note of the answer. Unless ``is_exact``, other bytes may have failed, or
-    only some of these: the answer is incomplete.
+    ``remark`` becomes a note of the answer that does not make it incomplete.
     """
 
     start: int
@@ -130,7 +129,6 @@ class Query(NamedTuple):
     origin: str = ""
     named: bool = False
     remark: str = ""
-    is_exact: bool = True
 
 
 class _Leaf:
@@ -349,16 +347,11 @@ def _with_origin(answer: Answer, query: Query) -> Answer:
     """Add to an answer where the failure was read, and the remark about it."""
     if not query.remark:
         return replace(answer, origin=query.origin) if query.origin else answer
-    # What were only remarks of a complete answer are still that in one that is not.
-    before = answer.notes if answer.complete else answer.remarks or ()
-    complete = answer.complete and query.is_exact
-    remarks = (*before, query.remark) if query.is_exact else before
     return replace(
         answer,
-        complete=complete,
         origin=query.origin,
         notes=distinct([*answer.notes, query.remark]),
-        remarks=UNSET if complete or not remarks else remarks,
+        remarks=UNSET if answer.complete else (*(answer.remarks or ()), query.remark),
     )
 
 

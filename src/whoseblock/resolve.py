@@ -87,24 +87,23 @@ class Resolver:
 
     def _resolve(self, failures: Iterable[Failure]) -> Iterator[Query]:
         target = self._target
-        for failure in failures:
-            start, length, device, origin, remark, _, exact = failure
+        for start, length, device, origin, remark, _ in failures:
             if device and len(self.named) < _MAX_NAMED:
                 self.named.add(device)
             if not device and target.layer is not None:
                 # The ranges may be those of the target's log instead.
                 other = target.layer is not target.root
                 if placed := self._place(ByteRange(start, length), target.layer, origin):
-                    yield Query(*placed, target.layer, origin, other, remark, exact)
+                    yield Query(*placed, target.layer, origin, other, remark)
             elif (layer := self._layer_of(device)) is None:
                 # An absent device is counted elsewhere.
                 if target.root is not None:
                     self.skipped[device] += 1
             elif layer is target.root and device == self._assumed_device:
                 if placed := self._place(ByteRange(start, length), layer, origin):
-                    yield Query(*placed, layer, origin, named=True, remark=remark, is_exact=exact)
+                    yield Query(*placed, layer, origin, named=True, remark=remark)
             elif target.root is None or self._reaches_target(layer, start, length, target.root):
-                yield Query(start, length, layer, origin, named=True, remark=remark, is_exact=exact)
+                yield Query(start, length, layer, origin, named=True, remark=remark)
             else:
                 self.skipped[device] += 1
 

@@ -77,9 +77,7 @@ def plan(
     ``processes`` looks up the processes that use the lost parts, too.  Writes nothing.  Raises
     `WhoseblockError`.
     """
-    # A step is about the named bytes, whichever others of a request failed.
-    named = [one._replace(is_exact=True) for one in asked]
-    answers = finder.answers(named, QueryOptions(processes=processes))
+    answers = finder.answers(asked, QueryOptions(processes=processes))
     for one, answer in zip(asked, answers, strict=True):
         proposals = proposals_for(one, answer, target, finder, options)
         yield PlannedFailure(one, answer, tuple(proposals))

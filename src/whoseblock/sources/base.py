@@ -38,9 +38,7 @@ class Failure(NamedTuple):
     ``device`` is the kernel's name (``sda``, ``pmem0``, ``region0``, ``physical-memory``), or ""
     for the device that the user named. ``origin`` is the file and line of the report. ``remark``
     limits what the report says about the location; it becomes a note of the answer. ``is_above`` is
-    whether a filesystem or a volume reports an error that its device may report too. ``is_exact``
-    is whether exactly these bytes failed; otherwise others may have failed, or only some of these,
-    and ``remark`` says which.
+    whether a filesystem or a volume reports an error that its device may report too.
     """
 
     start: int
@@ -49,7 +47,6 @@ class Failure(NamedTuple):
     origin: str = ""
     remark: str = ""
     is_above: bool = False
-    is_exact: bool = True
 
 
 class Counted(Struct):

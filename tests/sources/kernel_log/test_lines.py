@@ -10,8 +10,6 @@ from tests.support.tools import CHECKOUT
 from whoseblock.errors import MalformedError
 from whoseblock.sources.base import Reading
 from whoseblock.sources.kernel_log.dmesg import REQUEST_REMARK, read_dmesg
-from whoseblock.sources.kernel_log.patterns import Units
-from whoseblock.sources.kernel_log.readers import WHOLE_REQUEST_REMARK
 
 FIXTURES = CHECKOUT / "tests" / "fixtures"
 
@@ -133,16 +131,6 @@ def test_a_remark_warns_that_the_request_may_be_longer() -> None:
     (sector,) = read_dmesg(["I/O error, dev sda, sector 8"], "log")
     (page,) = read_dmesg(["Memory failure: 0x2: recovery action for x: y"], "log")
     assert (sector.remark, page.remark) == (REQUEST_REMARK, "")
-    assert (sector.is_exact, page.is_exact) == (False, True)
-
-
-@pytest.mark.parametrize(("lba", "count", "exact"), [(8, 8, True), (9, 7, True), (9, 8, False)])
-def test_a_request_within_a_block_has_one_owner(lba: int, count: int, *, exact: bool) -> None:
-    line = f"nvme0n1: Read(0x2) @ LBA {lba}, {count} blocks, Read Error (sct 0x2 / sc 0x81) "
-    units = Units(logical_block=lambda _: 512)
-    (failure,) = read_dmesg([line], "log", units=units)
-    assert (failure.start, failure.length) == (lba * 512, count * 512)
-    assert (failure.is_exact, failure.remark) == (exact, "" if exact else WHOLE_REQUEST_REMARK)
 
 
 @pytest.mark.parametrize("name", ["loop", "loop-decoded", "loop-raw", "loop-time"])

@@ -72,7 +72,7 @@ def summarise(
 ) -> Iterator[bytes]:
     """Ask everything, write the list to ``output``, and give the lines of the summary."""
     summary = Summary(lambda name, file: finder.file_size(finder.layers[name], file))
-    for item in finder.stream(_once(asked, summary), QueryOptions(paths=False)):
+    for item in finder.stream(_once(asked, summary.notes), QueryOptions(paths=False)):
         if isinstance(item, LeadingRows):
             summary.add_rows(item)
             continue
@@ -89,20 +89,17 @@ def summarise(
             yield line.encode(errors="backslashreplace")
 
 
-def _once(asked: "Iterable[Query]", summary: Summary) -> "Iterator[Query]":
+def _once(asked: "Iterable[Query]", notes: dict[str, None]) -> "Iterator[Query]":
     """Yield every byte once, however often it was reported, in parts that can be held.
 
-    Remarks about the reports go to ``summary``.
+    Remarks about the reports go to ``notes``.
     """
     from whoseblock.lookup import Query
 
     ranges: dict[Layer, list[ByteRange]] = {}
     for one in asked:
         if one.remark:
-            summary.notes[one.remark] = None
-            if not one.is_exact:
-                summary.reasons.add(one.remark)
-                summary.incomplete += 1
+            notes[one.remark] = None
         ranges.setdefault(one.layer, []).append(ByteRange(one.start, one.length))
     for layer, wanted in ranges.items():
         for start, length in merge(wanted):

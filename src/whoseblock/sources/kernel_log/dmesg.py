@@ -175,15 +175,7 @@ class _Parser:
         self._seen[place] = found.length
         self._reading.failures += 1
         origin = f"{self._name}, line {number}"
-        yield Failure(
-            found.start,
-            found.length,
-            found.device,
-            origin,
-            found.remark,
-            is_above,
-            found.is_exact,
-        )
+        yield Failure(found.start, found.length, found.device, origin, found.remark, is_above)
 
     def finish(self) -> Iterator[Failure]:
         """Yield what the end of the log decides, and complete the reading."""
@@ -223,9 +215,7 @@ def read_message(text: str, name: str, number: int = 1, page_size: int = 4096) -
     if not isinstance(found, Located):
         return None
     origin = f"{name}, line {number}"
-    return Failure(
-        found.start, found.length, found.device, origin, found.remark, is_exact=found.is_exact
-    )
+    return Failure(found.start, found.length, found.device, origin, found.remark)
 
 
 def read_signal_page(text: str) -> int | None:

@@ -10,32 +10,19 @@ from typing import Final, NamedTuple
 
 from whoseblock.sources.base import MAX_OFFSET
 
-__all__ = [
-    "SECTOR",
-    "Found",
-    "Harmless",
-    "Located",
-    "Pattern",
-    "Units",
-    "Unplaced",
-    "is_one_block",
-    "locate",
-]
+__all__ = ["SECTOR", "Found", "Harmless", "Located", "Pattern", "Units", "Unplaced", "locate"]
 
 #: The unit of the block layer, in bytes, whatever the sector size of the device.
 SECTOR: Final = 512
-#: A request within one such block has one owner on most filesystems.
-_BLOCK: Final = 4096
 
 
 class Located(NamedTuple):
-    """A range of a device in bytes; ``remark`` and ``is_exact`` are as in `Failure`."""
+    """A range of a device in bytes; ``remark`` limits what the message says about it."""
 
     device: str
     start: int
     length: int
     remark: str = ""
-    is_exact: bool = True
 
 
 class Unplaced(NamedTuple):
@@ -102,15 +89,8 @@ class Pattern(NamedTuple):
     foreign: re.Pattern[str] | None = None
 
 
-def is_one_block(start: int, length: int) -> bool:
-    """Return whether a request is so small that all of it has the same owner."""
-    return start // _BLOCK == (start + length - 1) // _BLOCK
-
-
-def locate(
-    device: str, start: int, length: int, remark: str = "", *, is_exact: bool = True
-) -> Found:
+def locate(device: str, start: int, length: int, remark: str = "") -> Found:
     """Return a place, or `Unplaced` if it is past the largest offset."""
     if length <= 0 or start + length > MAX_OFFSET:
         return Unplaced(device, "which is printed as a number past the end of any device")
-    return Located(device, start, length, remark, is_exact)
+    return Located(device, start, length, remark)

@@ -17,7 +17,6 @@ from whoseblock.sources.kernel_log.patterns import (
     Located,
     Units,
     Unplaced,
-    is_one_block,
     locate,
 )
 
@@ -29,7 +28,6 @@ __all__ = [
     "REQUEST_REMARK",
     "WHOLE_REQUEST_REMARK",
     "harmless",
-    "locate_request",
     "read_address",
     "read_array",
     "read_block",
@@ -90,12 +88,6 @@ _NVME_MEDIA: Final = 2
 _NVME_LOST: Final = range(0x80, 0x85)
 
 
-def locate_request(device: str, start: int, length: int) -> Found:
-    """Return the place of a request that failed as a whole."""
-    exact = is_one_block(start, length)
-    return locate(device, start, length, "" if exact else WHOLE_REQUEST_REMARK, is_exact=exact)
-
-
 def _page(address: int, units: Units, length: int = 0) -> Found:
     return locate(PHYSICAL_MEMORY, address - address % units.page, max(length, units.page))
 
@@ -135,7 +127,7 @@ def read_block(match: re.Match[str], _: Units) -> Found:
     # The kernel prints ? for a request without a disk, and (sector_t) -1 for an unknown sector.
     if operation not in _OPERATIONS or device == "?" or (sector + 1) * SECTOR > MAX_OFFSET:
         return Harmless()
-    return Located(device, sector * SECTOR, SECTOR, REQUEST_REMARK, is_exact=False)
+    return Located(device, sector * SECTOR, SECTOR, REQUEST_REMARK)
 
 
 def read_nvme(match: re.Match[str], units: Units) -> Found:
@@ -147,7 +139,7 @@ def read_nvme(match: re.Match[str], units: Units) -> Found:
     size = units.logical_block(device)
     if size is None:
         return Unplaced(device, NO_BLOCK_SIZE, is_repeated=True)
-    return locate_request(device, int(lba) * size, int(count) * size)
+    return locate(device, int(lba) * size, int(count) * size, WHOLE_REQUEST_REMARK)
 
 
 def read_buffer(match: re.Match[str], units: Units) -> Found:
@@ -166,7 +158,7 @@ def read_xfs_buffer(match: re.Match[str], _: Units) -> Found:
         return Unplaced(device, _IN_LOG)
     found = match.groupdict()
     length = int(found["sectors"]) * SECTOR if found.get("sectors") else int(found["bytes"])
-    return locate(device, int(start, 16) * SECTOR, length, _BUFFER_REMARK, is_exact=False)
+    return locate(device, int(start, 16) * SECTOR, length, _BUFFER_REMARK)
 
 
 def read_xfs_block(match: re.Match[str], _: Units) -> Found:
@@ -174,14 +166,14 @@ def read_xfs_block(match: re.Match[str], _: Units) -> Found:
     device, kind, start = match.group("device", "kind", "start")
     if kind == "xfs_rtsb":
         return Unplaced(device, "which is on the realtime device of XFS")
-    return locate(device, int(start, 16) * SECTOR, SECTOR, _XFS_BLOCK_REMARK, is_exact=False)
+    return locate(device, int(start, 16) * SECTOR, SECTOR, _XFS_BLOCK_REMARK)
 
 
 def read_btrfs(match: re.Match[str], _: Units) -> Found:
     """Interpret a place of btrfs on a device."""
     device, unit, place, length = match.groups()
     start = int(place) * (SECTOR if unit == "sector" else 1)
-    return locate(device, start, int(length or SECTOR), _BTRFS_REMARK, is_exact=False)
+    return locate(device, start, int(length or SECTOR), _BTRFS_REMARK)
 
 
 def read_ext(match: re.Match[str], units: Units) -> Found:
@@ -195,12 +187,12 @@ def read_ext(match: re.Match[str], units: Units) -> Found:
 
 def read_stripe(match: re.Match[str], _: Units) -> Found:
     """Interpret a part of a stripe, on a member."""
-    return locate(match[2], int(match[1]) * SECTOR, _STRIPE, _STRIPE_REMARK, is_exact=False)
+    return locate(match[2], int(match[1]) * SECTOR, _STRIPE, _STRIPE_REMARK)
 
 
 def read_array(match: re.Match[str], _: Units) -> Found:
     """Interpret a sector of an array."""
-    return locate(match[1], int(match[2]) * SECTOR, SECTOR, REQUEST_REMARK, is_exact=False)
+    return locate(match[1], int(match[2]) * SECTOR, SECTOR, REQUEST_REMARK)
 
 
 def read_integrity(match: re.Match[str], _: Units) -> Found:

@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from whoseblock.ranges import PHYSICAL_MEMORY
 from whoseblock.sources.kernel_log.patterns import Found, Harmless, Located, Units, Unplaced, locate
-from whoseblock.sources.kernel_log.readers import NO_BLOCK_SIZE, locate_request
+from whoseblock.sources.kernel_log.readers import NO_BLOCK_SIZE, WHOLE_REQUEST_REMARK
 
 __all__ = ["SEQUENCES", "Command", "LogSequences", "Sequence"]
 
@@ -185,7 +185,7 @@ class LogSequences:
             return Unplaced(disk, NO_BLOCK_SIZE, is_repeated=True)
         lba = int.from_bytes(command[place[0] : place[1]])
         count = int.from_bytes(command[place[2] : place[3]])
-        found = locate_request(disk, lba * size, count * size)
+        found = locate(disk, lba * size, count * size, WHOLE_REQUEST_REMARK)
         if isinstance(found, Located):
             if len(self._commands) >= _MAX_COMMANDS:
                 return Unplaced(disk, "because too many commands failed", is_repeated=True)

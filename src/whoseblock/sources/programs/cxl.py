@@ -89,4 +89,4 @@ def _make_failure(
     if not length or end > MAX_OFFSET:
         key = "offset" if base + offset >= MAX_OFFSET else "length"
         raise documents.error(expected, region, "media_errors", index, key)
-    return Failure(start, end - start, PHYSICAL_MEMORY, origin, remark, is_exact=not remark)
+    return Failure(start, end - start, PHYSICAL_MEMORY, origin, remark)

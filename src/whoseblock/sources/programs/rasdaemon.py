@@ -18,7 +18,6 @@ from urllib.parse import quote as quote_uri
 from whoseblock.errors import MalformedError, PrivilegeError, WhoseblockError
 from whoseblock.ranges import PHYSICAL_MEMORY
 from whoseblock.sources.base import MAX_OFFSET, Failure, Reading, parse_number, shorten
-from whoseblock.sources.kernel_log.patterns import is_one_block
 from whoseblock.sources.kernel_log.readers import WHOLE_REQUEST_REMARK
 from whoseblock.sources.programs.cxl import INTERLEAVE_REMARK
 
@@ -162,9 +161,7 @@ class _Database:
             start, length = sector * _SECTOR, max(count, 1) * _SECTOR
             if start + length <= MAX_OFFSET:
                 origin = f"{self._name}, {where}"
-                exact = is_one_block(start, length)
-                remark = "" if exact else WHOLE_REQUEST_REMARK
-                yield Failure(start, length, device, origin, remark, is_exact=exact)
+                yield Failure(start, length, device, origin, WHOLE_REQUEST_REMARK)
 
     def _read_memory(self) -> Iterator[Failure]:
         for number, pfn in self._select("memory_failure_event", "pfn"):
@@ -207,7 +204,7 @@ class _Database:
         start = address - address % self._page
         origin = f"{self._name}, {where}"
         remark = "" if whole else INTERLEAVE_REMARK
-        return Failure(start, self._page, PHYSICAL_MEMORY, origin, remark, is_exact=whole)
+        return Failure(start, self._page, PHYSICAL_MEMORY, origin, remark)
 
     def _count_corrected(self) -> None:
         """Count errors of memory that were not corrected; older versions cut their address."""
