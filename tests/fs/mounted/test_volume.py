@@ -409,7 +409,7 @@ def test_other_filesystems_report_the_rows_of_the_kernel(
         assert free * 4096 == 200 << 20
         # Its journal is a file of its own, hence unknown.
         assert {("free", ""), ("unknown", "")} <= kinds
-        words = ("static", "inodes", "ag", "inode-btree")
+        words = ("static", "inodes", "group-descriptors", "block-bitmap", "inode-bitmap")
         assert {("metadata", what) for what in words} <= kinds
     finally:
         run(["umount", place])
