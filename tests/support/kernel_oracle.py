@@ -42,10 +42,10 @@ _SPECIAL = {
     _X | 7: "staging",
     _X | 8: "defective",
     # ext4, fs/ext4/fsmap.h: descriptors, those kept for growth, bitmaps of blocks and of inodes.
-    _F | 1: "static",
-    _F | 2: "static",
-    _F | 3: "ag",
-    _F | 4: "inode-btree",
+    _F | 1: "group-descriptors",
+    _F | 2: "reserved-group-descriptors",
+    _F | 3: "block-bitmap",
+    _F | 4: "inode-bitmap",
 }
 
 
