@@ -115,8 +115,8 @@ def _add_group_head(volume: Volume, group: int, runs: list[FixedRun]) -> None:
         if used := count - reserved:
             runs.append(FixedRun(start + 1, used, GROUP_DESCRIPTORS, group, "group descriptors"))
         if reserved:
-            name = "reserved group descriptors"
-            runs.append(FixedRun(start + 1 + used, reserved, RESERVED_GROUP_DESCRIPTORS, group, name))
+            what, name = RESERVED_GROUP_DESCRIPTORS, "reserved group descriptors"
+            runs.append(FixedRun(start + 1 + used, reserved, what, group, name))
     meta = volume.meta_descriptor_block(group)
     if meta is not None and meta < volume.blocks:
         runs.append(FixedRun(meta, 1, GROUP_DESCRIPTORS, group, "group descriptors"))

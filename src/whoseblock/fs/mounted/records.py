@@ -15,8 +15,8 @@ from whoseblock.fs.mounted.format import (
 )
 from whoseblock.fs.pieces import (
     AG,
-    BLOCK_BITMAP,
     ATTR,
+    BLOCK_BITMAP,
     DATA,
     EXTENT_MAP,
     FILE,
