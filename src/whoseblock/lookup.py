@@ -457,9 +457,6 @@ class _Assembled:
     def answer(self) -> Answer:
         """Return the answer, with the rows that were not returned before."""
         query = self._query
-        if query.remark and not query.is_exact:
-            # After what is missing of the owners of the named bytes.
-            self._missing[query.remark] = None
         notes = distinct([*self._missing, *self._remarks])
         return Answer(
             query.start,
