@@ -65,7 +65,7 @@ def test_an_error_longer_than_the_interleave_is_cut_with_a_remark() -> None:
 
 @pytest.mark.parametrize("document", [{}, {"a": 1}, 7])
 def test_another_document_is_refused(document: object) -> None:
-    with pytest.raises(MalformedError, match=r"^list: expected the JSON that cxl list"):
+    with pytest.raises(MalformedError, match=r"^list, \$: expected the JSON that cxl list"):
         read(document)
 
 

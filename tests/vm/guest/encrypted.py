@@ -11,7 +11,7 @@ __all__ = ["Encrypted", "make_encrypted"]
 
 _MIB: Final = 1 << 20
 _BLOCK: Final = 4096
-_BLOCKS: Final = 64
+_BLOCKS: Final = 32
 _PASSPHRASE: Final = b"secret"
 _NAME: Final = "clear"
 

@@ -45,7 +45,7 @@ def read_cxl(
         one for one in iterate_objects(documents.values) if "region" in one or "memdev" in one
     ]
     if not owners and any(document != [] for document in documents.values):
-        raise MalformedError(name, None, _EXPECTED)
+        raise MalformedError(name, None, _EXPECTED, path="$")
     for owner in owners:
         errors = as_list(owner.get("media_errors"))
         if "offset" in owner or "dpa" in owner:

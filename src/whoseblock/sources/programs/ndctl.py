@@ -42,7 +42,7 @@ def read_ndctl(text: str, name: str, reading: Reading | None = None) -> Iterator
     reading.unit, reading.units = "device", "devices"
     documents = read_documents(text, name, _EXPECTED)
     if not all(isinstance(document, dict | list) for document in documents.values):
-        raise MalformedError(name, None, _EXPECTED)
+        raise MalformedError(name, None, _EXPECTED, path="$")
     # The regions, and whether each has a list.
     regions = {
         dev: bool(one.get("badblocks"))
