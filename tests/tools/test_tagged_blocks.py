@@ -41,4 +41,5 @@ def test_tagged_blocks_of_devices(
     for group in SNAPSHOTS[snapshot]:
         tally = count(judge_devices(groups[group], root, loops, arrays))
         assert not tally.wrong
-        assert tally.counts["right"] > 1500
+        # A snapshot lacks the states of mirrors: whether their other devices are copies is unknown.
+        assert tally.counts["right"] + tally.counts["doubted"] * (group == "kind") > 1500
