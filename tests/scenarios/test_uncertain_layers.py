@@ -1,6 +1,7 @@
 """Disks that contradict themselves or whose state only others know: no certain answer is wrong."""
 
 import struct
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -167,6 +168,16 @@ def test_what_is_not_rebuilt_yet_is_unknown(disk: str, disks: Path) -> None:
     (found,) = find(images, MIB + sectors * SECTOR)
     assert not found.certain
     assert "has not been rebuilt here yet" in found.what
+
+
+def test_a_member_is_read_until_its_replacement_is_whole(disks: Path) -> None:
+    first, *others = [disks / f"hard-replace{letter}.img" for letter in "abcd"]
+    with Target(str(first), TargetOptions(members=tuple(map(str, others)))) as target:
+        assert target.root is not None
+        array = next(segment.to for segment in target.root.segments if segment.to)
+        with closing(array.open()) as media:
+            for start in range(0, media.size - 4095, 4096):
+                assert media.pread(start, 4096).startswith(f"WB-TAG replace {start}\n".encode())
 
 
 def with_checksum(superblock: bytes, at: int, fields: bytes) -> bytes:
