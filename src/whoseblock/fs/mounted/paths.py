@@ -210,11 +210,14 @@ class PathFinder:
 
     def _search_near(self, ino: int, search: "_Search") -> None:
         """Read the directories near an inode, the likeliest first."""
+        if ino not in search.missing:
+            return
         count = 0
         for directory in self.inodes.directories_near(ino):
+            count += self._take_names(directory, search)
+            # Looking for another directory may take long.
             if ino not in search.missing or count == _NEAREST:
                 return
-            count += self._take_names(directory, search)
 
     def _search_everywhere(self, search: "_Search") -> None:
         """Read every directory from the root down, and remember its path while at it."""

@@ -96,13 +96,21 @@ class LiveVolume(Volume):
 
     def read_block_bitmap(self, group: int) -> Bitmap:
         """Return the block bitmap of a group as it is now."""
+        return self._bitmap_of(super().read_block_bitmap, group)
+
+    def _read_inode_bitmap(self, group: int) -> Bitmap:
+        """Return the inode bitmap of a group as it is now."""
+        return self._bitmap_of(super()._read_inode_bitmap, group)
+
+    def _bitmap_of(self, read: Callable[[int], Bitmap], group: int) -> Bitmap:
+        """Return a bitmap; its checksum and its counts are in the descriptor of the same moment."""
         for attempt in range(_ATTEMPTS - 1):
-            found = super().read_block_bitmap(group)
+            self._descriptor_block.cache_clear()
+            found = read(group)
             if not found.fault:
                 return found
             time.sleep(_PAUSE * (1 << attempt))
-            self.forget()
-        return super().read_block_bitmap(group)
+        return read(group)
 
     def inode(self, number: int) -> tuple[Inode, bytes]:
         """Return an inode, verified, and its bytes; raises `BlockError`."""
