@@ -18,7 +18,7 @@ from whoseblock.media.device import FileMedia
 
 @pytest.mark.parametrize(
     ("rmapbt", "shown", "found"),
-    [(True, "xfs", "index"), (False, "xfs (no reverse map: owners unknown)", "none")],
+    [(True, "xfs", "index"), (False, "xfs (owners by a scan of its inodes)", "scan")],
 )
 def test_how_owners_are_found_is_shown(
     tmp_path: Path, *, rmapbt: bool, shown: str, found: str
@@ -99,8 +99,11 @@ def test_many_partitions_take_few_reads(
 
 
 def test_remarks_are_not_reasons(tmp_path: Path) -> None:
-    # Without a reverse map nothing is complete; that the backup of the table is lost is a remark.
-    geometry = Geometry("plain", size=300 * MIB, rmapbt=False, parent=False)
+    # While its external log is not named nothing is complete; that the backup of the table is lost
+    # is a remark.
+    journal = sparse_file(tmp_path / "journal.img", 80 * MIB)
+    more = ("-l", f"logdev={journal},size=64m")
+    geometry = Geometry("plain", size=300 * MIB, parent=False, more=more)
     image = make_image(tmp_path / "plain.img", geometry)
     disk = sparse_file(tmp_path / "disk.img", 303 * MIB)
     partition(disk, "label: gpt\nstart=2048, size=300MiB\n")
@@ -113,5 +116,5 @@ def test_remarks_are_not_reasons(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
         reasons = [line for line in done.stdout.splitlines() if "incomplete:" in line]
         assert len(reasons) == 1, done.stdout
-        assert "without a reverse mapping" in reasons[0]
+        assert "the log is on another device" in reasons[0]
         assert "  note: disk.img: the backup GPT is invalid" in done.stdout

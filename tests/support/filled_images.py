@@ -18,7 +18,7 @@ from tests.support.tools import need_loop_mounts, xfsprogs
 from tests.support.truth import Inode, Truth
 from tests.support.xfs_images import MIB, Geometry, make_image, sparse_copy
 
-__all__ = ["FILLED", "POPULATED", "Zoo", "by_kernel", "with_nameless"]
+__all__ = ["FILLED", "POPULATED", "Zoo", "by_kernel", "make_content", "with_nameless"]
 
 
 def _both(geometry: Geometry) -> list[Geometry]:
@@ -144,14 +144,14 @@ def _populate(image: Path, geometry: Geometry) -> Truth:
     # An earlier attempt may have found that this mkfs.xfs cannot fill an image.
     shutil.rmtree(content, ignore_errors=True)
     content.mkdir()
-    _make_content(os.fsencode(content), rng)
+    make_content(os.fsencode(content), rng)
     make_image(image, geometry, content=content)
     block = xfsdb.superblock(image)
     truth = Truth(image, block, xfsdb.rows(image, block), xfsdb.walk(image))
     return with_nameless(truth)
 
 
-def _make_content(top: bytes, rng: random.Random) -> None:
+def make_content(top: bytes, rng: random.Random) -> None:
     """Fill a folder of any filesystem with what mkfs.xfs can take over."""
     folders = [top]
     for number in range(40):

@@ -29,6 +29,8 @@ class Geometry:
     nrext64: bool = True
     sparse_inodes: bool = True
     version4: bool = False
+    #: Whether directories of version 4 have the types of files; those of version 5 always do.
+    ftype: bool = True
     #: Bytes of the image past the end of the filesystem.
     beyond: int = 0
     more: tuple[str, ...] = ()
@@ -42,6 +44,7 @@ class Geometry:
         inode = [f"size={self.inode}"]
         if self.version4:
             metadata = ["crc=0", "finobt=0"]
+            naming += [] if self.ftype else ["ftype=0"]
         else:
             metadata = [f"rmapbt={self.rmapbt:d}", f"reflink={self.reflink:d}"]
             inode += [f"sparse={self.sparse_inodes:d}"]

@@ -1,6 +1,7 @@
 """xfs_db as an oracle: it reads the image itself, and needs no root."""
 
 import re
+import stat
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -120,6 +121,17 @@ def _entries(printed: bytes) -> Iterator[tuple[int, bytes, bytes]]:
         raise RuntimeError(f"cannot read what xfs_db printed at {printed[place : place + 80]!r}")
 
 
+def _with_types(
+    image: Path, entries: list[tuple[int, bytes, bytes]]
+) -> list[tuple[int, bytes, bytes]]:
+    """Look up which entries of a directory without types are directories."""
+    cores = inode_cores(image, sorted({inode for inode, _, _ in entries}))
+    return [
+        (inode, b"directory" if stat.S_ISDIR(cores[inode][0]) else b"other", name)
+        for inode, _, name in entries
+    ]
+
+
 def walk(image: Path) -> dict[int, Inode]:
     """Return every inode that has a name, with its mode, link count and all its paths."""
     printed = ask(image, ["sb 0", "print rootino"])
@@ -128,7 +140,10 @@ def walk(image: Path) -> dict[int, Inode]:
     todo = [(root, b"")]
     while todo:
         number, prefix = todo.pop()
-        for inode, kind, name in _entries(ask(image, [f"inode {number}", "ls"])):
+        entries = list(_entries(ask(image, [f"inode {number}", "ls"])))
+        if any(kind == b"unknown" for _, kind, _ in entries):
+            entries = _with_types(image, entries)
+        for inode, kind, name in entries:
             if name in (b".", b".."):
                 continue
             path = prefix + b"/" + name

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.support import xfs_blocks
 from tests.support.filled_images import by_kernel
 from tests.support.mounts import mounted
 from tests.support.random_files import Filler
@@ -74,6 +75,18 @@ def _recipes() -> Iterator[Recipe]:
         Geometry("plain", parent=False, reflink=False, nrext64=False, sparse_inodes=False),
         names=1_500,
     )
+    yield Recipe(Geometry("scan-4k", group_blocks=20_011, parent=False, rmapbt=False))
+    yield Recipe(
+        Geometry(
+            "scan-1k",
+            block=1024,
+            size=160 * MIB,
+            groups=3,
+            reflink=False,
+            rmapbt=False,
+            parent=False,
+        )
+    )
 
 
 BASES = {recipe.geometry.name: recipe for recipe in _recipes()}
@@ -124,6 +137,8 @@ def make_base(folder: Path, name: str, seed: int) -> Base:
     image = folder / f"{name}-{seed}.img"
     copies = _live(image, BASES[name], seed)
     truth = by_kernel(image)
+    if not BASES[name].geometry.rmapbt:
+        truth = xfs_blocks.truth_of(image, truth.inodes)
     units = _in_use(truth, find_units(image))
     units += _clusters(truth, units)
     base = Base(truth, units, _older(image, units, copies))

@@ -151,6 +151,8 @@ class AddressSpace(Protocol):
     progress: Progress
     #: Whether owners and names may be looked for in all inodes where there is no index.
     scans: bool = True
+    #: Whether all inodes may be read, too, where an index is damaged.
+    rescans: bool = False
 
     def owners_many(
         self, ranges: Iterable[tuple[int, int]], *, paths: bool = True

@@ -9,7 +9,7 @@ Starts, lengths and offsets have one unit, which the driver chooses.
 """
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate, compress, repeat
 from typing import Final, NamedTuple
 
@@ -112,6 +112,11 @@ class Wanted:
     def total(self) -> int:
         """The number of units in all ranges."""
         return sum(self.highs) - sum(self.lows)
+
+    def within(self, low: int, high: int) -> Iterator[tuple[int, int]]:
+        """Yield the parts of the ranges from ``low`` to before ``high``, in order."""
+        for index in range(bisect_right(self.highs, low), bisect_left(self.lows, high)):
+            yield max(self.lows[index], low), min(self.highs[index], high)
 
     def touched(self, batch: Batch) -> Iterable[Extent]:
         """Return the extents of a batch that intersect the ranges."""

@@ -33,11 +33,16 @@ from whoseblock.fs.xfs.format.btree import (
     RMAP_KEY,
     RMAP_REC,
     SHORT_HEADER,
+    SHORT_HEADER_SIZE,
     XFS_ABTB_CRC_MAGIC,
+    XFS_ABTB_MAGIC,
     XFS_ABTC_CRC_MAGIC,
+    XFS_ABTC_MAGIC,
     XFS_BTREE_MAXLEVELS,
     XFS_BTREE_SBLOCK_CRC_OFF,
+    XFS_FIBT_CRC_MAGIC,
     XFS_IBT_CRC_MAGIC,
+    XFS_IBT_MAGIC,
     XFS_INODES_PER_CHUNK,
     XFS_REFC_CRC_MAGIC,
     XFS_RMAP_CRC_MAGIC,
@@ -56,6 +61,7 @@ from whoseblock.fs.xfs.volume import DADDR, Volume
 __all__ = [
     "BNOBT",
     "CNTBT",
+    "FINOBT",
     "INOBT",
     "REFCOUNTBT",
     "RMAPBT",
@@ -79,6 +85,7 @@ _RIGHT_AT: Final = 12
 #: Keys of other trees than the rmap btree are compared by the block or inode that they begin with.
 _BLOCK_NUMBER: Final = 4
 _LSN_AT: Final = 24
+_LSN_END: Final = 32
 #: The level of leaves in the headers of blocks.
 _LEAF: Final = bytes(2)
 #: Past every log sequence number.
@@ -107,6 +114,7 @@ class Shape(NamedTuple):
     fixed_count: int = 0
     by_size: bool = False
     counted: bool = False
+    old_magic: int = 0
 
     @property
     def overlapping(self) -> bool:
@@ -117,10 +125,21 @@ class Shape(NamedTuple):
 _RMAP_KEY_CODE = f"I{RMAP_KEY.size - 4}x"
 
 RMAPBT: Final = Shape("rmapbt", XFS_RMAP_CRC_MAGIC, RMAP_REC, _RMAP_KEY_CODE * 2, "II16x")
-BNOBT: Final = Shape("bnobt", XFS_ABTB_CRC_MAGIC, ALLOC_REC, "I4x", "II", counted=True)
-CNTBT: Final = Shape("cntbt", XFS_ABTC_CRC_MAGIC, ALLOC_REC, "II", "II", by_size=True, counted=True)
+BNOBT: Final = Shape(
+    "bnobt", XFS_ABTB_CRC_MAGIC, ALLOC_REC, "I4x", "II", counted=True, old_magic=XFS_ABTB_MAGIC
+)
+CNTBT: Final = Shape(
+    *("cntbt", XFS_ABTC_CRC_MAGIC, ALLOC_REC, "II", "II"),
+    by_size=True,
+    counted=True,
+    old_magic=XFS_ABTC_MAGIC,
+)
 REFCOUNTBT: Final = Shape("refcountbt", XFS_REFC_CRC_MAGIC, REFCOUNT_REC, "I", "II4x")
-INOBT: Final = Shape("inobt", XFS_IBT_CRC_MAGIC, INOBT_REC, "I", "I12x", XFS_INODES_PER_CHUNK)
+INOBT: Final = Shape(
+    *("inobt", XFS_IBT_CRC_MAGIC, INOBT_REC, "I", "I12x", XFS_INODES_PER_CHUNK),
+    old_magic=XFS_IBT_MAGIC,
+)
+FINOBT: Final = INOBT._replace(kind="finobt", magic=XFS_FIBT_CRC_MAGIC)
 
 
 class Fault(NamedTuple):
@@ -211,10 +230,11 @@ class AgTree:
         self.shape = shape
         self.limit = limit
         self._key_size = struct.calcsize(">" + shape.key_code)
-        space = volume.block_size - SHORT_HEADER.size
+        self._header = SHORT_HEADER.size if volume.has_crc else SHORT_HEADER_SIZE
+        space = volume.block_size - self._header
         self._most_children = space // (self._key_size + 4)
         self._most_records = space // shape.record.size
-        self._magic = shape.magic.to_bytes(4, "big")
+        self._magic = (shape.magic if volume.has_crc else shape.old_magic).to_bytes(4, "big")
         self._uuid_and_owner = volume.uuid + agno.to_bytes(4, "big")
         self._cache: dict[int, Node] = {}
         #: What the header of the group was written with last, and what it counts.
@@ -228,9 +248,12 @@ class AgTree:
         if self.shape is INOBT:
             agi = self.volume.agi(self.agno)
             return agi.root, agi.level
+        if self.shape is FINOBT:
+            agi = self.volume.agi(self.agno)
+            return agi.free_root, agi.free_level
         agf = self.volume.agf(self.agno)
         if self.shape.counted:
-            self._newest = agf.lsn
+            self._newest = agf.lsn if self.volume.has_crc else _NEVER
             self._free_blocks, self._longest = agf.freeblks, agf.longest
         return {
             "rmapbt": (agf.rmap_root, agf.rmap_level),
@@ -257,7 +280,7 @@ class AgTree:
                 faults.append(Fault(promise.low, promise.high, leaf.doubt))
             self.is_empty = not (leaf.starts or leaf.doubt)
             for index in touched(leaf):
-                at = SHORT_HEADER.size + index * record.size
+                at = self._header + index * record.size
                 yield record.struct.unpack_from(leaf.block, at)
 
     def leaves(self, touched: Callable[[Node], list[int]], faults: list[Fault]) -> Iterator[Leaf]:
@@ -270,12 +293,25 @@ class AgTree:
             except BlockError as error:
                 faults.append(_fault(promise.low, promise.high, error))
             else:
-                yield Leaf(agbno, promise, block, SHORT_HEADER.size, count)
+                yield Leaf(agbno, promise, block, self._header, count)
+
+    def blocks(self, faults: list[Fault]) -> set[int]:
+        """Return the blocks of the tree itself; its leaves are not read."""
+        seen: set[int] = set()
+        for _ in self._descend(lambda node: list(range(len(node.starts))), faults, seen):
+            pass
+        return {agbno for agbno in seen if agbno < self.volume.ag_blocks(self.agno)}
 
     def _descend(
-        self, touched: Callable[[Node], list[int]], faults: list[Fault]
+        self,
+        touched: Callable[[Node], list[int]],
+        faults: list[Fault],
+        seen: set[int] | None = None,
     ) -> Iterator[tuple[int, Promise]]:
-        """Descend to the leaves that are touched: each one's block, and what is promised of it."""
+        """Descend to the leaves that are touched: each one's block, and what is promised of it.
+
+        ``seen`` receives the blocks on the way.
+        """
         promise = Promise(0, self.limit)
         try:
             root, levels = self._root()
@@ -284,7 +320,7 @@ class AgTree:
         except BlockError as error:
             faults.append(_fault(0, self.limit, error))
             return
-        seen: set[int] = set()
+        seen = set() if seen is None else seen
         todo = [(root, levels - 1, promise)]
         while todo:
             agbno, level, promise = todo.pop()
@@ -326,7 +362,7 @@ class AgTree:
 
     def _keys(self, node: Node, index: int) -> tuple[bytes, bytes]:
         """Return the low and the high key of a child; the latter is empty if nodes have none."""
-        at = SHORT_HEADER.size + index * self._key_size
+        at = self._header + index * self._key_size
         if not self.shape.overlapping:
             size = self._key_size if self.shape.by_size else _BLOCK_NUMBER
             return node.block[at : at + size], b""
@@ -349,7 +385,7 @@ class AgTree:
 
     def _decode(self, agbno: int, level: int, promise: Promise) -> Node:
         block, count = self._read(agbno, level, promise)
-        offset = SHORT_HEADER.size
+        offset = self._header
         children: tuple[int, ...] = ()
         overlapping = self.shape.overlapping
         code = self.shape.key_code if level else self.shape.extent_code
@@ -428,9 +464,7 @@ class AgTree:
         count = int.from_bytes(block[6:8], "big")
         if (
             block[:6] == self._magic + level.to_bytes(2, "big")
-            and block[16:24] == (start // DADDR).to_bytes(8, "big")
-            and block[32:52] == self._uuid_and_owner
-            and crc_matches(block, XFS_BTREE_SBLOCK_CRC_OFF)
+            and (not volume.has_crc or self._is_whole(block, start))
             # Only a root may be empty.
             and (count or (level == 0 and not promise.low_key))
             and count <= (self._most_children if level else self._most_records)
@@ -438,13 +472,21 @@ class AgTree:
             return block, count
         raise self.corrupt(agbno, self._header_fault(block, level, start))
 
+    def _is_whole(self, block: bytes, start: int) -> bool:
+        """Return whether a block is of this tree and this place, and as it was written."""
+        return (
+            block[16:24] == (start // DADDR).to_bytes(8, "big")
+            and block[32:52] == self._uuid_and_owner
+            and crc_matches(block, XFS_BTREE_SBLOCK_CRC_OFF)
+        )
+
     def _doubt(self, block: bytes, promise: Promise) -> str:
         """Return why a header is not that of the newest version of the block, "" if it may be."""
         for at, expected in ((_LEFT_AT, promise.left), (_RIGHT_AT, promise.right)):
             beside = int.from_bytes(block[at : at + 4], "big")
             if beside != expected and (expected != _SOME_BLOCK or beside == NULLAGBLOCK):
                 return "not beside the blocks that its parent names"
-        if int.from_bytes(block[_LSN_AT : _LSN_AT + 8], "big") > self._newest:
+        if self._newest < _NEVER and int.from_bytes(block[_LSN_AT:_LSN_END], "big") > self._newest:
             return "newer than the header of its allocation group"
         if self.shape.counted and block[4:6] == _LEAF:
             return self._miscounted(block, promise)
@@ -456,7 +498,7 @@ class AgTree:
         Only a root has all free blocks, and only the last leaf by size the longest free extent.
         """
         count = int.from_bytes(block[6:8], "big")
-        lengths = struct.unpack_from(">" + "4xI" * count, block, SHORT_HEADER.size)
+        lengths = struct.unpack_from(">" + "4xI" * count, block, self._header)
         if not promise.low_key and sum(lengths) != self._free_blocks:
             return "not as many free blocks as the header of its allocation group counts"
         last = self.shape.by_size and promise.right == NULLAGBLOCK and lengths
@@ -467,6 +509,9 @@ class AgTree:
     def _header_fault(self, block: bytes, level: int, start: int) -> str:
         """Return which part of a header is wrong."""
         header = SHORT_HEADER.unpack_from(block)
+        if not self.volume.has_crc:
+            found = f"level {header.level} and {header.numrecs} records"
+            return found if block[:4] == self._magic else "wrong magic number"
         faults = {
             "wrong magic number": header.magic != self.shape.magic,
             "checksum mismatch": not crc_matches(block, XFS_BTREE_SBLOCK_CRC_OFF),

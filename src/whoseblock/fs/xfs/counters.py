@@ -34,7 +34,7 @@ class SummaryCounters:
         may count anything that fits into their group.
         """
         sb = self.volume.sb
-        if sb.agcount > _MOST_COMPARED:
+        if sb.agcount > _MOST_COMPARED or not sb.counts_lazily:
             return ""
         blocks = inodes = unused = 0
         lost_blocks = lost_inodes = lost_in_a_row = 0

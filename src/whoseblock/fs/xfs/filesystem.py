@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import cached_property
-from itertools import islice
+from itertools import groupby, islice
 from typing import TYPE_CHECKING, Final
 
 from whoseblock.closing import Closing
@@ -15,18 +15,25 @@ from whoseblock.fs.arguments import (
     check_within,
     checked_ranges,
 )
-from whoseblock.fs.arrays import OwnerArrays
-from whoseblock.fs.base import Answer, FileId, Owner, Paths, Progress, no_progress
-from whoseblock.fs.driver import Capability, FileFacts, IndexLeaf, IndexSize, ReverseMap
+from whoseblock.fs.arrays import OwnerArrays, as_columns, row_dtype
+from whoseblock.fs.base import (
+    Answer,
+    FileId,
+    Owner,
+    Paths,
+    Progress,
+    distinct,
+    no_progress,
+)
+from whoseblock.fs.driver import Allocation, Capability, FileFacts, IndexLeaf, IndexSize, ReverseMap
 from whoseblock.fs.driver import Volume as VolumeProtocol
-from whoseblock.fs.pieces import FILE, Piece
+from whoseblock.fs.pieces import FILE, FREE, Piece
 from whoseblock.fs.stream import ROW_BUDGET, AnswerColumns, LeadingRows, join_rows
 from whoseblock.fs.xfs.counters import ALWAYS_COMPARED, SummaryCounters
 from whoseblock.fs.xfs.format.inode import XFS_DIFLAG_APPEND, XFS_DIFLAG_IMMUTABLE
-from whoseblock.fs.xfs.format.superblock import XFS_SB_VERSION_5
 from whoseblock.fs.xfs.inodes import InodeTable
 from whoseblock.fs.xfs.log import log_note
-from whoseblock.fs.xfs.notes import NO_RMAP_NOTE, REALTIME_REMARK, repair_advice
+from whoseblock.fs.xfs.notes import REALTIME_REMARK, repair_advice
 from whoseblock.fs.xfs.owners.answers import AnswerMaker
 from whoseblock.fs.xfs.owners.cuts import Cut, find_cuts
 from whoseblock.fs.xfs.owners.finder import OwnerFinder
@@ -38,6 +45,9 @@ from whoseblock.ranges import RangeList
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
+
+    from whoseblock.fs.xfs.owners.rescan import Rescan
+    from whoseblock.fs.xfs.owners.scanned import ScannedRecords
 
 __all__ = ["XfsFilesystem"]
 
@@ -84,13 +94,15 @@ class XfsFilesystem(Closing, VolumeProtocol):
 
     @property
     def reverse_map(self) -> ReverseMap:
-        """The way owners are found: in the reverse-mapping btree, if there is one."""
-        return "index" if self.volume.sb.has_rmapbt else "none"
+        """The way owners are found: in the reverse-mapping btree, or by a scan of all inodes."""
+        if self.volume.sb.has_rmapbt:
+            return "index"
+        return "scan"
 
     @property
     def capabilities(self) -> frozenset[Capability]:
         """The capabilities that repairs may rely on; doubts forbid repairs in any case."""
-        return frozenset({Capability.ZERO_FREE})
+        return frozenset({Capability.ZERO_FREE} if self.volume.sb.has_rmapbt else ())
 
     @property
     def unused_companions(self) -> dict[str, str]:
@@ -131,13 +143,6 @@ class XfsFilesystem(Closing, VolumeProtocol):
         """The notes that make every answer incomplete, except for those about headers of groups."""
         sb = self.volume.sb
         notes = [*self._told, *self._superblock_notes]
-        if sb.version != XFS_SB_VERSION_5:
-            notes.append(
-                f"XFS version {sb.version} has neither a reverse mapping nor checksums: the"
-                " owner of a block is not known without reading every inode"
-            )
-        elif not sb.has_rmapbt:
-            notes.append(NO_RMAP_NOTE)
         if sb.inprogress:
             notes.append("mkfs.xfs has not finished making the filesystem")
         if sb.needs_repair:
@@ -167,6 +172,9 @@ class XfsFilesystem(Closing, VolumeProtocol):
         """
         self._check_open()
         start, length = check_within(start, length, self._media.name, self.device_size)
+        if self.rescans or self._finder.scanned is not None:
+            (answer,) = self.owners_many([(start, length)], paths=paths)
+            return answer
         notes: list[str] = []
         pieces = self._finder.find(start, length, notes)
         known = self.paths_many(_inodes_of(pieces)) if paths else {}
@@ -191,12 +199,61 @@ class XfsFilesystem(Closing, VolumeProtocol):
         known: dict[int, Paths] = {}
         while batch := list(islice(wanted, _BATCH)):
             self._check_open()
+            if self.rescans and self.volume.sb.has_rmapbt:
+                yield from self._rescanned(batch, known, paths=paths)
+                continue
+            if scanned := self._finder.scanned:
+                scanned.prepare(batch, self._report, may_scan=self.scans)
             cuts = find_cuts(self._finder, RangeList.of(batch), self.row_budget)
             cuts = self._with_paths(cuts, known) if paths else cuts
-            yield from self._answers.of_cuts(cuts, known, self.row_budget)
+            if scanned is None:
+                yield from self._answers.of_cuts(cuts, known, self.row_budget)
+            else:
+                yield from self._scanned_answers(scanned, cuts, known)
+
+    def _scanned_answers(
+        self, scanned: "ScannedRecords", cuts: Iterable[Cut], known: dict[int, Paths]
+    ) -> Iterator[LeadingRows | Answer]:
+        """Make answers, with a remark where they took the scan."""
+        remarks = (*self.remarks, scanned.remark) if scanned.remark else self.remarks
+        makers = self._answers, AnswerMaker(self.volume, self.doubts, remarks)
+        for cut in cuts:
+            took = [scanned.needs_scan(*question) for question in cut.questions]
+            at = 0
+            for needed, group in groupby(took):
+                end = at + len(list(group))
+                part = Cut(cut.questions[at:end], None, cut.single[at:end])
+                yield from makers[needed].of_cuts([part], known, self.row_budget)
+                at = end
+
+    def _rescanned(
+        self, batch: list[tuple[int, int]], known: dict[int, Paths], *, paths: bool
+    ) -> Iterator[LeadingRows | Answer]:
+        """Answer questions by the rmap btree, and by a scan where it is damaged."""
+        singles = self._rescan.find(batch, self._report)
+        if paths:
+            for single in singles:
+                self._learn(set(_inodes_of(single.pieces)), known)
+        for question, (pieces, notes, remark) in zip(batch, singles, strict=True):
+            remarks = (*self.remarks, remark) if remark else self.remarks
+            maker = AnswerMaker(self.volume, self.doubts, remarks)
+            cut = Cut(RangeList.of([question]), None, [(pieces, notes)])
+            yield from maker.of_cuts([cut], known, self.row_budget)
+
+    @cached_property
+    def _rescan(self) -> "Rescan":
+        from whoseblock.fs.xfs.owners.rescan import Rescan
+
+        return Rescan(self._finder, self.volume, self.inodes)
+
+    def _report(self, inodes: int) -> None:
+        self.progress("inodes scanned", inodes, self.volume.sb.icount)
 
     def columns_stream(self, ranges: RangeList) -> Iterator[LeadingRows | Answer | AnswerColumns]:
         """Answer like `owners_stream`, without paths, many short answers as columns."""
+        if self.rescans or self._finder.scanned is not None:
+            yield from self.owners_stream(ranges, paths=False)
+            return
         for at in range(0, len(ranges), _BATCH):
             self._check_open()
             batch = ranges[at : at + _BATCH]
@@ -239,10 +296,56 @@ class XfsFilesystem(Closing, VolumeProtocol):
 
         self._check_open()
         low, length = check_columns(starts, lengths, self._media.name, self.device_size)
+        if self._finder.scanned is not None:
+            return self._scanned_arrays(list(zip(low.tolist(), length.tolist(), strict=True)))
         arrays = find_all(self._finder, low, length, _HELD * self.row_budget)
         if self.doubts:
             arrays.complete[:] = False
         return arrays
+
+    def _scanned_arrays(self, ranges: list[tuple[int, int]]) -> OwnerArrays:
+        """Answer ranges with one scan, as columns."""
+        import numpy as np
+
+        if self._finder.scanned is not None:
+            self._finder.scanned.prepare(ranges, self._report, may_scan=self.scans)
+        # As columns, rows take a tenth of the memory that they take as objects.
+        parts = [np.empty(0, row_dtype())]
+        said: dict[int, tuple[str, ...]] = {}
+        for number, (start, length) in enumerate(ranges):
+            notes: list[str] = []
+            pieces = self._finder.find(start, length, notes)
+            parts.append(np.array([(number, *piece) for piece in pieces], row_dtype()))
+            if notes:
+                said[number] = distinct(notes)
+        complete = np.full(len(ranges), not self.doubts)
+        complete[list(said)] = False
+        return as_columns(np.concatenate(parts), complete, said)
+
+    def allocation(self, ranges: Iterable[tuple[int, int]]) -> Iterator[Allocation]:
+        """Yield which parts of the ranges are free; that takes no scan."""
+        scanned = self._finder.scanned
+        if scanned is None:
+            yield from super().allocation(ranges)
+            return
+        from whoseblock.fs.xfs.owners.scanned import NOT_SCANNED
+
+        wanted = checked_ranges(ranges, self._media.name, self.device_size)
+        while batch := list(islice(wanted, _BATCH)):
+            # Without checksums, free space needs a scan, too.
+            may_scan = self.scans and not self.volume.has_crc
+            scanned.prepare(batch, self._report, may_scan=may_scan)
+            for start, length in batch:
+                notes: list[str] = []
+                pieces = self._finder.find(start, length, notes)
+                certain = not self.doubts and set(notes) <= {NOT_SCANNED}
+                for piece in pieces:
+                    is_free = certain and piece.kind == FREE
+                    yield Allocation(piece.start, piece.length, is_free)
+
+    def scan_instead(self) -> None:
+        """Find owners by a scan of all inodes from now on, even if there is a reverse map."""
+        self._finder.scan_instead()
 
     def files(self, files: Iterable[FileId]) -> dict[FileId, FileFacts]:
         """Return the facts of files; one whose inode cannot be read is left out."""

@@ -1,5 +1,6 @@
 """Reading inodes, verified, and the blocks of their forks."""
 
+import stat
 from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 
@@ -7,21 +8,24 @@ from whoseblock.errors import BlockError, CorruptError
 from whoseblock.fs.xfs.format.btree import (
     BMBT_REC,
     LONG_HEADER,
+    LONG_HEADER_SIZE,
     XFS_BMAP_CRC_MAGIC,
+    XFS_BMAP_MAGIC,
     XFS_BTREE_LBLOCK_CRC_OFF,
     XFS_BTREE_MAXLEVELS,
     BmbtRec,
 )
 from whoseblock.fs.xfs.format.checksum import crc_matches
 from whoseblock.fs.xfs.format.inode import (
-    DINODE,
     XFS_DINODE_CRC_OFF,
     XFS_DINODE_FMT_BTREE,
+    XFS_DINODE_FMT_DEV,
     XFS_DINODE_FMT_EXTENTS,
     XFS_DINODE_FMT_LOCAL,
     XFS_DINODE_MAGIC,
     Dinode,
     Fork,
+    parse_inode,
 )
 from whoseblock.fs.xfs.volume import Volume
 
@@ -37,6 +41,17 @@ _VERSION_AT: Final = 4
 _INO_AT: Final = 152
 _UUID_AT: Final = 160
 _BMDR_HEADER: Final = 4
+_MAPPED: Final = (XFS_DINODE_FMT_EXTENTS, XFS_DINODE_FMT_BTREE)
+_ATTR_FORMATS: Final = (XFS_DINODE_FMT_LOCAL, *_MAPPED)
+#: The formats that a data fork may have, by the type of the file.
+_FORMATS: Final = {
+    stat.S_IFREG: _MAPPED,
+    stat.S_IFDIR: _ATTR_FORMATS,
+    stat.S_IFLNK: _ATTR_FORMATS,
+    **dict.fromkeys(
+        (stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO, stat.S_IFSOCK), (XFS_DINODE_FMT_DEV,)
+    ),
+}
 
 
 class LoadedInode(NamedTuple):
@@ -49,6 +64,26 @@ class LoadedInode(NamedTuple):
     def fork_bytes(self, fork: Fork) -> bytes:
         """Return the bytes of a fork that lie in the inode."""
         return self.raw[fork.offset : fork.offset + fork.size]
+
+
+def _fault_of_old(raw: bytes | memoryview) -> str:
+    """Return what is wrong with an inode that has no checksum, "" if nothing is.
+
+    The kernel refuses the same (``xfs_dinode_verify``).
+    """
+    if not 0 < raw[_VERSION_AT] < 3:  # noqa: PLR2004 - versions 1 and 2
+        return f"version {raw[_VERSION_AT]}"
+    core = parse_inode(raw)
+    kind = stat.S_IFMT(core.mode)
+    if not core.mode:
+        return ""
+    if core.format not in _FORMATS.get(kind, ()):
+        return f"mode {core.mode:o} and a data fork of format {core.format}"
+    if core.forkoff * 8 >= len(raw) - core.length:
+        return "an attribute fork past its end"
+    if core.forkoff and core.aformat not in _ATTR_FORMATS:
+        return f"an attribute fork of format {core.aformat}"
+    return ""
 
 
 class Extent(NamedTuple):
@@ -79,25 +114,26 @@ class InodeTable:
 
     def verified(self, ino: int, raw: bytes, start: int) -> LoadedInode:
         """Verify the inode ``ino`` that was read from byte ``start``; raises `CorruptError`."""
-        if fault := self._fault(ino, raw):
+        if fault := self.fault(ino, raw):
             raise CorruptError(f"inode {ino}", start, fault)
         if len(self._cache) >= _CACHED_INODES:
             self._cache.clear()
-        inode = self._cache[ino] = LoadedInode(DINODE.unpack_from(raw), raw, start)
+        inode = self._cache[ino] = LoadedInode(parse_inode(raw), raw, start)
         return inode
 
-    def _fault(self, ino: int, raw: bytes | memoryview) -> str:
+    def fault(self, ino: int, raw: bytes | memoryview) -> str:
+        """Return what is wrong with the bytes of an inode, "" if nothing is."""
         if raw[:2] != _MAGIC_BYTES:
             return "wrong magic number"
+        if not self.volume.has_crc:
+            return _fault_of_old(raw)
         if raw[_VERSION_AT] != 3:  # noqa: PLR2004 - version 5 filesystems have inodes of version 3
             return f"version {raw[_VERSION_AT]}"
         if not crc_matches(raw, XFS_DINODE_CRC_OFF):
             return "checksum mismatch"
         if raw[_INO_AT:_UUID_AT] != ino.to_bytes(8, "big"):
             return "it is another inode"
-        if raw[_UUID_AT : _UUID_AT + 16] != self.volume.uuid:
-            return "of another filesystem"
-        return ""
+        return "" if raw[_UUID_AT : _UUID_AT + 16] == self.volume.uuid else "of another filesystem"
 
     def read_many(
         self, inodes: Iterable[int]
@@ -118,7 +154,7 @@ class InodeTable:
                 continue
             for ino, start in run:
                 raw = whole[start - first : start - first + self.volume.inode_size]
-                if fault := self._fault(ino, raw):
+                if fault := self.fault(ino, raw):
                     faults[ino] = str(CorruptError(f"inode {ino}", start, fault))
                 else:
                     found[ino] = raw
@@ -179,6 +215,7 @@ class InodeTable:
         most = (len(root) - _BMDR_HEADER) // 16
         if not 0 < level < XFS_BTREE_MAXLEVELS or not 0 < count <= most:
             raise CorruptError(f"inode {ino}", start, "impossible root of the extent map")
+        header = LONG_HEADER.size if self.volume.has_crc else LONG_HEADER_SIZE
         todo = [(child, level - 1) for child in self._children(root, _BMDR_HEADER, most, count)]
         seen: set[int] = set()
         while todo:
@@ -188,10 +225,10 @@ class InodeTable:
                 raise CorruptError(f"extent map of inode {ino}", start, "reached twice")
             seen.add(fsbno)
             if level == 0:
-                yield from self._decode_extents(ino, block, LONG_HEADER.size, count, start)
+                yield from self._decode_extents(ino, block, header, count, start)
                 continue
-            most = (len(block) - LONG_HEADER.size) // 16
-            children = self._children(block, LONG_HEADER.size, most, count)
+            most = (len(block) - header) // 16
+            children = self._children(block, header, most, count)
             todo += [(child, level - 1) for child in children]
 
     @staticmethod
@@ -211,15 +248,19 @@ class InodeTable:
             raise CorruptError(title, 0, f"there can be no block {fsbno}")
         block = volume.read("bmbt", start, volume.block_size)
         header = LONG_HEADER.unpack_from(block)
+        has_crc = volume.has_crc
+        size = LONG_HEADER.size if has_crc else LONG_HEADER_SIZE
         record_size = 16
         faults = {
-            "wrong magic number": header.magic != XFS_BMAP_CRC_MAGIC,
-            "checksum mismatch": not crc_matches(block, XFS_BTREE_LBLOCK_CRC_OFF),
+            "wrong magic number": header.magic
+            != (XFS_BMAP_CRC_MAGIC if has_crc else XFS_BMAP_MAGIC),
+            "checksum mismatch": has_crc and not crc_matches(block, XFS_BTREE_LBLOCK_CRC_OFF),
             "wrong level": header.level != level,
-            "more records than fit": header.numrecs
-            > (volume.block_size - LONG_HEADER.size) // record_size,
+            "more records than fit": header.numrecs > (volume.block_size - size) // record_size,
         }
-        volume.verify(title, start, faults | volume.ownership_faults(header, ino, start))
+        if has_crc:
+            faults |= volume.ownership_faults(header, ino, start)
+        volume.verify(title, start, faults)
         return block, header.numrecs, start
 
     def _decode_extents(

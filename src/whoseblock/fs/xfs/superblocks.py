@@ -138,7 +138,9 @@ def open_superblock(media: Media) -> FoundSuperblock:
                 f"the copy of the superblock at byte {copy.start} may be of a former filesystem:"
                 f" {copy.confirmed} of {copy.compared} headers of allocation groups confirm it"
             )
-    if sb.version != XFS_SB_VERSION_5:
+    if unsupported := sb.unsupported:
+        raise UnsupportedError(f"{media.name!r} is XFS with {unsupported}, which is not read")
+    if not sb.has_crc:
         return FoundSuperblock(sb, tuple(notes))
     if sb.unknown_incompat:
         raise UnsupportedError(

@@ -31,11 +31,13 @@ __all__ = ["MOST_LOST_GROUPS", "DisputedEnd", "Volume"]
 KINDS: Final = {
     "agf": "AGF of AG",
     "agi": "AGI of AG",
+    "agfl": "AGFL of AG",
     "rmapbt": "rmap btree block",
     "bnobt": "free-space btree block",
     "cntbt": "free-space btree (by size) block",
     "refcountbt": "refcount btree block",
     "inobt": "inode btree block",
+    "finobt": "free-inode btree block",
     "bmbt": "extent map block",
     "inode": "inode",
     "inode-chunk": "inode chunk",
@@ -86,6 +88,8 @@ class Volume:
         self.block_size = sb.blocksize
         self.inode_size = sb.inodesize
         self.uuid = sb.metadata_uuid
+        #: Whether metadata has checksums, and says whose it is and where it belongs.
+        self.has_crc = sb.has_crc
         self.size = sb.dblocks * sb.blocksize
         self.ag_bytes = sb.agblocks * sb.blocksize
         self.agino_bits = sb.agblklog + sb.inopblog
@@ -156,7 +160,7 @@ class Volume:
     def describe(self, kind: str, start: int) -> str:
         """Name the block of a kind that is at byte ``start``."""
         agno, offset = divmod(start, self.ag_bytes)
-        if kind in ("agf", "agi"):
+        if kind in ("agf", "agi", "agfl"):
             return f"{KINDS[kind]} {agno}"
         if kind in ("inode", "inode-chunk"):
             return f"{KINDS[kind]} {self.join_inode(agno, offset // self.inode_size)}"
@@ -197,14 +201,14 @@ class Volume:
     def _keep_agf(self, agno: int, start: int, raw: bytes) -> None:
         """Verify an AGF, and keep it; raises `CorruptError`."""
         agf = AGF.unpack_from(raw)
-        faults = {"checksum mismatch": not crc_matches(raw, XFS_AGF_CRC_OFF)}
+        faults = {"checksum mismatch": self.has_crc and not crc_matches(raw, XFS_AGF_CRC_OFF)}
         self._verify_header("agf", start, agf, XFS_AGF_MAGIC, faults)
         self._agfs[agno] = agf
 
     def _keep_agi(self, agno: int, start: int, raw: bytes) -> None:
         """Verify an AGI, and keep it; raises `CorruptError`."""
         agi = AGI.unpack_from(raw)
-        faults = {"checksum mismatch": not crc_matches(raw, XFS_AGI_CRC_OFF)}
+        faults = {"checksum mismatch": self.has_crc and not crc_matches(raw, XFS_AGI_CRC_OFF)}
         self._verify_header("agi", start, agi, XFS_AGI_MAGIC, faults)
         self._agis[agno] = agi
 
@@ -220,7 +224,7 @@ class Volume:
         wrong = {
             "wrong magic number": header.magicnum != magic,
             **faults,
-            "of another filesystem": header.uuid != self.uuid,
+            "of another filesystem": self.has_crc and header.uuid != self.uuid,
             "of another allocation group": header.seqno != agno,
             "wrong length of the group": header.length != self.ag_blocks(agno),
         }

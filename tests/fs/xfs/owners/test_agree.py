@@ -14,7 +14,7 @@ from whoseblock.fs.xfs.format.btree import (
     XFS_RMAP_OWN_AG,
 )
 from whoseblock.fs.xfs.owners.agree import miscounted, size_keys, within_chunks
-from whoseblock.fs.xfs.owners.crosscheck import Claim, Part, _inode_blocks, _segments
+from whoseblock.fs.xfs.owners.crosscheck import Claim, Part, _segments, inode_blocks
 
 BLOCKS = 60
 
@@ -107,7 +107,7 @@ def test_blocks_of_chunks_with_holes(
     assert there == {
         block
         for start, holes in chunks
-        for first, after in _inode_blocks(start, holes, log)
+        for first, after in inode_blocks(start, holes, log)
         for block in range(first, after)
     }
 

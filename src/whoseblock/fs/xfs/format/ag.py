@@ -4,12 +4,14 @@ from typing import Annotated, Final, NamedTuple
 
 from whoseblock.fs.layout import Be32, Be64, Bytes4, Layout, Uuid
 
-__all__ = ["AGF", "AGI", "Agf", "Agi"]
+__all__ = ["AGF", "AGFL", "AGI", "Agf", "Agi"]
 
 XFS_AGF_MAGIC: Final = 0x58414746  # "XAGF"
 XFS_AGI_MAGIC: Final = 0x58414749  # "XAGI"
+XFS_AGFL_MAGIC: Final = 0x5841464C  # "XAFL"
 XFS_AGF_CRC_OFF: Final = 216
 XFS_AGI_CRC_OFF: Final = 312
+XFS_AGFL_CRC_OFF: Final = 32
 XFS_AGI_UNLINKED_BUCKETS: Final = 64
 NULLAGINO: Final = 0xFFFFFFFF
 
@@ -78,5 +80,16 @@ class Agi(NamedTuple):
         ]
 
 
+class AgflHeader(NamedTuple):
+    """``struct xfs_agfl``, up to the block numbers."""
+
+    magicnum: Be32
+    seqno: Be32
+    uuid: Uuid
+    lsn: Be64
+    crc: Bytes4
+
+
 AGF: Final = Layout(Agf)
 AGI: Final = Layout(Agi)
+AGFL: Final = Layout(AgflHeader)

@@ -17,11 +17,16 @@ __all__ = [
     "DaBlockInfo",
     "ParentRec",
     "RemoteHeader",
+    "da_header",
     "leaf_attributes",
     "node_children",
+    "node_header_size",
     "short_attributes",
 ]
 
+#: Version 4 has these, and headers without what begins with ``crc``.
+XFS_DA_NODE_MAGIC: Final = 0xFEBE
+XFS_ATTR_LEAF_MAGIC: Final = 0xFBEE
 XFS_DA3_NODE_MAGIC: Final = 0x3EBE
 XFS_ATTR3_LEAF_MAGIC: Final = 0x3BEE
 XFS_ATTR3_RMT_MAGIC: Final = 0x5841524D  # "XARM"
@@ -41,6 +46,10 @@ XFS_XATTR_SIZE_MAX: Final = 1 << 16
 _SHORT_HDR = struct.Struct(">HB x")
 _LEAF_HDR_SIZE = 80
 _NODE_HDR_SIZE = 64
+#: The header without a checksum: ``struct xfs_da_blkinfo``, and the numbers behind it.
+_DA_HEAD_2 = struct.Struct(">IIHHHH")
+_LEAF_HDR_SIZE_2 = 32
+_NODE_HDR_SIZE_2 = _DA_HEAD_2.size
 _LOCAL_HEAD = struct.Struct(">HB")
 _REMOTE_HEAD = struct.Struct(">IIB")
 
@@ -142,20 +151,36 @@ def short_attributes(fork: bytes, start: int) -> list[Attribute]:
     return found
 
 
-def leaf_attributes(block: bytes, count: int, start: int) -> Iterator[Attribute]:
+def da_header(block: bytes, *, has_crc: bool) -> DaBlockInfo:
+    """Decode the header of a node or leaf; what version 4 has not is 0."""
+    if has_crc:
+        return DA_BLOCK.unpack_from(block)
+    forw, back, magic, pad, entries, level = _DA_HEAD_2.unpack_from(block)
+    return DaBlockInfo(forw, back, magic, pad, b"", 0, 0, b"", 0, entries, level)
+
+
+def node_header_size(*, has_crc: bool) -> int:
+    """Return the length of the header of nodes, and of leaves of the index of a directory."""
+    return _NODE_HDR_SIZE if has_crc else _NODE_HDR_SIZE_2
+
+
+def leaf_attributes(
+    block: bytes, count: int, start: int, *, has_crc: bool = True
+) -> Iterator[Attribute]:
     """Decode the ``count`` attributes of a leaf block whose header has been verified.
 
     Raises `CorruptError` for one that does not fit, after those before it were given.
     """
     size = len(block)
-    if _LEAF_HDR_SIZE + count * ATTR_LEAF_ENTRY.size > size:
+    header = _LEAF_HDR_SIZE if has_crc else _LEAF_HDR_SIZE_2
+    if header + count * ATTR_LEAF_ENTRY.size > size:
         raise CorruptError("attribute leaf", start, "more entries than fit")
-    flat = ATTR_LEAF_ENTRY.unpack_many(block, _LEAF_HDR_SIZE, count)
+    flat = ATTR_LEAF_ENTRY.unpack_many(block, header, count)
     for at, flags_pad in zip(flat[1::3], flat[2::3], strict=True):
         flags = flags_pad >> 8
         head = _LOCAL_HEAD if flags & XFS_ATTR_LOCAL else _REMOTE_HEAD
         name_at = at + head.size
-        if at < _LEAF_HDR_SIZE or name_at > size:
+        if at < header or name_at > size:
             raise CorruptError("attribute leaf", start, f"no entry can be at {at}")
         if flags & XFS_ATTR_LOCAL:
             valuelen, namelen = head.unpack_from(block, at)
@@ -171,8 +196,9 @@ def leaf_attributes(block: bytes, count: int, start: int) -> Iterator[Attribute]
         yield found
 
 
-def node_children(block: bytes, count: int, start: int) -> tuple[int, ...]:
+def node_children(block: bytes, count: int, start: int, *, has_crc: bool = True) -> tuple[int, ...]:
     """Return the fork blocks below a node block; raises `CorruptError`."""
-    if count == 0 or _NODE_HDR_SIZE + count * DA_NODE_ENTRY.size > len(block):
+    header = node_header_size(has_crc=has_crc)
+    if count == 0 or header + count * DA_NODE_ENTRY.size > len(block):
         raise CorruptError("attribute node", start, "impossible number of entries")
-    return DA_NODE_ENTRY.unpack_many(block, _NODE_HDR_SIZE, count)[1::2]
+    return DA_NODE_ENTRY.unpack_many(block, header, count)[1::2]

@@ -26,9 +26,17 @@ __all__ = [
     "ShortHeader",
 ]
 
+#: Version 4 has other magic numbers, and headers without what begins with ``blkno``.
+XFS_ABTB_MAGIC: Final = 0x41425442  # "ABTB"
+XFS_ABTC_MAGIC: Final = 0x41425443  # "ABTC"
+XFS_IBT_MAGIC: Final = 0x49414254  # "IABT"
+XFS_BMAP_MAGIC: Final = 0x424D4150  # "BMAP"
+SHORT_HEADER_SIZE: Final = 16
+LONG_HEADER_SIZE: Final = 24
 XFS_ABTB_CRC_MAGIC: Final = 0x41423342  # "AB3B"
 XFS_ABTC_CRC_MAGIC: Final = 0x41423343  # "AB3C"
 XFS_IBT_CRC_MAGIC: Final = 0x49414233  # "IAB3"
+XFS_FIBT_CRC_MAGIC: Final = 0x46494233  # "FIB3"
 XFS_RMAP_CRC_MAGIC: Final = 0x524D4233  # "RMB3"
 XFS_REFC_CRC_MAGIC: Final = 0x52334643  # "R3FC"
 XFS_BMAP_CRC_MAGIC: Final = 0x424D4133  # "BMA3"

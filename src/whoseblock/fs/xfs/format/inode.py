@@ -5,14 +5,16 @@ from typing import Final, NamedTuple
 
 from whoseblock.fs.layout import S8, U8, Be16, Be32, Be64, Bytes4, Bytes12, Layout, Uuid
 
-__all__ = ["ATTR_FORK", "DATA_FORK", "DINODE", "Dinode", "Fork"]
+__all__ = ["ATTR_FORK", "DATA_FORK", "DINODE", "Dinode", "Fork", "parse_inode"]
 
 XFS_DINODE_MAGIC: Final = 0x494E  # "IN"
 XFS_DINODE_CRC_OFF: Final = 100
+XFS_DINODE_FMT_DEV: Final = 0
 XFS_DINODE_FMT_LOCAL: Final = 1
 XFS_DINODE_FMT_EXTENTS: Final = 2
 XFS_DINODE_FMT_BTREE: Final = 3
 XFS_DINODE_FMT_META_BTREE: Final = 5
+XFS_DIFLAG_REALTIME: Final = 1 << 0
 XFS_DIFLAG_IMMUTABLE: Final = 1 << 3
 XFS_DIFLAG_APPEND: Final = 1 << 4
 XFS_DIFLAG2_REFLINK: Final = 1 << 1
@@ -25,6 +27,13 @@ _NSEC_PER_SEC = 1_000_000_000
 
 DATA_FORK: Final = "data"
 ATTR_FORK: Final = "attr"
+
+
+#: Before version 3, what begins with ``crc`` is not there...
+XFS_DINODE_SIZE_2: Final = 100
+XFS_DINODE_VERSION_3: Final = 3
+#: ... and version 1 has the number of links where later ones have ``metatype``.
+_VERSION_1: Final = 1
 
 
 class Fork(NamedTuple):
@@ -90,6 +99,11 @@ class Dinode(NamedTuple):
         """Whether it is a file of the metadata directory tree, which no path reaches."""
         return bool(self.flags2 & XFS_DIFLAG2_METADATA)
 
+    @property
+    def length(self) -> int:
+        """The number of bytes before the forks."""
+        return DINODE.size if self.version >= XFS_DINODE_VERSION_3 else XFS_DINODE_SIZE_2
+
     def time_ns(self, raw: int) -> int:
         """Convert one of the ``raw_…time`` fields to nanoseconds since 1970."""
         if self.flags2 & XFS_DIFLAG2_BIGTIME:
@@ -102,16 +116,34 @@ class Dinode(NamedTuple):
     def fork(self, which: str, inode_size: int) -> Fork | None:
         """Find a fork: "data" or "attr"; None if there is no such fork."""
         wide = self.flags2 & XFS_DIFLAG2_NREXT64
-        data_size = self.forkoff * 8 or inode_size - DINODE.size
+        data_size = self.forkoff * 8 or inode_size - self.length
         if which == DATA_FORK:
             nextents = self.big_nextents if wide else self.nextents
-            return Fork(DINODE.size, data_size, self.format, nextents)
+            return Fork(self.length, data_size, self.format, nextents)
         if self.forkoff == 0:
             return None
-        start = DINODE.size + data_size
+        start = self.length + data_size
         # With large extent counts the 32 bits that held the data fork's count hold this one.
         nextents = self.nextents if wide else self.anextents
         return Fork(start, inode_size - start, self.aformat, nextents)
 
 
 DINODE: Final = Layout(Dinode)
+
+
+def parse_inode(raw: bytes | memoryview) -> Dinode:
+    """Decode an inode of any version; what its version has not is 0."""
+    core: Dinode = DINODE.unpack_from(raw)
+    if core.version >= XFS_DINODE_VERSION_3:
+        return core
+    return core._replace(
+        nlink=core.metatype if core.version == _VERSION_1 else core.nlink,
+        metatype=0,
+        big_nextents=0,
+        changecount=0,
+        lsn=0,
+        flags2=0,
+        cowextsize=0,
+        raw_crtime=0,
+        ino=0,
+    )

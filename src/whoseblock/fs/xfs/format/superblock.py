@@ -12,12 +12,26 @@ XFS_SB_MAGIC: Final = 0x58465342  # "XFSB"
 XFS_SB_CRC_OFF: Final = 224
 NULLFSINO: Final = (1 << 64) - 1
 XFS_SB_VERSION_NUMBITS: Final = 0x000F
+XFS_SB_VERSION_4: Final = 4
 XFS_SB_VERSION_5: Final = 5
+XFS_SB_VERSION_ATTRBIT: Final = 0x0010
+XFS_SB_VERSION_NLINKBIT: Final = 0x0020
+XFS_SB_VERSION_SHAREDBIT: Final = 0x0200
+XFS_SB_VERSION_EXTFLGBIT: Final = 0x1000
+XFS_SB_VERSION_DIRV2BIT: Final = 0x2000
 XFS_SB_VERSION_BORGBIT: Final = 0x4000
+XFS_SB_VERSION_MOREBITSBIT: Final = 0x8000
+XFS_SB_VERSION2_LAZYSBCOUNTBIT: Final = 0x02
+XFS_SB_VERSION2_ATTR2BIT: Final = 0x08
+XFS_SB_VERSION2_FTYPE: Final = 0x200
+#: LAZYSBCOUNT, ATTR2, PROJID32 and FTYPE.
+XFS_SB_VERSION2_OKBITS: Final = 0x28A
 
+XFS_SB_FEAT_RO_COMPAT_FINOBT: Final = 1 << 0
 XFS_SB_FEAT_RO_COMPAT_RMAPBT: Final = 1 << 1
 XFS_SB_FEAT_RO_COMPAT_REFLINK: Final = 1 << 2
 
+XFS_SB_FEAT_INCOMPAT_FTYPE: Final = 1 << 0
 XFS_SB_FEAT_INCOMPAT_META_UUID: Final = 1 << 2
 XFS_SB_FEAT_INCOMPAT_NEEDSREPAIR: Final = 1 << 4
 XFS_SB_FEAT_INCOMPAT_PARENT: Final = 1 << 7
@@ -104,6 +118,49 @@ class Superblock(NamedTuple):
         return self.versionnum & XFS_SB_VERSION_NUMBITS
 
     @property
+    def has_crc(self) -> bool:
+        """Whether metadata has checksums, and says whose it is (version 5)."""
+        return self.version == XFS_SB_VERSION_5
+
+    @property
+    def more_features(self) -> int:
+        """The second feature bits of version 4; old kernels wrote them to another place."""
+        if not self.versionnum & XFS_SB_VERSION_MOREBITSBIT:
+            return 0
+        return self.features2 | self.bad_features2
+
+    @property
+    def has_ftype(self) -> bool:
+        """Whether directories have the types of files."""
+        if self.has_crc:
+            return bool(self.features_incompat & XFS_SB_FEAT_INCOMPAT_FTYPE)
+        return bool(self.more_features & XFS_SB_VERSION2_FTYPE)
+
+    @property
+    def counts_lazily(self) -> bool:
+        """Whether the kernel sums up the counters of groups when it unmounts."""
+        return self.has_crc or bool(self.more_features & XFS_SB_VERSION2_LAZYSBCOUNTBIT)
+
+    @property
+    def unsupported(self) -> str:
+        """The feature of version 4 or older that is not read, "" if all are."""
+        bits, more = self.versionnum, self.more_features
+        if self.has_crc:
+            return ""
+        if self.version != XFS_SB_VERSION_4:
+            return f"version {self.version}"
+        refused = {
+            "directories of version 1": not bits & XFS_SB_VERSION_DIRV2BIT,
+            "extents without a state": not bits & XFS_SB_VERSION_EXTFLGBIT,
+            "inodes of version 1": not bits & XFS_SB_VERSION_NLINKBIT,
+            "a shared superblock": bool(bits & XFS_SB_VERSION_SHAREDBIT),
+            "attributes of version 1": bool(bits & XFS_SB_VERSION_ATTRBIT)
+            and not more & XFS_SB_VERSION2_ATTR2BIT,
+            f"features2 {more:#x}": bool(more & ~XFS_SB_VERSION2_OKBITS),
+        }
+        return next((name for name, true in refused.items() if true), "")
+
+    @property
     def ignores_case(self) -> bool:
         """Whether directories hash names as if ASCII letters were small (``ascii-ci=1``)."""
         return bool(self.versionnum & XFS_SB_VERSION_BORGBIT)
@@ -116,19 +173,26 @@ class Superblock(NamedTuple):
         )
 
     @property
+    def has_finobt(self) -> bool:
+        """Whether there is a btree of the chunks that have free inodes."""
+        return self.version == XFS_SB_VERSION_5 and bool(
+            self.features_ro_compat & XFS_SB_FEAT_RO_COMPAT_FINOBT
+        )
+
+    @property
     def has_reflink(self) -> bool:
         """Whether files may share blocks."""
-        return bool(self.features_ro_compat & XFS_SB_FEAT_RO_COMPAT_REFLINK)
+        return self.has_crc and bool(self.features_ro_compat & XFS_SB_FEAT_RO_COMPAT_REFLINK)
 
     @property
     def has_parent(self) -> bool:
         """Whether every file knows its names (parent pointers)."""
-        return bool(self.features_incompat & XFS_SB_FEAT_INCOMPAT_PARENT)
+        return self.has_crc and bool(self.features_incompat & XFS_SB_FEAT_INCOMPAT_PARENT)
 
     @property
     def needs_repair(self) -> bool:
         """Whether a repair or an upgrade was begun and not finished."""
-        return bool(self.features_incompat & XFS_SB_FEAT_INCOMPAT_NEEDSREPAIR)
+        return self.has_crc and bool(self.features_incompat & XFS_SB_FEAT_INCOMPAT_NEEDSREPAIR)
 
     @property
     def unknown_incompat(self) -> int:
@@ -138,7 +202,7 @@ class Superblock(NamedTuple):
     @property
     def metadata_uuid(self) -> bytes:
         """The UUID that metadata blocks carry, which changing the visible one leaves alone."""
-        if self.features_incompat & XFS_SB_FEAT_INCOMPAT_META_UUID:
+        if self.has_crc and self.features_incompat & XFS_SB_FEAT_INCOMPAT_META_UUID:
             return self.meta_uuid
         return self.uuid
 

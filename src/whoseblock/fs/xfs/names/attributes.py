@@ -6,20 +6,22 @@ from typing import Final, NamedTuple
 
 from whoseblock.errors import BlockError, CorruptError
 from whoseblock.fs.xfs.format.attr import (
-    DA_BLOCK,
     PARENT_REC,
     REMOTE_HEADER,
     XFS_ATTR3_LEAF_MAGIC,
     XFS_ATTR3_RMT_CRC_OFF,
     XFS_ATTR3_RMT_MAGIC,
     XFS_ATTR_INCOMPLETE,
+    XFS_ATTR_LEAF_MAGIC,
     XFS_ATTR_PARENT,
     XFS_DA3_CRC_OFF,
     XFS_DA3_NODE_MAGIC,
+    XFS_DA_NODE_MAGIC,
     XFS_DA_NODE_MAXDEPTH,
     XFS_SYMLINK_MAGIC,
     Attribute,
     DaBlockInfo,
+    da_header,
     leaf_attributes,
     node_children,
     short_attributes,
@@ -62,6 +64,9 @@ class Attributes:
     def __init__(self, volume: Volume, inodes: InodeTable) -> None:
         self.volume = volume
         self.inodes = inodes
+        self._leaf_magic = XFS_ATTR3_LEAF_MAGIC if volume.has_crc else XFS_ATTR_LEAF_MAGIC
+        #: The length of the header of remote values and links.
+        self._remote_header = REMOTE_HEADER.size if volume.has_crc else 0
 
     def parents(self, ino: int, most: int) -> list[ParentPointer]:
         """Return the parent pointers of an inode, or the first ones if there are more than most."""
@@ -113,7 +118,7 @@ class Attributes:
             length = extent.blocks * self.volume.block_size
             if extent.blocks > 1 and length > _LINK_EXTENT:
                 raise CorruptError(f"inode {ino}", inode.start, "more blocks than a link needs")
-            part = min(size - len(target), length - REMOTE_HEADER.size)
+            part = min(size - len(target), length - self._remote_header)
             if part > 0:
                 target += self._remote_part(
                     ino, extent.start, length, XFS_SYMLINK_MAGIC, len(target), part
@@ -139,10 +144,11 @@ class Attributes:
         seen: set[int] = set()
         while number is not None:
             start, block, header = self._da_block(ino, extents, number)
-            if number in seen or header.magic != XFS_ATTR3_LEAF_MAGIC:
+            if number in seen or header.magic != self._leaf_magic:
                 raise CorruptError(f"attribute leaf of inode {ino}", start, "not the next leaf")
             seen.add(number)
-            yield from leaf_attributes(block, header.entries, start)
+            has_crc = self.volume.has_crc
+            yield from leaf_attributes(block, header.entries, start, has_crc=has_crc)
             number = header.forw or None
 
     def _fork(self, ino: int) -> _Fork:
@@ -164,9 +170,10 @@ class Attributes:
         number = 0
         for _ in range(XFS_DA_NODE_MAXDEPTH):
             start, block, header = self._da_block(ino, extents, number)
-            if header.magic == XFS_ATTR3_LEAF_MAGIC:
+            if header.magic == self._leaf_magic:
                 return number
-            number = node_children(block, header.entries, start)[0]
+            has_crc = self.volume.has_crc
+            number = node_children(block, header.entries, start, has_crc=has_crc)[0]
         raise CorruptError(f"attributes of inode {ino}", start, "a tree too high")
 
     def _da_block(self, ino: int, extents: _Fork, number: int) -> tuple[int, bytes, DaBlockInfo]:
@@ -174,12 +181,15 @@ class Attributes:
         volume = self.volume
         start = self._where(ino, extents, number)
         block = volume.read("attr", start, volume.block_size)
-        header = DA_BLOCK.unpack_from(block)
+        has_crc = volume.has_crc
+        header = da_header(block, has_crc=has_crc)
+        node = XFS_DA3_NODE_MAGIC if has_crc else XFS_DA_NODE_MAGIC
         faults = {
-            "wrong magic number": header.magic not in (XFS_ATTR3_LEAF_MAGIC, XFS_DA3_NODE_MAGIC),
-            "checksum mismatch": not crc_matches(block, XFS_DA3_CRC_OFF),
+            "wrong magic number": header.magic not in (self._leaf_magic, node),
+            "checksum mismatch": has_crc and not crc_matches(block, XFS_DA3_CRC_OFF),
         }
-        faults |= volume.ownership_faults(header, ino, start)
+        if has_crc:
+            faults |= volume.ownership_faults(header, ino, start)
         volume.verify(f"attribute block of inode {ino}", start, faults)
         return start, block, header
 
@@ -198,7 +208,7 @@ class Attributes:
         size = self.volume.block_size
         value = b""
         while len(value) < length:
-            part = min(length - len(value), size - REMOTE_HEADER.size)
+            part = min(length - len(value), size - self._remote_header)
             start = self._where(ino, extents, number)
             value += self._remote_part(ino, start, size, XFS_ATTR3_RMT_MAGIC, len(value), part)
             number += 1
@@ -210,6 +220,8 @@ class Attributes:
         """Read ``size`` bytes that follow a header, which must say ``offset`` and ``size``."""
         volume = self.volume
         block = volume.read("remote", start, length)
+        if not volume.has_crc:
+            return block[:size]
         header = REMOTE_HEADER.unpack_from(block)
         faults = {
             "wrong magic number": header.magic != magic,

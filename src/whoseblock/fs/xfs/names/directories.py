@@ -8,12 +8,15 @@ from whoseblock.fs.xfs.format.checksum import crc_matches
 from whoseblock.fs.xfs.format.directory import (
     DIR_BLOCK,
     FILE_TYPES,
+    XFS_DIR2_BLOCK_MAGIC,
+    XFS_DIR2_DATA_MAGIC,
     XFS_DIR2_LEAF_OFFSET,
     XFS_DIR3_BLOCK_MAGIC,
     XFS_DIR3_DATA_CRC_OFF,
     XFS_DIR3_DATA_MAGIC,
     Entry,
     block_entries,
+    has_index,
     is_name,
     short_entries,
 )
@@ -32,8 +35,12 @@ _MOST_BAD_BLOCKS: Final = 64
 _NAMED_BAD_BLOCKS: Final = 4
 #: A search over a badly damaged device keeps so many faults in mind.
 _MOST_FAULTS: Final = 1000
+#: The magic numbers of blocks with entries, by whether metadata has checksums.
+_MAGICS: Final = {
+    True: (XFS_DIR3_BLOCK_MAGIC, XFS_DIR3_DATA_MAGIC),
+    False: (XFS_DIR2_BLOCK_MAGIC, XFS_DIR2_DATA_MAGIC),
+}
 #: What a directory says of the type of a file, by the highest four bits of the file's mode.
-_WITH_INDEX: Final = XFS_DIR3_BLOCK_MAGIC.to_bytes(4, "big")
 _FILE_TYPES: Final = tuple(FILE_TYPES.get(nibble << 12, 0) for nibble in range(16))
 
 
@@ -89,7 +96,7 @@ class Directories:
         if short := self._short(inode):
             return short[0]
         for block, start, _ in self._blocks(ino, Faults()):
-            for entry in block_entries(block, start):
+            for entry in block_entries(block, start, typed=self.volume.sb.has_ftype):
                 if entry.name == b"..":
                     return entry.inumber
             break
@@ -121,11 +128,12 @@ class Directories:
             if few and not any(needle in block for needle in needles):
                 continue
             try:
-                for entry in self._select(ino, block_entries(block, start), wanted, faults):
+                entries = block_entries(block, start, typed=self.volume.sb.has_ftype)
+                for entry in self._select(ino, entries, wanted, faults):
                     # A directory of one block has its index in that block.
                     if (
                         confirmed
-                        or block.startswith(_WITH_INDEX)
+                        or has_index(block)
                         or self._is_indexed(ino, entry, offset, faults)
                     ):
                         yield entry
@@ -142,7 +150,7 @@ class Directories:
                 continue
             if not is_name(entry.name):
                 why = "which cannot be a name"
-            elif entry.ftype != _FILE_TYPES[wanted[number] >> 12]:
+            elif entry.ftype not in (_FILE_TYPES[wanted[number] >> 12], -1):
                 why = "as another type of file than it is"
             else:
                 yield entry
@@ -186,7 +194,8 @@ class Directories:
         fork = inode.core.fork(DATA_FORK, self.volume.inode_size)
         if fork is None or fork.format != XFS_DINODE_FMT_LOCAL:
             return None
-        return short_entries(inode.fork_bytes(fork), inode.start)
+        typed = self.volume.sb.has_ftype
+        return short_entries(inode.fork_bytes(fork), inode.start, typed=typed)
 
     def _blocks(self, ino: int, faults: Faults) -> Iterator[tuple[bytes, int, int]]:
         """Yield the blocks that hold entries, verified.
@@ -248,8 +257,10 @@ class Directories:
         block = b"".join(volume.read("dir", at, length) for at, length in pieces)
         header = DIR_BLOCK.unpack_from(block)
         faults = {
-            "wrong magic number": header.magic not in (XFS_DIR3_BLOCK_MAGIC, XFS_DIR3_DATA_MAGIC),
-            "checksum mismatch": not crc_matches(block, XFS_DIR3_DATA_CRC_OFF),
+            "wrong magic number": header.magic not in _MAGICS[volume.has_crc],
+            "checksum mismatch": volume.has_crc and not crc_matches(block, XFS_DIR3_DATA_CRC_OFF),
         }
-        volume.verify(title, start, faults | volume.ownership_faults(header, ino, start))
+        if volume.has_crc:
+            faults |= volume.ownership_faults(header, ino, start)
+        volume.verify(title, start, faults)
         return block

@@ -11,15 +11,19 @@ from typing import Final, NamedTuple
 
 from whoseblock.errors import CorruptError
 from whoseblock.fs.xfs.format.attr import (
-    DA_BLOCK,
     XFS_DA3_CRC_OFF,
     XFS_DA3_NODE_MAGIC,
+    XFS_DA_NODE_MAGIC,
     XFS_DA_NODE_MAXDEPTH,
+    da_header,
+    node_header_size,
 )
 from whoseblock.fs.xfs.format.checksum import crc_matches
 from whoseblock.fs.xfs.format.directory import (
     XFS_DIR2_FREE_OFFSET,
+    XFS_DIR2_LEAF1_MAGIC,
     XFS_DIR2_LEAF_OFFSET,
+    XFS_DIR2_LEAFN_MAGIC,
     XFS_DIR3_LEAF1_MAGIC,
     XFS_DIR3_LEAFN_MAGIC,
     hash_of_name,
@@ -35,9 +39,13 @@ _MOST_EXTENTS: Final = 1 << 16
 _CACHED_BLOCKS: Final = 1024
 #: So many leaves in a row may have one hash.
 _MOST_LEAVES: Final = 1024
-_MAGICS: Final = (XFS_DIR3_LEAF1_MAGIC, XFS_DIR3_LEAFN_MAGIC, XFS_DA3_NODE_MAGIC)
-#: The header of nodes and of leaves, and one entry: a hash, and the place of a name or a block.
-_HEADER: Final = 64
+#: Nodes, and all magic numbers, by whether metadata has checksums.
+_NODES: Final = {True: XFS_DA3_NODE_MAGIC, False: XFS_DA_NODE_MAGIC}
+_MAGICS: Final = {
+    True: (XFS_DIR3_LEAF1_MAGIC, XFS_DIR3_LEAFN_MAGIC, XFS_DA3_NODE_MAGIC),
+    False: (XFS_DIR2_LEAF1_MAGIC, XFS_DIR2_LEAFN_MAGIC, XFS_DA_NODE_MAGIC),
+}
+#: One entry: a hash, and the place of a name or a block.
 _ENTRY: Final = struct.Struct(">II")
 #: Places count in units of so many bytes.
 _PLACE_UNIT: Final = 8
@@ -50,10 +58,11 @@ class _Block(NamedTuple):
     entries: int
     is_node: bool
     forw: int
+    header: int
 
     def entry(self, index: int) -> tuple[int, int]:
         """Return the hash and the place of an entry."""
-        found: tuple[int, int] = _ENTRY.unpack_from(self.raw, _HEADER + index * _ENTRY.size)
+        found: tuple[int, int] = _ENTRY.unpack_from(self.raw, self.header + index * _ENTRY.size)
         return found
 
     def first(self, wanted: int) -> int:
@@ -114,18 +123,21 @@ class HashIndex:
         pieces = self._pieces(number)
         raw = b"".join(volume.read("dir", at, length) for at, length in pieces)
         start = pieces[0][0]
-        header = DA_BLOCK.unpack_from(raw)
+        has_crc = volume.has_crc
+        header = da_header(raw, has_crc=has_crc)
+        size = node_header_size(has_crc=has_crc)
         faults = {
-            "wrong magic number": header.magic not in _MAGICS,
-            "checksum mismatch": not crc_matches(raw, XFS_DA3_CRC_OFF),
-            "more entries than fit": _HEADER + header.entries * _ENTRY.size > len(raw),
+            "wrong magic number": header.magic not in _MAGICS[has_crc],
+            "checksum mismatch": has_crc and not crc_matches(raw, XFS_DA3_CRC_OFF),
+            "more entries than fit": size + header.entries * _ENTRY.size > len(raw),
         }
-        faults |= volume.ownership_faults(header, self.ino, start)
+        if has_crc:
+            faults |= volume.ownership_faults(header, self.ino, start)
         volume.verify(self._name()[0], start, faults)
         if len(self._cache) >= _CACHED_BLOCKS:
             self._cache.clear()
-        is_node = header.magic == XFS_DA3_NODE_MAGIC
-        block = self._cache[number] = _Block(raw, header.entries, is_node, header.forw)
+        is_node = header.magic == _NODES[has_crc]
+        block = self._cache[number] = _Block(raw, header.entries, is_node, header.forw, size)
         return block
 
     def _pieces(self, number: int) -> list[tuple[int, int]]:

@@ -46,7 +46,17 @@ from whoseblock.fs.xfs.owners.maps import ExtentMaps
 from whoseblock.fs.xfs.owners.rows import classify
 from whoseblock.fs.xfs.volume import Volume
 
-__all__ = ["BY_FREE_SPACE", "Claim", "CrossCheck", "Part", "Trees", "most_counted", "static_blocks"]
+__all__ = [
+    "BY_FREE_SPACE",
+    "Claim",
+    "CrossCheck",
+    "Part",
+    "ScanCheck",
+    "Trees",
+    "inode_blocks",
+    "most_counted",
+    "static_blocks",
+]
 
 #: Metadata that only the free-space btree can confirm: that its blocks are in use.
 BY_FREE_SPACE: Final = frozenset({AG, INODE_BTREE, REFCOUNT_BTREE})
@@ -95,10 +105,15 @@ def static_blocks(volume: Volume) -> int:
 class CrossCheck:
     """Compares what the rmap btree says with the other structures."""
 
+    #: The source of the claims, for notes.
+    source = "the rmap btree"
+
     def __init__(self, volume: Volume, trees: Trees, maps: ExtentMaps) -> None:
         self.volume = volume
         self.trees = trees
         self.maps = maps
+        #: The notes about numbers of owners, which the caller clears.
+        self.miscounts: list[str] = []
 
     def needs_counts(self, claims: list[Claim]) -> bool:
         """Return whether the refcount btree must be descended for the claims on a part.
@@ -162,7 +177,7 @@ class CrossCheck:
         if counts or _overlap(claims):
             self._check_counts(part, claims, counts, list(lost), notes)
         for claim in claims:
-            self._check_owner(part.agno, claim, notes)
+            self.check_owner(part.agno, claim, notes)
 
     # ------------------------------------------------------------------ how many
 
@@ -186,27 +201,28 @@ class CrossCheck:
             else:
                 said.append((low, high, why))
         for low, high, why in said[:_MOST_NOTES]:
-            notes.append(why.format(self._place(part.agno, low, high)))
+            self.miscounts.append(why.format(self._place(part.agno, low, high)))
+        notes += self.miscounts
 
     def _disagreement(self, sharers: int, others: int, counted: int | None) -> str:
         """Return how the owners in the rmap btree and the counted ones differ, "" if they agree."""
         if others > 1 or (others and sharers):
             return (
-                f"the rmap btree names {sharers + others} owners of {{}}, and not all of them can"
+                f"{self.source} names {sharers + others} owners of {{}}, and not all of them can"
                 " share blocks"
             )
         if not sharers and not others:
             if counted is None:
                 return ""
-            return f"the rmap btree names no owner of {{}}, the refcount btree counts {counted}"
+            return f"{self.source} names no owner of {{}}, the refcount btree counts {counted}"
         expected = 1 if counted is None else counted
         if sharers + others == expected and counted != 1:
             return ""
         named = sharers + others
         owners = "1 owner" if named == 1 else f"{named} owners"
         if not self.volume.sb.has_reflink:
-            return f"the rmap btree names {owners} of {{}}, in a filesystem without reflink"
-        return f"the rmap btree names {owners} of {{}}, the refcount btree counts {expected}"
+            return f"{self.source} names {owners} of {{}}, in a filesystem without reflink"
+        return f"{self.source} names {owners} of {{}}, the refcount btree counts {expected}"
 
     def is_free(self, agno: int, start: int, count: int, notes: list[str]) -> bool:
         """Return whether the free-space btree by size has an extent of the one by place.
@@ -228,7 +244,8 @@ class CrossCheck:
 
     # ------------------------------------------------------------------ who
 
-    def _check_owner(self, agno: int, claim: Claim, notes: list[str]) -> None:
+    def check_owner(self, agno: int, claim: Claim, notes: list[str]) -> None:
+        """Compare a claim with the structure that has the same fact from the other side."""
         kind, what, fork = classify(claim.owner, claim.offset)
         low, high = claim.low, claim.high
         if kind == FILE:
@@ -252,7 +269,7 @@ class CrossCheck:
         elif what == INODES:
             self._check_inodes(agno, claim, notes)
         elif what in BY_FREE_SPACE:
-            self._check_used(agno, claim, notes)
+            self.check_used(agno, claim, notes)
 
     def _check_file(self, agno: int, claim: Claim, what: int, fork: str, notes: list[str]) -> None:
         low, high, ino, offset = claim
@@ -313,7 +330,7 @@ class CrossCheck:
         log = self.volume.sb.inopblog
         at = low
         for chunk in self.trees.tree(agno, INOBT).find(low << log, high << log, lost):
-            for first, after in _inode_blocks(chunk[0], chunk[1], log):
+            for first, after in inode_blocks(chunk[0], chunk[1], log):
                 if first <= at:
                     at = max(at, after)
         notes += [fault.note for fault in lost]
@@ -321,20 +338,39 @@ class CrossCheck:
             place = self._place(agno, low, high)
             notes.append(f"the rmap btree has inodes at {place}, the inode btree has not")
 
-    def _check_used(self, agno: int, claim: Claim, notes: list[str]) -> None:
+    def check_used(self, agno: int, claim: Claim, notes: list[str], what: str = "metadata") -> None:
+        """Check that the free-space btree does not have blocks that are owned."""
         low, high = claim.low, claim.high
         lost: list[Fault] = []
         for first, blocks in self.trees.tree(agno, BNOBT).find(low, high, lost):
             place = self._place(agno, max(first, low), min(first + blocks, high))
-            notes.append(
-                f"the rmap btree has metadata at {place}, the free-space btree calls it free"
-            )
+            notes.append(f"{self.source} has {what} at {place}, the free-space btree calls it free")
             break
         notes += [fault.note for fault in lost if fault.low < high and low < fault.high]
 
     def _place(self, agno: int, low: int, high: int) -> str:
         start = self.volume.ag_to_byte(agno, low)
         return f"{start}+{(high - low) * self.volume.block_size}"
+
+
+class ScanCheck(CrossCheck):
+    """Compares what a scan of all inodes found with the other structures.
+
+    The maps of inodes and the btrees of a group are its sources, so that only the free-space and
+    the refcount btree can contradict them.
+    """
+
+    source = "a scan of the inodes"
+
+    def needs_counts(self, claims: list[Claim]) -> bool:  # noqa: ARG002 - it is always needed
+        """Return whether the refcount btree must be descended: where files may share blocks."""
+        return self.volume.sb.has_reflink
+
+    def check_owner(self, agno: int, claim: Claim, notes: list[str]) -> None:
+        """Check that the free-space btree does not have the blocks of a claim."""
+        kind, _, _ = classify(claim.owner, claim.offset)
+        what = f"blocks of inode {claim.owner}" if kind == FILE else "metadata"
+        self.check_used(agno, claim, notes, what)
 
 
 def _overlap(claims: list[Claim]) -> bool:
@@ -345,7 +381,7 @@ def _overlap(claims: list[Claim]) -> bool:
     return any(map(gt, reach, (claim.low for claim in claims[1:])))
 
 
-def _inode_blocks(startino: int, holemask: int, log: int) -> Iterator[tuple[int, int]]:
+def inode_blocks(startino: int, holemask: int, log: int) -> Iterator[tuple[int, int]]:
     """Return the blocks in which a chunk has inodes: from, to."""
     if not holemask:
         yield startino >> log, -(-(startino + XFS_INODES_PER_CHUNK) >> log)

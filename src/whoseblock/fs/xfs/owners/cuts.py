@@ -92,8 +92,11 @@ def find_cuts(finder: OwnerFinder, questions: RangeList, budget: int) -> Iterato
     """Answer all of ``questions``, which lie on the device, in order.
 
     A cut of several questions has at most ``budget`` records.  A question that is long enough to
-    have more is cut where no record is.
+    have more is cut where no record is.  Where a scan answers, it has been prepared for them.
     """
+    if finder.scanned is not None:
+        yield from _singly(finder, questions, budget)
+        return
     most = budget * finder.volume.block_size
     for is_long, some in _by_length(questions, most):
         if is_long:

@@ -4,11 +4,12 @@ Plain Python without NumPy: one question reads a handful of blocks, and importin
 longer than all of it.
 """
 
-from collections.abc import Callable, Iterator
-from typing import Final
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Final
 
 from whoseblock.errors import BlockError, CorruptError
 from whoseblock.fs.pieces import (
+    FILE,
     FILE_DATA,
     FREE,
     OUTSIDE,
@@ -27,6 +28,9 @@ from whoseblock.fs.xfs.owners.crosscheck import Claim, CrossCheck, Part, most_co
 from whoseblock.fs.xfs.owners.maps import ExtentMaps
 from whoseblock.fs.xfs.owners.rows import piece_of
 from whoseblock.fs.xfs.volume import MOST_LOST_GROUPS, Volume
+
+if TYPE_CHECKING:
+    from whoseblock.fs.xfs.owners.scanned import ScannedRecords
 
 __all__ = ["OwnerFinder"]
 
@@ -49,7 +53,23 @@ class OwnerFinder:
         self._trees: dict[tuple[int, str], AgTree] = {}
         self._lost: dict[int, str] = {}
         self.maps = ExtentMaps(volume, inodes)
-        self.check = CrossCheck(volume, self, self.maps)
+        self.check: CrossCheck = CrossCheck(volume, self, self.maps)
+        #: Notes that a scan of all inodes may settle, of all questions so far.
+        self.settleable: set[str] = set()
+        #: What stands in for the rmap btree, on filesystems without one.
+        self.scanned: ScannedRecords | None = None
+        if not volume.sb.has_rmapbt:
+            self.scan_instead()
+
+    def scan_instead(self) -> None:
+        """Find owners by a scan of all inodes from now on, and do not read the rmap btree."""
+        from whoseblock.fs.xfs.owners.crosscheck import ScanCheck
+        from whoseblock.fs.xfs.owners.scanned import ScannedRecords as Records
+        from whoseblock.fs.xfs.scan import InodeScan
+
+        self.check = ScanCheck(self.volume, self, self.maps)
+        scan = InodeScan(self.volume, self.inodes, self.maps)
+        self.scanned = Records(self.volume, self, scan)
 
     def tree(self, agno: int, shape: Shape) -> AgTree:
         """Return a tree of an allocation group, the same one each time."""
@@ -82,10 +102,9 @@ class OwnerFinder:
         while at < within:
             agno = at // volume.ag_bytes
             upto = min((agno + 1) * volume.ag_bytes, within)
-            if not volume.sb.has_rmapbt:
-                upto = within
-                pieces.append(Piece(at, upto - at, UNKNOWN))
-            elif lost := self.count_lost_groups(agno, within, notes):
+            if (lost := self.count_lost_groups(agno, within, notes)) and (
+                self.scanned is None or lost >= MOST_LOST_GROUPS
+            ):
                 upto = min((agno + lost) * volume.ag_bytes, within)
                 pieces.append(Piece(at, upto - at, UNKNOWN))
             else:
@@ -150,7 +169,10 @@ class OwnerFinder:
         low, high = (start - base) // size, -(-(end - base) // size)
         part = Part(agno, low, high)
         faults: list[Fault] = []
-        pieces, claims, gaps = self._recorded(part, start, end, faults, notes)
+        doubts: list[str] = []
+        lost: list[str] = []
+        records = self._records(part, faults, doubts, lost)
+        pieces, claims, gaps = self._recorded(part, records, start, end, notes)
         # What is damaged somewhere in the group matters only where it touches the question.
         faults = [fault for fault in faults if fault.low < high and low < fault.high]
         uncounted: list[Fault] = []
@@ -165,7 +187,14 @@ class OwnerFinder:
         if not counted and any(kind == UNKNOWN for _, _, kind in unowned):
             counts = self.check.counts(part, notes, lost=uncounted)
         notes += [fault.note for fault in faults]
+        if any(piece.kind in (FILE, UNKNOWN) for piece in pieces):
+            notes += doubts
+        if any(piece.kind == UNKNOWN for piece in pieces):
+            notes += lost
+        self.settleable.update(fault.note for fault in faults)
         self.check.check(part, claims, counts, [*faults, *uncounted], notes)
+        self.settleable.update(self.check.miscounts)
+        self.check.miscounts.clear()
         if len(pieces) > 1:
             pieces.sort(key=lambda piece: (piece.start, piece.inode, piece.file_offset))
             mark_shared(pieces)
@@ -173,10 +202,35 @@ class OwnerFinder:
             self._mark_counted(part, pieces, counts)
         return pieces
 
+    def _records(
+        self, part: Part, faults: list[Fault], doubts: list[str], lost: list[str]
+    ) -> list[tuple[int, ...]]:
+        """Return the records of a part, from the rmap btree or from a scan.
+
+        ``doubts`` receives why files may have blocks that no record has, and ``lost`` why the
+        metadata of the group may.
+        """
+        if self.scanned is not None:
+            found = self.scanned.find(part)
+            doubts += found.notes
+            lost += found.lost
+            if found.notes and not self.volume.has_crc:
+                # Without checksums, free space needs the word of all inodes.
+                faults.append(Fault(part.low, part.high, found.notes[0]))
+            return list(found.records)
+        # Leaves that are not as promised may hold what others hold, and not be in order.
+        tree = self.tree(part.agno, RMAPBT)
+        return sorted(set(tree.find(part.low, part.high, faults)))
+
     def _recorded(
-        self, part: Part, start: int, end: int, faults: list[Fault], notes: list[str]
+        self,
+        part: Part,
+        records: Iterable[tuple[int, ...]],
+        start: int,
+        end: int,
+        notes: list[str],
     ) -> tuple[list[Piece], list[Claim], list[tuple[int, int]]]:
-        """Return what the rmap btree records of a part: pieces, claims, and the gaps between.
+        """Return what records say of a part: pieces, claims, and the gaps between.
 
         The pieces are clipped to the bytes from ``start`` up to ``end``.
         """
@@ -186,8 +240,7 @@ class OwnerFinder:
         claims: list[Claim] = []
         gaps: list[tuple[int, int]] = []
         covered = low
-        # Leaves that are not as promised may hold what others hold, and not be in order.
-        for record in sorted(set(self.tree(agno, RMAPBT).find(low, high, faults))):
+        for record in records:
             first, count, owner, place = record
             if first > covered:
                 gaps.append((covered, first))
@@ -270,9 +323,15 @@ class OwnerFinder:
             self._note_gap(agno, at, high, notes)
 
     def _note_gap(self, agno: int, low: int, high: int, notes: list[str]) -> None:
+        if self.scanned is not None and not self.scanned.remark:
+            # Nothing was looked for, which is said once.
+            return
         start = self.volume.ag_to_byte(agno, low)
         length = (high - low) * self.volume.block_size
-        notes.append(f"neither the rmap nor the free-space btree accounts for {start}+{length}")
+        source = "rmap" if self.scanned is None else "extent map of an inode"
+        note = f"neither the {source} nor the free-space btree accounts for {start}+{length}"
+        self.settleable.add(note)
+        notes.append(note)
 
     def _mark_counted(
         self, part: Part, pieces: list[Piece], counts: list[tuple[int, int, int]]

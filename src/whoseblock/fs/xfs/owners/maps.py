@@ -17,8 +17,10 @@ from whoseblock.errors import CorruptError
 from whoseblock.fs.xfs.format.btree import (
     BMBT_REC,
     LONG_HEADER,
+    LONG_HEADER_SIZE,
     NULLFSBLOCK,
     XFS_BMAP_CRC_MAGIC,
+    XFS_BMAP_MAGIC,
     XFS_BTREE_LBLOCK_CRC_OFF,
     XFS_BTREE_MAXLEVELS,
 )
@@ -170,6 +172,22 @@ class ExtentMaps:
                 first = stop
             todo += [(self._node(ino, child), one, other) for child, one, other in below[::-1]]
 
+    def walk(self, ino: int, fork: str) -> "Iterator[tuple[int, MapLeaf | None]]":
+        """Yield every block of a map that is a btree, in order, with its extents if it is a leaf.
+
+        Nothing is kept.  Raises `BlockError`.
+        """
+        root = self._read_root(ino, fork)
+        todo = list(reversed(root.children)) if isinstance(root, _MapNode) else []
+        while todo:
+            above = todo.pop()
+            node = self._read(ino, above)
+            if isinstance(node, _MapNode):
+                yield above.fsbno, None
+                todo += reversed(node.children)
+            else:
+                yield above.fsbno, node
+
     def blocks(self, ino: int, fork: str) -> frozenset[int] | None:
         """Return the blocks that belong to a map itself, as filesystem block numbers.
 
@@ -258,12 +276,14 @@ class ExtentMaps:
             raise CorruptError(title, 0, f"there can be no block {above.fsbno}")
         block = volume.read("bmbt", start, volume.block_size)
         header = LONG_HEADER.unpack_from(block)
-        count, size = header.numrecs, LONG_HEADER.size
+        has_crc = volume.has_crc
+        count, size = header.numrecs, LONG_HEADER.size if has_crc else LONG_HEADER_SIZE
         most = (len(block) - size) // BMBT_REC.size
         beside = ((header.leftsib, above.left), (header.rightsib, above.right))
         faults = {
-            "wrong magic number": header.magic != XFS_BMAP_CRC_MAGIC,
-            "checksum mismatch": not crc_matches(block, XFS_BTREE_LBLOCK_CRC_OFF),
+            "wrong magic number": header.magic
+            != (XFS_BMAP_CRC_MAGIC if has_crc else XFS_BMAP_MAGIC),
+            "checksum mismatch": has_crc and not crc_matches(block, XFS_BTREE_LBLOCK_CRC_OFF),
             "wrong level": header.level != above.level,
             "an impossible number of records": not 0 < count <= most,
             "not beside the blocks that its parent names": any(
@@ -271,7 +291,9 @@ class ExtentMaps:
                 for found, expected in beside
             ),
         }
-        volume.verify(title, start, faults | volume.ownership_faults(header, ino, start))
+        if has_crc:
+            faults |= volume.ownership_faults(header, ino, start)
+        volume.verify(title, start, faults)
         node: _MapNode | MapLeaf
         if above.level:
             node = self._inner(ino, start, block, size, most, count, above)

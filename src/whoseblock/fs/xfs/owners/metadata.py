@@ -1,0 +1,173 @@
+"""The metadata of allocation groups as records of a reverse map, where there is none.
+
+The headers and the log are at known places.  The blocks of btrees are those that their nodes name,
+inode chunks those of the inode btree, and blocks staged for copy-on-write those of the refcount
+btree.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import Final, NamedTuple
+
+from whoseblock.errors import BlockError
+from whoseblock.fs.xfs.btree import (
+    BNOBT,
+    CNTBT,
+    FINOBT,
+    INOBT,
+    REFCOUNTBT,
+    RMAPBT,
+    Fault,
+    Shape,
+)
+from whoseblock.fs.xfs.format.ag import AGFL, XFS_AGFL_CRC_OFF, XFS_AGFL_MAGIC
+from whoseblock.fs.xfs.format.btree import (
+    XFS_REFC_COWFLAG,
+    XFS_RMAP_OWN_AG,
+    XFS_RMAP_OWN_COW,
+    XFS_RMAP_OWN_FS,
+    XFS_RMAP_OWN_INOBT,
+    XFS_RMAP_OWN_INODES,
+    XFS_RMAP_OWN_LOG,
+    XFS_RMAP_OWN_REFC,
+)
+from whoseblock.fs.xfs.format.checksum import crc_matches
+from whoseblock.fs.xfs.owners.crosscheck import Part, Trees, inode_blocks, static_blocks
+from whoseblock.fs.xfs.volume import Volume
+
+__all__ = ["GroupMetadata"]
+
+_CACHED_GROUPS: Final = 256
+_AGFL_SECTOR: Final = 3
+_NUMBER: Final = 4
+#: The start, the length and the owner of blocks of a group.
+_Run = tuple[int, int, int]
+
+
+class _Blocks(NamedTuple):
+    """The blocks of a group that are not found by their place, and why some may be missing."""
+
+    runs: list[_Run]
+    notes: list[str]
+
+
+class GroupMetadata:
+    """The metadata of all groups of a volume."""
+
+    def __init__(self, volume: Volume, trees: Trees) -> None:
+        self.volume = volume
+        self.trees = trees
+        self._blocks: dict[int, _Blocks] = {}
+
+    def find(self, part: Part, notes: list[str]) -> list[tuple[int, int, int, int]]:
+        """Return the records that touch a part, in order: start, length, owner and offset.
+
+        ``notes`` receives why others may be missing.
+        """
+        agno, low, high = part
+        blocks = self._group(agno)
+        notes += blocks.notes
+        runs = [run for run in blocks.runs if run[0] < high and low < run[0] + run[1]]
+        runs += self._inodes(part, notes)
+        runs += self._staging(part, notes)
+        return [(*run, 0) for run in sorted(runs)]
+
+    def _group(self, agno: int) -> _Blocks:
+        """Return the headers, the log, and the blocks of btrees and of the free list."""
+        if agno not in self._blocks:
+            if len(self._blocks) >= _CACHED_GROUPS:
+                self._blocks.clear()
+            self._blocks[agno] = self._read(agno)
+        return self._blocks[agno]
+
+    def _read(self, agno: int) -> _Blocks:
+        sb = self.volume.sb
+        notes: list[str] = []
+        runs = [(0, static_blocks(self.volume), XFS_RMAP_OWN_FS)]
+        if sb.logstart and sb.logstart >> sb.agblklog == agno:
+            start = sb.logstart & ((1 << sb.agblklog) - 1)
+            runs.append((start, sb.logblocks, XFS_RMAP_OWN_LOG))
+        shapes: dict[Shape, int] = {BNOBT: XFS_RMAP_OWN_AG, CNTBT: XFS_RMAP_OWN_AG}
+        shapes[INOBT] = XFS_RMAP_OWN_INOBT
+        if sb.has_finobt:
+            shapes[FINOBT] = XFS_RMAP_OWN_INOBT
+        if sb.has_reflink:
+            shapes[REFCOUNTBT] = XFS_RMAP_OWN_REFC
+        if sb.has_rmapbt:
+            shapes[RMAPBT] = XFS_RMAP_OWN_AG
+        owned: set[tuple[int, int]] = set()
+        for shape, owner in shapes.items():
+            faults: list[Fault] = []
+            blocks = self.trees.tree(agno, shape).blocks(faults)
+            owned.update((block, owner) for block in blocks)
+            notes += [fault.note for fault in faults]
+        try:
+            owned.update((block, XFS_RMAP_OWN_AG) for block in self._free_list(agno))
+        except BlockError as error:
+            notes.append(str(error))
+        runs += _joined((block, 1, owner) for block, owner in sorted(owned))
+        return _Blocks(sorted(runs), notes)
+
+    def _free_list(self, agno: int) -> Iterator[int]:
+        """Yield the blocks that wait to become those of btrees; raises `BlockError`."""
+        volume = self.volume
+        agf = volume.agf(agno)
+        size = volume.sb.sectsize
+        start = agno * volume.ag_bytes + _AGFL_SECTOR * size
+        raw = volume.read("agfl", start, size)
+        begin = AGFL.size if volume.has_crc else 0
+        room = (size - begin) // _NUMBER
+        faults = {"more blocks than fit": agf.flcount > room or agf.flfirst >= room}
+        if volume.has_crc:
+            header = AGFL.unpack_from(raw)
+            faults |= {
+                "wrong magic number": header.magicnum != XFS_AGFL_MAGIC,
+                "checksum mismatch": not crc_matches(raw, XFS_AGFL_CRC_OFF),
+                "of another filesystem": header.uuid != volume.uuid,
+                "of another allocation group": header.seqno != agno,
+            }
+        volume.verify(volume.describe("agfl", start), start, faults)
+        for index in range(agf.flfirst, agf.flfirst + agf.flcount):
+            at = begin + index % room * _NUMBER
+            block = int.from_bytes(raw[at : at + _NUMBER], "big")
+            if block < volume.ag_blocks(agno):
+                yield block
+
+    def _inodes(self, part: Part, notes: list[str]) -> list[_Run]:
+        agno, low, high = part
+        log = self.volume.sb.inopblog
+        faults: list[Fault] = []
+        found = [
+            (first, after - first, XFS_RMAP_OWN_INODES)
+            for chunk in self.trees.tree(agno, INOBT).find(low << log, high << log, faults)
+            for first, after in inode_blocks(chunk[0], chunk[1], log)
+            if first < high and low < after
+        ]
+        notes += [
+            fault.note for fault in faults if fault.low < high << log and low << log < fault.high
+        ]
+        return _joined(found)
+
+    def _staging(self, part: Part, notes: list[str]) -> list[_Run]:
+        if not self.volume.sb.has_reflink:
+            return []
+        agno, low, high = part
+        first, last = low | XFS_REFC_COWFLAG, high | XFS_REFC_COWFLAG
+        faults: list[Fault] = []
+        records = self.trees.tree(agno, REFCOUNTBT).find(first, last, faults)
+        found = [
+            (start & ~XFS_REFC_COWFLAG, count, XFS_RMAP_OWN_COW) for start, count, _ in records
+        ]
+        notes += [fault.note for fault in faults if fault.low < last and first < fault.high]
+        return _joined(found)
+
+
+def _joined(runs: Iterable[_Run]) -> list[_Run]:
+    """Join runs, which are in order, that follow one another and have one owner."""
+    found: list[_Run] = []
+    for start, count, owner in runs:
+        if found and found[-1][2] == owner and sum(found[-1][:2]) >= start:
+            begin = found[-1][0]
+            found[-1] = begin, max(start + count, sum(found[-1][:2])) - begin, owner
+        else:
+            found.append((start, count, owner))
+    return found

@@ -1,0 +1,200 @@
+"""Records of a reverse map that a forward scan makes, on filesystems that have none.
+
+The metadata of groups and their free space need no scan.  All other blocks of a batch of questions
+are looked for together in the maps of all inodes.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Final, NamedTuple
+
+from whoseblock.errors import BlockError
+from whoseblock.fs.pieces import ATTR, EXTENT_MAP
+from whoseblock.fs.scan.engine import Extent, Found, Wanted, run_scan
+from whoseblock.fs.xfs.btree import BNOBT, Fault
+from whoseblock.fs.xfs.format.btree import (
+    XFS_RMAP_OFF_ATTR_FORK,
+    XFS_RMAP_OFF_BMBT_BLOCK,
+    XFS_RMAP_OFF_UNWRITTEN,
+)
+from whoseblock.fs.xfs.owners.crosscheck import Part, Trees
+from whoseblock.fs.xfs.owners.metadata import GroupMetadata
+from whoseblock.fs.xfs.scan import InodeScan
+from whoseblock.fs.xfs.volume import MOST_LOST_GROUPS, Volume
+
+__all__ = ["NOT_SCANNED", "ScannedRecords"]
+
+NOT_SCANNED: Final = "the owner was not looked for, because a scan of all inodes was not permitted"
+#: Reasons for unread inodes that are named in one note.
+_MOST_REASONS: Final = 3
+#: More ranges of one group than this are searched for as one.
+_MOST_SINGLE: Final = 16
+_Record = tuple[int, int, int, int]
+
+
+class Recorded(NamedTuple):
+    """Records of a part, in order, and why there may be others.
+
+    ``notes`` are about inodes that may own any block, ``lost`` about metadata of the group.
+    """
+
+    records: list[_Record]
+    notes: list[str]
+    lost: list[str]
+
+
+class ScannedRecords:
+    """The records that a scan makes; `prepare` comes before each batch of questions."""
+
+    def __init__(self, volume: Volume, trees: Trees, scan: InodeScan) -> None:
+        self.volume = volume
+        self.trees = trees
+        self.scan = scan
+        self.metadata = GroupMetadata(volume, trees)
+        self._wanted = Wanted(())
+        self._found: Found | None = None
+
+    def prepare(
+        self,
+        questions: Iterable[tuple[int, int]],
+        progress: Callable[[int], None],
+        *,
+        may_scan: bool,
+    ) -> None:
+        """Scan for the owners of questions, given as ``(start, length)`` in bytes."""
+        size, end = self.volume.block_size, self.volume.size
+        union = Wanted(
+            (start // size, -(-min(start + length, end) // size))
+            for start, length in questions
+            if start < end
+        )
+        self._found = None
+        # Without checksums, no inode may have what a btree has.
+        self._wanted = Wanted(self._unexplained(union)) if self.volume.has_crc else union
+        if self._wanted and may_scan:
+            self._found = run_scan(self.scan.batches(), self._wanted, None, progress)
+
+    @property
+    def remark(self) -> str:
+        """A note about the scan, "" if owners were not looked for."""
+        if self._found is None:
+            return ""
+        count = self.inodes_read
+        return f"there is no reverse map: the owners were found by a scan of {count} inodes"
+
+    @property
+    def inodes_read(self) -> int:
+        """The number of inodes that the scan has read."""
+        return 0 if self._found is None else self._found.inodes_read
+
+    def needs_scan(self, start: int, length: int) -> bool:
+        """Return whether a question of the batch has blocks that only inodes know."""
+        size = self.volume.block_size
+        low, high = start // size, -(-(start + length) // size)
+        return any(True for _ in self._wanted.within(low, high))
+
+    def find(self, part: Part) -> Recorded:
+        """Return the records that touch a part."""
+        notes: list[str] = []
+        lost: list[str] = []
+        base = part.agno * self.volume.sb.agblocks
+        records = self.metadata.find(part, lost)
+        if self._found is not None:
+            extents = self._found.within(base + part.low, base + part.high)
+            records += _joined(sorted(_record(extent, base) for extent in extents))
+            if self._found.unread_count:
+                notes.append(_unread_note(self._found))
+        elif any(True for _ in self._wanted.within(base + part.low, base + part.high)):
+            notes.append(NOT_SCANNED)
+        return Recorded(sorted(records), notes, lost)
+
+    def _unexplained(self, union: Wanted) -> Iterator[tuple[int, int]]:
+        """Yield the blocks that are neither metadata of a group nor free."""
+        length = self.volume.sb.agblocks
+        groups: dict[int, list[tuple[int, int]]] = {}
+        for low, high in zip(union.lows, union.highs, strict=True):
+            for agno in range(low // length, (high - 1) // length + 1):
+                base = agno * length
+                run = max(low - base, 0), min(high - base, self.volume.ag_blocks(agno))
+                groups.setdefault(agno, []).append(run)
+        lost = 0
+        for agno, runs in groups.items():
+            base = agno * length
+            lost = 0 if self._has_header(agno) else lost + 1
+            if lost >= MOST_LOST_GROUPS:
+                return
+            for low, high in _without(runs, self._explained(agno, runs)):
+                yield base + low, base + high
+
+    def _has_header(self, agno: int) -> bool:
+        try:
+            self.volume.agf(agno)
+        except BlockError:
+            return False
+        return True
+
+    def _explained(self, agno: int, runs: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+        """Yield the blocks of a group that are metadata or free, about which is asked."""
+        if len(runs) > _MOST_SINGLE:
+            runs = [(runs[0][0], runs[-1][1])]
+        for low, high in runs:
+            notes: list[str] = []
+            for record in self.metadata.find(Part(agno, low, high), notes):
+                yield record[0], record[0] + record[1]
+            faults: list[Fault] = []
+            free = list(self.trees.tree(agno, BNOBT).find(low, high, faults))
+            if not faults:
+                for start, count in free:
+                    yield start, start + count
+
+
+def _without(
+    runs: Iterable[tuple[int, int]], others: Iterable[tuple[int, int]]
+) -> Iterator[tuple[int, int]]:
+    """Yield the parts of ascending runs that no other run covers."""
+    taken = Wanted(others)
+    for low, high in runs:
+        at = low
+        for start, end in taken.within(low, high):
+            if at < start:
+                yield at, start
+            at = end
+        if at < high:
+            yield at, high
+
+
+def _record(extent: Extent, base: int) -> _Record:
+    """Return an extent as a record of the reverse map of the group that begins at ``base``."""
+    offset = XFS_RMAP_OFF_ATTR_FORK if extent.fork == ATTR else 0
+    if extent.what == EXTENT_MAP:
+        offset |= XFS_RMAP_OFF_BMBT_BLOCK
+    else:
+        offset |= extent.offset
+    if extent.unwritten:
+        offset |= XFS_RMAP_OFF_UNWRITTEN
+    return extent.start - base, extent.length, extent.inode, offset
+
+
+def _joined(records: Iterable[_Record]) -> list[_Record]:
+    """Join records as the reverse map does: those that follow one another in file and device."""
+    found: list[_Record] = []
+    # The record that ends at a block, of one owner and with the offset that would follow.
+    ends: dict[tuple[int, int, int], int] = {}
+    for start, count, owner, offset in records:
+        index = ends.pop((start, owner, offset), None)
+        if index is None:
+            index = len(found)
+            found.append((start, count, owner, offset))
+        else:
+            begin, before, _, first = found[index]
+            found[index] = begin, before + count, owner, first
+        follows = offset if offset & XFS_RMAP_OFF_BMBT_BLOCK else offset + count
+        ends[start + count, owner, follows] = index
+    return found
+
+
+def _unread_note(found: Found) -> str:
+    reasons = list(dict.fromkeys(one.reason for one in found.unread))[:_MOST_REASONS]
+    return (
+        f"{found.unread_count} inodes may own it too, which could not be read or verified:"
+        f" {'; '.join(reasons)}"
+    )

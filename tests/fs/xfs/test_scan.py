@@ -1,0 +1,205 @@
+"""Owners on XFS by a scan of all inodes: without a reverse map, and in place of one."""
+
+import json
+import os
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+from tests.support import kernel_oracle, questions, xfs_blocks, xfsdb
+from tests.support.answers import answer_json, same
+from tests.support.commands import whoseblock as program
+from tests.support.expected_rows import Expectation
+from tests.support.filled_images import Zoo, make_content
+from tests.support.image_damage import Overlay
+from tests.support.mounts import mounted
+from tests.support.random_files import Filler
+from tests.support.tools import need_loop_mounts, xfsprogs
+from tests.support.truth import Truth
+from tests.support.xfs_images import Geometry, make_image
+
+import whoseblock
+from whoseblock.errors import UnsupportedError
+from whoseblock.fs.driver import Capability
+from whoseblock.fs.xfs.filesystem import XfsFilesystem
+from whoseblock.media.device import FileMedia
+
+_REMARK = "there is no reverse map: the owners were found by a scan of "
+
+
+@pytest.fixture(scope="module")
+def populated(tmp_path_factory: pytest.TempPathFactory) -> Truth:
+    """Fill an image without a reverse map by mkfs.xfs, which any user may do."""
+    xfsprogs("xfs_db")
+    folder = tmp_path_factory.mktemp("scan")
+    return _populate(folder, Geometry("scan", group_blocks=20_021, rmapbt=False, parent=False))
+
+
+def _populate(folder: Path, geometry: Geometry) -> Truth:
+    content = folder / "content"
+    content.mkdir()
+    make_content(os.fsencode(content), random.Random(19))
+    image = make_image(folder / "scan.img", geometry, content=content)
+    shutil.rmtree(content)
+    return xfs_blocks.truth_of(image, xfsdb.walk(image))
+
+
+def check(
+    truth: Truth, asked: list[tuple[int, int]], *, paths: bool, free_scans: bool = False
+) -> None:
+    expectation = Expectation(truth)
+    with whoseblock.open(truth.image) as fs:
+        assert fs.reverse_map == "scan"
+        answers = fs.owners_many(asked, paths=paths)
+        for question, answer in zip(asked, answers, strict=True):
+            same(answer_json(answer), question, expectation, paths=paths)
+            owned = any(row.kind == "file" or free_scans for row in answer)
+            owned &= question[0] < truth.superblock.size
+            assert owned == any(note.startswith(_REMARK) for note in answer.notes), question
+
+
+def test_every_range_of_a_populated_image(populated: Truth) -> None:
+    rng = random.Random(1)
+    rows = questions.sample_rows(populated, rng, 60)
+    check(populated, questions.around_edges(populated, rows), paths=False)
+    check(populated, [(row.start, row.length) for row in populated.rows], paths=True)
+    check(populated, [(0, populated.superblock.size)], paths=True)
+
+
+@pytest.mark.parametrize(
+    "geometry",
+    [
+        Geometry("4-512", block=512, inode=256, directory_block=4096, version4=True, parent=False),
+        Geometry("4-untyped", sector=4096, groups=3, version4=True, ftype=False, parent=False),
+    ],
+    ids=lambda geometry: geometry.name,
+)
+def test_every_range_of_version_4(geometry: Geometry, tmp_path: Path) -> None:
+    xfsprogs("xfs_db")
+    truth = _populate(tmp_path, geometry)
+    assert any(row.extent_map for row in truth.rows)
+    rows = questions.sample_rows(truth, random.Random(1), 60)
+    check(truth, questions.around_edges(truth, rows), paths=False, free_scans=True)
+    check(truth, [(row.start, row.length) for row in truth.rows], paths=True, free_scans=True)
+    with whoseblock.open(truth.image) as fs:
+        fs.scans = False
+        free = next(row for row in truth.rows if row.kind == "free")
+        answer = fs.owners(free.start, free.length)
+        assert (answer.complete, [row.kind for row in answer]) == (False, ["unknown"])
+
+
+def test_old_features_are_refused_by_name(tmp_path: Path) -> None:
+    geometry = Geometry("4", version4=True, parent=False)
+    image = make_image(tmp_path / "old.img", geometry)
+    with image.open("r+b") as file:
+        file.seek(100)
+        version = int.from_bytes(file.read(2), "big")
+        for bits, name in ((0x2000, "directories of version 1"), (0x20, "inodes of version 1")):
+            file.seek(100)
+            file.write((version & ~bits).to_bytes(2, "big"))
+            file.flush()
+            with pytest.raises(UnsupportedError, match=name):
+                whoseblock.open(image)
+
+
+def test_every_range_of_an_image_with_shared_blocks(tmp_path: Path) -> None:
+    need_loop_mounts()
+    geometry = Geometry("shared", block=1024, group_blocks=61_003, rmapbt=False, parent=False)
+    image = make_image(tmp_path / "shared.img", geometry)
+    with mounted(image) as root:
+        filler = Filler(root, geometry.name, block=geometry.block)
+        filler.fill(steps=200, names=500)
+        filler.sparse_inodes(geometry.inode)
+        filler.fragmented_attributes()
+    with mounted(image, "ro", "norecovery") as root:
+        inodes = kernel_oracle.walk(root)
+        free = [row for row in kernel_oracle.getfsmap(root) if row.kind == "free"]
+    truth = xfs_blocks.truth_of(image, inodes)
+    assert [row for row in truth.rows if row.kind == "free"] == free
+    kinds = {(row.kind, row.attr, row.extent_map, row.unwritten) for row in truth.rows}
+    assert {("file", False, True, False), ("file", True, True, False)} <= kinds
+    rows = questions.sample_rows(truth, random.Random(1), 60)
+    check(truth, questions.around_edges(truth, rows), paths=False)
+    check(truth, [(row.start, row.length) for row in truth.rows], paths=True)
+
+
+@pytest.mark.parametrize("name", ["1k", "3ag-noparent"])
+def test_the_scan_answers_as_the_reverse_map_does(zoo: Zoo, name: str) -> None:
+    truth = zoo.filled(name)
+    rows = questions.sample_rows(truth, random.Random(name), 40)
+    asked = [*questions.around_edges(truth, rows), (0, truth.superblock.size)]
+    with XfsFilesystem(FileMedia(truth.image)) as fs:
+        by_map = list(fs.owners_many(asked, paths=False))
+        fs.scan_instead()
+        by_scan = list(fs.owners_many(asked, paths=False))
+    assert len(asked) > 1000
+    for one, other in zip(by_map, by_scan, strict=True):
+        assert (one.complete, one.owners) == (other.complete, other.owners)
+
+
+def test_without_a_scan_only_what_needs_none_is_known(populated: Truth) -> None:
+    free = next(row for row in populated.rows if row.kind == "free")
+    with whoseblock.open(populated.image) as fs:
+        fs.scans = False
+        answer = fs.owners(0, fs.size)
+        assert not answer.complete
+        assert {row.kind for row in answer} == {"metadata", "free", "unknown"}
+        assert any("not permitted" in note for note in answer.notes)
+        sure = fs.owners(free.start, free.length)
+        assert (sure.complete, sure.notes, [row.kind for row in sure]) == (True, (), ["free"])
+        assert "inode-chunk" not in fs.reads
+        assert Capability.ZERO_FREE not in fs.capabilities
+
+
+def test_what_is_free_takes_no_scan(populated: Truth) -> None:
+    free = [(row.start, row.length) for row in populated.rows if row.kind == "free"]
+    with whoseblock.open(populated.image) as fs:
+        found = [one for one in fs.allocation([(0, fs.size)]) if one.is_free]
+        assert [(one.start, one.length) for one in found] == free
+        assert "inode-chunk" not in fs.reads
+        assert fs.scans
+
+
+def test_the_program_says_that_a_scan_answered(populated: Truth) -> None:
+    row = next(row for row in populated.rows if row.kind == "file")
+    asked = [str(populated.image), f"{row.start}+512"]
+    answer = json.loads(program("lookup", "--json", *asked).stdout)
+    assert answer["complete"]
+    assert answer["notes"][0].startswith(_REMARK)
+    (unknown,) = json.loads(program("lookup", "--json", "--no-scan", *asked).stdout)["owners"]
+    assert unknown["kind"] == "unknown"
+
+
+def test_columns_are_the_same(populated: Truth) -> None:
+    rows = questions.sample_rows(populated, random.Random(1), 50)
+    asked = [(row.start, row.length) for row in rows]
+    with whoseblock.open(populated.image) as fs:
+        arrays = fs.owners_of(*zip(*asked, strict=True))
+        answers = list(fs.owners_many(asked, paths=False))
+    assert arrays.complete.all()
+    assert arrays.question.size == sum(map(len, answers))
+    assert arrays.start.tolist() == [row.start for answer in answers for row in answer]
+
+
+def test_inodes_that_cannot_be_verified_may_own_it_too(populated: Truth) -> None:
+    by_inode = {row.inode: row for row in populated.rows if row.kind == "file"}
+    one, other = sorted(by_inode)[10:12]
+    place = _place_of(populated, one)
+    media = FileMedia(populated.image)
+    with XfsFilesystem(Overlay(media, {place + 40: b"damage"})) as fs:
+        for inode, kind in ((one, "unknown"), (other, "file")):
+            row = by_inode[inode]
+            answer = fs.owners(row.start, row.length)
+            assert not answer.complete
+            assert {found.kind for found in answer} == {kind}
+            assert any("1 inodes may own it too" in note for note in answer.notes), answer.notes
+        free = next(row for row in populated.rows if row.kind == "free")
+        assert fs.owners(free.start, free.length).complete
+    media.close()
+
+
+def _place_of(truth: Truth, inode: int) -> int:
+    block = truth.superblock
+    bits = block.block_log + block.inodes_log
+    return (inode >> bits) * block.group_size + (inode & (1 << bits) - 1) * block.inode
