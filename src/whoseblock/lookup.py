@@ -159,8 +159,9 @@ class Lookup(Closing):
 
     def __init__(self, open_leaf: Callable[[Layer], AddressSpace]) -> None:
         self.progress: Progress = no_progress
-        #: As `AddressSpace.scans`, for what is opened from now on.
+        #: As `AddressSpace.scans` and `AddressSpace.rescans`, for what is opened from now on.
         self.scans = True
+        self.rescans = False
         #: The last permission that was denied.
         self.denied: PrivilegeError | None = None
         self._open_leaf = open_leaf
@@ -245,6 +246,7 @@ class Lookup(Closing):
             else:
                 space.progress = self.progress
                 space.scans = self.scans
+                space.rescans = self.rescans
                 leaf = _Leaf(space)
             self._leaves[layer] = leaf
         return leaf

@@ -71,6 +71,11 @@ Examples:
     help="Do not read all inodes to find owners where there is no reverse map.",
 )
 @click.option(
+    "--scan",
+    is_flag=True,
+    help="Read all inodes to find owners where a reverse map is damaged.",
+)
+@click.option(
     "--processes",
     is_flag=True,
     help="Report processes that map the range or have the file open; default in root's table.",
@@ -118,6 +123,7 @@ def lookup(target: str | None, ranges: tuple[str, ...], **options: Any) -> None:
         with ProgressBar() as progress:
             finder.progress = progress
             finder.scans = not options["no_scan"]
+            finder.rescans = options["scan"]
             resolver = Resolver(opened, device=where.device, offset=given.offset)
             asked = resolver.resolve(read_failures(given, opened, finder, readings))
             if options["summary"] or output is not None:
@@ -151,6 +157,8 @@ def lookup(target: str | None, ranges: tuple[str, ...], **options: Any) -> None:
 def _check_options(options: dict[str, Any]) -> None:
     """Raise a usage error for options that have no effect together."""
     output = options["output"]
+    if options["scan"] and options["no_scan"]:
+        raise click.UsageError("--scan and --no-scan exclude each other")
     if output is not None and not output.endswith((".csv", ".json")):
         raise click.UsageError("the FILE of --output must end in .csv or .json")
     for name in ("processes", "verify"):
