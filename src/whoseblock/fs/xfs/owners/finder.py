@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Final
 
 from whoseblock.errors import BlockError, CorruptError
 from whoseblock.fs.pieces import (
-    FILE,
     FILE_DATA,
     FREE,
+    LOG,
     OUTSIDE,
     PAST_END,
+    STATIC,
     UNKNOWN,
     UNKNOWN_DATA,
     Piece,
@@ -187,7 +188,7 @@ class OwnerFinder:
         if not counted and any(kind == UNKNOWN for _, _, kind in unowned):
             counts = self.check.counts(part, notes, lost=uncounted)
         notes += [fault.note for fault in faults]
-        if any(piece.kind in (FILE, UNKNOWN) for piece in pieces):
+        if any(piece.kind != FREE and piece.what not in (STATIC, LOG) for piece in pieces):
             notes += doubts
         if any(piece.kind == UNKNOWN for piece in pieces):
             notes += lost

@@ -1,7 +1,8 @@
 """Records of a reverse map that a forward scan makes, on filesystems that have none.
 
-The metadata of groups and their free space need no scan.  All other blocks of a batch of questions
-are looked for together in the maps of all inodes.
+Headers, the log and free space need no scan.  All other blocks of a batch of questions are looked
+for together in the maps of all inodes, also those of btrees and inode chunks: a list or a node that
+lost its last write may name blocks that files have by now.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -15,6 +16,8 @@ from whoseblock.fs.xfs.format.btree import (
     XFS_RMAP_OFF_ATTR_FORK,
     XFS_RMAP_OFF_BMBT_BLOCK,
     XFS_RMAP_OFF_UNWRITTEN,
+    XFS_RMAP_OWN_FS,
+    XFS_RMAP_OWN_LOG,
 )
 from whoseblock.fs.xfs.owners.crosscheck import Part, Trees
 from whoseblock.fs.xfs.owners.metadata import GroupMetadata
@@ -28,6 +31,8 @@ NOT_SCANNED: Final = "the owner was not looked for, because a scan of all inodes
 _MOST_REASONS: Final = 3
 #: More ranges of one group than this are searched for as one.
 _MOST_SINGLE: Final = 16
+#: Owners whose blocks do not depend on what a medium may have lost.
+_FIXED: Final = frozenset({XFS_RMAP_OWN_FS, XFS_RMAP_OWN_LOG})
 _Record = tuple[int, int, int, int]
 
 
@@ -108,7 +113,7 @@ class ScannedRecords:
         return Recorded(sorted(records), notes, lost)
 
     def _unexplained(self, union: Wanted) -> Iterator[tuple[int, int]]:
-        """Yield the blocks that are neither metadata of a group nor free."""
+        """Yield the blocks that are neither at a fixed place nor free."""
         length = self.volume.sb.agblocks
         groups: dict[int, list[tuple[int, int]]] = {}
         for low, high in zip(union.lows, union.highs, strict=True):
@@ -133,13 +138,14 @@ class ScannedRecords:
         return True
 
     def _explained(self, agno: int, runs: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-        """Yield the blocks of a group that are metadata or free, about which is asked."""
+        """Yield the blocks of a group that are headers, log or free, about which is asked."""
         if len(runs) > _MOST_SINGLE:
             runs = [(runs[0][0], runs[-1][1])]
         for low, high in runs:
             notes: list[str] = []
-            for record in self.metadata.find(Part(agno, low, high), notes):
-                yield record[0], record[0] + record[1]
+            for start, count, owner, _ in self.metadata.find(Part(agno, low, high), notes):
+                if owner in _FIXED:
+                    yield start, start + count
             faults: list[Fault] = []
             free = list(self.trees.tree(agno, BNOBT).find(low, high, faults))
             if not faults:
