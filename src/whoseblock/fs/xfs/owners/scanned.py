@@ -1,8 +1,8 @@
 """Records of a reverse map that a forward scan makes, on filesystems that have none.
 
 Headers, the log and free space need no scan.  All other blocks of a batch of questions are looked
-for together in the maps of all inodes, also those of btrees and inode chunks: a list or a node that
-lost its last write may name blocks that files have by now.
+for together in the maps of all inodes.  Blocks of btrees and inode chunks are among them.  A list
+or a node that lost its last write may name blocks that files have by now.
 """
 
 from collections.abc import Callable, Iterable, Iterator
