@@ -329,8 +329,9 @@ class OwnerFinder:
             return
         start = self.volume.ag_to_byte(agno, low)
         length = (high - low) * self.volume.block_size
-        source = "rmap" if self.scanned is None else "extent map of an inode"
-        note = f"neither the {source} nor the free-space btree accounts for {start}+{length}"
+        note = f"neither the rmap nor the free-space btree accounts for {start}+{length}"
+        if self.scanned is not None:
+            note = f"neither an inode nor the free-space btree accounts for {start}+{length}"
         self.settleable.add(note)
         notes.append(note)
 
