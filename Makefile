@@ -45,7 +45,7 @@ soak: $(READY) ## run the daemon for two hours on failing disks, in a virtual ma
 		PYTHONDONTWRITEBYTECODE=1 sh -c 'modprobe -a loop fuse xfs && exec "$$@"' sh \
 		$(CURDIR)/$(BIN)/python -m bench.soak --patience 300 $(ARGS)
 
-bench: $(READY) ## measure lookups against xfs_db, and the daemon; a quarter of an hour
+bench: $(READY) ## measure lookups against xfs_db and debugfs, and the daemon; half an hour
 	$(BIN)/python -m bench $(ARGS)
 
 study: $(READY) ## measure the three designs against each other, and update docs/study.md
