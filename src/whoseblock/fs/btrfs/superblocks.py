@@ -83,14 +83,10 @@ def _from_copies(media: Media, why: str, valid: dict[int, Superblock]) -> Superb
     """Return the newest copy, unless the device begins like something else."""
     if valid and not _has_other_filesystem(media):
         return max(valid.values(), key=lambda one: one.generation)
-    # Only a failed open needs the table of signatures.
-    from whoseblock.fs.signatures import find_content
-
-    content = find_content(media)
-    what = f": {content.what}" if content else ""
     raise NotAFilesystemError(
-        f"no {_NAME} filesystem on {media.name!r}{what} (superblock: {why})",
-        hint=content.hint if content else "name the device or the image of the filesystem",
+        f"no {_NAME} filesystem on {media.name!r}",
+        reason=f"superblock: {why}",
+        hint="name the device or the image of the filesystem",
     )
 
 
