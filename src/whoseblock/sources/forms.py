@@ -125,8 +125,7 @@ _LOG_HEAD: Final = """
 A message follows a known prefix, or is a field of a record. The column "place" has four values.
 `yes`: the range is looked up. `with unit`: it is looked up if the size of a block is known, from
 the log, sysfs, the filesystem or `--block-size`. `unknown`: the line is counted with the reason.
-`no loss`: the line is passed over. The last column names a public log that has the sample;
-`format` is a sample that was made after the format in the kernel's source.
+`no loss`: the line is passed over. The last column names a public log that has the sample.
 
 | message | unit | place | kernel | versions | sample | seen in |
 |---|---|---|---|---|---|---|
@@ -147,11 +146,11 @@ def _form_rows() -> Iterator[str]:
 def _message_rows() -> Iterator[str]:
     for one in PATTERNS:
         cells = (one.name, one.unit or "-", _place(one.sample), one.source, one.versions)
-        yield f"| {' | '.join((*cells, _code(one.sample), one.seen or 'format'))} |\n"
+        yield f"| {' | '.join((*cells, _code(one.sample), one.seen))} |\n"
     for several in SEQUENCES:
         cells = (several.name, several.unit, "yes", several.source, several.versions)
         samples = "<br>".join(map(_code, several.sample))
-        yield f"| {' | '.join((*cells, samples, several.seen or 'format'))} |\n"
+        yield f"| {' | '.join((*cells, samples, several.seen))} |\n"
 
 
 def _place(sample: str) -> str:

@@ -13,7 +13,7 @@ from whoseblock.sources.kernel_log.sequences import SEQUENCES
 
 UNITS = Units(
     logical_block={"nvme0n1": 4096}.get,
-    filesystem_block={"nbd0": 1024, "dm-4": 4096}.get,
+    filesystem_block={"nbd0": 1024, "sdb1": 4096, "dm-4": 4096}.get,
     buffer_block=4096,
 )
 #: The place in each sample, computed by hand; None for an unknown place, False for no loss.
@@ -24,7 +24,7 @@ PLACES = {
     "EDAC, uncorrected error": (PHYSICAL_MEMORY, 0x1251D6000, 4096),
     "EDAC, corrected error": False,
     "block layer": ("loop1", 1314944 * 512, 512),
-    "NVMe": ("nvme0n1", 7814037 * 4096, 8 * 4096),
+    "NVMe": ("nvme0n1", 0, 4096),
     "page cache": ("cas1-1", 8132691575 * 4096, 4096),
     "XFS, metadata I/O": ("vda4", 0x1478 * 512, 8 * 512),
     "XFS, metadata I/O, older words": ("dm-1", 0x4D7300 * 512, 32 * 512),
@@ -38,14 +38,14 @@ PLACES = {
     "btrfs, in a file": None,
     "btrfs, logical address": None,
     "btrfs, counters": None,
-    "ext4, metadata": ("nbd0", 283 * 1024, 1024),
+    "ext4, metadata": ("sdb1", 81788961 * 4096, 4096),
     "ext4, damaged directory": ("dm-4", 6832992 * 4096, 4096),
     "ext4, writeback": None,
     "md, RAID 4, 5 and 6": ("sdh1", 2504656 * 512, 4096),
-    "md, RAID 1 and 10": ("md0", 92537216 * 512, 512),
+    "md, RAID 1 and 10": ("md0", 21319296 * 512, 512),
     "md, corrected or redirected": False,
     "md, check": None,
-    "dm-integrity": ("dm-4", 0x1E8480 * 512, 512),
+    "dm-integrity": ("dm-0", 0x6E70 * 512, 512),
     "dm-integrity, no device": None,
     "dm-verity": None,
     "dm-verity, corrected": False,
@@ -55,8 +55,8 @@ PLACES = {
     "IDE disks": ("hda", 100789723 * 512, 512),
     "loop device, backing file": None,
     "soft offline": False,
-    "SCSI command": ("sdb", 0x25A00 * 4096, 8 * 4096),
-    "machine check": (PHYSICAL_MEMORY, 0x3710B3000, 4096),
+    "SCSI command": ("sdn", 0x8488 * 512, 0x30 * 512),
+    "machine check": (PHYSICAL_MEMORY, 0x314D193000, 4096),
     "APEI": (PHYSICAL_MEMORY, 0xE16677000, 4096),
 }
 SAMPLES: list[tuple[str, tuple[str, ...]]] = [(one.name, (one.sample,)) for one in PATTERNS]

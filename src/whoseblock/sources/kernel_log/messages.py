@@ -87,6 +87,7 @@ PATTERNS: Final = (
         "all",
         "EDAC MC0: 1 UE unknown on unknown memory ( page:0x1251d6 offset:0x0 grain:1 - APEI"
         " location: )",
+        seen="the list qemu-devel, of an injected error",
     ),
     Pattern(
         "EDAC, corrected error",
@@ -131,7 +132,8 @@ PATTERNS: Final = (
         "logical blocks of the namespace",
         "drivers/nvme/host/core.c, nvme_log_error()",
         "since 5.18",
-        "nvme0n1: Read(0x2) @ LBA 7814037, 8 blocks, Unrecovered Read Error (sct 0x2 / sc 0x81) ",
+        "nvme0n1: I/O Cmd(0x2) @ LBA 0, 1 blocks, I/O Error (sct 0x2 / sc 0x81) DNR",
+        seen="the list linux-block, April 2023",
     ),
     Pattern(
         "page cache",
@@ -218,6 +220,7 @@ PATTERNS: Final = (
         "fs/xfs/xfs_log_recover.c, xlog_do_io()",
         "since 5.3",
         "XFS (dm-3): log recovery read I/O error at daddr 0x3972 len 1 error -5",
+        seen="the list linux-xfs, January 2024",
     ),
     Pattern(
         "writeback",
@@ -228,6 +231,7 @@ PATTERNS: Final = (
         "fs/iomap/buffered-io.c, iomap_finish_ioend()",
         "since 5.5",
         "sdd: writeback error on inode 10741741427, offset 54525952, sector 11086521712",
+        seen="a mail archive, June 2025",
     ),
     Pattern(
         "writeback, older words",
@@ -269,6 +273,7 @@ PATTERNS: Final = (
         "all",
         "BTRFS info (device vdb): read error corrected: ino 411 off 135168 (dev /dev/vdb sector"
         " 3128840)",
+        seen="the list linux-btrfs, of Linux 5.19",
     ),
     Pattern(
         "btrfs, in a file",
@@ -311,7 +316,7 @@ PATTERNS: Final = (
         "ext4, metadata",
         r"EXT[234]-fs error \(device [^)\s]{1,64}\): \w{1,60}(?::\d{1,6})?: "
         r"(?:inode #\d{1,20}: block \d{1,20}: comm .{0,15}: unable to read itable block"
-        r"|comm .{0,15}: Cannot read (?:block|inode) bitmap - "
+        r"|(?:comm .{0,15}: )?Cannot read (?:block|inode) bitmap - "
         r"|(?:comm .{0,15}: )?unable to read inode block - )",
         _compile(
             _EXT + r"\w{1,60}(?::\d{1,6})?: (?:inode #\d{1,20}: block (\d{1,20}): comm"
@@ -323,8 +328,9 @@ PATTERNS: Final = (
         "blocks of the filesystem",
         "fs/ext4/inode.c, ext4_get_inode_loc(); fs/ext4/balloc.c, ext4_wait_block_bitmap()",
         "all",
-        "EXT4-fs error (device nbd0): __ext4_get_inode_loc:4690: inode #2: block 283: comm ls:"
-        " unable to read itable block",
+        "EXT4-fs error (device sdb1): __ext4_get_inode_loc:4699: inode #20447260: block 81788961:"
+        " comm gitea: unable to read itable block",
+        seen="raspberrypi/linux#3814",
         is_above=True,
     ),
     Pattern(
@@ -382,7 +388,8 @@ PATTERNS: Final = (
         "512-byte sectors of the array",
         "drivers/md/raid1.c, raid1_read_request()",
         "since 2.6.39",
-        "md/raid1:md0: sdb1: unrecoverable I/O read error for block 92537216",
+        "md/raid1:md0: sda: unrecoverable I/O read error for block 21319296",
+        seen="a forum, of Linux 3.13",
         is_above=True,
     ),
     Pattern(
@@ -418,7 +425,8 @@ PATTERNS: Final = (
         "512-byte sectors of the integrity device",
         "drivers/md/dm-integrity.c, integrity_metadata()",
         "since 5.6",
-        "device-mapper: integrity: dm-4: Checksum failed at sector 0x1e8480",
+        "device-mapper: integrity: dm-0: Checksum failed at sector 0x6e70",
+        seen="a mail archive, October 2025",
         is_above=True,
     ),
     Pattern(
@@ -430,6 +438,7 @@ PATTERNS: Final = (
         "drivers/md/dm-integrity.c, integrity_metadata(), dm_integrity_inline_recheck()",
         "4.12 to 5.5; devices with metadata of their own",
         "device-mapper: integrity: Checksum failed at sector 0xe228",
+        seen="the list linux-raid, January 2020",
     ),
     Pattern(
         "dm-verity",
@@ -450,7 +459,8 @@ PATTERNS: Final = (
         "",
         "drivers/md/dm-verity-fec.c, fec_decode_bufs()",
         "since 4.5",
-        "device-mapper: verity-fec: 253:0: FEC 1048576: corrected 12 errors",
+        "device-mapper: verity-fec: 7:1: FEC 0: corrected 8 errors",
+        seen="the list dm-devel, February 2021",
     ),
     Pattern(
         "dm-crypt with integrity",
@@ -484,7 +494,8 @@ PATTERNS: Final = (
         "",
         "mm/page_io.c, end_swap_bio_read()",
         "all",
-        "Write-error on swap-device (8:80:535552)",
+        "Write-error on swap-device (253:0:7545984)",
+        seen="the list linux-mm, January 2013",
     ),
     Pattern(
         "IDE disks",
@@ -496,6 +507,7 @@ PATTERNS: Final = (
         "drivers/ide/ide-lib.c, ide_dump_ata_error()",
         "2.4 to 5.13",
         "hda: task_in_intr: error=0x40 { UncorrectableError }, LBAsect=100789723, sector=100789720",
+        seen="a web log, June 2006",
     ),
     Pattern(
         "loop device, backing file",
@@ -510,13 +522,14 @@ PATTERNS: Final = (
     ),
     Pattern(
         "soft offline",
-        r"soft offline: 0x",
-        _compile(r"soft offline"),
+        r"[Ss]oft[ _]offline: 0x",
+        _compile(r"[Ss]oft"),
         read.harmless,
         "",
         "mm/memory-failure.c, soft_offline_page()",
         "since 2.6.33",
-        "soft offline: 0x10140a: page already poisoned",
+        "soft offline: 0x150000 page already poisoned",
+        seen="the list linux-mm, October 2019",
     ),
 )
 

@@ -68,10 +68,10 @@ class Pattern(NamedTuple):
     other pattern matches. ``whole`` matches it from its beginning, and ``read`` interprets the
     match. If ``whole`` does not match, the message is unrecognised; but it is damaged if
     ``expected`` is not empty, unless ``foreign`` matches too. ``sample`` is a message, and ``seen``
-    the public place of a log that has it, "" if it was made after the kernel's format. ``source``
-    and ``versions`` are the file and function of the kernel that prints it, and in which versions.
-    ``is_above`` is whether it is of a layer above the device of the block layer's message about the
-    same error. ``is_live`` is whether the daemon takes it from /dev/kmsg.
+    the public place of a log that has it. ``source`` and ``versions`` are the file and function of
+    the kernel that prints it, and in which versions. ``is_above`` is whether it is of a layer above
+    the device of the block layer's message about the same error. ``is_live`` is whether the daemon
+    takes it from /dev/kmsg.
     """
 
     name: str
@@ -82,7 +82,7 @@ class Pattern(NamedTuple):
     source: str
     versions: str
     sample: str
-    seen: str = ""
+    seen: str
     is_above: bool = False
     is_live: bool = False
     expected: str = ""

@@ -78,7 +78,7 @@ class Sequence(NamedTuple):
     source: str
     versions: str
     sample: tuple[str, ...]
-    seen: str = ""
+    seen: str
 
 
 SEQUENCES: Final = (
@@ -88,10 +88,11 @@ SEQUENCES: Final = (
         "drivers/scsi/scsi_logging.c, scsi_print_command()",
         "since 3.19",
         (
-            "sd 2:0:0:0: [sdb] 244190646 4096-byte logical blocks: (1.00 TB/931 GiB)",
-            "sd 2:0:0:0: [sdb] tag#12 Sense Key : Medium Error [current] ",
-            "sd 2:0:0:0: [sdb] tag#12 CDB: Read(10) 28 00 00 02 5a 00 00 00 08 00",
+            "sd 15:0:0:1: [sdn] 2097152 512-byte logical blocks: (1.07 GB/1.00 GiB)",
+            "sd 15:0:0:1: [sdn] tag#4 Sense Key : Medium Error [current]    ",
+            "sd 15:0:0:1: [sdn] tag#4 CDB: Write(10) 2a 00 00 00 84 88 00 00 30 00",
         ),
+        "archiecobbs/s3backer#122",
     ),
     Sequence(
         "machine check",
@@ -99,9 +100,10 @@ SEQUENCES: Final = (
         "arch/x86/kernel/cpu/mce/core.c, print_mce()",
         "since 2.6.25",
         (
-            "mce: [Hardware Error]: CPU 0: Machine Check Exception: 5 Bank 7: be00000000010091",
-            "mce: [Hardware Error]: TSC 0 ADDR 3710b3400 MISC 86 ",
+            "mce: [Hardware Error]: CPU 18: Machine Check Exception: 5 Bank 7: be00000001010091",
+            "mce: [Hardware Error]: TSC ae4b410af0b8 ADDR 314d193000 MISC 200400c008002086 ",
         ),
+        "the list linux-edac, November 2020",
     ),
     Sequence(
         "APEI",
