@@ -46,9 +46,11 @@ READ_ONLY = "/boot /efi /etc /proc/sys/vm /sys/fs/cgroup /sys/kernel/mm /usr /us
 PROGRAM = f"""#!/bin/sh
 for place in {" ".join(WRITABLE + READ_ONLY)}; do
     true >$place/by-exec && echo $place
-done >{TOLD}.places 2>/dev/null
+done >{TOLD}.new 2>/dev/null
+mv {TOLD}.new {TOLD}.places
 systemctl start --no-block page@$WHOSEBLOCK_FAILURE
-cat >{TOLD}
+cat >{TOLD}.new
+mv {TOLD}.new {TOLD}
 """
 
 
