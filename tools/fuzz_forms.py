@@ -112,7 +112,7 @@ _FOLDER: Final = "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108
 
 def _as_value(text: str) -> object:
     text = text.strip("\n")
-    if text.lstrip("-").isdecimal() and text.isascii() and len(text) < 19:
+    if text.removeprefix("-").isdecimal() and text.isascii() and len(text) < 19:
         return int(text)
     return text.encode(errors="surrogateescape").decode(errors="replace")
 
