@@ -19,8 +19,8 @@ class FileMedia:
     """A block device or an image file, opened read-only unless ``writable``.
 
     ``given`` is a path, or a descriptor, which is opened once more; messages name it ``name``.
-    The page cache of a device is dropped first, unless ``keep_cache``: a filesystem whose metadata
-    is in that cache must not have it written by a reader.
+    The page cache of a device is dropped first, unless ``keep_cache``. Dropping it writes what is
+    dirty, and a reader must not write the metadata of a mounted filesystem.
     Raises `TargetError` if it cannot be opened or is neither of the two, and `PrivilegeError`
     without permission.
     """

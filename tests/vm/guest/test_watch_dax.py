@@ -235,12 +235,12 @@ def test_a_page_of_a_file_on_ext4(namespaces: Namespaces, undo: Undo) -> None:
     entries = watch.wait_for(2, LOG_AND_TRACE)
     known = {entry.failure.start: entry for entry in entries}
     unowned = known.pop(unused * PAGE)
-    (somebodys,) = known.values()
+    (of_file,) = known.values()
     assert {entry.failure.device for entry in entries} == {namespace.disk}
     assert [row["kind"] for row in answer_of(unowned)["owners"]] == ["free"]
-    (row,) = answer_of(somebodys)["owners"]
+    (row,) = answer_of(of_file)["owners"]
     assert row["paths"] == [f"/{file.name}"]
-    assert answer_of(somebodys)["complete"], answer_of(somebodys)["notes"]
+    assert answer_of(of_file)["complete"], answer_of(of_file)["notes"]
 
 
 def test_a_policy_tells_who_uses_it(

@@ -160,7 +160,7 @@ class Volume:
             self._subvolumes[tree] = self._read_root(tree)
         found = self._subvolumes[tree]
         if found is None:
-            raise CorruptError(tree_name(tree), sb.root, "the root tree does not have it")
+            raise CorruptError(tree_name(tree), sb.root, "not in the root tree")
         return found
 
     def _read_root(self, tree: int) -> Subvolume | None:
