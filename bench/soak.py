@@ -14,6 +14,7 @@ import errno
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import sqlite3
@@ -69,12 +70,16 @@ class _Hit(NamedTuple):
 
 
 class _Sample(NamedTuple):
-    """Resident bytes and open descriptors of one process of the daemon."""
+    """Bytes and open descriptors of one process of the daemon.
+
+    ``resident`` is all that it has in memory, ``own`` the part that no other process shares.
+    """
 
     at: float
     role: str
     pid: int
     resident: int
+    own: int
     descriptors: int
 
 
@@ -248,11 +253,17 @@ class _Soak:
         while self._sleep(_SAMPLE_S):
             for depth, pid in _family(daemon.pid, 0):
                 with suppress(OSError, ValueError, IndexError):
-                    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-                    role = ("collector", "worker or actor", "probe")[min(depth, 2)]
+                    smaps = Path(f"/proc/{pid}/smaps_rollup").read_text()
+                    sizes = dict(re.findall(r"(\w+): +(\d+) kB", smaps))
+                    name = Path(f"/proc/{pid}/comm").read_text().strip()
+                    if depth and not name.startswith("watch-"):
+                        # A program of the policy, or a process that has no name yet.
+                        continue
+                    role = name.removeprefix("watch-") if depth else "collector"
                     files = len(os.listdir(f"/proc/{pid}/fd"))  # noqa: PTH208 - numbers
-                    resident = pages * os.sysconf("SC_PAGE_SIZE")
-                    self.samples.append(_Sample(time.monotonic(), role, pid, resident, files))
+                    resident = int(sizes["Rss"]) << 10
+                    own = int(sizes["Private_Dirty"]) + int(sizes["Private_Clean"]) << 10
+                    self.samples.append(_Sample(time.monotonic(), role, pid, resident, own, files))
             if daemon.poll() is not None:
                 self.faults.append(f"the daemon ended with {daemon.returncode}")
                 self.until = 0
@@ -321,6 +332,7 @@ class _Soak:
                 for role in sorted({one.role for one in self.samples})
             },
             "growth in KiB, first to last third": {role: by >> 10 for role, by in growth.items()},
+            "of that, not shared": {role: by >> 10 for role, by in self._growth("own").items()},
             "more descriptors in the last third": files,
             "seconds busy at umount": {
                 kind: {"times": len(some), "longest": round(max(some, default=0.0), 2)}

@@ -19,10 +19,15 @@ STANDARD: Final = (0, 1, 2)
 #: Seconds to wait for the end of a killed child.
 _TIMEOUT_S: Final = 1.0
 _PR_SET_PDEATHSIG: Final = 1  # linux/prctl.h
+_PR_SET_NAME: Final = 15
 
 
-def fork(body: Callable[[], int], keep: Iterable[int], marker_file: Path | None = None) -> int:
+def fork(
+    name: str, body: Callable[[], int], keep: Iterable[int], marker_file: Path | None = None
+) -> int:
     """Run ``body`` in a child, which exits with its value; return the child's pid.
+
+    The child appears in ps(1) and top(1) as ``watch-NAME``, of which 15 bytes are shown.
 
     The child has only the descriptors ``keep``: one that is stuck for good would hold our locks and
     pipes as long. It dies with its parent. It also has the file ``marker_file`` open, which marks
@@ -33,7 +38,9 @@ def fork(body: Callable[[], int], keep: Iterable[int], marker_file: Path | None 
         return pid
     code = 1
     try:
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        libc = ctypes.CDLL(None)
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        libc.prctl(_PR_SET_NAME, f"watch-{name}".encode())
         signal.set_wakeup_fd(-1)
         for number in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_DFL)

@@ -156,7 +156,10 @@ class HelperProcess:
         self._rest = b""
         self._decoder = msgspec.json.Decoder(Statistics)
         self.pid = fork(
-            lambda: _run_child(name, body, counts, wake), (*STANDARD, counts, wake), marker_file
+            name,
+            lambda: _run_child(name, body, counts, wake),
+            (*STANDARD, counts, wake),
+            marker_file,
         )
         os.close(counts)
         os.close(wake)

@@ -420,13 +420,15 @@ def test_a_child_inherits_no_descriptors(tmp_path: Path) -> None:
 
         def body() -> int:
             names = " ".join(sorted(os.listdir("/proc/self/fd"), key=int))
-            os.write(theirs, names.encode())
+            os.write(theirs, f"{Path('/proc/self/comm').read_text()}{names}".encode())
             return 7
 
-        pid = fork(body, (*STANDARD, theirs), locked)
+        pid = fork("test", body, (*STANDARD, theirs), locked)
         file.close()
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
-        left = set(map(int, os.read(ours, 4096).split()))
+        name, _, numbers = os.read(ours, 4096).decode().partition("\n")
+        assert name == "watch-test"
+        left = set(map(int, numbers.split()))
         # Two more: that of the badge, and that of the listing itself.
         assert {0, 1, 2, theirs} <= left
         assert len(left) == 6

@@ -192,7 +192,7 @@ class DeviceProbe(Closing):
             _serve_queries(theirs, self._root)
             return 0
 
-        pid = fork(body, (*STANDARD, theirs.fileno()), self._state.lock)
+        pid = fork("probe", body, (*STANDARD, theirs.fileno()), self._state.lock)
         theirs.close()
         return pid, ours
 

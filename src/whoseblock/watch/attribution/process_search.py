@@ -107,7 +107,7 @@ class ProcessSearch(Closing):
                     return 0
                 theirs.send(_search(questions, seconds))
 
-        pid = fork(body, (*STANDARD, theirs.fileno()), self._state.lock)
+        pid = fork("search", body, (*STANDARD, theirs.fileno()), self._state.lock)
         theirs.close()
         return pid, ours
 

@@ -70,7 +70,7 @@ class MountProbe:
             with theirs:
                 # A stuck child must not hold our standard error open.
                 keeps = (theirs.fileno(), *keep)
-                pid = fork(lambda: _probe_all(about, question, theirs), keeps)
+                pid = fork("mounts", lambda: _probe_all(about, question, theirs), keeps)
             ours.settimeout(self._patience)
             answers: list[ProbeResult | OSError] = []
             for one in about:
