@@ -5,7 +5,7 @@ import re
 import pytest
 from tests.support.tools import CHECKOUT
 
-from whoseblock.watch.policy.rules import parse_policy, read_policy
+from whoseblock.watch.policy.parsing import parse_policy, read_policy
 
 SHARE = CHECKOUT / "share"
 

@@ -159,7 +159,7 @@ def _place(sample: str) -> str:
     from whoseblock.sources.kernel_log.patterns import Harmless, Located
 
     pattern = find_pattern(sample)
-    match = pattern.whole.match(sample) if pattern else None
+    match = pattern.match(sample) if pattern else None
     if pattern is None or match is None:
         raise ValueError(sample)
     found = pattern.read(match, Units())

@@ -14,7 +14,7 @@ from whoseblock.errors import MalformedError
 from whoseblock.sources.base import Failure, Reading
 from whoseblock.sources.kernel_log.lines import LogForm, OtherErrors
 from whoseblock.sources.kernel_log.messages import find_pattern
-from whoseblock.sources.kernel_log.patterns import Located, Pattern, Units, Unplaced
+from whoseblock.sources.kernel_log.patterns import Located, Units, Unplaced
 from whoseblock.sources.kernel_log.prefixes import PREFIX, Envelope
 from whoseblock.sources.kernel_log.readers import REQUEST_REMARK
 from whoseblock.sources.kernel_log.records import Message, find_record_reader
@@ -142,9 +142,9 @@ class _Parser:
         if pattern is None:
             found = self._sequences.interpret(number, text)
         else:
-            match = pattern.whole.match(text)
+            match = pattern.match(text)
             if match is None:
-                if pattern.expected and not _is_foreign(pattern, text):
+                if pattern.expected and not pattern.is_foreign(text):
                     self._reading.count_broken(f"line {number}", text, pattern.expected)
                 else:
                     self._others.examine(number, text)
@@ -191,10 +191,6 @@ class _Parser:
             self._reading.remarks.append("no line has the time or the prefix of a kernel log")
 
 
-def _is_foreign(pattern: Pattern, text: str) -> bool:
-    return pattern.foreign is not None and pattern.foreign.match(text) is not None
-
-
 def read_message(text: str, name: str, number: int = 1, page_size: int = 4096) -> Failure | None:
     """Return the page or sector that a message reports as failed, None if it reports none.
 
@@ -206,9 +202,9 @@ def read_message(text: str, name: str, number: int = 1, page_size: int = 4096) -
     pattern = find_pattern(text)
     if pattern is None or not pattern.is_live:
         return None
-    match = pattern.whole.match(text)
+    match = pattern.match(text)
     if match is None:
-        if _is_foreign(pattern, text):
+        if pattern.is_foreign(text):
             return None
         raise MalformedError(name, number, pattern.expected)
     found = pattern.read(match, Units(page_size))
@@ -224,5 +220,5 @@ def read_signal_page(text: str) -> int | None:
     The page that failed is this one, or a later one of the huge page that begins with it.
     """
     pattern = find_pattern(text)
-    match = pattern.whole.match(text) if pattern else None
+    match = pattern.match(text) if pattern else None
     return int(match[1], 16) if match and match.groupdict().get("signal") else None

@@ -21,10 +21,6 @@ _XFS: Final = r"XFS \((?P<device>[^)\s]{1,64})\): "
 _XFS_BEGIN: Final = r"XFS \([^)\s]{1,64}\): "
 
 
-def _compile(text: str) -> re.Pattern[str]:
-    return re.compile(text, re.ASCII)
-
-
 _BLOCK_BEGIN: Final = (
     r"(?:(?:end_request|blk_update_request|print_req_error): )?"
     r"(?:I/O|critical medium|protection) error, dev "
@@ -36,7 +32,7 @@ PATTERNS: Final = (
         "memory failure",
         r"Memory failure: 0x",
         # kill_procs() prints which processes were killed.
-        _compile(
+        (
             r"Memory failure: 0x([0-9a-f]{1,16}):(?P<signal> (?:Sending SIGBUS to|Killing|forcibly"
             r" killing|Cannot send advisory machine check signal to) )?"
         ),
@@ -52,7 +48,7 @@ PATTERNS: Final = (
     Pattern(
         "memory failure, older words",
         r"MCE 0x",
-        _compile(
+        (
             r"MCE 0x([0-9a-f]{1,16}): (?:recovery action for |Killing |already hardware poisoned"
             r"|[A-Za-z][A-Za-z ]{2,40} page recovery: )"
         ),
@@ -66,7 +62,7 @@ PATTERNS: Final = (
     Pattern(
         "memory error in user space",
         r"(?:mce: |MCE: )?Uncorrected hardware memory error in user-access at ",
-        _compile(r"(?:mce: |MCE: )?Uncorrected [a-z -]{1,60} at ([0-9a-f]{1,16})\b"),
+        r"(?:mce: |MCE: )?Uncorrected [a-z -]{1,60} at ([0-9a-f]{1,16})\b",
         read.read_address,
         "bytes",
         "arch/x86/kernel/cpu/mce/core.c, kill_me_maybe()",
@@ -77,7 +73,7 @@ PATTERNS: Final = (
     Pattern(
         "EDAC, uncorrected error",
         r"EDAC MC\d{1,3}: (?:\d{1,10} )?UE ",
-        _compile(
+        (
             r"EDAC MC\d{1,3}: (?:\d{1,10} )?UE (?:[^:]{0,400}\(.{0,400}?)?"
             r"page[: ]0x([0-9a-f]{1,16}),? offset[: ]0x([0-9a-f]{1,16})"
         ),
@@ -92,7 +88,7 @@ PATTERNS: Final = (
     Pattern(
         "EDAC, corrected error",
         r"EDAC MC\d{1,3}: (?:\d{1,10} )?CE ",
-        _compile(r"EDAC MC"),
+        r"EDAC MC",
         read.harmless,
         "",
         "drivers/edac/edac_mc.c, edac_ce_error()",
@@ -106,7 +102,7 @@ PATTERNS: Final = (
         "block layer",
         _BLOCK_BEGIN,
         # Kernels before 5.2 do not print the operation.
-        _compile(
+        (
             _BLOCK_BEGIN + r"([^\s,]{1,64}), sector (\d{1,20})\b"
             r"(?: op 0x[0-9a-f]{1,8}:\((\w{1,32})\))?"
         ),
@@ -119,12 +115,12 @@ PATTERNS: Final = (
         is_live=True,
         expected="DEVICE, sector NUMBER after 'error, dev'",
         # A message of the block layer, or a truncated one, has a comma behind the device.
-        foreign=_compile(_BLOCK_BEGIN + r"(?![^\s,]*(?:,|\s*\Z))"),
+        foreign=_BLOCK_BEGIN + r"(?![^\s,]*(?:,|\s*\Z))",
     ),
     Pattern(
         "NVMe",
         r"nvme\w{1,40}: [\w /-]{1,60}\(0x[0-9a-f]{1,4}\) @ LBA ",
-        _compile(
+        (
             r"(nvme\w{1,40}): [\w /-]{1,60}\(0x([0-9a-f]{1,4})\) @ LBA (\d{1,20}), (\d{1,10})"
             r" blocks, .{1,100} \(sct 0x([0-9a-f]{1,4}) / sc 0x([0-9a-f]{1,4})\)"
         ),
@@ -138,7 +134,7 @@ PATTERNS: Final = (
     Pattern(
         "page cache",
         r"Buffer I/O error on dev(?:ice)? ",
-        _compile(rf"Buffer I/O error on dev(?:ice)? {_DEVICE}, logical block (\d{{1,20}})\b"),
+        rf"Buffer I/O error on dev(?:ice)? {_DEVICE}, logical block (\d{{1,20}})\b",
         read.read_buffer,
         "--block-size",
         "fs/buffer.c, buffer_io_error()",
@@ -150,7 +146,7 @@ PATTERNS: Final = (
     Pattern(
         "XFS, metadata I/O",
         _XFS_BEGIN + r"metadata I/O error in ",
-        _compile(
+        (
             _XFS + r'metadata I/O error in "(?P<function>[^"\s]{1,80})[^"]{0,80}" at daddr'
             r" 0x(?P<start>[0-9a-f]{1,16}) len (?P<sectors>\d{1,8}) error "
         ),
@@ -166,7 +162,7 @@ PATTERNS: Final = (
     Pattern(
         "XFS, metadata I/O, older words",
         _XFS_BEGIN + r"metadata I/O error: block ",
-        _compile(
+        (
             _XFS + r"metadata I/O error: block 0x(?P<start>[0-9a-f]{1,16})"
             r' \("(?P<function>[^"]{1,80})"\) error -?\d{1,5}'
             r" (?:numblks (?P<sectors>\d{1,8})|buf count (?P<bytes>\d{1,10}))"
@@ -183,7 +179,7 @@ PATTERNS: Final = (
     Pattern(
         "XFS, damaged metadata",
         _XFS_BEGIN + r"Metadata (?:CRC error|corruption) detected at ",
-        _compile(
+        (
             _XFS + r"Metadata (?:CRC error|corruption) detected at [^,]{1,120},"
             r" (?:(?P<kind>\w{1,40}) )?block 0x(?P<start>[0-9a-f]{1,16})"
         ),
@@ -199,7 +195,7 @@ PATTERNS: Final = (
     Pattern(
         "XFS, failed write of metadata",
         _XFS_BEGIN + r"(?:Failing async write on buffer|Corruption Alert: Buffer at)",
-        _compile(
+        (
             _XFS + r"(?P<kind>Failing async write on buffer|Corruption Alert: Buffer at)"
             r" (?:block|daddr) 0x(?P<start>[0-9a-f]{1,16})"
         ),
@@ -214,7 +210,7 @@ PATTERNS: Final = (
     Pattern(
         "XFS, log recovery",
         _XFS_BEGIN + r"log recovery (?:read|write) I/O error",
-        _compile(_XFS + r"log recovery"),
+        _XFS + r"log recovery",
         read.unplaced("which counts from the start of the log of XFS"),
         "",
         "fs/xfs/xfs_log_recover.c, xlog_do_io()",
@@ -225,7 +221,7 @@ PATTERNS: Final = (
     Pattern(
         "writeback",
         r"[^\s:]{1,64}: writeback error on inode ",
-        _compile(r"([^\s:]{1,64}): writeback error on inode \d{1,20}, offset"),
+        r"([^\s:]{1,64}): writeback error on inode \d{1,20}, offset",
         read.unplaced(read.BEHIND, repeated=True),
         "",
         "fs/iomap/buffered-io.c, iomap_finish_ioend()",
@@ -236,7 +232,7 @@ PATTERNS: Final = (
     Pattern(
         "writeback, older words",
         _XFS_BEGIN + r"writeback error on sector ",
-        _compile(_XFS + r"writeback error on sector \d"),
+        _XFS + r"writeback error on sector \d",
         read.unplaced(read.BEHIND, repeated=True),
         "",
         "fs/xfs/xfs_aops.c, xfs_destroy_ioend()",
@@ -249,7 +245,7 @@ PATTERNS: Final = (
         _BTRFS + r"(?:checksum(?:/header)? error|i/o error|super block error"
         r"|unable to fixup \(\w{1,20}\) error)"
         r"(?: at logical \d{1,20})? on dev [^\s,]{1,255},? (?:physical|sector) ",
-        _compile(
+        (
             _BTRFS + r"[a-z/ ]{1,24}(?:\(\w{1,20}\) error)?(?: at logical \d{1,20})?"
             r" on dev (?:/dev/)?([^\s,]{1,255}),? (physical|sector) (\d{1,20})"
             r"(?:,? root .{1,80} length (\d{1,8})\b)?"
@@ -266,7 +262,7 @@ PATTERNS: Final = (
     Pattern(
         "btrfs, corrected",
         _BTRFS + r"(?:fixed up error|read error corrected|checksum/header error fixed)",
-        _compile(r"(?:BTRFS|btrfs)"),
+        r"(?:BTRFS|btrfs)",
         read.harmless,
         "",
         "fs/btrfs/bio.c, btrfs_repair_io_failure()",
@@ -278,7 +274,7 @@ PATTERNS: Final = (
     Pattern(
         "btrfs, in a file",
         _BTRFS + r"csum failed ",
-        _compile(_BTRFS + "csum failed "),
+        _BTRFS + "csum failed ",
         read.unplaced(read.IN_FILE),
         "",
         "fs/btrfs/bio.c, btrfs_print_data_csum_error()",
@@ -292,7 +288,7 @@ PATTERNS: Final = (
         _BTRFS + r"(?:(?:unable to fixup|checksum error|i/o error|tree block)\b"
         r"|bad tree block|corrupt (?:leaf|node)|parent transid verify failed|level verify failed"
         r"|checksum verify failed|tree first key mismatch|failed to read (?:tree|block))",
-        _compile(_BTRFS),
+        _BTRFS,
         read.unplaced(read.IN_BTRFS),
         "",
         "fs/btrfs/disk-io.c, fs/btrfs/tree-checker.c, fs/btrfs/scrub.c",
@@ -304,7 +300,7 @@ PATTERNS: Final = (
     Pattern(
         "btrfs, counters",
         _BTRFS + r"bdev \S{1,255} errs: ",
-        _compile(_BTRFS),
+        _BTRFS,
         read.unplaced("because btrfs only counts it"),
         "",
         "fs/btrfs/volumes.c, btrfs_dev_stat_inc_and_print()",
@@ -318,7 +314,7 @@ PATTERNS: Final = (
         r"(?:inode #\d{1,20}: block \d{1,20}: comm .{0,15}: unable to read itable block"
         r"|(?:comm .{0,15}: )?Cannot read (?:block|inode) bitmap - "
         r"|(?:comm .{0,15}: )?unable to read inode block - )",
-        _compile(
+        (
             _EXT + r"\w{1,60}(?::\d{1,6})?: (?:inode #\d{1,20}: block (\d{1,20}): comm"
             r"|(?:comm .{0,15}: )?Cannot read (?:block|inode) bitmap - block_group = \d{1,10},"
             r" \w{1,20} = (\d{1,20})\b"
@@ -338,7 +334,7 @@ PATTERNS: Final = (
         # With a path, which any user may choose, the words behind it are not trusted.
         r"EXT[234]-fs error \(device [^)\s]{1,64}\): \w{1,60}(?::\d{1,6})?: inode #\d{1,20}: block"
         r" \d{1,20}: comm .{0,15}: bad entry in directory: ",
-        _compile(_EXT + r"\w{1,60}(?::\d{1,6})?: inode #\d{1,20}: block (\d{1,20}): comm"),
+        _EXT + r"\w{1,60}(?::\d{1,6})?: inode #\d{1,20}: block (\d{1,20}): comm",
         read.read_ext,
         "blocks of the filesystem",
         "fs/ext4/dir.c, __ext4_check_dir_entry()",
@@ -352,7 +348,7 @@ PATTERNS: Final = (
     Pattern(
         "ext4, writeback",
         r"EXT4-fs warning \(device [^)\s]{1,64}\): ext4_end_bio:\d{1,6}: I/O error ",
-        _compile(r"EXT4-fs warning \(device ([^)\s]{1,64})\): ext4_end_bio"),
+        r"EXT4-fs warning \(device ([^)\s]{1,64})\): ext4_end_bio",
         read.unplaced(read.BEHIND, repeated=True),
         "",
         "fs/ext4/page-io.c, ext4_end_bio()",
@@ -365,7 +361,7 @@ PATTERNS: Final = (
         "md, RAID 4, 5 and 6",
         r"(?:md/)?raid[456]?:\S{1,40}: read error (?:not correctable|NOT corrected!!|on"
         r" replacement device) \(sector ",
-        _compile(
+        (
             r"(?:md/)?raid[456]?:\S{1,40}: read error [^(]{1,30}"
             r"\(sector (\d{1,20}) on ([^\s)]{1,64})\)"
         ),
@@ -380,7 +376,7 @@ PATTERNS: Final = (
     Pattern(
         "md, RAID 1 and 10",
         r"md/raid10?:md\w{1,40}: \S{1,64}: unrecoverable I/O read error for block ",
-        _compile(
+        (
             r"md/raid10?:(md\w{1,40}): \S{1,64}: unrecoverable I/O read error for block"
             r" (\d{1,20})\b"
         ),
@@ -396,7 +392,7 @@ PATTERNS: Final = (
         "md, corrected or redirected",
         r"(?:md/)?raid\w{0,2}:\S{1,40}: (?:\S{1,64}: )?(?:read error corrected|redirecting sector"
         r"|rescheduling sector)",
-        _compile(r"(?:md/)?raid"),
+        r"(?:md/)?raid",
         read.harmless,
         "",
         "drivers/md/raid5.c, drivers/md/raid1.c",
@@ -407,7 +403,7 @@ PATTERNS: Final = (
     Pattern(
         "md, check",
         r"(?:md: )?(?:md\w{1,40}): mismatch sector in range ",
-        _compile(r"(?:md: )?(md\w{1,40}): mismatch"),
+        r"(?:md: )?(md\w{1,40}): mismatch",
         read.unplaced("which is in all members of a stripe"),
         "",
         "drivers/md/raid5.c, handle_parity_checks5()",
@@ -418,9 +414,7 @@ PATTERNS: Final = (
     Pattern(
         "dm-integrity",
         r"device-mapper: integrity: dm-\d{1,6}: Checksum failed at sector ",
-        _compile(
-            r"device-mapper: integrity: (dm-\d{1,6}): Checksum failed at sector 0x([0-9a-f]{1,16})"
-        ),
+        (r"device-mapper: integrity: (dm-\d{1,6}): Checksum failed at sector 0x([0-9a-f]{1,16})"),
         read.read_integrity,
         "512-byte sectors of the integrity device",
         "drivers/md/dm-integrity.c, integrity_metadata()",
@@ -432,7 +426,7 @@ PATTERNS: Final = (
     Pattern(
         "dm-integrity, no device",
         r"device-mapper: integrity: (?!dm-\d{1,6}: )(?:\S{1,64}: )?Checksum failed ",
-        _compile(r"device-mapper: "),
+        r"device-mapper: ",
         read.unplaced("because the integrity device is not named"),
         "",
         "drivers/md/dm-integrity.c, integrity_metadata(), dm_integrity_inline_recheck()",
@@ -443,7 +437,7 @@ PATTERNS: Final = (
     Pattern(
         "dm-verity",
         r"device-mapper: verity: \S{1,20}: (?:meta)?data block \d{1,20} is corrupted",
-        _compile(r"device-mapper: "),
+        r"device-mapper: ",
         read.unplaced("because the block size of the verity device is not logged"),
         "",
         "drivers/md/dm-verity-target.c, verity_handle_err()",
@@ -454,7 +448,7 @@ PATTERNS: Final = (
     Pattern(
         "dm-verity, corrected",
         r"device-mapper: verity(?:-fec)?: \S{1,20}: FEC \d{1,20}: corrected ",
-        _compile(r"device-mapper: "),
+        r"device-mapper: ",
         read.harmless,
         "",
         "drivers/md/dm-verity-fec.c, fec_decode_bufs()",
@@ -465,7 +459,7 @@ PATTERNS: Final = (
     Pattern(
         "dm-crypt with integrity",
         r"(?:trusted_key: )?device-mapper: crypt: (?:\S{1,64}: )?INTEGRITY AEAD ERROR",
-        _compile(r"(?:trusted_key: )?device-mapper: "),
+        r"(?:trusted_key: )?device-mapper: ",
         read.unplaced("which counts from an offset that is not logged"),
         "",
         "drivers/md/dm-crypt.c, crypt_convert_block_aead()",
@@ -476,9 +470,7 @@ PATTERNS: Final = (
     Pattern(
         "MMC and SD cards",
         r"mmcblk\w{1,20}: error -?\d{1,5} (?:transferring data|sending \S{1,30} command), sector ",
-        _compile(
-            r"(mmcblk\w{1,20}): error -?\d{1,5} [\w /]{1,60}, sector (\d{1,20}), nr (\d{1,8})\b"
-        ),
+        (r"(mmcblk\w{1,20}): error -?\d{1,5} [\w /]{1,60}, sector (\d{1,20}), nr (\d{1,8})\b"),
         read.read_mmc,
         "512-byte sectors",
         "drivers/mmc/core/block.c, mmc_blk_err_check()",
@@ -489,7 +481,7 @@ PATTERNS: Final = (
     Pattern(
         "swap",
         r"(?:Read|Write)-error on swap-device \(",
-        _compile(r"(?:Read|Write)-error"),
+        r"(?:Read|Write)-error",
         read.unplaced(read.BEHIND, repeated=True),
         "",
         "mm/page_io.c, end_swap_bio_read()",
@@ -501,7 +493,7 @@ PATTERNS: Final = (
         "IDE disks",
         r"hd[a-z]: \w{1,40}: error=0x[0-9a-f]{1,2} \{ (?:UncorrectableError|SectorIdNotFound"
         r"|AddrMarkNotFound) \}, LBAsect=",
-        _compile(r"(hd[a-z]): .{1,80} LBAsect=(\d{1,20})\b"),
+        r"(hd[a-z]): .{1,80} LBAsect=(\d{1,20})\b",
         read.read_ide,
         "512-byte sectors",
         "drivers/ide/ide-lib.c, ide_dump_ata_error()",
@@ -512,7 +504,7 @@ PATTERNS: Final = (
     Pattern(
         "loop device, backing file",
         r"loop: Write error at byte offset ",
-        _compile(r"loop: "),
+        r"loop: ",
         read.unplaced("which is in the file behind a loop device that is not named"),
         "",
         "drivers/block/loop.c, lo_write_bvec()",
@@ -523,7 +515,7 @@ PATTERNS: Final = (
     Pattern(
         "soft offline",
         r"[Ss]oft[ _]offline: 0x",
-        _compile(r"[Ss]oft"),
+        r"[Ss]oft",
         read.harmless,
         "",
         "mm/memory-failure.c, soft_offline_page()",

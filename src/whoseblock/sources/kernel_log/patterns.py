@@ -64,19 +64,19 @@ class Units(NamedTuple):
 class Pattern(NamedTuple):
     """A kind of message.
 
-    ``begin`` is a regular expression without groups for the first words of the message, which no
-    other pattern matches. ``whole`` matches it from its beginning, and ``read`` interprets the
-    match. If ``whole`` does not match, the message is unrecognised; but it is damaged if
-    ``expected`` is not empty, unless ``foreign`` matches too. ``sample`` is a message, and ``seen``
-    the public place of a log that has it. ``source`` and ``versions`` are the file and function of
-    the kernel that prints it, and in which versions. ``is_above`` is whether it is of a layer above
-    the device of the block layer's message about the same error. ``is_live`` is whether the daemon
-    takes it from /dev/kmsg.
+    ``begin``, ``whole`` and ``foreign`` are regular expressions, of ASCII; ``begin`` is one without
+    groups for the first words of the message, which no other pattern matches. ``whole`` matches it
+    from its beginning, and ``read`` interprets the match. If ``whole`` does not match, the message
+    is unrecognised; but it is damaged if ``expected`` is not empty, unless ``foreign`` matches too.
+    ``sample`` is a message, and ``seen`` the public place of a log that has it. ``source`` and
+    ``versions`` are the file and function of the kernel that prints it, and in which versions.
+    ``is_above`` is whether it is of a layer above the device of the block layer's message about the
+    same error. ``is_live`` is whether the daemon takes it from /dev/kmsg.
     """
 
     name: str
     begin: str
-    whole: re.Pattern[str]
+    whole: str
     read: Callable[[re.Match[str], Units], Found]
     unit: str
     source: str
@@ -86,7 +86,15 @@ class Pattern(NamedTuple):
     is_above: bool = False
     is_live: bool = False
     expected: str = ""
-    foreign: re.Pattern[str] | None = None
+    foreign: str = ""
+
+    def match(self, text: str) -> re.Match[str] | None:
+        """Match a message with ``whole``, which is compiled when it is first needed."""
+        return re.match(self.whole, text, re.ASCII)
+
+    def is_foreign(self, text: str) -> bool:
+        """Return whether a message is not of this kind in spite of its first words."""
+        return bool(self.foreign) and re.match(self.foreign, text, re.ASCII) is not None
 
 
 def locate(device: str, start: int, length: int, remark: str = "") -> Found:

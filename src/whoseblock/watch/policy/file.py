@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from whoseblock.errors import PolicyError
 from whoseblock.watch.log import log_event
-from whoseblock.watch.policy.rules import DEFAULT, Policy, parse_policy, read_text
+from whoseblock.watch.policy.rules import DEFAULT, Policy
 from whoseblock.watch.store.state import StateFolder
 
 __all__ = ["PolicyFile"]
@@ -46,6 +46,9 @@ class PolicyFile:
         """Read the policy, and keep it; raises `PolicyError`."""
         if self._path is None:
             return DEFAULT
+        # A daemon without a policy does not need it.
+        from whoseblock.watch.policy.parsing import parse_policy, read_text
+
         text = read_text(self._path)
         policy = parse_policy(str(self._path), text, here=self._here)
         try:
@@ -62,6 +65,8 @@ class PolicyFile:
         kept = self._state.load(_NAME, _KeptPolicy)
         if kept is None or kept.path != self._key:
             return None
+        from whoseblock.watch.policy.parsing import parse_policy
+
         try:
             return parse_policy(str(self._path), kept.text, here=False)
         except PolicyError:

@@ -1,11 +1,11 @@
 """Open and reopen all sources of a machine, and keep why one is missing."""
 
+from binascii import crc32
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from typing import Final, Protocol, runtime_checkable
-from zlib import crc32
 
 from whoseblock.errors import PrivilegeError, WhoseblockError
 from whoseblock.fs.registry import monitors

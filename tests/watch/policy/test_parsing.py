@@ -12,7 +12,8 @@ from tests.support.tools import need_root
 
 from whoseblock.errors import PolicyError
 from whoseblock.fs.base import Owner
-from whoseblock.watch.policy.rules import Rule, parse_policy, read_policy
+from whoseblock.watch.policy.parsing import parse_policy, read_policy
+from whoseblock.watch.policy.rules import Rule
 from whoseblock.watch.policy.toml_lines import Key, find_lines
 
 GOOD = """\
