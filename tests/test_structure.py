@@ -36,6 +36,7 @@ ROOMS = (
     Room(("journal", "respond"), 5, 4),
     Room(("watch",), 6, 5),
     Room(("study",), 6, 4),
+    Room(("doctor",), 7, 6),
     Room(("cli", "__main__"), 7, 7),
     # The package itself, which is the Python API: it shows anything but the command line.
     Room(("",), 7, 6),

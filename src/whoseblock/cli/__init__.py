@@ -37,6 +37,7 @@ class _BrokenPipeError(Exception):
 #: Every verb; each is a command of the same name in a module of the same name.
 _VERBS = (
     "completion",
+    "doctor",
     "emulate",
     "journal",
     "lookup",

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DRIVERS",
     "MonitorRegistration",
+    "OtherProgram",
     "Registration",
     "begins_with_filesystem",
     "companion_mount_options",
@@ -47,13 +48,22 @@ _SECTOR: Final = 512
 OpenDisk = Callable[[BlockError | None, Sequence[str]], Volume]
 
 
+class OtherProgram(NamedTuple):
+    """A program that is not ours: its name, the package of Debian that has it, and what it does."""
+
+    name: str
+    package: str
+    purpose: str
+
+
 class Registration(NamedTuple):
     """The facts about a driver that are known before its module is imported.
 
     ``module`` has the driver as ``DRIVER``.  ``kinds`` are as in mount(8), ``magic`` the bytes that
     identify its superblock with their offset, and ``companions`` the other devices of its volumes.
     ``monitor`` names its source of failures in ``whoseblock watch``; the module ``monitor`` beside
-    that of the driver then has the `whoseblock.fs.monitor.Monitor` as ``MONITOR``.
+    that of the driver then has the `whoseblock.fs.monitor.Monitor` as ``MONITOR``.  ``programs``
+    repair what this program does not.
     """
 
     module: str
@@ -62,6 +72,7 @@ class Registration(NamedTuple):
     magic: tuple[tuple[int, bytes], ...]
     companions: tuple[Companion, ...] = ()
     monitor: str = ""
+    programs: tuple[OtherProgram, ...] = ()
 
     @property
     def driver(self) -> Driver:
@@ -99,18 +110,21 @@ DRIVERS: Final[list[Registration]] = [
         ((0, b"XFSB"),),
         (_LOG, _REALTIME),
         monitor="xfs-health",
+        programs=(OtherProgram("xfs_repair", "xfsprogs", "repairs the metadata of XFS"),),
     ),
     Registration(
         "whoseblock.fs.ext4.driver",
         "ext2, ext3 and ext4",
         ("ext4", "ext3", "ext2"),
         ((0x438, b"\x53\xef"),),
+        programs=(OtherProgram("e2fsck", "e2fsprogs", "repairs the metadata of ext2, ext3, ext4"),),
     ),
     Registration(
         "whoseblock.fs.btrfs.driver",
         "btrfs",
         ("btrfs",),
         ((0x10040, b"_BHRfS_M"),),
+        programs=(OtherProgram("btrfs", "btrfs-progs", "scrubs and repairs btrfs"),),
     ),
 ]
 
