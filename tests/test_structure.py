@@ -34,6 +34,7 @@ ROOMS = (
     Room(("sources",), 1, 0),
     Room(("lookup", "processes", "querying", "resolve", "summary", "target"), 4, 3),
     Room(("journal", "respond"), 5, 4),
+    Room(("tables",), 5, 4),
     Room(("watch",), 6, 5),
     Room(("study",), 6, 4),
     Room(("doctor",), 7, 6),

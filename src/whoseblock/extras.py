@@ -24,6 +24,7 @@ EXTRAS: Final = {
     "postgresql": Extra("a journal in PostgreSQL", "pg8000", "pg8000"),
     "watch": Extra("the metrics of the daemon", "prometheus-client", "prometheus_client"),
     "emulate": Extra("an emulated device", "mfusepy", "mfusepy"),
+    "parquet": Extra("a table of Arrow or Parquet", "pyarrow", "pyarrow"),
     "study": Extra("the figures of a study", "matplotlib", "matplotlib"),
 }
 

@@ -41,6 +41,7 @@ _VERBS = (
     "emulate",
     "journal",
     "lookup",
+    "map",
     "respond",
     "stack",
     "status",

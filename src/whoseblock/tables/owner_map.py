@@ -1,0 +1,72 @@
+"""The owners of a whole device, as a table."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Final
+
+from whoseblock.fs.base import Answer, Progress
+from whoseblock.fs.driver import Volume
+from whoseblock.fs.stream import AnswerColumns
+from whoseblock.lookup import Lookup
+from whoseblock.querying import QueryOptions, StreamItem
+from whoseblock.ranges import RangeList
+from whoseblock.stack.base import Layer
+from whoseblock.stack.kernel.host import Host
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from whoseblock.tables.batches import Origin
+
+__all__ = ["find_origin", "map_batches"]
+
+#: The bytes that are asked about at once; an extent that crosses a multiple of it has two rows.
+PIECE: Final = 1 << 30
+
+
+def map_batches(
+    finder: Lookup, layer: Layer, origin: "Origin", *, paths: bool, progress: Progress
+) -> "Iterator[pa.RecordBatch]":
+    """Yield the owners of all bytes of a layer, in order, without holding all of them."""
+    from whoseblock.tables.batches import record_batches
+
+    # A mounted filesystem without a block device has no size but its own.
+    size = layer.size if layer.segments else min(layer.size, _size_of(finder, layer))
+    pieces = RangeList.of((start, min(PIECE, size - start)) for start in range(0, size, PIECE))
+    options = QueryOptions(paths=paths, bare=True)
+
+    def counted() -> Iterator[StreamItem | AnswerColumns]:
+        done = 0
+        for item in finder.stream_columns(layer, pieces, options, named=False):
+            if isinstance(item, AnswerColumns):
+                done = sum(item.questions[-1])
+            elif isinstance(item, Answer):
+                done = item.start + item.length
+            yield item
+            progress("MiB mapped", done >> 20, size >> 20)
+
+    return record_batches(counted(), origin)
+
+
+def _size_of(finder: Lookup, layer: Layer) -> int:
+    """Return the size of a leaf in bytes; that of its device, unless it has none."""
+    space = finder.leaf(layer)
+    return layer.size if layer.readable else space.device_size
+
+
+def find_origin(finder: Lookup, layer: Layer, host: Host, host_name: str) -> "Origin":
+    """Return what all rows of a layer have: the host, the filesystem if there is one, the disk."""
+    from whoseblock.tables.batches import Origin
+
+    filesystem = None
+    if not layer.segments:
+        space = finder.leaf(layer)
+        filesystem = space.identity if isinstance(space, Volume) else None
+    folder = host.find_device_folder(layer.name)
+    model = serial = None
+    if folder is not None:
+        disk = folder.parent if (folder / "partition").exists() else folder
+        model = (host.read_text(disk / "device/model") or "").strip() or None
+        serial = (
+            host.read_text(disk / "device/serial") or host.read_text(disk / "serial") or ""
+        ).strip() or None
+    return Origin(host_name, filesystem, layer.name, model, serial)
