@@ -9,7 +9,7 @@ from tests.support.filled_images import Zoo
 
 from whoseblock.errors import NotAFilesystemError, OutOfDeviceError
 from whoseblock.fs.base import FileOwner, LayerLocation, Outside, Unknown
-from whoseblock.fs.registry import open_volume
+from whoseblock.fs.opening import open_volume
 from whoseblock.lookup import Lookup, Query
 from whoseblock.media.device import FileMedia
 from whoseblock.stack.base import Layer, LinearSegment, UnmappedSegment, descend

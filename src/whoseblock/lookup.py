@@ -23,7 +23,7 @@ from whoseblock.errors import (
     PrivilegeError,
     WhoseblockError,
 )
-from whoseblock.fs import registry
+from whoseblock.fs import opening
 from whoseblock.fs.arguments import check_list, check_within
 from whoseblock.fs.base import (
     Answer,
@@ -91,11 +91,11 @@ def open_filesystem(
         with ExitStack() as undo:
             media = _open_media(source, undo)
             others = {role: _open_media(one, undo) for role, one in (companions or {}).items()}
-            filesystem = registry.open_volume([media], others, doubts)
+            filesystem = opening.open_volume([media], others, doubts)
             undo.pop_all()
         return filesystem
 
-    return registry.open_mounted_or_disk(device, size, open_disk)
+    return opening.open_mounted_or_disk(device, size, open_disk)
 
 
 def _device_below(device: int, error: BlockError) -> str:

@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from whoseblock.closing import Closing
 from whoseblock.errors import BlockError, NotAFilesystemError, TargetError
-from whoseblock.fs import registry
+from whoseblock.fs import opening, registry
 from whoseblock.fs.driver import AddressSpace, MountedVolume, Volume
 from whoseblock.media.base import Media
 from whoseblock.media.device import FileMedia
@@ -85,7 +85,7 @@ class Target(Closing):
         self._devices = BlockDevices(self.host)
         self._undo = ExitStack()
         self._assembly = Assembly(
-            registry.begins_with_filesystem,
+            opening.begins_with_filesystem,
             sector=options.sector,
             read_running=self._devices.read_running_superblocks,
             find_opened=self._find_opened,
@@ -260,7 +260,7 @@ class Target(Closing):
             isinstance(one, LinearSegment) and one.to.kind == "partition" for one in layer.segments
         ):
             return
-        elif registry.begins_with_filesystem(media):
+        elif opening.begins_with_filesystem(media):
             # Made over the table: the kernel has not looked since, and no table can be there.
             layer.segments = []
         elif table := read_partition_table(media, self._options.sector):
@@ -407,7 +407,7 @@ class Target(Closing):
             if self._is_device(layer, one.device):
                 return self._open_companion(layer, one.role, self.layer_of(one.data))
         device = None if self._options.offline else layer.device
-        filesystem = registry.open_mounted_or_disk(
+        filesystem = opening.open_mounted_or_disk(
             device, layer.size, partial(self._open_disk, layer)
         )
         self._check_companions(layer, filesystem)
@@ -422,7 +422,7 @@ class Target(Closing):
         with ExitStack() as undo:
             media = undo.enter_context(closing(layer.open()))
             try:
-                filesystem = registry.open_volume([media], self._companions_of(layer, undo), doubts)
+                filesystem = opening.open_volume([media], self._companions_of(layer, undo), doubts)
             except NotAFilesystemError as error:
                 raise self._no_filesystem(layer, media, error) from error
             undo.pop_all()
@@ -458,13 +458,13 @@ class Target(Closing):
             )
         with closing(data.open()) as below, ExitStack() as undo:
             media = undo.enter_context(closing(layer.open()))
-            space = registry.open_companion(role, media, below)
+            space = opening.open_companion(role, media, below)
             undo.pop_all()
         return space
 
     def _no_filesystem(self, layer: Layer, media: Media, error: NotAFilesystemError) -> Exception:
         """Return an error that describes what is there instead of a filesystem."""
-        companion = registry.identify_companion(media)
+        companion = opening.identify_companion(media)
         if layer is self.root:
             if companion:
                 error.title = companion.what

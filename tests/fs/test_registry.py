@@ -18,7 +18,7 @@ from tests.support.toy_filesystem import BLOCK, make_toy
 import whoseblock
 from whoseblock.cli import cli
 from whoseblock.errors import UnsupportedError
-from whoseblock.fs import registry
+from whoseblock.fs import opening, registry
 from whoseblock.fs.base import FileId, FileOwner
 from whoseblock.fs.driver import Capability, MountedVolume
 from whoseblock.lookup import Lookup, Query
@@ -114,7 +114,7 @@ def mounted_toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[int
         device = folder.stat().st_dev
         process, mounts = find_mounts(device)
         toys = [mount._replace(kind="toyfs") for mount in mounts]
-        monkeypatch.setattr(registry, "find_mounts", lambda _: (process, toys))
+        monkeypatch.setattr(opening, "find_mounts", lambda _: (process, toys))
         yield device
 
 
@@ -142,7 +142,7 @@ def test_respond_refuses_every_act_with_a_sentence(
 
 def test_a_mounted_one_is_refused_with_a_sentence(mounted_toy: int) -> None:
     with pytest.raises(UnsupportedError, match="toyfs"):
-        registry.open_mounted(mounted_toy)
+        opening.open_mounted(mounted_toy)
 
 
 def test_a_companion_of_a_driver_without_one_is_refused(image: Path, disk: Path) -> None:

@@ -14,7 +14,7 @@ from tests.support.tools import need_loop_mounts, run
 from tests.support.xfs_images import MIB
 
 from whoseblock.fs.mounted.fiemap import file_extents
-from whoseblock.fs.registry import open_mounted
+from whoseblock.fs.opening import open_mounted
 from whoseblock.ranges import ByteRange
 
 _KEEP = " and keep the failed blocks in quarantine"

@@ -30,7 +30,6 @@ __all__ = [
     "AddressSpace",
     "Allocation",
     "Capability",
-    "Companion",
     "CompanionContent",
     "Driver",
     "ExchangeSample",
@@ -108,17 +107,6 @@ class IndexLeaf(NamedTuple):
     start: int
     length: int
     records: int
-
-
-class Companion(NamedTuple):
-    """Another device that a filesystem may need: its ``role``, and the help for its option.
-
-    ``mount_option`` is the mount option by which the kernel shows its path, "" if there is none.
-    """
-
-    role: str
-    help: str
-    mount_option: str = ""
 
 
 class CompanionContent(NamedTuple):

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from whoseblock.errors import MediaError, WhoseblockError
 from whoseblock.fs.base import FileId
 from whoseblock.fs.driver import MountedVolume, Volume
-from whoseblock.fs.registry import open_volume
+from whoseblock.fs.opening import open_volume
 from whoseblock.media.direct import DirectMedia
 from whoseblock.ranges import ByteRange
 from whoseblock.respond.copies.locations import FetchedCopies, Preference

@@ -21,7 +21,7 @@ from tests.support.xfs_images import sparse_copy, sparse_file
 
 import whoseblock
 from whoseblock.errors import OutOfDeviceError, TargetError, UnsupportedError
-from whoseblock.fs import registry
+from whoseblock.fs import opening, registry
 from whoseblock.fs.base import Answer, FileOwner
 from whoseblock.fs.mounted.volume import FsmapVolume
 from whoseblock.target import Target, TargetOptions
@@ -183,7 +183,7 @@ def test_files_below_other_mounts_are_found(zoo: Zoo, name: str) -> None:
         device = os.stat(folder).st_dev
         run(["mount", "-t", "tmpfs", "none", os.fsdecode(folder)])
         try:
-            fs_or_none = registry.open_mounted(device, truth.image.stat().st_size)
+            fs_or_none = opening.open_mounted(device, truth.image.stat().st_size)
             assert fs_or_none is not None
             with fs_or_none as fs:
                 for question, answer in zip(rows[:500], fs.owners_many(rows[:500]), strict=True):

@@ -10,7 +10,7 @@ from tests.support.mounts import mounted
 from tests.support.tools import need_loop_mounts, run, xfsprogs
 from tests.support.xfs_images import MIB, Geometry, make_image
 
-from whoseblock.fs.registry import open_volume
+from whoseblock.fs.opening import open_volume
 from whoseblock.fs.xfs import XfsFilesystem
 from whoseblock.media.device import FileMedia
 from whoseblock.media.pmem import EmulatedPmem

@@ -7,7 +7,7 @@ import numpy as np
 
 from whoseblock.fs.arrays import FORKS, KINDS, WHATS, OwnerArrays
 from whoseblock.fs.driver import IndexLeaf, Volume
-from whoseblock.fs.registry import open_volume
+from whoseblock.fs.opening import open_volume
 from whoseblock.media.device import FileMedia
 from whoseblock.media.pmem import EmulatedPmem
 from whoseblock.ranges import ByteRange

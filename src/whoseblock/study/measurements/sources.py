@@ -8,7 +8,7 @@ from typing import Protocol, Self
 from whoseblock.closing import Closing
 from whoseblock.errors import UnsupportedError
 from whoseblock.fs.driver import Volume
-from whoseblock.fs.registry import open_volume
+from whoseblock.fs.opening import open_volume
 from whoseblock.media.device import FileMedia
 from whoseblock.media.overlay import OverlayMedia
 from whoseblock.media.pmem import EmulatedPmem
