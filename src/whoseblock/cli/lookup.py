@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -19,10 +20,12 @@ from whoseblock.cli.presentation.notices import (
 )
 from whoseblock.cli.presentation.output import OutputFile, write_chunks
 from whoseblock.cli.presentation.progress import ProgressBar
+from whoseblock.extras import check_extra
 from whoseblock.fs.base import Answer
 
 if TYPE_CHECKING:
     from whoseblock.fs.stream import LeadingRows
+    from whoseblock.lookup import Lookup
     from whoseblock.querying import QueryOptions
     from whoseblock.sources.base import Reading
     from whoseblock.target import Target
@@ -55,6 +58,7 @@ Examples:
   whoseblock lookup disk.img --ranges bad.txt --json
   whoseblock lookup rescued.img --mapfile rescued.map --summary
   whoseblock lookup rescued.img --mapfile rescued.map --output damaged.csv
+  whoseblock lookup rescued.img --mapfile rescued.map --output rows.parquet
   whoseblock lookup --pfn 0x10140a             a page of persistent memory
   dmesg | whoseblock lookup --dmesg -          all failures in the kernel log
   smartctl --json -x /dev/sda | whoseblock lookup /dev/sda --smart -""",
@@ -94,7 +98,8 @@ Examples:
     "--output",
     type=click.Path(dir_okay=False, readable=False),
     metavar="FILE",
-    help="Write the list of --summary to FILE, as CSV or JSON by its suffix.",
+    help="Write the list of --summary to FILE, .csv or .json; or the rows of all answers to a"
+    " table, .parquet or .arrow.",
 )
 def lookup(target: str | None, ranges: tuple[str, ...], **options: Any) -> None:  # noqa: ANN401
     """Report the owners of each RANGE of TARGET.
@@ -113,8 +118,9 @@ def lookup(target: str | None, ranges: tuple[str, ...], **options: Any) -> None:
     given = FailureOptions.of(ranges, options)
     given.check(target=target is not None)
     _check_options(options)
-    output = None if options["output"] is None else OutputFile(options["output"])
-    if output is not None:
+    output = None
+    if options["output"] is not None and not _is_table(options["output"]):
+        output = OutputFile(options["output"])
         output.check()
     where = options_of(options)
     readings: list[Reading] = []
@@ -133,6 +139,10 @@ def lookup(target: str | None, ranges: tuple[str, ...], **options: Any) -> None:
                     finder, asked, output, paths=not options["no_paths"], as_json=options["as_json"]
                 )
                 lines = (line + b"\n" for line in lines)
+            elif options["output"] is not None:
+                lines = ()
+                answers = _counted(finder.stream(asked, _query_options(options)), progress)
+                _write_table(options["output"], answers, opened, finder)
             else:
                 # If there are only ranges, report an invalid one before the first answer.
                 content = _query_options(options)
@@ -159,8 +169,13 @@ def _check_options(options: dict[str, Any]) -> None:
     output = options["output"]
     if options["scan"] and options["no_scan"]:
         raise click.UsageError("--scan and --no-scan exclude each other")
-    if output is not None and not output.endswith((".csv", ".json")):
-        raise click.UsageError("the FILE of --output must end in .csv or .json")
+    if output is not None and _is_table(output):
+        check_extra("parquet")
+        if options["summary"] or options["as_json"]:
+            name = "--summary" if options["summary"] else "--json"
+            raise click.UsageError(f"{name} has no effect with a table in --output")
+    elif output is not None and not output.endswith((".csv", ".json")):
+        raise click.UsageError("the FILE of --output must end in .csv, .json, .parquet or .arrow")
     for name in ("processes", "verify"):
         if not options[name]:
             continue
@@ -169,6 +184,28 @@ def _check_options(options: dict[str, Any]) -> None:
             raise click.UsageError(f"--{name} has no effect with {other}")
         if options["offline"]:
             raise click.UsageError(f"--{name} queries the kernel, but --offline does not; drop one")
+
+
+def _is_table(output: str) -> bool:
+    """Return whether the name of a file is that of a table."""
+    return output.endswith((".parquet", ".arrow"))
+
+
+def _write_table(
+    output: str, answers: "Iterable[LeadingRows | Answer]", target: "Target", finder: "Lookup"
+) -> None:
+    """Write the rows of answers to a table, and say how many there are."""
+    from whoseblock.tables.batches import Origin, record_batches
+    from whoseblock.tables.files import write_table
+    from whoseblock.tables.owner_map import find_origin
+
+    host = os.uname().nodename
+    if target.layer is None:
+        origin = Origin(host, None, "")
+    else:
+        origin = find_origin(finder, target.layer, target.host, host)
+    rows = write_table(Path(output), record_batches(answers, origin))
+    click.echo(f"{rows} rows in {output}", err=True)
 
 
 def _check_mounted(target: "Target", options: dict[str, Any]) -> None:

@@ -109,6 +109,10 @@ def _batch_of(
     ]
     columns["paths"] = [_paths(row) for row, _ in rows]
     ways = [row.via[-1] if isinstance(row.via, tuple) and row.via else None for row, _ in rows]
+    columns["device"] = [
+        _text(row.via[0].layer if isinstance(row.via, tuple) and row.via else origin.device)
+        for row, _ in rows
+    ]
     columns["layer"] = [None if way is None else _text(way.layer) for way in ways]
     columns["layer_start"] = [None if way is None else way.start for way in ways]
     columns["complete"] = [answer.complete for _, answer in rows]

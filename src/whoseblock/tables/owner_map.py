@@ -1,8 +1,10 @@
 """The owners of a whole device, as a table."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
+from whoseblock.errors import NotAFilesystemError
 from whoseblock.fs.base import Answer, Progress
 from whoseblock.fs.driver import Volume
 from whoseblock.fs.stream import AnswerColumns
@@ -59,8 +61,9 @@ def find_origin(finder: Lookup, layer: Layer, host: Host, host_name: str) -> "Or
 
     filesystem = None
     if not layer.segments:
-        space = finder.leaf(layer)
-        filesystem = space.identity if isinstance(space, Volume) else None
+        with suppress(NotAFilesystemError):
+            space = finder.leaf(layer)
+            filesystem = space.identity if isinstance(space, Volume) else None
     folder = host.find_device_folder(layer.name)
     model = serial = None
     if folder is not None:
