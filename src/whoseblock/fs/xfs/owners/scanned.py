@@ -31,6 +31,8 @@ NOT_SCANNED: Final = "the owner was not looked for, because a scan of all inodes
 _MOST_REASONS: Final = 3
 #: More ranges of one group than this are searched for as one.
 _MOST_SINGLE: Final = 16
+#: NumPy takes as long to import as so many inodes to decode without it.
+_LARGE: Final = 1 << 14
 #: Owners whose blocks do not depend on what a medium may have lost.
 _FIXED: Final = frozenset({XFS_RMAP_OWN_FS, XFS_RMAP_OWN_LOG})
 _Record = tuple[int, int, int, int]
@@ -76,7 +78,15 @@ class ScannedRecords:
         # Without checksums, no inode may have what a btree has.
         self._wanted = Wanted(self._unexplained(union)) if self.volume.has_crc else union
         if self._wanted and may_scan:
-            self._found = run_scan(self.scan.batches(), self._wanted, None, progress)
+            self._found = self._run(progress)
+
+    def _run(self, progress: Callable[[int], None]) -> Found:
+        """Scan all inodes for the owners of ``_wanted``."""
+        if self.volume.sb.icount < _LARGE:
+            return run_scan(self.scan.batches(), self._wanted, None, progress)
+        from whoseblock.fs.scan.bulk import run_bulk_scan
+
+        return run_bulk_scan(self.scan.columns(), self._wanted, progress)
 
     @property
     def remark(self) -> str:
