@@ -5,7 +5,7 @@ Inodes of version 3 whose extents are in the inode are decoded here.  Others are
 """
 
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
@@ -39,10 +39,12 @@ if TYPE_CHECKING:
     Ints = NDArray[np.int64]
     Bools = NDArray[np.bool_]
 
-__all__ = ["ChunkDecoder", "Decoded", "Occupants", "occupants"]
+__all__ = ["ChunkDecoder", "Decoded", "Piece"]
 
 #: Inodes that are decoded together.
 _CAPACITY: Final = 1 << 12
+#: Bytes of pieces that are held until they are enough to be worth a call of NumPy.
+_HELD: Final = 1 << 20
 _WORD: Final = 8
 _CRC_END: Final = XFS_DINODE_CRC_OFF + 4
 #: Behind each inode: the register by its checksum, and zeros up to a whole word.
@@ -53,46 +55,26 @@ _COUNT_BITS: Final = np.uint64((1 << 21) - 1)
 _HIGH_BITS: Final = np.uint64((1 << 9) - 1)
 
 
-class Occupants(NamedTuple):
-    """The inodes of chunks in a buffer that begins at an inode, by their places in the buffer.
+class Piece(NamedTuple):
+    """Bytes of a group from inode ``first`` on, in which chunks have inodes."""
 
-    ``taken`` are those in use by the inode btree and by their mode, ``stray`` those that are only
-    in use by one of the two.  ``total`` is the number of all.
-    """
-
-    taken: "Ints"
-    stray: "Ints"
-    total: int
-
-
-def occupants(chunks: Sequence[InobtRec], first: int, data: bytes, size: int) -> Occupants:
-    """Return the inodes of ``size`` bytes that chunks have in a buffer.
-
-    ``first`` is the inode of the group that the buffer begins with.
-    """
-    starts = np.array([chunk.startino for chunk in chunks], np.int64)
-    free = np.array([chunk.free for chunk in chunks], "<u8").view(np.uint8)
-    is_used = np.unpackbits(free, bitorder="little") == 0
-    places = ((starts - first)[:, None] + np.arange(XFS_INODES_PER_CHUNK)).reshape(-1)
-    exists = (places >= 0) & (places < len(data) // size)
-    if any(chunk.holemask for chunk in chunks):
-        holes = np.array([chunk.holemask for chunk in chunks], "<u2").view(np.uint8)
-        bits = np.unpackbits(holes, bitorder="little")
-        exists &= np.repeat(bits == 0, XFS_INODES_PER_HOLEMASK_BIT)
-    if not exists.all():
-        places, is_used = places[exists], is_used[exists]
-    # The mode is the second field.
-    modes = np.frombuffer(data, ">u2")[1 :: size // 2]
-    has_mode = modes[places] != 0
-    taken = places[is_used & has_mode]
-    return Occupants(taken, places[is_used != has_mode], len(places))
+    agno: int
+    first: int
+    chunks: Sequence[InobtRec]
+    data: bytes
 
 
 class Decoded(NamedTuple):
-    """The extents of plain inodes, and the others: their numbers, and their bytes."""
+    """The extents of plain inodes, and the inodes that are not decoded.
+
+    ``odd`` are in use, with their bytes.  ``stray`` are the places in a piece of those in use by
+    the inode btree or by their mode alone.  ``inodes_done`` is how many inodes were read.
+    """
 
     extents: ExtentArrays
     odd: list[tuple[int, bytes]]
+    stray: list[tuple[Piece, list[int]]]
+    inodes_done: int
 
 
 class ChunkDecoder:
@@ -103,48 +85,98 @@ class ChunkDecoder:
         size = self._size = volume.inode_size
         self._text = np.zeros((_CAPACITY, size + _TAIL), np.uint8)
         self._numbers = np.zeros(_CAPACITY, np.int64)
-        self._count = 0
+        self._count = self._done = 0
+        self._stray: list[tuple[Piece, list[int]]] = []
+        self._held: list[Piece] = []
+        self._held_bytes = 0
         fields = dict(DINODE.dtype().fields or {})
         whole: dict[str, object] = {"itemsize": size + _TAIL}
         names = [name for name in fields if name != "uuid"]
         formats: list[object] = [fields[name][0] for name in names]
         # As numbers: NumPy takes zeros at the end of a text for padding.
-        whole["names"] = [*names, "uuid", "tail"]
-        whole["formats"] = [*formats, ("<u8", (2,)), "<u4"]
-        whole["offsets"] = [*(fields[name][1] for name in names), fields["uuid"][1], size]
+        whole["names"] = [*names, "uuid"]
+        whole["formats"] = [*formats, ("<u8", (2,))]
+        whole["offsets"] = [*(fields[name][1] for name in names), fields["uuid"][1]]
         self._dtype = np.dtype(whole)  # type: ignore[call-overload]
         self._uuid = np.frombuffer(volume.uuid, "<u8")
 
-    def add(self, numbers: "Ints", data: bytes, places: "Ints") -> "list[Decoded]":
-        """Add the inodes at ``places`` of a buffer; return what has been decoded of all so far."""
-        table = np.frombuffer(data, np.uint8)[: len(data) // self._size * self._size]
-        table = table.reshape(-1, self._size)
-        found: list[Decoded] = []
+    def add(self, piece: Piece) -> Iterator[Decoded]:
+        """Add a piece, and yield what has been decoded of all so far; small ones are joined."""
+        self._held.append(piece)
+        self._held_bytes += len(piece.data)
+        if self._held_bytes >= _HELD:
+            yield from self._take()
+
+    def finish(self) -> Iterator[Decoded]:
+        """Yield what is left."""
+        yield from self._take()
+        yield self._decode()
+
+    def _take(self) -> Iterator[Decoded]:
+        """Copy the inodes in use of all pieces to where they are decoded."""
+        pieces, size = self._held, self._size
+        self._held, self._held_bytes = [], 0
+        if not pieces:
+            return
+        data = pieces[0].data if len(pieces) == 1 else b"".join(piece.data for piece in pieces)
+        lengths = np.array([len(piece.data) // size for piece in pieces])
+        ends = np.cumsum(lengths)
+        chunks = [chunk for piece in pieces for chunk in piece.chunks]
+        of_piece = np.repeat(np.arange(len(pieces)), [len(piece.chunks) for piece in pieces])
+        firsts = np.array([piece.first for piece in pieces])
+        # From an inode's number in its group to its place in the buffer.
+        shift = (ends - lengths - firsts)[of_piece]
+        starts = np.array([chunk.startino for chunk in chunks]) + shift
+        places = starts[:, None] + np.arange(XFS_INODES_PER_CHUNK)
+        exists = places >= (ends - lengths)[of_piece, None]
+        exists &= places < ends[of_piece, None]
+        exists &= ~_holes(chunks)
+        bases = np.array([self.volume.join_inode(piece.agno, 0) for piece in pieces])
+        numbers = places + (bases[of_piece] - shift)[:, None]
+        free = np.array([chunk.free for chunk in chunks], "<u8").view(np.uint8)
+        is_used = np.unpackbits(free, bitorder="little").reshape(places.shape) == 0
+        places, numbers, is_used = places[exists], numbers[exists], is_used[exists]
+        # The mode is the second field.
+        has_mode = np.frombuffer(data, ">u2")[1 :: size // 2][places] != 0
+        self._done += len(places)
+        stray = places[is_used != has_mode]
+        where = np.searchsorted(ends, stray, "right")
+        for at in dict.fromkeys(where.tolist()):
+            within = stray[where == at] - (ends[at] - lengths[at])
+            self._stray.append((pieces[at], within.tolist()))
+        taken = is_used & has_mode
+        yield from self._copy(numbers[taken], data, places[taken])
+
+    def _copy(self, numbers: "Ints", data: bytes, places: "Ints") -> Iterator[Decoded]:
+        """Copy the inodes at ``places`` of a buffer; decode whenever there is no more room."""
+        table = np.frombuffer(data, np.uint8).reshape(-1, self._size)
         # Slices of neighbours: picking rows by their places takes one copy more.
         ends = np.append(np.flatnonzero(np.diff(places) != 1) + 1, len(places)).tolist()
         at = 0
         for end in ends if len(places) else ():
             while at < end:
-                count = min(end - at, _CAPACITY - self._count)
+                count = min(end - at, len(self._text) - self._count)
                 rows, first = slice(self._count, self._count + count), int(places[at])
                 self._text[rows, : self._size] = table[first : first + count]
                 self._numbers[rows] = numbers[at : at + count]
                 self._count += count
                 at += count
-                if self._count == _CAPACITY:
-                    found.append(self.flush())
-        return found
+                if self._count == len(self._text):
+                    yield self._decode()
 
-    def flush(self) -> Decoded:
-        """Decode the inodes that are left."""
+    def _decode(self) -> Decoded:
+        """Decode the inodes that were copied."""
         text, numbers = self._text[: self._count], self._numbers[: self._count].copy()
         cores = text.view(self._dtype).reshape(-1)
         odd = ~self._verify(numbers, text, cores)
         extents = self._extents(numbers, text, cores, odd)
-        self._count = 0
         rows = np.flatnonzero(odd).tolist()
         raws = [text[row, : self._size].tobytes() for row in rows]
-        return Decoded(extents, list(zip(numbers[rows].tolist(), raws, strict=True)))
+        others = list(zip(numbers[rows].tolist(), raws, strict=True))
+        stray, done = self._stray, self._done
+        self._count = self._done = 0
+        self._stray = []
+        return Decoded(extents, others, stray, done)
 
     def _verify(
         self, numbers: "Ints", text: "NDArray[np.uint8]", cores: "NDArray[np.void]"
@@ -241,3 +273,12 @@ class ChunkDecoder:
         limits = np.where(groups == last, self.volume.ag_blocks(last), sb.agblocks)
         wrong = (groups > last) | (blocks + lengths > limits)
         return groups * sb.agblocks + blocks, wrong
+
+
+def _holes(chunks: Sequence[InobtRec]) -> "Bools":
+    """Return which inodes the chunks lack."""
+    if not any(chunk.holemask for chunk in chunks):
+        return np.zeros((len(chunks), XFS_INODES_PER_CHUNK), np.bool_)
+    masks = np.array([chunk.holemask for chunk in chunks], "<u2").view(np.uint8)
+    bits = np.unpackbits(masks, bitorder="little").reshape(len(chunks), -1)
+    return np.repeat(bits == 1, XFS_INODES_PER_HOLEMASK_BIT, axis=1)

@@ -101,9 +101,9 @@ class InodeScan:
             return self._read_columns(decoder, agno, runs)
 
         yield from self._scan(read)
-        decoded = decoder.flush()
-        yield ArrayBatch(decoded.extents)
-        yield from self._add_odd(decoded)
+        for decoded in decoder.finish():
+            yield ArrayBatch(decoded.extents, decoded.inodes_done)
+            yield from self._decode_others(decoded)
 
     def _scan(
         self, read: Callable[[int, list[_Run]], Iterator[_Item]]
@@ -185,40 +185,36 @@ class InodeScan:
         self, decoder: "ChunkDecoder", agno: int, runs: list[_Run]
     ) -> "Iterator[Batch | ArrayBatch | UnreadInodes]":
         """Read runs of inodes for a decoder, and yield what it has decoded so far."""
-        from whoseblock.fs.scan.bulk import ArrayBatch, ExtentArrays
-        from whoseblock.fs.xfs.chunks import occupants
+        from whoseblock.fs.scan.bulk import ArrayBatch
+        from whoseblock.fs.xfs.chunks import Piece
 
         data = self._read_whole(agno, runs)
         if data is None:
             yield from self._read_blocks(agno, runs)
             return
-        volume, first = self.volume, runs[0].first
         chunks = list({run.chunk: None for run in runs})
-        there = occupants(chunks, first, data, volume.inode_size)
-        base = volume.join_inode(agno, first)
-        for decoded in decoder.add(there.taken + base, data, there.taken):
-            yield ArrayBatch(decoded.extents)
-            yield from self._add_odd(decoded)
-        yield ArrayBatch(ExtentArrays.join([]), there.total)
-        if there.stray.size:
-            size = volume.inode_size
-            for run in runs:
-                low, high = run.first - first, run.end - first
-                raw = memoryview(data)[low * size : high * size]
-                places = there.stray[(there.stray >= low) & (there.stray < high)] - low
-                yield from self._decode(agno, run, run.first, raw, places.tolist())
+        for decoded in decoder.add(Piece(agno, runs[0].first, chunks, data)):
+            yield ArrayBatch(decoded.extents, decoded.inodes_done)
+            yield from self._decode_others(decoded)
 
-    def _add_odd(self, decoded: "Decoded") -> Iterator[Batch | UnreadInodes]:
-        """Yield the extents of inodes that were not decoded, of which a chunk has each in use."""
+    def _decode_others(self, decoded: "Decoded") -> Iterator[Batch | UnreadInodes]:
+        """Yield the extents of inodes that a decoder passed over, or that they are unread."""
+        size = self.volume.inode_size
         for ino, raw in decoded.odd:
-            rows: list[Row] = []
             if fault := self.inodes.fault(ino, raw):
                 yield UnreadInodes(ino, ino, f"inode {ino}: {fault}")
                 continue
-            agno, agino = self.volume.split_inode(ino)
-            start = self.volume.agino_to_byte(agno, agino)
+            rows: list[Row] = []
+            start = self.volume.agino_to_byte(*self.volume.split_inode(ino))
             yield from self._add_extents(ino, memoryview(raw), start, rows)
             yield Batch.of(rows)
+        for (agno, first, chunks, data), places in decoded.stray:
+            for run in (run for chunk in chunks for run in _runs(chunk)):
+                low, high = run.first - first, run.end - first
+                here = [place - low for place in places if low <= place < high]
+                if here:
+                    part = memoryview(data)[low * size : high * size]
+                    yield from self._decode(agno, run, run.first, part, here)
 
     def _read_runs(self, agno: int, runs: list[_Run]) -> Iterator[Batch | UnreadInodes]:
         """Read runs of inodes that are near one another."""
