@@ -17,7 +17,7 @@ import rich.table
 from rich.console import Console
 from tests.support.tools import Missing, need_loop_mounts
 
-from bench import ext4, live, maps, memory, price, watch, xfs
+from bench import ext4, live, maps, memory, price, watch, xfs, xfs_scan
 from bench.measure import Result, Table
 
 _FOLDER = Path("build/bench")
@@ -55,6 +55,7 @@ def _parts() -> list[Callable[[Path], Iterator[Result | Table]]]:
     given = parser.parse_args()
     parts: dict[str, Callable[[Path], Iterator[Result | Table]]] = {
         "xfs": xfs.measure_all,
+        "xfs-scan": xfs_scan.measure_all,
         "ext4": ext4.measure_all,
         "price": price.measure_all,
         "maps": maps.measure_all,

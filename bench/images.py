@@ -17,6 +17,7 @@ __all__ = [
     "many_ext4_files",
     "many_extents",
     "many_files",
+    "unmapped_files",
 ]
 
 BLOCK = 4096
@@ -78,13 +79,31 @@ def many_extents(path: Path, extents: int, files: int = 1) -> None:
 def many_files(path: Path, files: int, a_folder: int = 100) -> None:
     """Make an image with ``files`` small files, ``a_folder`` in each folder; no parent pointers."""
     make_empty(path, max(1 << 30, files * BLOCK * 2), "-n", "parent=0")
+    _small_files(path, files, a_folder)
+
+
+def unmapped_files(path: Path, files: int, *, reflink: bool, written: bool = True) -> None:
+    """Make the same without a reverse mapping; the blocks are only reserved unless ``written``."""
+    path.unlink(missing_ok=True)
+    with path.open("wb") as file:
+        file.truncate(max(1 << 30, files * BLOCK * 2))
+    options = f"rmapbt=0,reflink={int(reflink)}"
+    run([xfsprogs("mkfs.xfs"), "-q", "-m", options, "-n", "parent=0", path])
+    _small_files(path, files, written=written)
+
+
+def _small_files(path: Path, files: int, a_folder: int = 100, *, written: bool = True) -> None:
+    """Fill an image with files of one block."""
     with mounted(path) as folder:
         for number in range(files):
             if number % a_folder == 0:
                 place = folder + b"/%d/%d" % (number // a_folder % 40, number // a_folder)
                 Path(os.fsdecode(place)).mkdir(parents=True)
             descriptor = os.open(place + b"/file-%d" % number, os.O_WRONLY | os.O_CREAT, 0o644)
-            os.write(descriptor, b"x")
+            if written:
+                os.write(descriptor, b"x")
+            else:
+                os.posix_fallocate(descriptor, 0, BLOCK)
             os.close(descriptor)
 
 

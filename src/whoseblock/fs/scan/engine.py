@@ -76,7 +76,9 @@ class Batch(NamedTuple):
     inodes_done: int = 0
 
     @classmethod
-    def of(cls, rows: Sequence[tuple[int, int, int, int, int, int]], inodes_done: int) -> "Batch":
+    def of(
+        cls, rows: Sequence[tuple[int, int, int, int, int, int]], inodes_done: int = 0
+    ) -> "Batch":
         """Make a batch of rows with the fields of `Extent`."""
         if not rows:
             return cls((), (), (), (), (), (), inodes_done)

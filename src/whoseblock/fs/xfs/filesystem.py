@@ -15,14 +15,13 @@ from whoseblock.fs.arguments import (
     check_within,
     checked_ranges,
 )
-from whoseblock.fs.arrays import OwnerArrays, as_columns, row_dtype
+from whoseblock.fs.arrays import OwnerArrays
 from whoseblock.fs.base import (
     Answer,
     FileId,
     Owner,
     Paths,
     Progress,
-    distinct,
     no_progress,
 )
 from whoseblock.fs.driver import Allocation, Capability, FileFacts, IndexLeaf, IndexSize, ReverseMap
@@ -218,6 +217,13 @@ class XfsFilesystem(Closing, VolumeProtocol):
         remarks = (*self.remarks, scanned.remark) if scanned.remark else self.remarks
         makers = self._answers, AnswerMaker(self.volume, self.doubts, remarks)
         for cut in cuts:
+            if cut.arrays is not None:
+                for item in makers[False].of_cuts([cut], known, self.row_budget):
+                    if isinstance(item, Answer) and scanned.needs_scan(item.start, item.length):
+                        yield makers[True].with_remarks(item, self.remarks)
+                    else:
+                        yield item
+                continue
             took = [scanned.needs_scan(*question) for question in cut.questions]
             at = 0
             for needed, group in groupby(took):
@@ -296,31 +302,13 @@ class XfsFilesystem(Closing, VolumeProtocol):
 
         self._check_open()
         low, length = check_columns(starts, lengths, self._media.name, self.device_size)
-        if self._finder.scanned is not None:
-            return self._scanned_arrays(list(zip(low.tolist(), length.tolist(), strict=True)))
+        if scanned := self._finder.scanned:
+            pairs = zip(low.tolist(), length.tolist(), strict=True)
+            scanned.prepare(pairs, self._report, may_scan=self.scans)
         arrays = find_all(self._finder, low, length, _HELD * self.row_budget)
         if self.doubts:
             arrays.complete[:] = False
         return arrays
-
-    def _scanned_arrays(self, ranges: list[tuple[int, int]]) -> OwnerArrays:
-        """Answer ranges with one scan, as columns."""
-        import numpy as np
-
-        if self._finder.scanned is not None:
-            self._finder.scanned.prepare(ranges, self._report, may_scan=self.scans)
-        # As columns, rows take a tenth of the memory that they take as objects.
-        parts = [np.empty(0, row_dtype())]
-        said: dict[int, tuple[str, ...]] = {}
-        for number, (start, length) in enumerate(ranges):
-            notes: list[str] = []
-            pieces = self._finder.find(start, length, notes)
-            parts.append(np.array([(number, *piece) for piece in pieces], row_dtype()))
-            if notes:
-                said[number] = distinct(notes)
-        complete = np.full(len(ranges), not self.doubts)
-        complete[list(said)] = False
-        return as_columns(np.concatenate(parts), complete, said)
 
     def allocation(self, ranges: Iterable[tuple[int, int]]) -> Iterator[Allocation]:
         """Yield which parts of the ranges are free; that takes no scan."""

@@ -6,9 +6,9 @@ blocks, too.  The number of extents and blocks that an inode counts must be thos
 block of a map that lost its last write is noticed there.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from struct import Struct
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 from whoseblock.errors import BlockError, CorruptError, MediaError
 from whoseblock.fs.pieces import ATTR, DATA, EXTENT_MAP, XATTR, data_what
@@ -36,10 +36,16 @@ from whoseblock.fs.xfs.inodes import InodeTable
 from whoseblock.fs.xfs.owners.maps import ExtentMaps, MapLeaf
 from whoseblock.fs.xfs.volume import MOST_LOST_GROUPS, Volume
 
+if TYPE_CHECKING:
+    from whoseblock.fs.scan.bulk import ArrayBatch
+    from whoseblock.fs.xfs.chunks import ChunkDecoder, Decoded
+
 __all__ = ["InodeScan"]
 
 #: Bytes of inode chunks that are read at once.
 _PIECE: Final = 1 << 20
+#: Chunks that are parted by so many bytes are read together: a disk skips them no faster.
+_GAP: Final = 1 << 16
 #: Extents of a batch: a file of very many extents is passed on in several.
 _BATCH: Final = 1 << 16
 #: The formats of forks that have no blocks.
@@ -48,6 +54,8 @@ _OFFSET_BITS: Final = (1 << 54) - 1
 _COUNT_BITS: Final = (1 << 21) - 1
 #: Bytes of the level of a btree whose root is in the inode.
 _LEVEL: Final = 2
+#: What is made of runs of inodes.
+_Item = TypeVar("_Item")
 #: The fields of an `Extent`.
 Row = tuple[int, int, int, int, int, int]
 
@@ -77,6 +85,30 @@ class InodeScan:
 
     def batches(self) -> Iterator[Batch | UnreadInodes]:
         """Yield the extents of all inodes, and the inodes that are unread."""
+        yield from self._scan(self._read_runs)
+
+    def columns(self) -> "Iterator[Batch | ArrayBatch | UnreadInodes]":
+        """Yield the same as `batches`, with NumPy: a fraction of the time for many inodes."""
+        if not self.volume.has_crc:
+            yield from self.batches()
+            return
+        from whoseblock.fs.scan.bulk import ArrayBatch
+        from whoseblock.fs.xfs.chunks import ChunkDecoder
+
+        decoder = ChunkDecoder(self.volume)
+
+        def read(agno: int, runs: list[_Run]) -> "Iterator[Batch | ArrayBatch | UnreadInodes]":
+            return self._read_columns(decoder, agno, runs)
+
+        yield from self._scan(read)
+        for decoded in decoder.finish():
+            yield ArrayBatch(decoded.extents, decoded.inodes_done)
+            yield from self._decode_others(decoded)
+
+    def _scan(
+        self, read: Callable[[int, list[_Run]], Iterator[_Item]]
+    ) -> Iterator[_Item | UnreadInodes]:
+        """Yield what ``read`` makes of the runs of inodes of all groups."""
         self._map_blocks = 0
         lost = 0
         for agno in range(self.volume.sb.agcount):
@@ -90,7 +122,7 @@ class InodeScan:
                     return
             else:
                 lost = 0
-            yield from self._group(agno)
+            yield from self._group(agno, read)
 
     def _inodes_of(self, agno: int) -> tuple[int, int]:
         """Return the first and the last number that an inode of a group may have."""
@@ -98,7 +130,9 @@ class InodeScan:
         count = self.volume.ag_blocks(agno) << self.volume.sb.inopblog
         return self.volume.join_inode(agno, 0), self.volume.join_inode(agno, count - 1)
 
-    def _group(self, agno: int) -> Iterator[Batch | UnreadInodes]:
+    def _group(
+        self, agno: int, read: Callable[[int, list[_Run]], Iterator[_Item]]
+    ) -> Iterator[_Item | UnreadInodes]:
         volume = self.volume
         limit = (volume.ag_blocks(agno) << volume.sb.inopblog) + XFS_INODES_PER_CHUNK
         faults: list[Fault] = []
@@ -110,12 +144,12 @@ class InodeScan:
             for run in _runs(chunk):
                 count += run.end - run.first
                 if runs and not self._continues(runs, run):
-                    yield from self._read_runs(agno, runs)
+                    yield from read(agno, runs)
                     runs = []
                 runs.append(run)
             unused += chunk.freecount
         if runs:
-            yield from self._read_runs(agno, runs)
+            yield from read(agno, runs)
         first, last = self._inodes_of(agno)
         for fault in faults:
             low = max(first, first + fault.low)
@@ -131,27 +165,73 @@ class InodeScan:
 
     def _continues(self, runs: list[_Run], run: _Run) -> bool:
         """Return whether one read gets a run of inodes, too."""
-        length = (run.end - runs[0].first) * self.volume.inode_size
-        return runs[-1].end == run.first and length <= _PIECE
+        size = self.volume.inode_size
+        gap = run.first - runs[-1].end
+        return 0 <= gap * size <= _GAP and (run.end - runs[0].first) * size <= _PIECE
+
+    def _read_whole(self, agno: int, runs: list[_Run]) -> bytes | None:
+        """Read runs of inodes, and what is between them; None if the medium returns not all."""
+        volume = self.volume
+        first = runs[0].first
+        volume.reads["inode-chunk"] += len(runs)
+        volume.reads["read of inode chunks"] += 1
+        start = volume.agino_to_byte(agno, first)
+        try:
+            return volume.media.pread(start, (runs[-1].end - first) * volume.inode_size)
+        except MediaError:
+            return None
+
+    def _read_columns(
+        self, decoder: "ChunkDecoder", agno: int, runs: list[_Run]
+    ) -> "Iterator[Batch | ArrayBatch | UnreadInodes]":
+        """Read runs of inodes for a decoder, and yield what it has decoded so far."""
+        from whoseblock.fs.scan.bulk import ArrayBatch
+        from whoseblock.fs.xfs.chunks import Piece
+
+        data = self._read_whole(agno, runs)
+        if data is None:
+            yield from self._read_blocks(agno, runs)
+            return
+        chunks = list({run.chunk: None for run in runs})
+        for decoded in decoder.add(Piece(agno, runs[0].first, chunks, data)):
+            yield ArrayBatch(decoded.extents, decoded.inodes_done)
+            yield from self._decode_others(decoded)
+
+    def _decode_others(self, decoded: "Decoded") -> Iterator[Batch | UnreadInodes]:
+        """Yield the extents of inodes that a decoder passed over, or that they are unread."""
+        size = self.volume.inode_size
+        for ino, raw in decoded.odd:
+            if fault := self.inodes.fault(ino, raw):
+                yield UnreadInodes(ino, ino, f"inode {ino}: {fault}")
+                continue
+            rows: list[Row] = []
+            start = self.volume.agino_to_byte(*self.volume.split_inode(ino))
+            yield from self._add_extents(ino, memoryview(raw), start, rows)
+            yield Batch.of(rows)
+        for (agno, first, chunks, data), places in decoded.stray:
+            for run in (run for chunk in chunks for run in _runs(chunk)):
+                low, high = run.first - first, run.end - first
+                here = [place - low for place in places if low <= place < high]
+                if here:
+                    part = memoryview(data)[low * size : high * size]
+                    yield from self._decode(agno, run, run.first, part, here)
 
     def _read_runs(self, agno: int, runs: list[_Run]) -> Iterator[Batch | UnreadInodes]:
-        """Read runs of inodes that follow one another; where that fails, block by block."""
+        """Read runs of inodes that are near one another."""
+        data = self._read_whole(agno, runs)
+        if data is None:
+            yield from self._read_blocks(agno, runs)
+            return
+        size = self.volume.inode_size
+        for run in runs:
+            at = (run.first - runs[0].first) * size
+            raw = memoryview(data)[at : at + (run.end - run.first) * size]
+            yield from self._decode(agno, run, run.first, raw)
+
+    def _read_blocks(self, agno: int, runs: list[_Run]) -> Iterator[Batch | UnreadInodes]:
+        """Read runs of inodes block by block."""
         volume = self.volume
         size = volume.inode_size
-        first = runs[0].first
-        start = volume.agino_to_byte(agno, first)
-        length = (runs[-1].end - first) * size
-        volume.reads["inode-chunk"] += len(runs)
-        try:
-            data: bytes | None = volume.media.pread(start, length)
-        except MediaError:
-            data = None
-        if data is not None:
-            for run in runs:
-                at = (run.first - first) * size
-                raw = memoryview(data)[at : at + (run.end - run.first) * size]
-                yield from self._decode(agno, run, run.first, raw)
-            return
         step = max(volume.block_size // size, 1)
         for run in runs:
             for begin in range(run.first, run.end, step):
@@ -167,16 +247,27 @@ class InodeScan:
                     yield from self._decode(agno, run, begin, raw)
 
     def _decode(
-        self, agno: int, run: _Run, first: int, data: memoryview
+        self,
+        agno: int,
+        run: _Run,
+        first: int,
+        data: memoryview,
+        places: Iterable[int] | None = None,
     ) -> Iterator[Batch | UnreadInodes]:
-        """Yield the extents of the inodes from ``first`` on, whose bytes are ``data``."""
+        """Yield the extents of the inodes from ``first`` on, whose bytes are ``data``.
+
+        Of these only the inodes at ``places``, which are then not counted as read.
+        """
         volume, chunk = self.volume, run.chunk
         size = volume.inode_size
         free = chunk.free >> (first - chunk.startino)
         base = volume.join_inode(agno, first)
         rows: list[Row] = []
         odd = -1
-        for index, (mode, *fields) in enumerate(self._head.iter_unpack(data)):
+        found: Iterable[tuple[int, tuple[int, ...]]] = enumerate(self._head.iter_unpack(data))
+        if places is not None:
+            found = ((place, self._head.unpack_from(data, place * size)) for place in places)
+        for index, (mode, *fields) in found:
             used = not free >> index & 1
             ino = base + index
             if not (used or mode):
@@ -191,7 +282,7 @@ class InodeScan:
             elif _may_have_blocks(*fields):
                 start = volume.agino_to_byte(agno, first + index)
                 yield from self._add_extents(ino, raw, start, rows)
-        yield Batch.of(rows, len(data) // size)
+        yield Batch.of(rows, len(data) // size if places is None else 0)
         if odd >= 0:
             last = volume.join_inode(agno, chunk.startino + XFS_INODES_PER_CHUNK - 1)
             why = f"inode {odd} is in use or free, and the inode btree says otherwise"

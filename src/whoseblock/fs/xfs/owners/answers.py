@@ -105,6 +105,11 @@ class AnswerMaker:
         rows = self._rows(pieces, known, missing)
         return self._with_notes(start, length, missing, rows)
 
+    def with_remarks(self, answer: Answer, before: tuple[str, ...]) -> Answer:
+        """Return an answer with other remarks than those that it has ``before``."""
+        notes = [note for note in answer.notes if note not in before]
+        return self._with_notes(answer.start, answer.length, notes, answer.owners)
+
     def _with_notes(
         self, start: int, length: int, notes: Sequence[str], rows: tuple[Owner, ...]
     ) -> Answer:

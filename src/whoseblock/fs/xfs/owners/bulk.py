@@ -39,7 +39,7 @@ from whoseblock.fs.xfs.format.btree import (
 )
 from whoseblock.fs.xfs.owners.agree import miscounted, size_keys, within_chunks
 from whoseblock.fs.xfs.owners.confirm import confirm_files
-from whoseblock.fs.xfs.owners.crosscheck import BY_FREE_SPACE, static_blocks
+from whoseblock.fs.xfs.owners.crosscheck import BY_FREE_SPACE, Part, static_blocks
 from whoseblock.fs.xfs.owners.finder import OwnerFinder
 from whoseblock.fs.xfs.owners.promises import sound_records
 from whoseblock.fs.xfs.owners.rows import MAX_FILE_SIZE, SPECIAL_OWNERS
@@ -152,7 +152,8 @@ def _find_rows(
     order = np.argsort(low, kind="stable")
     low, high = low[order], high[order]
     odd = (high > volume.size) | (high - low > MOST_LOST_GROUPS * volume.ag_bytes)
-    if not volume.sb.has_rmapbt:
+    scanned = finder.scanned
+    if scanned is not None and not scanned.has_columns:
         odd[:] = True
     count = _Count(order, budget)
     parts = [
@@ -160,12 +161,19 @@ def _find_rows(
         for questions in _by_group(volume, low[~odd], high[~odd], np.flatnonzero(~odd))
     ]
     rows = _join(parts)
-    confirm_files(finder, rows, odd)
     notes: dict[int, tuple[str, ...]] = {}
+    if scanned is None:
+        confirm_files(finder, rows, odd)
+    else:
+        scanned.set_whats(rows)
+        if note := scanned.unread_note:
+            fixed = (rows["kind"] == FREE) | np.isin(rows["what"], (STATIC, LOG))
+            notes = dict.fromkeys(rows["question"][~fixed].tolist(), (note,))
     if odd.any():
+        notes = {question: said for question, said in notes.items() if not odd[question]}
         single = _find_singly(finder, low, high, odd, notes)
         rows = _join([rows[~odd[rows["question"]]], single])
-        notes = {int(order[question]): said for question, said in notes.items()}
+    notes = {int(order[question]): said for question, said in notes.items()}
     rows["question"] = order[rows["question"]]
     return _pick(rows, _answer_order(rows, low.size)), notes
 
@@ -271,7 +279,7 @@ def _find_in_group(
     faults: list[Fault] = []
 
     merged = _merge(low, high)
-    records = _load(finder.tree(agno, RMAPBT), *merged, faults)
+    records = _records(finder, agno, *merged, faults)
     first = records["startblock"].astype(np.int64)
     after = first + records["blockcount"]
     reach = np.maximum.accumulate(after)
@@ -346,10 +354,14 @@ def _find_free(
 ) -> "tuple[NDArray[np.void], Ints]":
     """Return what the free-space btree has in gaps, and which questions it contradicts.
 
-    Those have a gap that is not all free, or metadata that is; all rows are in blocks.
+    Those have a gap that is not all free, or metadata that is, or where a scan found the owners,
+    anything owned that is; all rows are in blocks.
     """
-    metadata = owned[owned["kind"] == METADATA]
-    both = _join([gaps, metadata[np.isin(metadata["what"], list(BY_FREE_SPACE))]])
+    used = owned
+    if finder.scanned is None:
+        metadata = owned[owned["kind"] == METADATA]
+        used = metadata[np.isin(metadata["what"], list(BY_FREE_SPACE))]
+    both = _join([gaps, used])
     if not both.size:
         return both, both["question"]
     low, high = both["start"], both["start"] + both["length"]
@@ -443,6 +455,22 @@ def _rows(question: "Ints", low: "Ints", high: "Ints") -> "NDArray[np.void]":
     rows["question"], rows["start"], rows["length"] = question, low, high - low
     rows["file_offset"] = -1
     return rows
+
+
+def _records(
+    finder: OwnerFinder, agno: int, lows: "Ints", highs: "Ints", faults: list[Fault]
+) -> "NDArray[np.void]":
+    """Return the records of the rmap btree that questions touch, or those that a scan made."""
+    if finder.scanned is None:
+        return _load(finder.tree(agno, RMAPBT), lows, highs, faults)
+    lost: list[str] = []
+    whole = Part(agno, int(lows[0]), int(highs[-1]))
+    records = finder.scanned.columns(whole, lost)
+    if not finder.volume.has_crc and (note := finder.scanned.unread_note):
+        # Without checksums, free space needs the word of all inodes.
+        lost.append(note)
+    faults += [Fault(whole.low, whole.high, note) for note in lost]
+    return records
 
 
 def _load(tree: AgTree, lows: "Ints", highs: "Ints", faults: list[Fault]) -> "NDArray[np.void]":

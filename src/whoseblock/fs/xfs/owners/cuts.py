@@ -92,18 +92,17 @@ def find_cuts(finder: OwnerFinder, questions: RangeList, budget: int) -> Iterato
     """Answer all of ``questions``, which lie on the device, in order.
 
     A cut of several questions has at most ``budget`` records.  A question that is long enough to
-    have more is cut where no record is.  Where a scan answers, it has been prepared for them.
+    have more is cut where no record is.  Where a scan answers, it has been prepared for them, and
+    its extents are in memory.
     """
-    if finder.scanned is not None:
-        yield from _singly(finder, questions, budget)
-        return
     most = budget * finder.volume.block_size
     for is_long, some in _by_length(questions, most):
-        if is_long:
+        if is_long and finder.scanned is None:
             for question in some:
                 yield from _parts(finder, question, budget)
             continue
-        yield from (_together if len(some) >= _BULK else _singly)(finder, some, budget)
+        are_many = len(some) >= _BULK and not is_long
+        yield from (_together if are_many else _singly)(finder, some, budget)
 
 
 def _by_length(questions: RangeList, most: int) -> Iterator[tuple[bool, RangeList]]:

@@ -6,7 +6,7 @@ or a node that lost its last write may name blocks that files have by now.
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from whoseblock.errors import BlockError
 from whoseblock.fs.pieces import ATTR, EXTENT_MAP
@@ -24,6 +24,12 @@ from whoseblock.fs.xfs.owners.metadata import GroupMetadata
 from whoseblock.fs.xfs.scan import InodeScan
 from whoseblock.fs.xfs.volume import MOST_LOST_GROUPS, Volume
 
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from whoseblock.fs.xfs.owners.scanned_arrays import ExtentRecords
+
 __all__ = ["NOT_SCANNED", "ScannedRecords"]
 
 NOT_SCANNED: Final = "the owner was not looked for, because a scan of all inodes was not permitted"
@@ -31,6 +37,8 @@ NOT_SCANNED: Final = "the owner was not looked for, because a scan of all inodes
 _MOST_REASONS: Final = 3
 #: More ranges of one group than this are searched for as one.
 _MOST_SINGLE: Final = 16
+#: NumPy takes as long to import as so many inodes to decode without it.
+_LARGE: Final = 1 << 14
 #: Owners whose blocks do not depend on what a medium may have lost.
 _FIXED: Final = frozenset({XFS_RMAP_OWN_FS, XFS_RMAP_OWN_LOG})
 _Record = tuple[int, int, int, int]
@@ -57,6 +65,7 @@ class ScannedRecords:
         self.metadata = GroupMetadata(volume, trees)
         self._wanted = Wanted(())
         self._found: Found | None = None
+        self._arrays: ExtentRecords | None = None
 
     def prepare(
         self,
@@ -72,11 +81,19 @@ class ScannedRecords:
             for start, length in questions
             if start < end
         )
-        self._found = None
+        self._found = self._arrays = None
         # Without checksums, no inode may have what a btree has.
         self._wanted = Wanted(self._unexplained(union)) if self.volume.has_crc else union
         if self._wanted and may_scan:
-            self._found = run_scan(self.scan.batches(), self._wanted, None, progress)
+            self._found = self._run(progress)
+
+    def _run(self, progress: Callable[[int], None]) -> Found:
+        """Scan all inodes for the owners of ``_wanted``."""
+        if self.volume.sb.icount < _LARGE:
+            return run_scan(self.scan.batches(), self._wanted, None, progress)
+        from whoseblock.fs.scan.bulk import run_bulk_scan
+
+        return run_bulk_scan(self.scan.columns(), self._wanted, progress)
 
     @property
     def remark(self) -> str:
@@ -106,11 +123,40 @@ class ScannedRecords:
         if self._found is not None:
             extents = self._found.within(base + part.low, base + part.high)
             records += _joined(sorted(_record(extent, base) for extent in extents))
-            if self._found.unread_count:
-                notes.append(_unread_note(self._found))
+            notes += [self.unread_note] if self.unread_note else []
         elif any(True for _ in self._wanted.within(base + part.low, base + part.high)):
             notes.append(NOT_SCANNED)
         return Recorded(sorted(records), notes, lost)
+
+    @property
+    def unread_note(self) -> str:
+        """A note about inodes that may own blocks and are unread, "" if there are none."""
+        return _unread_note(self._found) if self._found and self._found.unread_count else ""
+
+    @property
+    def has_columns(self) -> bool:
+        """Whether `columns` has all that is known: blocks were looked for, or need not be."""
+        return self._found is not None or not self._wanted
+
+    def columns(self, part: Part, lost: list[str]) -> "NDArray[np.void]":
+        """Return the same records as `find`, and the notes of its ``lost``, as an array.
+
+        Others, which do not touch the part, may be among them.
+        """
+        base = part.agno * self.volume.sb.agblocks
+        return self._records.within(base, part.low, part.high, self.metadata.find(part, lost))
+
+    def set_whats(self, rows: "NDArray[np.void]") -> None:
+        """Set what the data forks hold that rows are of."""
+        self._records.set_whats(rows)
+
+    @property
+    def _records(self) -> "ExtentRecords":
+        if self._arrays is None:
+            from whoseblock.fs.xfs.owners.scanned_arrays import ExtentRecords as Records
+
+            self._arrays = Records(Found() if self._found is None else self._found)
+        return self._arrays
 
     def _unexplained(self, union: Wanted) -> Iterator[tuple[int, int]]:
         """Yield the blocks that are neither at a fixed place nor free."""
