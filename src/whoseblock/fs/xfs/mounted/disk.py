@@ -37,6 +37,7 @@ __all__ = ["CHANGED", "DiskState", "read_disk"]
 _COUNTED: Final = (XFS_DINODE_FMT_EXTENTS, XFS_DINODE_FMT_BTREE)
 #: Why an inode on the disk does not count.
 CHANGED: Final = "it has changed since the kernel last wrote it to the disk"
+_UNWRITTEN: Final = "unless the kernel has not written it to the disk yet"
 
 
 class DiskState(Closing):
@@ -68,7 +69,11 @@ class DiskState(Closing):
         Their unit is the block.  Raises `BlockError` if the inode is damaged, or is not the one
         of ``state``, which the kernel returned before.
         """
-        inode = self.inodes.get(state.number)
+        try:
+            inode = self.inodes.get(state.number)
+        except CorruptError as error:
+            what = f"inode {state.number}"
+            raise CorruptError(what, error.start, f"{error.reason}, {_UNWRITTEN}") from error
         core = inode.core
         data, attr = (core.fork(one, self.volume.inode_size) for one in (DATA_FORK, ATTR_FORK))
         # The kernel also counts what is reserved for delayed allocations of a file.

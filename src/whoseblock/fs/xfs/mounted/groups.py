@@ -29,7 +29,7 @@ from whoseblock.fs.xfs.mounted.format import XFS_FSOP_GEOM_FLAGS_SPINODES, Geome
 from whoseblock.fs.xfs.owners.crosscheck import Part
 from whoseblock.fs.xfs.owners.rows import SPECIAL_OWNERS
 
-__all__ = ["LiveGroups", "Metadata", "count_transactions"]
+__all__ = ["LiveGroups", "Metadata", "TransactionCounter"]
 
 _ALL_INODES: Final = (1 << XFS_INODES_PER_CHUNK) - 1
 
@@ -47,32 +47,40 @@ class Metadata(NamedTuple):
     doubt: str = ""
 
 
-def count_transactions(device: int) -> int | None:
-    """Return how many transactions a filesystem has committed since it was mounted.
+class TransactionCounter:
+    """Counts the transactions of the filesystem on a device, given by its dev_t.
 
-    Each change of a file, a map or a btree is one.  None if /sys does not tell.  Source:
-    ``xs_trans_sync`` and ``xs_trans_async`` of fs/xfs/xfs_stats.h.
+    Each change of a file, a map or a btree is one.  Source: ``xs_trans_sync`` and
+    ``xs_trans_async`` of fs/xfs/xfs_stats.h.
     """
-    node = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}").resolve().name
-    try:
-        text = Path(f"/sys/fs/xfs/{node}/stats/stats").read_text()
-        (numbers,) = (line.split()[1:3] for line in text.splitlines() if line.startswith("trans "))
-        return sum(map(int, numbers))
-    except (OSError, ValueError):
-        return None
+
+    def __init__(self, device: int) -> None:
+        node = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}").resolve().name
+        self._path = Path(f"/sys/fs/xfs/{node}/stats/stats")
+
+    def read(self) -> int | None:
+        """Return how many were committed since the mount, None if /sys does not show it."""
+        try:
+            with self._path.open() as file:
+                words = next(line for line in file if line.startswith("trans ")).split()
+            return int(words[1]) + int(words[2])
+        except (OSError, ValueError, LookupError, StopIteration):
+            return None
 
 
 class LiveGroups:
     """The metadata of all groups; ``fd`` is a descriptor on the filesystem.
 
-    ``device`` is the number of the data device in GETFSMAP, ``number`` its dev_t.
+    ``device`` is the number of the data device in GETFSMAP.
     """
 
-    def __init__(self, fd: int, geometry: Geometry, device: int, number: int) -> None:
+    def __init__(
+        self, fd: int, geometry: Geometry, device: int, transactions: TransactionCounter
+    ) -> None:
         self._fd = fd
         self._geometry = geometry
         self._device = device
-        self._number = number
+        self._transactions = transactions
         #: The states of groups that were compared, after how many transactions, and the result.
         self._compared: dict[int, tuple[DiskState, int, str]] = {}
 
@@ -162,7 +170,7 @@ class LiveGroups:
             doubt = "" if self._is_as_on_disk(disk, agno) else _OLD.format(agno)
         except (OSError, BlockError) as error:
             doubt = f"the metadata of AG {agno} cannot be compared with the kernel's: {error}"
-        if since is None or count_transactions(self._number) != since:
+        if since is None or self._transactions.read() != since:
             # A block may have gone from a btree to a file that was asked before.
             return doubt or _OLD.format(agno)
         self._compared[agno] = disk, since, doubt

@@ -16,7 +16,7 @@ from whoseblock.fs.pieces import EXTENT_MAP, FILE, FREE, UNKNOWN, Piece
 from whoseblock.fs.scan.engine import Extent, Found, UnreadInodes, Wanted, run_scan
 from whoseblock.fs.xfs.mounted.disk import DiskState
 from whoseblock.fs.xfs.mounted.format import Geometry
-from whoseblock.fs.xfs.mounted.groups import LiveGroups, Metadata, count_transactions
+from whoseblock.fs.xfs.mounted.groups import LiveGroups, Metadata, TransactionCounter
 from whoseblock.fs.xfs.mounted.scan import SHARED, LiveScan, UnaskedInodes, clip_extents
 from whoseblock.fs.xfs.owners.scanned import NOT_SCANNED, scan_remark, unread_note
 
@@ -79,7 +79,8 @@ class LiveOwners:
         self._left = _MOST_SCANS
         fd, fsid, geometry, device, number = mounted
         self.scan = LiveScan(fd, fsid, geometry, number)
-        self._groups = LiveGroups(fd, geometry, device, number)
+        self._transactions = TransactionCounter(number)
+        self._groups = LiveGroups(fd, geometry, device, self._transactions)
         self._found: Found | None = None
         #: Whether the last two scans found different sharers of blocks.
         self._is_unsure = False
@@ -109,14 +110,18 @@ class LiveOwners:
         receives why owners may be missing.
         """
         found: list[Piece] = []
+        runs: list[tuple[int, int]] = []
         for piece in pieces:
-            fixed, open_runs = self._split(piece)
             if piece.kind != UNKNOWN:
                 found.append(piece)
                 continue
-            found += (self._clip(piece, one.start, one.end, one) for one in fixed)
-            found += self._resolve(piece, Wanted(open_runs), notes)
-        return found
+            fixed, others = self._split(piece)
+            found += (self._piece(one.start, one.end, one) for one in fixed)
+            runs += others
+        if runs:
+            found += self._resolve(Wanted(runs), notes)
+        start, end = pieces[0].start, pieces[-1].end
+        return [_clip(one, start, end) for one in found]
 
     def close(self) -> None:
         """Close the device; a second time has no effect."""
@@ -132,30 +137,27 @@ class LiveOwners:
         fixed = list(self._groups.fixed(self._disk(), low, high))
         return fixed, list(Wanted((one.start, one.end) for one in fixed).gaps(low, high))
 
-    def _resolve(self, piece: Piece, wanted: Wanted, notes: list[str]) -> Iterator[Piece]:
-        if not wanted:
-            return
+    def _resolve(self, wanted: Wanted, notes: list[str]) -> Iterator[Piece]:
+        """Yield the pieces of blocks, whole."""
         if not self._may_scan:
             notes.append(NOT_SCANNED)
-            for low, high in _runs(wanted):
-                yield self._clip(piece, low, high)
+            yield from (self._piece(*run) for run in _runs(wanted))
             return
         try:
             state = self._settled(wanted)
         except OSError as error:
             notes.append(f"the kernel cannot say who owns all of it: {error.strerror}")
-            yield from (self._clip(piece, low, high) for low, high in _runs(wanted))
+            yield from (self._piece(*run) for run in _runs(wanted))
             return
-        for one in state.extents:
-            yield self._of_extent(piece, one)
+        yield from map(self._of_extent, state.extents)
         for place in state.metadata:
-            yield self._clip(piece, place.start, place.end, place)
+            yield self._piece(place.start, place.end, place)
             if place.doubt:
                 notes.append(place.doubt)
-        for low, high in state.free:
-            yield self._clip(piece, low, high)._replace(kind=FREE)
-        for low, high in _runs(state.rest):
-            yield self._clip(piece, low, high)
+        for run in state.free:
+            yield self._piece(*run)._replace(kind=FREE)
+        for run in _runs(state.rest):
+            yield self._piece(*run)
         notes += self._notes(state)
 
     def _settled(self, wanted: Wanted) -> _State:
@@ -194,27 +196,26 @@ class LiveOwners:
         if (state.rest or state.single) and self._has_changed():
             yield _CHANGING
 
-    def _clip(self, piece: Piece, low: int, high: int, place: Metadata | None = None) -> Piece:
-        """Return blocks ``low`` to before ``high`` as a piece, clipped to another one."""
-        start, end = max(low * self._size, piece.start), min(high * self._size, piece.end)
+    def _piece(self, low: int, high: int, place: Metadata | None = None) -> Piece:
+        """Return blocks ``low`` to before ``high`` as a piece, unknown without a place."""
+        start, length = low * self._size, (high - low) * self._size
         if place is None:
-            return Piece(start, end - start, UNKNOWN)
-        return Piece(start, end - start, place.kind, place.what)
+            return Piece(start, length, UNKNOWN)
+        return Piece(start, length, place.kind, place.what)
 
-    def _of_extent(self, piece: Piece, extent: Extent) -> Piece:
-        start = max(extent.start * self._size, piece.start)
-        end = min(extent.end * self._size, piece.end)
+    def _of_extent(self, extent: Extent) -> Piece:
+        start, length = extent.start * self._size, extent.length * self._size
         what, fork, inode = extent.what, extent.fork, extent.inode
         if what == EXTENT_MAP:
-            return Piece(start, end - start, FILE, what, fork, inode)
-        offset = extent.offset * self._size + start - extent.start * self._size
-        return Piece(start, end - start, FILE, what, fork, inode, offset, extent.unwritten)
+            return Piece(start, length, FILE, what, fork, inode)
+        offset = extent.offset * self._size
+        return Piece(start, length, FILE, what, fork, inode, offset, extent.unwritten)
 
     # ------------------------------------------------------------------ what is known now
 
     def _state(self, wanted: Wanted) -> _State:
         """Return what is known of blocks now."""
-        since = count_transactions(self._mounted.number)
+        since = self._transactions.read()
         disk = self._fresh_disk()
         found = self._found or Found()
         hits = {hit for low, high in _runs(wanted) for hit in found.within(low, high)}
@@ -256,7 +257,7 @@ class LiveOwners:
 
     def _has_changed(self) -> bool:
         """Return whether anything may have changed since the last scan began."""
-        now = count_transactions(self._mounted.number)
+        now = self._transactions.read()
         return now is None or now != self._scanned_at
 
     # ------------------------------------------------------------------ the scan and the disk
@@ -268,7 +269,7 @@ class LiveOwners:
         before: set[Extent] = set()
         while again and self._left:
             self._left -= 1
-            self._scanned_at = count_transactions(self._mounted.number)
+            self._scanned_at = self._transactions.read()
             groups = self._nearest(wanted)
             found = run_scan(
                 self.scan.batches(groups),
@@ -311,7 +312,7 @@ class LiveOwners:
 
     def _fresh_disk(self) -> DiskState | None:
         """Return the metadata on the disk, not older than the last change."""
-        now = count_transactions(self._mounted.number)
+        now = self._transactions.read()
         when = time.monotonic()
         if now is None or now != self._read_at or when - self._read_when > _DISK_AGE:
             self.scan.forget()
@@ -322,6 +323,13 @@ class LiveOwners:
 _SINGLE: Final = "the kernel calls {}+{} shared, and one owner was found: others may own it too"
 _UNACCOUNTED: Final = "neither a file nor the metadata on the disk accounts for {}+{}"
 _CHANGING: Final = "the filesystem changed while owners were looked for; ask again"
+
+
+def _clip(piece: Piece, start: int, end: int) -> Piece:
+    """Clip a piece to the bytes from ``start`` to before ``end``."""
+    low, high = max(piece.start, start), min(piece.end, end)
+    offset = piece.file_offset if piece.file_offset < 0 else piece.file_offset + low - piece.start
+    return piece._replace(start=low, length=high - low, file_offset=offset)
 
 
 def _runs(wanted: Wanted) -> Iterator[tuple[int, int]]:
