@@ -106,10 +106,10 @@ def test_every_row_is_that_of_the_disk(form: str, tmp_path: Path) -> None:
 
 
 @contextmanager
-def new(tmp_path: Path, **more: bool) -> Iterator[Path]:
+def new(tmp_path: Path) -> Iterator[Path]:
     """Mount a new filesystem without a reverse map for writing."""
     need_loop_mounts()
-    image = make_image(tmp_path / "new.img", Geometry("new", rmapbt=False, parent=False, **more))
+    image = make_image(tmp_path / "new.img", Geometry("new", rmapbt=False, parent=False))
     with mounted(image) as root:
         yield Path(os.fsdecode(root))
 

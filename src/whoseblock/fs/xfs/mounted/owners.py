@@ -322,7 +322,7 @@ class LiveOwners:
 
 _SINGLE: Final = "the kernel calls {}+{} shared, and one owner was found: others may own it too"
 _UNACCOUNTED: Final = "neither a file nor the metadata on the disk accounts for {}+{}"
-_CHANGING: Final = "the filesystem changed while owners were looked for; ask again"
+_CHANGING: Final = "blocks changed their owners while these were looked for; ask again"
 
 
 def _clip(piece: Piece, start: int, end: int) -> Piece:
