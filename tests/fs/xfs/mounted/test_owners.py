@@ -8,12 +8,14 @@ import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from tests.support import kernel_oracle, questions, xfs_blocks
 from tests.support.answers import answer_json, lookup_json, same
 from tests.support.expected_rows import Expectation
+from tests.support.failing_filesystem import PLAIN, serving
 from tests.support.filled_images import with_nameless
 from tests.support.mounts import frozen, loop_device, mounted
 from tests.support.random_files import Filler
@@ -26,6 +28,7 @@ import whoseblock
 from whoseblock.fs.base import Answer, FileOwner, MetadataOwner
 from whoseblock.fs.mounted.fiemap import file_extents
 from whoseblock.fs.xfs.mounted.volume import MountedXfs
+from whoseblock.ranges import ByteRange
 
 _REMARK = "there is no reverse map: the owners were found by a scan of "
 FORMS = {
@@ -347,3 +350,42 @@ def test_the_command_line_and_processes(tmp_path: Path) -> None:
         assert "by a scan" in shown
         with live(root) as fs:
             assert fs.capabilities == frozenset()
+
+
+def test_a_frozen_filesystem_answers(tmp_path: Path) -> None:
+    with new(tmp_path) as folder, live(folder) as fs:
+        start = write(folder / "one", 65536)
+        (folder / "link").symlink_to("t" * 900)
+        with frozen(os.fsencode(folder)):
+            answer = fs.owners(0, fs.size)
+            (row,) = fs.owners(start, 4096)
+        assert answer.complete, answer.notes
+        assert isinstance(row, FileOwner)
+        assert row.paths == ("/one",)
+        assert any(getattr(one, "what", "") == "symlink" for one in answer)
+
+
+def test_unreadable_inodes_make_only_other_blocks_doubtful(tmp_path: Path) -> None:
+    with serving(tmp_path, replace(PLAIN, rmapbt=False)) as (served, _), served.loop() as loop:
+        with mounted(loop, loop=False) as root:
+            folder = Path(os.fsdecode(root))
+            for number in range(200):
+                (folder / f"file-{number}").write_bytes(b"x" * 8192)
+            sync(folder)
+            places = [
+                next(file_extents(str(folder / f"file-{number}"), 0, 4096)).physical
+                for number in (1, 190)
+            ]
+            with live(root) as fs:
+                (row,) = fs.owners(places[1], 4096)
+            assert isinstance(row, FileOwner)
+            group, inode = divmod(row.inode, 1 << fs.geometry.agino_bits)
+            bad = group * fs.geometry.ag_bytes + inode * fs.geometry.inodesize
+        served.add(ByteRange(bad // 16384 * 16384, 16384))
+        with mounted(loop, loop=False) as root, live(root) as fs:
+            (found,) = good = fs.owners(places[0], 4096)
+            assert isinstance(found, FileOwner)
+            assert (good.complete, found.paths) == (True, ("/file-1",))
+            lost = fs.owners(places[1], 4096)
+            assert ([one.kind for one in lost], lost.complete) == (["unknown"], False)
+            assert any("inodes may own it too" in note for note in lost.notes), lost.notes
