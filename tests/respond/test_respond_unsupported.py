@@ -5,10 +5,19 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from tests.support.emulated_device import Emulated, emulated
-from tests.support.failing_filesystem import BLOCK, Bench, forget, pattern, write_file
+from tests.support.failing_filesystem import (
+    BLOCK,
+    PLAIN,
+    Bench,
+    bench,
+    forget,
+    pattern,
+    write_file,
+)
 from tests.support.mounts import mounted
 from tests.support.tools import need_loop_mounts, run
 from tests.support.xfs_images import MIB
@@ -111,6 +120,30 @@ def test_every_act_on_a_mounted_ext4_is_refused(tmp_path: Path) -> None:
         assert {state for states in served.states() for state in states} == {"planned", "skipped"}
         assert {one.failure.identity for one in served.journaled()} == {identity}
         assert identity
+
+
+def test_every_act_on_a_mounted_xfs_without_a_reverse_map_is_refused(tmp_path: Path) -> None:
+    content = pattern("xfs", 16 * BLOCK)
+    copy = write_file(tmp_path / "copies" / "a", content)
+    with bench(tmp_path, replace(PLAIN, rmapbt=False)) as served:
+        path = write_file(served.root / "a", content)
+        served.sync()
+        (extent, *_) = file_extents(str(path), 0, len(content))
+        free = max((row for row in served.rows() if row.kind == "free"), key=lambda row: row.length)
+        places = (
+            ByteRange(free.start + free.length // 2 // BLOCK * BLOCK, BLOCK),
+            ByteRange(extent.physical + 2 * BLOCK, BLOCK),
+        )
+        for place in places:
+            served.served.add(ByteRange(place.start, 512))
+        forget(path)
+        for name, (words, reason) in ACTS.items():
+            given = [word.replace("COPIES", str(copy.parent)) for word in words]
+            said = served.apply(*places, *given, code=14)
+            for text in "zero free blocks", reason:
+                assert f"cannot {text} on this xfs without" in said, name
+        # Not one bad sector was written to.
+        assert served.served.bad() == sorted(ByteRange(place.start, 512) for place in places)
 
 
 def test_an_unmounted_ext4_is_refused(tmp_path: Path) -> None:

@@ -120,6 +120,15 @@ class Wanted:
         for index in range(bisect_right(self.highs, low), bisect_left(self.lows, high)):
             yield max(self.lows[index], low), min(self.highs[index], high)
 
+    def gaps(self, low: int, high: int) -> Iterator[tuple[int, int]]:
+        """Yield the parts from ``low`` to before ``high`` that no range covers, in order."""
+        for start, end in self.within(low, high):
+            if low < start:
+                yield low, start
+            low = end
+        if low < high:
+            yield low, high
+
     def touched(self, batch: Batch) -> Iterable[Extent]:
         """Return the extents of a batch that intersect the ranges."""
         starts, lengths = batch.starts, batch.lengths

@@ -4,12 +4,8 @@ from typing import Final
 
 from whoseblock.fs.base import MetadataOwner, Owner
 
-__all__ = ["NO_RMAP_NOTE", "REALTIME_REMARK", "repair_advice"]
+__all__ = ["REALTIME_REMARK", "repair_advice"]
 
-NO_RMAP_NOTE: Final = (
-    "the filesystem was made without a reverse mapping (rmapbt=0): the owner of a block is not"
-    " known without reading every inode"
-)
 REALTIME_REMARK: Final = (
     "the filesystem has a realtime section, an address space of its own; this answer is about the"
     " data section"

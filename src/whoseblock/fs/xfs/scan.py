@@ -290,6 +290,12 @@ class InodeScan:
 
     # ------------------------------------------------------------------ extents
 
+    def extents_of(self, ino: int) -> Iterator[Row]:
+        """Yield all extents of one inode, as the fields of `Extent`; raises `BlockError`."""
+        inode = self.inodes.get(ino)
+        self._map_blocks = 0
+        return self._extents(ino, memoryview(inode.raw), inode.start)
+
     def _add_extents(
         self, ino: int, raw: memoryview, start: int, rows: list[Row]
     ) -> Iterator[Batch | UnreadInodes]:

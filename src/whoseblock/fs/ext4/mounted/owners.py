@@ -1,7 +1,6 @@
 """The owners of blocks of a mounted filesystem: a scan finds them, and the kernel confirms them."""
 
-from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from itertools import pairwise
 from typing import Final
@@ -158,7 +157,7 @@ class LiveOwners:
         )
         lost: list[tuple[int, int]] = []
         for low, high in zip(wanted.lows, wanted.highs, strict=True):
-            for start, end in _gaps(taken, low, min(high, volume.blocks)):
+            for start, end in taken.gaps(low, min(high, volume.blocks)):
                 lost += (
                     (first, last)
                     for first, last, is_free in self.runs(start, end)
@@ -189,17 +188,6 @@ def _overlap(extents: Sequence[Extent]) -> bool:
     """Return whether two files claim data, which are sorted by their start."""
     data = [one for one in extents if one.what != XATTR]
     return any(two.start < one.end for one, two in pairwise(data))
-
-
-def _gaps(taken: Wanted, low: int, high: int) -> Iterator[tuple[int, int]]:
-    """Yield the parts of blocks ``low`` to before ``high`` that are not taken."""
-    at = bisect_right(taken.highs, low)
-    while low < high:
-        start = taken.lows[at] if at < len(taken.lows) else high
-        if low < start:
-            yield low, min(start, high)
-        low = taken.highs[at] if at < len(taken.lows) else high
-        at += 1
 
 
 _CHANGING: Final = "blocks changed their owners while these were looked for; ask again"

@@ -15,17 +15,25 @@ __all__ = [
     "FSID_BYTES",
     "GEOMETRY_BYTES",
     "XFS_HANDLE_BYTES",
+    "Chunk",
     "Geometry",
+    "InodeState",
+    "MapExtent",
     "ag_geometry_request",
     "bulkstat_request",
     "handle_request",
     "inode_handle",
+    "inumbers_request",
+    "map_request",
     "open_request",
     "parents_request",
     "read_bulkstat",
     "read_free_inodes",
     "read_geometry",
+    "read_inumbers",
+    "read_map",
     "read_parents",
+    "read_states",
     "xfs_handle",
 ]
 
@@ -35,6 +43,7 @@ XFS_DEV_DATA: Final = 1
 # ---------------------------------------------------------------------- XFS: geometry
 
 XFS_IOC_FSGEOMETRY: Final = 0x8100587E
+XFS_FSOP_GEOM_FLAGS_SPINODES: Final = 1 << 18
 XFS_FSOP_GEOM_FLAGS_RMAPBT: Final = 1 << 19
 XFS_FSOP_GEOM_FLAGS_REFLINK: Final = 1 << 20
 XFS_FSOP_GEOM_FLAGS_EXCHANGE_RANGE: Final = 1 << 24
@@ -68,8 +77,12 @@ class Geometry(NamedTuple):
     @property
     def agino_bits(self) -> int:
         """The number of bits of an inode number count within the group (xfs_format.h)."""
-        inopblog = (self.blocksize // self.inodesize).bit_length() - 1
-        return (self.agblocks - 1).bit_length() + inopblog
+        return (self.agblocks - 1).bit_length() + self.inopblog
+
+    @property
+    def inopblog(self) -> int:
+        """The logarithm of the number of inodes in a block."""
+        return (self.blocksize // self.inodesize).bit_length() - 1
 
     def inodes_within(self, start: int, length: int) -> tuple[int, int]:
         """Return the first and the last inode that touch a range of inode blocks, in one group."""
@@ -106,6 +119,7 @@ def read_free_inodes(answer: bytearray) -> int:
 # ---------------------------------------------------------------------- XFS: inodes
 
 XFS_IOC_BULKSTAT: Final = 0x8040587F
+XFS_BULK_IREQ_AGNO: Final = 1 << 0
 XFS_BULK_IREQ_SPECIAL: Final = 1 << 1
 #: With `XFS_BULK_IREQ_SPECIAL`, in place of a number: the root directory.
 XFS_BULK_IREQ_SPECIAL_ROOT: Final = 1
@@ -115,9 +129,12 @@ _BULKSTAT: Final = Struct("=2Q8xQ32xI44xI16xH58x")
 BULKSTAT_BYTES: Final = _BULKSTAT.size
 
 
-def bulkstat_request(first: int, room: int, flags: int = 0) -> bytearray:
-    """Make the ``struct xfs_bulkstat_req`` for up to ``room`` inodes from number ``first`` on."""
-    return bytearray(_BULK_IREQ.pack(first, flags, room, 0, 0) + bytes(room * _BULKSTAT.size))
+def bulkstat_request(first: int, room: int, flags: int = 0, agno: int = 0) -> bytearray:
+    """Make the ``struct xfs_bulkstat_req`` for up to ``room`` inodes from number ``first`` on.
+
+    With `XFS_BULK_IREQ_AGNO`, only those of the group ``agno``.
+    """
+    return bytearray(_BULK_IREQ.pack(first, flags, room, 0, agno) + bytes(room * _BULKSTAT.size))
 
 
 def read_bulkstat(answer: bytearray) -> Iterator[InodeFacts]:
@@ -125,6 +142,104 @@ def read_bulkstat(answer: bytearray) -> Iterator[InodeFacts]:
     _, _, _, count, _ = _BULK_IREQ.unpack_from(answer)
     records = memoryview(answer)[_BULK_IREQ.size : _BULK_IREQ.size + count * _BULKSTAT.size]
     return map(InodeFacts._make, _BULKSTAT.iter_unpack(records))
+
+
+#: ino, blocks, xflags; ctime; gen; ctime_nsec; extents, aextents; mode
+_STATE: Final = Struct("=Q8x2Q16xq8xI20xI24x2I8xH58x")
+
+
+class InodeState(NamedTuple):
+    """The part of ``struct xfs_bulkstat`` that tells whether an inode has blocks, and changed.
+
+    ``blocks`` counts the blocks of both forks and their maps, and those that are only reserved; it
+    is 0 if the data fork is inside the inode, even if the attribute fork has blocks.
+    """
+
+    number: int
+    blocks: int
+    xflags: int
+    ctime: int
+    generation: int
+    ctime_nsec: int
+    extents: int
+    attr_extents: int
+    mode: int
+
+    @property
+    def changed_ns(self) -> int:
+        """The time of the last change in nanoseconds since 1970."""
+        return self.ctime * 1_000_000_000 + self.ctime_nsec
+
+
+def read_states(answer: bytearray) -> Iterator[InodeState]:
+    """Return the inodes of an answer to a `bulkstat_request`, ascending."""
+    _, _, _, count, _ = _BULK_IREQ.unpack_from(answer)
+    records = memoryview(answer)[_BULK_IREQ.size : _BULK_IREQ.size + count * _STATE.size]
+    return map(InodeState._make, _STATE.iter_unpack(records))
+
+
+XFS_IOC_INUMBERS: Final = 0x80405880
+#: startino, allocmask
+_INUMBERS: Final = Struct("=2Q8x")
+
+
+class Chunk(NamedTuple):
+    """``struct xfs_inumbers``: 64 inodes from ``first`` on, and a bit for each that is in use."""
+
+    first: int
+    used: int
+
+
+def inumbers_request(first: int, room: int, agno: int) -> bytearray:
+    """Make the ``struct xfs_inumbers_req`` for chunks of a group, from that of ``first`` on."""
+    head = _BULK_IREQ.pack(first, XFS_BULK_IREQ_AGNO, room, 0, agno)
+    return bytearray(head + bytes(room * _INUMBERS.size))
+
+
+def read_inumbers(answer: bytearray) -> list[Chunk]:
+    """Return the chunks of an answer, ascending."""
+    _, _, _, count, _ = _BULK_IREQ.unpack_from(answer)
+    records = memoryview(answer)[_BULK_IREQ.size : _BULK_IREQ.size + count * _INUMBERS.size]
+    return list(map(Chunk._make, _INUMBERS.iter_unpack(records)))
+
+
+# ---------------------------------------------------------------------- XFS: maps of files
+
+XFS_IOC_GETBMAPX: Final = 0xC0205838
+BMV_IF_ATTRFORK: Final = 0x1
+#: Report unwritten extents as such, and delayed allocations: without these, the kernel writes.
+BMV_IF_PREALLOC, BMV_IF_DELALLOC, BMV_IF_NO_HOLES = 0x4, 0x8, 0x10
+BMV_OF_PREALLOC, BMV_OF_SHARED = 0x1, 0x8
+#: Offsets and lengths in ``struct getbmapx`` are in units of 512 bytes.
+BBSIZE: Final = 512
+#: offset, block, length; count, entries, iflags, oflags
+_GETBMAPX: Final = Struct("=3q4i8x")
+_MOST_BB: Final = ((1 << 63) - 1) // BBSIZE
+
+
+class MapExtent(NamedTuple):
+    """An extent of a fork, in units of 512 bytes; ``block`` is negative if it has no place yet."""
+
+    offset: int
+    block: int
+    length: int
+    flags: int
+
+
+def map_request(offset: int, room: int, flags: int) -> bytearray:
+    """Make the ``struct getbmapx`` that asks for ``room`` extents from ``offset`` on."""
+    head = _GETBMAPX.pack(offset, 0, _MOST_BB - offset, room + 1, 0, flags, 0)
+    return bytearray(head + bytes(room * _GETBMAPX.size))
+
+
+def read_map(answer: bytearray) -> list[MapExtent]:
+    """Return the extents of an answer, in the order of the fork."""
+    _, _, _, _, entries, _, _ = _GETBMAPX.unpack_from(answer)
+    records = memoryview(answer)[_GETBMAPX.size : _GETBMAPX.size * (entries + 1)]
+    return [
+        MapExtent(offset, block, length, flags)
+        for offset, block, length, _, _, _, flags in _GETBMAPX.iter_unpack(records)
+    ]
 
 
 # ---------------------------------------------------------------------- XFS: handles and parents

@@ -7,13 +7,20 @@ import ctypes
 import errno
 import fcntl
 import os
+from collections.abc import Iterator
 from typing import Final
 
 from whoseblock.fs.mounted.format import InodeFacts, Parent
 from whoseblock.fs.mounted.kernel import READ_DIRECTORY, needing, open_handle
+from whoseblock.fs.xfs.format.btree import XFS_INODES_PER_CHUNK
 from whoseblock.fs.xfs.mounted.format import (
+    BMV_IF_ATTRFORK,
+    BMV_IF_DELALLOC,
+    BMV_IF_NO_HOLES,
+    BMV_IF_PREALLOC,
     FSID_BYTES,
     GEOMETRY_BYTES,
+    XFS_BULK_IREQ_AGNO,
     XFS_BULK_IREQ_SPECIAL,
     XFS_BULK_IREQ_SPECIAL_ROOT,
     XFS_HANDLE_BYTES,
@@ -21,28 +28,42 @@ from whoseblock.fs.xfs.mounted.format import (
     XFS_IOC_BULKSTAT,
     XFS_IOC_FD_TO_HANDLE,
     XFS_IOC_FSGEOMETRY,
+    XFS_IOC_GETBMAPX,
     XFS_IOC_GETPARENTS_BY_HANDLE,
+    XFS_IOC_INUMBERS,
     XFS_IOC_OPEN_BY_HANDLE,
+    Chunk,
     Geometry,
+    InodeState,
+    MapExtent,
     ag_geometry_request,
     bulkstat_request,
     handle_request,
     inode_handle,
+    inumbers_request,
+    map_request,
     open_request,
     parents_request,
     read_bulkstat,
     read_free_inodes,
     read_geometry,
+    read_inumbers,
+    read_map,
     read_parents,
+    read_states,
     xfs_handle,
 )
 
 __all__ = [
     "bulkstat",
+    "chunks",
+    "extents",
     "filesystem_id",
     "free_inodes",
     "geometry",
     "inode_facts",
+    "inode_state",
+    "inode_states",
     "open_inode",
     "open_invisibly",
     "open_root",
@@ -51,6 +72,9 @@ __all__ = [
 ]
 
 _PARENTS_BYTES: Final = 1 << 16
+#: Extents and chunks asked for at once.
+_FEW_EXTENTS, _MORE_EXTENTS = 16, 4096
+_CHUNKS: Final = 1024
 
 
 def geometry(fd: int) -> Geometry:
@@ -87,6 +111,55 @@ def inode_facts(fd: int, number: int) -> InodeFacts | None:
             return None
         raise
     return found[0] if found and found[0].number == number else None
+
+
+def inode_states(fd: int, group: int, first: int, room: int) -> list[InodeState]:
+    """Return up to ``room`` inodes of a group that are in use, from number ``first`` on."""
+    request = bulkstat_request(first, room, XFS_BULK_IREQ_AGNO, group)
+    with needing("CAP_SYS_ADMIN"):
+        fcntl.ioctl(fd, XFS_IOC_BULKSTAT, request)
+    return list(read_states(request))
+
+
+def inode_state(fd: int, number: int) -> InodeState | None:
+    """Return the state of one inode; None if there is none."""
+    request = bulkstat_request(number, 1)
+    with needing("CAP_SYS_ADMIN"):
+        fcntl.ioctl(fd, XFS_IOC_BULKSTAT, request)
+    found = list(read_states(request))
+    return found[0] if found and found[0].number == number else None
+
+
+def chunks(fd: int, group: int, first: int, last: int) -> Iterator[Chunk]:
+    """Yield the inode chunks of a group from that of inode ``first`` to that of ``last``."""
+    while first <= last:
+        request = inumbers_request(first, _CHUNKS, group)
+        with needing("CAP_SYS_ADMIN"):
+            fcntl.ioctl(fd, XFS_IOC_INUMBERS, request)
+        found = read_inumbers(request)
+        yield from (chunk for chunk in found if chunk.first <= last)
+        if len(found) < _CHUNKS:
+            return
+        first = found[-1].first + XFS_INODES_PER_CHUNK
+
+
+def extents(fd: int, *, attributes: bool = False, start: int = 0) -> Iterator[MapExtent]:
+    """Yield the extents of a fork of an open file, from ``start`` on in units of 512 bytes.
+
+    Those past the end of the file, too.  The kernel neither writes nor allocates anything.
+    """
+    flags = BMV_IF_PREALLOC | BMV_IF_DELALLOC | BMV_IF_NO_HOLES
+    flags |= BMV_IF_ATTRFORK if attributes else 0
+    room = _FEW_EXTENTS
+    while True:
+        request = map_request(start, room, flags)
+        fcntl.ioctl(fd, XFS_IOC_GETBMAPX, request)
+        found = read_map(request)
+        yield from found
+        if len(found) < room:
+            return
+        start = found[-1].offset + found[-1].length
+        room = _MORE_EXTENTS
 
 
 def root_facts(fd: int) -> InodeFacts:

@@ -13,7 +13,17 @@ from whoseblock.fs.mounted.format import FS_XFLAG_REALTIME
 from whoseblock.fs.mounted.recovery import unrecovered_by, unrecovered_note
 from whoseblock.fs.mounted.view import OpenRoot, View
 from whoseblock.fs.mounted.volume import FsmapVolume, no_answers
-from whoseblock.fs.pieces import INODES, STATIC, Piece, row_of
+from whoseblock.fs.pieces import (
+    AG,
+    FILE,
+    INODE_BTREE,
+    INODES,
+    REFCOUNT_BTREE,
+    STATIC,
+    UNKNOWN,
+    Piece,
+    row_of,
+)
 from whoseblock.fs.xfs.format.ag import AG_HEADERS
 from whoseblock.fs.xfs.mounted import exchange, kernel
 from whoseblock.fs.xfs.mounted.capture import capture
@@ -24,11 +34,15 @@ from whoseblock.fs.xfs.mounted.format import (
     XFS_FSOP_GEOM_FLAGS_RMAPBT,
 )
 from whoseblock.fs.xfs.mounted.inodes import XfsInodes
+from whoseblock.fs.xfs.mounted.owners import LiveOwners, MountedDevice
 from whoseblock.fs.xfs.mounted.recovery import doubt_of_log
-from whoseblock.fs.xfs.notes import NO_RMAP_NOTE, REALTIME_REMARK, repair_advice
+from whoseblock.fs.xfs.notes import REALTIME_REMARK, repair_advice
 from whoseblock.ranges import ByteRange
 
 __all__ = ["MountedXfs"]
+
+#: Metadata that only a scan of the files distinguishes from them.
+_BY_SCAN = frozenset({AG, INODE_BTREE, INODES, REFCOUNT_BTREE})
 
 
 class MountedXfs(FsmapVolume):
@@ -46,6 +60,7 @@ class MountedXfs(FsmapVolume):
         self.size = self.known_size = self.geometry.size
         self.block_size = self.geometry.blocksize
         self.inodes = self._inodes = XfsInodes(view.fd, self.geometry)
+        self._owners: LiveOwners | None = None
 
     @cached_property
     def identity(self) -> str:
@@ -54,12 +69,14 @@ class MountedXfs(FsmapVolume):
 
     @property
     def reverse_map(self) -> ReverseMap:
-        """The way owners are found: in the reverse-mapping btree, if there is one."""
-        return "index" if self.geometry.flags & XFS_FSOP_GEOM_FLAGS_RMAPBT else "none"
+        """The way owners are found: in the reverse-mapping btree, or by a scan of all inodes."""
+        return "index" if self.geometry.flags & XFS_FSOP_GEOM_FLAGS_RMAPBT else "scan"
 
     @property
     def capabilities(self) -> frozenset[Capability]:
-        """The capabilities that repairs may rely on."""
+        """The capabilities that repairs may rely on: none without a reverse map."""
+        if self.reverse_map == "scan":
+            return frozenset()
         found = {
             Capability.ZERO_FREE,
             Capability.FREEZE,
@@ -81,17 +98,51 @@ class MountedXfs(FsmapVolume):
         return unrecovered_note(option, state) if state else ""
 
     @property
-    def doubts(self) -> tuple[str, ...]:
-        """The reasons why every answer is incomplete."""
-        has_rmap = self.geometry.flags & XFS_FSOP_GEOM_FLAGS_RMAPBT
-        return super().doubts if has_rmap else (*super().doubts, NO_RMAP_NOTE)
-
-    @property
     def remarks(self) -> tuple[str, ...]:
         """The notes of every answer that do not make it incomplete."""
         if not self.geometry.rtblocks:
             return super().remarks
         return (REALTIME_REMARK, *super().remarks)
+
+    # ------------------------------------------------------------------ without a reverse map
+
+    def _prepare(self, ranges: list[tuple[int, int]]) -> None:
+        """Scan the inodes once for all ranges, if there is no reverse map."""
+        if self.reverse_map == "index":
+            return
+        if self._owners is not None:
+            self._owners.close()
+        fd, fsid = self.view.fd, self._inodes.fsid
+        mounted = MountedDevice(fd, fsid, self.geometry, self._device, self.view.device)
+        self._owners = LiveOwners(mounted, self._report, may_scan=self.scans)
+        ask = super()._ask
+        self._owners.prepare(piece for one in ranges for piece in ask(*one, []))
+
+    def _report(self, inodes: int) -> None:
+        self.progress("inodes scanned", inodes, None)
+
+    def _ask(self, start: int, length: int, notes: list[str]) -> list[Piece]:
+        """Ask the kernel once, and find the owners of what it does not know."""
+        pieces = super()._ask(start, length, notes)
+        if self._owners is None:
+            return pieces
+        found = self._owners.resolve(pieces, notes)
+        return sorted(found, key=lambda one: (one.start, one.inode, one.file_offset))
+
+    def _remarks_on(self, pieces: list[Piece]) -> tuple[str, ...]:
+        """Return the remark that owners were found by a scan, if any were."""
+        if self._owners is None or not self._owners.remark:
+            return ()
+        took = any(piece.kind in {FILE, UNKNOWN} or piece.what in _BY_SCAN for piece in pieces)
+        return (self._owners.remark,) if took else ()
+
+    def close(self) -> None:
+        """Close the filesystem; a second time has no effect."""
+        super().close()
+        if self._owners is not None:
+            self._owners.close()
+
+    # ------------------------------------------------------------------ rows
 
     def _metadata_row(self, piece: Piece) -> Owner:
         inodes: tuple[int, int] | UnsetType = UNSET

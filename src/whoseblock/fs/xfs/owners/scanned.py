@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from whoseblock.fs.xfs.owners.scanned_arrays import ExtentRecords
 
-__all__ = ["NOT_SCANNED", "ScannedRecords"]
+__all__ = ["NOT_SCANNED", "ScannedRecords", "scan_remark", "unread_note"]
 
 NOT_SCANNED: Final = "the owner was not looked for, because a scan of all inodes was not permitted"
 #: Reasons for unread inodes that are named in one note.
@@ -100,8 +100,7 @@ class ScannedRecords:
         """A note about the scan, "" if owners were not looked for."""
         if self._found is None:
             return ""
-        count = self.inodes_read
-        return f"there is no reverse map: the owners were found by a scan of {count} inodes"
+        return scan_remark(self.inodes_read)
 
     @property
     def inodes_read(self) -> int:
@@ -131,7 +130,7 @@ class ScannedRecords:
     @property
     def unread_note(self) -> str:
         """A note about inodes that may own blocks and are unread, "" if there are none."""
-        return _unread_note(self._found) if self._found and self._found.unread_count else ""
+        return unread_note(self._found) if self._found and self._found.unread_count else ""
 
     @property
     def has_columns(self) -> bool:
@@ -173,8 +172,10 @@ class ScannedRecords:
             lost = 0 if self._has_header(agno) else lost + 1
             if lost >= MOST_LOST_GROUPS:
                 return
-            for low, high in _without(runs, self._explained(agno, runs)):
-                yield base + low, base + high
+            explained = Wanted(self._explained(agno, runs))
+            for run in runs:
+                for low, high in explained.gaps(*run):
+                    yield base + low, base + high
 
     def _has_header(self, agno: int) -> bool:
         try:
@@ -197,21 +198,6 @@ class ScannedRecords:
             if not faults:
                 for start, count in free:
                     yield start, start + count
-
-
-def _without(
-    runs: Iterable[tuple[int, int]], others: Iterable[tuple[int, int]]
-) -> Iterator[tuple[int, int]]:
-    """Yield the parts of ascending runs that no other run covers."""
-    taken = Wanted(others)
-    for low, high in runs:
-        at = low
-        for start, end in taken.within(low, high):
-            if at < start:
-                yield at, start
-            at = end
-        if at < high:
-            yield at, high
 
 
 def _record(extent: Extent, base: int) -> _Record:
@@ -244,7 +230,13 @@ def _joined(records: Iterable[_Record]) -> list[_Record]:
     return found
 
 
-def _unread_note(found: Found) -> str:
+def scan_remark(count: int) -> str:
+    """Return the remark on answers for which so many inodes were read."""
+    return f"there is no reverse map: the owners were found by a scan of {count} inodes"
+
+
+def unread_note(found: Found) -> str:
+    """Return the note about inodes that could not be read."""
     reasons = list(dict.fromkeys(one.reason for one in found.unread))[:_MOST_REASONS]
     return (
         f"{found.unread_count} inodes may own it too, which could not be read or verified:"
