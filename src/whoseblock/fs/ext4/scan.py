@@ -27,6 +27,7 @@ from whoseblock.fs.pieces import ATTR, DATA, EXTENT_MAP, XATTR, data_what
 from whoseblock.fs.scan.engine import UNWRITTEN, Batch, UnreadInodes
 
 if TYPE_CHECKING:
+    from whoseblock.fs.ext4.tables import TableDecoder
     from whoseblock.fs.scan.bulk import ArrayBatch
 
 __all__ = [
@@ -111,22 +112,29 @@ class InodeScan:
     def tables(self, groups: Iterable[int]) -> "Iterator[Batch | ArrayBatch | UnreadInodes]":
         """Yield the same as `batches`, with NumPy as columns: a tenth of the time for many."""
         from whoseblock.fs.ext4.tables import TableDecoder
-        from whoseblock.fs.scan.bulk import ArrayBatch
 
         self._map_blocks = 0
         decoder = TableDecoder(self.volume, self.fixed)
         for group in groups:
-            for part in self._table(group, self.large_piece):
-                if isinstance(part, UnreadInodes):
-                    yield part
-                elif part.bitmap.fault:
-                    yield from self._batched(self._decode(part, part.places))
-                else:
-                    bits = part.bitmap.bits[part.place : part.place + part.places]
-                    decoded = decoder.decode(part.first, part.data, bits)
-                    yield ArrayBatch(decoded.extents, part.places)
-                    others = sorted((*decoded.odd, *decoded.corrupt, *decoded.stray))
-                    yield from self._batched(self._decode(part, 0, others))
+            yield from self.decoded(group, decoder)
+
+    def decoded(
+        self, group: int, decoder: "TableDecoder"
+    ) -> "Iterator[Batch | ArrayBatch | UnreadInodes]":
+        """Yield the extents of all inodes of a group as columns, and the inodes that are unread."""
+        from whoseblock.fs.scan.bulk import ArrayBatch
+
+        for part in self._table(group, self.large_piece):
+            if isinstance(part, UnreadInodes):
+                yield part
+            elif part.bitmap.fault:
+                yield from self._batched(self._decode(part, part.places))
+            else:
+                bits = part.bitmap.bits[part.place : part.place + part.places]
+                decoded = decoder.decode(part.first, part.data, bits)
+                yield ArrayBatch(decoded.extents, part.places)
+                others = sorted((*decoded.odd, *decoded.corrupt, *decoded.stray))
+                yield from self._batched(self._decode(part, 0, others))
 
     def _batched(
         self, items: "Iterable[tuple[int, Inode, bytes] | int | UnreadInodes]"
