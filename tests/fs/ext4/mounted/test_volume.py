@@ -310,6 +310,20 @@ def test_processes_and_layers_by_the_command_line(tmp_path: Path) -> None:
         assert stat.S_ISREG(path.stat().st_mode)
 
 
+def test_without_its_device_the_note_names_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("whoseblock.fs.ext4.mounted.volume.device_node", lambda _device: None)
+    with new(tmp_path) as folder:
+        start = write(folder / "one", 4096)
+        with whoseblock.open(folder) as fs:
+            answer = fs.owners(start, 4096)
+            assert [row.kind for row in answer] == ["unknown"]
+            (note,) = answer.notes
+            assert "has no node in /dev here" in note
+            assert fs.owners(0, 4096).complete
+
+
 def test_without_privilege_the_capability_is_named(tmp_path: Path) -> None:
     with new(tmp_path) as folder:
         done = subprocess.run(
