@@ -1,5 +1,6 @@
 """The cost of lookups on ext4 images, against debugfs."""
 
+import os
 import random
 import re
 import statistics
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from tests.support.mounts import mounted
 from tests.support.tools import program
 
 import whoseblock
@@ -42,6 +44,7 @@ def measure_all(folder: Path) -> Iterator[Result | Table]:
     yield from _one(image, owned)
     yield from _few(image, owned, folder)
     yield from _many(image, owned, folder)
+    yield from _mounted(image, owned)
     yield from _growth(folder)
 
 
@@ -200,6 +203,41 @@ def _many(image: Path, owned: list[int], folder: Path) -> Iterator[Result | Tabl
             f"{MANY:,} blocks without paths, {what}",
             times.ours, times.theirs, "s", times.ratio, 50, at_least=True,
         )  # fmt: skip
+
+
+def _mounted(image: Path, owned: list[int]) -> Iterator[Result | Table]:
+    """Look up many blocks with paths while it is mounted, against the same offline."""
+    blocks = random.Random(22).sample(owned, FEW)  # noqa: S311 - a sample, not a secret
+    asked = [(block * BLOCK, BLOCK) for block in blocks]
+    reads: Counter[str] = Counter()
+
+    def answers(target: Path | str) -> tuple[list[Answer], float]:
+        begun = time.perf_counter()
+        with whoseblock.open(target, offline=target == image) as volume:
+            found = list(volume.owners_many(asked))
+            seconds = time.perf_counter() - begun
+            reads.clear()
+            reads.update(volume.reads)
+        return found, seconds
+
+    with mounted(image, "ro", kind="ext4") as folder:
+        place = os.fsdecode(folder)
+        offline, live = answers(image)[0], answers(place)[0]
+        if not all(answer.complete for answer in live) or _named(offline) != _named(live):
+            raise RuntimeError("the mounted filesystem has other owners than the image")
+        times = compare(lambda: answers(place)[1], lambda: answers(image)[1])
+        answers(place)
+    yield Result(
+        f"{FEW:,} blocks with paths mounted (ours by those offline)",
+        times.ours * 1e3, times.theirs * 1e3, "ms", 1 / times.ratio, 2, at_least=False,
+    )  # fmt: skip
+    head = f"asked and read for {FEW:,} mounted"
+    yield Table(head, (head, "number"), sorted(reads.items()))
+
+
+def _named(answers: list[Answer]) -> list[tuple[int, object]]:
+    """Return inode and paths of each row."""
+    return [(row.inode, row.paths) for one in answers for row in one if isinstance(row, FileOwner)]
 
 
 def _growth(folder: Path) -> Iterator[Table]:

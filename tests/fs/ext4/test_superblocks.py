@@ -1,10 +1,12 @@
 """Lost superblocks and descriptors are replaced by their copies, as e2fsck -b does."""
 
+import re
 from pathlib import Path
 
 import pytest
 from tests.support.ext4_forms import FORMS
 from tests.support.ext4_images import Truth, differences, fill, make_image, read_truth
+from tests.support.tools import program, run
 
 import whoseblock
 from whoseblock.errors import NotAFilesystemError
@@ -106,3 +108,22 @@ def test_without_any_copy_the_group_is_lost(folder: Path, tmp_path: Path) -> Non
     assert not answer.complete
     assert any("descriptor of group 0" in note for note in answer.notes)
     assert not any("was used" in note for note in answer.notes)
+
+
+def test_groups_of_another_size_and_how_to_find_their_copies(folder: Path, tmp_path: Path) -> None:
+    image, options = tmp_path / "disk.img", ("-t", "ext4", "-b", "1024", "-g", "2048")
+    make_image(image, 24 << 20, *options, folder=folder)
+    # The magic number stays.
+    overwrite(image, 1024 + 4, 4)
+    with pytest.raises(NotAFilesystemError) as caught:
+        whoseblock.open(image)
+    assert caught.value.hint is not None
+    assert "mke2fs -n" in caught.value.hint
+    # As the hint says.
+    printed = run(["mke2fs", "-n", "-F", *options, image]).decode()
+    copies = re.search(r"Superblock backups stored on blocks:\s*(\d+)", printed)
+    assert copies is not None
+    run(["sh", "-c", '"$0" -fy -b "$1" -B 1024 "$2" || test $? = 1', program("e2fsck"),
+         copies[1], image])  # fmt: skip
+    with whoseblock.open(image) as fs:
+        assert fs.owners(0, fs.size, paths=False).complete

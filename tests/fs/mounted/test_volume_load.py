@@ -80,12 +80,20 @@ def run_load(
                 told.append((answer, begun, time.monotonic()))
                 busy.extend(row.start for row in answer if isinstance(row, FileOwner))
 
+            def ask_many(ranges: list[tuple[int, int]]) -> None:
+                begun = time.monotonic()
+                answers = list(fs.owners_many(ranges))
+                told.extend((answer, begun, time.monotonic()) for answer in answers)
+
             end = time.monotonic() + seconds
             while time.monotonic() < end:
                 near = rng.choice(busy)
                 start = min(max(near + rng.randrange(-1 << 20, 1 << 20), 0), fs.size - 1)
                 ask(start, min(rng.choice((512, 4096, 1 << 16)), fs.size - start))
                 del busy[:-500]
+                if rng.random() < 0.1:
+                    some = rng.sample(busy, min(len(busy), 20))
+                    ask_many([(place - place % 4096, 4096) for place in some])
                 if rng.random() < 0.02:
                     ask(0, fs.size, paths=False)
         steps = [int(worker.communicate()[0]) for worker in workers]

@@ -42,16 +42,20 @@ class Ext4Driver(Driver):
     ) -> MountedVolume | None:
         """Open a mounted filesystem; see `Driver.open_mounted`.
 
-        Returns None if its device cannot be read here, or has features that are not known.
+        If its device cannot be read here, or has features that are not known, only the kernel's
+        own answers are available, and their note names the reason.
         """
         from whoseblock.fs.ext4.mounted.volume import MountedExt4
+        from whoseblock.fs.mounted.volume import FsmapVolume
 
         try:
             return MountedExt4.open(mounts, process, device_size)
         except PrivilegeError:
             raise
-        except (TargetError, UnsupportedError):
-            return None
+        except (TargetError, UnsupportedError) as error:
+            volume = FsmapVolume.open(mounts, process, device_size)
+            volume.nameless = str(error)
+            return volume
 
 
 DRIVER = Ext4Driver()

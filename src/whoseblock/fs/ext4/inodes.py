@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from whoseblock.errors import BlockError, CorruptError
+from whoseblock.fs.ext4.ahead import MapBlocks
 from whoseblock.fs.ext4.format import extents
 from whoseblock.fs.ext4.format.inode import (
     Inode,
@@ -47,21 +48,26 @@ def inode_at(volume: Volume, number: int) -> tuple[Inode, bytes]:
     return parse_inode(raw), raw
 
 
-def map_of(volume: Volume, number: int, inode: Inode) -> Iterator[MappedExtent]:
+def map_of(
+    volume: Volume, number: int, inode: Inode, fetched: MapBlocks | None = None
+) -> Iterator[MappedExtent]:
     """Yield the extents of an inode, and the blocks of its map; raises `BlockError`.
 
-    What comes before the error is verified.
+    What comes before the error is verified.  ``fetched`` may have the blocks below the root.
     """
     if inode.has_extents:
-        yield from _extents_of(volume, number, inode)
+        yield from _extents_of(volume, number, inode, fetched)
     else:
-        yield from _Indirect(volume, number).walk(inode)
+        yield from _Indirect(volume, number, fetched).walk(inode)
 
 
-def _extents_of(volume: Volume, number: int, inode: Inode) -> Iterator[MappedExtent]:
+def _extents_of(
+    volume: Volume, number: int, inode: Inode, fetched: MapBlocks | None
+) -> Iterator[MappedExtent]:
     """Walk an extent tree, depth first, so that extents come in the order of the file."""
     seed = checksum_seed(volume.seed, number, inode.generation)
     visited: set[int] = set()
+    lower = MapBlocks(volume)
     # Nodes to visit: block (None: the root), depth, the first block of the file, and the end.
     todo: list[tuple[int | None, int | None, int, int]] = [(None, None, 0, _MAX_LOGICAL)]
     while todo:
@@ -72,7 +78,12 @@ def _extents_of(volume: Volume, number: int, inode: Inode) -> Iterator[MappedExt
             if not volume.is_block(block) or block in visited:
                 raise volume.corrupt(f"extent map of inode {number}", block, "no such block")
             visited.add(block)
-            raw = volume.read_block(f"extent map of inode {number}, block", block)
+            source = fetched if fetched is not None and block in fetched else lower
+            if block not in source:
+                # With its siblings, which are visited next.
+                near = [node[0] for node in todo[-lower.most :] if node[1] == depth]
+                lower.fetch(filter(None, (block, *near)))
+            raw = source.read(f"extent map of inode {number}", block)
             if volume.sb.has_checksums and not extents.block_matches(seed, raw):
                 raise volume.corrupt(f"extent map of inode {number}", block, "checksum mismatch")
         parsed = extents.parse_extents(raw, depth, low, high)
@@ -98,9 +109,10 @@ def _extents_of(volume: Volume, number: int, inode: Inode) -> Iterator[MappedExt
 class _Indirect:
     """Walks the indirect map of one inode."""
 
-    def __init__(self, volume: Volume, number: int) -> None:
+    def __init__(self, volume: Volume, number: int, fetched: MapBlocks | None) -> None:
         self.volume = volume
         self.number = number
+        self.fetched = fetched
         self.visited: set[int] = set()
         self.what = f"indirect map of inode {number}"
 
@@ -111,23 +123,28 @@ class _Indirect:
         logical, each = _DIRECT, self.volume.block_size // 4
         for depth, block in enumerate(root[_DIRECT:], 1):
             if block:
-                yield from self._below(block, depth, logical)
+                yield from self._below(block, depth, logical, self.fetched)
             logical += each**depth
 
-    def _below(self, block: int, depth: int, logical: int) -> Iterator[MappedExtent]:
+    def _below(
+        self, block: int, depth: int, logical: int, blocks: MapBlocks | None
+    ) -> Iterator[MappedExtent]:
         if not self.volume.is_block(block) or block in self.visited:
             raise self.volume.corrupt(self.what, block, "no such block")
         self.visited.add(block)
-        raw = self.volume.read_block(f"{self.what}, block", block)
+        raw = (blocks or MapBlocks(self.volume)).read(self.what, block)
         yield MappedExtent(block, 1, -1, unwritten=False)
         below = extents.pointers(raw)
         if depth == 1:
             yield from self._runs(below, logical)
             return
         each = (self.volume.block_size // 4) ** (depth - 1)
+        lower = MapBlocks(self.volume)
         for place, child in enumerate(below):
             if child:
-                yield from self._below(child, depth - 1, logical + place * each)
+                if child not in lower:
+                    lower.fetch(filter(None, below[place : place + lower.most]))
+                yield from self._below(child, depth - 1, logical + place * each, lower)
 
     def _runs(self, blocks: tuple[int, ...], logical: int) -> Iterator[MappedExtent]:
         """Join consecutive blocks."""

@@ -11,8 +11,9 @@ from struct import Struct
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from whoseblock.errors import BlockError, MediaError
+from whoseblock.fs.ext4.ahead import MapBlocks
 from whoseblock.fs.ext4.columns import Columns
-from whoseblock.fs.ext4.format.extents import pointers, root_extents
+from whoseblock.fs.ext4.format.extents import nodes_below, pointers, root_extents
 from whoseblock.fs.ext4.format.inode import (
     EXT4_EA_INODE_FL,
     INODE,
@@ -27,6 +28,7 @@ from whoseblock.fs.pieces import ATTR, DATA, EXTENT_MAP, XATTR, data_what
 from whoseblock.fs.scan.engine import UNWRITTEN, Batch, UnreadInodes
 
 if TYPE_CHECKING:
+    from whoseblock.fs.ext4.tables import TableDecoder
     from whoseblock.fs.scan.bulk import ArrayBatch
 
 __all__ = [
@@ -49,7 +51,7 @@ _INODE_BYTES: Final = 128
 #: Directories that are kept for further searches: eight bytes each.
 _MOST_KEPT: Final = 1 << 20
 _MODE, _DTIME, _LINKS = (Inode._fields.index(name) for name in ("mode", "dtime", "links"))
-_DOUBLE_INDIRECT: Final = 13
+_INDIRECT, _DOUBLE_INDIRECT = 12, 13
 #: A flag of extents: the inode is the value of an attribute of other inodes.
 VALUE_INODE: Final = 1 << 16
 #: The fields of an `Extent`.
@@ -111,27 +113,36 @@ class InodeScan:
     def tables(self, groups: Iterable[int]) -> "Iterator[Batch | ArrayBatch | UnreadInodes]":
         """Yield the same as `batches`, with NumPy as columns: a tenth of the time for many."""
         from whoseblock.fs.ext4.tables import TableDecoder
-        from whoseblock.fs.scan.bulk import ArrayBatch
 
         self._map_blocks = 0
         decoder = TableDecoder(self.volume, self.fixed)
         for group in groups:
-            for part in self._table(group, self.large_piece):
-                if isinstance(part, UnreadInodes):
-                    yield part
-                elif part.bitmap.fault:
-                    yield from self._batched(self._decode(part, part.places))
-                else:
-                    bits = part.bitmap.bits[part.place : part.place + part.places]
-                    decoded = decoder.decode(part.first, part.data, bits)
-                    yield ArrayBatch(decoded.extents, part.places)
-                    others = sorted((*decoded.odd, *decoded.corrupt, *decoded.stray))
-                    yield from self._batched(self._decode(part, 0, others))
+            yield from self.decoded(group, decoder)
+
+    def decoded(
+        self, group: int, decoder: "TableDecoder"
+    ) -> "Iterator[Batch | ArrayBatch | UnreadInodes]":
+        """Yield the extents of all inodes of a group as columns, and the inodes that are unread."""
+        from whoseblock.fs.scan.bulk import ArrayBatch
+
+        for part in self._table(group, self.large_piece):
+            if isinstance(part, UnreadInodes):
+                yield part
+            elif part.bitmap.fault:
+                yield from self._batched(self._decode(part, part.places))
+            else:
+                bits = part.bitmap.bits[part.place : part.place + part.places]
+                decoded = decoder.decode(part.first, part.data, bits)
+                yield ArrayBatch(decoded.extents, part.places)
+                others = sorted((*decoded.odd, *decoded.corrupt, *decoded.stray))
+                yield from self._batched_in_order(part, others)
 
     def _batched(
-        self, items: "Iterable[tuple[int, Inode, bytes] | int | UnreadInodes]"
+        self,
+        items: "Iterable[tuple[int, Inode, bytes] | int | UnreadInodes]",
+        blocks: MapBlocks | None = None,
     ) -> Iterator[Batch | UnreadInodes]:
-        """Collect the extents of inodes."""
+        """Collect the extents of inodes; ``blocks`` may have those of their maps."""
         rows: list[Row] = []
         for item in items:
             if isinstance(item, UnreadInodes):
@@ -143,13 +154,39 @@ class InodeScan:
                 continue
             number, inode, _ = item
             try:
-                for row in self.extents_of(number, inode):
+                for row in self.extents_of(number, inode, blocks):
                     rows.append(row)
                     if len(rows) >= _BATCH:
                         yield Batch.of(rows, 0)
                         rows = []
             except BlockError as error:
                 yield UnreadInodes(number, number, str(error))
+
+    def _batched_in_order(
+        self, part: _Part, places: Sequence[int]
+    ) -> Iterator[Batch | UnreadInodes]:
+        """Collect the extents of inodes at ``places``, whose maps are read in order of the disk."""
+        blocks = MapBlocks(self.volume)
+        some: list[int] = []
+        below: list[int] = []
+        for place in places:
+            some.append(place)
+            below += self._nodes_below(part, place)
+            if len(below) >= blocks.most:
+                blocks.fetch(below)
+                yield from self._batched(self._decode(part, 0, some), blocks)
+                some, below = [], []
+        blocks.fetch(below)
+        yield from self._batched(self._decode(part, 0, some), blocks)
+
+    def _nodes_below(self, part: _Part, place: int) -> list[int]:
+        """Return the blocks of a map right below an inode, of which nothing is verified."""
+        inode = Inode._make(self._struct.unpack_from(part.data, place * self.volume.sb.inode_size))
+        if not inode.has_map:
+            return []
+        if inode.has_extents:
+            return nodes_below(inode.i_block)
+        return [block for block in pointers(inode.i_block)[_INDIRECT:] if block]
 
     def likely(
         self, groups: Iterable[int], ranges: Sequence[tuple[int, int]]
@@ -168,7 +205,7 @@ class InodeScan:
                 columns = Columns(part.data, self.volume.sb.inode_size)
                 places = sorted({*columns.mapping(ranges), *columns.with_tree()})
                 if places and not part.bitmap.fault:
-                    items = self._batched(self._decode(part, 0, places))
+                    items = self._batched_in_order(part, places)
                     yield from (one for one in items if isinstance(one, Batch))
 
     def directories_of(self, group: int) -> "array[int]":
@@ -285,7 +322,9 @@ class InodeScan:
                 yield UnreadInodes(number, number, f"inode {number} has a wrong checksum")
         yield done
 
-    def extents_of(self, number: int, inode: Inode) -> Iterator[Row]:
+    def extents_of(
+        self, number: int, inode: Inode, blocks: MapBlocks | None = None
+    ) -> Iterator[Row]:
         """Yield all extents of an inode, as the fields of `Extent`; raises `BlockError`."""
         volume = self.volume
         if number == EXT4_RESIZE_INO:
@@ -302,9 +341,9 @@ class InodeScan:
             return
         if fault := type_fault(volume.sb, number, inode):
             raise volume.corrupt(f"inode {number}", 0, fault)
-        yield from self._mapped(number, inode)
+        yield from self._mapped(number, inode, blocks)
 
-    def _mapped(self, number: int, inode: Inode) -> Iterator[Row]:
+    def _mapped(self, number: int, inode: Inode, blocks: MapBlocks | None) -> Iterator[Row]:
         """Yield what the map of an inode has; raises `BlockError`."""
         fork, what, extra = DATA, data_what(inode.mode), 0
         if inode.flags & EXT4_EA_INODE_FL:
@@ -313,7 +352,9 @@ class InodeScan:
         if inode.has_extents:
             found = root_extents(inode.i_block)
         ratio = self.volume.ratio
-        for start, length, logical, unwritten in found or map_of(self.volume, number, inode):
+        for start, length, logical, unwritten in found or map_of(
+            self.volume, number, inode, blocks
+        ):
             if number != EXT4_BAD_INO:
                 self._check(number, start, length)
             if logical >= 0 and (start - logical) % ratio:

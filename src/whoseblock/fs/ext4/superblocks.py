@@ -71,7 +71,7 @@ def open_superblock(media: Media) -> OpenedSuperblock:
             raise NotAFilesystemError(
                 f"no ext2, ext3 or ext4 filesystem on {media.name!r}",
                 reason=f"superblock: {found}",
-                hint="name the device or the image of the filesystem",
+                hint=_hint(media),
             )
         notes.append(
             f"the superblock is lost ({found}); the copy in group {copy.block_group_nr} was used,"
@@ -93,6 +93,20 @@ def open_superblock(media: Media) -> OpenedSuperblock:
             f"{media.name}: {sb.groups_count} block groups; at most {_MOST_GROUPS} are read"
         )
     return OpenedSuperblock(sb, tuple(notes))
+
+
+def _hint(media: Media) -> str:
+    """Return what to try where neither the superblock nor a copy verifies."""
+    try:
+        magic = parse_superblock(media.pread(SUPERBLOCK_OFFSET, SUPERBLOCK_SIZE)).magic
+    except BlockError:
+        magic = 0
+    if magic != EXT4_SUPER_MAGIC:
+        return "name the device or the image of the filesystem"
+    return (
+        "no copy is where mke2fs puts it by default; if it was made with -g, mke2fs -n with the"
+        " same options prints the blocks N of the copies, and e2fsck -b N -B BLOCKSIZE uses one"
+    )
 
 
 def _find_copy(media: Media) -> Superblock | None:

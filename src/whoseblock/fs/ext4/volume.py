@@ -137,13 +137,13 @@ class Volume:
 
     # ------------------------------------------------------------------ what
 
-    def read_block(self, kind: str, block: int, count: int = 1) -> bytes:
-        """Read blocks; raises `MediaError` that names them."""
+    def read_block(self, kind: str, block: int, count: int = 1, *, what: str = "") -> bytes:
+        """Read blocks; raises `MediaError` that names them as ``what``, or as their kind."""
         self.reads[kind] += count
         try:
             return self.media.pread(block * self.block_size, count * self.block_size)
         except MediaError as error:
-            raise MediaError(error.ranges, error.reason, f"{kind} {block}") from error
+            raise MediaError(error.ranges, error.reason, f"{what or kind} {block}") from error
 
     def corrupt(self, what: str, block: int, reason: str) -> CorruptError:
         """Return the error about a block."""

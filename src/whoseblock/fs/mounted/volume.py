@@ -88,6 +88,8 @@ class FsmapVolume(Closing, MountedVolume):
     open_root: OpenRoot | None = None
     #: How inodes are reached by their numbers, None where they are not.
     inodes: InodeAccess | None = None
+    #: The reason why its own driver does not answer, if it has one.
+    nameless = ""
     #: The size of the filesystem if the kernel reports it.
     known_size: int | None = None
 
@@ -346,7 +348,7 @@ class FsmapVolume(Closing, MountedVolume):
         if any(piece.kind == UNKNOWN for piece in pieces) and not (notes or self.doubts):
             notes.append(
                 f"the kernel names no files on {self.name}: what is neither free nor metadata is"
-                " unknown"
+                " unknown" + (f" ({self.nameless})" if self.nameless else "")
             )
         return pieces, notes
 

@@ -20,10 +20,10 @@ _SET_POLICY = 2 << 30 | 12 << 16 | ord("f") << 8 | 19
 _BY_IDENTIFIER, _AES_XTS, _AES_CTS = 2, 1, 4
 
 
-def add_key(folder: Path) -> bytes:
-    """Add to the kernel a key for a filesystem, and return its identifier."""
+def add_key(folder: Path, key: bytes | None = None) -> bytes:
+    """Add to the kernel a key for a filesystem, any or ``key``, and return its identifier."""
     head = struct.pack("=II32sII32s", _BY_IDENTIFIER, 0, bytes(32), 32, 0, bytes(32))
-    argument = bytearray(head + os.urandom(32))
+    argument = bytearray(head + (key or os.urandom(32)))
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.ioctl(descriptor, _ADD_KEY, argument)

@@ -16,6 +16,7 @@ __all__ = [
     "Extent",
     "Index",
     "block_matches",
+    "nodes_below",
     "parse_extents",
     "pointers",
     "root_extents",
@@ -109,6 +110,12 @@ def root_extents(root: bytes) -> list[tuple[int, int, int, bool]] | None:
         at = logical + length
         found.append((lo | hi << 32, length, logical, unwritten))
     return None if at > MAX_LOGICAL else found
+
+
+def nodes_below(root: bytes) -> list[int]:
+    """Return the blocks of the nodes right below a root, which is not verified."""
+    parsed = parse_extents(root, None)
+    return [] if isinstance(parsed, str) else [index.block for index in parsed[2]]
 
 
 def block_matches(seed: int, block: bytes) -> bool:

@@ -11,7 +11,7 @@ import errno
 import os
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
-from typing import Final
+from typing import Final, NamedTuple
 
 from whoseblock.errors import BlockError, PrivilegeError
 from whoseblock.fs.ext4.format.inode import EXT4_EA_INODE_FL, Inode
@@ -24,7 +24,7 @@ from whoseblock.fs.mounted.fiemap import extents_of
 from whoseblock.fs.pieces import ATTR, DATA, DIRECTORY, FILE_DATA, XATTR, data_what
 from whoseblock.fs.scan.engine import UNWRITTEN, Extent, Wanted
 
-__all__ = ["confirm_extents", "has_handle"]
+__all__ = ["Confirmed", "confirm_extents", "has_handle"]
 
 #: From so many extents of a file on, it is asked for all between the first and the last at once.
 _MANY: Final = 4
@@ -46,9 +46,33 @@ def has_handle(live: LiveMetadata, number: int, inode: Inode) -> bool:
     return number == EXT4_ROOT_INO or number >= live.sb.first_ino
 
 
+class Confirmed(NamedTuple):
+    """The extents that the kernel confirms, in order, and their inodes as they were before."""
+
+    extents: list[Extent]
+    inodes: dict[int, Inode]
+
+    def changed(self, live: LiveMetadata) -> set[int]:
+        """Return the inodes that have another generation or another map by now."""
+        found: set[int] = set()
+        for number, before in self.inodes.items():
+            try:
+                now, _ = live.volume.inode(number)
+            except BlockError:
+                found.add(number)
+                continue
+            if _state(before) != _state(now):
+                found.add(number)
+        return found
+
+
+def _state(inode: Inode) -> tuple[object, ...]:
+    return inode.generation, inode.mode, inode.flags, inode.acl_block, inode.i_block
+
+
 def confirm_extents(
     live: LiveMetadata, mount: int, hits: Iterable[Extent], wanted: Wanted
-) -> list[Extent]:
+) -> Confirmed:
     """Return the extents that the inodes of ``hits`` have of the blocks ``wanted``, clipped.
 
     ``mount`` is a descriptor on the filesystem.  Those that are no more are left out.  Raises
@@ -58,16 +82,18 @@ def confirm_extents(
     for hit in hits:
         by_inode.setdefault(hit.inode, []).append(hit)
     found: set[Extent] = set()
+    inodes: dict[int, Inode] = {}
     for number, some in by_inode.items():
         try:
             inode, raw = live.volume.inode(number)
+            inodes[number] = inode
             found.update(_of_inode(live, mount, number, inode, raw, some))
         except PrivilegeError:
             raise
         except (BlockError, OSError):
             # Gone, or another inode by now.
             continue
-    return sorted(part for one in found for part in _within(one, wanted))
+    return Confirmed(sorted(part for one in found for part in _within(one, wanted)), inodes)
 
 
 def _within(extent: Extent, wanted: Wanted) -> Iterator[Extent]:

@@ -23,7 +23,7 @@ from whoseblock.fs.mounted.format import (
     InodeFacts,
 )
 
-__all__ = ["Ext4Inodes"]
+__all__ = ["Ext4Inodes", "facts_of"]
 
 
 class Ext4Inodes:
@@ -39,7 +39,7 @@ class Ext4Inodes:
             return None
         found = self._read(inode)
         if not has_handle(self._live, inode, found):
-            return _facts_of(inode, found, found.mode, found.links, found.size)
+            return facts_of(inode, found)
         try:
             named = kernel.name_inode(self._mount, inode, found.generation)
         except FileNotFoundError:
@@ -49,14 +49,15 @@ class Ext4Inodes:
             if not found.generation and self._read(inode).generation:
                 return None
             status = os.fstat(named)
-            return _facts_of(inode, found, status.st_mode, status.st_nlink, status.st_size)
+            return facts_of(inode, found)._replace(
+                mode=status.st_mode, links=status.st_nlink, size=status.st_size
+            )
         finally:
             os.close(named)
 
     def root_facts(self) -> InodeFacts:
         """Return the state of the root directory."""
-        found = self._read(EXT4_ROOT_INO)
-        return _facts_of(EXT4_ROOT_INO, found, found.mode, found.links, found.size)
+        return facts_of(EXT4_ROOT_INO, self._read(EXT4_ROOT_INO))
 
     def open_directory(self, inode: int, generation: int) -> int:
         """Open a directory for reading; raises OSError."""
@@ -83,10 +84,17 @@ class Ext4Inodes:
                         if facts is not None:
                             yield facts
 
+    def is_encrypted(self, inode: int) -> bool:
+        """Return whether a file or its names are encrypted; raises OSError."""
+        return bool(self._read(inode).flags & EXT4_ENCRYPT_FL)
+
+    def has_names(self, facts: InodeFacts, count: int) -> bool:
+        """Return whether an inode is still the same, and has so many names; raises OSError."""
+        now = self._read(facts.number)
+        return now.generation == facts.generation and bool(now.is_dir or now.links == count)
+
     def is_nokey_name(self, inode: int, directory: int, name: bytes) -> bool:
         """Return whether a name is what the kernel shows of an encrypted one without its key."""
-        if not self._read(inode).flags & EXT4_ENCRYPT_FL:
-            return False
         links = Directories(self._live.volume).find(directory, (inode,))
         return any(link.encrypted and link.name == name for _, link in links)
 
@@ -97,7 +105,8 @@ class Ext4Inodes:
             raise OSError(errno.EIO, str(error)) from error
 
 
-def _facts_of(number: int, inode: Inode, mode: int, links: int, size: int) -> InodeFacts:
+def facts_of(number: int, inode: Inode) -> InodeFacts:
+    """Return the state of an inode that was read from the kernel's buffers."""
     flags = FS_XFLAG_IMMUTABLE if inode.flags & EXT4_IMMUTABLE_FL else 0
     flags |= FS_XFLAG_APPEND if inode.flags & EXT4_APPEND_FL else 0
-    return InodeFacts(number, size, flags, inode.generation, links, mode)
+    return InodeFacts(number, inode.size, flags, inode.generation, inode.links, inode.mode)

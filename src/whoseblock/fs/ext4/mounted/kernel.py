@@ -3,6 +3,7 @@
 Sources: ``linux/exportfs.h`` (FILEID_INO32_GEN), ``linux/fs.h`` (FS_IOC_GETVERSION).
 """
 
+import contextlib
 import fcntl
 import os
 import stat
@@ -10,6 +11,7 @@ from contextlib import ExitStack
 from struct import Struct
 from typing import Final
 
+from whoseblock.errors import PrivilegeError
 from whoseblock.fs.ext4.scan import EXT4_ROOT_INO
 from whoseblock.fs.mounted.format import file_handle
 from whoseblock.fs.mounted.kernel import READ_DIRECTORY, open_handle
@@ -39,8 +41,14 @@ def name_inode(mount: int, inode: int, generation: int) -> int:
 def open_data(mount: int, inode: int, generation: int) -> int:
     """Open a regular file or a directory, to ask for its extents; raises OSError.
 
-    The access time stays as it is.  Raises FileNotFoundError if its kind or generation is another.
+    ``inode`` was seen to be one with this ``generation``.  The access time stays as it is.  Raises
+    FileNotFoundError if its kind or generation is another.
     """
+    if generation:
+        # An inode of this generation has the kind that was seen.
+        with contextlib.suppress(PrivilegeError):
+            return open_inode(mount, inode, generation, os.O_RDONLY | os.O_NOATIME)
+    # Without a generation, the handle leads to any inode of the number, a FIFO, too.
     named = name_inode(mount, inode, generation)
     try:
         mode = os.fstat(named).st_mode

@@ -11,7 +11,8 @@ verify is read again.
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Final, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Final, TypeVar, cast
 
 from whoseblock.closing import Closing
 from whoseblock.errors import CorruptError, MediaError, NotAFilesystemError
@@ -26,6 +27,9 @@ from whoseblock.fs.ext4.volume import Bitmap, Volume
 from whoseblock.fs.scan.engine import Batch, UnreadInodes
 from whoseblock.media.base import Media
 
+if TYPE_CHECKING:
+    from whoseblock.fs.scan.bulk import ArrayBatch
+
 __all__ = ["LiveMetadata", "LiveScan", "LiveVolume"]
 
 #: How often what does not verify is read again, and the first pause between, which doubles.
@@ -34,6 +38,7 @@ _PAUSE: Final = 0.001
 #: Groups that one scan reads again; damage that stays must not cost a pause in each group.
 _MOST_AGAIN: Final = 32
 _T = TypeVar("_T")
+_Columns = TypeVar("_Columns", bound="Batch | ArrayBatch")
 
 
 def _again(read: Callable[[], _T], forget: Callable[[], None]) -> _T:
@@ -130,22 +135,39 @@ class LiveScan(InodeScan):
 
     def batches(self, groups: Iterable[int]) -> Iterator[Batch | UnreadInodes]:
         """Yield the extents of all inodes of ``groups``, and the inodes that stay unread."""
+        scan = super().batches
         for group in groups:
-            unread: list[UnreadInodes] = []
-            for attempt in range(_ATTEMPTS):
-                self._live.forget()
-                unread = []
-                for item in super().batches((group,)):
-                    if isinstance(item, UnreadInodes):
-                        unread.append(item)
-                    else:
-                        # The inodes of the group count once.
-                        yield item if attempt == 0 else item._replace(inodes_done=0)
-                if not unread or not self._again:
-                    break
-                self._again -= attempt == 0
-                time.sleep(_PAUSE * (1 << attempt))
-            yield from unread
+            yield from self._repeated(partial(scan, (group,)))
+
+    def tables(self, groups: Iterable[int]) -> "Iterator[Batch | ArrayBatch | UnreadInodes]":
+        """Yield the same with NumPy as columns."""
+        from whoseblock.fs.ext4.tables import TableDecoder
+
+        self._map_blocks = 0
+        decoder = TableDecoder(self.volume, self.fixed)
+        for group in groups:
+            yield from self._repeated(partial(self.decoded, group, decoder))
+
+    def _repeated(
+        self, read: "Callable[[], Iterator[_Columns | UnreadInodes]]"
+    ) -> "Iterator[_Columns | UnreadInodes]":
+        """Yield what ``read`` does, again after a pause where it yields unread inodes."""
+        unread: list[UnreadInodes] = []
+        for attempt in range(_ATTEMPTS):
+            self._live.forget()
+            unread = []
+            for item in read():
+                if isinstance(item, UnreadInodes):
+                    unread.append(item)
+                else:
+                    # The inodes of the group count once.
+                    again = cast("_Columns", item._replace(inodes_done=0))
+                    yield item if attempt == 0 else again
+            if not unread or not self._again:
+                break
+            self._again -= attempt == 0
+            time.sleep(_PAUSE * (1 << attempt))
+        yield from unread
 
 
 class LiveMetadata(Closing):

@@ -5,7 +5,7 @@ from functools import cached_property
 from itertools import pairwise
 from typing import Final
 
-from whoseblock.fs.ext4.mounted.confirm import confirm_extents
+from whoseblock.fs.ext4.mounted.confirm import Confirmed, confirm_extents
 from whoseblock.fs.ext4.mounted.metadata import LiveMetadata
 from whoseblock.fs.ext4.owners.allocation import Allocation
 from whoseblock.fs.ext4.owners.finder import Answers, OwnerFinder, Owners, Segment, scan_remark
@@ -13,7 +13,7 @@ from whoseblock.fs.ext4.static import FixedRun
 from whoseblock.fs.pieces import FREE, METADATA, OUTSIDE, UNKNOWN, XATTR, Piece
 from whoseblock.fs.scan.engine import Extent, Found, Wanted
 
-__all__ = ["LiveOwners"]
+__all__ = ["LiveAnswers", "LiveOwners"]
 
 #: How often all inodes are read again for a batch of questions, while blocks change their owners.
 _MOST_SCANS: Final = 6
@@ -48,47 +48,55 @@ class LiveOwners:
         """The remark on how owners were found, "" if no scan was needed yet."""
         return "" if self._found is None else scan_remark(self._found)
 
-    def prepare(self, pieces: Iterable[Piece]) -> None:
-        """Scan once for all pieces of which the kernel knows no owner."""
-        wanted = Wanted(self._clusters(one) for one in self._segments(pieces) if _is_open(one))
+    def prepare(self, wanted: Wanted) -> None:
+        """Scan once for blocks of which the kernel knows no owner."""
         if wanted and self._left:
             self._look_for(wanted)
 
-    def resolve(self, start: int, length: int, pieces: Sequence[Piece]) -> Owners:
-        """Return the pieces of one question with their owners, as they are now.
+    def clusters(self, segments: Iterable[Segment]) -> Wanted:
+        """Return the blocks that only inodes know the owners of, as whole clusters."""
+        return Wanted(self._clusters(one) for one in segments if _is_open(one))
 
-        ``pieces`` are the kernel's, in order, and cover it; what it does not know is `UNKNOWN`.
-        """
-        segments = self._segments(pieces)
-        opened = [one for one in segments if _is_open(one)]
-        if not opened:
-            return LiveAnswers(self, segments, None).of(start, length)
-        wanted = Wanted(map(self._clusters, opened))
-        confirmed, lost = self._confirmed(wanted), Wanted(())
-        is_stable = False
-        while not is_stable:
-            before, lost = lost, self._unexplained(wanted, confirmed)
-            # What a second scan does not find either has no owner.
-            is_stable = not lost or (before.lows == lost.lows and before.highs == lost.highs)
-            if is_stable or not self._left:
-                break
-            # They have changed since the scan.
-            self._look_for(lost)
-            confirmed = self._confirmed(wanted)
+    def found_of(self, confirmed: list[Extent]) -> Found | None:
+        """Return what was confirmed as the result of a scan, None if none is permitted."""
+        if not self._may_scan:
+            return None
         found = self._found or Found()
         now = Found()
         now.extents = confirmed
         now.unread, now.unread_count = found.unread, found.unread_count
         now.unowned_values = found.unowned_values
         now.finish()
-        answer = LiveAnswers(self, segments, now if self._may_scan else None).of(start, length)
+        return now
+
+    def resolve(self, start: int, length: int, pieces: Sequence[Piece]) -> Owners:
+        """Return the pieces of one question with their owners, as they are now.
+
+        ``pieces`` are the kernel's, in order, and cover it; what it does not know is `UNKNOWN`.
+        """
+        segments = self.segments(pieces)
+        wanted = self.clusters(segments)
+        if not wanted:
+            return LiveAnswers(self, segments, None).of(start, length)
+        confirmed, lost = self.confirmed(wanted).extents, Wanted(())
+        is_stable = False
+        while not is_stable:
+            before, lost = lost, self.unexplained(wanted, confirmed)
+            # What a second scan does not find either has no owner.
+            is_stable = not lost or (before.lows == lost.lows and before.highs == lost.highs)
+            if is_stable or not self._left:
+                break
+            # They have changed since the scan.
+            self._look_for(lost)
+            confirmed = self.confirmed(wanted).extents
+        answer = LiveAnswers(self, segments, self.found_of(confirmed)).of(start, length)
         if self._may_scan and not is_stable:
             answer.notes.append(_CHANGING)
         return answer
 
     # ------------------------------------------------------------------ segments
 
-    def _segments(self, pieces: Iterable[Piece]) -> list[Segment]:
+    def segments(self, pieces: Iterable[Piece]) -> list[Segment]:
         """Return the segments of pieces, in blocks; what the kernel does not know is in use."""
         size, fixed = self.live.volume.block_size, self.live.fixed
         found: list[Segment] = []
@@ -130,25 +138,25 @@ class LiveOwners:
             found.finish()
         self._found = found
 
-    def _confirmed(self, wanted: Wanted) -> list[Extent]:
+    def confirmed(self, wanted: Wanted) -> Confirmed:
         """Return the extents that the kernel confirms; bigalloc needs those of whole clusters."""
+        found = Confirmed([], {})
         if self._found is None:
-            return []
+            return found
         shares = self.live.sb.shares_data
         hits = {
             hit
             for low, high in zip(wanted.lows, wanted.highs, strict=True)
             for hit in self._found.within(low, high)
         }
-        found: list[Extent] = []
         for _ in range(_MOST_SCANS):
             found = confirm_extents(self.live, self.mount, hits, wanted)
             # One file was asked before the block left it, and another after it had got the block.
-            if shares or not _overlap(found):
+            if shares or not _overlap(found.extents):
                 break
         return found
 
-    def _unexplained(self, wanted: Wanted, confirmed: Sequence[Extent]) -> Wanted:
+    def unexplained(self, wanted: Wanted, confirmed: Sequence[Extent]) -> Wanted:
         """Return the blocks that have neither an owner nor another explanation."""
         volume, fixed = self.live.volume, self.live.fixed
         ratio = volume.ratio

@@ -1,10 +1,12 @@
 """A mounted ext2, ext3 or ext4: owners and names, each confirmed by the kernel."""
 
+import contextlib
 import os
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import ExitStack
 from functools import cached_property
+from typing import Final
 
 from msgspec.structs import replace
 
@@ -16,21 +18,30 @@ from whoseblock.fs.ext4.format.superblock import (
     EXT4_VALID_FS,
     INCOMPAT_RECOVER,
 )
-from whoseblock.fs.ext4.mounted import kernel
-from whoseblock.fs.ext4.mounted.inodes import Ext4Inodes
+from whoseblock.fs.ext4.mounted.batch import Settled, near_runs, settle
+from whoseblock.fs.ext4.mounted.inodes import Ext4Inodes, facts_of
+from whoseblock.fs.ext4.mounted.kernel import open_root
 from whoseblock.fs.ext4.mounted.metadata import LiveMetadata
 from whoseblock.fs.ext4.mounted.owners import LiveOwners
-from whoseblock.fs.ext4.names.paths import internal_files
+from whoseblock.fs.ext4.names.paths import PathFinder, internal_files
 from whoseblock.fs.ext4.notes import UNCLEAN_NOTE, common_doubts, repair_advice
 from whoseblock.fs.ext4.owners.rows import make_row
+from whoseblock.fs.mounted import kernel
+from whoseblock.fs.mounted.records import piece_of
 from whoseblock.fs.mounted.recovery import unrecovered_by, unrecovered_note
 from whoseblock.fs.mounted.view import OpenRoot, View, inode_at
 from whoseblock.fs.mounted.volume import FsmapVolume
 from whoseblock.fs.pieces import FILE, LOG, UNKNOWN, Piece
+from whoseblock.fs.scan.engine import Wanted
 from whoseblock.media.device import FileMedia
 from whoseblock.media.mounts import device_node
 
 __all__ = ["MountedExt4"]
+
+#: Questions up to this many bytes are answered together.
+_SHORT: Final = 1 << 20
+#: From so many files on, the blocks of directories are searched for all of them at once.
+_MANY: Final = 8
 
 
 class MountedExt4(FsmapVolume):
@@ -39,7 +50,7 @@ class MountedExt4(FsmapVolume):
     The inodes are read from the device, which must be in /dev.
     """
 
-    open_root: OpenRoot | None = staticmethod(kernel.open_root)
+    open_root: OpenRoot | None = staticmethod(open_root)
 
     def __init__(self, view: View, device_size: int) -> None:
         super().__init__(view, device_size)
@@ -52,6 +63,7 @@ class MountedExt4(FsmapVolume):
         self.size = self.known_size = self._live.volume.size
         self.inodes = self._inodes = Ext4Inodes(view.fd, self._live)
         self._owners: LiveOwners | None = None
+        self._settled = Settled({}, {})
 
     @property
     def identity(self) -> str:
@@ -98,10 +110,56 @@ class MountedExt4(FsmapVolume):
 
     def _prepare(self, ranges: list[tuple[int, int]]) -> None:
         """Scan the inodes once for all ranges."""
-        self._owners = LiveOwners(self._live, self.view.fd, self._report, may_scan=self.scans)
+        owners = LiveOwners(self._live, self.view.fd, self._report, may_scan=self.scans)
+        self._owners = owners
         self.size = self.known_size = self._live.volume.size
+        self._settled = Settled({}, {})
+        short = [one for one in ranges if one[1] <= _SHORT]
+        if len(short) > 1:
+            # The question that fails reports why.
+            with contextlib.suppress(OSError):
+                self._settled = settle(owners, short, self._read_pieces)
+        left = [one for one in ranges if one not in self._settled.answers]
         ask = super()._ask
-        self._owners.prepare(piece for one in ranges for piece in ask(*one, []))
+        pieces = (piece for one in left for piece in ask(*one, []))
+        owners.prepare(owners.clusters(owners.segments(pieces)))
+
+    def _read_pieces(self, asked: Wanted) -> list[Piece]:
+        """Ask the kernel for ranges of bytes, those near each other at once; raises OSError."""
+        pieces: list[Piece] = []
+        near = self._live.sb.blocks_per_group * self.block_size
+        for low, high in near_runs(asked, near):
+            last = min(high, self.size)
+            self.asked["fsmap"] += 1
+            records = kernel.fsmap(self.view.fd, self._device, low, last) if low < last else ()
+            for record in records:
+                parts = asked.within(record.physical, record.physical + record.length)
+                pieces += (piece_of(record, *part) for part in parts)
+        pieces.sort()
+        found: list[Piece] = []
+        at = 0
+        for low, high in zip(asked.lows, asked.highs, strict=True):
+            reach = low
+            while at < len(pieces) and pieces[at].start < high:
+                piece, at = pieces[at], at + 1
+                if reach < piece.start:
+                    found += self._gap(reach, piece.start, [], failed=False)
+                found.append(piece)
+                reach = piece.end
+            if reach < high:
+                found += self._gap(reach, high, [], failed=False)
+        return found
+
+    def _find(self, start: int, length: int) -> tuple[list[Piece], list[str]]:
+        """Return the pieces of a range, of which nothing is missing if the batch has settled it."""
+        pieces = self._settled.answers.get((start, length))
+        if pieces is None:
+            return super()._find(start, length)
+        for piece in pieces:
+            if piece.kind == FILE:
+                inode = self._settled.inodes[piece.inode]
+                self._facts[piece.inode] = facts_of(piece.inode, inode)
+        return pieces, []
 
     def _report(self, inodes: int) -> None:
         self.progress("inodes scanned", inodes, self._live.sb.inodes_count)
@@ -139,9 +197,35 @@ class MountedExt4(FsmapVolume):
                 found[inode] = Paths(detail=internal[inode])
             else:
                 others.append(inode)
+        if len(others) > _MANY and self.view.root is not None:
+            found |= self._paths_by_blocks(others, self.view.root)
+            others = [inode for inode in others if inode not in found]
         for inode, paths in super()._paths_of(others).items():
             is_nokey = any(self._is_nokey(inode, os.fsencode(path)) for path in paths.paths)
             found[inode] = replace(paths, encrypted_name=True) if is_nokey else paths
+        return found
+
+    def _paths_by_blocks(self, inodes: list[int], root: int) -> dict[int, Paths]:
+        """Return the paths of inodes of which the blocks of directories have all.
+
+        Each must lead to the inode, which must then have as many names.  Others are left out.
+        """
+        finder = PathFinder(self._live.volume, self._live.scan, self.progress)
+        found: dict[int, Paths] = {}
+        for inode, paths in finder.find(inodes).items():
+            facts = self._facts.get(inode)
+            if facts is None or not paths.complete or not paths.paths:
+                continue
+            names = [os.fsencode(path) for path in paths.paths]
+            # Moved or gone by now, or encrypted and shown by the kernel with its key.
+            with contextlib.suppress(OSError):
+                if all(inode_at(root, name[1:]) == inode for name in names) and (
+                    self._inodes.has_names(facts, len(names))
+                ):
+                    places = tuple(
+                        place for name in names for place in self.view.places(name, inode)
+                    )
+                    found[inode] = replace(paths, mounted_at=places)
         return found
 
     def _is_nokey(self, inode: int, path: bytes) -> bool:
@@ -150,6 +234,8 @@ class MountedExt4(FsmapVolume):
         if not name or self.view.root is None:
             return False
         try:
+            if not self._inodes.is_encrypted(inode):
+                return False
             above = inode_at(self.view.root, folder[1:])
             return self._inodes.is_nokey_name(inode, above, name)
         except OSError:
