@@ -187,6 +187,9 @@ def _ask(case: _Case, rng: random.Random) -> None:
         case.tally.refused[wounds.kind] += 1
         return
     with closing(opened) as fs:
+        if case.number % 3 == 0:
+            # A scan answers in place of a damaged reverse map.
+            fs.rescan_limit = size
         targeted = list(_questions(patient, wounds, rng))
         rng.shuffle(targeted)
         targeted = targeted[:12]
@@ -207,9 +210,13 @@ def _questions(patient: Patient, wounds: Wounds, rng: random.Random) -> Iterator
         yield from patient.described.about(unit, newest, newest, rng)
 
 
+def _may_scan(fs: Volume) -> bool:
+    return fs.reverse_map == "scan" or bool(fs.rescan_limit)
+
+
 def _check_each(case: _Case, fs: Volume, questions: list[Question], *, paths: bool) -> None:
-    """Ask each question alone, or all together where each would take a scan of all inodes."""
-    if fs.reverse_map == "scan":
+    """Ask each question alone, or all together where each may take a scan of all inodes."""
+    if _may_scan(fs):
         answers = list(fs.owners_many(questions, paths=paths))
     else:
         answers = [fs.owners(*question, paths=paths) for question in questions]
@@ -227,7 +234,7 @@ def _bulk(case: _Case, fs: Volume, questions: list[Question], rng: random.Random
         case.count(answer)
         verdict = case.patient.judge.judge(question, answer, strict=case.strict)
         case.add(f"{question} in bulk", verdict)
-    singles = 2 if fs.reverse_map == "scan" else 8
+    singles = 2 if _may_scan(fs) else 8
     for question, answer in list(zip(questions, answers, strict=True))[:singles]:
         alone = fs.owners(*question, paths=paths)
         if alone.owners != answer.owners or alone.complete is not answer.complete:

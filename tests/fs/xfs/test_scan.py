@@ -8,14 +8,12 @@ from pathlib import Path
 
 import pytest
 from tests.support import questions, xfs_blocks, xfsdb
-from tests.support.answers import answer_json, same
 from tests.support.commands import whoseblock as program
-from tests.support.expected_rows import Expectation
 from tests.support.filled_images import Zoo, make_content
 from tests.support.image_damage import Overlay
 from tests.support.tools import xfsprogs
 from tests.support.truth import Truth
-from tests.support.xfs_images import Geometry, make_image, sparse_copy
+from tests.support.xfs_images import Geometry, make_image
 from tests.support.xfs_scan_checks import SCANNED, check_scanned
 
 import whoseblock
@@ -151,43 +149,3 @@ def _place_of(truth: Truth, inode: int) -> int:
     block = truth.superblock
     bits = block.block_log + block.inodes_log
     return (inode >> bits) * block.group_size + (inode & (1 << bits) - 1) * block.inode
-
-
-def test_every_owner_is_found_with_each_leaf_of_the_reverse_map_lost(zoo: Zoo) -> None:
-    truth = zoo.filled("64k")
-    expectation = Expectation(truth)
-    media = FileMedia(truth.image)
-    with XfsFilesystem(FileMedia(truth.image)) as whole:
-        leaves = list(whole.index_leaves())
-    assert len(leaves) > 2
-    for leaf in leaves:
-        # Not closed: the medium serves all of them.
-        fs = XfsFilesystem(Overlay(media, {leaf.block + 100: b"damage"}))
-        low = max(leaf.start - fs.block_size, 0)
-        question = low, min(leaf.start + leaf.length + fs.block_size, fs.size) - low
-        assert not fs.owners(*question, paths=False).complete
-        fs.rescans = True
-        answer = fs.owners(*question)
-        same(answer_json(answer), question, expectation)
-        assert any("the reverse map is damaged here" in note for note in answer.notes)
-    media.close()
-
-
-def test_the_program_scans_in_place_of_a_lost_leaf(zoo: Zoo, tmp_path: Path) -> None:
-    truth = zoo.filled("64k")
-    image = sparse_copy(truth.image, tmp_path / "damaged.img")
-    with XfsFilesystem(FileMedia(image)) as fs:
-        leaf = next(iter(fs.index_leaves()))
-    with image.open("r+b") as file:
-        file.seek(leaf.block + 100)
-        file.write(b"damage")
-    row = next(row for row in truth.rows if row.kind == "file" and row.start >= leaf.start)
-    asked = ("lookup", "--json", "--no-paths", str(image), f"{row.start}+512")
-    (unknown,) = json.loads(program(*asked).stdout)["owners"]
-    assert unknown["kind"] == "unknown"
-    answer = json.loads(program(*asked, "--scan").stdout)
-    assert answer["complete"], answer["notes"]
-    assert row.inode in {owner["inode"] for owner in answer["owners"]}
-    both = program(*asked, "--scan", "--no-scan")
-    assert both.returncode == 2
-    assert "exclude each other" in both.stderr
