@@ -48,8 +48,10 @@ from whoseblock.querying import QueryOptions, StreamItem, stream_columns, stream
 from whoseblock.ranges import RangeList
 from whoseblock.stack.base import Layer, LayerOffset, RangeMapping, descend
 
-__all__ = ["Lookup", "Query", "QueryOptions", "open_filesystem"]
+__all__ = ["RESCAN_LIMIT", "Lookup", "Query", "QueryOptions", "open_filesystem"]
 
+#: So many bytes are read without asking where a reverse map is damaged: about a second of a disk.
+RESCAN_LIMIT: Final = 64 << 20
 _DEFAULTS: Final = QueryOptions()
 #: The order of rows that belong to no file.
 _NO_FILE: Final = FileId(0, 0)
@@ -159,9 +161,10 @@ class Lookup(Closing):
 
     def __init__(self, open_leaf: Callable[[Layer], AddressSpace]) -> None:
         self.progress: Progress = no_progress
-        #: As `AddressSpace.scans` and `AddressSpace.rescans`, for what is opened from now on.
+        #: As the same attributes of `AddressSpace`, for what is opened from now on.
         self.scans = True
         self.rescans = False
+        self.rescan_limit = 0
         #: The last permission that was denied.
         self.denied: PrivilegeError | None = None
         self._open_leaf = open_leaf
@@ -247,6 +250,7 @@ class Lookup(Closing):
                 space.progress = self.progress
                 space.scans = self.scans
                 space.rescans = self.rescans
+                space.rescan_limit = self.rescan_limit
                 leaf = _Leaf(space)
             self._leaves[layer] = leaf
         return leaf

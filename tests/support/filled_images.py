@@ -3,6 +3,7 @@
 Each is made once a session, by whichever test process needs it first.
 """
 
+import contextlib
 import fcntl
 import os
 import random
@@ -18,7 +19,15 @@ from tests.support.tools import need_loop_mounts, xfsprogs
 from tests.support.truth import Inode, Truth
 from tests.support.xfs_images import MIB, Geometry, make_image, sparse_copy
 
-__all__ = ["FILLED", "POPULATED", "Zoo", "by_kernel", "make_content", "with_nameless"]
+__all__ = [
+    "FILLED",
+    "POPULATED",
+    "Zoo",
+    "add_attributes",
+    "by_kernel",
+    "make_content",
+    "with_nameless",
+]
 
 
 def _both(geometry: Geometry) -> list[Geometry]:
@@ -151,8 +160,11 @@ def _populate(image: Path, geometry: Geometry) -> Truth:
     return with_nameless(truth)
 
 
-def make_content(top: bytes, rng: random.Random) -> None:
-    """Fill a folder of any filesystem with what mkfs.xfs can take over."""
+def make_content(top: bytes, rng: random.Random, *, most: int = 4000) -> None:
+    """Fill a folder of any filesystem with what mkfs.xfs can take over.
+
+    ``most`` is the number of entries of the largest folder.
+    """
     folders = [top]
     for number in range(40):
         folders.append(rng.choice(folders[-6:]) + b"/folder %d" % number)
@@ -160,7 +172,7 @@ def make_content(top: bytes, rng: random.Random) -> None:
     for name in odd_names(rng):
         for folder in rng.sample(folders, 2):
             _write(folder + b"/" + name, rng.randbytes(rng.randrange(20_000)))
-    for size in (30, 200, 1000, 4000):
+    for size in (30, 200, 1000, most):
         folder = rng.choice(folders)
         for number in range(size):
             _write(folder + b"/%d" % number + b"n" * rng.choice((1, 30, 200)), b"")
@@ -176,6 +188,22 @@ def make_content(top: bytes, rng: random.Random) -> None:
     for length in (10, 300, 1000):
         os.symlink(b"t" * length, rng.choice(folders) + b"/symlink-%d" % length)
     os.mkfifo(top + b"/fifo")
+
+
+def add_attributes(top: bytes, rng: random.Random) -> None:
+    """Set attributes of some files below a folder: in the inode, in leaves, in nodes, outside."""
+    paths = sorted(
+        os.path.join(folder, name)
+        for folder, _, names in os.walk(top)
+        for name in names
+        if not os.path.islink(os.path.join(folder, name))
+    )
+    for path in rng.sample(paths, min(len(paths), 40)):
+        # Folders of some filesystems take no attributes, or few.
+        with contextlib.suppress(OSError):
+            for number in range(rng.choice((1, 3, 40))):
+                value = rng.randbytes(rng.choice((5, 60, 60, 300, 1500)))
+                os.setxattr(path, b"user.%d" % number, value)
 
 
 def _write(path: bytes, data: bytes) -> None:

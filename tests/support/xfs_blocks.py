@@ -33,13 +33,16 @@ _KINDS = {
 }
 
 
-def truth_of(image: Path, inodes: dict[int, Inode]) -> Truth:
-    """Return everything that xfs_db knows of an image, of which ``inodes`` are all."""
+def truth_of(image: Path, inodes: dict[int, Inode], *options: str) -> Truth:
+    """Return everything that xfs_db knows of an image, of which ``inodes`` are all.
+
+    ``options`` are those of xfs_db that an external log takes.
+    """
     block = xfsdb.superblock(image)
-    return Truth(image, block, rows(image, block, inodes), inodes)
+    return Truth(image, block, rows(image, block, inodes, *options), inodes)
 
 
-def rows(image: Path, block: Superblock, inodes: Iterable[int]) -> list[Row]:
+def rows(image: Path, block: Superblock, inodes: Iterable[int], *options: str) -> list[Row]:
     """Return every row: metadata by ``blockuse``, and the maps of ``inodes`` by ``bmap``."""
     found: list[Row] = []
     for number, printed in _maps(image, list(inodes)):
@@ -52,7 +55,7 @@ def rows(image: Path, block: Superblock, inodes: Iterable[int]) -> list[Row]:
     }
     blocks = (
         (number, kind, inode)
-        for number, kind, inode in _blocks(image, block)
+        for number, kind, inode in _blocks(image, block, *options)
         if not inode or (inode, number) not in mapped
     )
     return sorted([*found, *_joined(blocks, block)])
@@ -69,14 +72,14 @@ def _maps(image: Path, inodes: list[int]) -> Iterator[tuple[int, bytes]]:
     yield from zip(inodes, printed[1:], strict=True)
 
 
-def _blocks(image: Path, block: Superblock) -> Iterator[tuple[int, str, int]]:
+def _blocks(image: Path, block: Superblock, *options: str) -> Iterator[tuple[int, str, int]]:
     """Yield all blocks: address, kind and the inode of a file."""
     commands = ["blockget -n"]
     for number in range(block.groups):
         length = min(block.group_blocks, block.blocks - number * block.group_blocks)
         commands += [f"fsblock {number << block.block_log}", f"blockuse -n -c {length}"]
     count = 0
-    for match in _BLOCK.finditer(xfsdb.ask(image, commands)):
+    for match in _BLOCK.finditer(xfsdb.ask(image, commands, *options)):
         group, within, kind, inode = match.groups()
         count += 1
         place = int(group) * block.group_blocks + int(within)

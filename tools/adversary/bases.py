@@ -9,20 +9,23 @@ write would have left there.
 import contextlib
 import os
 import pickle
+import random
 import stat
+import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from uuid import UUID
 
-from tests.support import xfs_blocks
-from tests.support.filled_images import by_kernel
+from tests.support import xfs_blocks, xfsdb
+from tests.support.filled_images import add_attributes, by_kernel, make_content
 from tests.support.mounts import mounted
 from tests.support.random_files import Filler
 from tests.support.tools import run, xfsprogs
 from tests.support.truth import Row, Truth
 from tests.support.xfs_images import MIB, Geometry, make_image, sparse_copy, sparse_file
-from tools.adversary.units import Unit, find_units
+from tools.adversary.units import CRC_AT, Unit, find_units, reseal
 
 __all__ = ["BASES", "Base", "Recipe", "make_base", "moved"]
 
@@ -38,6 +41,11 @@ class Recipe:
     grow: bool = False
     #: An older filesystem, with its own allocation groups, was on the device before.
     former: bool = False
+
+    @property
+    def populated(self) -> bool:
+        """Whether mkfs.xfs fills it from a folder, because few kernels mount it."""
+        return self.geometry.version4
 
 
 def _recipes() -> Iterator[Recipe]:
@@ -75,18 +83,28 @@ def _recipes() -> Iterator[Recipe]:
         Geometry("plain", parent=False, reflink=False, nrext64=False, sparse_inodes=False),
         names=1_500,
     )
-    yield Recipe(Geometry("scan-4k", group_blocks=20_011, parent=False, rmapbt=False))
-    yield Recipe(
-        Geometry(
-            "scan-1k",
-            block=1024,
-            size=160 * MIB,
-            groups=3,
-            reflink=False,
-            rmapbt=False,
-            parent=False,
-        )
+    for geometry in _scanned():
+        yield Recipe(geometry, names=200, steps=250)
+
+
+def _scanned() -> Iterator[Geometry]:
+    """Yield geometries without a reverse map; each lookup reads all inodes, so they are small."""
+    yield Geometry("scan-4k", group_blocks=20_011, parent=False, rmapbt=False)
+    small = Geometry("scan-1k", block=1024, size=160 * MIB, groups=3, rmapbt=False, parent=False)
+    yield replace(small, reflink=False)
+    yield replace(small, name="scan-parent", parent=True, directory_block=16384)
+    yield replace(
+        small,
+        name="scan-plain",
+        block=4096,
+        reflink=False,
+        sparse_inodes=False,
+        nrext64=False,
+        more=("-m", "finobt=0,inobtcount=0,bigtime=0"),
     )
+    old = replace(small, version4=True, reflink=False, inode=256)
+    yield replace(old, name="scan-v4-512", block=512, directory_block=4096)
+    yield replace(old, name="scan-v4-4k", block=4096, ftype=False)
 
 
 BASES = {recipe.geometry.name: recipe for recipe in _recipes()}
@@ -113,9 +131,24 @@ class Base:
         self.by_kind = dict(kinds)
 
     @property
-    def has_parent_pointers(self) -> bool:
-        """Whether the inodes of the image name their directories."""
-        return BASES[self.truth.image.stem.rpartition("-")[0]].geometry.parent
+    def geometry(self) -> Geometry:
+        """The options that the image was made with."""
+        return BASES[self.truth.image.stem.rpartition("-")[0]].geometry
+
+    def read(self, unit: Unit) -> bytes:
+        """Return the newest bytes of a unit."""
+        with self.truth.image.open("rb") as file:
+            file.seek(unit.start)
+            return file.read(unit.length)
+
+    def reseal(self, unit: Unit, data: bytes) -> bytes:
+        """Make the checksums of a unit right; version 4 has none."""
+        if self.geometry.version4:
+            return data
+        if unit.kind in CRC_AT:
+            return reseal(unit.kind, data)
+        size = self.truth.superblock.inode
+        return b"".join(reseal("inode", data[at : at + size]) for at in range(0, len(data), size))
 
     def stale_kinds(self) -> dict[str, list[Unit]]:
         """Return the units that have older versions, by kind."""
@@ -135,10 +168,14 @@ def make_base(folder: Path, name: str, seed: int) -> Base:
             raise TypeError(f"{saved} holds no base image")
         return loaded
     image = folder / f"{name}-{seed}.img"
-    copies = _live(image, BASES[name], seed)
-    truth = by_kernel(image)
-    if not BASES[name].geometry.rmapbt:
-        truth = xfs_blocks.truth_of(image, truth.inodes)
+    recipe = BASES[name]
+    copies = (_populate if recipe.populated else _live)(image, recipe, seed)
+    if recipe.populated:
+        truth = xfs_blocks.truth_of(image, xfsdb.walk(image))
+    elif recipe.geometry.rmapbt:
+        truth = by_kernel(image)
+    else:
+        truth = xfs_blocks.truth_of(image, by_kernel(image).inodes)
     units = _in_use(truth, find_units(image))
     units += _clusters(truth, units)
     base = Base(truth, units, _older(image, units, copies))
@@ -174,6 +211,48 @@ def _live(image: Path, recipe: Recipe, seed: int) -> list[Path]:
         if generation < len(_CHANGES) - 1:
             copies.append(sparse_copy(image, image.with_suffix(f".{generation}")))
     return copies
+
+
+def _populate(image: Path, recipe: Recipe, seed: int) -> list[Path]:
+    """Make the generations of an image by mkfs.xfs from a folder that changes; return the older.
+
+    All have one UUID.
+    """
+    geometry = recipe.geometry
+    geometry = replace(geometry, more=(*geometry.more, "-m", f"uuid={UUID(int=seed)}"))
+    rng = random.Random(f"{geometry.name} {seed}")
+    copies: list[Path] = []
+    with tempfile.TemporaryDirectory(dir=image.parent) as content:
+        top = os.fsencode(content)
+        make_content(top, rng)
+        add_attributes(top, rng)
+        for generation, change in enumerate(_CHANGES):
+            if change:
+                _change_content(top, rng, change)
+            make_image(image, geometry, content=Path(content))
+            if generation < len(_CHANGES) - 1:
+                copies.append(sparse_copy(image, image.with_suffix(f".{generation}")))
+    return copies
+
+
+def _change_content(top: bytes, rng: random.Random, share: float) -> None:
+    """Remove, grow and add files below a folder."""
+    paths = sorted(
+        os.path.join(folder, name)
+        for folder, _, names in os.walk(top)
+        for name in names
+        if os.path.isfile(os.path.join(folder, name))
+    )
+    for path in rng.sample(paths, int(len(paths) * share / 4)):
+        if rng.random() < 0.5:
+            os.unlink(path)
+        elif not os.path.islink(path):
+            with open(path, "ab") as file:
+                file.write(rng.randbytes(rng.randrange(30_000)))
+    for number in range(int(100 * share)):
+        path = rng.choice(paths) + b"-%d" % number
+        with contextlib.suppress(OSError), open(path, "wb") as file:
+            file.write(rng.randbytes(rng.randrange(60_000)))
 
 
 def _make_former(image: Path, geometry: Geometry, seed: int) -> None:

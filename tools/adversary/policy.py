@@ -22,7 +22,9 @@ def inherent_reason(base: Base, wounds: Wounds, verdict: Verdict) -> str:
     """Return why a wrong answer is inherent, or "" if it is a defect of the program."""
     if verdict.fault.startswith(("form", "exception", "memory", "single and bulk")):
         return ""
-    if wounds.kind in {"one lie", "lies"}:
+    if wounds.kind == "claim":
+        return _of_claims(wounds, verdict)
+    if wounds.kind in {"one lie", "lies"} or base.geometry.version4:
         return _of_lies(wounds, verdict)
     if not wounds.kind.startswith("stale"):
         return ""
@@ -37,7 +39,7 @@ def _of_lies(wounds: Wounds, verdict: Verdict) -> str:
     A lie may give a wrong owner.  It must not make used space free as long as it is one lie,
     because the reverse map and the free-space btrees are separate structures.
     """
-    if wounds.kind == "lies":
+    if len(wounds.units) > 1:
         return "several sealed lies may agree with each other"
     if wounds.units[0].kind == "superblock":
         return "a sealed superblock is the only word about the geometry"
@@ -46,10 +48,22 @@ def _of_lies(wounds: Wounds, verdict: Verdict) -> str:
     return "a forged record with a right checksum is indistinguishable from a true one"
 
 
+def _of_claims(wounds: Wounds, verdict: Verdict) -> str:
+    """Excuse what a forged structure says of its own file only, not what it says of others' blocks.
+
+    Two structures contradict each other where one file claims the blocks of another.
+    """
+    if verdict.fault in {"wrong path", "path missing", "path of no file"}:
+        return "a forged directory is the only word about its names"
+    if verdict.fault == "wrong place" and wounds.units[0].kind in _EXTENTS:
+        return "a forged extent is the only word about the place in its file"
+    return ""
+
+
 def _of_old_names(base: Base, wounds: Wounds, verdict: Verdict) -> str:
     """Excuse names that only a search of every directory would tell."""
     kinds = {unit.kind for unit in wounds.units}
-    if not base.has_parent_pointers:
+    if not base.geometry.parent:
         if kinds & _NAMES:
             return "without parent pointers, an old directory or link count is the only word"
         if "dir data" in kinds:

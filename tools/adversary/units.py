@@ -1,5 +1,7 @@
 """Find the units of metadata of an image: whatever has a checksum of its own.
 
+On version 4 there are no checksums; the same units are found by their magic numbers.
+
 The magic numbers and the places of the checksums are those of the format's documentation, not
 taken from the program under test.
 """
@@ -28,12 +30,26 @@ _BLOCKS = {
 }
 #: Blocks of a directory that begin with a magic number.
 _DIRECTORY = {b"XDB3": "dir block", b"XDD3": "dir data", b"XDF3": "dir free"}
+#: The same of version 4.
+_OLD_BLOCKS = {
+    b"ABTB": "bnobt",
+    b"ABTC": "cntbt",
+    b"IABT": "inobt",
+    b"BMAP": "bmbt",
+}
+_OLD_DIRECTORY = {b"XD2B": "dir block", b"XD2D": "dir data", b"XD2F": "dir free"}
+_BY_MAGIC = _BLOCKS | _OLD_BLOCKS
+_DIRECTORY_BY_MAGIC = _DIRECTORY | _OLD_DIRECTORY
 #: Blocks of a directory or of attributes whose magic number stands behind two siblings.
 _LINKED = {
     b"\x3d\xf1": "dir leaf",
     b"\x3d\xff": "dir leaf",
     b"\x3e\xbe": "da node",
     b"\x3b\xee": "attr leaf",
+    b"\xd2\xf1": "dir leaf",
+    b"\xd2\xff": "dir leaf",
+    b"\xfe\xbe": "da node",
+    b"\xfb\xee": "attr leaf",
 }
 
 CRC_AT = {
@@ -50,6 +66,7 @@ CRC_AT = {
 
 #: Magic number, block size, sector and inode size of a superblock.
 SUPERBLOCK = struct.Struct(">4sI94xHH")
+_VERSION_5 = 5
 
 
 class Unit(NamedTuple):
@@ -74,12 +91,16 @@ def reseal(kind: str, data: bytes) -> bytes:
 
 
 def find_units(image: Path) -> list[Unit]:
-    """Find every unit whose checksum is right, ascending; holes of the file are skipped."""
+    """Find every unit whose checksum is right, ascending; holes of the file are skipped.
+
+    Of version 4 every unit with a magic number is found.
+    """
     found: list[Unit] = []
     with image.open("rb") as file:
         head = file.read(512)
         _, block, sector, inode = SUPERBLOCK.unpack_from(head)
         directory = block << head[192]
+        has_crc = head[101] & 0xF == _VERSION_5
         size = image.stat().st_size
         for start, end in _data(file.fileno(), size):
             for at in range(start // block * block, end, block):
@@ -88,7 +109,8 @@ def find_units(image: Path) -> list[Unit]:
                     file.fileno(), magic, at, (block, sector, inode, directory)
                 ):
                     data = os.pread(file.fileno(), unit.length, unit.start)
-                    if len(data) == unit.length and verifies(unit.kind, data):
+                    whole = len(data) == unit.length
+                    if whole and (not has_crc or verifies(unit.kind, data)):
                         found.append(unit)
     return found
 
@@ -113,7 +135,9 @@ def _candidates(
     if magic[:4] == b"XFSB":
         places = range(at, at + max(block, 4 * sector), sector)
         for place in places:
-            kind = _SECTORS.get(os.pread(file, 4, place))
+            # The free list of version 4 has no magic number; it is behind the other headers.
+            fourth = "agfl" if place == at + 3 * sector else ""
+            kind = _SECTORS.get(os.pread(file, 4, place), fourth)
             if kind:
                 yield Unit(kind, place, sector)
     elif magic[:2] == b"IN":
@@ -123,10 +147,10 @@ def _candidates(
             for place in range(at, at + block, inode)
             if os.pread(file, 2, place) == b"IN"
         )
-    elif magic[:4] in _BLOCKS:
-        yield Unit(_BLOCKS[magic[:4]], at, block)
-    elif magic[:4] in _DIRECTORY:
-        yield Unit(_DIRECTORY[magic[:4]], at, directory)
+    elif magic[:4] in _BY_MAGIC:
+        yield Unit(_BY_MAGIC[magic[:4]], at, block)
+    elif magic[:4] in _DIRECTORY_BY_MAGIC:
+        yield Unit(_DIRECTORY_BY_MAGIC[magic[:4]], at, directory)
     elif magic[8:10] in _LINKED:
         kind = _LINKED[magic[8:10]]
         # Nodes of directories and of attributes have the same magic number.

@@ -4,7 +4,8 @@ import random
 from dataclasses import dataclass, field
 
 from tools.adversary.bases import Base
-from tools.adversary.units import CRC_AT, Unit, reseal
+from tools.adversary.forged import forge
+from tools.adversary.units import Unit
 
 from whoseblock.ranges import ByteRange
 
@@ -22,6 +23,7 @@ WEIGHTS = {
     "swapped": 6,
     "one lie": 7,
     "lies": 3,
+    "claim": 6,
 }
 
 _NUMBERS = [0, 1, 2, 7, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 1 << 20, (1 << 31) - 1, 1 << 31]
@@ -34,11 +36,15 @@ _TOGETHER += ["inode", "inode cluster"]
 
 @dataclass
 class Wounds:
-    """The damage: replaced bytes by their first byte, and unreadable ranges."""
+    """The damage: replaced bytes by their first byte, and unreadable ranges.
+
+    ``claimed`` are the ranges that a forged structure claims.
+    """
 
     kind: str
     replaced: list[tuple[Unit, bytes, str]] = field(default_factory=list)
     unreadable: list[tuple[Unit, ByteRange]] = field(default_factory=list)
+    claimed: list[tuple[int, int]] = field(default_factory=list)
 
     @property
     def patches(self) -> dict[int, bytes]:
@@ -56,28 +62,21 @@ class Wounds:
         return f"{self.kind}: {'; '.join(parts)}"
 
 
-class _Reader:
-    """The newest bytes of units."""
-
-    def __init__(self, base: Base) -> None:
-        self._image = base.truth.image
-
-    def __call__(self, unit: Unit) -> bytes:
-        with self._image.open("rb") as file:
-            file.seek(unit.start)
-            return file.read(unit.length)
-
-
 def draw_wounds(base: Base, rng: random.Random) -> Wounds:
     """Draw one kind of damage, and what it hits."""
     kind = rng.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
     wounds = Wounds(kind)
     if kind.startswith("stale"):
         _stale(base, rng, wounds)
+    elif kind == "claim":
+        forged = forge(base, rng)
+        if forged is not None:
+            wounds.replaced.append((forged.unit, forged.data, forged.how))
+            wounds.claimed += forged.claimed
     elif kind == "unreadable":
         for _ in range(rng.choice((1, 1, 2, 6))):
             unit = _any_unit(base.by_kind, rng)
-            at = unit.start + rng.randrange(unit.length // 512) * 512
+            at = unit.start + rng.randrange(max(unit.length // 512, 1)) * 512
             bad = ByteRange(at, rng.choice((1, 512, 4096, 1 << 16)))
             wounds.unreadable.append((unit, bad))
     else:
@@ -130,8 +129,7 @@ def _stale(base: Base, rng: random.Random, wounds: Wounds) -> None:
 
 def _spoil(base: Base, rng: random.Random, unit: Unit, kind: str) -> tuple[bytes, str]:
     """Return what becomes of a unit, and how to call that."""
-    read = _Reader(base)
-    data, how = read(unit), kind
+    data, how = base.read(unit), kind
     sealed = kind in {"one lie", "lies"}
     if sealed:
         how = rng.choice(["number", "number", "number", "bits", "noise", "zeroed"])
@@ -150,13 +148,13 @@ def _spoil(base: Base, rng: random.Random, unit: Unit, kind: str) -> tuple[bytes
         spoiled = data[:first] + rng.randbytes(max(0, size - first))
     elif how == "swapped":
         twin = rng.choice([one for one in base.by_kind[unit.kind] if one.length == size])
-        return read(twin), f"the one of {twin.start}"
+        return base.read(twin), f"the one of {twin.start}"
     else:
         spoiled, how = _number(rng, data)
     if sealed:
         if rng.random() < 0.7:
             spoiled = data[:16] + spoiled[16:]
-        spoiled = _reseal(base, unit, spoiled)
+        spoiled = base.reseal(unit, spoiled)
     return spoiled[:size], how
 
 
@@ -176,10 +174,3 @@ def _number(rng: random.Random, data: bytes) -> tuple[bytes, str]:
         data = data[:at] + number.to_bytes(width, "big") + data[at + width :]
         how += f" {number:#x} of {width} bytes at {at}"
     return data, how
-
-
-def _reseal(base: Base, unit: Unit, data: bytes) -> bytes:
-    if unit.kind in CRC_AT:
-        return reseal(unit.kind, data)
-    size = base.truth.superblock.inode
-    return b"".join(reseal("inode", data[at : at + size]) for at in range(0, len(data), size))

@@ -72,12 +72,12 @@ Examples:
 @click.option(
     "--no-scan",
     is_flag=True,
-    help="Do not read all inodes to find owners where there is no reverse map.",
+    help="Do not read all inodes to find owners where there is no reverse map, or a damaged one.",
 )
 @click.option(
     "--scan",
     is_flag=True,
-    help="Read all inodes to find owners where a reverse map is damaged.",
+    help="Read all inodes to find owners where a reverse map is damaged, even if they are many.",
 )
 @click.option(
     "--processes",
@@ -108,7 +108,7 @@ def lookup(target: str | None, ranges: tuple[str, ...], **options: Any) -> None:
     Free space has no owner.  For a disk, the layers down to the filesystem are shown.
     """
     from whoseblock.cli.presentation.json_lines import json_chunks
-    from whoseblock.lookup import Lookup
+    from whoseblock.lookup import RESCAN_LIMIT, Lookup
     from whoseblock.resolve import Resolver
     from whoseblock.target import Target
 
@@ -130,6 +130,7 @@ def lookup(target: str | None, ranges: tuple[str, ...], **options: Any) -> None:
             finder.progress = progress
             finder.scans = not options["no_scan"]
             finder.rescans = options["scan"]
+            finder.rescan_limit = 0 if options["no_scan"] else RESCAN_LIMIT
             resolver = Resolver(opened, device=where.device, offset=given.offset)
             asked = resolver.resolve(read_failures(given, opened, finder, readings))
             if options["summary"] or output is not None:

@@ -141,6 +141,8 @@ class AddressSpace(Protocol):
     scans: bool = True
     #: Whether all inodes may be read, too, where an index is damaged.
     rescans: bool = False
+    #: They may be read in any case if they, with their maps, take at most so many bytes.
+    rescan_limit: int = 0
 
     def owners_many(
         self, ranges: Iterable[tuple[int, int]], *, paths: bool = True

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -22,6 +23,8 @@ __all__ = [
 ]
 
 _SECTOR: Final = 512
+#: So much of a medium is read at once for the magic numbers near its beginning.
+_HEAD: Final = 2048
 #: Opens a filesystem by reading its disk; takes why the kernel did not answer, and the doubts.
 OpenDisk = Callable[[BlockError | None, Sequence[str]], Volume]
 
@@ -30,13 +33,19 @@ def _matching(media: Media) -> tuple[list[Registration], list[Registration]]:
     """Sort the drivers into those whose magic number is on a medium, and the others."""
     with_magic: list[Registration] = []
     without: list[Registration] = []
+    head = b""
+    with suppress(BlockError):
+        head = media.pread(0, min(_HEAD, media.size))
     for one in registry.DRIVERS:
-        found = any(_has_magic(media, offset, magic) for offset, magic in one.magic)
+        found = any(_has_magic(media, head, offset, magic) for offset, magic in one.magic)
         (with_magic if found else without).append(one)
     return with_magic, without
 
 
-def _has_magic(media: Media, offset: int, magic: bytes) -> bool:
+def _has_magic(media: Media, head: bytes, offset: int, magic: bytes) -> bool:
+    """Return whether a magic number is on a medium that begins with ``head``."""
+    if offset + len(magic) <= len(head):
+        return head.startswith(magic, offset)
     if media.size < offset + len(magic):
         return False
     try:

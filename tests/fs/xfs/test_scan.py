@@ -7,26 +7,20 @@ import shutil
 from pathlib import Path
 
 import pytest
-from tests.support import kernel_oracle, questions, xfs_blocks, xfsdb
-from tests.support.answers import answer_json, same
+from tests.support import questions, xfs_blocks, xfsdb
 from tests.support.commands import whoseblock as program
-from tests.support.expected_rows import Expectation
 from tests.support.filled_images import Zoo, make_content
 from tests.support.image_damage import Overlay
-from tests.support.mounts import mounted
-from tests.support.random_files import Filler
-from tests.support.tools import need_loop_mounts, xfsprogs
+from tests.support.tools import xfsprogs
 from tests.support.truth import Truth
-from tests.support.xfs_images import Geometry, make_image, sparse_copy
+from tests.support.xfs_images import Geometry, make_image
+from tests.support.xfs_scan_checks import SCANNED, check_scanned
 
 import whoseblock
 from whoseblock.errors import UnsupportedError
-from whoseblock.fs.base import MetadataOwner, Owner
 from whoseblock.fs.driver import Capability
 from whoseblock.fs.xfs.filesystem import XfsFilesystem
 from whoseblock.media.device import FileMedia
-
-_REMARK = "there is no reverse map: the owners were found by a scan of "
 
 
 @pytest.fixture(scope="module")
@@ -34,10 +28,7 @@ def populated(tmp_path_factory: pytest.TempPathFactory) -> Truth:
     """Fill an image without a reverse map by mkfs.xfs, which any user may do."""
     xfsprogs("xfs_db")
     folder = tmp_path_factory.mktemp("scan")
-    return _populate(folder, Geometry("scan", group_blocks=20_021, rmapbt=False, parent=False))
-
-
-def _populate(folder: Path, geometry: Geometry) -> Truth:
+    geometry = Geometry("scan", group_blocks=20_021, rmapbt=False, parent=False)
     content = folder / "content"
     content.mkdir()
     make_content(os.fsencode(content), random.Random(19))
@@ -46,54 +37,23 @@ def _populate(folder: Path, geometry: Geometry) -> Truth:
     return xfs_blocks.truth_of(image, xfsdb.walk(image))
 
 
-def check(
-    truth: Truth, asked: list[tuple[int, int]], *, paths: bool, free_scans: bool = False
-) -> None:
-    expectation = Expectation(truth)
-    with whoseblock.open(truth.image) as fs:
-        assert fs.reverse_map == "scan"
-        answers = fs.owners_many(asked, paths=paths)
-        for question, answer in zip(asked, answers, strict=True):
-            same(answer_json(answer), question, expectation, paths=paths)
-            owned = any(_takes_scan(row) or free_scans for row in answer)
-            owned &= question[0] < truth.superblock.size
-            assert owned == any(note.startswith(_REMARK) for note in answer.notes), question
-
-
-def _takes_scan(row: Owner) -> bool:
-    if isinstance(row, MetadataOwner):
-        return row.what not in {"static", "log"}
-    return row.kind in {"file", "staging"}
-
-
 def test_every_range_of_a_populated_image(populated: Truth) -> None:
     rng = random.Random(1)
     rows = questions.sample_rows(populated, rng, 60)
-    check(populated, questions.around_edges(populated, rows), paths=False)
-    check(populated, [(row.start, row.length) for row in populated.rows], paths=True)
-    check(populated, [(0, populated.superblock.size)], paths=True)
+    check_scanned(populated, questions.around_edges(populated, rows), paths=False)
+    check_scanned(populated, [(row.start, row.length) for row in populated.rows], paths=True)
+    check_scanned(populated, [(0, populated.superblock.size)], paths=True)
 
 
-@pytest.mark.parametrize(
-    "geometry",
-    [
-        Geometry("4-512", block=512, inode=256, directory_block=4096, version4=True, parent=False),
-        Geometry("4-untyped", sector=4096, groups=3, version4=True, ftype=False, parent=False),
-    ],
-    ids=lambda geometry: geometry.name,
-)
-def test_every_range_of_version_4(geometry: Geometry, tmp_path: Path) -> None:
-    xfsprogs("xfs_db")
-    truth = _populate(tmp_path, geometry)
-    assert any(row.extent_map for row in truth.rows)
-    rows = questions.sample_rows(truth, random.Random(1), 60)
-    check(truth, questions.around_edges(truth, rows), paths=False, free_scans=True)
-    check(truth, [(row.start, row.length) for row in truth.rows], paths=True, free_scans=True)
-    with whoseblock.open(truth.image) as fs:
+def test_nothing_is_free_on_version_4_without_a_scan(tmp_path: Path) -> None:
+    image = make_image(tmp_path / "old.img", Geometry("4", version4=True, parent=False))
+    with whoseblock.open(image) as fs:
         fs.scans = False
-        free = next(row for row in truth.rows if row.kind == "free")
-        answer = fs.owners(free.start, free.length)
+        answer = fs.owners(fs.size - 4096, 4096)
         assert (answer.complete, [row.kind for row in answer]) == (False, ["unknown"])
+        fs.scans = True
+        answer = fs.owners(fs.size - 4096, 4096)
+        assert (answer.complete, [row.kind for row in answer]) == (True, ["free"])
 
 
 def test_old_features_are_refused_by_name(tmp_path: Path) -> None:
@@ -108,27 +68,6 @@ def test_old_features_are_refused_by_name(tmp_path: Path) -> None:
             file.flush()
             with pytest.raises(UnsupportedError, match=name):
                 whoseblock.open(image)
-
-
-def test_every_range_of_an_image_with_shared_blocks(tmp_path: Path) -> None:
-    need_loop_mounts()
-    geometry = Geometry("shared", block=1024, group_blocks=61_003, rmapbt=False, parent=False)
-    image = make_image(tmp_path / "shared.img", geometry)
-    with mounted(image) as root:
-        filler = Filler(root, geometry.name, block=geometry.block)
-        filler.fill(steps=200, names=500)
-        filler.sparse_inodes(geometry.inode)
-        filler.fragmented_attributes()
-    with mounted(image, "ro", "norecovery") as root:
-        inodes = kernel_oracle.walk(root)
-        free = [row for row in kernel_oracle.getfsmap(root) if row.kind == "free"]
-    truth = xfs_blocks.truth_of(image, inodes)
-    assert [row for row in truth.rows if row.kind == "free"] == free
-    kinds = {(row.kind, row.attr, row.extent_map, row.unwritten) for row in truth.rows}
-    assert {("file", False, True, False), ("file", True, True, False)} <= kinds
-    rows = questions.sample_rows(truth, random.Random(1), 60)
-    check(truth, questions.around_edges(truth, rows), paths=False)
-    check(truth, [(row.start, row.length) for row in truth.rows], paths=True)
 
 
 @pytest.mark.parametrize("name", ["1k", "3ag-noparent"])
@@ -173,7 +112,7 @@ def test_the_program_says_that_a_scan_answered(populated: Truth) -> None:
     asked = [str(populated.image), f"{row.start}+512"]
     answer = json.loads(program("lookup", "--json", *asked).stdout)
     assert answer["complete"]
-    assert answer["notes"][0].startswith(_REMARK)
+    assert answer["notes"][0].startswith(SCANNED)
     (unknown,) = json.loads(program("lookup", "--json", "--no-scan", *asked).stdout)["owners"]
     assert unknown["kind"] == "unknown"
 
@@ -210,43 +149,3 @@ def _place_of(truth: Truth, inode: int) -> int:
     block = truth.superblock
     bits = block.block_log + block.inodes_log
     return (inode >> bits) * block.group_size + (inode & (1 << bits) - 1) * block.inode
-
-
-def test_every_owner_is_found_with_each_leaf_of_the_reverse_map_lost(zoo: Zoo) -> None:
-    truth = zoo.filled("64k")
-    expectation = Expectation(truth)
-    media = FileMedia(truth.image)
-    with XfsFilesystem(FileMedia(truth.image)) as whole:
-        leaves = list(whole.index_leaves())
-    assert len(leaves) > 2
-    for leaf in leaves:
-        # Not closed: the medium serves all of them.
-        fs = XfsFilesystem(Overlay(media, {leaf.block + 100: b"damage"}))
-        low = max(leaf.start - fs.block_size, 0)
-        question = low, min(leaf.start + leaf.length + fs.block_size, fs.size) - low
-        assert not fs.owners(*question, paths=False).complete
-        fs.rescans = True
-        answer = fs.owners(*question)
-        same(answer_json(answer), question, expectation)
-        assert any("the reverse map is damaged here" in note for note in answer.notes)
-    media.close()
-
-
-def test_the_program_scans_in_place_of_a_lost_leaf(zoo: Zoo, tmp_path: Path) -> None:
-    truth = zoo.filled("64k")
-    image = sparse_copy(truth.image, tmp_path / "damaged.img")
-    with XfsFilesystem(FileMedia(image)) as fs:
-        leaf = next(iter(fs.index_leaves()))
-    with image.open("r+b") as file:
-        file.seek(leaf.block + 100)
-        file.write(b"damage")
-    row = next(row for row in truth.rows if row.kind == "file" and row.start >= leaf.start)
-    asked = ("lookup", "--json", "--no-paths", str(image), f"{row.start}+512")
-    (unknown,) = json.loads(program(*asked).stdout)["owners"]
-    assert unknown["kind"] == "unknown"
-    answer = json.loads(program(*asked, "--scan").stdout)
-    assert answer["complete"], answer["notes"]
-    assert row.inode in {owner["inode"] for owner in answer["owners"]}
-    both = program(*asked, "--scan", "--no-scan")
-    assert both.returncode == 2
-    assert "exclude each other" in both.stderr

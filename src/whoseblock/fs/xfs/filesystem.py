@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 from itertools import groupby, islice
+from operator import itemgetter
 from typing import TYPE_CHECKING, Final
 
 from whoseblock.closing import Closing
@@ -171,11 +172,14 @@ class XfsFilesystem(Closing, VolumeProtocol):
         """
         self._check_open()
         start, length = check_within(start, length, self._media.name, self.device_size)
-        if self.rescans or self._finder.scanned is not None:
+        notes: list[str] = []
+        finder = self._finder
+        if finder.scanned is None:
+            finder.settleable.clear()
+            pieces = finder.find(start, length, notes)
+        if finder.scanned or (finder.settleable.intersection(notes) and self._may_rescan):
             (answer,) = self.owners_many([(start, length)], paths=paths)
             return answer
-        notes: list[str] = []
-        pieces = self._finder.find(start, length, notes)
         known = self.paths_many(_inodes_of(pieces)) if paths else {}
         return self._answers.answer(start, length, notes, pieces, known)
 
@@ -198,16 +202,16 @@ class XfsFilesystem(Closing, VolumeProtocol):
         known: dict[int, Paths] = {}
         while batch := list(islice(wanted, _BATCH)):
             self._check_open()
-            if self.rescans and self.volume.sb.has_rmapbt:
-                yield from self._rescanned(batch, known, paths=paths)
-                continue
             if scanned := self._finder.scanned:
                 scanned.prepare(batch, self._report, may_scan=self.scans)
-            cuts = find_cuts(self._finder, RangeList.of(batch), self.row_budget)
-            cuts = self._with_paths(cuts, known) if paths else cuts
+            ranges = RangeList.of(batch)
+            cuts = find_cuts(self._finder, ranges, self.row_budget, whole=self.rescans)
             if scanned is None:
-                yield from self._answers.of_cuts(cuts, known, self.row_budget)
+                for maker, settled in self._settled(cuts):
+                    some = self._with_paths(settled, known) if paths else settled
+                    yield from maker.of_cuts(some, known, self.row_budget)
             else:
+                cuts = self._with_paths(cuts, known) if paths else cuts
                 yield from self._scanned_answers(scanned, cuts, known)
 
     def _scanned_answers(
@@ -232,19 +236,39 @@ class XfsFilesystem(Closing, VolumeProtocol):
                 yield from makers[needed].of_cuts([part], known, self.row_budget)
                 at = end
 
-    def _rescanned(
-        self, batch: list[tuple[int, int]], known: dict[int, Paths], *, paths: bool
-    ) -> Iterator[LeadingRows | Answer]:
-        """Answer questions by the rmap btree, and by a scan where it is damaged."""
-        singles = self._rescan.find(batch, self._report)
-        if paths:
-            for single in singles:
-                self._learn(set(_inodes_of(single.pieces)), known)
-        for question, (pieces, notes, remark) in zip(batch, singles, strict=True):
-            remarks = (*self.remarks, remark) if remark else self.remarks
-            maker = AnswerMaker(self.volume, self.doubts, remarks)
-            cut = Cut(RangeList.of([question]), None, [(pieces, notes)])
-            yield from maker.of_cuts([cut], known, self.row_budget)
+    def _settled(self, cuts: Iterable[Cut]) -> Iterator[tuple[AnswerMaker, Iterator[Cut]]]:
+        """Yield cuts and who makes answers of them; a scan settles what is damaged, if it may."""
+        for remark, some in groupby(self._settled_parts(cuts), itemgetter(0)):
+            maker = self._answers
+            if remark:
+                maker = AnswerMaker(self.volume, self.doubts, (*self.remarks, remark))
+            yield maker, (cut for _, cut in some)
+
+    def _settled_parts(self, cuts: Iterable[Cut]) -> Iterator[tuple[str, Cut]]:
+        settleable = self._finder.settleable
+        settleable.clear()
+        in_parts = False
+        for cut in cuts:
+            # The parts of a long question have their notes at its end.
+            in_parts, is_part = cut.more, in_parts or cut.more
+            if settleable and not is_part and self._may_rescan:
+                yield from self._rescan.settle(cut, self._report)
+            else:
+                yield "", cut
+            settleable.clear()
+
+    @property
+    def _may_rescan(self) -> bool:
+        """Whether a scan may answer where the rmap btree is damaged."""
+        if self.rescans or not self.rescan_limit:
+            return self.rescans
+        return self._scan_size is not None and self._scan_size <= self.rescan_limit
+
+    @cached_property
+    def _scan_size(self) -> int | None:
+        from whoseblock.fs.xfs.owners.rescan import scan_size
+
+        return scan_size(self.volume)
 
     @cached_property
     def _rescan(self) -> "Rescan":
@@ -257,15 +281,16 @@ class XfsFilesystem(Closing, VolumeProtocol):
 
     def columns_stream(self, ranges: RangeList) -> Iterator[LeadingRows | Answer | AnswerColumns]:
         """Answer like `owners_stream`, without paths, many short answers as columns."""
-        if self.rescans or self._finder.scanned is not None:
+        if self._finder.scanned is not None:
             yield from self.owners_stream(ranges, paths=False)
             return
         for at in range(0, len(ranges), _BATCH):
             self._check_open()
             batch = ranges[at : at + _BATCH]
             check_list(batch, self._media.name, self.device_size)
-            cuts = find_cuts(self._finder, batch, self.row_budget)
-            yield from self._answers.columns_of_cuts(cuts, self.row_budget)
+            cuts = find_cuts(self._finder, batch, self.row_budget, whole=self.rescans)
+            for maker, settled in self._settled(cuts):
+                yield from maker.columns_of_cuts(settled, self.row_budget)
 
     def _with_paths(self, cuts: Iterable[Cut], known: dict[int, Paths]) -> Iterator[Cut]:
         """Pass the cuts on once ``known`` has the paths of their inodes, many with one search."""

@@ -97,7 +97,11 @@ class _Candidate(NamedTuple):
 
 def _read_superblock(media: Media, start: int) -> Superblock:
     """Read and verify the superblock at ``start``: its sector, and no byte more."""
-    head = media.pread(start, min(DADDR, media.size - start))
+    return _verified(media, start, media.pread(start, min(DADDR, media.size - start)))
+
+
+def _verified(media: Media, start: int, head: bytes) -> Superblock:
+    """Verify the superblock at ``start``, which begins with ``head``; raises `BlockError`."""
     sector_size = SUPERBLOCK.unpack_from(head).sectsize if len(head) == DADDR else 0
     if DADDR < sector_size <= _LARGEST_SECTOR:
         head = media.pread(start, min(sector_size, media.size - start))
@@ -120,11 +124,13 @@ def open_superblock(media: Media) -> FoundSuperblock:
     forbid reading to those who do not know them.
     """
     notes: list[str] = []
+    head = b""
     try:
-        sb = _read_superblock(media, 0)
+        head = media.pread(0, min(DADDR, media.size))
+        sb = _verified(media, 0, head)
     except BlockError as error:
         first = str(error)
-        copy = _find_copy(media) if _may_be_xfs(media) else None
+        copy = _find_copy(media) if _may_be_xfs(head) else None
         if copy is None:
             raise NotAFilesystemError(
                 f"no XFS filesystem on {media.name!r}", reason=first, hint=_NO_CONTENT_HINT
@@ -303,15 +309,11 @@ def _claimed_blocks(sb: Superblock, last: _Headers, after: _Headers) -> int:
 # ---------------------------------------------------------------------- copies
 
 
-def _may_be_xfs(media: Media) -> bool:
+def _may_be_xfs(head: bytes) -> bool:
     """Return whether a search is worth it: the device begins like XFS, or its beginning is lost.
 
-    A rescued image has zeros where nothing could be read.
+    A rescued image has zeros where nothing could be read; ``head`` is empty if it cannot be read.
     """
-    try:
-        head = media.pread(0, min(DADDR, media.size))
-    except BlockError:
-        return True
     return head.startswith(_MAGIC_BYTES) or not any(head)
 
 

@@ -46,6 +46,36 @@ class Cut(NamedTuple):
             return int(self.arrays.question.size)
         return sum(len(pieces) for pieces, _ in self.single)
 
+    def part(self, first: int, end: int) -> "Cut":
+        """Return the part about the questions from ``first`` to before ``end``."""
+        questions = self.questions[first:end]
+        if self.arrays is None:
+            return Cut(questions, None, self.single[first:end])
+        import numpy as np
+
+        low, high = np.searchsorted(self.arrays.question, (first, end)).tolist()
+        columns = {name: getattr(self.arrays, name)[low:high] for name in Piece._fields}
+        arrays = self.arrays._replace(
+            question=self.arrays.question[low:high] - first,
+            complete=self.arrays.complete[first:end],
+            notes={
+                number - first: notes
+                for number, notes in self.arrays.notes.items()
+                if first <= number < end
+            },
+            **columns,
+        )
+        return Cut(questions, arrays)
+
+    def notes(self) -> Iterator[tuple[int, Sequence[str]]]:
+        """Yield the numbers of the questions that have notes, with these."""
+        if self.arrays is not None:
+            yield from self.arrays.notes.items()
+            return
+        for number, (_, notes) in enumerate(self.single):
+            if notes:
+                yield number, notes
+
     def inodes(self) -> Iterable[int]:
         """Return the inodes of the files that own pieces."""
         if self.arrays is None:
@@ -88,13 +118,18 @@ class Cut(NamedTuple):
             yield Found(start, length, pieces, notes, self.more or not last)
 
 
-def find_cuts(finder: OwnerFinder, questions: RangeList, budget: int) -> Iterator[Cut]:
+def find_cuts(
+    finder: OwnerFinder, questions: RangeList, budget: int, *, whole: bool = False
+) -> Iterator[Cut]:
     """Answer all of ``questions``, which lie on the device, in order.
 
     A cut of several questions has at most ``budget`` records.  A question that is long enough to
-    have more is cut where no record is.  Where a scan answers, it has been prepared for them, and
-    its extents are in memory.
+    have more is cut where no record is, but not if ``whole``.  Where a scan answers, it has been
+    prepared for them, and its extents are in memory.
     """
+    if whole:
+        yield from _singly(finder, questions, budget)
+        return
     most = budget * finder.volume.block_size
     for is_long, some in _by_length(questions, most):
         if is_long and finder.scanned is None:

@@ -5,16 +5,21 @@ same facts, and the refcount and the free-space btree confirm them.  Where an in
 btree contradict each other, neither is preferred.
 """
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
+from typing import Final, NamedTuple
 
 from whoseblock.fs.pieces import UNKNOWN, Piece
 from whoseblock.fs.xfs.inodes import InodeTable
+from whoseblock.fs.xfs.owners.cuts import Cut
 from whoseblock.fs.xfs.owners.finder import OwnerFinder
 from whoseblock.fs.xfs.owners.scanned import ScannedRecords
 from whoseblock.fs.xfs.volume import Volume
 
-__all__ = ["Rescan", "Single"]
+__all__ = ["Rescan", "Single", "scan_size"]
+
+#: In more groups, inodes are not counted: a group is one read.
+_MOST_COUNTED: Final = 64
 
 
 class Single(NamedTuple):
@@ -32,6 +37,26 @@ class Rescan:
         self._finder = finder
         self._by_scan = OwnerFinder(volume, inodes, finder.free_doubt)
         self._by_scan.scan_instead()
+
+    def settle(self, cut: Cut, progress: Callable[[int], None]) -> Iterator[tuple[str, Cut]]:
+        """Yield the parts of a cut, each with a remark if a scan was needed for it.
+
+        One scan serves all questions of the cut whose notes it may settle.
+        """
+        settleable = self._finder.settleable
+        doubtful = [number for number, notes in cut.notes() if settleable.intersection(notes)]
+        found = dict(
+            zip(doubtful, self.find([cut.questions[at] for at in doubtful], progress), strict=True)
+        )
+        for needed, numbers in groupby(range(len(cut.questions)), found.__contains__):
+            first, *others = numbers
+            if not needed:
+                yield "", cut.part(first, first + len(others) + 1)
+                continue
+            for number in (first, *others):
+                pieces, notes, remark = found[number]
+                question = cut.questions[number : number + 1]
+                yield remark, Cut(question, None, [(pieces, notes)])
 
     def find(
         self, questions: Sequence[tuple[int, int]], progress: Callable[[int], None]
@@ -59,6 +84,23 @@ class Rescan:
             elif _unknown(pieces) < _unknown(before.pieces):
                 found[number] = Single(pieces, [*before.notes, *again], remark)
         return found
+
+
+def scan_size(volume: Volume) -> int | None:
+    """Return about how many bytes a scan reads; None if that is not known.
+
+    Inodes are those that the AGIs count.  Maps have a record for each record of the rmap btree at
+    most, and theirs are smaller.
+    """
+    if volume.sb.agcount > _MOST_COUNTED:
+        return None
+    total = 0
+    for agno in range(volume.sb.agcount):
+        agf, agi = volume.headers(agno)
+        if agf is None or agi is None:
+            return None
+        total += agi.icount * volume.inode_size + agf.rmap_blocks * volume.block_size
+    return total
 
 
 def _remark(scanned: ScannedRecords, why: str) -> str:
