@@ -332,9 +332,11 @@ def linear_window(layer: Layer, at: int) -> RangeMapping | None:
             notes = (tuple(remarks), tuple(doubts))
             return RangeMapping(low, high - low, via, layer, low + distance, "", True, *notes)  # noqa: FBT003
         alone = layer.only_segment(at + distance)
-        if alone is None or not isinstance(alone[0], LinearSegment):
+        if alone is None:
             return None
         segment, begin, end = alone
+        if not isinstance(segment, LinearSegment):
+            return None
         low, high = max(low, begin - distance), min(high, end - distance)
         distance += segment.to_start - segment.start
         remarks += [segment.remark] if segment.remark else []
