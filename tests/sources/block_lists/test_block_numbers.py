@@ -31,21 +31,21 @@ _lines = st.one_of(
 @given(st.lists(st.lists(_lines, min_size=1, max_size=4), max_size=4), st.sampled_from([512, 4096]))
 def test_a_list_read_in_pieces_has_the_same_blocks(pieces: list[list[str]], size: int) -> None:
     texts = ["".join(f"{line}\n" for line in lines) for lines in pieces]
-    readings = [Reading("list"), Reading("list")]
-    found = []
-    for lists in (True, False):
+
+    def read(*, lists: bool) -> tuple[list[Failure], str, Reading | None]:
+        reading = Reading("list")
         try:
             if lists:
-                parts = read_block_number_lists(texts, "list", size, readings[0])
-                found.append([one for part in parts for one in part.failures()])
+                parts = read_block_number_lists(texts, "list", size, reading)
+                found = [one for part in parts for one in part.failures()]
             else:
-                text = "".join(texts).splitlines()
-                found.append([*read_block_numbers(text, "list", size, readings[1])])
+                lines = "".join(texts).splitlines()
+                found = [*read_block_numbers(lines, "list", size, reading)]
         except MalformedError as error:
-            found.append([str(error)])
-    assert found[0] == found[1]
-    if found[0][:1] and isinstance(found[0][0], Failure):
-        assert readings[0] == readings[1]
+            return [], str(error), None
+        return found, "", reading
+
+    assert read(lists=True) == read(lists=False)
 
 
 def test_the_list_that_dumpe2fs_prints_is_that_given_to_mke2fs(tmp_path: Path) -> None:
