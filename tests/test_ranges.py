@@ -12,6 +12,7 @@ from whoseblock.ranges import (
     ByteRange,
     RangeList,
     merge,
+    merge_list,
     parse_range,
     parse_range_text,
     parse_ranges,
@@ -128,6 +129,20 @@ def test_merging_keeps_the_bytes(ranges: list[ByteRange]) -> None:
     merged = merge(ranges)
     assert _bytes(merged) == _bytes(ranges)
     assert all(one.end < other.start for one, other in pairwise(merged))
+
+
+_edge = (1 << 63) - 100
+_places = st.integers(0, 60) | st.integers(_edge, _edge + 40)
+
+
+@given(st.lists(st.builds(ByteRange, _places, st.integers(1, 50)), max_size=12), st.integers(1, 70))
+def test_merging_a_list_cuts_what_is_merged(ranges: list[ByteRange], longest: int) -> None:
+    expected = [
+        (at, min(longest, one.end - at))
+        for one in merge(ranges)
+        for at in range(one.start, one.end, longest)
+    ]
+    assert list(merge_list(RangeList.of(ranges), longest)) == expected
 
 
 @given(st.lists(_small, max_size=8), _small)

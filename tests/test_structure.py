@@ -32,7 +32,14 @@ ROOMS = (
     Room(("fs",), 3, 2),
     Room(("stack",), 3, 1),
     Room(("sources",), 1, 0),
-    Room(("lookup", "processes", "querying", "resolve", "summary", "target"), 4, 3),
+    Room(
+        (
+            *("columns", "lookup", "processes", "query", "querying"),
+            *("resolve", "summary", "target"),
+        ),
+        4,
+        3,
+    ),
     Room(("journal", "respond"), 5, 4),
     Room(("tables",), 5, 4),
     Room(("watch",), 6, 5),

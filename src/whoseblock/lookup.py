@@ -11,7 +11,7 @@ from contextlib import ExitStack, closing
 from heapq import merge
 from itertools import islice, pairwise
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
@@ -40,26 +40,40 @@ from whoseblock.fs.base import (
     remarks_in,
 )
 from whoseblock.fs.driver import AddressSpace, Volume
-from whoseblock.fs.stream import ROW_BUDGET, AnswerColumns, LeadingRows, join_rows
+from whoseblock.fs.stream import ROW_BUDGET, LeadingRows, join_rows
 from whoseblock.media.base import Media
 from whoseblock.media.device import FileMedia
 from whoseblock.media.mounts import is_folder, mounted_device
-from whoseblock.querying import QueryOptions, StreamItem, stream_columns, stream_owners
-from whoseblock.ranges import RangeList
+from whoseblock.query import Leaf, Part, Query, QueryList, is_plain
+from whoseblock.querying import QueryOptions, StreamItem, stream_owners
 from whoseblock.stack.base import Layer, LayerOffset, RangeMapping, descend
 
-__all__ = ["RESCAN_LIMIT", "Lookup", "Query", "QueryOptions", "open_filesystem"]
+if TYPE_CHECKING:
+    from whoseblock.columns import PlacedColumns
+
+__all__ = [
+    "RESCAN_LIMIT",
+    "Assembled",
+    "Lookup",
+    "Query",
+    "QueryList",
+    "QueryOptions",
+    "open_filesystem",
+    "with_origin",
+]
 
 #: So many bytes are read without asking where a reverse map is damaged: about a second of a disk.
 RESCAN_LIMIT: Final = 64 << 20
 _DEFAULTS: Final = QueryOptions()
-#: The order of rows that belong to no file.
-_NO_FILE: Final = FileId(0, 0)
 #: This many queries are answered together: enough to share reads, few enough to hold.
 _BATCH: Final = 1 << 16
 #: The same as columns, 16 bytes each: filesystems divide them again, and one may need a scan for
 #: each call.
 _COLUMNS: Final = 1 << 20
+#: Fewer questions are not worth loading NumPy.
+_FEW: Final = 48
+#: The order of rows that belong to no file.
+_NO_FILE: Final = FileId(0, 0)
 #: The parts of a query that are answered together, if it can be cut there.
 _RUN: Final = 1 << 12
 #: Longer parts may have more rows than can be held.
@@ -117,39 +131,8 @@ def _open_media(given: str | os.PathLike[str] | Media, undo: ExitStack) -> Media
     return given
 
 
-class Query(NamedTuple):
-    """``length`` bytes from ``start`` of ``layer`` that failed.
-
-    ``origin`` is where the failure was read, "" if the user named it; only then must the range be
-    on the device.  ``named`` puts ``via`` into the answer in any case; see `QueryOptions.bare`.
-    ``remark`` becomes a note of the answer that does not make it incomplete.
-    """
-
-    start: int
-    length: int
-    layer: Layer
-    origin: str = ""
-    named: bool = False
-    remark: str = ""
-
-
-class _Leaf:
-    """The content of a layer that nothing is made of: an address space, or the reason why not."""
-
-    def __init__(self, space: AddressSpace | None, error: WhoseblockError | None = None) -> None:
-        self.space = space
-        self.error = error
-
-
-class _Part(NamedTuple):
-    """A part of a query: where it led, and what is there; None if there is nothing to query."""
-
-    mapping: RangeMapping
-    leaf: _Leaf | None
-
-
 #: The answers of each leaf, in the order of the parts.
-_Streams = dict[_Leaf, Iterator[StreamItem]]
+_Streams = dict[Leaf, Iterator[StreamItem]]
 
 
 class Lookup(Closing):
@@ -168,7 +151,7 @@ class Lookup(Closing):
         #: The last permission that was denied.
         self.denied: PrivilegeError | None = None
         self._open_leaf = open_leaf
-        self._leaves: dict[Layer, _Leaf] = {}
+        self._leaves: dict[Layer, Leaf] = {}
 
     def answers(
         self, queries: Iterable[Query], options: QueryOptions = _DEFAULTS
@@ -192,20 +175,33 @@ class Lookup(Closing):
                 yield from self._answer_batch(batch, options)
 
     def stream_columns(
-        self, layer: Layer, ranges: RangeList, options: QueryOptions = _DEFAULTS, *, named: bool
-    ) -> Iterator[StreamItem | AnswerColumns]:
-        """Answer like `stream` about ranges of one layer, as columns where its filesystem has them.
+        self, queries: QueryList, options: QueryOptions = _DEFAULTS
+    ) -> Iterator["StreamItem | PlacedColumns"]:
+        """Answer like `stream`, as columns where the filesystem has them.
 
-        ``named`` is as in a `Query`.
+        Raises `OutOfDeviceError` as `stream` does.
         """
-        if named or not options.bare or not _is_plain(layer):
-            queries = (Query(start, length, layer, named=named) for start, length in ranges)
-            yield from self.stream(queries, options)
+        layer, ranges = queries.layer, queries.ranges
+        if len(ranges) < _FEW or not options.bare_rows or not (options.bare or queries.named):
+            yield from self._stream_ranges(queries, options)
             return
+        from whoseblock.columns import stream_placed
+
+        if not queries.report:
+            check_list(ranges, layer.name, layer.size)
         for at in range(0, len(ranges), _COLUMNS):
-            batch = ranges[at : at + _COLUMNS]
-            check_list(batch, layer.name, layer.size)
-            yield from stream_columns(self.leaf(layer), batch, options)
+            part = queries.part(at, at + _COLUMNS)
+            yield from stream_placed(part, options, self._find_leaf, self.stream)
+
+    def _stream_ranges(self, queries: QueryList, options: QueryOptions) -> Iterator[StreamItem]:
+        """Answer like `stream`, without an object for each question where that is possible."""
+        layer, ranges = queries.layer, queries.ranges
+        if queries.named or queries.report or not options.bare or not is_plain(layer):
+            yield from self.stream(queries.queries(), options)
+            return
+        check_list(ranges, layer.name, layer.size)
+        for at in range(0, len(ranges), _COLUMNS):
+            yield from stream_owners(self.leaf(layer), ranges[at : at + _COLUMNS], options)
 
     @property
     def layers(self) -> dict[str, Layer]:
@@ -235,7 +231,7 @@ class Lookup(Closing):
             raise found.error or NotAFilesystemError("there is nothing")
         return found.space
 
-    def _find_leaf(self, layer: Layer) -> _Leaf:
+    def _find_leaf(self, layer: Layer) -> Leaf:
         leaf = self._leaves.get(layer)
         if leaf is None:
             try:
@@ -245,13 +241,13 @@ class Lookup(Closing):
                 self.denied = error
                 raise
             except WhoseblockError as error:
-                leaf = _Leaf(None, error)
+                leaf = Leaf(None, error)
             else:
                 space.progress = self.progress
                 space.scans = self.scans
                 space.rescans = self.rescans
                 space.rescan_limit = self.rescan_limit
-                leaf = _Leaf(space)
+                leaf = Leaf(space)
             self._leaves[layer] = leaf
         return leaf
 
@@ -260,7 +256,7 @@ class Lookup(Closing):
         """Return whether a filesystem itself is queried, whose answers need no translation."""
         layer = batch[0].layer
         size = layer.size
-        return _is_plain(layer) and all(
+        return is_plain(layer) and all(
             query.layer is layer and not query.named and query.start + query.length <= size
             for query in batch
         )
@@ -282,7 +278,7 @@ class Lookup(Closing):
             if isinstance(item, LeadingRows):
                 yield item
                 continue
-            yield _with_origin(item, batch[answered])
+            yield with_origin(item, batch[answered])
             answered += 1
 
     def _answer_batch(self, batch: Sequence[Query], options: QueryOptions) -> Iterator[StreamItem]:
@@ -290,32 +286,32 @@ class Lookup(Closing):
             if not query.origin:
                 check_within(query.start, query.length, query.layer.name, query.layer.size)
         runs = (run for query in batch for run in _runs(query, self._parts(query)))
-        assembled: _Assembled | None = None
+        assembled: Assembled | None = None
         for some in _grouped(runs):
             streams = _open_streams(some, options)
             for query, parts, last in some:
-                assembled = assembled or _Assembled(query, bare=options.bare)
+                assembled = assembled or Assembled(query, bare=options.bare)
                 yield from assembled.add(parts, streams, options)
                 if last:
                     yield assembled.answer()
                     assembled = None
 
-    def _parts(self, query: Query) -> Iterator[_Part]:
+    def _parts(self, query: Query) -> Iterator[Part]:
         """Follow a range down to what can be queried."""
         for mapping in descend(query.layer, query.start, query.length):
             if mapping.layer is None:
-                yield _Part(mapping, None)
+                yield Part(mapping, None)
             else:
                 yield from self._parts_on(mapping, self._find_leaf(mapping.layer))
 
     @staticmethod
-    def _parts_on(mapping: RangeMapping, leaf: _Leaf) -> Iterator[_Part]:
+    def _parts_on(mapping: RangeMapping, leaf: Leaf) -> Iterator[Part]:
         """Query a leaf for what it has; an image may be shorter than the device it is a copy of."""
         length = mapping.length
         if leaf.space is not None:
             length = min(length, max(leaf.space.device_size - mapping.offset, 0))
         if length:
-            yield _Part(mapping._replace(length=length), leaf)
+            yield Part(mapping._replace(length=length), leaf)
         if length < mapping.length:
             way = tuple(LayerOffset(step.layer, step.start + length) for step in mapping.via)
             rest = mapping._replace(
@@ -326,7 +322,7 @@ class Lookup(Closing):
                 what="past the end of what can be read of it",
                 certain=False,
             )
-            yield _Part(rest, None)
+            yield Part(rest, None)
 
     def close(self) -> None:
         """Close every filesystem that was opened."""
@@ -334,11 +330,6 @@ class Lookup(Closing):
             if leaf.space is not None:
                 leaf.space.close()
         self._leaves.clear()
-
-
-def _is_plain(layer: Layer) -> bool:
-    """Return whether the answers of the filesystem on a layer need no translation."""
-    return not (layer.segments or layer.backing_segments or layer.remarks or layer.doubts)
 
 
 def _with_via(item: StreamItem, layer: Layer) -> StreamItem:
@@ -349,24 +340,12 @@ def _with_via(item: StreamItem, layer: Layer) -> StreamItem:
     return replace(item, owners=rows, via=(LayerLocation(layer.name, item.start),))
 
 
-def _with_origin(answer: Answer, query: Query) -> Answer:
-    """Add to an answer where the failure was read, and the remark about it."""
-    if not query.remark:
-        return replace(answer, origin=query.origin) if query.origin else answer
-    return replace(
-        answer,
-        origin=query.origin,
-        notes=distinct([*answer.notes, query.remark]),
-        remarks=UNSET if answer.complete else (*(answer.remarks or ()), query.remark),
-    )
+_Run = tuple[Query, list[Part], bool]
 
 
-_Run = tuple[Query, list[_Part], bool]
-
-
-def _runs(query: Query, parts: Iterable[_Part]) -> Iterator[_Run]:
+def _runs(query: Query, parts: Iterable[Part]) -> Iterator[_Run]:
     """Cut the ascending parts of a query where none crosses; yield whether a run is the last."""
-    run: list[_Part] = []
+    run: list[Part] = []
     reach = 0
     for part in parts:
         mapping = part.mapping
@@ -394,7 +373,7 @@ def _grouped(runs: Iterable[_Run]) -> Iterator[list[_Run]]:
 
 def _open_streams(runs: Iterable[_Run], options: QueryOptions) -> _Streams:
     """Query each leaf for all parts of ``runs``, except those that are queried apart."""
-    wanted: dict[_Leaf, list[tuple[int, int]]] = {}
+    wanted: dict[Leaf, list[tuple[int, int]]] = {}
     for _, parts, _ in runs:
         if _is_apart(parts):
             continue
@@ -408,7 +387,19 @@ def _open_streams(runs: Iterable[_Run], options: QueryOptions) -> _Streams:
     }
 
 
-def _overlap(parts: Sequence[_Part]) -> bool:
+def with_origin(answer: Answer, query: Query) -> Answer:
+    """Add to an answer where the failure was read, and the remark about it."""
+    if not query.remark:
+        return replace(answer, origin=query.origin) if query.origin else answer
+    return replace(
+        answer,
+        origin=query.origin,
+        notes=distinct([*answer.notes, query.remark]),
+        remarks=UNSET if answer.complete else (*(answer.remarks or ()), query.remark),
+    )
+
+
+def _overlap(parts: Sequence[Part]) -> bool:
     """Return whether some bytes of the query have several parts."""
     return any(
         before.mapping.start + before.mapping.length > part.mapping.start
@@ -416,12 +407,12 @@ def _overlap(parts: Sequence[_Part]) -> bool:
     )
 
 
-def _is_apart(parts: Sequence[_Part]) -> bool:
+def _is_apart(parts: Sequence[Part]) -> bool:
     """Return whether overlapping parts are so long that their rows are merged as they come."""
     return _overlap(parts) and any(part.mapping.length > _LONG for part in parts)
 
 
-class _Assembled:
+class Assembled:
     """Joins one answer, in the address space of the query, from those of the filesystems."""
 
     def __init__(self, query: Query, *, bare: bool) -> None:
@@ -436,7 +427,7 @@ class _Assembled:
         self._plain = bare and not (query.named or layer.segments or layer.backing_segments)
 
     def add(
-        self, parts: Sequence[_Part], streams: _Streams, options: QueryOptions
+        self, parts: Sequence[Part], streams: _Streams, options: QueryOptions
     ) -> Iterator[LeadingRows]:
         """Add the rows of ``parts``, and return those that need not be held."""
         if self._way is None:
@@ -477,13 +468,13 @@ class _Assembled:
         )
 
     @staticmethod
-    def _apart(part: _Part, options: QueryOptions) -> Iterator[StreamItem] | None:
+    def _apart(part: Part, options: QueryOptions) -> Iterator[StreamItem] | None:
         mapping, leaf = part
         if leaf is None or leaf.space is None:
             return None
         return iter(stream_owners(leaf.space, [(mapping.offset, mapping.length)], options))
 
-    def _rows_of(self, part: _Part, stream: Iterator[StreamItem] | None) -> Iterator[Owner]:
+    def _rows_of(self, part: Part, stream: Iterator[StreamItem] | None) -> Iterator[Owner]:
         """Yield the rows of one part, in the address space of the query, each with its way."""
         mapping, leaf = part
         self._missing.update(dict.fromkeys(mapping.doubts))

@@ -10,15 +10,14 @@ from msgspec.structs import replace
 from whoseblock.encode import encode_json
 from whoseblock.fs.base import Answer, FileOwner, Owner, Process, distinct
 from whoseblock.fs.driver import AddressSpace, MountedVolume
-from whoseblock.fs.stream import ROW_BUDGET, AnswerColumns, LeadingRows, chunks, join_rows
-from whoseblock.ranges import RangeList
+from whoseblock.fs.stream import ROW_BUDGET, LeadingRows, chunks, join_rows
 
 if TYPE_CHECKING:
     from hashlib import blake2b
 
     from whoseblock.processes import Found, Wanted
 
-__all__ = ["QueryOptions", "StreamItem", "find_users", "stream_columns", "stream_owners"]
+__all__ = ["QueryOptions", "StreamItem", "find_users", "stream_owners"]
 
 StreamItem = LeadingRows | Answer
 
@@ -38,6 +37,11 @@ class QueryOptions(NamedTuple):
     verified: bool = False
     bare: bool = False
 
+    @property
+    def bare_rows(self) -> bool:
+        """Whether rows are those of the filesystem, with nothing added."""
+        return not (self.paths or self.processes or self.verified)
+
 
 def stream_owners(
     space: AddressSpace, wanted: Sequence[tuple[int, int]], options: QueryOptions
@@ -49,15 +53,6 @@ def stream_owners(
     if options.verified:
         stream = _verify(stream, space)
     return stream
-
-
-def stream_columns(
-    space: AddressSpace, wanted: RangeList, options: QueryOptions
-) -> Iterable[StreamItem | AnswerColumns]:
-    """Answer like `stream_owners`, as columns if there is nothing to add to them."""
-    if options.paths or options.processes or options.verified:
-        return stream_owners(space, wanted, options)
-    return space.columns_stream(wanted)
 
 
 def _with_processes(stream: Iterable[StreamItem], devices: frozenset[int]) -> Iterator[StreamItem]:

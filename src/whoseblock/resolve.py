@@ -3,15 +3,18 @@
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import chain
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from whoseblock.byte_range import ByteRange
 from whoseblock.errors import OutOfDeviceError, PrivilegeError, TargetError
-from whoseblock.lookup import Query
-from whoseblock.ranges import PHYSICAL_MEMORY
+from whoseblock.query import Query, QueryList
+from whoseblock.ranges import PHYSICAL_MEMORY, RangeList
 from whoseblock.sources.base import Failure
 from whoseblock.stack.base import Layer, descend
 from whoseblock.target import Target
+
+if TYPE_CHECKING:
+    from whoseblock.sources.block_lists.failure_list import FailureList
 
 __all__ = ["Resolver"]
 
@@ -63,6 +66,28 @@ class Resolver:
             yield query
         if self.first_absent is not None and not count:
             raise self.first_absent
+
+    def resolve_lists(self, lists: "Iterable[FailureList]") -> Iterator[QueryList]:
+        """Yield the questions of failures without a device; raises what `resolve` does."""
+        # Most failures are few, or name a device.
+        from whoseblock.sources.block_lists.failure_list import FailureList
+
+        layer = self._target.layer
+        if layer is None:
+            raise LookupError("failures without a device need a target")
+        named = layer is not self._target.root
+        for ranges, report, lines in lists:
+            if self._offset is None and (not report or self.device or _are_within(ranges, layer)):
+                yield QueryList(layer, ranges, report, lines, named)
+                continue
+            placed = []
+            for number, failed in enumerate(ranges):
+                line = lines[number] if report else 0
+                origin = f"{report}, line {line}" if report else ""
+                if found := self._place(ByteRange(*failed), layer, origin):
+                    placed.append((*found, line))
+            part = FailureList.of(report, placed)
+            yield QueryList(layer, part.ranges, report, part.lines, named)
 
     def _hold_above(self, failures: Iterable[Failure]) -> Iterator[Failure]:
         """Hold back failures that a layer above a device reports, if the device may be the image's.
@@ -183,3 +208,10 @@ class Resolver:
             for mapping in descend(layer, start, length)
             for offset in mapping.via
         )
+
+
+def _are_within(ranges: RangeList, layer: Layer) -> bool:
+    """Return whether every range ends on a layer."""
+    if not ranges or max(ranges.starts) + max(ranges.lengths) <= layer.size:
+        return True
+    return all(start + length <= layer.size for start, length in ranges)

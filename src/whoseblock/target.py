@@ -29,7 +29,6 @@ from whoseblock.stack.formats.partitions import read_partition_table
 from whoseblock.stack.images.assembly import Assembly, add_table_structures
 from whoseblock.stack.kernel.devices import ENCRYPTED_VOLUME, BlockDevices
 from whoseblock.stack.kernel.host import Host
-from whoseblock.stack.kernel.loops import find_backing_segments
 from whoseblock.stack.mounted import CompanionDevice, companion_devices
 
 if TYPE_CHECKING:
@@ -230,6 +229,7 @@ class Target(Closing):
             self._looked_into.add(one)
             if self._options.through_loop and not one.backing_segments:
                 from whoseblock.fs.mounted.fiemap import file_extents
+                from whoseblock.stack.kernel.loops import find_backing_segments
 
                 one.backing_segments = tuple(
                     find_backing_segments(

@@ -1,6 +1,7 @@
 """Tables of owners: the rows of `lookup --json`, in columns."""
 
 import json
+from array import array
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.support.tools import CHECKOUT
 
+from whoseblock.columns import PlacedColumns
 from whoseblock.fs.base import Answer, FileOwner, Free, LayerLocation, MetadataOwner, Unknown
-from whoseblock.fs.stream import AnswerColumns, LeadingRows
+from whoseblock.fs.stream import LeadingRows
 from whoseblock.lookup import Lookup
+from whoseblock.query import QueryList
 from whoseblock.querying import QueryOptions
 from whoseblock.ranges import RangeList
 from whoseblock.tables.batches import BATCH, Origin, record_batches
@@ -23,7 +26,7 @@ ORIGIN = Origin("host", "xfs 1", "sda", "model")
 ANSWER = Answer(0, 10, complete=True, notes=(), owners=())
 
 
-def rows_of(*items: LeadingRows | Answer | AnswerColumns) -> list[dict[str, Any]]:
+def rows_of(*items: LeadingRows | Answer | PlacedColumns) -> list[dict[str, Any]]:
     table = pa.Table.from_batches(record_batches(items, ORIGIN), arrow_schema())
     rows: list[dict[str, Any]] = table.to_pylist()
     return rows
@@ -100,7 +103,7 @@ def _bytes_of(text: str) -> bytes:
     return first.encode() + b"".join(bytes.fromhex(part[:2]) + part[2:].encode() for part in rest)
 
 
-@pytest.mark.parametrize("piece", [1 << 20, 1 << 16])
+@pytest.mark.parametrize("piece", [1 << 22, 1 << 16])
 def test_columns_and_objects_make_the_same_table(demo_image: Path, piece: int) -> None:
     with Target(str(demo_image), TargetOptions()) as target, Lookup(target.open_leaf) as finder:
         layer = target.layer
@@ -108,8 +111,9 @@ def test_columns_and_objects_make_the_same_table(demo_image: Path, piece: int) -
         starts = range(0, layer.size, piece)
         pieces = RangeList.of((start, min(piece, layer.size - start)) for start in starts)
         options = QueryOptions(paths=False, bare=True)
-        stream = list(finder.stream_columns(layer, pieces, options, named=False))
-        assert any(isinstance(item, AnswerColumns) for item in stream)
+        queries = QueryList(layer, pieces, "", array("Q"), named=False)
+        stream = list(finder.stream_columns(queries, options))
+        assert any(isinstance(item, PlacedColumns) for item in stream)
         answers = finder.leaf(layer).owners_many(pieces, paths=False)
         assert rows_of(*stream) == rows_of(*answers)
 

@@ -9,7 +9,7 @@ import click
 
 from whoseblock.cli.command import Command
 from whoseblock.cli.options.failures import FailureOptions, failure_options
-from whoseblock.cli.options.reports import read_failures, read_ranges
+from whoseblock.cli.options.reports import read_failures, read_lists
 from whoseblock.cli.options.targets import options_of, target_options
 from whoseblock.cli.presentation.notices import (
     exit_passed_over,
@@ -26,6 +26,7 @@ from whoseblock.fs.base import Answer
 if TYPE_CHECKING:
     from whoseblock.fs.stream import LeadingRows
     from whoseblock.lookup import Lookup
+    from whoseblock.query import Query, QueryList
     from whoseblock.querying import QueryOptions
     from whoseblock.sources.base import Reading
     from whoseblock.target import Target
@@ -118,10 +119,7 @@ def lookup(target: str | None, ranges: tuple[str, ...], **options: Any) -> None:
     given = FailureOptions.of(ranges, options)
     given.check(target=target is not None)
     _check_options(options)
-    output = None
-    if options["output"] is not None and not _is_table(options["output"]):
-        output = OutputFile(options["output"])
-        output.check()
+    output = _output_of(options["output"])
     where = options_of(options)
     readings: list[Reading] = []
     with Target(target, where) as opened, Lookup(opened.open_leaf) as finder:
@@ -136,8 +134,15 @@ def lookup(target: str | None, ranges: tuple[str, ...], **options: Any) -> None:
             if options["summary"] or output is not None:
                 from whoseblock.cli.presentation.summary import summarise
 
+                wanted: Iterable[Query | QueryList] = asked
+                if given.is_one_list:
+                    wanted = resolver.resolve_lists(read_lists(given, opened, finder, readings))
                 lines: Iterable[bytes] = summarise(
-                    finder, asked, output, paths=not options["no_paths"], as_json=options["as_json"]
+                    finder,
+                    wanted,
+                    output,
+                    paths=not options["no_paths"],
+                    as_json=options["as_json"],
                 )
                 lines = (line + b"\n" for line in lines)
             elif options["output"] is not None:
@@ -147,16 +152,16 @@ def lookup(target: str | None, ranges: tuple[str, ...], **options: Any) -> None:
             else:
                 # If there are only ranges, report an invalid one before the first answer.
                 content = _query_options(options)
-                if not options["as_json"]:
-                    wanted = list(asked) if given.few else asked
-                    lines = _table_chunks(_counted(finder.stream(wanted, content), progress))
-                elif given.few and (layer := opened.layer) is not None:
-                    few = read_ranges(given, opened, finder, readings)
-                    named = layer is not opened.root
-                    columns = finder.stream_columns(layer, few, content, named=named)
+                if options["as_json"] and given.is_one_list:
+                    lists = resolver.resolve_lists(read_lists(given, opened, finder, readings))
+                    columns = (
+                        item for some in lists for item in finder.stream_columns(some, content)
+                    )
                     lines = json_chunks(_counted(columns, progress))
                 else:
-                    lines = json_chunks(_counted(finder.stream(asked, content), progress))
+                    single = list(asked) if given.few else asked
+                    chunks = json_chunks if options["as_json"] else _table_chunks
+                    lines = chunks(_counted(finder.stream(single, content), progress))
             write_chunks(lines)
         report_readings(readings)
         report_resolver(resolver, opened)
@@ -185,6 +190,15 @@ def _check_options(options: dict[str, Any]) -> None:
             raise click.UsageError(f"--{name} has no effect with {other}")
         if options["offline"]:
             raise click.UsageError(f"--{name} queries the kernel, but --offline does not; drop one")
+
+
+def _output_of(output: str | None) -> OutputFile | None:
+    """Return the file of a list, None if there is no file or if it is a table."""
+    if output is None or _is_table(output):
+        return None
+    file = OutputFile(output)
+    file.check()
+    return file
 
 
 def _is_table(output: str) -> bool:
@@ -241,13 +255,10 @@ def _counted(answers: Iterable[_Item], progress: ProgressBar) -> Iterable[_Item]
 
 
 def _count_answers(answers: Iterable[_Item], progress: ProgressBar) -> Iterator[_Item]:
-    from whoseblock.fs.stream import AnswerColumns
-
     number = 0
     for item in answers:
-        number += (
-            len(item.questions) if isinstance(item, AnswerColumns) else isinstance(item, Answer)
-        )
+        columns = getattr(item, "columns", None)
+        number += isinstance(item, Answer) if columns is None else len(columns.questions)
         progress("ranges answered", number, None)
         yield item
 

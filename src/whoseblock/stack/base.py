@@ -23,6 +23,7 @@ __all__ = [
     "Segment",
     "UnmappedSegment",
     "descend",
+    "linear_window",
 ]
 
 #: Limit on the depth of a stack; a table that maps to itself would exceed any limit.
@@ -213,6 +214,22 @@ class Layer:
         if covered < end:
             yield self._map_gap(covered, end)
 
+    def only_segment(self, at: int) -> tuple[Segment, int, int] | None:
+        """Return the segment of byte ``at``, and the bytes around it that no other one has.
+
+        None if several segments may have the byte, or none.
+        """
+        if self.backing_segments:
+            return None
+        last = bisect_right(self._starts, at)
+        first = bisect_right(self._ends, at, hi=last)
+        if last - first != 1:
+            return None
+        segment = self._segments[first]
+        low = max(segment.start, self._ends[first - 1]) if first else segment.start
+        high = min([segment.start + segment.length, *self._starts[last : last + 1]])
+        return segment, low, high
+
     def _map_gap(self, start: int, end: int) -> LayerMapping:
         return LayerMapping(start, end - start, what=self.gap, certain=self.gap_certain)
 
@@ -291,6 +308,41 @@ def _descend(layer: Layer, start: int, length: int, above: _Descent) -> Iterator
         certain = layer.size_certain
         last = RangeMapping(asked + inside, length - inside, beyond, None, 0, what, certain)
         yield last._replace(remarks=remarks, doubts=doubts)
+
+
+def linear_window(layer: Layer, at: int) -> RangeMapping | None:
+    """Return a mapping to a leaf of the bytes around byte ``at`` of a layer.
+
+    `descend` maps every range within them to the same leaf, at the same distance and with the same
+    notes, and to nothing else.  None if there is no such mapping.
+    """
+    low, high, distance = 0, layer.size, 0
+    path: list[tuple[Layer, int]] = []
+    remarks: list[str] = []
+    doubts: list[str] = []
+    for _ in range(_MAX_DEPTH):
+        path.append((layer, distance))
+        remarks += layer.remarks
+        doubts += layer.doubts
+        low, high = max(low, -distance), min(high, layer.size - distance)
+        if not low <= at < high:
+            return None
+        if not layer.segments and not layer.backing_segments:
+            via = tuple(LayerOffset(one.name, low + below) for one, below in path)
+            notes = (tuple(remarks), tuple(doubts))
+            return RangeMapping(low, high - low, via, layer, low + distance, "", True, *notes)  # noqa: FBT003
+        alone = layer.only_segment(at + distance)
+        if alone is None:
+            return None
+        segment, begin, end = alone
+        if not isinstance(segment, LinearSegment):
+            return None
+        low, high = max(low, begin - distance), min(high, end - distance)
+        distance += segment.to_start - segment.start
+        remarks += [segment.remark] if segment.remark else []
+        doubts += [segment.doubt] if segment.doubt else []
+        layer = segment.to
+    return None
 
 
 def _advance(via: tuple[LayerOffset, ...], distance: int) -> tuple[LayerOffset, ...]:

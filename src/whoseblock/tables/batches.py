@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import pyarrow as pa
 
+from whoseblock.columns import PlacedColumns
 from whoseblock.fs.arrays import FORKS, KINDS, WHATS
 from whoseblock.fs.base import Answer, Owner
-from whoseblock.fs.stream import AnswerColumns, LeadingRows
+from whoseblock.fs.stream import LeadingRows
 from whoseblock.tables.schema import arrow_schema
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class Origin(NamedTuple):
 
 
 def record_batches(
-    stream: Iterable[LeadingRows | Answer | AnswerColumns], origin: Origin
+    stream: Iterable[LeadingRows | Answer | PlacedColumns], origin: Origin
 ) -> Iterator[pa.RecordBatch]:
     """Convert answers to record batches of at most `BATCH` rows, without holding all.
 
@@ -59,7 +60,7 @@ def record_batches(
     schema = arrow_schema()
     rows = _Rows(origin)
     for item in stream:
-        if isinstance(item, AnswerColumns):
+        if isinstance(item, PlacedColumns):
             yield from rows.flush(schema)
             yield from _column_batches(item, origin, schema)
             continue
@@ -157,11 +158,12 @@ def _constant(value: str | None, rows: int, kind: pa.DataType) -> pa.Array:
 
 
 def _column_batches(
-    columns: AnswerColumns, origin: Origin, schema: pa.Schema
+    placed: PlacedColumns, origin: Origin, schema: pa.Schema
 ) -> Iterator[pa.RecordBatch]:
     """Convert answers that are columns; those of odd questions are made as objects."""
     import numpy as np
 
+    columns = placed.columns
     rows = columns.rows
     odd = columns.is_odd[rows.question]
     ends = np.flatnonzero(np.diff(odd)) + 1
@@ -175,15 +177,15 @@ def _column_batches(
             yield from objects.flush(schema)
             continue
         for at in range(first, last, BATCH):
-            yield _batch_of_columns(columns, slice(at, min(at + BATCH, last)), origin, schema)
+            yield _batch_of_columns(placed, slice(at, min(at + BATCH, last)), origin, schema)
 
 
 def _batch_of_columns(
-    columns: AnswerColumns, part: slice, origin: Origin, schema: pa.Schema
+    placed: PlacedColumns, part: slice, origin: Origin, schema: pa.Schema
 ) -> pa.RecordBatch:
     import numpy as np
 
-    rows, common = columns.rows, columns.common
+    rows, common = placed.columns.rows, placed.columns.common
     is_file = rows.kind[part] == KINDS.index("file")
     has_offset = is_file & (rows.file_offset[part] >= 0)
     count = is_file.size
@@ -203,6 +205,11 @@ def _batch_of_columns(
         "complete": pa.array(np.full(count, common.complete)),
         "notes": notes.take(pa.array(np.zeros(count, np.int32))),
     }
+    if placed.way:
+        layer, distance = placed.way[-1]
+        arrays["device"] = _constant(placed.way[0][0], count, pa.string())
+        arrays["layer"] = _constant(layer, count, pa.string())
+        arrays["layer_start"] = pa.array(rows.start[part] + distance)
     every = [
         arrays[field.name]
         if field.name in arrays

@@ -1,22 +1,26 @@
 """The owners of a whole device, as a table."""
 
-from collections.abc import Iterator
+from array import array
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from whoseblock.errors import NotAFilesystemError
 from whoseblock.fs.base import Answer, Progress
 from whoseblock.fs.driver import Volume
-from whoseblock.fs.stream import AnswerColumns
+from whoseblock.fs.stream import LeadingRows
 from whoseblock.lookup import Lookup
+from whoseblock.query import QueryList
 from whoseblock.querying import QueryOptions, StreamItem
 from whoseblock.ranges import RangeList
 from whoseblock.stack.base import Layer
 from whoseblock.stack.kernel.host import Host
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import pyarrow as pa
 
+    from whoseblock.columns import PlacedColumns
     from whoseblock.tables.batches import Origin
 
 __all__ = ["find_origin", "map_batches"]
@@ -34,15 +38,16 @@ def map_batches(
     # A mounted filesystem without a block device has no size but its own.
     size = layer.size if layer.segments else min(layer.size, _size_of(finder, layer))
     pieces = RangeList.of((start, min(PIECE, size - start)) for start in range(0, size, PIECE))
+    queries = QueryList(layer, pieces, "", array("Q"), named=False)
     options = QueryOptions(paths=paths, bare=True)
 
-    def counted() -> Iterator[StreamItem | AnswerColumns]:
+    def counted() -> "Iterator[StreamItem | PlacedColumns]":
         done = 0
-        for item in finder.stream_columns(layer, pieces, options, named=False):
-            if isinstance(item, AnswerColumns):
-                done = sum(item.questions[-1])
-            elif isinstance(item, Answer):
+        for item in finder.stream_columns(queries, options):
+            if isinstance(item, Answer):
                 done = item.start + item.length
+            elif not isinstance(item, LeadingRows):
+                done = sum(item.columns.questions[-1])
             yield item
             progress("MiB mapped", done >> 20, size >> 20)
 

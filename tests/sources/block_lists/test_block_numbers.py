@@ -8,8 +8,11 @@ from hypothesis import strategies as st
 from tests.support.tools import program, run
 
 from whoseblock.errors import MalformedError
-from whoseblock.sources.base import Failure
-from whoseblock.sources.block_lists.block_numbers import read_block_numbers
+from whoseblock.sources.base import Failure, Reading
+from whoseblock.sources.block_lists.block_numbers import (
+    read_block_number_lists,
+    read_block_numbers,
+)
 
 
 @given(st.lists(st.integers(0, 1 << 40), max_size=20), st.sampled_from([512, 1024, 4096]))
@@ -17,6 +20,32 @@ def test_every_block_number_is_parsed(blocks: list[int], size: int) -> None:
     lines = "".join(f"{block}\n" for block in blocks).splitlines(keepends=True)
     found = [failure[:2] for failure in read_block_numbers(lines, "list", size)]
     assert found == [(block * size, size) for block in blocks]
+
+
+_lines = st.one_of(
+    st.integers(0, 10**13).map(str),
+    st.sampled_from(["", "# comment", "7-9", "8 - 9 # a scratch", "x", "9007199254740991"]),
+)
+
+
+@given(st.lists(st.lists(_lines, min_size=1, max_size=4), max_size=4), st.sampled_from([512, 4096]))
+def test_a_list_read_in_pieces_has_the_same_blocks(pieces: list[list[str]], size: int) -> None:
+    texts = ["".join(f"{line}\n" for line in lines) for lines in pieces]
+
+    def read(*, lists: bool) -> tuple[list[Failure], str, Reading | None]:
+        reading = Reading("list")
+        try:
+            if lists:
+                parts = read_block_number_lists(texts, "list", size, reading)
+                found = [one for part in parts for one in part.failures()]
+            else:
+                lines = "".join(texts).splitlines()
+                found = [*read_block_numbers(lines, "list", size, reading)]
+        except MalformedError as error:
+            return [], str(error), None
+        return found, "", reading
+
+    assert read(lists=True) == read(lists=False)
 
 
 def test_the_list_that_dumpe2fs_prints_is_that_given_to_mke2fs(tmp_path: Path) -> None:

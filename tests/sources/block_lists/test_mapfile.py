@@ -2,7 +2,8 @@
 
 import subprocess
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from tests.support.tools import CHECKOUT, program, run
 
 from whoseblock.errors import MalformedError
 from whoseblock.sources.base import Failure, Reading
-from whoseblock.sources.block_lists.mapfile import check_statuses, read_mapfile
+from whoseblock.sources.block_lists.mapfile import check_statuses, read_map_lists, read_mapfile
 
 FIXTURES = CHECKOUT / "tests" / "fixtures" / "sources"
 SECTOR = 512
@@ -28,7 +29,7 @@ def map_lines(blocks: list[tuple[int, str]], start: int = 0) -> Iterator[str]:
         start += sectors * SECTOR
 
 
-def sectors_of(failures: Iterator[Failure]) -> list[int]:
+def sectors_of(failures: Iterable[Failure]) -> list[int]:
     return [
         sector
         for failure in failures
@@ -60,6 +61,45 @@ def test_any_map_agrees_with_ddrescuelog(
     path.write_text("".join(map_lines(blocks, first * SECTOR)))
     found = sectors_of(read_mapfile(path.read_text().splitlines(), "any", statuses))
     assert found == listed(path, statuses)
+    lists = read_map_lists(map_lines(blocks, first * SECTOR), "any", statuses)
+    assert sectors_of(one for part in lists for one in part.failures()) == found
+
+
+#: What stands in maps besides the lines that ddrescue writes, and what may not.
+_others = st.sampled_from(["# comment\n", "\n", " 0x0 ? # c\n", "0 0 -\n", "x\n", "512 512 -"])
+
+
+@st.composite
+def pieces_of_maps(draw: st.DrawFn) -> list[str]:
+    """Return a map with a few lines of other forms, cut where lines end."""
+    lines = [*map_lines(draw(maps), draw(st.sampled_from([0, SECTOR, (1 << 63) - SECTOR])))]
+    if draw(st.booleans()):
+        lines = [OLD[0], *lines[2:], "0x10 -1 -\n"]
+    for line in draw(st.lists(_others, max_size=2)):
+        lines.insert(draw(st.integers(0, len(lines))), line)
+    cuts = sorted(draw(st.sets(st.integers(1, len(lines)))))
+    pieces = ["".join(lines[low:high]) for low, high in pairwise([0, *cuts, len(lines)])]
+    return [piece for piece in pieces if piece]
+
+
+@given(pieces_of_maps(), st.sampled_from(["?*/-", "-", "+"]))
+def test_a_map_read_in_pieces_has_the_same_blocks(pieces: list[str], statuses: str) -> None:
+    def read(*, lists: bool) -> tuple[list[Failure], str, Reading]:
+        found: list[Failure] = []
+        reading = Reading("map")
+        try:
+            if lists:
+                for part in read_map_lists(pieces, "map", statuses, reading):
+                    found += part.failures()
+            else:
+                lines = "".join(pieces).split("\n")
+                found += read_mapfile(lines, "map", statuses, reading)
+        except MalformedError as error:
+            # The blocks before the line that is wrong are not compared.
+            return [], str(error), Reading("map")
+        return found, "", reading
+
+    assert read(lists=True) == read(lists=False)
 
 
 def test_a_failure_names_its_file_and_line() -> None:

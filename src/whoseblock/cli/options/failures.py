@@ -229,6 +229,17 @@ class FailureOptions(NamedTuple):
         return self.offset is None and not reports
 
     @property
+    def is_one_list(self) -> bool:
+        """Whether all failures are in one file of ranges, one map or one list of block numbers.
+
+        There may be further ranges besides those of a file.
+        """
+        lists = bool(self.ranges_file) + len(self.mapfiles) + len(self.badblocks)
+        if self.texts and not self.ranges_file:
+            return False
+        return lists == 1 and not (self.names_devices or self.sysfs_badblocks)
+
+    @property
     def names_devices(self) -> bool:
         """Whether there is a form that names the failed device."""
         files = (self.ndctl, self.smart, self.dmesg, self.cxl, self.md_badblocks, self.rasdaemon)

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from whoseblock.cli.options.input_files import (
+    read_chunks,
     read_document,
     read_lines,
     read_log_lines,
@@ -13,9 +14,10 @@ from whoseblock.sources.base import Failure, Reading
 
 if TYPE_CHECKING:
     from whoseblock.cli.options.failures import FailureOptions
+    from whoseblock.sources.block_lists.failure_list import FailureList
     from whoseblock.sources.kernel_log.patterns import Units
 
-__all__ = ["read_report_files"]
+__all__ = ["read_report_files", "read_report_lists"]
 
 
 def read_report_files(
@@ -53,6 +55,24 @@ def read_report_files(
             yield parse_pfn(number, page_size)
         for address in given.addresses:
             yield parse_physical_address(address, page_size)
+
+
+def read_report_lists(given: "FailureOptions", readings: list[Reading]) -> "Iterator[FailureList]":
+    """Yield the failures of maps and lists of block numbers, many at once.
+
+    The rest is as in `read_report_files`.
+    """
+    for file in given.mapfiles:
+        from whoseblock.sources.block_lists.mapfile import read_map_lists
+
+        reading = start_reading(file, readings)
+        yield from read_map_lists(read_chunks(file), reading.name, given.statuses, reading)
+    for file in given.badblocks:
+        from whoseblock.sources.block_lists.block_numbers import read_block_number_lists
+
+        reading = start_reading(file, readings)
+        size = given.block_size or 0
+        yield from read_block_number_lists(read_chunks(file), reading.name, size, reading)
 
 
 def _read_documents(

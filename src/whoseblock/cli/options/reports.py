@@ -13,13 +13,16 @@ from whoseblock.sources.base import Failure, Reading
 if TYPE_CHECKING:
     from whoseblock.cli.options.failures import FailureOptions
     from whoseblock.lookup import Lookup
+    from whoseblock.sources.block_lists.failure_list import FailureList
     from whoseblock.sources.kernel_log.patterns import Units
     from whoseblock.target import Target
 
-__all__ = ["parse_ranges", "read_failures", "read_ranges"]
+__all__ = ["parse_ranges", "read_failures", "read_lists"]
 
 #: The size of a target that has none of its own; see `Target`.
 _NO_END: Final = (1 << 63) - 1
+#: So many failures of a list are looked up together: one scan may answer all of them.
+_MOST: Final = 1 << 20
 
 
 def read_failures(
@@ -77,17 +80,34 @@ def _find_units(given: "FailureOptions", target: "Target", finder: "Lookup") -> 
     return Units(target.host.page_size, logical_block, filesystem_block, given.block_size)
 
 
-def read_ranges(
+def read_lists(
     given: "FailureOptions", target: "Target", finder: "Lookup", readings: list[Reading]
-) -> RangeList:
-    """Return all ranges, if there are only ranges; see `FailureOptions.few`.
+) -> "Iterator[FailureList]":
+    """Yield the failures of the one list that there is; see `FailureOptions.is_one_list`.
 
-    A record of the ranges file is appended to ``readings``.
+    Ranges are all parsed before the first is returned.  A record of the file is appended to
+    ``readings``.
     """
-    found = RangeList.of(())
-    for ranges in _parse_range_lists(given, _block_size(given, target, finder), readings):
-        found.extend(ranges)
-    return found
+    from whoseblock.sources.block_lists.failure_list import FailureList
+
+    # Opening the target first reports an unreadable target before any other error.
+    block_size = _block_size(given, target, finder)
+    found = FailureList.of("", ())
+    if not (given.mapfiles or given.badblocks):
+        for ranges in _parse_range_lists(given, block_size, readings):
+            found.ranges.extend(ranges)
+        yield found
+        return
+    from whoseblock.cli.options.report_files import read_report_lists
+
+    for some in read_report_lists(_compare_sizes(given, target), readings):
+        if found.lines and len(found.lines) + len(some.lines) > _MOST:
+            yield found
+            found = FailureList.of("", ())
+        found.ranges.extend(some.ranges)
+        found.lines.extend(some.lines)
+        found = found._replace(report=some.report)
+    yield found
 
 
 def _block_size(given: "FailureOptions", target: "Target", finder: "Lookup") -> int | None:

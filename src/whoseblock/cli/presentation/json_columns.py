@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from msgspec.structs import replace
 
+from whoseblock.columns import PlacedColumns
 from whoseblock.encode import encode_json
 from whoseblock.fs.arrays import FORKS, KINDS, WHATS, OwnerArrays
 from whoseblock.fs.base import Answer
@@ -40,12 +41,17 @@ _POWERS: Final = 10 ** np.arange(1, 19)
 
 
 def column_chunks(
-    columns: AnswerColumns, encode_answer: Callable[[Answer], Iterable[bytes]]
+    placed: PlacedColumns | AnswerColumns, encode_answer: Callable[[Answer], Iterable[bytes]]
 ) -> Iterator[bytes]:
     """Encode answers without paths, one line each; ``encode_answer`` encodes the odd ones."""
+    if isinstance(placed, AnswerColumns):
+        placed = PlacedColumns(placed)
+    columns, way = placed.columns, placed.way
     rows = columns.rows
     frame = _frame(columns.common)
-    if frame is None:
+    report = _text_of(f"{placed.report}, line ")
+    names = [_text_of(name) for name, _ in way]
+    if frame is None or report is None or None in names:
         for number in range(len(columns.questions)):
             yield from encode_answer(columns.answer(number))
         return
@@ -53,11 +59,13 @@ def column_chunks(
     lengths = np.array(columns.questions.lengths, np.int64)
     changes = rows.question[1:] != rows.question[:-1]
     is_first, is_last = np.append(True, changes), np.append(changes, True)
+    line_numbers = np.array(placed.lines, np.int64)
+    steps = [(name, distance) for name, (_, distance) in zip(names, way, strict=True) if name]
     is_plain = ~columns.is_odd[rows.question]
     for at in range(0, rows.question.size, _ROWS):
         block = slice(at, at + _ROWS)
         question, plain, first = rows.question[block], is_plain[block], is_first[block]
-        opens = plain & first
+        opens, closes = plain & first, plain & is_last[block]
         parts = [
             _text(frame[0], opens),
             _number(starts[question], opens),
@@ -66,7 +74,20 @@ def column_chunks(
             _text(frame[2], opens),
             _text(b",", plain & ~first),
             *_row_parts(rows, block, plain),
-            _text(frame[3], plain & is_last[block]),
+            *_way_parts(rows.start[block], steps, plain),
+            _text(b"}", plain),
+            _text(b"]", closes),
+        ]
+        if placed.report:
+            parts += [
+                _text(b',"origin":' + report[:-1], closes),
+                _number(line_numbers[question], closes),
+                _text(b'"', closes),
+            ]
+        parts += [
+            _text(frame[3], closes),
+            *_way_parts(starts[question], steps, closes),
+            _text(b"}\n", closes),
         ]
         values, written = map(np.hstack, zip(*parts, strict=True))
         lines = values[written].tobytes()
@@ -90,7 +111,34 @@ def _frame(common: Answer) -> tuple[bytes, bytes, bytes, bytes] | None:
     before, _, rest = text.partition(b"%d" % start)
     between, _, rest = rest.partition(b"%d" % length)
     notes, owners, after = rest.partition(b'"owners":[')
-    return (before, between, notes + owners, after + b"\n") if owners else None
+    ends = after.startswith(b"]") and after.endswith(b"}")
+    return (before, between, notes + owners, after[1:-1]) if owners and ends else None
+
+
+def _text_of(text: str) -> bytes | None:
+    """Encode a string; None if it is not UTF-8: its whole line is written in another way."""
+    return encode_json(text) if text.isascii() or _is_utf8(text) else None
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _way_parts(
+    places: "Ints", steps: Sequence[tuple[bytes, int]], shown: "Bools"
+) -> "Iterator[Part]":
+    """Yield the parts of ``via`` of what is at places of the layer that was queried."""
+    text = b',"via":['
+    for name, distance in steps:
+        yield _text(text + b'{"layer":' + name + b',"start":', shown)
+        yield _number(places + distance, shown)
+        text = b"},"
+    if steps:
+        yield _text(b"}]", shown)
 
 
 def _row_parts(rows: OwnerArrays, block: slice, shown: "Bools") -> "Iterator[Part]":
@@ -129,7 +177,8 @@ def _template(key: int) -> list[bytes]:
             break
         texts.append(before)
         rest = after
-    return [*texts, rest]
+    # Further fields may follow.
+    return [*texts, rest.removesuffix(b"}")]
 
 
 def _text(text: bytes, shown: "Bools") -> "Part":

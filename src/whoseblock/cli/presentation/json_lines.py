@@ -1,7 +1,7 @@
 """Answers as JSON Lines, written in pieces."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 from msgspec.structs import replace
@@ -9,6 +9,9 @@ from msgspec.structs import replace
 from whoseblock.encode import encode_json, encode_lines
 from whoseblock.fs.base import Answer, FileOwner, Owner
 from whoseblock.fs.stream import AnswerColumns, LeadingRows
+
+if TYPE_CHECKING:
+    from whoseblock.columns import PlacedColumns
 
 __all__ = ["json_chunks"]
 
@@ -19,7 +22,9 @@ _FEW: Final = 8
 _WEIGHT: Final = 4096
 
 
-def json_chunks(answers: Iterable[LeadingRows | Answer | AnswerColumns]) -> Iterator[bytes]:
+def json_chunks(
+    answers: "Iterable[LeadingRows | Answer | AnswerColumns | PlacedColumns]",
+) -> Iterator[bytes]:
     """Encode a stream of answers, one line each; see `fs.stream`.
 
     Fields that are known only at the end of an answer in pieces come after its ``owners``.
@@ -29,7 +34,7 @@ def json_chunks(answers: Iterable[LeadingRows | Answer | AnswerColumns]) -> Iter
     short: list[Answer] = []
     weight = 0
     for item in answers:
-        if isinstance(item, AnswerColumns):
+        if not isinstance(item, LeadingRows | Answer):
             from whoseblock.cli.presentation.json_columns import column_chunks
 
             if short:

@@ -2,6 +2,7 @@
 
 import csv
 import io
+from array import array
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Final
 
@@ -10,14 +11,14 @@ from msgspec import UNSET, Struct, UnsetType
 from whoseblock.cli.presentation.output import OutputFile
 from whoseblock.cli.presentation.terminal import printable
 from whoseblock.encode import encode_json
-from whoseblock.fs.base import FileId, Paths
+from whoseblock.fs.base import Answer, FileId, Paths
 from whoseblock.fs.stream import LeadingRows
 from whoseblock.querying import QueryOptions
-from whoseblock.ranges import ByteRange, merge
+from whoseblock.ranges import RangeList, merge_list
 from whoseblock.summary import KINDS, FileLoss, Summary
 
 if TYPE_CHECKING:
-    from whoseblock.lookup import Lookup, Query
+    from whoseblock.lookup import Lookup, Query, QueryList
     from whoseblock.stack.base import Layer
 
 __all__ = ["cell", "quoted", "summarise"]
@@ -64,21 +65,30 @@ class _File(Struct, frozen=True):
 
 def summarise(
     finder: "Lookup",
-    asked: "Iterable[Query]",
+    asked: "Iterable[Query | QueryList]",
     output: OutputFile | None,
     *,
     paths: bool,
     as_json: bool,
 ) -> Iterator[bytes]:
-    """Ask everything, write the list to ``output``, and give the lines of the summary."""
+    """Ask everything, write the list to ``output``, and yield the lines of the summary.
+
+    ``asked`` are single questions, or lists of them.
+    """
     summary = Summary(lambda name, file: finder.file_size(finder.layers[name], file))
-    for item in finder.stream(_once(asked, summary.notes), QueryOptions(paths=False)):
-        if isinstance(item, LeadingRows):
-            summary.add_rows(item)
-            continue
-        summary.add(item)
-        if summary.questions % _REPORT_EVERY == 1:
-            finder.progress("ranges answered", summary.questions, None)
+    content = QueryOptions(paths=False)
+    reported = 0
+    for part in _once(asked, summary.notes):
+        for item in finder.stream_columns(part, content):
+            if isinstance(item, LeadingRows):
+                summary.add_rows(item)
+            elif isinstance(item, Answer):
+                summary.add(item)
+            else:
+                summary.add_columns(item)
+            if summary.questions >= reported:
+                finder.progress("ranges answered", summary.questions, None)
+                reported = summary.questions + _REPORT_EVERY
     files = list(_files(finder, summary, paths=paths))
     if output is not None:
         output.write(_list_lines(output, files))
@@ -89,22 +99,26 @@ def summarise(
             yield line.encode(errors="backslashreplace")
 
 
-def _once(asked: "Iterable[Query]", notes: dict[str, None]) -> "Iterator[Query]":
+def _once(asked: "Iterable[Query | QueryList]", notes: dict[str, None]) -> "Iterator[QueryList]":
     """Yield every byte once, however often it was reported, in parts that can be held.
 
     Remarks about the reports go to ``notes``.
     """
-    from whoseblock.lookup import Query
+    from whoseblock.lookup import Query, QueryList
 
-    ranges: dict[Layer, list[ByteRange]] = {}
+    found: dict[Layer, RangeList] = {}
     for one in asked:
-        if one.remark:
-            notes[one.remark] = None
-        ranges.setdefault(one.layer, []).append(ByteRange(one.start, one.length))
-    for layer, wanted in ranges.items():
-        for start, length in merge(wanted):
-            for at in range(start, start + length, _PART):
-                yield Query(at, min(_PART, start + length - at), layer, "summary", named=True)
+        ranges = found.setdefault(one.layer, RangeList.of(()))
+        if isinstance(one, Query):
+            if one.remark:
+                notes[one.remark] = None
+            ranges.append(one.start, one.length)
+        else:
+            ranges.extend(one.ranges)
+    for layer, ranges in found.items():
+        once = merge_list(ranges, _PART)
+        # A range with an origin may be past the end of its device.
+        yield QueryList(layer, once, "summary", array("Q", [0]) * len(once), named=True)
 
 
 def _files(finder: "Lookup", summary: Summary, *, paths: bool) -> Iterator[_File]:

@@ -5,16 +5,25 @@ keep also have comments after ``#`` and ranges ``FIRST-LAST``.
 """
 
 import re
+from array import array
 from collections.abc import Iterable, Iterator
+from itertools import repeat
+from operator import mul
 from typing import Final
 
 from whoseblock.errors import MalformedError
+from whoseblock.ranges import RangeList
 from whoseblock.sources.base import MAX_OFFSET, Failure, Reading
+from whoseblock.sources.block_lists.failure_list import FailureList, NumberedText
 
-__all__ = ["read_block_numbers"]
+__all__ = ["read_block_number_lists", "read_block_numbers"]
 
 #: A block number or a range, with the digits of the largest 64-bit number.
 _LINE: Final = re.compile(r"([0-9]{1,20})(?: ?- ?([0-9]{1,20}))?", re.ASCII)
+
+#: Lines of one number each, which in blocks of 1 MiB is below 2**63 bytes.
+_PLAIN_LINES: Final = re.compile(r"(?:[0-9]{1,12}\n)++", re.ASCII)
+_LARGEST_BLOCK: Final = 1 << 20
 
 
 def read_block_numbers(
@@ -26,7 +35,37 @@ def read_block_numbers(
     line that is neither a number nor a range.
     """
     reading = reading or Reading(name)
-    for number, line in enumerate(lines, 1):
+    for start, length, number in _parse(enumerate(lines, 1), name, block_size, reading):
+        yield Failure(start, length, "", f"{name}, line {number}")
+
+
+def read_block_number_lists(
+    pieces: Iterable[str], name: str, block_size: int, reading: Reading | None = None
+) -> Iterator[FailureList]:
+    """Yield the failures that `read_block_numbers` yields, many at once.
+
+    ``pieces`` of the text are of whole lines.  Raises what `read_block_numbers` does.
+    """
+    reading = reading or Reading(name)
+    for number, lines in NumberedText(pieces).rest():
+        if block_size > _LARGEST_BLOCK or not _PLAIN_LINES.fullmatch(lines):
+            numbered = enumerate(lines.removesuffix("\n").split("\n"), number)
+            yield FailureList.of(name, _parse(numbered, name, block_size, reading))
+            continue
+        blocks = array("Q", map(int, lines.split()))
+        starts = array("Q", map(mul, blocks, repeat(block_size)))
+        reading.read += len(blocks)
+        reading.failures += len(blocks)
+        lengths = array("Q", [block_size]) * len(blocks)
+        here = array("Q", range(number, number + len(blocks)))
+        yield FailureList(RangeList(starts, lengths), name, here)
+
+
+def _parse(
+    numbered: Iterable[tuple[int, str]], name: str, block_size: int, reading: Reading
+) -> Iterator[tuple[int, int, int]]:
+    """Yield the start, the length and the line of each failure."""
+    for number, line in numbered:
         reading.read = number
         text = line.partition("#")[0].strip()
         if not text:
@@ -41,5 +80,4 @@ def read_block_numbers(
         if (last + 1) * block_size > MAX_OFFSET:
             raise MalformedError(name, number, "the number of a block below 2**63 bytes")
         reading.failures += 1
-        length = (last + 1 - first) * block_size
-        yield Failure(first * block_size, length, "", f"{name}, line {number}")
+        yield first * block_size, (last + 1 - first) * block_size, number

@@ -11,14 +11,18 @@ The progress log of HDDSuperClone is recognised by its comment, and read by
 """
 
 import re
+from array import array
 from collections.abc import Iterable, Iterator
-from itertools import chain
+from itertools import chain, compress, count, repeat
+from operator import add
 from typing import Final, NamedTuple
 
 from whoseblock.errors import MalformedError
+from whoseblock.ranges import RangeList
 from whoseblock.sources.base import MAX_OFFSET, Failure, Reading, quote
+from whoseblock.sources.block_lists.failure_list import FailureList, NumberedText
 
-__all__ = ["LOST", "check_statuses", "find_map_end", "read_mapfile"]
+__all__ = ["LOST", "check_statuses", "find_map_end", "read_map_lists", "read_mapfile"]
 
 #: All statuses except ``+`` (finished): not tried, not trimmed, not scraped, bad.
 LOST: Final = "?*/-"
@@ -39,6 +43,9 @@ _PASS: Final = re.compile(r"0*[1-9][0-9]{0,8}", re.ASCII)
 
 #: A line in the form that ddrescue writes.
 _WRITTEN: Final = re.compile(r"0x([0-9A-F]{8,16})  0x([0-9A-F]{8,16})  ([?*/+-])\s*", re.ASCII)
+
+#: Many of them.
+_WRITTEN_LINES: Final = re.compile(r"(?:0x[0-9A-F]{8,16}  0x[0-9A-F]{8,16}  [?*/+-]\n)++", re.ASCII)
 
 _LINE: Final = "POSITION SIZE STATUS, as ddrescue writes them"
 
@@ -61,18 +68,76 @@ def read_mapfile(
     line of another form, and for gaps and overlaps between blocks, as ddrescue itself does.
     """
     reading = reading or Reading(name)
-    reading.unit, reading.units = "block", "blocks"
-    wanted = frozenset(check_statuses(statuses))
     numbered = enumerate(lines, 1)
+    blocks = _Blocks(name, statuses, reading)
     head = _read_state(numbered, name)
     if head.is_superclone:
-        from whoseblock.sources.block_lists.superclone import read_superclone
+        found = _read_superclone(numbered, blocks, head)
+    else:
+        found = _read_blocks(chain(head.first, numbered), blocks, head)
+    for start, size, number in found:
+        yield Failure(start, size, "", f"{name}, line {number}")
+    blocks.check_end()
 
-        yield from read_superclone(numbered, name, statuses, head.sector, reading)
-        _check_end(reading, statuses)
-        return
-    expected = -1
-    for number, line in chain(head.first, numbered):
+
+def read_map_lists(
+    pieces: Iterable[str], name: str, statuses: str = LOST, reading: Reading | None = None
+) -> Iterator[FailureList]:
+    """Yield the blocks that `read_mapfile` yields, many at once.
+
+    ``pieces`` of the text are of whole lines.  Raises what `read_mapfile` does.
+    """
+    reading = reading or Reading(name)
+    text = NumberedText(pieces)
+    blocks = _Blocks(name, statuses, reading)
+    head = _read_state(text, name)
+    if head.is_superclone:
+        yield from FailureList.many_of(name, _read_superclone(text, blocks, head))
+    elif head.is_old:
+        found = _read_blocks(chain(head.first, text), blocks, head)
+        yield from FailureList.many_of(name, found)
+    else:
+        for number, lines in text.rest():
+            yield blocks.add_lines(number, lines)
+    blocks.check_end()
+
+
+def _read_blocks(
+    numbered: Iterable[tuple[int, str]], blocks: "_Blocks", head: "_Head"
+) -> Iterator[tuple[int, int, int]]:
+    """Yield the start, the size and the line of each block that is wanted."""
+    for number, line in numbered:
+        if head.is_old and blocks.add_open_block(line):
+            break
+        if (block := blocks.add_line(number, line)) is not None:
+            yield block
+
+
+def _read_superclone(
+    numbered: Iterator[tuple[int, str]], blocks: "_Blocks", head: "_Head"
+) -> Iterator[tuple[int, int, int]]:
+    from whoseblock.sources.block_lists.superclone import read_superclone
+
+    return read_superclone(numbered, blocks.name, blocks.statuses, head.sector, blocks.reading)
+
+
+class _Blocks:
+    """The blocks of a map, which must be ascending and without gaps.
+
+    Those whose status is one of ``statuses`` are returned; ``reading`` counts all.
+    """
+
+    def __init__(self, name: str, statuses: str, reading: Reading) -> None:
+        self.name = name
+        self.statuses = check_statuses(statuses)
+        self.reading = reading
+        reading.unit, reading.units = "block", "blocks"
+        self._wanted = frozenset(statuses)
+        #: The end of the last block, which is the start of the next one.
+        self._end = -1
+
+    def add_line(self, number: int, line: str) -> tuple[int, int, int] | None:
+        """Return the start, the size and the line of a block, if it is wanted."""
         # A map may have millions of lines, nearly all in this form.
         match = _WRITTEN.fullmatch(line)
         if match is not None:
@@ -81,24 +146,70 @@ def read_mapfile(
         else:
             fields = _strip_comment(line.split())
             if not fields:
-                continue
-            if head.is_old and len(fields) == 3 and fields[1] == "-1":  # noqa: PLR2004
-                _add_open_block(reading, fields, wanted)
-                break
-            start, size, status = _parse_block(fields, name, number)
+                return None
+            start, size, status = _parse_block(fields, self.name, number)
         # For an empty file, ddrescue writes one empty block.
         if start + size > MAX_OFFSET or (not size and start):
-            raise MalformedError(name, number, _LINE)
-        if expected not in (-1, start):
-            raise MalformedError(
-                name, number, f"the block after the last one, at {expected:#x}, not {start:#x}"
-            )
-        expected = start + size
-        reading.read += 1
-        if status in wanted and size:
-            reading.failures += 1
-            yield Failure(start, size, "", f"{name}, line {number}")
-    _check_end(reading, statuses)
+            raise MalformedError(self.name, number, _LINE)
+        if self._end not in (-1, start):
+            expected = f"the block after the last one, at {self._end:#x}, not {start:#x}"
+            raise MalformedError(self.name, number, expected)
+        self._end = start + size
+        self.reading.read += 1
+        if status not in self._wanted or not size:
+            return None
+        self.reading.failures += 1
+        return start, size, number
+
+    def add_lines(self, number: int, lines: str) -> FailureList:
+        """Return the wanted blocks of whole lines, the first of which has a number."""
+        return self._add_written(number, lines) or FailureList.of(
+            self.name,
+            filter(None, map(self.add_line, count(number), lines.removesuffix("\n").split("\n"))),
+        )
+
+    def _add_written(self, number: int, lines: str) -> FailureList | None:
+        """Return the same, all at once; None for lines in another form, and for wrong ones."""
+        if not _WRITTEN_LINES.fullmatch(lines):
+            return None
+        fields = lines.split()
+        starts = array("Q", map(int, fields[::3], repeat(16)))
+        sizes = array("Q", map(int, fields[1::3], repeat(16)))
+        ends = list(map(add, starts, sizes))
+        if ends[-1] > MAX_OFFSET or not all(sizes) or self._end not in (-1, starts[0]):
+            return None
+        if ends[:-1] != starts[1:].tolist():
+            return None
+        self._end = ends[-1]
+        self.reading.read += len(ends)
+        wanted = list(map(self._wanted.__contains__, fields[2::3]))
+        found = RangeList(array("Q", compress(starts, wanted)), array("Q", compress(sizes, wanted)))
+        self.reading.failures += len(found)
+        return FailureList(found, self.name, array("Q", compress(count(number), wanted)))
+
+    def add_open_block(self, line: str) -> bool:
+        """Report the last block of an old map, which ends at the unknown end of the device.
+
+        Return whether the line is one.
+        """
+        fields = _strip_comment(line.split())
+        if len(fields) != 3 or fields[1] != "-1":  # noqa: PLR2004
+            return False
+        self.reading.read += 1
+        if fields[2] in self._wanted:
+            what = f"the block at {fields[0][:_MAX_LENGTH]} with the status {fields[2][:1]}"
+            remark = f"{what} has no end; give the range from there as an argument"
+            self.reading.remarks.append(remark)
+        return True
+
+    def check_end(self) -> None:
+        """Raise `MalformedError` if there was no block; add a remark if none was wanted."""
+        if not self.reading.read:
+            expected = "at least one block, in a line POSITION SIZE STATUS"
+            raise MalformedError(self.reading.name, None, expected)
+        if not self.reading.failures:
+            statuses = " ".join(dict.fromkeys(self.statuses))
+            self.reading.remarks.append(f"no block has a status of {statuses}")
 
 
 def find_map_end(tail: str) -> int | None:
@@ -118,15 +229,6 @@ def find_map_end(tail: str) -> int | None:
     return None
 
 
-def _check_end(reading: Reading, statuses: str) -> None:
-    """Raise `MalformedError` if there was no block; add a remark if none was lost."""
-    if not reading.read:
-        expected = "at least one block, in a line POSITION SIZE STATUS"
-        raise MalformedError(reading.name, None, expected)
-    if not reading.failures:
-        reading.remarks.append(f"no block has a status of {' '.join(dict.fromkeys(statuses))}")
-
-
 def _parse_block(fields: list[str], name: str, number: int) -> tuple[int, int, str]:
     try:
         position, length, status = fields
@@ -136,14 +238,6 @@ def _parse_block(fields: list[str], name: str, number: int) -> tuple[int, int, s
     if status not in _STATUSES:
         raise MalformedError(name, number, _LINE)
     return start, size, status
-
-
-def _add_open_block(reading: Reading, fields: list[str], wanted: frozenset[str]) -> None:
-    """Report the last block of an old map, which ends at the unknown end of the device."""
-    reading.read += 1
-    if fields[2] in wanted:
-        what = f"the block at {fields[0][:_MAX_LENGTH]} with the status {fields[2][:1]}"
-        reading.remarks.append(f"{what} has no end; give the range from there as an argument")
 
 
 class _Head(NamedTuple):

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from whoseblock.errors import MalformedError
-from whoseblock.sources.base import MAX_OFFSET, Failure, Reading, parse_number
+from whoseblock.sources.base import MAX_OFFSET, Reading, parse_number
 
 __all__ = ["find_sector_size", "read_superclone"]
 
@@ -37,10 +37,11 @@ def read_superclone(
     statuses: str,
     sector: int | None,
     reading: Reading,
-) -> Iterator[Failure]:
-    """Yield every block of a log, from the line after the phase, as `read_mapfile` does.
+) -> Iterator[tuple[int, int, int]]:
+    """Yield the start, size and line of each block of a log, from the line after the phase.
 
-    ``sector`` is the size of a sector in bytes. Raises `MalformedError`.
+    Only blocks with one of ``statuses`` are yielded.  ``sector`` is the size of a sector in bytes.
+    Raises `MalformedError`.
     """
     if sector is None:
         raise MalformedError(name, None, "the size of a sector, in a line # sectorsize")
@@ -66,4 +67,4 @@ def read_superclone(
         reading.read += 1
         if status in statuses and size:
             reading.failures += 1
-            yield Failure(start, size, "", f"{name}, line {number}")
+            yield start, size, number

@@ -20,9 +20,7 @@ from whoseblock.stack.formats.md import (
     make_striping,
     read_md_superblock,
 )
-from whoseblock.stack.kernel.dm import cut_dm_segments, read_dm_table
 from whoseblock.stack.kernel.host import SECTOR, Host
-from whoseblock.stack.kernel.loops import find_backing_file
 from whoseblock.stack.members import MemberSegment
 
 __all__ = ["ENCRYPTED_VOLUME", "BlockDevices"]
@@ -64,6 +62,8 @@ class BlockDevices:
         elif (folder / "md").is_dir():
             kind = f"md {self.host.read_text(folder / 'md/level') or ''}".strip()
         elif (folder / "loop").is_dir():
+            from whoseblock.stack.kernel.loops import find_backing_file
+
             backing = find_backing_file(self.host, name)
             kind = f"loop device over {backing.path}" if backing else "loop device"
         major, _, minor = (self.host.read_text(folder / "dev") or "").partition(":")
@@ -107,6 +107,8 @@ class BlockDevices:
             ]
         try:
             if (held_by / "dm").is_dir():
+                from whoseblock.stack.kernel.dm import cut_dm_segments, read_dm_table
+
                 number = self.host.read_text(folder / "dev") or ""
                 targets = read_dm_table(self.host, holder)
                 return list(cut_dm_segments(number, size, self.find_layer(holder), targets))
