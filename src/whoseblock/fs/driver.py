@@ -32,6 +32,7 @@ __all__ = [
     "Capability",
     "Companion",
     "CompanionContent",
+    "DeviceSegment",
     "Driver",
     "ExchangeSample",
     "FileFacts",
@@ -108,6 +109,18 @@ class IndexLeaf(NamedTuple):
     start: int
     length: int
     records: int
+
+
+class DeviceSegment(NamedTuple):
+    """``length`` bytes from ``start`` of a device that have addresses of the filesystem.
+
+    ``what`` is their use, and ``others`` are the names of the devices that share it.
+    """
+
+    start: int
+    length: int
+    what: str
+    others: tuple[str, ...]
 
 
 class Companion(NamedTuple):
@@ -194,6 +207,17 @@ class Volume(AddressSpace, Protocol):
     def reverse_map(self) -> ReverseMap:
         """The way owners are found."""
         ...
+
+    def logical_addresses(self) -> AddressSpace:
+        """Return the space of the filesystem's own addresses, which is closed with the volume.
+
+        Raises `UnsupportedError` for a filesystem whose addresses are those of its device.
+        """
+        raise UnsupportedError(f"{self.name} has no logical addresses: ask about its device")
+
+    def device_segments(self) -> "Iterable[DeviceSegment]":
+        """Yield how the device is divided, if its bytes have addresses in the filesystem."""
+        return ()
 
     @property
     def capabilities(self) -> frozenset[Capability]:
