@@ -32,7 +32,7 @@ ROOMS = (
     Room(("fs",), 3, 2),
     Room(("stack",), 3, 1),
     Room(("sources",), 1, 0),
-    Room(("lookup", "processes", "querying", "resolve", "summary", "target"), 4, 3),
+    Room(("lookup", "members", "processes", "querying", "resolve", "summary", "target"), 4, 3),
     Room(("journal", "respond"), 5, 4),
     Room(("watch",), 6, 5),
     Room(("study",), 6, 4),

@@ -16,7 +16,7 @@ from tests.support.btrfs_images import SECTOR, Claim, Dump, Truth, paths_below
 from tests.support.mounts import loop_device, mounted
 from tests.support.tools import run
 
-__all__ = ["Filesystem", "make_filesystem", "tag_of", "write_tagged"]
+__all__ = ["Filesystem", "make_filesystem", "mounted_devices", "places_of", "tag_of"]
 
 _SUPERBLOCKS = (64 << 10, 64 << 20)
 _STRIPE = 64 << 10
@@ -33,7 +33,7 @@ class Filesystem(NamedTuple):
     dump: Dump
 
 
-def write_tagged(path: Path, blocks: int) -> None:
+def _write_tagged(path: Path, blocks: int) -> None:
     """Write a file whose blocks have their place in it and its name, and else random bytes."""
     rnd = random.Random(path.name)
     with path.open("wb") as file:
@@ -52,12 +52,12 @@ def _fill(root: Path) -> None:
     """Make tagged files, some that a snapshot shares, small files, and compressed ones."""
     run(["btrfs", "subvolume", "create", root / "sub"])
     for number in range(24):
-        write_tagged(root / f"tagged{number}", 1 + number * 11)
-        write_tagged(root / f"sub/below{number}", 1 + number)
+        _write_tagged(root / f"tagged{number}", 1 + number * 11)
+        _write_tagged(root / f"sub/below{number}", 1 + number)
         (root / f"small{number}").write_bytes(b"x" * (number * 90 + 1))
     os.sync()
     run(["btrfs", "subvolume", "snapshot", root / "sub", root / "snapshot"])
-    write_tagged(root / "sub/below20", 9)
+    _write_tagged(root / "sub/below20", 9)
     (root / "zstd").mkdir()
     os.setxattr(root / "zstd", "btrfs.compression", b"zstd")
     (root / "zstd/c").write_bytes(bytes(range(200)) * 5000)
@@ -72,9 +72,23 @@ def _fill(root: Path) -> None:
 def _loops(images: Sequence[Path]) -> Iterator[list[str]]:
     with contextlib.ExitStack() as undo:
         loops = [undo.enter_context(loop_device(image)) for image in images]
-        # The kernel keeps what it knows of a device until it is told to forget it.
+        # The kernel keeps what it knows of a device until it receives this.
         undo.callback(lambda: run(["btrfs", "device", "scan", "--forget", *loops]))
         yield loops
+
+
+@contextlib.contextmanager
+def _mounted(loops: Sequence[str], *options: str) -> Iterator[Path]:
+    given = [*options, *(f"device={loop}" for loop in loops)]
+    with mounted(Path(loops[0]), *given, kind="btrfs", loop=False) as root:
+        yield Path(os.fsdecode(root))
+
+
+@contextlib.contextmanager
+def mounted_devices(images: Sequence[Path]) -> Iterator[tuple[list[str], Path]]:
+    """Mount a filesystem, and give its loop devices and its folder."""
+    with _loops(images) as loops, _mounted(loops) as root:
+        yield loops, root
 
 
 def make_filesystem(
@@ -91,16 +105,28 @@ def make_filesystem(
             file.truncate(size)
     run(["mkfs.btrfs", "-q", "-f", *options, *images])
     with _loops(images) as loops:
-        given = [f"device={loop}" for loop in loops]
-        with mounted(Path(loops[0]), *given, kind="btrfs", loop=False) as root:
-            _fill(Path(os.fsdecode(root)))
-            change(Path(os.fsdecode(root)))
+        with _mounted(loops) as root:
+            _fill(root)
+            change(root)
             os.sync()
         dump = Dump(Path(loops[0]))
-        with mounted(Path(loops[0]), "ro", "subvolid=5", *given, kind="btrfs", loop=False) as root:
-            paths = paths_below(root)
+        with _mounted(loops, "ro", "subvolid=5") as root:
+            paths = paths_below(os.fsencode(root))
     truths = [Truth(_claims(dump, number + 1, size), paths, dump.inline) for number in range(count)]
     return Filesystem(images, truths, dump)
+
+
+def places_of(dump: Dump, logical: int) -> list[tuple[int, int]]:
+    """Return the device and the byte of each copy of a logical address; parity is none."""
+    found = []
+    for _, _, stripes in dump.profiles.values():
+        for device in {device for device, _ in stripes}:
+            for place, start, length in pieces(dump, device):
+                if start is not None and start <= logical < start + length:
+                    found.append((device, place + logical - start))
+        if found:
+            break
+    return found
 
 
 def _claims(dump: Dump, device: int, size: int) -> list[set[Claim]]:

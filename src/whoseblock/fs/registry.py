@@ -17,6 +17,7 @@ from whoseblock.fs.driver import (
     CompanionContent,
     Driver,
     MountedVolume,
+    Probe,
     Volume,
 )
 from whoseblock.media.base import Media
@@ -39,6 +40,7 @@ __all__ = [
     "open_mounted",
     "open_mounted_or_disk",
     "open_volume",
+    "probe_member",
     "titles",
 ]
 
@@ -53,7 +55,8 @@ class Registration(NamedTuple):
     ``module`` has the driver as ``DRIVER``.  ``kinds`` are as in mount(8), ``magic`` the bytes that
     identify its superblock with their offset, and ``companions`` the other devices of its volumes.
     ``monitor`` names its source of failures in ``whoseblock watch``; the module ``monitor`` beside
-    that of the driver then has the `whoseblock.fs.monitor.Monitor` as ``MONITOR``.
+    that of the driver then has the `whoseblock.fs.monitor.Monitor` as ``MONITOR``.  A filesystem
+    that ``spans_devices`` may be on several, which are all alike.
     """
 
     module: str
@@ -62,6 +65,7 @@ class Registration(NamedTuple):
     magic: tuple[tuple[int, bytes], ...]
     companions: tuple[Companion, ...] = ()
     monitor: str = ""
+    spans_devices: bool = False
 
     @property
     def driver(self) -> Driver:
@@ -111,6 +115,7 @@ DRIVERS: Final[list[Registration]] = [
         "btrfs",
         ("btrfs",),
         ((0x10040, b"_BHRfS_M"),),
+        spans_devices=True,
     ),
 ]
 
@@ -174,6 +179,14 @@ def begins_with_filesystem(media: Media) -> bool:
     return any(one.driver.probe(media) is not None for one in _matching(media)[0])
 
 
+def probe_member(media: Media) -> Probe | None:
+    """Identify a filesystem that may be on several devices; None if none begins on the medium."""
+    for one in DRIVERS:
+        if one.spans_devices and any(_has_magic(media, *magic) for magic in one.magic):
+            return one.driver.probe(media)
+    return None
+
+
 def open_volume(
     members: Sequence[Media],
     companions: Mapping[str, Media] | None = None,
@@ -189,6 +202,10 @@ def open_volume(
     errors: list[NotAFilesystemError] = []
     with_magic, without = _matching(members[0])
     for one in (*with_magic, *without):
+        if len(members) > 1 and not one.spans_devices:
+            if one in with_magic:
+                raise UnsupportedError(f"{members[0].name}: {one.title} is on one device")
+            continue
         try:
             return one.driver.open(members, companions or {}, doubts)
         except NotAFilesystemError as error:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.support.btrfs_damage import lies
 from tests.support.btrfs_devices import Filesystem, make_filesystem, tag_of
 from tests.support.btrfs_images import SECTOR, differences
 from tests.support.tools import need_loop_mounts, run
@@ -147,6 +148,20 @@ def test_a_logical_address_has_the_owners_of_its_places(filesystem: Filesystem) 
         assert [one.kind for one in beyond] == ["outside"]
 
 
+def test_without_one_device(filesystem: Filesystem) -> None:
+    """Read the metadata from copies on the other devices, or rebuild it from parity."""
+    answer = whole(filesystem.images[:-1])
+    assert lies(filesystem.truths[0], answer) == []
+    profiles = {profile for _, profile, _ in filesystem.dump.profiles.values()}
+    if "DUP" not in profiles:
+        assert differences(filesystem.truths[0], answer) == []
+        # Of two mirrors, the other may have been changed alone.
+        assert answer.complete is (len(filesystem.images) > 2), answer.notes
+    missing = f"missing device {len(filesystem.images)}"
+    copies = {copy.layer for row in answer if isinstance(row.copies, tuple) for copy in row.copies}
+    assert missing in copies or profiles & {"single", "RAID0", "RAID5", "RAID6"}
+
+
 PROFILES = {0: 1, 0x8: 3, 0x10: 2, 0x20: 2, 0x40: 6, 0x80: 5, 0x100: 6, 0x200: 3, 0x400: 4}
 
 
@@ -154,7 +169,7 @@ PROFILES = {0: 1, 0x8: 3, 0x10: 2, 0x20: 2, 0x40: 6, 0x80: 5, 0x100: 6, 0x200: 3
     st.sampled_from(sorted(PROFILES)), st.integers(1, 9), st.integers(1, 4), st.integers(0, 1 << 30)
 )
 def test_both_directions_agree(profile: int, stripes: int, rows: int, at: int) -> None:
-    """A logical address is where its place on a device leads, and is rebuilt from the others."""
+    """Follow a logical address to its places, and each place back to the address."""
     parities = {0x80: 1, 0x100: 2}.get(profile, 0)
     count = stripes if profile in (0x8, 0x80, 0x100) else PROFILES[profile]
     count = stripes * 2 if profile == 0x40 else max(count, 1 + parities)

@@ -75,7 +75,10 @@ def report_options(target: "Target") -> None:
 
 def _option_lines(target: "Target") -> Iterator[str]:
     for path in target.unused_members():
-        yield f"--member {path} had no effect: it shares no volume group or array with the target"
+        yield (
+            f"--member {path} had no effect: it shares no volume group, array or filesystem with"
+            " the target"
+        )
     for name, path in target.unused_opened():
         yield f"--member {name}={path} had no effect: there is no encrypted layer {name}"
     for role, why in target.unused_devices():

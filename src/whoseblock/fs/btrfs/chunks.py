@@ -100,7 +100,7 @@ class Chunk(NamedTuple):
 
     @property
     def striping(self) -> Striping:
-        """Where its bytes are on its stripes."""
+        """The arithmetic of its stripes."""
         return _make_striping(self.type & PROFILES, len(self.stripes), self.length)
 
     @property

@@ -74,7 +74,7 @@ class BtrfsFilesystem(Closing, VolumeProtocol):
         self.size = items[self._device].size
         self.device_size = media.size
         self.block_size = sb.sector_size
-        self.own_addresses = f"{self.name}/{sb.uuid_text[:8]}"
+
         self._members = tuple(members)
         self._media = media
         self._closed = False
@@ -118,7 +118,7 @@ class BtrfsFilesystem(Closing, VolumeProtocol):
     ) -> Iterator[LeadingRows | Answer]:
         """Answer ranges of logical addresses; see `AddressSpace.owners_stream`."""
         self._check_open()
-        for start, length in checked_ranges(ranges, self.own_addresses, self.logical_size):
+        for start, length in checked_ranges(ranges, self.identity, self.logical_size):
             self._check_open()
             found = self._finder.find_logical(start, length)
             yield from self._answer(start, length, found, with_paths=paths)
@@ -136,7 +136,7 @@ class BtrfsFilesystem(Closing, VolumeProtocol):
                 devices = dict.fromkeys(place.device for place in run.chunk.stripes)
                 others = tuple(self._device_name(one) for one in devices if one != self._device)
                 length = run.end - run.start
-                what = f"{run.chunk.description}, from {run.chunk.start} of {self.own_addresses}"
+                what = f"{run.chunk.description}, from logical address {run.chunk.start}"
                 yield DeviceSegment(run.start, length, what, others)
 
     @cached_property

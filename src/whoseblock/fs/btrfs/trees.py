@@ -151,9 +151,9 @@ class TreeReader:
         for place in places:
             media = self.devices.get(place.device)
             if media is None:
-                raise CorruptError("device", place.device, "missing")
+                raise BlockError(f"device {place.device} is missing")
             if place.start + part.length > media.size:
-                raise CorruptError("device", place.device, "past the end of the device")
+                raise BlockError(f"past the end of {media.name}")
             raw = media.pread(place.start, part.length)
             if len(places) == 1:
                 return raw
