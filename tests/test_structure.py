@@ -223,7 +223,7 @@ PACKAGES: dict[str, dict[str, set[str]]] = {
     "stack": {
         "base": set(),
         "formats": set(),
-        "members": {"base", "formats"},
+        "members": {"base"},
         "kernel": {"base", "formats", "members"},
         "images": {"base", "formats", "members"},
         "mounted": {"kernel"},

@@ -56,7 +56,7 @@ class TargetOptions(Struct, frozen=True):
     takes the target for a filesystem's device as it is.  ``through_loop`` goes from a loop device
     into the filesystem that holds its file, too.  ``device`` is the kernel's name of the
     device that the target is a copy of.  ``companions`` are the other devices of its filesystem by
-    their role, and ``address_space`` is the role of the one that the ranges are of, if not the
+    their role.  ``address_space`` is the role of the one that the ranges are of, if not the
     target, or `LOGICAL` if they are addresses of the filesystem.
     ``root`` is where /sys and /proc are read.  ``offline`` asks no kernel about what is mounted.
     ``sector`` is the size of the sectors that partition tables count, None if it is unknown.

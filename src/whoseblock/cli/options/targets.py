@@ -67,7 +67,7 @@ _OPTIONS: Final = (
         type=click.Choice(["data", *_ROLES, "logical"]),
         default="data",
         show_default=True,
-        help="Device of the filesystem that offsets refer to, or its logical addresses (btrfs).",
+        help="Device of the filesystem that offsets refer to, or its own logical addresses.",
     ),
     click.option(
         "--root",
