@@ -100,6 +100,7 @@ class Target(Closing):
         self._looked_into: set[Layer] = set()
         #: The filesystem's own addresses, if they were asked about.
         self._logical: dict[Layer, AddressSpace] = {}
+        self._logical_layers: dict[Layer, Layer] = {}
         self._images: dict[Layer, str] = {}
         #: Which file each image is, by its path: another one may have the name by now.
         self._files: dict[str, FileIdentity] = {}
@@ -280,7 +281,12 @@ class Target(Closing):
             if role == self._options.address_space:
                 return layer
         if self._options.address_space == LOGICAL:
-            return self._logical_layer()
+            if self.root is None:
+                raise TargetError(
+                    "logical addresses are of a filesystem: which one?",
+                    hint="name a device of the filesystem as the target",
+                )
+            return self.logical_layer(self.root)
         if self._options.address_space:
             role = self._options.address_space
             raise TargetError(
@@ -289,23 +295,23 @@ class Target(Closing):
             )
         return self.root
 
-    def _logical_layer(self) -> Layer:
-        """Return the layer of the own addresses of the filesystem of the target."""
-        if self.root is None or self.root.segments:
-            raise TargetError(
-                "logical addresses are of a filesystem, and the target is none"
-                if self.root
-                else "logical addresses are of a filesystem: which one?",
-                hint="name a device of the filesystem as the target",
-            )
-        volume = self.open_leaf(self.root)
-        self._undo.enter_context(closing(volume))
-        if not isinstance(volume, Volume):
-            raise TargetError(f"{self.root.name} has no logical addresses")
-        space = volume.logical_addresses()
-        layer = Layer(volume.identity, space.device_size, "logical addresses")
-        self._logical[layer] = space
-        return layer
+    def logical_layer(self, layer: Layer) -> Layer:
+        """Return the layer of the own addresses of the filesystem on a layer.
+
+        Raises a `WhoseblockError` if there is no filesystem, or if it has no such addresses.
+        """
+        if layer not in self._logical_layers:
+            if layer.segments:
+                raise TargetError(f"{layer.name} is not the device of a filesystem")
+            volume = self.open_leaf(layer)
+            self._undo.enter_context(closing(volume))
+            if not isinstance(volume, Volume):
+                raise TargetError(f"{layer.name} has no logical addresses")
+            space = volume.logical_addresses()
+            found = Layer(volume.identity, space.device_size, "logical addresses")
+            self._logical[found] = space
+            self._logical_layers[layer] = found
+        return self._logical_layers[layer]
 
     @property
     def is_device(self) -> bool:

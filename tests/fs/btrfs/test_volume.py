@@ -218,6 +218,40 @@ def test_the_command_line(devices: Devices) -> None:
     assert same["start"] == same["logical"] == row["logical"]
 
 
+def test_messages_of_the_kernel(devices: Devices, tmp_path: Path) -> None:
+    """Look up a place on a device and the logical address of the same message's block."""
+    one, two, three = devices.filesystem.images
+    claims = devices.filesystem.truths[0].claims
+    sector = next(n for n, some in enumerate(claims) if {one.kind for one in some} == {"file"})
+    members = ["--member", two, "--member", three]
+    (row, *_) = json.loads(invoke("lookup", "--json", one, f"{sector}p", *members))["owners"]
+    log = tmp_path / "kernel.log"
+    begin = "[   10.1] BTRFS error (device sdb): "
+    address = row["logical"]
+    fixup = f"unable to fixup (regular) error at logical 1 on dev /dev/sdb physical {sector * 4096}"
+    lines = (
+        fixup,
+        f"parent transid verify failed on logical {address} mirror 1 wanted 26779 found 25801",
+        f"bad tree block start, want {1 << 60} have 0",
+    )
+    log.write_text("".join(f"{begin}{line}\n" for line in lines))
+    done = CliRunner().invoke(
+        cli, list(map(str, ("lookup", "--json", one, "--dmesg", log, *members)))
+    )
+    assert done.exit_code == 0, done.output
+    physical, logical = map(json.loads, done.stdout.splitlines())
+    assert (physical["start"], logical["start"]) == (sector * SECTOR, row["logical"])
+    for answer in (physical, logical):
+        assert answer["owners"][0]["paths"] == row["paths"]
+        assert answer["owners"][0]["inode"] == row["inode"]
+    assert "1 logical address of sdb passed over: btrfs" in done.stderr
+    # A plan has no step there.
+    planned = CliRunner().invoke(
+        cli, ["respond", str(one), "--dmesg", str(log), "--journal", str(tmp_path / "j.db")]
+    )
+    assert planned.exception is None or isinstance(planned.exception, SystemExit), planned.output
+
+
 def test_other_devices_of_this_machine_are_found(devices: Devices) -> None:
     with mounted_devices(devices.filesystem.images) as (loops, _):
         answer = json.loads(invoke("lookup", "--json", "--offline", loops[1], "22M+1M"))

@@ -58,6 +58,9 @@ def _resolver_lines(resolver: "Resolver", target: "Target") -> Iterator[str]:
     for device, count in resolver.absent.most_common():
         what = "failure" if count == 1 else "failures"
         yield f"{count} {what} of {device} passed over: this machine has no such device"
+    for (device, reason), count in resolver.unaddressed.most_common():
+        what = "logical address" if count == 1 else "logical addresses"
+        yield f"{count} {what} of {device} passed over: {reason}"
     for device, count in resolver.skipped.most_common():
         what = "failure" if count == 1 else "failures"
         yield f"{count} {what} of {device} skipped: not on {target.path}"

@@ -292,14 +292,20 @@ PATTERNS: Final = (
         _BTRFS + r"(?:(?:unable to fixup|checksum error|i/o error|tree block)\b"
         r"|bad tree block|corrupt (?:leaf|node)|parent transid verify failed|level verify failed"
         r"|checksum verify failed|tree first key mismatch|failed to read (?:tree|block))",
-        _compile(_BTRFS),
-        read.unplaced(read.IN_BTRFS),
-        "",
+        _compile(
+            r"(?:BTRFS(?: \w{1,10})? \(device (?P<device>[^)]{1,64})\): (?:scrub: )?"
+            r"|BTRFS: |btrfs: )"
+            r"(?:.{0,80}?\b(?:logical |bytenr=|block=|failed on |tree block |start, (?:mirror \d )?"
+            r"want )(?P<address>\d{1,20})\b)?"
+        ),
+        read.read_btrfs_logical,
+        "bytes of logical addresses",
         "fs/btrfs/disk-io.c, fs/btrfs/tree-checker.c, fs/btrfs/scrub.c",
         "all",
         "BTRFS error (device sdc2): parent transid verify failed on logical 249747406848 "
         "mirror 1 wanted 26779 found 25801",
         seen="kdave/btrfs-progs#1027",
+        is_above=True,
     ),
     Pattern(
         "btrfs, counters",
