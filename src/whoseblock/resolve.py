@@ -91,7 +91,7 @@ class Resolver:
         for failure in failures:
             if failure.device and len(self.named) < _MAX_NAMED:
                 self.named.add(failure.device)
-            if failure.is_logical:
+            if failure.is_logical or failure.file is not None:
                 yield from self._resolve_logical(failure)
             else:
                 yield from self._resolve_range(failure)
@@ -118,7 +118,7 @@ class Resolver:
             self.skipped[device] += 1
 
     def _resolve_logical(self, failure: Failure) -> Iterator[Query]:
-        """Yield the question about addresses of the filesystem on a device, if it has such."""
+        """Yield the questions about addresses of the filesystem on a device, if it has such."""
         root = self._target.root
         layer = self._layer_of(failure.device)
         if layer is None or root not in (None, layer):
@@ -126,18 +126,25 @@ class Resolver:
             if root is not None:
                 self.skipped[failure.device] += 1
             return
+        start, length, device, origin, remark, *_, file = failure
         try:
             own = self._target.logical_layer(layer)
+            places = [(start, length)]
+            if file is not None:
+                places = self._target.locate_in_file(layer, file, start, length)
         except PrivilegeError:
             raise
         except WhoseblockError as error:
-            self._pass_over(failure.device, str(error))
+            self._pass_over(device, str(error))
             return
-        start, length, device, origin, remark, *_ = failure
-        if start + length > own.size:
-            self._pass_over(device, f"{own.name} has no address {start}")
-        else:
-            yield Query(start, length, own, origin, named=True, remark=remark)
+        if not places:
+            subvolume, inode = file or (0, 0)
+            self._pass_over(device, f"inode {inode} of subvolume {subvolume} has no data there")
+        for at, size in places:
+            if at + size > own.size:
+                self._pass_over(device, f"{own.name} has no address {at}")
+            else:
+                yield Query(at, size, own, origin, named=True, remark=remark)
 
     def _pass_over(self, device: str, reason: str) -> None:
         if len(self.unaddressed) >= _MAX_NAMED:

@@ -12,6 +12,7 @@ from msgspec import Struct
 from whoseblock.closing import Closing
 from whoseblock.errors import BlockError, NotAFilesystemError, TargetError
 from whoseblock.fs import registry
+from whoseblock.fs.base import FileId
 from whoseblock.fs.driver import AddressSpace, MountedVolume, Volume
 from whoseblock.media.base import Media
 from whoseblock.media.device import FileMedia
@@ -100,7 +101,7 @@ class Target(Closing):
         self._looked_into: set[Layer] = set()
         #: The filesystem's own addresses, if they were asked about.
         self._logical: dict[Layer, AddressSpace] = {}
-        self._logical_layers: dict[Layer, Layer] = {}
+        self._logical_layers: dict[Layer, tuple[Layer, Volume]] = {}
         self._images: dict[Layer, str] = {}
         #: Which file each image is, by its path: another one may have the name by now.
         self._files: dict[str, FileIdentity] = {}
@@ -310,8 +311,19 @@ class Target(Closing):
             space = volume.logical_addresses()
             found = Layer(volume.identity, space.device_size, "logical addresses")
             self._logical[found] = space
-            self._logical_layers[layer] = found
-        return self._logical_layers[layer]
+            self._logical_layers[layer] = found, volume
+        return self._logical_layers[layer][0]
+
+    def locate_in_file(
+        self, layer: Layer, file: tuple[int, int], offset: int, length: int
+    ) -> list[tuple[int, int]]:
+        """Return the own addresses of a range of a file of the filesystem on a layer.
+
+        ``file`` is its subvolume and inode.  Raises as `logical_layer`, or `BlockError`.
+        """
+        self.logical_layer(layer)
+        _, volume = self._logical_layers[layer]
+        return list(volume.locate_in_file(FileId(*file), offset, length))
 
     @property
     def is_device(self) -> bool:

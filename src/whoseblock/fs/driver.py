@@ -215,6 +215,13 @@ class Volume(AddressSpace, Protocol):
         """
         raise UnsupportedError(f"{self.name} has no logical addresses: ask about its device")
 
+    def locate_in_file(self, file: FileId, offset: int, length: int) -> Iterator[tuple[int, int]]:
+        """Yield start and length of each range of `logical_addresses` that has bytes of a file.
+
+        Raises `BlockError`, or `UnsupportedError` for a filesystem without such addresses.
+        """
+        raise UnsupportedError(f"{self.name} has no logical addresses: ask about its device")
+
     def device_segments(self) -> "Iterable[DeviceSegment]":
         """Yield how the device is divided, if its bytes have addresses in the filesystem."""
         return ()

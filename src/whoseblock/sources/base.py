@@ -40,6 +40,7 @@ class Failure(NamedTuple):
     limits what the report says about the location; it becomes a note of the answer. ``is_above`` is
     whether a filesystem or a volume reports an error that its device may report too. With
     ``is_logical``, ``start`` is an address of the filesystem on the device, as it counts itself.
+    With ``file``, a subvolume and an inode of that filesystem, ``start`` is an offset in the file.
     """
 
     start: int
@@ -49,6 +50,7 @@ class Failure(NamedTuple):
     remark: str = ""
     is_above: bool = False
     is_logical: bool = False
+    file: tuple[int, int] | None = None
 
 
 class Counted(Struct):

@@ -232,6 +232,8 @@ def test_messages_of_the_kernel(devices: Devices, tmp_path: Path) -> None:
     lines = (
         fixup,
         f"parent transid verify failed on logical {address} mirror 1 wanted 26779 found 25801",
+        f"csum failed root {row['subvolume']} ino {row['inode']} off {row['file_offset']} csum 0x1",
+        "csum failed root 5 ino 999999 off 0 csum 0x1",
         f"bad tree block start, want {1 << 60} have 0",
     )
     log.write_text("".join(f"{begin}{line}\n" for line in lines))
@@ -239,12 +241,14 @@ def test_messages_of_the_kernel(devices: Devices, tmp_path: Path) -> None:
         cli, list(map(str, ("lookup", "--json", one, "--dmesg", log, *members)))
     )
     assert done.exit_code == 0, done.output
-    physical, logical = map(json.loads, done.stdout.splitlines())
+    physical, logical, in_file = map(json.loads, done.stdout.splitlines())
+    assert (in_file["start"], in_file["length"]) == (address, SECTOR)
     assert (physical["start"], logical["start"]) == (sector * SECTOR, row["logical"])
-    for answer in (physical, logical):
+    for answer in (physical, logical, in_file):
         assert answer["owners"][0]["paths"] == row["paths"]
         assert answer["owners"][0]["inode"] == row["inode"]
     assert "1 logical address of sdb passed over: btrfs" in done.stderr
+    assert "inode 999999 of subvolume 5 has no data there" in done.stderr
     # A plan has no step there.
     planned = CliRunner().invoke(
         cli, ["respond", str(one), "--dmesg", str(log), "--journal", str(tmp_path / "j.db")]

@@ -35,7 +35,7 @@ PLACES = {
     "writeback, older words": None,
     "btrfs, on a device": ("mapper/AM-2", 1498415104, 512),
     "btrfs, corrected": False,
-    "btrfs, in a file": None,
+    "btrfs, in a file": ("sda1", 4096, 4096),
     "btrfs, logical address": ("sdc2", 249747406848, 512),
     "btrfs, counters": None,
     "ext4, metadata": ("sdb1", 81788961 * 4096, 4096),

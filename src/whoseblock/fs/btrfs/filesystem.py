@@ -129,6 +129,13 @@ class BtrfsFilesystem(Closing, VolumeProtocol):
 
         return LogicalSpace(self)
 
+    def locate_in_file(self, file: FileId, offset: int, length: int) -> Iterator[tuple[int, int]]:
+        """Yield the logical addresses of bytes of a file; see `Volume.locate_in_file`."""
+        from whoseblock.fs.btrfs.owners.placement import locate_in_file
+
+        self._check_open()
+        return locate_in_file(self.volume, file, offset, length)
+
     def device_segments(self) -> Iterator[DeviceSegment]:
         """Yield the chunks on the device; see `Volume.device_segments`."""
         for run in self.volume.chunks.runs(self._device, 0, self.size):

@@ -278,14 +278,18 @@ PATTERNS: Final = (
     Pattern(
         "btrfs, in a file",
         _BTRFS + r"csum failed ",
-        _compile(_BTRFS + "csum failed "),
-        read.unplaced(read.IN_FILE),
-        "",
+        _compile(
+            r"(?:BTRFS(?: \w{1,10})? \(device ([^)]{1,64})\): |BTRFS: |btrfs: )csum failed "
+            r"(?:root (-?\d{1,20}) )?ino (\d{1,20}) off (\d{1,20})\b"
+        ),
+        read.read_btrfs_file,
+        "bytes in a file",
         "fs/btrfs/bio.c, btrfs_print_data_csum_error()",
         "all",
         "BTRFS warning (device sda1): csum failed root 5 ino 831 off 4096 csum 0xca6697a5 "
         "expected csum 0x7a9c7f00 mirror 1",
         seen="borgbackup/borg#8189",
+        is_above=True,
     ),
     Pattern(
         "btrfs, logical address",

@@ -19,7 +19,8 @@ SECTOR: Final = 512
 class Located(NamedTuple):
     """A range of a device in bytes; ``remark`` limits what the message says about it.
 
-    With ``is_logical``, the range has addresses of the filesystem on the device.
+    With ``is_logical``, the range has addresses of the filesystem on the device. With ``file``, a
+    subvolume and an inode of that filesystem, the range is of the file.
     """
 
     device: str
@@ -27,6 +28,7 @@ class Located(NamedTuple):
     length: int
     remark: str = ""
     is_logical: bool = False
+    file: tuple[int, int] | None = None
 
 
 class Unplaced(NamedTuple):

@@ -32,6 +32,7 @@ __all__ = [
     "read_array",
     "read_block",
     "read_btrfs",
+    "read_btrfs_file",
     "read_btrfs_logical",
     "read_buffer",
     "read_edac",
@@ -74,6 +75,12 @@ BEHIND: Final = (
 _BTRFS_LOGICAL_REMARK: Final = (
     "a block of btrfs begins at this logical address; the log does not print its length"
 )
+_BTRFS_FILE_REMARK: Final = (
+    "the place of this part of a file is the present one: the file may have been changed since the"
+    " message"
+)
+#: Data has a checksum for each sector of the filesystem, of at least so many bytes.
+_CHECKED: Final = 4096
 _NO_LOGICAL: Final = "because the message has no logical address, or no device"
 IN_FILE: Final = "which is in a file and not on a device"
 _IN_LOG: Final = "which is in the log of XFS, on a device that may be another"
@@ -187,6 +194,17 @@ def read_btrfs_logical(match: re.Match[str], _: Units) -> Found:
         return Unplaced(device or "", _NO_LOGICAL)
     found = locate(device, int(address), SECTOR, _BTRFS_LOGICAL_REMARK)
     return found._replace(is_logical=True) if isinstance(found, Located) else found
+
+
+def read_btrfs_file(match: re.Match[str], _: Units) -> Found:
+    """Interpret an offset in a file of btrfs."""
+    device, root, inode, offset = match.groups()
+    if not device or not root or int(root) < 0:
+        return Unplaced(device or "", IN_FILE)
+    found = locate(device, int(offset), _CHECKED, _BTRFS_FILE_REMARK)
+    if not isinstance(found, Located):
+        return found
+    return found._replace(file=(int(root), int(inode)))
 
 
 def read_ext(match: re.Match[str], units: Units) -> Found:
