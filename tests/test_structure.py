@@ -34,7 +34,7 @@ ROOMS = (
     Room(("sources",), 1, 0),
     Room(
         (
-            *("columns", "lookup", "processes", "query", "querying"),
+            *("columns", "lookup", "members", "processes", "query", "querying"),
             *("resolve", "summary", "target"),
         ),
         4,
@@ -232,7 +232,7 @@ PACKAGES: dict[str, dict[str, set[str]]] = {
     "stack": {
         "base": set(),
         "formats": set(),
-        "members": {"base", "formats"},
+        "members": {"base"},
         "kernel": {"base", "formats", "members"},
         "images": {"base", "formats", "members"},
         "mounted": {"kernel"},

@@ -84,14 +84,16 @@ def open_filesystem(
     target: str | os.PathLike[str] | Media,
     *,
     companions: Mapping[str, str | os.PathLike[str] | Media] | None = None,
+    members: Sequence[str | os.PathLike[str] | Media] = (),
     offline: bool = False,
 ) -> Volume:
     """Open the filesystem on ``target``; see `whoseblock.open`.
 
     The kernel answers for what is mounted, unless ``offline``; the disk is read where the kernel
     does not answer, and every answer then has a note.  ``companions`` are the other devices of the
-    filesystem, by their role.  Raises `TargetError`, `NotAFilesystemError`, `UnsupportedError` or
-    `PrivilegeError`; what was opened here is then closed again.
+    filesystem, by their role, and ``members`` those that are like the target.  Raises
+    `TargetError`, `NotAFilesystemError`, `UnsupportedError` or `PrivilegeError`; what was opened
+    here is then closed again.
     """
     path = target if isinstance(target, str | os.PathLike) else None
     device = None if path is None or offline else mounted_device(path)
@@ -105,9 +107,9 @@ def open_filesystem(
         if failed is not None and device is not None and path is not None and is_folder(path):
             source = _device_below(device, failed)
         with ExitStack() as undo:
-            media = _open_media(source, undo)
+            media = [_open_media(one, undo) for one in (source, *members)]
             others = {role: _open_media(one, undo) for role, one in (companions or {}).items()}
-            filesystem = opening.open_volume([media], others, doubts)
+            filesystem = opening.open_volume(media, others, doubts)
             undo.pop_all()
         return filesystem
 

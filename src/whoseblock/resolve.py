@@ -6,7 +6,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Final
 
 from whoseblock.byte_range import ByteRange
-from whoseblock.errors import OutOfDeviceError, PrivilegeError, TargetError
+from whoseblock.errors import OutOfDeviceError, PrivilegeError, TargetError, WhoseblockError
 from whoseblock.query import Query, QueryList
 from whoseblock.ranges import PHYSICAL_MEMORY, RangeList
 from whoseblock.sources.base import Failure
@@ -43,6 +43,8 @@ class Resolver:
         #: The device that the image is assumed to be a copy of, "" before a failure names one.
         self._assumed_device = ""
         self.skipped: Counter[str] = Counter()
+        #: The failures at logical addresses without an answer, by the device and the reason.
+        self.unaddressed: Counter[tuple[str, str]] = Counter()
         #: The failures of devices that this machine does not have, by name, and the first reason.
         self.absent: Counter[str] = Counter()
         self.first_absent: TargetError | None = None
@@ -111,26 +113,68 @@ class Resolver:
         self._held.clear()
 
     def _resolve(self, failures: Iterable[Failure]) -> Iterator[Query]:
-        target = self._target
-        for start, length, device, origin, remark, _ in failures:
-            if device and len(self.named) < _MAX_NAMED:
-                self.named.add(device)
-            if not device and target.layer is not None:
-                # The ranges may be those of the target's log instead.
-                other = target.layer is not target.root
-                if placed := self._place(ByteRange(start, length), target.layer, origin):
-                    yield Query(*placed, target.layer, origin, other, remark)
-            elif (layer := self._layer_of(device)) is None:
-                # An absent device is counted elsewhere.
-                if target.root is not None:
-                    self.skipped[device] += 1
-            elif layer is target.root and device == self._assumed_device:
-                if placed := self._place(ByteRange(start, length), layer, origin):
-                    yield Query(*placed, layer, origin, named=True, remark=remark)
-            elif target.root is None or self._reaches_target(layer, start, length, target.root):
-                yield Query(start, length, layer, origin, named=True, remark=remark)
+        for failure in failures:
+            if failure.device and len(self.named) < _MAX_NAMED:
+                self.named.add(failure.device)
+            if failure.is_logical or failure.file is not None:
+                yield from self._resolve_logical(failure)
             else:
+                yield from self._resolve_range(failure)
+
+    def _resolve_range(self, failure: Failure) -> Iterator[Query]:
+        """Yield the question about a range of a device."""
+        target = self._target
+        start, length, device, origin, remark, *_ = failure
+        if not device and target.layer is not None:
+            # The ranges may be those of the target's log instead.
+            other = target.layer is not target.root
+            if placed := self._place(ByteRange(start, length), target.layer, origin):
+                yield Query(*placed, target.layer, origin, other, remark)
+        elif (layer := self._layer_of(device)) is None:
+            # An absent device is counted elsewhere.
+            if target.root is not None:
                 self.skipped[device] += 1
+        elif layer is target.root and device == self._assumed_device:
+            if placed := self._place(ByteRange(start, length), layer, origin):
+                yield Query(*placed, layer, origin, named=True, remark=remark)
+        elif target.root is None or self._reaches_target(layer, start, length, target.root):
+            yield Query(start, length, layer, origin, named=True, remark=remark)
+        else:
+            self.skipped[device] += 1
+
+    def _resolve_logical(self, failure: Failure) -> Iterator[Query]:
+        """Yield the questions about addresses of the filesystem on a device, if it has such."""
+        root = self._target.root
+        layer = self._layer_of(failure.device)
+        if layer is None or root not in (None, layer):
+            # An absent device is counted elsewhere.
+            if root is not None:
+                self.skipped[failure.device] += 1
+            return
+        start, length, device, origin, remark, *_, file = failure
+        try:
+            own = self._target.logical_layer(layer)
+            places = [(start, length)]
+            if file is not None:
+                places = self._target.locate_in_file(layer, file, start, length)
+        except PrivilegeError:
+            raise
+        except WhoseblockError as error:
+            self._pass_over(device, str(error))
+            return
+        if not places:
+            subvolume, inode = file or (0, 0)
+            self._pass_over(device, f"inode {inode} of subvolume {subvolume} has no data there")
+        for at, size in places:
+            if at + size > own.size:
+                self._pass_over(device, f"{own.name} has no address {at}")
+            else:
+                yield Query(at, size, own, origin, named=True, remark=remark)
+
+    def _pass_over(self, device: str, reason: str) -> None:
+        if len(self.unaddressed) >= _MAX_NAMED:
+            device, reason = _OTHERS, ""
+        self.unaddressed[device, reason] += 1
 
     def _place(self, failed: ByteRange, layer: Layer, origin: str) -> ByteRange | None:
         """Return the part of a failure that is on the target; None if there is none.

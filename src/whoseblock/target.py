@@ -12,6 +12,7 @@ from msgspec import Struct
 from whoseblock.closing import Closing
 from whoseblock.errors import BlockError, NotAFilesystemError, TargetError
 from whoseblock.fs import opening, registry
+from whoseblock.fs.base import FileId
 from whoseblock.fs.driver import AddressSpace, MountedVolume, Volume
 from whoseblock.media.base import Media
 from whoseblock.media.device import FileMedia
@@ -23,6 +24,7 @@ from whoseblock.media.mounts import (
     mounted_device,
     mounted_readers,
 )
+from whoseblock.members import find_other_devices
 from whoseblock.ranges import PHYSICAL_MEMORY
 from whoseblock.stack.base import Layer, LinearSegment, Segment
 from whoseblock.stack.formats.partitions import read_partition_table
@@ -34,10 +36,12 @@ from whoseblock.stack.mounted import CompanionDevice, companion_devices
 if TYPE_CHECKING:
     from whoseblock.stack.kernel.nvdimm import PersistentMemory
 
-__all__ = ["ONLY_ENCRYPTED", "Target", "TargetOptions"]
+__all__ = ["LOGICAL", "ONLY_ENCRYPTED", "Target", "TargetOptions"]
 
 #: A size for what has none of its own (2**63 - 1, the largest loff_t).
 _NO_END: Final = (1 << 63) - 1
+#: The address space of a filesystem's own addresses.
+LOGICAL: Final = "logical"
 #: Stands for the name of the only encrypted layer.
 ONLY_ENCRYPTED: Final = "CLEAR"
 _REGION: Final = re.compile(r"region[0-9]+", re.ASCII)
@@ -46,14 +50,14 @@ _REGION: Final = re.compile(r"region[0-9]+", re.ASCII)
 class TargetOptions(Struct, frozen=True):
     """The options for looking at a target.
 
-    ``members`` are further disks or images of its volume groups and arrays.  ``opened`` are devices
-    or images of what encrypted layers show if they are opened, by the names of these layers, or by
-    `ONLY_ENCRYPTED` if there is a single one.  ``at_filesystem``
+    ``members`` are further disks or images of its volume groups, arrays and filesystems.
+    ``opened`` are devices or images of what encrypted layers show if they are opened, by the names
+    of these layers, or by `ONLY_ENCRYPTED` if there is a single one.  ``at_filesystem``
     takes the target for a filesystem's device as it is.  ``through_loop`` goes from a loop device
     into the filesystem that holds its file, too.  ``device`` is the kernel's name of the
     device that the target is a copy of.  ``companions`` are the other devices of its filesystem by
-    their role, and ``address_space`` is the role of the one that the ranges are of, if not the
-    target.
+    their role.  ``address_space`` is the role of the one that the ranges are of, if not the
+    target, or `LOGICAL` if they are addresses of the filesystem.
     ``root`` is where /sys and /proc are read.  ``offline`` asks no kernel about what is mounted.
     ``sector`` is the size of the sectors that partition tables count, None if it is unknown.
     """
@@ -94,6 +98,9 @@ class Target(Closing):
         self._encrypted: dict[str, list[str]] = {}
         self._named: dict[str, Layer] = {}
         self._looked_into: set[Layer] = set()
+        #: The filesystem's own addresses, if they were asked about.
+        self._logical: dict[Layer, AddressSpace] = {}
+        self._logical_layers: dict[Layer, tuple[Layer, Volume]] = {}
         self._images: dict[Layer, str] = {}
         #: Which file each image is, by its path: another one may have the name by now.
         self._files: dict[str, FileIdentity] = {}
@@ -274,6 +281,13 @@ class Target(Closing):
                 self._roles[layer] = (role, self.root)
             if role == self._options.address_space:
                 return layer
+        if self._options.address_space == LOGICAL:
+            if self.root is None:
+                raise TargetError(
+                    "logical addresses are of a filesystem: which one?",
+                    hint="name a device of the filesystem as the target",
+                )
+            return self.logical_layer(self.root)
         if self._options.address_space:
             role = self._options.address_space
             raise TargetError(
@@ -281,6 +295,35 @@ class Target(Closing):
                 hint=f"name it with --{role}-device",
             )
         return self.root
+
+    def logical_layer(self, layer: Layer) -> Layer:
+        """Return the layer of the own addresses of the filesystem on a layer.
+
+        Raises a `WhoseblockError` if there is no filesystem, or if it has no such addresses.
+        """
+        if layer not in self._logical_layers:
+            if layer.segments:
+                raise TargetError(f"{layer.name} is not the device of a filesystem")
+            volume = self.open_leaf(layer)
+            self._undo.enter_context(closing(volume))
+            if not isinstance(volume, Volume):
+                raise TargetError(f"{layer.name} has no logical addresses")
+            space = volume.logical_addresses()
+            found = Layer(volume.identity, space.device_size, "logical addresses")
+            self._logical[found] = space
+            self._logical_layers[layer] = found, volume
+        return self._logical_layers[layer][0]
+
+    def locate_in_file(
+        self, layer: Layer, file: tuple[int, int], offset: int, length: int
+    ) -> list[tuple[int, int]]:
+        """Return the own addresses of a range of a file of the filesystem on a layer.
+
+        ``file`` is its subvolume and inode.  Raises as `logical_layer`, or `BlockError`.
+        """
+        self.logical_layer(layer)
+        _, volume = self._logical_layers[layer]
+        return list(volume.locate_in_file(FileId(*file), offset, length))
 
     @property
     def is_device(self) -> bool:
@@ -401,6 +444,8 @@ class Target(Closing):
 
         Raises `NotAFilesystemError`, `UnsupportedError` or `TargetError` that says why not.
         """
+        if layer in self._logical:
+            return self._logical[layer]
         if layer in self._roles:
             return self._open_companion(layer, *self._roles[layer])
         for one in self._companion_devices:
@@ -421,12 +466,38 @@ class Target(Closing):
             raise NotAFilesystemError("it cannot be read here: its content is unknown")
         with ExitStack() as undo:
             media = undo.enter_context(closing(layer.open()))
+            others = find_other_devices(media, self._candidates(layer), undo)
+            if others:
+                self._assembly.sets.append([layer, *(other.layer for other in others)])
+            members = [media, *(other.media for other in others)]
             try:
-                filesystem = opening.open_volume([media], self._companions_of(layer, undo), doubts)
+                filesystem = opening.open_volume(members, self._companions_of(layer, undo), doubts)
             except NotAFilesystemError as error:
                 raise self._no_filesystem(layer, media, error) from error
             undo.pop_all()
         return filesystem
+
+    def _candidates(self, layer: Layer) -> Iterator[Layer]:
+        """Yield the layers that may be other devices of the filesystem on a layer.
+
+        Those that the user named come first.  For a device of this machine, all others follow.
+        """
+        seen = {layer}
+        named = filter(None, (*self.members, self.root, *self._named.values()))
+        for one in (below for top in named for below in _reach(top)):
+            if one not in seen and one.readable and not one.segments:
+                seen.add(one)
+                yield one
+        if layer.device is None or not self.host.live:
+            return
+        for name in self.host.block_devices():
+            try:
+                one = self._devices.find_layer(name)
+            except TargetError:
+                continue
+            if one not in seen and one.size and one.readable and not one.segments:
+                seen.add(one)
+                yield one
 
     def _is_device(self, layer: Layer, device: str) -> bool:
         return layer is self._named.get(device) or layer.name == device

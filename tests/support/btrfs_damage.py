@@ -4,6 +4,7 @@ An answer that calls itself complete must be that of the healthy image.  In any 
 ``unknown`` must be true.
 """
 
+import mmap
 import random
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -24,7 +25,7 @@ from whoseblock.errors import MediaError, NotAFilesystemError, UnsupportedError
 from whoseblock.fs.base import Answer, FileOwner
 from whoseblock.ranges import ByteRange
 
-__all__ = ["Base", "DamagedMedia", "make_base", "run_case"]
+__all__ = ["Base", "DamagedMedia", "lies", "make_base", "run_case"]
 
 _SUPERBLOCKS: Final = (64 << 10, 64 << 20)
 #: Seconds in which a case must be answered, on a machine with much else to do.
@@ -50,12 +51,18 @@ def make_base(image: Path) -> Base:
 class DamagedMedia:
     """A medium with replaced ranges, some of which cannot be read."""
 
-    def __init__(self, raw: bytes, edits: dict[int, bytes], lost: set[int]) -> None:
+    def __init__(
+        self,
+        raw: bytes | mmap.mmap,
+        edits: dict[int, bytes],
+        lost: set[int],
+        name: str = "/nowhere/damaged.img",
+    ) -> None:
         self.raw = raw
         self.edits = edits
         self.lost = lost
         # No file has this name, hence none is mounted.
-        self.name = "/nowhere/damaged.img"
+        self.name = name
         self.size = len(raw)
 
     def pread(self, offset: int, length: int) -> bytes:
@@ -103,7 +110,7 @@ def run_case(base: Base, seed: int) -> list[str]:
                 if answer.complete:
                     wrong += differences(base.truth, answer)
                 else:
-                    wrong += _lies(base.truth, answer)
+                    wrong += lies(base.truth, answer)
     return [f"case {seed}: {one}" for one in wrong[:5]]
 
 
@@ -131,7 +138,7 @@ def _wound(base: Base, rnd: random.Random, edits: dict[int, bytes], lost: set[in
             lost.add(at + inside // SECTOR * SECTOR)
 
 
-def _lies(truth: Truth, answer: Answer) -> list[str]:
+def lies(truth: Truth, answer: Answer) -> list[str]:
     """Return the words of an incomplete answer that are not true."""
     wrong: list[str] = []
     for row in answer:

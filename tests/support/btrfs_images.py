@@ -23,7 +23,6 @@ from whoseblock.fs.base import (
     Answer,
     FileId,
     FileOwner,
-    Free,
     MetadataOwner,
     Outside,
     Owner,
@@ -39,6 +38,7 @@ __all__ = [
     "differences",
     "fill",
     "make_image",
+    "paths_below",
     "read_truth",
 ]
 
@@ -261,6 +261,8 @@ class Dump:
     def __init__(self, image: Path) -> None:
         text = run(["btrfs", "inspect-internal", "dump-tree", image]).decode(errors="replace")
         self.chunks: dict[int, tuple[int, list[int]]] = {}
+        #: The length, the profile and the stripes of each chunk.
+        self.profiles: dict[int, tuple[int, str, list[tuple[int, int]]]] = {}
         self.blocks: dict[int, set[int]] = defaultdict(set)
         self.inline: dict[int, set[FileId]] = defaultdict(set)
         self.extents: dict[int, int] = {}
@@ -300,8 +302,13 @@ class Dump:
         text = "\n".join(item)
         if key[1] == "CHUNK_ITEM":
             length = int(re.search(r"length (\d+)", text)[1])  # type: ignore[index]
-            places = [int(one) for one in re.findall(r"devid \d+ offset (\d+)", text)]
-            self.chunks[int(key[2])] = length, places
+            stripes = re.findall(r"devid (\d+) offset (\d+)", text)
+            places = [(int(device), int(offset)) for device, offset in stripes]
+            kind = re.search(r"type (\S+)", text)
+            assert kind
+            profile = kind[1].split("|")[-1]
+            self.profiles[int(key[2])] = length, profile, places
+            self.chunks[int(key[2])] = length, [offset for _, offset in places]
         elif key[1] == "EXTENT_ITEM" and "flags DATA" in text:
             self.extents[int(key[0])] = int(key[2])
         elif key[1] == "EXTENT_DATA":
@@ -384,22 +391,27 @@ def folder_descriptor(folder: bytes) -> Iterator[int]:
 
 
 def _paths(image: Path) -> dict[FileId, set[str]]:
-    found: dict[FileId, set[str]] = defaultdict(set)
     with mounted(image, "ro", "subvolid=5", kind="btrfs") as root:
-        for folder, names, files in os.walk(root):
-            if os.lstat(folder).st_ino == _STUB:
-                # What a snapshot has in the place of a nested subvolume.
-                continue
-            with folder_descriptor(folder) as descriptor:
-                raw = bytearray(struct.pack("=QQ", 0, 256) + bytes(4080))
-                fcntl.ioctl(descriptor, _INO_LOOKUP, raw)
-            (subvolume,) = struct.unpack_from("=Q", raw)
-            for name in (*names, *files):
-                path = os.path.join(folder, name)
-                inode = os.lstat(path).st_ino
-                below = path[len(root) :].decode("utf-8", "surrogateescape")
-                if inode > 256:
-                    found[FileId(subvolume, inode)].add(below)
+        return paths_below(root)
+
+
+def paths_below(root: bytes) -> dict[FileId, set[str]]:
+    """Return all paths of each file of a mounted filesystem."""
+    found: dict[FileId, set[str]] = defaultdict(set)
+    for folder, names, files in os.walk(root):
+        if os.lstat(folder).st_ino == _STUB:
+            # What a snapshot has in the place of a nested subvolume.
+            continue
+        with folder_descriptor(folder) as descriptor:
+            raw = bytearray(struct.pack("=QQ", 0, 256) + bytes(4080))
+            fcntl.ioctl(descriptor, _INO_LOOKUP, raw)
+        (subvolume,) = struct.unpack_from("=Q", raw)
+        for name in (*names, *files):
+            path = os.path.join(folder, name)
+            inode = os.lstat(path).st_ino
+            below = path[len(root) :].decode("utf-8", "surrogateescape")
+            if inode > 256:
+                found[FileId(subvolume, inode)].add(below)
     return found
 
 
@@ -424,13 +436,13 @@ def _claim(row: Owner, number: int) -> Claim:
         offset = row.file_offset + max(number * SECTOR - row.start, 0)
         return Claim("file", row.subvolume, row.inode, offset // SECTOR * SECTOR, -1, row.unwritten)
     if isinstance(row, MetadataOwner):
-        if row.what == "tree":
-            trees = row.trees if isinstance(row.trees, tuple) else ()
-            return Claim("tree", members=frozenset(trees))
-        return Claim(row.what)
+        trees = row.trees if isinstance(row.trees, tuple) else ()
+        return Claim(row.what, members=frozenset(trees))
     if isinstance(row, Unreferenced):
         return Claim("unreferenced", members=frozenset(row.holders))
-    return Claim("free" if isinstance(row, Free | Outside) else row.kind)
+    if isinstance(row, Outside):
+        return Claim("parity" if row.what.startswith("parity") else "free")
+    return Claim(row.kind)
 
 
 def differences(truth: Truth, answer: Answer) -> list[str]:

@@ -14,7 +14,7 @@ from whoseblock.encode import encode_json
 from whoseblock.errors import NotAFilesystemError, WhoseblockError
 
 if TYPE_CHECKING:
-    from whoseblock.fs.driver import AddressSpace, ReverseMap
+    from whoseblock.fs.driver import AddressSpace, DeviceSegment, ReverseMap
     from whoseblock.lookup import Lookup
     from whoseblock.stack.base import Layer, Segment
 
@@ -123,6 +123,8 @@ class _Tree:
     def _segments(self, layer: "Layer", indent: str, above: "tuple[Layer, ...]") -> Iterator[str]:
         shown = layer.segments[:_MAX_SEGMENTS]
         left = len(layer.segments) - len(shown)
+        if not layer.segments:
+            yield from self._device_segments(layer, indent)
         for number, segment in enumerate(shown):
             last = number == len(shown) - 1 and not left
             branch, deeper = ("└─ ", "   ") if last else ("├─ ", "│  ")
@@ -133,7 +135,22 @@ class _Tree:
         if left:
             yield f"{indent}└─ and {left} more"
 
-    def _place(self, segment: "Segment") -> str:
+    def _device_segments(self, layer: "Layer", indent: str) -> Iterator[str]:
+        """Yield a line for each part of a device that has addresses of its filesystem."""
+        segments = _device_segments(self._finder, layer)
+        shown = segments[:_MAX_SEGMENTS]
+        left = len(segments) - len(shown)
+        for number, segment in enumerate(shown):
+            last = number == len(shown) - 1 and not left
+            branch, deeper = ("└─ ", "   ") if last else ("├─ ", "│  ")
+            others = ", ".join(map(printable, segment.others))
+            shared = f", with {others}" if others else ""
+            text = f"{self._place(segment)}  {printable(segment.what)}{shared}"
+            yield from self._wrapped(indent + branch, indent + deeper, text)
+        if left:
+            yield f"{indent}└─ and {left} more"
+
+    def _place(self, segment: "Segment | DeviceSegment") -> str:
         if self._as_bytes:
             return f"{segment.start}+{segment.length}"
         return f"{_rounded(segment.start)} +{_rounded(segment.length)}"
@@ -176,6 +193,17 @@ def _rounded(number: int) -> str:
     return f"{text.rstrip('0').rstrip('.') if '.' in text else text}{_UNITS[unit]}"
 
 
+def _device_segments(finder: "Lookup", layer: "Layer") -> "list[DeviceSegment]":
+    """Return the parts of a device that have addresses of its filesystem."""
+    from whoseblock.fs.driver import Volume
+
+    try:
+        space = finder.leaf(layer)
+    except WhoseblockError:
+        return []
+    return list(space.device_segments()) if isinstance(space, Volume) else []
+
+
 def _reverse_map(space: "AddressSpace") -> "ReverseMap | None":
     """Return how the owners of a filesystem are found; None for a companion of one."""
     from whoseblock.fs.driver import Volume
@@ -195,6 +223,9 @@ def _tree(layer: "Layer", finder: "Lookup", above: "tuple[Layer, ...]") -> dict[
             tree["filesystem"], tree["why"] = None, str(error)
             if title := getattr(error, "title", ""):
                 tree["content"] = title
+        parts = [one._asdict() for one in _device_segments(finder, layer)]
+        if parts:
+            tree["segments"] = parts
         return tree
     tree["segments"] = []
     for segment in layer.segments:

@@ -76,6 +76,7 @@ class Copy(Struct, frozen=True):
 
 class _Copied(_Placed, frozen=True, kw_only=True):
     copies: tuple[Copy, ...] | UnsetType = UNSET
+    logical: int | UnsetType = UNSET
 
 
 class Owner(_Copied, frozen=True, tag_field="kind", tag="owner"):
@@ -83,7 +84,8 @@ class Owner(_Copied, frozen=True, tag_field="kind", tag="owner"):
 
     ``via`` is where the row begins in each layer, from the one that was asked about down to the
     filesystem's; it is left out if the filesystem itself was asked.  ``copies`` are the other
-    places of the same bytes on a filesystem with redundancy.
+    places of the same bytes on a filesystem with redundancy.  ``logical`` is the address of the
+    first byte in the filesystem, if that has addresses of its own.
     """
 
     start: int

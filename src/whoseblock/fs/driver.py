@@ -31,6 +31,7 @@ __all__ = [
     "Allocation",
     "Capability",
     "CompanionContent",
+    "DeviceSegment",
     "Driver",
     "ExchangeSample",
     "FileFacts",
@@ -109,6 +110,18 @@ class IndexLeaf(NamedTuple):
     records: int
 
 
+class DeviceSegment(NamedTuple):
+    """``length`` bytes from ``start`` of a device that have addresses of the filesystem.
+
+    ``what`` is their use, and ``others`` are the names of the devices that share it.
+    """
+
+    start: int
+    length: int
+    what: str
+    others: tuple[str, ...]
+
+
 class CompanionContent(NamedTuple):
     """The content of a companion: its role, and a noun phrase that names it."""
 
@@ -184,6 +197,24 @@ class Volume(AddressSpace, Protocol):
     def reverse_map(self) -> ReverseMap:
         """The way owners are found."""
         ...
+
+    def logical_addresses(self) -> AddressSpace:
+        """Return the space of the filesystem's own addresses, which is closed with the volume.
+
+        Raises `UnsupportedError` for a filesystem whose addresses are those of its device.
+        """
+        raise UnsupportedError(f"{self.name} has no logical addresses: ask about its device")
+
+    def locate_in_file(self, file: FileId, offset: int, length: int) -> Iterator[tuple[int, int]]:
+        """Yield start and length of each range of `logical_addresses` that has bytes of a file.
+
+        Raises `BlockError`, or `UnsupportedError` for a filesystem without such addresses.
+        """
+        raise UnsupportedError(f"{self.name} has no logical addresses: ask about its device")
+
+    def device_segments(self) -> "Iterable[DeviceSegment]":
+        """Yield how the device is divided, if its bytes have addresses in the filesystem."""
+        return ()
 
     @property
     def capabilities(self) -> frozenset[Capability]:

@@ -8,7 +8,7 @@ from typing import Final
 
 from whoseblock.errors import BlockError, NotAFilesystemError, UnsupportedError
 from whoseblock.fs import registry
-from whoseblock.fs.driver import AddressSpace, CompanionContent, MountedVolume, Volume
+from whoseblock.fs.driver import AddressSpace, CompanionContent, MountedVolume, Probe, Volume
 from whoseblock.fs.registry import Registration, driver_of
 from whoseblock.media.base import Media
 from whoseblock.media.mounts import Mount, find_mounts
@@ -20,6 +20,7 @@ __all__ = [
     "open_mounted",
     "open_mounted_or_disk",
     "open_volume",
+    "probe_member",
 ]
 
 _SECTOR: Final = 512
@@ -59,6 +60,14 @@ def begins_with_filesystem(media: Media) -> bool:
     return any(one.driver.probe(media) is not None for one in _matching(media)[0])
 
 
+def probe_member(media: Media) -> Probe | None:
+    """Identify a filesystem that may be on several devices; None if none begins on the medium."""
+    for one in registry.DRIVERS:
+        if one.spans_devices and any(_has_magic(media, b"", *magic) for magic in one.magic):
+            return one.driver.probe(media)
+    return None
+
+
 def open_volume(
     members: Sequence[Media],
     companions: Mapping[str, Media] | None = None,
@@ -74,6 +83,10 @@ def open_volume(
     errors: list[NotAFilesystemError] = []
     with_magic, without = _matching(members[0])
     for one in (*with_magic, *without):
+        if len(members) > 1 and not one.spans_devices:
+            if one in with_magic:
+                raise UnsupportedError(f"{members[0].name}: {one.title} is on one device")
+            continue
         try:
             return one.driver.open(members, companions or {}, doubts)
         except NotAFilesystemError as error:

@@ -52,7 +52,8 @@ class Registration(NamedTuple):
     identify its superblock with their offset, and ``companions`` the other devices of its volumes.
     ``monitor`` names its source of failures in ``whoseblock watch``; the module ``monitor`` beside
     that of the driver then has the `whoseblock.fs.monitor.Monitor` as ``MONITOR``.  ``programs``
-    repair what this program does not.
+    repair what this program does not.  A filesystem that
+    ``spans_devices`` may be on several, which are all alike.
     """
 
     module: str
@@ -62,6 +63,7 @@ class Registration(NamedTuple):
     companions: tuple[Companion, ...] = ()
     monitor: str = ""
     programs: tuple[OtherProgram, ...] = ()
+    spans_devices: bool = False
 
     @property
     def driver(self) -> "Driver":
@@ -114,6 +116,7 @@ DRIVERS: Final[list[Registration]] = [
         ("btrfs",),
         ((0x10040, b"_BHRfS_M"),),
         programs=(OtherProgram("btrfs", "btrfs-progs", "scrubs and repairs btrfs"),),
+        spans_devices=True,
     ),
 ]
 

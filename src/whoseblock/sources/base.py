@@ -38,7 +38,9 @@ class Failure(NamedTuple):
     ``device`` is the kernel's name (``sda``, ``pmem0``, ``region0``, ``physical-memory``), or ""
     for the device that the user named. ``origin`` is the file and line of the report. ``remark``
     limits what the report says about the location; it becomes a note of the answer. ``is_above`` is
-    whether a filesystem or a volume reports an error that its device may report too.
+    whether a filesystem or a volume reports an error that its device may report too. With
+    ``is_logical``, ``start`` is an address of the filesystem on the device, as it counts itself.
+    With ``file``, a subvolume and an inode of that filesystem, ``start`` is an offset in the file.
     """
 
     start: int
@@ -47,6 +49,8 @@ class Failure(NamedTuple):
     origin: str = ""
     remark: str = ""
     is_above: bool = False
+    is_logical: bool = False
+    file: tuple[int, int] | None = None
 
 
 class Counted(Struct):

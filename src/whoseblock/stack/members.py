@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 from whoseblock.media.base import Media
 from whoseblock.media.mapped import Copy, MappedRun
+from whoseblock.media.striping import Cell, Striping
 from whoseblock.stack.base import Layer, LayerMapping
-from whoseblock.stack.formats.raid import Cell, Striping
 
 __all__ = ["MemberReader", "MemberSegment", "locate_runs"]
 

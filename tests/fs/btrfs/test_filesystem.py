@@ -168,7 +168,6 @@ def patched(base: Base, offset: int, value: int, width: str) -> DamagedMedia:
         (0xBC, 1 << 50 | 0x341, "<Q", "incompatible feature 0x4000000000000"),
         (0xB4, 0x13, "<Q", "read-only compatible feature 0x10"),
         (0x38, 1 << 32, "<Q", "a seed device"),
-        (0x88, 3, "<Q", "a btrfs filesystem of 3 devices is not followed yet"),
     ],
 )
 def test_features_are_refused_by_name(
@@ -176,6 +175,12 @@ def test_features_are_refused_by_name(
 ) -> None:
     with pytest.raises(UnsupportedError, match=what):
         whoseblock.open(patched(base, offset, value, width))
+
+
+def test_another_number_of_devices_makes_every_answer_incomplete(base: Base) -> None:
+    with whoseblock.open(patched(base, 0x88, 3, "<Q")) as fs:
+        answer = fs.owners(0, 1)
+    assert answer.notes == ("the superblock has 3 devices, the chunk tree 1",)
 
 
 def test_a_log_tree_makes_every_answer_incomplete(base: Base) -> None:

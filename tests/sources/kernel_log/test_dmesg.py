@@ -9,7 +9,7 @@ from tests.support.tools import CHECKOUT
 
 from whoseblock.errors import MalformedError
 from whoseblock.ranges import PHYSICAL_MEMORY
-from whoseblock.sources.base import Reading
+from whoseblock.sources.base import Failure, Reading
 from whoseblock.sources.kernel_log.dmesg import read_dmesg, read_message, read_signal_page
 
 FIXTURES = CHECKOUT / "tests" / "fixtures" / "sources"
@@ -119,7 +119,7 @@ def test_messages_of_programs_are_ignored() -> None:
 
 def test_read_message_takes_no_prefix() -> None:
     text = "Memory failure: 0x2: recovery action for dax page: Recovered"
-    assert read_message(text, "log") == (8192, 4096, PHYSICAL_MEMORY, "log, line 1", "", False)
+    assert read_message(text, "log") == Failure(8192, 4096, PHYSICAL_MEMORY, "log, line 1")
     assert read_message(f"[1.0] {text}", "log") is None
 
 

@@ -35,8 +35,8 @@ PLACES = {
     "writeback, older words": None,
     "btrfs, on a device": ("mapper/AM-2", 1498415104, 512),
     "btrfs, corrected": False,
-    "btrfs, in a file": None,
-    "btrfs, logical address": None,
+    "btrfs, in a file": ("sda1", 4096, 4096),
+    "btrfs, logical address": ("sdc2", 249747406848, 512),
     "btrfs, counters": None,
     "ext4, metadata": ("sdb1", 81788961 * 4096, 4096),
     "ext4, damaged directory": ("dm-4", 6832992 * 4096, 4096),
@@ -160,6 +160,28 @@ def test_the_words_of_other_versions_are_understood(
 
 
 @pytest.mark.parametrize(
+    ("message", "address"),
+    [
+        ("unable to fixup (regular) error at logical 81920 on dev /dev/sdb", 81920),
+        ("unable to fixup (regular) error at logical 81920 on mirror 2", 81920),
+        ("corrupt leaf: root=5 block=29442048 slot=1, x", 29442048),
+        ("parent transid verify failed on 29442048 wanted 26779 found 25801", 29442048),
+        ("bad tree block start, want 30474240 have 0", 30474240),
+        ("bad tree block start, mirror 1 want 30474240 have 0", 30474240),
+        ("scrub: tree block 30474240 mirror 1 has bad generation, has 10 want 99999", 30474240),
+        ("level verify failed on logical 30474240 mirror 1 wanted 0 found 1", 30474240),
+        ("bad tree block level, mirror 1 level 20000", None),
+        (f"corrupt leaf: root=5 block={'9' * 20} slot=1, x", None),
+    ],
+)
+def test_a_logical_address_is_of_the_filesystem(message: str, address: int | None) -> None:
+    lines = [f"[    1.0] BTRFS error (device sdb): {message}\n"]
+    found = list(read_dmesg(lines, "log", reading=Reading("log"), units=UNITS))
+    expected = [("sdb", address, 512, True)] if address else []
+    assert [(one.device, one.start, one.length, one.is_logical) for one in found] == expected
+
+
+@pytest.mark.parametrize(
     "message",
     [
         # An address in another address space than the device's.
@@ -169,9 +191,6 @@ def test_the_words_of_other_versions_are_understood(
             " xfs_rtsb block 0x0 "
         ),
         "device-mapper: integrity: nvme0n1: Checksum failed at sector 0x8",
-        "BTRFS error (device sdb): unable to fixup (regular) error at logical 1 on dev /dev/sdb",
-        "BTRFS error (device sdb): unable to fixup (regular) error at logical 1 on mirror 2",
-        "BTRFS critical (device sdb): corrupt leaf: root=5 block=29442048 slot=1, x",
         # EDAC without an address.
         "EDAC MC0: 1 UE x on y (channel:0 page:0x0 offset:0x0 grain:32)",
         # The largest numbers.

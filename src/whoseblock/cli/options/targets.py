@@ -46,8 +46,8 @@ _OPTIONS: Final = (
         multiple=True,
         type=click.Path(readable=False),
         metavar="IMAGE",
-        help="Another disk or image of the same volume group or array; or LAYER=IMAGE, what the"
-        " encrypted LAYER shows if it is opened; may be repeated.",
+        help="Another disk or image of the same volume group, array or filesystem; or LAYER=IMAGE,"
+        " what the encrypted LAYER shows if it is opened; may be repeated.",
     ),
     click.option(
         "--device",
@@ -64,10 +64,10 @@ _OPTIONS: Final = (
     *_COMPANION_OPTIONS,
     click.option(
         "--address-space",
-        type=click.Choice(["data", *_ROLES]),
+        type=click.Choice(["data", *_ROLES, "logical"]),
         default="data",
         show_default=True,
-        help="Device of the filesystem that offsets refer to.",
+        help="Device of the filesystem that offsets refer to, or its own logical addresses.",
     ),
     click.option(
         "--root",

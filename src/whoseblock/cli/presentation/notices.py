@@ -58,6 +58,9 @@ def _resolver_lines(resolver: "Resolver", target: "Target") -> Iterator[str]:
     for device, count in resolver.absent.most_common():
         what = "failure" if count == 1 else "failures"
         yield f"{count} {what} of {device} passed over: this machine has no such device"
+    for (device, reason), count in resolver.unaddressed.most_common():
+        what = "logical address" if count == 1 else "logical addresses"
+        yield f"{count} {what} of {device} passed over: {reason}"
     for device, count in resolver.skipped.most_common():
         what = "failure" if count == 1 else "failures"
         yield f"{count} {what} of {device} skipped: not on {target.path}"
@@ -75,7 +78,10 @@ def report_options(target: "Target") -> None:
 
 def _option_lines(target: "Target") -> Iterator[str]:
     for path in target.unused_members():
-        yield f"--member {path} had no effect: it shares no volume group or array with the target"
+        yield (
+            f"--member {path} had no effect: it shares no volume group, array or filesystem with"
+            " the target"
+        )
     for name, path in target.unused_opened():
         yield f"--member {name}={path} had no effect: there is no encrypted layer {name}"
     for role, why in target.unused_devices():

@@ -1,72 +1,207 @@
-"""Chunks: how bytes of a device correspond to logical addresses.
+"""Chunks: how bytes of the devices correspond to logical addresses, in every profile.
 
-Only the profiles of one device are read here: single and DUP, and the striped ones with one stripe.
+A chunk has a stripe on each of its devices.  Where a stripe has which bytes is the arithmetic of
+arrays, `whoseblock.media.striping`, as in fs/btrfs/volumes.c of Linux (btrfs_map_block()).
 """
 
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import Final, NamedTuple
 
-from whoseblock.fs.btrfs.format.items import DUP, PROFILES, ChunkItem
+from whoseblock.fs.btrfs.format.items import PROFILES, ChunkItem
 from whoseblock.fs.btrfs.format.superblock import STRIPE
+from whoseblock.media.striping import RIGHT_SYMMETRIC, Cell, Raid0, Raid1, Raid5, Raid10, Striping
 
-__all__ = ["Chunk", "ChunkMap", "StripeRun"]
+__all__ = ["Chunk", "ChunkMap", "LogicalPart", "Place", "StripeCell", "StripeRun"]
 
 _TOP: Final = 1 << 63
-_PROFILE_NAMES: Final = {
-    0x8: "RAID0",
-    0x10: "RAID1",
-    0x20: "DUP",
-    0x40: "RAID10",
-    0x80: "RAID5",
-    0x100: "RAID6",
-    0x200: "RAID1C3",
-    0x400: "RAID1C4",
+#: The layout of md that places two copies side by side.
+_TWO_NEAR: Final = 0x102
+_SUB_STRIPES: Final = 2
+
+
+class _Profile(NamedTuple):
+    """A profile: its name, and how many stripes a chunk has at least and at most.
+
+    Each byte is on ``copies`` stripes; ``parities`` stripes of each row have parity.
+    """
+
+    name: str
+    fewest: int
+    most: int
+    copies: int = 1
+    parities: int = 0
+    is_striped: bool = False
+
+
+_MOST_STRIPES: Final = 1 << 12
+_PROFILES: Final = {
+    0: _Profile("single", 1, 1),
+    0x8: _Profile("RAID0", 1, _MOST_STRIPES, is_striped=True),
+    0x10: _Profile("RAID1", 2, 2, copies=2),
+    0x20: _Profile("DUP", 2, 2, copies=2),
+    0x40: _Profile("RAID10", 2, _MOST_STRIPES, copies=2, is_striped=True),
+    0x80: _Profile("RAID5", 2, _MOST_STRIPES, parities=1, is_striped=True),
+    0x100: _Profile("RAID6", 3, _MOST_STRIPES, parities=2, is_striped=True),
+    0x200: _Profile("RAID1C3", 3, 3, copies=3),
+    0x400: _Profile("RAID1C4", 4, 4, copies=4),
 }
-#: The profiles whose only stripe has the bytes in their order, if there is but one.
-_LINEAR: Final = (0, 0x8, DUP)
+_KINDS: Final = ((1, "data"), (2, "system"), (4, "metadata"))
+
+
+class Place(NamedTuple):
+    """Byte ``start`` of the device with a number."""
+
+    device: int
+    start: int
+
+
+class LogicalPart(NamedTuple):
+    """The next ``length`` logical addresses: the XOR of the places of a choice is their bytes.
+
+    Choices with several places rebuild the bytes from parity.
+    """
+
+    length: int
+    choices: tuple[tuple[Place, ...], ...]
+
+
+class StripeCell(NamedTuple):
+    """``length`` bytes from ``start`` of a device: logical addresses from ``logical`` on.
+
+    If ``parity`` names one, they are the parity of those addresses.
+    """
+
+    start: int
+    length: int
+    logical: int
+    parity: str = ""
 
 
 class Chunk(NamedTuple):
-    """``length`` bytes of logical addresses from ``start``; each of ``places`` has all of them."""
+    """``length`` bytes of logical addresses from ``start``, which lie on ``stripes``."""
 
     start: int
     length: int
     type: int
-    places: tuple[int, ...]
+    stripes: tuple[Place, ...]
 
     @property
     def end(self) -> int:
         """The first logical address past it."""
         return self.start + self.length
 
+    @property
+    def profile(self) -> _Profile:
+        """Its profile."""
+        return _PROFILES[self.type & PROFILES]
+
+    @property
+    def striping(self) -> Striping:
+        """The arithmetic of its stripes."""
+        return _make_striping(self.type & PROFILES, len(self.stripes), self.length)
+
+    @property
+    def row_length(self) -> int:
+        """The logical addresses of which each row of all stripes has the bytes."""
+        return self.length // (self.stripe_length // self.striping.chunk)
+
+    @property
+    def stripe_length(self) -> int:
+        """The bytes of each of its devices that it has."""
+        profile = self.profile
+        if not profile.is_striped:
+            return self.length
+        return self.length * profile.copies // (len(self.stripes) - profile.parities)
+
+    @property
+    def tolerance(self) -> int:
+        """The number of its stripes that may be missing, wherever they are."""
+        return self.profile.copies - 1 + self.profile.parities
+
+    @property
+    def description(self) -> str:
+        """Its use and its profile, in two words."""
+        kinds = "+".join(name for bit, name in _KINDS if self.type & bit)
+        return f"{kinds} {self.profile.name}"
+
+    def places(self, logical: int) -> tuple[int, tuple[Place, ...]]:
+        """Return how many bytes from an address on lie together, and where, for each copy."""
+        number, within = divmod(logical - self.start, self.striping.chunk)
+        places = tuple(self._place(cell, within) for cell in self.striping.locate_chunk(number))
+        return self.striping.chunk - within, places
+
+    def _place(self, cell: Cell, within: int) -> Place:
+        device, offset = self.stripes[cell.member]
+        return Place(device, offset + cell.row * self.striping.chunk + within)
+
+    def parts(self, logical: int, length: int) -> Iterator[LogicalPart]:
+        """Yield where the bytes of a range of its addresses can be read, in order."""
+        end = logical + length
+        while logical < end:
+            room, places = self.places(logical)
+            size = min(room, end - logical)
+            choices: list[tuple[Place, ...]] = [(place,) for place in places]
+            if self.profile.parities:
+                choices.append(self._others(logical))
+            yield LogicalPart(size, tuple(choices))
+            logical += size
+
+    def _others(self, logical: int) -> tuple[Place, ...]:
+        """Return the places of the other data, and of the first parity, in the row of a byte."""
+        number, within = divmod(logical - self.start, self.striping.chunk)
+        (own,) = self.striping.locate_chunk(number)
+        cells = (Cell(member, own.row) for member in range(len(self.stripes)))
+        return tuple(
+            self._place(cell, within)
+            for cell in cells
+            if cell != own and self.striping.identify_cell(cell) != "parity (Q)"
+        )
+
+    def cells(self, number: int, start: int, end: int) -> Iterator[StripeCell]:
+        """Yield what a range of the device has that lies in stripe ``number``, in order."""
+        size = self.striping.chunk
+        offset = self.stripes[number].start
+        while start < end:
+            row, within = divmod(start - offset, size)
+            length = min(end - start, size - within)
+            content = self.striping.identify_cell(Cell(number, row))
+            if isinstance(content, str):
+                yield StripeCell(start, length, self.start + row * self.row_length, content)
+            else:
+                yield StripeCell(start, length, self.start + content * size + within)
+            start += length
+
 
 class StripeRun(NamedTuple):
-    """A part of the device that ``chunk`` has, or no chunk if that is None."""
+    """A part of a device in stripe ``number`` of ``chunk``, or in no chunk if that is None."""
 
     start: int
     end: int
     chunk: Chunk | None
-    place: int = 0
+    number: int = 0
 
 
 class ChunkMap:
-    """The chunks of a filesystem on the only device that has the number ``device``.
+    """The chunks of a filesystem; ``faults`` are the reasons why it may be incomplete."""
 
-    ``faults`` are the reasons why it may be incomplete.
-    """
-
-    def __init__(self, device: int, sector_size: int) -> None:
+    def __init__(self, sector_size: int) -> None:
         self.faults: list[str] = []
-        self._device = device
         self._sector = sector_size
         self._chunks: dict[int, Chunk] = {}
         self._starts: list[int] = []
-        self._stripes: list[StripeRun] = []
-        self._stripe_starts: list[int] = []
+        self._runs: dict[int, list[StripeRun]] = {}
+        self._run_starts: dict[int, list[int]] = {}
 
     def __iter__(self) -> Iterator[Chunk]:
         return iter(self._chunks.values())
+
+    @property
+    def devices(self) -> list[int]:
+        """The numbers of the devices that have chunks, in order."""
+        return sorted(self._runs)
 
     def add(self, logical: int, item: ChunkItem | None) -> None:
         """Add a chunk; what cannot be followed becomes one of the faults."""
@@ -74,7 +209,7 @@ class ChunkMap:
         if item is None:
             self.faults.append(f"{what}: damaged item")
             return
-        profile = item.type & PROFILES
+        stripes = tuple(Place(*stripe) for stripe in item.stripes)
         if (
             not item.length
             or (logical | item.length) % self._sector
@@ -84,21 +219,17 @@ class ChunkMap:
         ):
             self.faults.append(f"{what}: invalid length, place or type")
             return
-        expected = 2 if profile == DUP else 1
-        if profile not in _LINEAR or len(item.stripes) != expected:
-            name = _PROFILE_NAMES.get(profile, f"{profile:#x}")
-            self.faults.append(
-                f"{what}: profile {name} with {len(item.stripes)} stripes is not followed yet"
-            )
+        if fault := _fault(item):
+            self.faults.append(f"{what}: {fault}")
             return
-        if any(device != self._device for device, _ in item.stripes):
-            self.faults.append(f"{what}: it is on another device")
-            return
-        if any(offset % self._sector or offset + item.length > _TOP for _, offset in item.stripes):
+        chunk = Chunk(logical, item.length, item.type, stripes)
+        if any(
+            place.start % self._sector or place.start + chunk.stripe_length > _TOP
+            for place in stripes
+        ):
             self.faults.append(f"{what}: invalid place on the device")
             return
-        places = tuple(offset for _, offset in item.stripes)
-        self._chunks[logical] = Chunk(logical, item.length, item.type, places)
+        self._chunks[logical] = chunk
 
     def finish(self) -> None:
         """Sort what was added; chunks that overlap others are left out."""
@@ -109,21 +240,25 @@ class ChunkMap:
                 self.faults.append(f"chunks overlap at logical address {start}")
                 continue
             chunks.append(chunk)
-        stripes = sorted(
-            StripeRun(place, place + chunk.length, chunk, number)
-            for chunk in chunks
-            for number, place in enumerate(chunk.places)
-        )
-        kept: list[StripeRun] = []
-        for stripe in stripes:
-            if kept and kept[-1].end > stripe.start:
-                self.faults.append(f"chunks overlap at byte {stripe.start} of the device")
-                continue
-            kept.append(stripe)
+        runs: dict[int, list[StripeRun]] = defaultdict(list)
+        for chunk in chunks:
+            for number, (device, place) in enumerate(chunk.stripes):
+                runs[device].append(StripeRun(place, place + chunk.stripe_length, chunk, number))
         self._chunks = {chunk.start: chunk for chunk in chunks}
         self._starts = list(self._chunks)
-        self._stripes = kept
-        self._stripe_starts = [one.start for one in kept]
+        self._runs = {device: self._in_order(device, some) for device, some in runs.items()}
+        self._run_starts = {
+            device: [one.start for one in some] for device, some in self._runs.items()
+        }
+
+    def _in_order(self, device: int, runs: Sequence[StripeRun]) -> list[StripeRun]:
+        kept: list[StripeRun] = []
+        for run in sorted(runs, key=lambda one: one.start):
+            if kept and kept[-1].end > run.start:
+                self.faults.append(f"chunks overlap at byte {run.start} of device {device}")
+                continue
+            kept.append(run)
+        return kept
 
     def find(self, logical: int) -> Chunk | None:
         """Return the chunk of a logical address."""
@@ -133,19 +268,73 @@ class ChunkMap:
         chunk = self._chunks[self._starts[index]]
         return chunk if logical < chunk.end else None
 
-    def runs(self, start: int, end: int) -> Iterator[StripeRun]:
-        """Cut a range of the device into stripes and what lies between them, in order."""
-        index = max(bisect_right(self._stripe_starts, start) - 1, 0)
+    def within(self, start: int, end: int) -> Iterator[tuple[int, int, Chunk | None]]:
+        """Cut logical addresses into chunks and what lies between them; yield bounds and chunk."""
+        index = max(bisect_right(self._starts, start) - 1, 0)
+        at = start
+        for first in self._starts[index:]:
+            chunk = self._chunks[first]
+            low, high = max(at, first), min(end, chunk.end)
+            if first >= end:
+                break
+            if low >= high:
+                continue
+            if at < low:
+                yield at, low, None
+            yield low, high, chunk
+            at = high
+        if at < end:
+            yield at, end, None
+
+    def runs(self, device: int, start: int, end: int) -> Iterator[StripeRun]:
+        """Cut a range of a device into stripes and what lies between them, in order."""
+        runs = self._runs.get(device, [])
+        index = max(bisect_right(self._run_starts.get(device, []), start) - 1, 0)
         at = start
         while at < end:
-            while index < len(self._stripes) and self._stripes[index].end <= at:
+            while index < len(runs) and runs[index].end <= at:
                 index += 1
-            stripe = self._stripes[index] if index < len(self._stripes) else None
-            if stripe is None or stripe.start >= end:
+            run = runs[index] if index < len(runs) else None
+            if run is None or run.start >= end:
                 yield StripeRun(at, end, None)
                 return
-            if at < stripe.start:
-                yield StripeRun(at, stripe.start, None)
-            low, high = max(at, stripe.start), min(end, stripe.end)
-            yield StripeRun(low, high, stripe.chunk, stripe.place)
+            if at < run.start:
+                yield StripeRun(at, run.start, None)
+            low, high = max(at, run.start), min(end, run.end)
+            yield StripeRun(low, high, run.chunk, run.number)
             at = high
+
+
+def _fault(item: ChunkItem) -> str:  # noqa: PLR0911 - faults
+    """Return why the stripes of a chunk are not followed, "" if they are."""
+    profile = _PROFILES.get(item.type & PROFILES)
+    count = len(item.stripes)
+    if profile is None:
+        return f"unknown profile {item.type & PROFILES:#x}"
+    if not profile.fewest <= count <= profile.most:
+        return f"profile {profile.name} with {count} stripes"
+    if profile.name == "DUP" and len({device for device, _ in item.stripes}) > 1:
+        return "profile DUP on several devices"
+    if not profile.is_striped:
+        return ""
+    if profile.copies > 1 and (item.sub_stripes != _SUB_STRIPES or count % _SUB_STRIPES):
+        return f"profile {profile.name} with {count} stripes, {item.sub_stripes} of which are equal"
+    if item.length * profile.copies % ((count - profile.parities) * STRIPE):
+        return "its length is not that of whole stripes"
+    return ""
+
+
+@lru_cache(1 << 10)
+def _make_striping(kind: int, count: int, length: int) -> Striping:
+    """Return the arithmetic of a chunk that has no `_fault`."""
+    profile = _PROFILES[kind]
+    if not profile.is_striped:
+        return Raid1(count, length)
+    data = count - profile.parities
+    if profile.parities:
+        # Row 0 begins with data on the first stripe; each row begins one stripe further.
+        return Raid5(STRIPE, count, RIGHT_SYMMETRIC, profile.parities, turn=data)
+    rows = length * profile.copies // (data * STRIPE)
+    if profile.copies > 1:
+        return Raid10(STRIPE, count, _TWO_NEAR, rows)
+    return Raid0(STRIPE, [rows] * count)

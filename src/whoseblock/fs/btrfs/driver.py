@@ -9,7 +9,7 @@ __all__ = ["DRIVER"]
 
 
 class BtrfsDriver(Driver):
-    """Knows btrfs on a device and in images; filesystems of several devices are refused."""
+    """Knows btrfs on one device or several, and in images."""
 
     name = "btrfs"
 
@@ -18,7 +18,7 @@ class BtrfsDriver(Driver):
         from whoseblock.fs.btrfs.superblocks import begins_with_superblock
 
         sb = begins_with_superblock(media)
-        return None if sb is None else Probe(self.name, sb.uuid_text, sb.device, sb.devices)
+        return None if sb is None else Probe(self.name, sb.uuid_text, sb.device.device, sb.devices)
 
     def open(
         self,
@@ -26,11 +26,10 @@ class BtrfsDriver(Driver):
         companions: Mapping[str, Media],
         doubts: Iterable[str] = (),
     ) -> Volume:
-        """Open the filesystem on the only member; see `Driver.open`."""
+        """Open the filesystem on its devices; see `Driver.open`."""
         from whoseblock.fs.btrfs.filesystem import BtrfsFilesystem
 
-        (media,) = members
-        filesystem = BtrfsFilesystem(media, doubts)
+        filesystem = BtrfsFilesystem(members, doubts)
         for other in companions.values():
             other.close()
         return filesystem

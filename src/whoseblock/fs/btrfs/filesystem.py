@@ -1,7 +1,7 @@
 """A btrfs filesystem that is not mounted, behind the `Volume` protocol."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Final
 
@@ -28,19 +28,21 @@ from whoseblock.fs.base import (
     no_progress,
     remarks_in,
 )
+from whoseblock.fs.btrfs.chunks import Place
 from whoseblock.fs.btrfs.format.keys import is_file_tree, tree_name
 from whoseblock.fs.btrfs.names.paths import PathFinder, read_inode
 from whoseblock.fs.btrfs.notes import filesystem_doubts, repair_advice
 from whoseblock.fs.btrfs.owners.finder import (
     FilePiece,
+    Found,
     OwnerFinder,
     Piece,
     PlainPiece,
     TreePiece,
 )
-from whoseblock.fs.btrfs.superblocks import open_superblock
+from whoseblock.fs.btrfs.superblocks import open_devices
 from whoseblock.fs.btrfs.volume import Volume
-from whoseblock.fs.driver import FileFacts, ReverseMap
+from whoseblock.fs.driver import AddressSpace, DeviceSegment, FileFacts, ReverseMap
 from whoseblock.fs.driver import Volume as VolumeProtocol
 from whoseblock.fs.stream import ROW_BUDGET, LeadingRows
 from whoseblock.media.base import Media
@@ -53,7 +55,7 @@ _APPEND: Final = 1 << 7
 
 
 class BtrfsFilesystem(Closing, VolumeProtocol):
-    """A btrfs filesystem on ``media``, which is closed with it.
+    """A btrfs filesystem on ``members``, which are closed with it; ranges are of the first.
 
     ``doubts`` are what the caller knows that makes every answer incomplete.  Raises
     `NotAFilesystemError` and `UnsupportedError`.
@@ -63,14 +65,17 @@ class BtrfsFilesystem(Closing, VolumeProtocol):
     #: The most rows of one piece of an answer.
     row_budget = ROW_BUDGET
 
-    def __init__(self, media: Media, doubts: Iterable[str] = ()) -> None:
+    def __init__(self, members: Sequence[Media], doubts: Iterable[str] = ()) -> None:
+        media = members[0]
         self._told = tuple(doubts)
-        sb, self._superblock_notes = open_superblock(media)
+        sb, self._device, devices, items, self._superblock_notes = open_devices(members)
         self.progress: Progress = no_progress
-        self.volume = Volume(media, sb)
-        self.size = self.volume.size
+        self.volume = Volume(devices, items, sb)
+        self.size = items[self._device].size
         self.device_size = media.size
         self.block_size = sb.sector_size
+
+        self._members = tuple(members)
         self._media = media
         self._closed = False
         self._finder = OwnerFinder(self.volume)
@@ -95,8 +100,7 @@ class BtrfsFilesystem(Closing, VolumeProtocol):
     def doubts(self) -> tuple[str, ...]:
         """The reasons why every answer is incomplete."""
         notes = [*self._told, *self._superblock_notes, *filesystem_doubts(self.volume)]
-        if mounted := mount_note(self._media.name):
-            notes.append(mounted)
+        notes += filter(None, (mount_note(media.name) for media in self._members))
         return tuple(notes)
 
     def owners_stream(
@@ -106,23 +110,67 @@ class BtrfsFilesystem(Closing, VolumeProtocol):
         self._check_open()
         for start, length in checked_ranges(ranges, self._media.name, self.device_size):
             self._check_open()
-            yield from self._answer(start, length, with_paths=paths)
+            found = self._finder.find(self._device, start, length)
+            yield from self._answer(start, length, found, with_paths=paths)
+
+    def logical_stream(
+        self, ranges: Iterable[tuple[int, int]], *, paths: bool = True
+    ) -> Iterator[LeadingRows | Answer]:
+        """Answer ranges of logical addresses; see `AddressSpace.owners_stream`."""
+        self._check_open()
+        for start, length in checked_ranges(ranges, self.identity, self.logical_size):
+            self._check_open()
+            found = self._finder.find_logical(start, length)
+            yield from self._answer(start, length, found, with_paths=paths)
+
+    def logical_addresses(self) -> AddressSpace:
+        """Return the space of the logical addresses; closing it closes the filesystem."""
+        from whoseblock.fs.btrfs.logical import LogicalSpace
+
+        return LogicalSpace(self)
+
+    def locate_in_file(self, file: FileId, offset: int, length: int) -> Iterator[tuple[int, int]]:
+        """Yield the logical addresses of bytes of a file; see `Volume.locate_in_file`."""
+        from whoseblock.fs.btrfs.owners.placement import locate_in_file
+
+        self._check_open()
+        return locate_in_file(self.volume, file, offset, length)
+
+    def device_segments(self) -> Iterator[DeviceSegment]:
+        """Yield the chunks on the device; see `Volume.device_segments`."""
+        for run in self.volume.chunks.runs(self._device, 0, self.size):
+            if run.chunk is not None:
+                devices = dict.fromkeys(place.device for place in run.chunk.stripes)
+                others = tuple(self._device_name(one) for one in devices if one != self._device)
+                length = run.end - run.start
+                what = f"{run.chunk.description}, from logical address {run.chunk.start}"
+                yield DeviceSegment(run.start, length, what, others)
+
+    @cached_property
+    def logical_size(self) -> int:
+        """The end of the last chunk."""
+        return max((chunk.end for chunk in self.volume.chunks), default=0)
 
     def _answer(
-        self, start: int, length: int, *, with_paths: bool
+        self,
+        start: int,
+        length: int,
+        found: Iterator[Found],
+        *,
+        with_paths: bool,
     ) -> Iterator[LeadingRows | Answer]:
         missing = dict.fromkeys(self.doubts)
         pieces: list[Piece] = []
         # What this answer reads again from the copies that earlier ones left in the cache counts.
         self.volume.reader.take_remarks()
-        for found in self._finder.find(start, length):
-            if isinstance(found, str):
-                missing[found] = None
+        for one in found:
+            if isinstance(one, str):
+                missing[one] = None
                 continue
             if len(pieces) >= self.row_budget:
                 yield LeadingRows(start, length, self._rows(pieces, missing, with_paths=with_paths))
                 pieces = []
-            pieces.append(found)
+            pieces.append(one)
         rows = self._rows(pieces, missing, with_paths=with_paths)
         remarks = self.volume.reader.take_remarks()
         notes = distinct([*missing, *remarks])
@@ -132,7 +180,11 @@ class BtrfsFilesystem(Closing, VolumeProtocol):
     # ------------------------------------------------------------------ rows
 
     def _rows(
-        self, pieces: list[Piece], missing: dict[str, None], *, with_paths: bool
+        self,
+        pieces: list[Piece],
+        missing: dict[str, None],
+        *,
+        with_paths: bool,
     ) -> tuple[Owner, ...]:
         """Return the rows of pieces; adds why paths are missing to ``missing``."""
         known: dict[FileId, Paths] = {}
@@ -150,7 +202,7 @@ class BtrfsFilesystem(Closing, VolumeProtocol):
         return tuple(self._row(piece, known) for piece in pieces)
 
     def _row(self, piece: Piece, known: Mapping[FileId, Paths]) -> Owner:
-        copies = tuple(Copy(self._media.name, place) for place in piece.copies) or UNSET
+        copies = tuple(self._copy(place) for place in piece.copies) or UNSET
         if isinstance(piece, FilePiece):
             return self._file_row(piece, known, copies)
         if isinstance(piece, TreePiece):
@@ -167,8 +219,16 @@ class BtrfsFilesystem(Closing, VolumeProtocol):
                 piece.trees or UNSET,
                 inline or UNSET,
                 copies=copies,
+                logical=piece.logical,
             )
         return _plain_row(piece, copies)
+
+    def _copy(self, place: Place) -> Copy:
+        return Copy(self._device_name(place.device), place.start)
+
+    def _device_name(self, device: int) -> str:
+        media = self.volume.devices.get(device)
+        return media.name if media else f"missing device {device}"
 
     def _file_row(
         self, piece: FilePiece, known: Mapping[FileId, Paths], copies: tuple[Copy, ...] | UnsetType
@@ -184,6 +244,7 @@ class BtrfsFilesystem(Closing, VolumeProtocol):
                 detail=detail,
                 trees=(part.subvolume,),
                 copies=copies,
+                logical=piece.logical,
             )
         paths = known.get(part.file)
         return FileOwner(
@@ -203,6 +264,7 @@ class BtrfsFilesystem(Closing, VolumeProtocol):
             file_length=part.length if part.encoding else UNSET,
             encoding=part.encoding or UNSET,
             copies=copies,
+            logical=piece.logical,
         )
 
     def _subvolume_path(self, subvolume: int) -> str | UnsetType:
@@ -242,21 +304,23 @@ class BtrfsFilesystem(Closing, VolumeProtocol):
         check_open(self._media.name, closed=self._closed)
 
     def close(self) -> None:
-        """Close the medium; a second time has no effect."""
+        """Close the media; a second time has no effect."""
         if not self._closed:
             self._closed = True
-            self._media.close()
+            for media in self._members:
+                media.close()
 
 
 def _plain_row(piece: PlainPiece, copies: tuple[Copy, ...] | UnsetType) -> Owner:
     """Return the row of bytes that no file has."""
     start, length = piece.start, piece.length
+    logical = UNSET if piece.logical is None else piece.logical
     if piece.kind == "free":
-        return Free(start, length)
+        return Free(start, length, logical=logical)
     if piece.kind == "unreferenced":
-        return Unreferenced(start, length, piece.holders, copies=copies)
+        return Unreferenced(start, length, piece.holders, copies=copies, logical=logical)
     if piece.kind == "static":
-        return MetadataOwner(start, length, "static", detail=piece.detail)
+        return MetadataOwner(start, length, "static", detail=piece.detail, logical=logical)
     if piece.kind == "outside":
         return Outside(start, length, piece.detail)
-    return Unknown(start, length)
+    return Unknown(start, length, logical=logical)

@@ -1,8 +1,10 @@
-"""The superblock of a device: the first, or a copy of it."""
+"""The superblocks of the devices: of each the first, or a copy of it."""
 
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from whoseblock.errors import BlockError, NotAFilesystemError, UnsupportedError
+from whoseblock.fs.btrfs.format.items import DeviceItem
 from whoseblock.fs.btrfs.format.superblock import (
     COPIES,
     SUPERBLOCK_SIZE,
@@ -13,7 +15,13 @@ from whoseblock.fs.btrfs.format.superblock import (
 )
 from whoseblock.media.base import Media
 
-__all__ = ["OpenedSuperblock", "begins_with_superblock", "open_superblock"]
+__all__ = [
+    "OpenedDevices",
+    "OpenedSuperblock",
+    "begins_with_superblock",
+    "open_devices",
+    "open_superblock",
+]
 
 _NAME: Final = "btrfs"
 
@@ -23,6 +31,55 @@ class OpenedSuperblock(NamedTuple):
 
     sb: Superblock
     notes: tuple[str, ...]
+
+
+class OpenedDevices(NamedTuple):
+    """The devices of one filesystem, the first of which has the number ``first``.
+
+    ``sb`` is the newest superblock of all; ``notes`` make every answer incomplete.
+    """
+
+    sb: Superblock
+    first: int
+    media: dict[int, Media]
+    items: dict[int, DeviceItem]
+    notes: tuple[str, ...]
+
+
+def open_devices(members: Sequence[Media]) -> OpenedDevices:
+    """Verify the superblocks of devices, and that they belong together.
+
+    Raises `NotAFilesystemError` for the first, and `UnsupportedError`.
+    """
+    newest, notes = open_superblock(members[0])
+    items = {newest.device.device: newest.device}
+    media = {newest.device.device: members[0]}
+    generations = {members[0].name: newest.generation}
+    first = newest.device.device
+    for member in members[1:]:
+        try:
+            sb, more = open_superblock(member)
+        except NotAFilesystemError as error:
+            raise UnsupportedError(f"{member.name}: no device of {_NAME}") from error
+        if sb.fsid != newest.fsid:
+            raise UnsupportedError(f"{member.name}: a device of another {_NAME} filesystem")
+        number = sb.device.device
+        if number in media:
+            raise UnsupportedError(
+                f"{media[number].name} and {member.name} are both device {number} of one {_NAME}"
+                " filesystem: is one a copy?"
+            )
+        notes += tuple(f"{member.name}: {note}" for note in more)
+        media[number], items[number] = member, sb.device
+        generations[member.name] = sb.generation
+        newest = max(newest, sb, key=lambda one: one.generation)
+    notes += tuple(
+        f"{name} has the state of generation {generation}, and another device that of"
+        f" {newest.generation}: it missed changes"
+        for name, generation in generations.items()
+        if generation != newest.generation
+    )
+    return OpenedDevices(newest, first, media, items, notes)
 
 
 def _read(media: Media, offset: int) -> Superblock | str:
@@ -71,10 +128,10 @@ def open_superblock(media: Media) -> OpenedSuperblock:
         raise UnsupportedError(
             f"{media.name}: features of {_NAME} that are not read: {', '.join(names)}"
         )
-    if sb.devices != 1:
+    if not sb.device.device:
         raise UnsupportedError(
-            f"{media.name}: a {_NAME} filesystem of {sb.devices} devices is not followed yet",
-            hint="mount it, and use btrfs inspect-internal logical-resolve",
+            f"{media.name}: the target of a replacement of a device that was interrupted",
+            hint="name the other devices of the filesystem",
         )
     return OpenedSuperblock(sb, tuple(notes))
 

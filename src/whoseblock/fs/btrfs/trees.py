@@ -5,11 +5,11 @@ A walk raises no error for a damaged block: it yields the keys that are lost wit
 
 from bisect import bisect_left, bisect_right
 from collections import Counter, OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Final, NamedTuple
 
 from whoseblock.errors import BlockError, CorruptError
-from whoseblock.fs.btrfs.chunks import ChunkMap
+from whoseblock.fs.btrfs.chunks import ChunkMap, LogicalPart
 from whoseblock.fs.btrfs.format.checksum import checksum_matches
 from whoseblock.fs.btrfs.format.keys import (
     BEYOND,
@@ -60,10 +60,10 @@ class LostKeys(NamedTuple):
 
 
 class TreeReader:
-    """Reads tree blocks of one filesystem; ``reads`` counts them by kind."""
+    """Reads tree blocks of one filesystem from its devices; ``reads`` counts them by kind."""
 
-    def __init__(self, media: Media, sb: Superblock, chunks: ChunkMap) -> None:
-        self.media = media
+    def __init__(self, devices: Mapping[int, Media], sb: Superblock, chunks: ChunkMap) -> None:
+        self.devices = devices
         self.sb = sb
         self.chunks = chunks
         self.reads: Counter[str] = Counter()
@@ -124,14 +124,11 @@ class TreeReader:
         if address % self.sb.sector_size or chunk is None or address + size > chunk.end:
             raise CorruptError("tree block", address, "no chunk has its logical address")
         faults: list[str] = []
-        for place in chunk.places:
-            physical = place + address - chunk.start
-            if physical + size > self.media.size:
-                faults.append("past the end of the device")
-                continue
+        parts = list(chunk.parts(address, size))
+        for number in range(max(len(part.choices) for part in parts)):
             self.reads["tree block"] += 1
             try:
-                raw = self.media.pread(physical, size)
+                raw = b"".join(self._read_part(part, number) for part in parts)
             except BlockError as error:
                 faults.append(str(error))
                 continue
@@ -139,13 +136,38 @@ class TreeReader:
             if isinstance(found, Node):
                 remark = ""
                 if faults:
+                    source = self._name_choice(parts[0], number)
                     remark = (
-                        f"the tree block at logical address {address} was read from its copy at"
-                        f" byte {physical}: {faults[0]}"
+                        f"the tree block at logical address {address} was {source}: {faults[0]}"
                     )
                 return found, remark
             faults.append(found)
         raise CorruptError("tree block", address, faults[0])
+
+    def _read_part(self, part: LogicalPart, number: int) -> bytes:
+        """Return a part from one of its places, or by the XOR of several; raises `BlockError`."""
+        places = part.choices[min(number, len(part.choices) - 1)]
+        value = 0
+        for place in places:
+            media = self.devices.get(place.device)
+            if media is None:
+                raise BlockError(f"device {place.device} is missing")
+            if place.start + part.length > media.size:
+                raise BlockError(f"past the end of {media.name}")
+            raw = media.pread(place.start, part.length)
+            if len(places) == 1:
+                return raw
+            value ^= int.from_bytes(raw, "little")
+        return value.to_bytes(part.length, "little")
+
+    def _name_choice(self, part: LogicalPart, number: int) -> str:
+        """Return where a part was read at last, for a remark."""
+        places = part.choices[min(number, len(part.choices) - 1)]
+        if len(places) > 1:
+            return "rebuilt from parity"
+        device, start = places[0]
+        where = f" of device {device}" if self.sb.devices > 1 else ""
+        return f"read from its copy at byte {start}{where}"
 
     def _verify(self, raw: bytes, address: int, generation: int) -> Node | str:
         if not checksum_matches(self.sb.checksum, raw):

@@ -1,21 +1,27 @@
-"""A btrfs volume on one device: its chunks, and the roots of its trees."""
+"""A btrfs volume on its devices: its chunks, and the roots of its trees."""
 
 from collections import Counter
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Final, NamedTuple
 
 from whoseblock.errors import BlockError, CorruptError
-from whoseblock.fs.btrfs.chunks import ChunkMap
+from whoseblock.fs.btrfs.chunks import ChunkMap, Place
 from whoseblock.fs.btrfs.format.items import (
+    DeviceItem,
     parse_chunk,
     parse_chunk_array,
     parse_dev_extent,
+    parse_device,
     parse_root,
 )
 from whoseblock.fs.btrfs.format.keys import (
+    BEYOND,
     CHUNK_ITEM,
     CHUNK_TREE,
     DEV_EXTENT,
+    DEV_ITEM,
+    DEV_ITEMS_OBJECT,
     DEV_TREE,
     FIRST_CHUNK_TREE_OBJECT,
     ROOT_ITEM,
@@ -41,20 +47,26 @@ class Subvolume(NamedTuple):
 
 
 class Volume:
-    """The geometry and the trees of one filesystem on one medium."""
+    """The geometry and the trees of one filesystem.
 
-    def __init__(self, media: Media, sb: Superblock) -> None:
-        self.media = media
+    ``devices`` are the media by the numbers of their devices, except those that are missing, and
+    ``items`` what their superblocks say of them.
+    """
+
+    def __init__(
+        self, devices: Mapping[int, Media], items: Mapping[int, DeviceItem], sb: Superblock
+    ) -> None:
+        self.devices = devices
+        self.items = items
         self.sb = sb
         self.sector_size = sb.sector_size
         self.node_size = sb.node_size
-        self.size = sb.device_size
         self._subvolumes: dict[int, Subvolume | None] = {}
-        self._reader = TreeReader(media, sb, self._system_chunks())
+        self._reader = TreeReader(devices, sb, self._system_chunks())
 
     def _system_chunks(self) -> ChunkMap:
         """Return the chunks in the superblock, which have the chunk tree."""
-        chunks = ChunkMap(self.sb.device, self.sb.sector_size)
+        chunks = ChunkMap(self.sb.sector_size)
         for found in parse_chunk_array(self.sb.chunk_array):
             if found is None:
                 chunks.faults.append("the chunks in the superblock: damaged item")
@@ -73,7 +85,7 @@ class Volume:
         """All chunks, by the chunk tree."""
         sb, reader = self.sb, self._reader
         root = Root(CHUNK_TREE, sb.chunk_root, sb.chunk_root_generation, sb.chunk_root_level)
-        chunks = ChunkMap(sb.device, sb.sector_size)
+        chunks = ChunkMap(sb.sector_size)
         chunks.faults += reader.chunks.faults
         low = (FIRST_CHUNK_TREE_OBJECT, CHUNK_ITEM, 0)
         for item in reader.walk(root, low, (FIRST_CHUNK_TREE_OBJECT, CHUNK_ITEM, _MAX_OFFSET)):
@@ -99,25 +111,65 @@ class Volume:
         return self._reader
 
     @cached_property
-    def device_extents(self) -> tuple[dict[int, tuple[int, int]], list[str]]:
-        """The chunk and the length of each allocated part of the device, and what is wrong."""
-        found: dict[int, tuple[int, int]] = {}
+    def _device_items(self) -> tuple[dict[int, DeviceItem], str]:
+        """The devices of the chunk tree, and why there may be others."""
+        found: dict[int, DeviceItem] = {}
+        fault = ""
+        root = self.root(CHUNK_TREE)
+        low, high = (DEV_ITEMS_OBJECT, DEV_ITEM, 0), (DEV_ITEMS_OBJECT, DEV_ITEM, _MAX_OFFSET)
+        for item in self.reader.walk(root, low, high):
+            if isinstance(item, LostKeys):
+                fault = fault or f"chunk tree: {item.reason}"
+            elif (device := parse_device(item.data)) is None:
+                fault = fault or f"chunk tree: damaged item of device {item.key[2]}"
+            else:
+                found[item.key[2]] = device
+        return found, fault
+
+    @property
+    def devices_fault(self) -> str:
+        """Why it may have other devices than those of the chunk tree, "" if it has not."""
+        found, fault = self._device_items
+        if fault or len(found) == self.sb.devices:
+            return fault
+        return f"the superblock has {self.sb.devices} devices, the chunk tree {len(found)}"
+
+    @cached_property
+    def device_faults(self) -> dict[int, str]:
+        """Why devices are not those of the chunk tree, for those that are not."""
+        found, fault = self._device_items
+        return {
+            number: fault or f"the chunk tree has another device {number}, or another size of it"
+            for number, device in self.items.items()
+            if found.get(number) != device
+        }
+
+    @cached_property
+    def missing(self) -> tuple[int, ...]:
+        """The numbers of the devices that chunks are on, and that are not there."""
+        return tuple(one for one in self.chunks.devices if one not in self.devices)
+
+    @cached_property
+    def device_extents(self) -> tuple[dict[Place, tuple[int, int]], list[str]]:
+        """The chunk and the length of each allocated part of a device, and what is wrong."""
+        found: dict[Place, tuple[int, int]] = {}
         faults: list[str] = []
-        device = self.sb.device
         try:
             root = self.root(DEV_TREE)
         except BlockError as error:
             return found, [str(error)]
-        low, high = (device, DEV_EXTENT, 0), (device, DEV_EXTENT, _MAX_OFFSET)
-        for item in self.reader.walk(root, low, high):
+        for item in self.reader.walk(root, (1, DEV_EXTENT, 0), BEYOND):
             if isinstance(item, LostKeys):
                 faults.append(f"device tree: {item.reason}")
                 continue
+            device, kind, start = item.key
+            if kind != DEV_EXTENT:
+                continue
             extent = parse_dev_extent(item.data)
             if extent is None:
-                faults.append(f"device tree: damaged item of byte {item.key[2]} of the device")
+                faults.append(f"device tree: damaged item of byte {start} of device {device}")
             else:
-                found[item.key[2]] = extent.chunk, extent.length
+                found[Place(device, start)] = extent.chunk, extent.length
         return found, faults
 
     @cached_property
@@ -127,11 +179,13 @@ class Volume:
         if faults or self.chunks.faults:
             return (faults or self.chunks.faults)[0]
         stripes = {
-            place: (chunk.start, chunk.length) for chunk in self.chunks for place in chunk.places
+            place: (chunk.start, chunk.stripe_length)
+            for chunk in self.chunks
+            for place in chunk.stripes
         }
         if stripes != extents:
-            place = min(dict(stripes.items() ^ extents.items()))
-            return f"the chunk tree and the device tree differ at byte {place} of the device"
+            device, start = min(dict(stripes.items() ^ extents.items()))
+            return f"the chunk tree and the device tree differ at byte {start} of device {device}"
         return ""
 
     # ------------------------------------------------------------------ roots

@@ -119,6 +119,10 @@ def _may_report(line: str) -> bool:
     )
 
 
+#: A file, or whether a place is a logical address.
+_Space = tuple[int, int] | bool
+
+
 class _Parser:
     """Parses the messages of one log."""
 
@@ -131,7 +135,7 @@ class _Parser:
         self._others = OtherErrors()
         self._sequences = LogSequences(units)
         #: The length of the failure at each place.
-        self._seen: dict[tuple[str, int], int] = {}
+        self._seen: dict[tuple[str, int, _Space], int] = {}
         #: The number of errors at unknown places, and the first of each kind.
         self._unplaced: Counter[Unplaced] = Counter()
         self._first: dict[Unplaced, tuple[int, str]] = {}
@@ -167,7 +171,7 @@ class _Parser:
 
     def _take(self, found: Located, number: int, *, is_above: bool = False) -> Iterator[Failure]:
         self._others.known.add(found.device)
-        place = found.device, found.start
+        place = found.device, found.start, found.file or found.is_logical
         if self._seen.get(place, 0) >= found.length:
             return
         if len(self._seen) >= _MAX_SEEN:
@@ -175,11 +179,21 @@ class _Parser:
         self._seen[place] = found.length
         self._reading.failures += 1
         origin = f"{self._name}, line {number}"
-        yield Failure(found.start, found.length, found.device, origin, found.remark, is_above)
+        yield Failure(
+            found.start,
+            found.length,
+            found.device,
+            origin,
+            found.remark,
+            is_above,
+            found.is_logical,
+            found.file,
+        )
 
     def finish(self) -> Iterator[Failure]:
         """Yield what the end of the log decides, and complete the reading."""
-        for command in self._sequences.unexplained(set(self._seen)):
+        known = {(device, start) for device, start, space in self._seen if not space}
+        for command in self._sequences.unexplained(known):
             yield from self._take(command.place, command.number)
         self.form.check(self._name)
         self._others.report_to(self._reading)

@@ -274,28 +274,38 @@ PATTERNS: Final = (
     Pattern(
         "btrfs, in a file",
         _BTRFS + r"csum failed ",
-        _BTRFS + "csum failed ",
-        read.unplaced(read.IN_FILE),
-        "",
+        (
+            r"(?:BTRFS(?: \w{1,10})? \(device ([^)]{1,64})\): |BTRFS: |btrfs: )csum failed "
+            r"(?:root (-?\d{1,20}) )?ino (\d{1,20}) off (\d{1,20})\b"
+        ),
+        read.read_btrfs_file,
+        "bytes in a file",
         "fs/btrfs/bio.c, btrfs_print_data_csum_error()",
         "all",
         "BTRFS warning (device sda1): csum failed root 5 ino 831 off 4096 csum 0xca6697a5 "
         "expected csum 0x7a9c7f00 mirror 1",
         seen="borgbackup/borg#8189",
+        is_above=True,
     ),
     Pattern(
         "btrfs, logical address",
         _BTRFS + r"(?:(?:unable to fixup|checksum error|i/o error|tree block)\b"
         r"|bad tree block|corrupt (?:leaf|node)|parent transid verify failed|level verify failed"
         r"|checksum verify failed|tree first key mismatch|failed to read (?:tree|block))",
-        _BTRFS,
-        read.unplaced(read.IN_BTRFS),
-        "",
+        (
+            r"(?:BTRFS(?: \w{1,10})? \(device (?P<device>[^)]{1,64})\): (?:scrub: )?"
+            r"|BTRFS: |btrfs: )"
+            r"(?:.{0,80}?\b(?:logical |bytenr=|block=|failed on |tree block |start, (?:mirror \d )?"
+            r"want )(?P<address>\d{1,20})\b)?"
+        ),
+        read.read_btrfs_logical,
+        "bytes of logical addresses",
         "fs/btrfs/disk-io.c, fs/btrfs/tree-checker.c, fs/btrfs/scrub.c",
         "all",
         "BTRFS error (device sdc2): parent transid verify failed on logical 249747406848 "
         "mirror 1 wanted 26779 found 25801",
         seen="kdave/btrfs-progs#1027",
+        is_above=True,
     ),
     Pattern(
         "btrfs, counters",

@@ -17,12 +17,18 @@ SECTOR: Final = 512
 
 
 class Located(NamedTuple):
-    """A range of a device in bytes; ``remark`` limits what the message says about it."""
+    """A range of a device in bytes; ``remark`` limits what the message says about it.
+
+    With ``is_logical``, the range has addresses of the filesystem on the device. With ``file``, a
+    subvolume and an inode of that filesystem, the range is of the file.
+    """
 
     device: str
     start: int
     length: int
     remark: str = ""
+    is_logical: bool = False
+    file: tuple[int, int] | None = None
 
 
 class Unplaced(NamedTuple):

@@ -2,7 +2,8 @@
 
 Three traps decide what has a place. A bio that failed points behind the request, and to the whole
 disk: so the sectors of iomap, of swap and of ext4_end_bio() are none. A block number of ext4 may
-count in the file, not on the device. A logical address of btrfs is in no device.
+count in the file, not on the device. A logical address of btrfs is in no device, but in the
+filesystem on it.
 """
 
 import re
@@ -22,7 +23,6 @@ from whoseblock.sources.kernel_log.patterns import (
 
 __all__ = [
     "BEHIND",
-    "IN_BTRFS",
     "IN_FILE",
     "NO_BLOCK_SIZE",
     "REQUEST_REMARK",
@@ -32,6 +32,8 @@ __all__ = [
     "read_array",
     "read_block",
     "read_btrfs",
+    "read_btrfs_file",
+    "read_btrfs_logical",
     "read_buffer",
     "read_edac",
     "read_ext",
@@ -70,7 +72,16 @@ BEHIND: Final = (
     "because most kernels print the end of the request, and a sector of the whole disk; the block"
     " layer also logs it"
 )
-IN_BTRFS: Final = "which is a logical address of btrfs and not on a device"
+_BTRFS_LOGICAL_REMARK: Final = (
+    "a block of btrfs begins at this logical address; the log does not print its length"
+)
+_BTRFS_FILE_REMARK: Final = (
+    "the place of this part of a file is the present one: the file may have been changed since the"
+    " message"
+)
+#: Data has a checksum for each sector of the filesystem, of at least so many bytes.
+_CHECKED: Final = 4096
+_NO_LOGICAL: Final = "because the message has no logical address, or no device"
 IN_FILE: Final = "which is in a file and not on a device"
 _IN_LOG: Final = "which is in the log of XFS, on a device that may be another"
 NO_BLOCK_SIZE: Final = "because the size of its logical blocks is unknown"
@@ -174,6 +185,26 @@ def read_btrfs(match: re.Match[str], _: Units) -> Found:
     device, unit, place, length = match.groups()
     start = int(place) * (SECTOR if unit == "sector" else 1)
     return locate(device, start, int(length or SECTOR), _BTRFS_REMARK)
+
+
+def read_btrfs_logical(match: re.Match[str], _: Units) -> Found:
+    """Interpret a logical address of btrfs."""
+    device, address = match["device"], match["address"]
+    if not device or not address:
+        return Unplaced(device or "", _NO_LOGICAL)
+    found = locate(device, int(address), SECTOR, _BTRFS_LOGICAL_REMARK)
+    return found._replace(is_logical=True) if isinstance(found, Located) else found
+
+
+def read_btrfs_file(match: re.Match[str], _: Units) -> Found:
+    """Interpret an offset in a file of btrfs."""
+    device, root, inode, offset = match.groups()
+    if not device or not root or int(root) < 0:
+        return Unplaced(device or "", IN_FILE)
+    found = locate(device, int(offset), _CHECKED, _BTRFS_FILE_REMARK)
+    if not isinstance(found, Located):
+        return found
+    return found._replace(file=(int(root), int(inode)))
 
 
 def read_ext(match: re.Match[str], units: Units) -> Found:

@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 
 from whoseblock.errors import BlockError, UnsupportedError
 from whoseblock.media.base import Media
-from whoseblock.stack.formats.raid import Raid0, Raid1, Raid5, Raid10, Striping
+from whoseblock.media.striping import Raid0, Raid1, Raid5, Raid10, Striping
 
 __all__ = [
     "FOREIGN_ARRAYS",

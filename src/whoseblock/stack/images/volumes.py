@@ -9,6 +9,7 @@ from typing import Final, NamedTuple
 from whoseblock.errors import UnsupportedError
 from whoseblock.media.base import Media
 from whoseblock.media.mapped import Copy, MappedMedia, MappedRun
+from whoseblock.media.striping import Raid0
 from whoseblock.stack.base import Layer, LinearSegment, Segment, UnmappedSegment
 from whoseblock.stack.formats.lvm import (
     LogicalVolume,
@@ -17,7 +18,6 @@ from whoseblock.stack.formats.lvm import (
     PhysicalVolumeEntry,
     VolumeGroup,
 )
-from whoseblock.stack.formats.raid import Raid0
 from whoseblock.stack.members import MemberReader, MemberSegment, locate_runs
 
 __all__ = ["FOLLOWED_SEGMENTS", "PhysicalVolumeLayer", "build_group"]

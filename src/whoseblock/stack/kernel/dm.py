@@ -13,8 +13,8 @@ from struct import Struct
 from typing import Final, NamedTuple
 
 from whoseblock.errors import UnsupportedError
+from whoseblock.media.striping import Raid0
 from whoseblock.stack.base import Layer, LinearSegment, Segment, UnmappedSegment
-from whoseblock.stack.formats.raid import Raid0
 from whoseblock.stack.kernel.host import SECTOR, Host
 from whoseblock.stack.members import MemberSegment
 

@@ -48,6 +48,10 @@ class Host:
         except ValueError:
             return None
 
+    def block_devices(self) -> list[str]:
+        """Return the kernel names of all block devices, in order."""
+        return sorted(path.name for path in (self.root / "sys/class/block").glob("*"))
+
     def find_device_folder(self, name: str) -> Path | None:
         """Return the sysfs folder of a block device by its kernel name, None if there is none."""
         folder = self.root / "sys/class/block" / name

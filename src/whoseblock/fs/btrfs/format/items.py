@@ -10,6 +10,7 @@ __all__ = [
     "BlockGroupItem",
     "ChunkItem",
     "DevExtent",
+    "DeviceItem",
     "DirEntry",
     "FileExtent",
     "InodeItem",
@@ -20,6 +21,7 @@ __all__ = [
     "parse_chunk",
     "parse_chunk_array",
     "parse_dev_extent",
+    "parse_device",
     "parse_dir_entries",
     "parse_extref",
     "parse_file_extent",
@@ -27,11 +29,13 @@ __all__ = [
     "parse_inode_ref",
     "parse_root",
     "parse_root_ref",
+    "unpack_device",
 ]
 
 _CHUNK: Final = Struct("<QQQQIIIHH")
 _STRIPE: Final = Struct("<QQ16s")
 _DISK_KEY: Final = Struct("<QBQ")
+_DEVICE: Final = Struct("<QQQIIIQQQIBB16s16s")
 _DEV_EXTENT: Final = Struct("<QQQQ16s")
 _BLOCK_GROUP: Final = Struct("<QQQ")
 _INODE: Final = Struct("<QQQQQIIIIQQ")
@@ -48,7 +52,6 @@ _ON_DISK: Final = Struct("<QQQQ")
 DATA: Final = 1
 SYSTEM: Final = 2
 METADATA: Final = 4
-DUP: Final = 0x20
 PROFILES: Final = 0x8 | 0x10 | 0x20 | 0x40 | 0x80 | 0x100 | 0x200 | 0x400
 
 # Types of file extents.
@@ -75,6 +78,14 @@ class DevExtent(NamedTuple):
 
     chunk: int
     length: int
+
+
+class DeviceItem(NamedTuple):
+    """A device: its number, how many bytes of it the filesystem has, and its own UUID."""
+
+    device: int
+    size: int
+    uuid: bytes
 
 
 class BlockGroupItem(NamedTuple):
@@ -171,6 +182,17 @@ def parse_dev_extent(raw: bytes) -> DevExtent | None:
         return None
     _, _, chunk, length, _ = _DEV_EXTENT.unpack(raw)
     return DevExtent(chunk, length)
+
+
+def parse_device(raw: bytes) -> DeviceItem | None:
+    """Parse the item of a device, which is in the superblock, too."""
+    return unpack_device(raw) if len(raw) == _DEVICE.size else None
+
+
+def unpack_device(raw: bytes, offset: int = 0) -> DeviceItem:
+    """Decode the item of a device at an offset."""
+    device, size, *_, uuid, _ = _DEVICE.unpack_from(raw, offset)
+    return DeviceItem(device, size, uuid)
 
 
 def parse_block_group(raw: bytes) -> BlockGroupItem | None:

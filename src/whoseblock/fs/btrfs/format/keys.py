@@ -31,6 +31,7 @@ DATA_RELOC_TREE: Final = _TOP - 9
 
 # Objects.
 ORPHAN_OBJECT: Final = _TOP - 5
+DEV_ITEMS_OBJECT: Final = 1
 FIRST_CHUNK_TREE_OBJECT: Final = 256
 #: Numbers of subvolumes and of inodes begin and end here.
 FIRST_FREE: Final = 256
@@ -57,6 +58,7 @@ FREE_SPACE_INFO: Final = 198
 FREE_SPACE_EXTENT: Final = 199
 FREE_SPACE_BITMAP: Final = 200
 DEV_EXTENT: Final = 204
+DEV_ITEM: Final = 216
 CHUNK_ITEM: Final = 228
 
 _TREE_NAMES: Final = {

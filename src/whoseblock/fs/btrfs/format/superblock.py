@@ -5,6 +5,7 @@ from typing import Final, NamedTuple
 from uuid import UUID
 
 from whoseblock.fs.btrfs.format.checksum import CHECKSUMS, checksum_matches
+from whoseblock.fs.btrfs.format.items import DeviceItem, unpack_device
 
 __all__ = [
     "COPIES",
@@ -27,7 +28,6 @@ MAGIC_OFFSET: Final = COPIES[0] + 0x40
 STRIPE: Final = 64 << 10
 
 _HEAD: Final = Struct("<32x16sQQ8sQQQQQQQQQIIIIIQQQQHBBB")
-_DEVICE: Final = Struct("<QQQIIIQQQIBB16s16s")
 _DEVICE_AT: Final = 0xC9
 _METADATA_UUID_AT: Final = 0x23B
 _ARRAY_AT: Final = 0x32B
@@ -88,8 +88,7 @@ class Superblock(NamedTuple):
     compat_ro: int
     incompat: int
     checksum: int
-    device: int
-    device_size: int
+    device: DeviceItem
     chunk_array: bytes
 
     @property
@@ -139,7 +138,6 @@ def parse_superblock(raw: bytes) -> Superblock:
         chunk_level,
         _log_level,
     ) = _HEAD.unpack_from(raw)
-    device, device_size, *_ = _DEVICE.unpack_from(raw, _DEVICE_AT)
     uuid = fsid
     if incompat & INCOMPAT_METADATA_UUID:
         uuid = raw[_METADATA_UUID_AT : _METADATA_UUID_AT + 16]
@@ -162,8 +160,7 @@ def parse_superblock(raw: bytes) -> Superblock:
         compat_ro,
         incompat,
         checksum,
-        device,
-        device_size,
+        unpack_device(raw, _DEVICE_AT),
         raw[_ARRAY_AT : _ARRAY_AT + min(array_size, _ARRAY_SIZE)],
     )
 
@@ -192,7 +189,7 @@ def superblock_fault(sb: Superblock, raw: bytes, offset: int) -> str:  # noqa: P
         return "invalid height of a tree"
     if sb.generation == 0 or sb.chunk_root_generation > sb.generation:
         return "invalid generation"
-    if sb.devices == 0 or sb.device_size < SUPERBLOCK_SIZE:
+    if sb.devices == 0 or sb.device.size < SUPERBLOCK_SIZE:
         return "invalid number or size of devices"
     return ""
 

@@ -1,11 +1,12 @@
-"""The owners of ranges of the device: chunks, superblocks, extents and free space."""
+"""The owners of ranges of devices and of logical addresses: chunks, extents and free space."""
 
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 from whoseblock.errors import BlockError
 from whoseblock.fs.base import FileId
-from whoseblock.fs.btrfs.chunks import Chunk, StripeRun
+from whoseblock.fs.btrfs.chunks import Chunk, Place, StripeCell, StripeRun
 from whoseblock.fs.btrfs.format.items import INLINE, parse_file_extent
 from whoseblock.fs.btrfs.format.keys import (
     EXTENT_DATA,
@@ -29,10 +30,10 @@ _RESERVED: Final = 1 << 20
 
 
 class PlainPiece(NamedTuple):
-    """Bytes of the device that no file has: ``kind`` is as in the contract.
+    """Bytes that no file has: ``kind`` is as in the contract.
 
     ``detail`` is what `static` metadata is, or what lies outside; ``holders`` are of an
-    ``unreferenced`` piece.
+    ``unreferenced`` piece.  ``logical`` is the logical address if a chunk has the bytes.
     """
 
     start: int
@@ -40,17 +41,19 @@ class PlainPiece(NamedTuple):
     kind: str
     detail: str = ""
     holders: tuple[FileId, ...] = ()
-    copies: tuple[int, ...] = ()
+    copies: tuple[Place, ...] = ()
+    logical: int | None = None
 
 
 class FilePiece(NamedTuple):
-    """Bytes of the device that a file has: ``part`` has the lost bytes of the file."""
+    """Bytes that a file has: ``part`` has the lost bytes of the file."""
 
     start: int
     length: int
     part: FilePart
     shared: bool
-    copies: tuple[int, ...]
+    copies: tuple[Place, ...]
+    logical: int
 
 
 class TreePiece(NamedTuple):
@@ -62,7 +65,8 @@ class TreePiece(NamedTuple):
     detail: str
     inodes: tuple[int, int] | None
     inline: tuple[FileId, ...]
-    copies: tuple[int, ...]
+    copies: tuple[Place, ...]
+    logical: int
 
 
 Piece = PlainPiece | FilePiece | TreePiece
@@ -70,25 +74,28 @@ Piece = PlainPiece | FilePiece | TreePiece
 Found = Piece | str
 
 
-class _Place(NamedTuple):
-    """Logical addresses of a chunk, as bytes of the device."""
+class _Cell(NamedTuple):
+    """Logical addresses from ``logical`` on that lie together from byte ``start`` on.
+
+    ``device`` is the number of the device that was asked, None if they are as they were asked.
+    """
 
     chunk: Chunk
-    number: int
+    device: int | None
+    start: int
+    logical: int
 
-    def physical(self, logical: int) -> int:
-        return self.chunk.places[self.number] + logical - self.chunk.start
+    def place(self, logical: int) -> int:
+        return self.start + logical - self.logical
 
-    def copies(self, logical: int) -> tuple[int, ...]:
-        return tuple(
-            place + logical - self.chunk.start
-            for number, place in enumerate(self.chunk.places)
-            if number != self.number
-        )
+    def copies(self, logical: int) -> tuple[Place, ...]:
+        _, places = self.chunk.places(logical)
+        own = None if self.device is None else Place(self.device, self.place(logical))
+        return tuple(place for place in places if place != own)
 
 
 class OwnerFinder:
-    """Finds the owners of ranges of one device."""
+    """Finds the owners of ranges of the devices, and of logical addresses."""
 
     def __init__(self, volume: Volume) -> None:
         self.volume = volume
@@ -97,45 +104,76 @@ class OwnerFinder:
         self.resolver = ReferenceResolver(volume, self.sharing)
         self.free = FreeSpace(volume)
 
-    def find(self, start: int, length: int) -> Iterator[Found]:
-        """Yield the owners of a range of the device, ordered by start, and notes between them."""
+    def find(self, device: int, start: int, length: int) -> Iterator[Found]:
+        """Yield the owners of a range of a device, ordered by start, and notes between them."""
+        return _joined(self._find(device, start, length))
+
+    def _find(self, device: int, start: int, length: int) -> Iterator[Found]:
+        volume = self.volume
         end = start + length
-        inside = min(end, self.volume.size)
+        inside = min(end, volume.items[device].size)
         for low, high, copy in _cut_at_superblocks(start, inside):
             if copy is not None:
                 what = f"copy {copy} of the superblock" if copy else "superblock"
                 yield PlainPiece(low, high - low, "static", what)
-                continue
-            for run in self.volume.chunks.runs(low, high):
-                yield from self._find_run(run)
+            elif fault := volume.device_faults.get(device):
+                yield fault
+                yield PlainPiece(low, high - low, "unknown")
+            else:
+                for run in volume.chunks.runs(device, low, high):
+                    yield from self._find_run(device, run)
         if inside < end:
             low = max(start, inside)
             yield PlainPiece(low, end - low, "outside", "past the end of the filesystem")
 
-    def _find_run(self, run: StripeRun) -> Iterator[Found]:
+    def _find_run(self, device: int, run: StripeRun) -> Iterator[Found]:
         length = run.end - run.start
         if run.chunk is not None:
-            yield from self._find_in_chunk(run, _Place(run.chunk, run.place))
+            for cell in run.chunk.cells(run.number, run.start, run.end):
+                yield from self._find_cell(run.chunk, device, cell)
         elif run.start < _RESERVED:
             edge = min(run.end, _RESERVED)
             yield PlainPiece(run.start, edge - run.start, "static", "reserved for a boot loader")
             if edge < run.end:
-                yield from self._find_run(run._replace(start=edge))
+                yield from self._find_run(device, run._replace(start=edge))
         elif fault := self.volume.allocation_fault:
             yield fault
             yield PlainPiece(run.start, length, "unknown")
         else:
             yield PlainPiece(run.start, length, "free")
 
+    def _find_cell(self, chunk: Chunk, device: int, cell: StripeCell) -> Iterator[Found]:
+        if not cell.parity:
+            at = _Cell(chunk, device, cell.start, cell.logical)
+            yield from self._find_in_chunk(at, cell.logical, cell.logical + cell.length)
+        elif fault := self.free.group_fault(chunk):
+            yield fault
+            yield PlainPiece(cell.start, cell.length, "unknown")
+        else:
+            what = f"{cell.parity} of logical addresses {cell.logical}+{chunk.row_length}"
+            yield PlainPiece(cell.start, cell.length, "outside", what)
+
+    def find_logical(self, start: int, length: int) -> Iterator[Found]:
+        """Yield the owners of a range of logical addresses, with the places of all copies."""
+        return _joined(self._find_logical(start, length))
+
+    def _find_logical(self, start: int, length: int) -> Iterator[Found]:
+        for low, high, chunk in self.volume.chunks.within(start, start + length):
+            at = low
+            while chunk is not None and at < high:
+                together, _ = chunk.places(at)
+                end = min(at + together, high)
+                yield from self._find_in_chunk(_Cell(chunk, None, at, at), at, end)
+                at = end
+            if chunk is None:
+                yield PlainPiece(low, high - low, "outside", "no chunk has these logical addresses")
+
     # ------------------------------------------------------------------ in a chunk
 
-    def _find_in_chunk(self, run: StripeRun, place: _Place) -> Iterator[Found]:
-        chunk = place.chunk
-        low = chunk.start + run.start - chunk.places[place.number]
-        high = low + run.end - run.start
+    def _find_in_chunk(self, place: _Cell, low: int, high: int) -> Iterator[Found]:
         at = low
         doubt = ""
-        for found in self.extents.within(chunk, low, high):
+        for found in self.extents.within(place.chunk, low, high):
             if isinstance(found, LostExtents):
                 if at < found.start and not doubt:
                     yield from self._gap(place, at, min(found.start, high), doubt)
@@ -152,25 +190,24 @@ class OwnerFinder:
         if at < high:
             yield from self._gap(place, at, high, doubt)
 
-    def _gap(self, place: _Place, low: int, high: int, doubt: str) -> Iterator[Found]:
+    def _gap(self, place: _Cell, low: int, high: int, doubt: str) -> Iterator[Found]:
         """Yield a part of a chunk without an extent: free, if that is certain."""
         if fault := doubt or self.free.fault(place.chunk, low, high):
             yield fault
-            yield PlainPiece(place.physical(low), high - low, "unknown")
+            yield _plain(place, low, high, "unknown")
             return
         at = low
         for first, last in _around_superblocks(place.chunk):
             begin, end = max(first, at), min(last, high)
             if begin < end:
                 if at < begin:
-                    yield PlainPiece(place.physical(at), begin - at, "free")
-                what = "reserved around the superblock"
-                yield PlainPiece(place.physical(begin), end - begin, "static", what)
+                    yield _plain(place, at, begin, "free")
+                yield _plain(place, begin, end, "static", "reserved around the superblock")
                 at = end
         if at < high:
-            yield PlainPiece(place.physical(at), high - at, "free")
+            yield _plain(place, at, high, "free")
 
-    def _rows(self, extent: Extent, place: _Place, low: int, high: int) -> Iterator[Found]:
+    def _rows(self, extent: Extent, place: _Cell, low: int, high: int) -> Iterator[Found]:
         """Yield the owners of a part of an extent."""
         if extent.item.is_tree:
             yield from self._tree_rows(extent, place, low, high)
@@ -201,22 +238,23 @@ class OwnerFinder:
             follows = number + 1 < len(claims) and claims[number + 1][0] < end
             shared = follows or reach > begin
             at = reach = max(at, reach, end)
-            yield FilePiece(place.physical(begin), end - begin, part, shared, place.copies(begin))
+            start, copies = place.place(begin), place.copies(begin)
+            yield FilePiece(start, end - begin, part, shared, copies, begin)
         if at < high:
             yield self._held(place, at, high, found.parts if is_certain else ())
 
     @staticmethod
-    def _held(place: _Place, low: int, high: int, parts: tuple[FilePart, ...]) -> PlainPiece:
+    def _held(place: _Cell, low: int, high: int, parts: tuple[FilePart, ...]) -> PlainPiece:
         """Return the piece for bytes of an extent that no file refers to."""
-        start, length = place.physical(low), high - low
         if not parts:
-            return PlainPiece(start, length, "unknown")
+            return _plain(place, low, high, "unknown")
         holders = tuple(dict.fromkeys(FileId(part.subvolume, part.inode) for part in parts))
-        return PlainPiece(start, length, "unreferenced", "", holders, place.copies(low))
+        piece = _plain(place, low, high, "unreferenced")
+        return piece._replace(holders=holders, copies=place.copies(low))
 
     # ------------------------------------------------------------------ tree blocks
 
-    def _tree_rows(self, extent: Extent, place: _Place, low: int, high: int) -> Iterator[Found]:
+    def _tree_rows(self, extent: Extent, place: _Cell, low: int, high: int) -> Iterator[Found]:
         shared = self.sharing.trees_of(extent.start)
         yield from shared.faults
         trees = tuple(sorted(shared.trees))
@@ -232,9 +270,34 @@ class OwnerFinder:
         detail = tree_name(trees[0]) if trees else "tree block"
         if len(trees) > 1:
             detail += f" and {len(trees) - 1} more"
-        yield TreePiece(
-            place.physical(low), high - low, trees, detail, inodes, inline, place.copies(low)
-        )
+        start, copies = place.place(low), place.copies(low)
+        yield TreePiece(start, high - low, trees, detail, inodes, inline, copies, low)
+
+
+def _plain(place: _Cell, low: int, high: int, kind: str, detail: str = "") -> PlainPiece:
+    return PlainPiece(place.place(low), high - low, kind, detail, logical=low)
+
+
+def _joined(found: Iterator[Found]) -> Iterator[Found]:
+    """Join free pieces that follow each other; the stripes of a chunk cut them."""
+    held: PlainPiece | None = None
+    for one in found:
+        if isinstance(one, PlainPiece) and one.kind == "free":
+            # Joined, the bytes have no logical address in common.
+            follows = held is not None and held.start + held.length == one.start
+            if held is not None and follows:
+                held = held._replace(length=held.length + one.length, logical=None)
+                continue
+            if held is not None:
+                yield held
+            held = one
+            continue
+        if held is not None:
+            yield held
+            held = None
+        yield one
+    if held is not None:
+        yield held
 
 
 def _cut_at_superblocks(start: int, end: int) -> Iterator[tuple[int, int, int | None]]:
@@ -251,14 +314,23 @@ def _cut_at_superblocks(start: int, end: int) -> Iterator[tuple[int, int, int | 
         yield at, end, None
 
 
+@lru_cache(1 << 10)
 def _around_superblocks(chunk: Chunk) -> list[tuple[int, int]]:
-    """Return the logical addresses of a chunk where the kernel allocates no extent, in order."""
-    found = [
-        (chunk.start + offset - place, chunk.start + offset - place + STRIPE)
-        for place in chunk.places
-        for offset in COPIES
-        if place <= offset < place + chunk.length
-    ]
+    """Return the logical addresses of a chunk where the kernel allocates no extent, in order.
+
+    Those are the unit of stripes with the superblock of a device, and with parity the whole row
+    (btrfs_rmap_block() and exclude_super_stripes() of Linux).
+    """
+    found: set[tuple[int, int]] = set()
+    for number, place in enumerate(chunk.stripes):
+        for offset in COPIES:
+            if place.start <= offset < place.start + chunk.stripe_length:
+                (cell,) = chunk.cells(number, offset, offset + 1)
+                low, length = cell.logical, STRIPE
+                if chunk.profile.parities:
+                    low -= (low - chunk.start) % chunk.row_length
+                    length = chunk.row_length
+                found.add((low, low + length))
     return sorted(found)
 
 

@@ -54,8 +54,8 @@ class FreeSpace:
         what = f"block group at logical address {chunk.start}"
         tree = BLOCK_GROUP_TREE if volume.sb.has_block_group_tree else EXTENT_TREE
         extents, faults = volume.device_extents
-        for place in chunk.places:
-            if extents.get(place) != (chunk.start, chunk.length):
+        for place in chunk.stripes:
+            if extents.get(place) != (chunk.start, chunk.stripe_length):
                 return faults[0] if faults else f"{what}: the device tree differs"
         try:
             item = volume.reader.item(

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from whoseblock.errors import UnsupportedError
 from whoseblock.media.mapped import MappedMedia
+from whoseblock.media.striping import Cell, Raid0, Raid1, Raid5, Raid10, Striping
 from whoseblock.stack.base import Layer, descend
-from whoseblock.stack.formats.raid import Cell, Raid0, Raid1, Raid5, Raid10, Striping
 from whoseblock.stack.members import MemberReader, MemberSegment, locate_runs
 
 CHUNK = 8

@@ -2,8 +2,8 @@
 
 An array is cut into chunks, and each of its members into rows of the chunk size. A cell is one row
 of one member. A `Striping` maps a chunk of the array to its cells, and a cell to its chunk. The
-layouts are those of the kernel's drivers/md (raid0.c, raid10.c, raid5.c) and dm-stripe.c; the tests
-compare them with arrays written by the kernel.
+layouts are those of the kernel's drivers/md (raid0.c, raid10.c, raid5.c), dm-stripe.c and
+fs/btrfs/volumes.c; the tests compare them with arrays written by the kernel.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 
 from whoseblock.errors import UnsupportedError
 
-__all__ = ["Cell", "Raid0", "Raid1", "Raid5", "Raid10", "Striping"]
+__all__ = ["RIGHT_SYMMETRIC", "Cell", "Raid0", "Raid1", "Raid5", "Raid10", "Striping"]
 
 
 class Cell(NamedTuple):
@@ -169,16 +169,21 @@ class Raid10:
 
 
 #: md's numbers of the supported layouts of RAID 5 and 6.
-_LEFT_ASYMMETRIC, _RIGHT_ASYMMETRIC, _LEFT_SYMMETRIC, _RIGHT_SYMMETRIC = range(4)
+_LEFT_ASYMMETRIC, _RIGHT_ASYMMETRIC, _LEFT_SYMMETRIC, RIGHT_SYMMETRIC = range(4)
 _PARITY_FIRST, _PARITY_LAST = 4, 5
 
 
 class Raid5:
-    """RAID 5 with one chunk of parity in each row, or RAID 6 with two (``parities``)."""
+    """RAID 5 with one chunk of parity in each row, or RAID 6 with two (``parities``).
+
+    ``layout`` is md's.  The parity of row 0 is where md has that of row ``turn``.
+    """
 
     redundancy = "it can be rebuilt from the other members"
 
-    def __init__(self, chunk: int, members: int, layout: int, parities: int = 1) -> None:
+    def __init__(
+        self, chunk: int, members: int, layout: int, parities: int = 1, *, turn: int = 0
+    ) -> None:
         if not _LEFT_ASYMMETRIC <= layout <= _PARITY_LAST or members <= parities:
             raise UnsupportedError(
                 f"a RAID {4 + parities} with the layout {layout} is not supported"
@@ -188,6 +193,7 @@ class Raid5:
         self._layout = layout
         self._parities = parities
         self._data = members - parities
+        self._turn = turn
 
     def _parity_member(self, row: int) -> int:
         """Return the member with the first parity of a row."""
@@ -195,7 +201,7 @@ class Raid5:
             return 0
         if self._layout == _PARITY_LAST:
             return self._data
-        turn = row % self.members
+        turn = (row + self._turn) % self.members
         if self._layout in (_LEFT_ASYMMETRIC, _LEFT_SYMMETRIC):
             return self.members - 1 - turn
         return turn
@@ -204,7 +210,7 @@ class Raid5:
         """Return the members with the data chunks of a row, in order."""
         first = self._parity_member(row)
         parity = {(first + number) % self.members for number in range(self._parities)}
-        if self._layout in (_LEFT_SYMMETRIC, _RIGHT_SYMMETRIC):
+        if self._layout in (_LEFT_SYMMETRIC, RIGHT_SYMMETRIC):
             after = first + self._parities
             return [(after + number) % self.members for number in range(self._data)]
         return [member for member in range(self.members) if member not in parity]
