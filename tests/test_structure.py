@@ -25,6 +25,7 @@ class Room(NamedTuple):
 # The table of ARCHITECTURE.md. A * stands for any name. Of the rooms that fit a module, the first
 # is its own.
 ROOMS = (
+    Room(("watch.__main__",), 7, 7),
     Room(("byte_range", "ranges", "errors", "closing", "encode", "extras", "process_stat"), 0, -1),
     Room(("media",), 1, 0),
     Room(("signatures",), 1, 0),
@@ -266,6 +267,8 @@ PACKAGES: dict[str, dict[str, set[str]]] = {
             *("worker", "processor", "status", "policy", "sources", "store"),
             *("statistics", "log", "clock"),
         },
+        "process": {"daemon"},
+        "__main__": {"process"},
     },
 }
 

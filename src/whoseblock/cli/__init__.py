@@ -16,7 +16,7 @@ from whoseblock.errors import OUT_OF_MEMORY, OutputError, WhoseblockError, exit_
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer as Buffer
 
-__all__ = ["cli", "main"]
+__all__ = ["cli", "main", "report_error"]
 
 #: The exit codes that a shell reports for a program ended by SIGPIPE, and by Ctrl-C.
 _BROKEN_PIPE, _INTERRUPTED = 141, 130
@@ -141,6 +141,28 @@ def _discard_output() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def report_error(error: BaseException) -> int:
+    """Report an error as one sentence with a hint; return the exit code.
+
+    Raises it again if it is a bug.
+    """
+    if isinstance(error, click.ClickException):
+        error.show()
+        return error.exit_code
+    if isinstance(error, WhoseblockError):
+        click.echo(f"whoseblock: {printable(str(error))}", err=True)
+        if error.hint:
+            click.echo(f"hint: {error.hint}", err=True)
+        return error.exit_code
+    if isinstance(error, MemoryError):
+        click.echo("whoseblock: out of memory", err=True)
+        click.echo("hint: pass fewer or shorter ranges", err=True)
+        return OUT_OF_MEMORY
+    if isinstance(error, OSError):
+        return _report_os_error(error)
+    raise error
+
+
 def main() -> None:
     """Run the command line; print an error as one sentence with a hint, and exit with its code."""
     # Answers are many small objects without cycles. With the default thresholds, the collector
@@ -149,25 +171,13 @@ def main() -> None:
     _name_standard_output()
     try:
         code = cli.main(prog_name="whoseblock", standalone_mode=False) or 0
-    except click.ClickException as error:
-        error.show()
-        code = error.exit_code
-    except WhoseblockError as error:
-        click.echo(f"whoseblock: {printable(str(error))}", err=True)
-        if error.hint:
-            click.echo(f"hint: {error.hint}", err=True)
-        code = error.exit_code
     except _BrokenPipeError:
         # The interpreter must not fail on the broken pipe again when it closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = _BROKEN_PIPE
-    except MemoryError:
-        click.echo("whoseblock: out of memory", err=True)
-        click.echo("hint: pass fewer or shorter ranges", err=True)
-        code = OUT_OF_MEMORY
-    except OSError as error:
-        code = _report_os_error(error)
     except (click.Abort, KeyboardInterrupt):
         code = _INTERRUPTED
+    except Exception as error:  # noqa: BLE001 - a bug is raised again
+        code = report_error(error)
     _discard_output()
     sys.exit(code)

@@ -138,7 +138,8 @@ def watch(  # noqa: PLR0913 - as many as there are options
             },
         )
         return
-    from whoseblock.watch.daemon import Daemon, Options, sweep_once
+    from whoseblock.watch.daemon import Options, sweep_once
+    from whoseblock.watch.process import become_daemon
     from whoseblock.watch.store.state import usual_state_folder
 
     options = Options(
@@ -152,8 +153,7 @@ def watch(  # noqa: PLR0913 - as many as there are options
         version=__version__,
     )
     if not once:
-        Daemon(options).run()
-        return
+        become_daemon(options)
     done = sweep_once(options)
     new = sum(done.failures.values())
     ranges, size = done.unhealed or (0, 0)
