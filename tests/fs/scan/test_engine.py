@@ -1,5 +1,7 @@
 """The engine keeps exactly what intersects the ranges."""
 
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -30,6 +32,15 @@ def test_what_intersects_is_kept(
         assert found.within(low, high) == within
     covered = {block for one in expected for block in range(one.start, one.end)}
     assert wanted.is_covered(found.extents) == (blocks <= covered)
+
+
+@given(ranges, st.integers(0, 70), st.integers(1, 70))
+def test_gaps_are_what_no_range_covers(taken: list[tuple[int, int]], low: int, length: int) -> None:
+    covered = {block for run in taken for block in range(*run)}
+    gaps = list(Wanted(taken).gaps(low, low + length))
+    blocks = [block for gap in gaps for block in range(*gap)]
+    assert blocks == [block for block in range(low, low + length) if block not in covered]
+    assert all(one[1] < two[0] for one, two in pairwise(gaps))
 
 
 def test_a_scan_ends_early_and_counts_what_is_unread() -> None:

@@ -12,6 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tests.support import kernel_oracle, questions, xfs_blocks
 from tests.support.answers import answer_json, lookup_json, same
 from tests.support.expected_rows import Expectation
@@ -27,6 +29,9 @@ from tests.support.xfs_images import Geometry, make_image, sparse_copy
 import whoseblock
 from whoseblock.fs.base import Answer, FileOwner, MetadataOwner
 from whoseblock.fs.mounted.fiemap import file_extents
+from whoseblock.fs.scan.engine import Extent
+from whoseblock.fs.xfs.mounted.owners import contradict, single_sharers
+from whoseblock.fs.xfs.mounted.scan import SHARED
 from whoseblock.fs.xfs.mounted.volume import MountedXfs
 from whoseblock.ranges import ByteRange
 
@@ -389,3 +394,27 @@ def test_unreadable_inodes_make_only_other_blocks_doubtful(tmp_path: Path) -> No
             lost = fs.owners(places[1], 4096)
             assert ([one.kind for one in lost], lost.complete) == (["unknown"], False)
             assert any("inodes may own it too" in note for note in lost.notes), lost.notes
+
+
+claims = st.lists(
+    st.tuples(st.integers(0, 40), st.integers(1, 12), st.integers(1, 4), st.booleans()), max_size=8
+).map(
+    lambda some: sorted(
+        Extent(start, length, inode, 1, 0, SHARED if shared else 0)
+        for start, length, inode, shared in some
+    )
+)
+
+
+@given(claims)
+def test_claims_of_several_files(extents: list[Extent]) -> None:
+    by_block: dict[int, list[Extent]] = {}
+    for one in extents:
+        for block in range(one.start, one.end):
+            by_block.setdefault(block, []).append(one)
+    alone = {block for block, some in by_block.items() if any(not one.flags for one in some)}
+    assert contradict(extents) == any(len(by_block[block]) > 1 for block in alone)
+    shared = {at: [one for one in some if one.flags] for at, some in by_block.items()}
+    wanted = single_sharers(extents)
+    blocks = [block for run in wanted.within(0, 100) for block in range(*run)]
+    assert blocks == sorted(at for at, some in shared.items() if len(some) == 1)

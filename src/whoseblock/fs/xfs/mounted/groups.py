@@ -22,7 +22,7 @@ from whoseblock.fs.pieces import (
 from whoseblock.fs.scan.engine import Wanted
 from whoseblock.fs.xfs.btree import BNOBT, INOBT, Fault
 from whoseblock.fs.xfs.format.ag import AG_HEADERS
-from whoseblock.fs.xfs.format.btree import XFS_INODES_PER_CHUNK, XFS_RMAP_OWN_INODES, InobtRec
+from whoseblock.fs.xfs.format.btree import XFS_INODES_PER_CHUNK, InobtRec
 from whoseblock.fs.xfs.mounted import kernel
 from whoseblock.fs.xfs.mounted.disk import DiskState
 from whoseblock.fs.xfs.mounted.format import XFS_FSOP_GEOM_FLAGS_SPINODES, Geometry
@@ -124,18 +124,16 @@ class LiveGroups:
             yield Metadata(base + start, base + end, METADATA, INODES)
         known = Wanted(certain)
         doubt: str | None = None
+        at = part.low
         for start, count, owner, _ in disk.metadata.find(part, notes):
             kind, what = SPECIAL_OWNERS[owner]
-            if what in {STATIC, LOG}:
-                continue
-            low, high = max(start, part.low), min(start + count, part.high)
-            runs = [(low, high)]
-            if owner == XFS_RMAP_OWN_INODES:
-                runs = list(known.gaps(low, high))
-            for first, after in runs:
-                if doubt is None:
-                    doubt = self._doubt(disk, part.agno, since)
-                yield Metadata(base + first, base + after, kind, what, doubt)
+            high = min(start + count, part.high)
+            # An old list or node may name blocks that others have by now.
+            for first, after in known.gaps(max(start, at), high) if at < high else ():
+                if what not in {STATIC, LOG}:
+                    doubt = self._doubt(disk, part.agno, since) if doubt is None else doubt
+                    yield Metadata(base + first, base + after, kind, what, doubt)
+            at = max(at, high)
 
     def _inode_blocks(self, part: Part) -> Iterator[tuple[int, int]]:
         """Yield the blocks of a part that hold an inode in use, or a chunk that has no holes."""

@@ -20,7 +20,7 @@ from whoseblock.fs.xfs.mounted.groups import LiveGroups, Metadata, TransactionCo
 from whoseblock.fs.xfs.mounted.scan import SHARED, LiveScan, UnaskedInodes, clip_extents
 from whoseblock.fs.xfs.owners.scanned import NOT_SCANNED, scan_remark, unread_note
 
-__all__ = ["LiveOwners", "MountedDevice"]
+__all__ = ["LiveOwners", "MountedDevice", "contradict", "single_sharers"]
 
 #: How often all inodes are read again for a batch of questions, while blocks change their owners.
 _MOST_SCANS: Final = 6
@@ -222,7 +222,7 @@ class LiveOwners:
         confirmed = self.scan.confirm(hits, wanted)
         for _ in range(_ATTEMPTS):
             # One file was asked before a block left it, and another after it had got the block.
-            if not _contradict(confirmed.extents):
+            if not contradict(confirmed.extents):
                 break
             confirmed = self.scan.confirm(hits, wanted)
         extents = _joined(confirmed.extents)
@@ -240,7 +240,7 @@ class LiveOwners:
             _adjoined(metadata),
             free,
             rest,
-            _single(confirmed.extents),
+            single_sharers(confirmed.extents),
             any(one.flags & SHARED for one in confirmed.extents),
             notes,
             confirmed.unread,
@@ -347,7 +347,7 @@ def _is_all(wanted: Wanted, extents: Iterable[Extent]) -> bool:
     return wanted.is_covered(one for one in extents if not one.flags & SHARED)
 
 
-def _contradict(extents: Sequence[Extent]) -> bool:
+def contradict(extents: Sequence[Extent]) -> bool:
     """Return whether two extents, sorted by start, have a block that is not shared."""
     reach = 0
     alone = False
@@ -360,7 +360,7 @@ def _contradict(extents: Sequence[Extent]) -> bool:
     return False
 
 
-def _single(extents: Sequence[Extent]) -> Wanted:
+def single_sharers(extents: Sequence[Extent]) -> Wanted:
     """Return the blocks that are shared, and have one extent only."""
     shared = [one for one in extents if one.flags & SHARED]
     edges = sorted({edge for one in shared for edge in (one.start, one.end)})

@@ -119,7 +119,8 @@ class MountedXfs(FsmapVolume):
         self._owners.prepare(piece for one in ranges for piece in ask(*one, []))
 
     def _report(self, inodes: int) -> None:
-        self.progress("inodes scanned", inodes, None)
+        status = os.fstatvfs(self.view.fd)
+        self.progress("inodes scanned", inodes, status.f_files - status.f_ffree)
 
     def _ask(self, start: int, length: int, notes: list[str]) -> list[Piece]:
         """Ask the kernel once, and find the owners of what it does not know."""
