@@ -71,6 +71,20 @@ def test_columns_are_as_one_by_one(zoo: Zoo, name: str) -> None:
     media.close()
 
 
+def test_long_ranges_come_in_pieces(zoo: Zoo) -> None:
+    truth = zoo.any("populated-1k")
+    with XfsFilesystem(FileMedia(truth.image)) as fs:
+        fs.scan_instead()
+        asked = [(0, fs.size), (fs.block_size, fs.size - 3 * fs.block_size), (0, 512)]
+        whole = list(fs.owners_many(asked))
+        fs.row_budget = 20
+        items = list(fs.owners_stream(asked))
+        assert max(len(item.owners) for item in items) <= fs.row_budget
+        assert len(items) > len(asked)
+        assert list(fs.owners_many(asked)) == whole
+        assert all(one.complete and one.notes for one in whole[:2])
+
+
 @pytest.mark.parametrize("name", ["plain", "populated-1k"])
 def test_damage_makes_no_difference(zoo: Zoo, name: str) -> None:
     truth = zoo.any(name)

@@ -132,12 +132,14 @@ def find_cuts(
         return
     most = budget * finder.volume.block_size
     for is_long, some in _by_length(questions, most):
-        if is_long and finder.scanned is None:
+        if is_long:
             for question in some:
-                yield from _parts(finder, question, budget)
+                if finder.scanned is None:
+                    yield from _parts(finder, question, budget)
+                else:
+                    yield from _together(finder, RangeList.of([question]), budget)
             continue
-        are_many = len(some) >= _BULK and not is_long
-        yield from (_together if are_many else _singly)(finder, some, budget)
+        yield from (_together if len(some) >= _BULK else _singly)(finder, some, budget)
 
 
 def _by_length(questions: RangeList, most: int) -> Iterator[tuple[bool, RangeList]]:

@@ -265,6 +265,8 @@ class OwnerFinder:
 
     def _with_what(self, piece: Piece, notes: list[str]) -> Piece:
         """Set from the inode whether the blocks are of a directory, a symlink or plain data."""
+        if self.scanned is not None:
+            return piece._replace(what=self.scanned.what_of(piece.inode))
         try:
             return piece._replace(what=data_what(self.inodes.get(piece.inode).core.mode))
         except BlockError as error:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from whoseblock.errors import BlockError
-from whoseblock.fs.pieces import ATTR, EXTENT_MAP
+from whoseblock.fs.pieces import ATTR, DIRECTORY, EXTENT_MAP, FILE_DATA, SYMLINK
 from whoseblock.fs.scan.engine import Extent, Found, Wanted, run_scan
 from whoseblock.fs.xfs.btree import BNOBT, Fault
 from whoseblock.fs.xfs.format.btree import (
@@ -66,6 +66,7 @@ class ScannedRecords:
         self._wanted = Wanted(())
         self._found: Found | None = None
         self._arrays: ExtentRecords | None = None
+        self._whats: dict[int, int] | None = None
 
     def prepare(
         self,
@@ -81,7 +82,7 @@ class ScannedRecords:
             for start, length in questions
             if start < end
         )
-        self._found = self._arrays = None
+        self._found = self._arrays = self._whats = None
         # Without checksums, no inode may have what a btree has.
         self._wanted = Wanted(self._unexplained(union)) if self.volume.has_crc else union
         if self._wanted and may_scan:
@@ -148,6 +149,14 @@ class ScannedRecords:
     def set_whats(self, rows: "NDArray[np.void]") -> None:
         """Set what the data forks hold that rows are of."""
         self._records.set_whats(rows)
+
+    def what_of(self, inode: int) -> int:
+        """Return what the data fork of an inode holds that the scan found."""
+        if self._whats is None:
+            extents = () if self._found is None else self._found.extents
+            others = (one for one in extents if one.what in (DIRECTORY, SYMLINK))
+            self._whats = {one.inode: one.what for one in others}
+        return self._whats.get(inode, FILE_DATA)
 
     @property
     def _records(self) -> "ExtentRecords":
