@@ -45,7 +45,7 @@ def fill(root: Path) -> None:
     """Make files of every kind, in ``root``, with names that need no folding."""
     rnd = random.Random(root.name)
     (root / "deep/er").mkdir(parents=True)
-    for number in range(30):
+    for number in range(16):
         place = root / ("deep/er" if number % 3 else "deep") / f"Datei-{number:03}-{'x' * 20}"
         place.write_bytes(rnd.randbytes(rnd.randrange(1, 60_000)))
     os.link(root / "deep/er/Datei-001-xxxxxxxxxxxxxxxxxxxx", root / "second")
@@ -61,7 +61,7 @@ def fill(root: Path) -> None:
         os.posix_fallocate(file.fileno(), 0, 300_000)
         os.pwrite(file.fileno(), b"a" * 5000, 140_000)
     with (root / "sparse").open("wb") as file:
-        for number in range(12):
+        for number in range(8):
             file.seek(number * 400_000)
             file.write(b"x" * 5000)
     os.symlink("l" * 200, root / "long")
@@ -89,7 +89,7 @@ def check_answers(target: Path | str, truth: Truth, mount: str | None = None) ->
         answer = fs.owners(0, len(truth.claims) * size)
         assert answer.complete
         check_with_kernel(answer, truth, mount)
-        asked = random.Random(1).sample(edge_ranges(truth, random.Random(2), 30), 60)
+        asked = random.Random(1).sample(edge_ranges(truth, random.Random(2), 20), 40)
         for one in fs.owners_many(asked):
             assert one.complete, one.notes
             check_with_kernel(one, truth, mount)
@@ -164,7 +164,7 @@ def test_quotas_of_users_groups_and_projects(folder: Path) -> None:
 
 def test_hashes_of_verity(folder: Path) -> None:
     options = ("-t", "ext4", "-b", "4096", "-O", "verity")
-    image = make_image(folder / "disk.img", 40 * _MIB, *options)
+    image = make_image(folder / "disk.img", 24 * _MIB, *options)
 
     def change(root: Path) -> None:
         (root / "sealed").mkdir()
@@ -197,7 +197,7 @@ def test_encrypted_directories(folder: Path, *, folded: bool) -> None:
     features = "encrypt,casefold" if folded else "encrypt"
     encoding = ("-E", "encoding=utf8") if folded else ()
     options = ("-t", "ext4", "-b", "4096", "-O", features, *encoding)
-    image = make_image(folder / "disk.img", 40 * _MIB, *options)
+    image = make_image(folder / "disk.img", 24 * _MIB, *options)
     key = os.urandom(32)
     with mounted(image, kind="ext4") as place:
         root = Path(os.fsdecode(place))

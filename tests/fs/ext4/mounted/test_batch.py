@@ -7,8 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.fs.ext4.mounted.test_volume import live, new, sync, write
+from tests.support.ext4_images import make_image
+from tests.support.mounts import mounted
+from tests.support.tools import need_loop_mounts
 
+import whoseblock
 from whoseblock.fs.base import FileOwner
+from whoseblock.fs.ext4.filesystem import Ext4Filesystem
 from whoseblock.fs.ext4.mounted.batch import near_runs
 from whoseblock.fs.pieces import Piece
 from whoseblock.fs.scan.engine import Wanted
@@ -83,3 +88,32 @@ def test_what_changes_during_a_batch_is_asked_alone(
                 name = "renamed" if number == 5 else f"file{number}"
                 assert row.paths == (f"/{name}",)
                 assert row.inode == (folder / name).stat().st_ino
+
+
+def test_an_inode_that_is_lost_makes_all_answers_of_a_batch_doubtful(tmp_path: Path) -> None:
+    need_loop_mounts()
+    files = tmp_path / "files"
+    files.mkdir()
+    for number in range(48):
+        (files / f"file{number:02}").write_bytes(b"x" * 4096)
+    options = ("-t", "ext4", "-b", "4096")
+    image = make_image(tmp_path / "disk.img", 40 << 20, *options, folder=files)
+    with whoseblock.open(image) as disk:
+        assert isinstance(disk, Ext4Filesystem)
+        rows = [row for row in disk.owners(0, disk.size) if isinstance(row, FileOwner)]
+        data = [row for row in rows if row.what == "data"]
+        group, place = disk.volume.inode_place(data[-1].inode)
+        at = disk.volume.descriptor(group).inode_table * 4096 + place * disk.volume.sb.inode_size
+        tables = -(-disk.volume.sb.inodes_count * disk.volume.sb.inode_size // 4096)
+    with image.open("r+b") as file:
+        # Its generation: the checksum is wrong.
+        file.seek(at + 0x64)
+        file.write(b"\xff\xff\xff\xff")
+    with mounted(image, "ro", kind="ext4") as folder, live(folder) as fs:
+        answers = list(fs.owners_many([(row.start, 4096) for row in data[:40:2]]))
+        for row, answer in zip(data[:40:2], answers, strict=True):
+            assert not answer.complete
+            assert any("1 inode" in note for note in answer.notes)
+            assert [one.inode for one in answer if isinstance(one, FileOwner)] == [row.inode]
+        # All of them share one scan, of which the lost inode's group is read again.
+        assert fs.reads["inode table"] <= 7 * tables

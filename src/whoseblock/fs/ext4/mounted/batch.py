@@ -5,7 +5,7 @@ confirmation by handle and FIEMAP, and in the end GETFSMAP and the inodes once m
 that nothing has touched meanwhile are settled.  Any other, and any with a note, is asked alone.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import NamedTuple
 
 from whoseblock.fs.ext4.format.inode import Inode
@@ -25,7 +25,7 @@ class Settled(NamedTuple):
 
 def settle(
     owners: LiveOwners,
-    questions: Sequence[tuple[int, int]],
+    questions: Collection[tuple[int, int]],
     read_pieces: Callable[[Wanted], list[Piece]],
 ) -> Settled:
     """Answer as many questions as are certain by one scan and one confirmation of each inode.
@@ -50,7 +50,7 @@ def settle(
     doubtful = Wanted([*zip(lost.lows, lost.highs, strict=True), *moved, *gone])
     answers = LiveAnswers(owners, segments, owners.found_of(confirmed.extents))
     settled: dict[tuple[int, int], list[Piece]] = {}
-    for start, length in dict.fromkeys(questions):
+    for start, length in questions:
         low = start // size // ratio * ratio
         high = -(-(start + length) // (size * ratio)) * ratio
         if any(doubtful.within(low, high)):

@@ -114,14 +114,15 @@ class MountedExt4(FsmapVolume):
         self._owners = owners
         self.size = self.known_size = self._live.volume.size
         self._settled = Settled({}, {})
-        short = [one for one in ranges if one[1] <= _SHORT]
+        short = {one for one in ranges if one[1] <= _SHORT}
         if len(short) > 1:
             # The question that fails reports why.
             with contextlib.suppress(OSError):
                 self._settled = settle(owners, short, self._read_pieces)
-        left = [one for one in ranges if one not in self._settled.answers]
+            # Those that are not settled had their scan.
+            ranges = [one for one in ranges if one not in short]
         ask = super()._ask
-        pieces = (piece for one in left for piece in ask(*one, []))
+        pieces = (piece for one in ranges for piece in ask(*one, []))
         owners.prepare(owners.clusters(owners.segments(pieces)))
 
     def _read_pieces(self, asked: Wanted) -> list[Piece]:
