@@ -7,7 +7,7 @@ from pathlib import Path
 from tests.support import xfsdb
 from tests.support.truth import Inode, Row, Superblock, Truth
 
-__all__ = ["rows", "truth_of"]
+__all__ = ["truth_of"]
 
 _BLOCK = re.compile(rb"^block \d+ \((\d+)/(\d+)\) type (\w+)(?: inode (\d+))?", re.MULTILINE)
 _EXTENT = re.compile(
@@ -34,15 +34,21 @@ _KINDS = {
 
 
 def truth_of(image: Path, inodes: dict[int, Inode], *options: str) -> Truth:
-    """Return everything that xfs_db knows of an image, of which ``inodes`` are all.
+    """Return everything that xfs_db knows of an image, of which ``inodes`` are those with a name.
 
-    ``options`` are those of xfs_db that an external log takes.
+    ``options`` are those of xfs_db that an external log or a realtime section takes.
     """
     block = xfsdb.superblock(image)
-    return Truth(image, block, rows(image, block, inodes, *options), inodes)
+    blocks = list(_blocks(image, block, *options))
+    nameless = sorted({inode for _, _, inode in blocks} - inodes.keys() - {0})
+    cores = xfsdb.inode_cores(image, nameless)
+    inodes = inodes | {number: Inode(*core, []) for number, core in cores.items()}
+    return Truth(image, block, _rows(image, block, blocks, inodes), inodes)
 
 
-def rows(image: Path, block: Superblock, inodes: Iterable[int], *options: str) -> list[Row]:
+def _rows(
+    image: Path, block: Superblock, blocks: Iterable[tuple[int, str, int]], inodes: Iterable[int]
+) -> list[Row]:
     """Return every row: metadata by ``blockuse``, and the maps of ``inodes`` by ``bmap``."""
     found: list[Row] = []
     for number, printed in _maps(image, list(inodes)):
@@ -53,12 +59,12 @@ def rows(image: Path, block: Superblock, inodes: Iterable[int], *options: str) -
         for row in found
         for number in range(row.start // block.block, row.end // block.block)
     }
-    blocks = (
+    others = (
         (number, kind, inode)
-        for number, kind, inode in _blocks(image, block, *options)
+        for number, kind, inode in blocks
         if not inode or (inode, number) not in mapped
     )
-    return sorted([*found, *_joined(blocks, block)])
+    return sorted([*found, *_joined(others, block)])
 
 
 def _maps(image: Path, inodes: list[int]) -> Iterator[tuple[int, bytes]]:

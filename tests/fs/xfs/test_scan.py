@@ -10,10 +10,10 @@ import pytest
 from tests.support import questions, xfs_blocks, xfsdb
 from tests.support.commands import whoseblock as program
 from tests.support.filled_images import Zoo, make_content
-from tests.support.image_damage import Overlay
-from tests.support.tools import xfsprogs
+from tests.support.image_damage import Overlay, seal
+from tests.support.tools import Missing, sees, xfsprogs
 from tests.support.truth import Truth
-from tests.support.xfs_images import Geometry, make_image
+from tests.support.xfs_images import Geometry, make_image, sparse_file
 from tests.support.xfs_scan_checks import SCANNED, check_scanned
 
 import whoseblock
@@ -149,3 +149,34 @@ def _place_of(truth: Truth, inode: int) -> int:
     block = truth.superblock
     bits = block.block_log + block.inodes_log
     return (inode >> bits) * block.group_size + (inode & (1 << bits) - 1) * block.inode
+
+
+def test_a_btree_of_a_realtime_group_is_refused_by_name(tmp_path: Path) -> None:
+    if not sees("-m", "metadir=1"):
+        raise Missing("this mkfs.xfs makes no realtime groups: run tools/xfsprogs")
+    section = sparse_file(tmp_path / "realtime", 300 << 20)
+    more = ("-m", "metadir=1", "-r", f"rtdev={section}")
+    geometry = Geometry("groups", size=320 << 20, rmapbt=False, parent=True, more=more)
+    image = make_image(tmp_path / "groups.img", geometry)
+    commands = ["path -m /rtgroups/0.refcount", "print core.format", "inode"]
+    printed = xfsdb.ask(image, commands, "-R", str(section)).split()
+    assert b"(meta_btree)" in printed
+    inode = int(printed[-1])
+    with XfsFilesystem(FileMedia(image)) as fs:
+        place = fs.volume.inode_to_byte(inode)
+        root = fs.volume.sb.rootino
+        (row,) = fs.owners(fs.volume.inode_to_byte(root) or 0, 512)
+        assert row.kind == "metadata"
+    assert place is not None
+    with image.open("r+b") as file:
+        file.seek(place)
+        core = bytearray(file.read(512))
+        core[176:178] = (1).to_bytes(2, "big")
+        file.seek(place)
+        file.write(seal("inode", bytes(core)))
+    with XfsFilesystem(FileMedia(image)) as fs:
+        answer = fs.owners(place, 512)
+        assert not answer.complete
+        assert any(f"inode {inode}" in note and "realtime group" in note for note in answer.notes)
+        free = fs.owners(fs.size - 4096, 4096)
+        assert (free.complete, [row.kind for row in free]) == (True, ["free"])
