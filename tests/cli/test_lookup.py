@@ -9,7 +9,7 @@ import pytest
 from tests.support.commands import whoseblock
 
 #: The modules of the package that one lookup on an image of a filesystem loads.
-MOST_MODULES = 88
+MOST_MODULES = 87
 #: Modules of the standard library that take a millisecond each, and that it does not need.
 COSTLY_MODULES = {
     "ctypes",
@@ -75,7 +75,7 @@ def _modules_loaded(*words: str | Path) -> set[str]:
     return set(done.stderr.split())
 
 
-@pytest.mark.parametrize("words", [[], ["--json"]])
+@pytest.mark.parametrize("words", [[], ["--json"], ["--summary"]])
 def test_one_question_loads_neither_numpy_nor_rich(demo_image: Path, words: list[str]) -> None:
     assert not {"numpy", "rich"} & _modules_loaded(demo_image, "307p", *words)
 
