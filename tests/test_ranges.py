@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import whoseblock.ranges
 from whoseblock.errors import RangeSyntaxError
 from whoseblock.ranges import (
     ByteRange,
@@ -142,7 +143,10 @@ def test_merging_a_list_cuts_what_is_merged(ranges: list[ByteRange], longest: in
         for one in merge(ranges)
         for at in range(one.start, one.end, longest)
     ]
-    assert list(merge_list(RangeList.of(ranges), longest)) == expected
+    for least in (0, 1 << 10):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(whoseblock.ranges, "_MANY", least)
+            assert list(merge_list(RangeList.of(ranges), longest)) == expected
 
 
 @given(st.lists(_small, max_size=8), _small)

@@ -6,6 +6,7 @@ distance.  Their answers stay in columns.  The others are answered one by one, b
 
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -30,6 +31,8 @@ __all__ = ["PlacedColumns", "stream_placed"]
 
 #: So many questions are compared with a window at first, and at most.
 _FIRST, _MOST = 64, 1 << 16
+#: Columns of fewer questions, on the average, cost more than objects; a few windows always pay.
+_SHORT_WINDOW, _FEW_WINDOWS = 32, 8
 
 
 class PlacedColumns(NamedTuple):
@@ -68,9 +71,14 @@ def stream_placed(
 ) -> Iterator[StreamItem | PlacedColumns]:
     """Answer in the order of the queries; ``stream`` answers those that are not in a window.
 
-    All questions about a leaf are asked at once, because it may need a scan for each call.
+    All questions about a leaf are asked at once, because it may need a scan for each call.  Where
+    the questions alternate between windows, all are answered one by one.
     """
-    windows = list(_windows(queries, find_leaf))
+    most = _FEW_WINDOWS + len(queries.ranges) // _SHORT_WINDOW
+    windows = list(islice(_windows(queries, find_leaf), most + 1))
+    if len(windows) > most:
+        yield from stream(queries.queries(), options)
+        return
     asked: dict[Leaf, RangeList] = {}
     for window in windows:
         if window.mapping is not None and window.leaf is not None:
@@ -103,14 +111,20 @@ def _windows(queries: QueryList, find_leaf: Callable[[Layer], Leaf]) -> Iterator
     """Group consecutive questions by the window in which they are."""
     starts = np.array(queries.ranges.starts, np.uint64)
     ends = starts + np.array(queries.ranges.lengths, np.uint64)
-    at = 0
+    # Those from ``begin`` up to ``at`` have no window.
+    begin = at = 0
     while at < starts.size:
         mapping, leaf = _find_window(queries.layer, int(starts[at]), find_leaf)
-        end = at
-        if mapping is not None:
-            end += _count_inside(starts[at:], ends[at:], mapping)
-        yield _Window(at, end, mapping, leaf) if end > at else _Window(at, at + 1)
-        at = max(end, at + 1)
+        inside = 0 if mapping is None else _count_inside(starts[at:], ends[at:], mapping)
+        if not inside:
+            at += 1
+            continue
+        if begin < at:
+            yield _Window(begin, at)
+        yield _Window(at, at + inside, mapping, leaf)
+        begin = at = at + inside
+    if begin < at:
+        yield _Window(begin, at)
 
 
 def _find_window(

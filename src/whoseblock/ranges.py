@@ -40,6 +40,9 @@ _DEFAULT_LENGTHS = _UNITS | dict.fromkeys("KMGT", 1)
 #: Limit on the quoted part of an invalid range, in characters.
 _SHOWN = 72
 
+#: Fewer ranges are not worth loading NumPy.
+_MANY: Final = 1 << 10
+
 # ASCII only: \d would also match digits of other scripts. The length is limited because int() takes
 # quadratic time.
 _NUMBER = r"(0[xX][0-9a-fA-F]{1,32}|[0-9]{1,32})([KMGTspb]?)"
@@ -180,6 +183,12 @@ def merge(ranges: Iterable[ByteRange]) -> list[ByteRange]:
 
 def merge_list(ranges: RangeList, longest: int) -> RangeList:
     """Return the same bytes as `merge` does, in ranges of at most ``longest`` bytes."""
+    if len(ranges) < _MANY:
+        return RangeList.of(
+            (at, min(longest, one.end - at))
+            for one in merge(ByteRange(*pair) for pair in ranges)
+            for at in range(one.start, one.end, longest)
+        )
     import numpy as np
 
     starts = np.array(ranges.starts, np.uint64)

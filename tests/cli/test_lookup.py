@@ -75,7 +75,7 @@ def _modules_loaded(*words: str | Path) -> set[str]:
     return set(done.stderr.split())
 
 
-@pytest.mark.parametrize("words", [[], ["--json"]])
+@pytest.mark.parametrize("words", [[], ["--json"], ["--summary"]])
 def test_one_question_loads_neither_numpy_nor_rich(demo_image: Path, words: list[str]) -> None:
     assert not {"numpy", "rich"} & _modules_loaded(demo_image, "307p", *words)
 

@@ -21,7 +21,6 @@ from whoseblock.stack.formats.md import (
     read_md_superblock,
 )
 from whoseblock.stack.kernel.host import SECTOR, Host
-from whoseblock.stack.members import MemberSegment
 
 __all__ = ["ENCRYPTED_VOLUME", "BlockDevices"]
 
@@ -155,6 +154,9 @@ class BlockDevices:
         recovered = self.host.read_number(member / "recovery_start")
         length = sizes[slot] if recovered is None else min(recovered * SECTOR, sizes[slot])
         if length:
+            # Few devices are members of an array.
+            from whoseblock.stack.members import MemberSegment
+
             yield MemberSegment(start, length, layer, striping, slot)
         if length < sizes[slot]:
             what = f"part of {layer.name}: {name} has not been rebuilt here yet"
