@@ -110,13 +110,21 @@ def _answers(image: Path, starts: list[int]) -> tuple[list[Answer], Counter[str]
 
 
 def _one(image: Path, kind: str, known: _Numbers) -> Iterator[Result | Table]:
-    """Look up one block with its path, as whole processes."""
+    """Look up one block with its path, through the API and as a whole process."""
     sample = random.Random(19).sample(known.starts, ROUNDS + 1)  # noqa: S311 - a sample
     for start in sample[:3]:
         numbers = [known.fsbno(start)]
         output = measured(_theirs(image, numbers)).output
         answers, reads, size = _answers(image, [start])
         _check_same(answers, numbers, output)
+    mine, peers = iter(sample), iter(sample)
+    times = compare(
+        lambda: _open_and_ask(image, next(mine)),
+        lambda: measured(_theirs(image, [known.fsbno(next(peers))])).seconds,
+        rounds=ROUNDS,
+    )
+    title = f"one block with path of {FILES:,} files, no reverse map, {kind}, API with open"
+    yield Result(title, times.ours, times.theirs, "s", times.ratio, 5, at_least=True)
     mine, peers = iter(sample), iter(sample)
     times = compare(
         lambda: measured([*_LOOKUP, image, f"{next(mine)}+{BLOCK}"]).seconds,
@@ -129,6 +137,14 @@ def _one(image: Path, kind: str, known: _Numbers) -> Iterator[Result | Table]:
     theirs = peak_memory(_theirs(image, [known.fsbno(sample[0])]))
     yield Result("its memory", ours / 1e6, theirs / 1e6, "MB", theirs / ours, 10, at_least=True)
     yield _reads(f"read for one block, {kind}", reads, size)
+
+
+def _open_and_ask(image: Path, start: int) -> float:
+    """Return the seconds to open an image and to look up one block."""
+    begun = time.perf_counter()
+    with whoseblock.open(image) as filesystem:
+        filesystem.owners(start, BLOCK)
+    return time.perf_counter() - begun
 
 
 def _few(image: Path, kind: str, known: _Numbers, folder: Path) -> Iterator[Result | Table]:

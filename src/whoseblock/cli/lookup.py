@@ -20,7 +20,6 @@ from whoseblock.cli.presentation.notices import (
 )
 from whoseblock.cli.presentation.output import OutputFile, write_chunks
 from whoseblock.cli.presentation.progress import ProgressBar
-from whoseblock.extras import check_extra
 from whoseblock.fs.base import Answer
 
 if TYPE_CHECKING:
@@ -176,6 +175,8 @@ def _check_options(options: dict[str, Any]) -> None:
     if options["scan"] and options["no_scan"]:
         raise click.UsageError("--scan and --no-scan exclude each other")
     if output is not None and _is_table(output):
+        from whoseblock.extras import check_extra
+
         check_extra("parquet")
         if options["summary"] or options["as_json"]:
             name = "--summary" if options["summary"] else "--json"
