@@ -84,6 +84,9 @@ def _of_old_groups(base: Base, wounds: Wounds, verdict: Verdict) -> str:
     for unit in wounds.units:
         by_group[unit.start // base.truth.superblock.group_size].add(unit.kind)
     anywhere = {unit.kind for unit in wounds.units}
+    is_old_clone = bool(anywhere & _EXTENTS) and "refcountbt" in anywhere
+    if is_old_clone and verdict.fault == "owner missing" and not base.geometry.rmapbt:
+        return "the extents of the inode and the reference counts are old together"
     for kinds in by_group.values():
         header = "agf" in kinds and "superblock" in anywhere
         old_map, old_counts = header or "rmapbt" in kinds, header or "refcountbt" in kinds
