@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from whoseblock.errors import TargetError
 from whoseblock.fs import opening
+from whoseblock.fs.driver import Probe
 from whoseblock.media.base import Media
 from whoseblock.stack.base import Layer
 
@@ -20,15 +21,14 @@ class OtherDevice(NamedTuple):
 
 
 def find_other_devices(
-    media: Media, candidates: Iterable[Layer], undo: ExitStack
+    own: Probe, candidates: Iterable[Layer], undo: ExitStack
 ) -> list[OtherDevice]:
-    """Return the other devices of the filesystem on ``media``, which ``undo`` closes.
+    """Return the other devices of the filesystem of ``own``, which ``undo`` closes.
 
     ``candidates`` are layers in the order of preference: of several that are the same device, the
     first counts.  Those that cannot be read are passed over; the filesystem names what is missing.
     """
-    own = opening.probe_member(media)
-    if own is None or own.devices == 1:
+    if own.devices == 1:
         return []
     numbers = {own.device}
     found: list[OtherDevice] = []

@@ -13,7 +13,7 @@ from whoseblock.closing import Closing
 from whoseblock.errors import BlockError, NotAFilesystemError, TargetError
 from whoseblock.fs import opening, registry
 from whoseblock.fs.base import FileId
-from whoseblock.fs.driver import AddressSpace, MountedVolume, Volume
+from whoseblock.fs.driver import AddressSpace, MountedVolume, Probe, Volume
 from whoseblock.media.base import Media
 from whoseblock.media.device import FileMedia
 from whoseblock.media.loops import FileIdentity
@@ -26,7 +26,7 @@ from whoseblock.media.mounts import (
 )
 from whoseblock.members import find_other_devices
 from whoseblock.ranges import PHYSICAL_MEMORY
-from whoseblock.stack.base import Layer, LinearSegment, Segment
+from whoseblock.stack.base import Layer, LinearSegment, layers_below, reach
 from whoseblock.stack.formats.partitions import read_partition_table
 from whoseblock.stack.images.assembly import Assembly, add_table_structures
 from whoseblock.stack.kernel.devices import ENCRYPTED_VOLUME, BlockDevices
@@ -243,7 +243,7 @@ class Target(Closing):
                         self.host, one.name, self._devices.find_layer, file_extents
                     )
                 )
-                todo += [below for file in one.backing_segments for below in _layers_below(file)]
+                todo += [below for file in one.backing_segments for below in layers_below(file)]
             if one.readable:
                 try:
                     media = self._undo.enter_context(closing(one.open()))
@@ -400,10 +400,10 @@ class Target(Closing):
         failures have named so far.
         """
         for path, member in zip(self._options.members, self.members, strict=True):
-            below = _reach(member)
+            below = reach(member)
             named = [self.root, *self.members, *self._named.values()]
             others = [layer for layer in named if layer not in (None, member)]
-            reached = set().union(*map(_reach, filter(None, others)))
+            reached = set().union(*map(reach, filter(None, others)))
             if below & reached:
                 continue
             if not any(below & set(one) and reached & set(one) for one in self._assembly.sets):
@@ -434,7 +434,7 @@ class Target(Closing):
             return None
         if self._options.offline:
             return False
-        devices = {layer.device for layer in _reach(self.root)} - {None}
+        devices = {layer.device for layer in reach(self.root)} - {None}
         return any(find_mounts(device)[1] for device in devices if device is not None)
 
     # ------------------------------------------------------------------ what is on a layer
@@ -466,12 +466,16 @@ class Target(Closing):
             raise NotAFilesystemError("it cannot be read here: its content is unknown")
         with ExitStack() as undo:
             media = undo.enter_context(closing(layer.open()))
-            others = find_other_devices(media, self._candidates(layer), undo)
-            if others:
-                self._assembly.sets.append([layer, *(other.layer for other in others)])
-            members = [media, *(other.media for other in others)]
+
+            def find_others(own: Probe) -> list[Media]:
+                others = find_other_devices(own, self._candidates(layer), undo)
+                if others:
+                    self._assembly.sets.append([layer, *(other.layer for other in others)])
+                return [other.media for other in others]
+
+            companions = self._companions_of(layer, undo)
             try:
-                filesystem = opening.open_volume(members, self._companions_of(layer, undo), doubts)
+                filesystem = opening.open_volume([media], companions, doubts, find_others)
             except NotAFilesystemError as error:
                 raise self._no_filesystem(layer, media, error) from error
             undo.pop_all()
@@ -484,7 +488,7 @@ class Target(Closing):
         """
         seen = {layer}
         named = filter(None, (*self.members, self.root, *self._named.values()))
-        for one in (below for top in named for below in _reach(top)):
+        for one in (below for top in named for below in reach(top)):
             if one not in seen and one.readable and not one.segments:
                 seen.add(one)
                 yield one
@@ -571,27 +575,3 @@ def _shift_of(layer: Layer, image: Layer) -> int | None:
         if inside is not None:
             return segment.start + inside
     return None
-
-
-def _reach(layer: Layer) -> set[Layer]:
-    """Return a layer and all layers that it leads to."""
-    found: set[Layer] = set()
-    todo = [layer]
-    while todo:
-        if (one := todo.pop()) not in found:
-            found.add(one)
-            todo += [segment.to for segment in one.segments if segment.to is not None]
-            todo += [below for segment in one.backing_segments for below in _layers_below(segment)]
-    return found
-
-
-def _layers_below(segment: Segment) -> list[Layer]:
-    """Return the layers that a segment leads into, at any depth."""
-    found: list[Layer] = []
-    todo = [segment]
-    while todo:
-        layer = todo.pop().to
-        if layer is not None and layer not in found:
-            found.append(layer)
-            todo += layer.segments
-    return found

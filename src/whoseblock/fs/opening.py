@@ -72,16 +72,22 @@ def open_volume(
     members: Sequence[Media],
     companions: Mapping[str, Media] | None = None,
     doubts: Iterable[str] = (),
+    find_others: Callable[[Probe], Sequence[Media]] = lambda _: (),
 ) -> Volume:
     """Open the filesystem on its devices, which are closed with it; so are its companions.
 
-    Ranges are of the first member.  Drivers whose magic number is there are tried first; the
-    others may know of copies.  Every answer is incomplete if there are ``doubts``.  Raises
+    Ranges are of the first member.  ``find_others`` returns more members of a filesystem that may
+    be on several devices.  Drivers whose magic number is there are tried first; the others may know
+    of copies.  Every answer is incomplete if there are ``doubts``.  Raises
     `NotAFilesystemError` or `UnsupportedError`; nothing is closed then.
     """
     doubts = tuple(doubts)
     errors: list[NotAFilesystemError] = []
     with_magic, without = _matching(members[0])
+    for one in with_magic:
+        if one.spans_devices and (probe := one.driver.probe(members[0])) is not None:
+            members = [*members, *find_others(probe)]
+            break
     for one in (*with_magic, *without):
         if len(members) > 1 and not one.spans_devices:
             if one in with_magic:

@@ -23,7 +23,9 @@ __all__ = [
     "Segment",
     "UnmappedSegment",
     "descend",
+    "layers_below",
     "linear_window",
+    "reach",
 ]
 
 #: Limit on the depth of a stack; a table that maps to itself would exceed any limit.
@@ -350,3 +352,27 @@ def _advance(via: tuple[LayerOffset, ...], distance: int) -> tuple[LayerOffset, 
     if not distance:
         return via
     return tuple(LayerOffset(offset.layer, offset.start + distance) for offset in via)
+
+
+def reach(layer: Layer) -> set[Layer]:
+    """Return a layer and all layers that it leads to."""
+    found: set[Layer] = set()
+    todo = [layer]
+    while todo:
+        if (one := todo.pop()) not in found:
+            found.add(one)
+            todo += [segment.to for segment in one.segments if segment.to is not None]
+            todo += [below for segment in one.backing_segments for below in layers_below(segment)]
+    return found
+
+
+def layers_below(segment: Segment) -> list[Layer]:
+    """Return the layers that a segment leads into, at any depth."""
+    found: list[Layer] = []
+    todo = [segment]
+    while todo:
+        layer = todo.pop().to
+        if layer is not None and layer not in found:
+            found.append(layer)
+            todo += layer.segments
+    return found
