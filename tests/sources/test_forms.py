@@ -7,7 +7,7 @@ from whoseblock.sources.forms import FORMS, render
 TABLE = CHECKOUT / "docs" / "internals" / "forms.md"
 PARSERS = CHECKOUT / "src" / "whoseblock" / "sources"
 #: Modules of the package that are no parsers of a form, besides those for `kernel_log.dmesg`.
-OTHERS = ("base", "programs.documents", "forms")
+OTHERS = ("base", "programs.documents", "forms", "block_lists.failure_list")
 
 
 def test_the_committed_tables_are_up_to_date() -> None:
