@@ -24,7 +24,7 @@ from whoseblock.fs.mounted.fiemap import extents_of
 from whoseblock.fs.pieces import ATTR, DATA, DIRECTORY, FILE_DATA, XATTR, data_what
 from whoseblock.fs.scan.engine import UNWRITTEN, Extent, Wanted
 
-__all__ = ["Confirmed", "confirm_extents", "has_handle"]
+__all__ = ["Confirmed", "confirm_extents", "has_handle", "join_mapped"]
 
 #: From so many extents of a file on, it is asked for all between the first and the last at once.
 _MANY: Final = 4
@@ -93,7 +93,29 @@ def confirm_extents(
         except (BlockError, OSError):
             # Gone, or another inode by now.
             continue
-    return Confirmed(sorted(part for one in found for part in _within(one, wanted)), inodes)
+    joined = join_mapped(found)
+    return Confirmed(sorted(part for one in joined for part in _within(one, wanted)), inodes)
+
+
+def join_mapped(extents: Iterable[Extent]) -> list[Extent]:
+    """Join extents that continue or repeat others in a file and on the device.
+
+    FIEMAP reports what the kernel has cached: two extents become one, or one becomes two, from one
+    question to the next.
+    """
+    found: list[Extent] = []
+    last: dict[tuple[int, int, int, int], int] = {}
+    for one in sorted(extents):
+        key = one.inode, one.fork, one.flags, one.start - one.offset
+        index = last.get(key)
+        if one.offset >= 0 and index is not None and one.start <= found[index].end:
+            before = found[index]
+            found[index] = before._replace(length=max(before.end, one.end) - before.start)
+            continue
+        if one.offset >= 0:
+            last[key] = len(found)
+        found.append(one)
+    return found
 
 
 def _within(extent: Extent, wanted: Wanted) -> Iterator[Extent]:
