@@ -50,7 +50,7 @@ def map(  # noqa: A001 - the name of the command
     """Write the owner of every block of TARGET to a table.
 
     Each row is a range with its owner, as in lookup; shared bytes have a row for each file.  The
-    table is written as it is read.  It is as old as it is: a repair needs a lookup.
+    table is written as it is read, and not updated later: before a repair, use lookup.
     """
     from whoseblock.lookup import Lookup
     from whoseblock.target import Target

@@ -140,7 +140,7 @@ def _paths(row: Owner) -> list[str] | None:
 
 
 def _text(text: str) -> str:
-    r"""Return a name as UTF-8 can have it: a byte that is not UTF-8 as ``\xNN``, ``\`` doubled."""
+    r"""Encode a name in UTF-8: other bytes become ``\xNN``, and each backslash is doubled."""
     if "\\" not in text and text.isascii():
         return text
     data = text.replace("\\", "\\\\").encode("utf-8", "surrogateescape")
