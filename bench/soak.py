@@ -72,7 +72,8 @@ class _Hit(NamedTuple):
 class _Sample(NamedTuple):
     """Bytes and open descriptors of one process of the daemon.
 
-    ``resident`` is all that it has in memory, ``own`` the part that no other process shares.
+    ``resident`` is all that it has in memory, ``own`` the part that no other process shares, and
+    ``anonymous`` the part that is not of a file.
     """
 
     at: float
@@ -80,6 +81,7 @@ class _Sample(NamedTuple):
     pid: int
     resident: int
     own: int
+    anonymous: int
     descriptors: int
 
 
@@ -263,7 +265,9 @@ class _Soak:
                     files = len(os.listdir(f"/proc/{pid}/fd"))  # noqa: PTH208 - numbers
                     resident = int(sizes["Rss"]) << 10
                     own = int(sizes["Private_Dirty"]) + int(sizes["Private_Clean"]) << 10
-                    self.samples.append(_Sample(time.monotonic(), role, pid, resident, own, files))
+                    anonymous = int(sizes["Anonymous"]) << 10
+                    now = time.monotonic()
+                    self.samples.append(_Sample(now, role, pid, resident, own, anonymous, files))
             if daemon.poll() is not None:
                 self.faults.append(f"the daemon ended with {daemon.returncode}")
                 self.until = 0
@@ -333,6 +337,9 @@ class _Soak:
             },
             "growth in KiB, first to last third": {role: by >> 10 for role, by in growth.items()},
             "of that, not shared": {role: by >> 10 for role, by in self._growth("own").items()},
+            "of that, not of a file": {
+                role: by >> 10 for role, by in self._growth("anonymous").items()
+            },
             "more descriptors in the last third": files,
             "seconds busy at umount": {
                 kind: {"times": len(some), "longest": round(max(some, default=0.0), 2)}
@@ -449,6 +456,8 @@ def main() -> int:
         Path("build").mkdir(exist_ok=True)
         for name in ("log", "journal.sqlite"):
             shutil.copy(folder / name, Path("build") / f"soak.{name}")
+        with Path("build/soak.samples").open("w") as file:
+            file.writelines(json.dumps(one) + "\n" for one in soak.samples)
         result = soak.check()
         result["minutes"] = given.minutes
     print(json.dumps(result, indent=2))
