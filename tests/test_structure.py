@@ -26,7 +26,14 @@ class Room(NamedTuple):
 # is its own.
 ROOMS = (
     Room(("watch.__main__",), 7, 7),
-    Room(("byte_range", "ranges", "errors", "closing", "encode", "extras", "process_stat"), 0, -1),
+    Room(
+        (
+            *("byte_range", "closing", "encode", "errors", "extras", "printable"),
+            *("process_stat", "ranges"),
+        ),
+        0,
+        -1,
+    ),
     Room(("media",), 1, 0),
     Room(("signatures",), 1, 0),
     Room(("fs.layout", "fs.*.format"), 2, 0),

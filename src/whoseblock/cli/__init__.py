@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import click
 
 from whoseblock import __version__
-from whoseblock.cli.presentation.terminal import printable
 from whoseblock.errors import OUT_OF_MEMORY, OutputError, WhoseblockError, exit_codes
+from whoseblock.printable import printable
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer as Buffer

@@ -11,8 +11,8 @@ import click
 from whoseblock import __version__
 from whoseblock.cli.command import Command
 from whoseblock.cli.options.targets import options_of, target_options
-from whoseblock.cli.presentation.terminal import printable
 from whoseblock.encode import encode_json
+from whoseblock.printable import printable
 
 if TYPE_CHECKING:
     from whoseblock.doctor.base import Check

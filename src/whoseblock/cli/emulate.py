@@ -16,8 +16,8 @@ from whoseblock.cli.command import Command
 from whoseblock.cli.options.failures import FailureOptions, image_failure_options
 from whoseblock.cli.options.reports import parse_ranges
 from whoseblock.cli.presentation.notices import report_readings
-from whoseblock.cli.presentation.terminal import printable
 from whoseblock.errors import PrivilegeError, TargetError, WhoseblockError
+from whoseblock.printable import printable
 from whoseblock.ranges import ByteRange, merge, parse_range
 
 if TYPE_CHECKING:

@@ -20,8 +20,8 @@ from whoseblock.cli.presentation.notices import (
     report_resolver,
 )
 from whoseblock.cli.presentation.progress import ProgressBar
-from whoseblock.cli.presentation.terminal import printable
 from whoseblock.errors import InUseError, LeftUndoneError, PrivilegeError, TargetError
+from whoseblock.printable import printable
 
 if TYPE_CHECKING:
     from whoseblock.fs.base import Owner

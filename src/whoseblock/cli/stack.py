@@ -9,9 +9,9 @@ import click
 
 from whoseblock.cli.command import Command
 from whoseblock.cli.options.targets import options_of, target_options
-from whoseblock.cli.presentation.terminal import printable
 from whoseblock.encode import encode_json
 from whoseblock.errors import NotAFilesystemError, WhoseblockError
+from whoseblock.printable import printable
 
 if TYPE_CHECKING:
     from whoseblock.fs.driver import AddressSpace, DeviceSegment, ReverseMap

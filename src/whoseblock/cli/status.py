@@ -8,8 +8,8 @@ from typing import Any
 import click
 
 from whoseblock.cli.command import Command
-from whoseblock.cli.presentation.terminal import printable
 from whoseblock.encode import encode_json
+from whoseblock.printable import printable
 
 __all__ = ["status"]
 

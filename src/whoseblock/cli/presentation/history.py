@@ -13,7 +13,6 @@ import msgspec
 
 from whoseblock.cli.presentation.summary import cell, quoted
 from whoseblock.cli.presentation.table import table_lines
-from whoseblock.cli.presentation.terminal import printable
 from whoseblock.fs.base import (
     Answer,
     FileOwner,
@@ -26,6 +25,7 @@ from whoseblock.fs.base import (
     Unreferenced,
 )
 from whoseblock.journal import Finding, History, Host, Overview, Plan, RunRecord, State, Step
+from whoseblock.printable import printable
 
 __all__ = ["csv_lines", "history_lines", "overview_lines", "plan_lines"]
 

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from whoseblock.cli.presentation.terminal import printable
 from whoseblock.errors import PASSED_OVER
+from whoseblock.printable import printable
 
 if TYPE_CHECKING:
     from whoseblock.resolve import Resolver

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, Final
 from msgspec import UNSET, Struct, UnsetType
 
 from whoseblock.cli.presentation.output import OutputFile
-from whoseblock.cli.presentation.terminal import printable
 from whoseblock.encode import encode_json
 from whoseblock.fs.base import Answer, FileId, Paths
 from whoseblock.fs.stream import LeadingRows
+from whoseblock.printable import printable
 from whoseblock.querying import QueryOptions
 from whoseblock.ranges import RangeList, merge_list
 from whoseblock.summary import KINDS, FileLoss, Summary

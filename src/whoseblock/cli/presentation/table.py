@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from whoseblock.cli.presentation.terminal import printable
 from whoseblock.fs.base import (
     Answer,
     FileOwner,
@@ -14,6 +13,7 @@ from whoseblock.fs.base import (
     Process,
 )
 from whoseblock.fs.stream import LeadingRows
+from whoseblock.printable import printable
 
 __all__ = ["table_lines"]
 

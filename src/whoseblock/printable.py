@@ -1,4 +1,4 @@
-"""Escape untrusted text for terminals."""
+"""Escape untrusted text, for terminals and pages."""
 
 __all__ = ["printable"]
 
@@ -6,7 +6,7 @@ _SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t", "\\": "\\\\"}
 
 
 def printable(text: str) -> str:
-    r"""Escape characters that a terminal could interpret.
+    r"""Escape characters that a terminal or a browser could interpret, or that are invisible.
 
     Control characters, invisible and direction-changing ones, and bytes that are not UTF-8 become
     ``\n``, ``\x1b``, ``\u202e``. A backslash is doubled, so that different names look different.

@@ -5,7 +5,7 @@ import os
 from hypothesis import given
 from hypothesis import strategies as st
 
-from whoseblock.cli.presentation.terminal import printable
+from whoseblock.printable import printable
 
 
 @given(st.text() | st.binary().map(os.fsdecode))
