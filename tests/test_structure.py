@@ -42,7 +42,7 @@ ROOMS = (
     Room(("sources",), 1, 0),
     Room(
         (
-            *("columns", "lookup", "members", "processes", "query", "querying"),
+            *("columns", "lookup", "losses", "members", "processes", "query", "querying"),
             *("resolve", "summary", "target"),
         ),
         4,
@@ -52,7 +52,7 @@ ROOMS = (
     Room(("tables",), 5, 4),
     Room(("watch",), 6, 5),
     Room(("study",), 6, 4),
-    Room(("doctor",), 7, 6),
+    Room(("doctor", "report"), 7, 6),
     Room(("cli", "__main__"), 7, 7),
     # The package itself, which is the Python API: it shows anything but the command line.
     Room(("",), 7, 6),

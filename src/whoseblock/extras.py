@@ -25,6 +25,7 @@ EXTRAS: Final = {
     "watch": Extra("the metrics of the daemon", "prometheus-client", "prometheus_client"),
     "emulate": Extra("an emulated device", "mfusepy", "mfusepy"),
     "parquet": Extra("a table of Arrow or Parquet", "pyarrow", "pyarrow"),
+    "report": Extra("a report as HTML", "Jinja2", "jinja2"),
     "study": Extra("the figures of a study", "matplotlib", "matplotlib"),
 }
 

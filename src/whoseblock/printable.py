@@ -1,8 +1,12 @@
-"""Escape untrusted text, for terminals and pages."""
+"""Escape untrusted text, and round sizes, for terminals and pages."""
 
-__all__ = ["printable"]
+from typing import Final
 
-_SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t", "\\": "\\\\"}
+__all__ = ["printable", "rounded"]
+
+_UNIT: Final = 1024
+_UNITS: Final = "KMGTPE"
+_SHORT: Final = {"\n": "\\n", "\r": "\\r", "\t": "\\t", "\\": "\\\\"}
 
 
 def printable(text: str) -> str:
@@ -27,3 +31,17 @@ def _escape(char: str) -> str:
     if code <= 0xFF:  # noqa: PLR2004 - two digits
         return f"\\x{code:02x}"
     return f"\\u{code:04x}" if code <= 0xFFFF else f"\\U{code:08x}"  # noqa: PLR2004
+
+
+def rounded(number: int) -> str:
+    """Return a number of bytes for people, in three digits or exact: 512, 16K, 1.95T."""
+    unit = -1
+    value: float = number
+    while value >= _UNIT and unit < len(_UNITS) - 1:
+        value /= _UNIT
+        unit += 1
+    if unit < 0:
+        return str(number)
+    digits = 2 if value < 10 else 1 if value < 100 else 0  # noqa: PLR2004 - three digits
+    text = f"{value:.{digits}f}"
+    return f"{text.rstrip('0').rstrip('.') if '.' in text else text}{_UNITS[unit]}"

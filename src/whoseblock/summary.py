@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from whoseblock.columns import PlacedColumns
 
-__all__ = ["KINDS", "FileLoss", "Summary"]
+__all__ = ["KINDS", "FileLoss", "Summary", "Sweep", "kind_of"]
 
 #: The kinds of bytes; where layers overlap, a byte has the first kind of those of its owners.
 KINDS = (
@@ -92,12 +92,12 @@ class Summary:
         self.reasons: set[str] = set()
         self._size_of = size_of
         self._files: dict[tuple[str, FileId, str], _Count] = {}
-        self._sweep: _Sweep | None = None
+        self._sweep: Sweep | None = None
 
     def add_rows(self, leading: LeadingRows) -> None:
         """Add the leading rows of an answer whose other rows follow."""
         if self._sweep is None:
-            self._sweep = _Sweep()
+            self._sweep = Sweep()
         self._count_rows(leading.owners)
         self._sweep_up(leading.owners, self._sweep)
 
@@ -108,9 +108,9 @@ class Summary:
         self._count_rows(answer.owners)
         if self._sweep is None and sum(row.length for row in answer.owners) == answer.length:
             for row in answer.owners:
-                self.totals[_kind(row)] += row.length
+                self.totals[kind_of(row)] += row.length
             return
-        sweep = self._sweep or _Sweep()
+        sweep = self._sweep or Sweep()
         self._sweep_up(answer.owners, sweep)
         self._finish(sweep)
         self._sweep = None
@@ -141,13 +141,13 @@ class Summary:
             self.totals[KINDS[kind]] += int(rows.length[apart & (rank == kind)].sum())
         together = np.flatnonzero(~apart)
         values = (rows.question, rank, rows.start, rows.length)
-        sweep, swept = _Sweep(), -1
+        sweep, swept = Sweep(), -1
         for question, kind, start, length in zip(
             *(column[together].tolist() for column in values), strict=True
         ):
             if question != swept:
                 self._finish(sweep)
-                sweep, swept = _Sweep(), question
+                sweep, swept = Sweep(), question
             for found, size in sweep.add(kind, start, length):
                 self.totals[found] += size
         self._finish(sweep)
@@ -165,7 +165,7 @@ class Summary:
                 note for note in answer.notes if note in self.notes and note not in remarks
             )
 
-    def _finish(self, sweep: "_Sweep") -> None:
+    def _finish(self, sweep: "Sweep") -> None:
         for kind, length in sweep.finish():
             self.totals[kind] += length
 
@@ -226,9 +226,9 @@ class Summary:
             elif isinstance(row, FileOwner) and not row.unwritten:
                 self._add_file(row)
 
-    def _sweep_up(self, rows: Iterable[Owner], sweep: "_Sweep") -> None:
+    def _sweep_up(self, rows: Iterable[Owner], sweep: "Sweep") -> None:
         for row in rows:
-            for kind, length in sweep.add(KINDS.index(_kind(row)), row.start, row.length):
+            for kind, length in sweep.add(KINDS.index(kind_of(row)), row.start, row.length):
                 self.totals[kind] += length
 
     def _add_file(self, row: FileOwner) -> None:
@@ -280,11 +280,12 @@ def _layer_of(placed: "PlacedColumns") -> str:
     return placed.way[-1][0] if placed.way else ""
 
 
-def _kind(row: Owner) -> str:
+def kind_of(row: Owner) -> str:
+    """Return the kind of a row, one of `KINDS`."""
     return "unwritten" if isinstance(row, FileOwner) and row.unwritten else row.kind
 
 
-class _Sweep:
+class Sweep:
     """Counts each byte of rows that overlap once, as the first kind that any row there has.
 
     The rows come in order of their start.  Nothing is kept but where each kind ends.

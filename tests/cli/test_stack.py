@@ -12,8 +12,8 @@ from tests.support.tools import run
 from tests.support.xfs_images import MIB, Geometry, make_image, sparse_file
 
 from whoseblock.cli import cli
-from whoseblock.cli.stack import _rounded
 from whoseblock.media.device import FileMedia
+from whoseblock.printable import rounded
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_names_and_sizes_fit_a_terminal(tmp_path: Path) -> None:
     [(0, "0"), (1023, "1023"), (1024, "1K"), (1050112, "1M"), (1536, "1.5K"), (1 << 63, "8E")],
 )
 def test_sizes_for_people(number: int, shown: str) -> None:
-    assert _rounded(number) == shown
+    assert rounded(number) == shown
 
 
 # Three drivers read the place of their superblock, after one read for the magic numbers near the

@@ -39,6 +39,7 @@ _PACKAGES = {
     for package, names in {
         "attr": "getfattr setfattr",
         "btrfs-progs": "mkfs.btrfs",
+        "chromium-driver": "chromedriver",
         "cryptsetup-bin": "cryptsetup veritysetup",
         "dmsetup": "dmsetup",
         "dosfstools": "mkfs.vfat",

@@ -221,6 +221,28 @@ def export(url: str | None, form: str, **options: Any) -> None:  # noqa: ANN401 
 
 
 @journal.command(
+    name="report",
+    cls=Command,
+    epilog="""\b
+The page has maps of the devices, the files in the last findings, and the
+failures with the states of their repair.  It needs no network.
+
+\b
+Examples:
+  whoseblock journal report failures.html
+  whoseblock journal report open.html --open --since 3d""",
+)
+@click.argument("output", metavar="FILE", type=click.Path(dir_okay=False, readable=False))
+@_filtered
+def write_report(output: str, url: str | None, **options: Any) -> None:  # noqa: ANN401 - click's
+    """Write a report for people to FILE, a page of HTML."""
+    from whoseblock.cli.presentation.report import write_journal_report
+
+    with open_journal(url, write=False) as opened:
+        write_journal_report(output, _reported(opened.histories(_filter_of(options))))
+
+
+@journal.command(
     cls=Command,
     epilog="""\b
 Examples:

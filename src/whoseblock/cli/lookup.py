@@ -23,6 +23,7 @@ from whoseblock.cli.presentation.progress import ProgressBar
 from whoseblock.fs.base import Answer
 
 if TYPE_CHECKING:
+    from whoseblock.cli.presentation.summary import SummaryFiles
     from whoseblock.fs.stream import LeadingRows
     from whoseblock.lookup import Lookup
     from whoseblock.query import Query, QueryList
@@ -59,6 +60,7 @@ Examples:
   whoseblock lookup rescued.img --mapfile rescued.map --summary
   whoseblock lookup rescued.img --mapfile rescued.map --output damaged.csv
   whoseblock lookup rescued.img --mapfile rescued.map --output rows.parquet
+  whoseblock lookup rescued.img --mapfile rescued.map --report damage.html
   whoseblock lookup --pfn 0x10140a             a page of persistent memory
   dmesg | whoseblock lookup --dmesg -          all failures in the kernel log
   smartctl --json -x /dev/sda | whoseblock lookup /dev/sda --smart -""",
@@ -101,6 +103,12 @@ Examples:
     help="Write the list of --summary to FILE, .csv or .json; or the rows of all answers to a"
     " table, .parquet or .arrow.",
 )
+@click.option(
+    "--report",
+    type=click.Path(dir_okay=False, readable=False),
+    metavar="FILE",
+    help="Write a report for people to FILE, .html: a map, the lost files, what can be done.",
+)
 def lookup(target: str | None, ranges: tuple[str, ...], **options: Any) -> None:  # noqa: ANN401
     """Report the owners of each RANGE of TARGET.
 
@@ -118,7 +126,7 @@ def lookup(target: str | None, ranges: tuple[str, ...], **options: Any) -> None:
     given = FailureOptions.of(ranges, options)
     given.check(target=target is not None)
     _check_options(options)
-    output = _output_of(options["output"])
+    files = _summary_files(options, target)
     where = options_of(options)
     readings: list[Reading] = []
     with Target(target, where) as opened, Lookup(opened.open_leaf) as finder:
@@ -130,7 +138,7 @@ def lookup(target: str | None, ranges: tuple[str, ...], **options: Any) -> None:
             finder.rescan_limit = 0 if options["no_scan"] else RESCAN_LIMIT
             resolver = Resolver(opened, device=where.device, offset=given.offset)
             asked = resolver.resolve(read_failures(given, opened, finder, readings))
-            if options["summary"] or output is not None:
+            if files is not None:
                 from whoseblock.cli.presentation.summary import summarise
 
                 wanted: Iterable[Query | QueryList] = asked
@@ -139,7 +147,7 @@ def lookup(target: str | None, ranges: tuple[str, ...], **options: Any) -> None:
                 lines: Iterable[bytes] = summarise(
                     finder,
                     wanted,
-                    output,
+                    files,
                     paths=not options["no_paths"],
                     as_json=options["as_json"],
                 )
@@ -178,28 +186,42 @@ def _check_options(options: dict[str, Any]) -> None:
         from whoseblock.extras import check_extra
 
         check_extra("parquet")
-        if options["summary"] or options["as_json"]:
-            name = "--summary" if options["summary"] else "--json"
+        others = {"summary": "--summary", "as_json": "--json", "report": "--report"}
+        for name in (others[key] for key in others if options[key]):
             raise click.UsageError(f"{name} has no effect with a table in --output")
     elif output is not None and not output.endswith((".csv", ".json")):
         raise click.UsageError("the FILE of --output must end in .csv, .json, .parquet or .arrow")
     for name in ("processes", "verify"):
         if not options[name]:
             continue
-        if options["summary"] or output is not None:
-            other = "--output" if output is not None else "--summary"
-            raise click.UsageError(f"--{name} has no effect with {other}")
+        for other in ("output", "report", "summary"):
+            if options[other]:
+                raise click.UsageError(f"--{name} has no effect with --{other}")
         if options["offline"]:
             raise click.UsageError(f"--{name} queries the kernel, but --offline does not; drop one")
 
 
-def _output_of(output: str | None) -> OutputFile | None:
-    """Return the file of a list, None if there is no file or if it is a table."""
-    if output is None or _is_table(output):
+def _summary_files(options: dict[str, Any], target: str | None) -> "SummaryFiles | None":
+    """Return the files to write with a summary; None if no summary is wanted.
+
+    Raises `OutputError` if one of them cannot be created.
+    """
+    output, report = options["output"], options["report"]
+    if output is not None and _is_table(output):
         return None
-    file = OutputFile(output)
-    file.check()
-    return file
+    if not options["summary"] and output is None and report is None:
+        return None
+    from whoseblock.cli.presentation.summary import SummaryFiles
+
+    file = page = None
+    if output is not None:
+        file = OutputFile(output)
+        file.check()
+    if report is not None:
+        from whoseblock.cli.presentation.report import ReportFile
+
+        page = ReportFile(report, target)
+    return SummaryFiles(file, page)
 
 
 def _is_table(output: str) -> bool:

@@ -11,7 +11,7 @@ from whoseblock.cli.command import Command
 from whoseblock.cli.options.targets import options_of, target_options
 from whoseblock.encode import encode_json
 from whoseblock.errors import NotAFilesystemError, WhoseblockError
-from whoseblock.printable import printable
+from whoseblock.printable import printable, rounded
 
 if TYPE_CHECKING:
     from whoseblock.fs.driver import AddressSpace, DeviceSegment, ReverseMap
@@ -23,8 +23,6 @@ __all__ = ["stack"]
 #: The columns of a terminal whose width is unknown, and the fewest that lines are broken for.
 _WIDTH = 80
 _MIN_WIDTH = 40
-_UNIT = 1024
-_UNITS = "KMGTPE"
 #: Limit on the segments shown of a layer; a striped volume may have very many.
 _MAX_SEGMENTS = 64
 #: What is added to the name of a filesystem, by how its owners are found.
@@ -99,7 +97,7 @@ class _Tree:
 
     def lines(self, layer: "Layer") -> Iterator[str]:
         """Yield the lines of a layer and of all layers below."""
-        size = "" if self._as_bytes else f"  {_rounded(layer.size)}"
+        size = "" if self._as_bytes else f"  {rounded(layer.size)}"
         below = "│  " if layer.segments else ""
         first = f"{printable(layer.name)}{size}  {self._describe_layer(layer)}"
         yield from self._wrapped("", below, first)
@@ -153,14 +151,14 @@ class _Tree:
     def _place(self, segment: "Segment | DeviceSegment") -> str:
         if self._as_bytes:
             return f"{segment.start}+{segment.length}"
-        return f"{_rounded(segment.start)} +{_rounded(segment.length)}"
+        return f"{rounded(segment.start)} +{rounded(segment.length)}"
 
     def _describe_segment(self, segment: "Segment") -> str:
         if segment.to is None:
             return f"({printable(segment.what)})"
         label = f" {printable(segment.what)!r}" if segment.what else ""
         at = getattr(segment, "to_start", 0)
-        number = str(at) if self._as_bytes else _rounded(at)
+        number = str(at) if self._as_bytes else rounded(at)
         offset = f" from its byte {number}" if at else ""
         return f"{printable(segment.to.name)}{offset}  {self._describe_layer(segment.to)}{label}"
 
@@ -177,20 +175,6 @@ class _Tree:
         except WhoseblockError as error:
             return printable(str(error))
         return f"{space.name}{_OWNERS.get(_reverse_map(space) or '', '')}"
-
-
-def _rounded(number: int) -> str:
-    """Return a number of bytes for people, in three digits or exact: 512, 16K, 1.95T."""
-    unit = -1
-    value: float = number
-    while value >= _UNIT and unit < len(_UNITS) - 1:
-        value /= _UNIT
-        unit += 1
-    if unit < 0:
-        return str(number)
-    digits = 2 if value < 10 else 1 if value < 100 else 0  # noqa: PLR2004 - three digits
-    text = f"{value:.{digits}f}"
-    return f"{text.rstrip('0').rstrip('.') if '.' in text else text}{_UNITS[unit]}"
 
 
 def _device_segments(finder: "Lookup", layer: "Layer") -> "list[DeviceSegment]":

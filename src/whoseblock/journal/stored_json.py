@@ -5,7 +5,20 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
-__all__ = ["as_answer", "as_object", "as_texts"]
+from whoseblock.fs.base import (
+    Answer,
+    FileOwner,
+    Free,
+    MetadataOwner,
+    Outside,
+    Owner,
+    Staging,
+    Unknown,
+    Unreferenced,
+)
+from whoseblock.journal.records import Finding
+
+__all__ = ["answer_of", "as_answer", "as_object", "as_texts"]
 
 
 def as_object(value: object) -> dict[str, Any]:
@@ -41,3 +54,27 @@ def as_answer(answer: dict[str, Any]) -> dict[str, Any]:
     except msgspec.ValidationError:
         return {"start": 0, "length": 0, "owners": []}
     return answer
+
+
+_Row = FileOwner | MetadataOwner | Free | Staging | Unreferenced | Outside | Unknown
+
+
+def answer_of(finding: Finding) -> Answer:
+    """Convert the answer that was journaled as JSON."""
+    stored = finding.answer
+    rows: list[Owner] = []
+    for row in stored["owners"]:
+        try:
+            # A later version may know kinds of owners that this one does not.
+            rows.append(msgspec.convert(row, type=_Row))
+        except msgspec.ValidationError:
+            rows.append(Unknown(start=row["start"], length=row["length"]))
+    remarks = stored.get("remarks")
+    return Answer(
+        stored["start"],
+        stored["length"],
+        finding.complete,
+        finding.notes,
+        tuple(rows),
+        remarks=tuple(map(str, remarks)) if isinstance(remarks, list) else UNSET,
+    )

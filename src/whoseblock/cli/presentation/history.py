@@ -9,30 +9,34 @@ from datetime import datetime
 from itertools import islice
 from typing import Any, Final
 
-import msgspec
-
 from whoseblock.cli.presentation.summary import cell, quoted
 from whoseblock.cli.presentation.table import table_lines
-from whoseblock.fs.base import (
-    Answer,
-    FileOwner,
-    Free,
-    MetadataOwner,
-    Outside,
-    Owner,
-    Staging,
-    Unknown,
-    Unreferenced,
+from whoseblock.journal import (
+    History,
+    Host,
+    Overview,
+    Plan,
+    RecordedFailure,
+    RunRecord,
+    State,
+    Step,
 )
-from whoseblock.journal import Finding, History, Host, Overview, Plan, RunRecord, State, Step
+from whoseblock.journal.stored_json import answer_of
 from whoseblock.printable import printable
 
-__all__ = ["csv_lines", "history_lines", "overview_lines", "plan_lines"]
+__all__ = [
+    "csv_lines",
+    "history_lines",
+    "overview_lines",
+    "owners_text",
+    "plan_lines",
+    "states_of",
+    "states_text",
+]
 
 #: Columns are as wide as so many failures need; later ones push them wider.
 _SAMPLE: Final = 256
 _HEADINGS: Final = ("ID", "TIME", "HOST", "DEVICE", "RANGE", "STATE", "OWNERS", "PATH")
-_Row = FileOwner | MetadataOwner | Free | Staging | Unreferenced | Outside | Unknown
 
 
 def overview_lines(found: Iterable[Overview]) -> Iterator[str]:
@@ -52,13 +56,7 @@ def overview_lines(found: Iterable[Overview]) -> Iterator[str]:
 
 def _overview(one: Overview) -> tuple[str, ...]:
     failure = one.failure
-    closed = [] if failure.closed is None else ["closed"]
-    states = [*closed, *(f"{count} {state}" for state, count in one.states.items())]
-    owners = ", ".join(f"{count} {kind}" for kind, count in one.owners.items())
-    if one.complete is None:
-        owners = "not looked up"
-    elif not one.complete:
-        owners += ", incomplete"
+    owners = owners_text(one.complete, one.owners)
     path = "" if one.path is None else printable(one.path)
     return (
         str(failure.id),
@@ -66,10 +64,26 @@ def _overview(one: Overview) -> tuple[str, ...]:
         printable(failure.host),
         printable(failure.device),
         str(failure.range),
-        ", ".join(states) or "no plan",
-        printable(owners.removeprefix(", ")),
+        states_text(failure, one.states),
+        printable(owners),
         f"{path}  (and {one.paths - 1} more)" if one.paths > 1 else path,
     )
+
+
+def states_text(failure: RecordedFailure, states: Mapping[State, int]) -> str:
+    """Return the states of a failure's steps in words."""
+    closed = [] if failure.closed is None else ["closed"]
+    return ", ".join([*closed, *(f"{count} {state}" for state, count in states.items())]) or (
+        "no plan"
+    )
+
+
+def owners_text(complete: bool | None, owners: Mapping[str, int]) -> str:
+    """Return the owners in a failure's last finding in words; ``complete`` is None without one."""
+    if complete is None:
+        return "not looked up"
+    words = [f"{count} {kind}" for kind, count in owners.items()]
+    return ", ".join([*words, *([] if complete else ["incomplete"])])
 
 
 # ------------------------------------------------------------------ one failure
@@ -97,7 +111,7 @@ def history_lines(history: History, here: Host) -> Iterator[str]:
         yield ""
         mark = ", not authentic" if finding.authentic is False else ""
         yield f"owners at {_time(finding.at)}, run {finding.run}{mark}"
-        answer = _answer(finding)
+        answer = answer_of(finding)
         yield from (f"  {line}" for line in table_lines([answer]))
     for plan in history.plans:
         yield ""
@@ -150,27 +164,6 @@ def _run_line(run: RunRecord, here: Host) -> str:
     return f"run {run.id}: {_time(run.started)} {ended}, {who}, {where}: {command}"
 
 
-def _answer(finding: Finding) -> Answer:
-    """Convert the answer that was journaled as JSON."""
-    stored = finding.answer
-    rows: list[Owner] = []
-    for row in stored["owners"]:
-        try:
-            # A later version may know kinds of owners that this one does not.
-            rows.append(msgspec.convert(row, type=_Row))
-        except msgspec.ValidationError:
-            rows.append(Unknown(start=row["start"], length=row["length"]))
-    remarks = stored.get("remarks")
-    return Answer(
-        stored["start"],
-        stored["length"],
-        finding.complete,
-        finding.notes,
-        tuple(rows),
-        remarks=tuple(map(str, remarks)) if isinstance(remarks, list) else msgspec.UNSET,
-    )
-
-
 def _detail(detail: Mapping[str, Any]) -> str:
     """Return further details as JSON on one line of ASCII, with a separator in front."""
     return f"  {json.dumps(detail)}" if detail else ""
@@ -208,12 +201,7 @@ def csv_lines(histories: Iterable[History]) -> Iterator[str]:
 
 def _common(history: History) -> tuple[object, ...]:
     failure = history.failure
-    states: dict[str, int] = {}
-    for plan in history.plans:
-        moot = _why_moot(history, plan)
-        for step in plan.steps:
-            if step.failure in {None, failure.id} and not (moot and step.state is State.PLANNED):
-                states[step.state] = states.get(step.state, 0) + 1
+    states = states_of(history)
     return (
         failure.id,
         failure.first_seen.isoformat(),
@@ -228,6 +216,18 @@ def _common(history: History) -> tuple[object, ...]:
         history.findings[-1].complete if history.findings else None,
         " ".join(f"{state}={count}" for state, count in states.items()),
     )
+
+
+def states_of(history: History) -> dict[State, int]:
+    """Count the steps of a failure by state, as in an `Overview`."""
+    states: dict[State, int] = {}
+    for plan in history.plans:
+        moot = _why_moot(history, plan)
+        for step in plan.steps:
+            mine = step.failure in {None, history.failure.id}
+            if mine and not (moot and step.state is State.PLANNED):
+                states[step.state] = states.get(step.state, 0) + 1
+    return states
 
 
 def _csv_line(cells: Iterable[object]) -> str:

@@ -1,32 +1,26 @@
-"""``lookup --summary`` and ``--output``: what each file lost, for people, spreadsheets, shells."""
+"""``lookup --summary`` and its files: what each file lost, for people, spreadsheets, shells."""
 
 import csv
 import io
-from array import array
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from msgspec import UNSET, Struct, UnsetType
 
 from whoseblock.cli.presentation.output import OutputFile
 from whoseblock.encode import encode_json
-from whoseblock.fs.base import Answer, FileId, Paths
-from whoseblock.fs.stream import LeadingRows
+from whoseblock.fs.base import Paths
+from whoseblock.losses import answer_once, lost_files
 from whoseblock.printable import printable
-from whoseblock.querying import QueryOptions
-from whoseblock.ranges import RangeList, merge_list
 from whoseblock.summary import KINDS, FileLoss, Summary
 
 if TYPE_CHECKING:
-    from whoseblock.lookup import Lookup, Query, QueryList
-    from whoseblock.stack.base import Layer
+    from whoseblock.cli.presentation.report import ReportFile
+    from whoseblock.lookup import Lookup
+    from whoseblock.query import Query, QueryList
 
-__all__ = ["cell", "quoted", "summarise"]
+__all__ = ["SummaryFiles", "cell", "quoted", "summarise"]
 
-#: A range of a terabyte has millions of owners: it is looked up in parts of this size.
-_PART: Final = 64 << 20
-#: The number of answers between two updates of the progress bar.
-_REPORT_EVERY: Final = 1024
 #: The first characters of formulas in spreadsheets.
 _FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")
 _MEANING: Final = {
@@ -63,83 +57,44 @@ class _File(Struct, frozen=True):
     subvolume: int | UnsetType = UNSET
 
 
+class SummaryFiles(NamedTuple):
+    """The files to write with a summary: the list, and the report; None for those not wanted."""
+
+    output: OutputFile | None = None
+    report: "ReportFile | None" = None
+
+
 def summarise(
     finder: "Lookup",
     asked: "Iterable[Query | QueryList]",
-    output: OutputFile | None,
+    files: SummaryFiles,
     *,
     paths: bool,
     as_json: bool,
 ) -> Iterator[bytes]:
-    """Ask everything, write the list to ``output``, and yield the lines of the summary.
+    """Ask everything, write the files that are wanted, and yield the lines of the summary.
 
     ``asked`` are single questions, or lists of them.
     """
+    output, report = files
     summary = Summary(lambda name, file: finder.file_size(finder.layers[name], file))
-    content = QueryOptions(paths=False)
-    reported = 0
-    for part in _once(asked, summary.notes):
-        for item in finder.stream_columns(part, content):
-            if isinstance(item, LeadingRows):
-                summary.add_rows(item)
-            elif isinstance(item, Answer):
-                summary.add(item)
-            else:
-                summary.add_columns(item)
-            if summary.questions >= reported:
-                finder.progress("ranges answered", summary.questions, None)
-                reported = summary.questions + _REPORT_EVERY
-    files = list(_files(finder, summary, paths=paths))
+    for layer, item in answer_once(finder, asked, summary):
+        if report is not None:
+            report.add(layer, item)
+    losses = list(lost_files(finder, summary, paths=paths))
+    lost = [_file(*loss) for loss in losses]
     if output is not None:
-        output.write(_list_lines(output, files))
+        output.write(_list_lines(output, lost))
+    if report is not None:
+        report.write(finder, summary, losses)
     if as_json:
-        yield encode_json(_totals(summary) | {"files": files})
+        yield encode_json(_totals(summary) | {"files": lost})
     else:
-        for line in _page(summary, files):
+        for line in _page(summary, lost):
             yield line.encode(errors="backslashreplace")
 
 
-def _once(asked: "Iterable[Query | QueryList]", notes: dict[str, None]) -> "Iterator[QueryList]":
-    """Yield every byte once, however often it was reported, in parts that can be held.
-
-    Remarks about the reports go to ``notes``.
-    """
-    from whoseblock.lookup import Query, QueryList
-
-    found: dict[Layer, RangeList] = {}
-    for one in asked:
-        ranges = found.setdefault(one.layer, RangeList.of(()))
-        if isinstance(one, Query):
-            if one.remark:
-                notes[one.remark] = None
-            ranges.append(one.start, one.length)
-        else:
-            ranges.extend(one.ranges)
-    for layer, ranges in found.items():
-        once = merge_list(ranges, _PART)
-        # A range with an origin may be past the end of its device.
-        yield QueryList(layer, once, "summary", array("Q", [0]) * len(once), named=True)
-
-
-def _files(finder: "Lookup", summary: Summary, *, paths: bool) -> Iterator[_File]:
-    losses = summary.files
-    known: dict[str, dict[FileId, Paths]] = {}
-    if paths:
-        files: dict[str, list[FileId]] = {}
-        for loss in losses:
-            files.setdefault(loss.layer, []).append(loss.file)
-        known = {
-            name: finder.paths_of(finder.layers[name], wanted) for name, wanted in files.items()
-        }
-    for loss in losses:
-        yield _file(loss, known.get(loss.layer, {}).get(loss.file), summary)
-
-
-def _file(loss: FileLoss, paths: Paths | None, summary: Summary) -> _File:
-    if paths is not None and not paths.complete:
-        summary.notes.update(dict.fromkeys(paths.notes))
-        summary.reasons.update(paths.notes)
-        summary.incomplete += 1
+def _file(loss: FileLoss, paths: Paths | None) -> _File:
     names = paths.paths if paths else ()
     first = names[0] if names else ""
     return _File(
