@@ -10,7 +10,7 @@ READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test vm-test adversary soak check lint types bench study forms man signatures layers lock release clean
+.PHONY: help demo docs test vm-test adversary soak check lint types bench study forms man signatures layers lock release clean
 
 help: ## list the targets
 	@awk -F '## ' '/^[a-z-]+:.*## / { sub(/:.*/, "", $$1); printf "make %-9s %s\n", $$1, $$2 }' Makefile
@@ -60,6 +60,18 @@ man: $(READY) ## write the man page docs/man/whoseblock.1, which the wheel insta
 signatures: $(READY) ## write the tables of docs/internals/signatures.md
 	$(BIN)/python -m tools.signature_table
 
+docs: build/docs/.ready ## build the site into build/site, without a warning
+	@PYTHONPATH=src build/docs/bin/python -m sphinx --quiet --fail-on-warning --keep-going --jobs auto \
+		--conf-dir docs/site . build/site
+	@build/docs/bin/python -m tools.check_links build/site
+	@echo 'open build/site/docs/index.html'
+
+build/docs/.ready: requirements/docs.lock
+	@rm -rf build/docs
+	@$(PYTHON) -m venv build/docs
+	@build/docs/bin/pip --disable-pip-version-check install -qq --require-hashes -r $<
+	@touch $@
+
 layers: $(READY) ## write the table of docs/internals/layers.md
 	$(BIN)/python -m tools.layer_table
 
@@ -72,6 +84,7 @@ LOCK := env -u UV_INDEX -u UV_DEFAULT_INDEX -u UV_INDEX_URL -u UV_EXTRA_INDEX_UR
 lock: | build/uv ## update the lock files in requirements/
 	$(LOCK) --output-file requirements/core.lock
 	$(LOCK) --group dev --constraint requirements/core.lock --output-file requirements/dev.lock
+	$(LOCK) --group docs --constraint requirements/core.lock --output-file requirements/docs.lock
 
 build/uv:
 	$(PYTHON) -m venv $@
