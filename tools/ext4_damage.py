@@ -32,11 +32,14 @@ def main(words: list[str] | None = None) -> int:
     """Run the cases that the command line names; return the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
     parser.add_argument("--cases", type=int, default=1000, help="cases of each base")
+    parser.add_argument("--first", type=int, default=0, help="number of the first case (0)")
     parser.add_argument("--case", type=int, help="run only this case")
     parser.add_argument("--base", choices=BASES, help="damage only this image")
     parser.add_argument("--mutate", choices=[*MUTATIONS, "all"], help="take checks out first")
     options = parser.parse_args(words)
-    cases = range(options.cases) if options.case is None else [options.case]
+    cases = range(options.first, options.first + options.cases)
+    if options.case is not None:
+        cases = range(options.case, options.case + 1)
     failed = False
     with tempfile.TemporaryDirectory(prefix="whoseblock-ext4-") as folder:
         names = [options.base] if options.base else [*BASES]

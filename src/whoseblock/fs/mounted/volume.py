@@ -3,7 +3,7 @@
 import errno
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import cached_property
 from itertools import islice
@@ -62,12 +62,21 @@ _BATCH: Final = 1 << 12
 _ATTEMPTS: Final = 4
 
 
+#: An inode and its generation, None if that was not the same all the time.
+_Owner = tuple[int, int | None]
+
+
 class _Found(NamedTuple):
-    """Pieces of one question with their notes; ``more`` if other pieces of it follow."""
+    """Pieces of one question with their notes; ``more`` if other pieces of it follow.
+
+    ``generations`` are those of the inodes that have the pieces: the number of an inode may be
+    another file's when the next question is answered.
+    """
 
     start: int
     length: int
     pieces: list[Piece]
+    generations: dict[int, int | None]
     notes: list[str]
     remarks: tuple[str, ...]
     more: bool
@@ -208,19 +217,18 @@ class FsmapVolume(Closing, MountedVolume):
     def _answers(
         self, groups: Iterable[list[_Found]], *, paths: bool
     ) -> Iterator[LeadingRows | Answer]:
-        known: dict[int, Paths] = {}
-        generations: dict[int, int | None] = {}
+        known: dict[_Owner, Paths] = {}
         # Notes that belong to leading rows stand in the answer that ends them.
         carried: dict[str, None] = {}
         for group in groups:
             if paths:
-                self._learn(group, known, generations)
+                self._learn(group, known)
             for one in group:
                 missing = [*carried, *one.notes]
                 for at in range(0, max(len(one.pieces), 1), self.row_budget):
                     pieces = one.pieces[at : at + self.row_budget]
                     if one.more or at + self.row_budget < len(one.pieces):
-                        rows = self._rows(pieces, known, missing)
+                        rows = self._rows(pieces, one.generations, known, missing)
                         yield LeadingRows(one.start, one.length, rows)
                     else:
                         yield self._answer(one._replace(pieces=pieces, notes=missing), known)
@@ -235,8 +243,10 @@ class FsmapVolume(Closing, MountedVolume):
         for start, length in batch:
             for low, high in self._parts(start, start + length):
                 pieces, notes = self._find(low, high - low)
+                owners = self._generations(piece.inode for piece in pieces if piece.kind == FILE)
                 remarks = self._remarks_on(pieces)
-                group.append(_Found(start, length, pieces, notes, remarks, high < start + length))
+                more = high < start + length
+                group.append(_Found(start, length, pieces, owners, notes, remarks, more))
                 rows += len(pieces)
                 if rows >= self.row_budget:
                     yield group
@@ -270,29 +280,24 @@ class FsmapVolume(Closing, MountedVolume):
             return end
         return end
 
-    def _learn(
-        self,
-        group: list[_Found],
-        known: dict[int, Paths],
-        generations: dict[int, int | None],
-    ) -> None:
-        """Add the paths of files to ``known``, unless an inode is the one whose paths it has."""
-        owners = {piece.inode for one in group for piece in one.pieces if piece.kind == FILE}
-        now = {
-            inode: None if (facts := self._facts.get(inode)) is None else facts.generation
-            for inode in owners
-        }
-        new = {
-            inode
-            for inode, generation in now.items()
-            if generation is None or inode not in known or generations[inode] != generation
-        }
+    def _generations(self, inodes: Iterable[int]) -> dict[int, int | None]:
+        """Return the generation of each inode as it was read last, None if there was none."""
+        facts = {inode: self._facts.get(inode) for inode in inodes}
+        return {inode: None if one is None else one.generation for inode, one in facts.items()}
+
+    def _learn(self, group: list[_Found], known: dict[_Owner, Paths]) -> None:
+        """Add the paths of the owners of a group to ``known``, unless it has them."""
+        owners = list(dict.fromkeys(owner for one in group for owner in one.generations.items()))
+        new = [owner for owner in owners if owner[1] is None or owner not in known]
         if len(known) + len(new) > 2 * self.row_budget:
             known.clear()
-            generations.clear()
             new = owners
-        known.update(self._paths_of(new))
-        generations.update(now)
+        while new:
+            # A number that was reused meanwhile is in one search for each of its generations.
+            once = dict(new)
+            found = self._paths_of(once)
+            known.update({owner: found[owner[0]] for owner in once.items()})
+            new = [owner for owner in new if owner not in once.items()]
 
     def owners_of(self, starts: "ArrayLike", lengths: "ArrayLike") -> OwnerArrays:
         """Answer many ranges as NumPy columns, without paths; see `OwnerArrays`.
@@ -430,31 +435,37 @@ class FsmapVolume(Closing, MountedVolume):
             self._facts[number] = self.inode(number)
         return self._facts[number]
 
-    def _answer(self, one: _Found, known: dict[int, Paths]) -> Answer:
+    def _answer(self, one: _Found, known: Mapping[_Owner, Paths]) -> Answer:
         missing = [*self.doubts, *one.notes]
-        rows = self._rows(one.pieces, known, missing)
+        rows = self._rows(one.pieces, one.generations, known, missing)
         remarks = (*self.remarks, *one.remarks)
         said = distinct([*missing, *remarks])
         only = remarks_in(said, missing, remarks)
         return Answer(one.start, one.length, not missing, said, rows, remarks=only)
 
     def _rows(
-        self, pieces: list[Piece], known: dict[int, Paths], missing: list[str]
+        self,
+        pieces: list[Piece],
+        generations: Mapping[int, int | None],
+        known: Mapping[_Owner, Paths],
+        missing: list[str],
     ) -> tuple[Owner, ...]:
         """Return the rows of pieces; adds to ``missing`` why a path may be missing."""
         rows = []
         for piece in pieces:
-            paths = known.get(piece.inode) if piece.kind == FILE else None
+            if piece.kind == METADATA:
+                rows.append(self._metadata_row(piece))
+                continue
+            if piece.kind != FILE:
+                rows.append(row_of(piece, None))
+                continue
+            generation = generations[piece.inode]
+            paths = known.get((piece.inode, generation))
             if paths is not None and not paths.complete:
                 missing += paths.notes
-            rows.append(self._row(piece, paths))
+            known_generation = UNSET if generation is None else generation
+            rows.append(row_of(piece, paths, generation=known_generation))
         return tuple(rows)
-
-    def _row(self, piece: Piece, paths: Paths | None) -> Owner:
-        if piece.kind == METADATA:
-            return self._metadata_row(piece)
-        facts = self._facts.get(piece.inode) if piece.kind == FILE else None
-        return row_of(piece, paths, generation=UNSET if facts is None else facts.generation)
 
     def _metadata_row(self, piece: Piece) -> Owner:
         return row_of(piece, None)
@@ -530,18 +541,15 @@ class FsmapVolume(Closing, MountedVolume):
         self._forget_inodes()
         for inode in (asked := {file.inode for file in files}):
             self._inode(inode)
-        return {FileId(0, inode): paths for inode, paths in self._paths_of(asked).items()}
+        found = self._paths_of(self._generations(asked))
+        return {FileId(0, inode): paths for inode, paths in found.items()}
 
-    def _paths_of(self, inodes: Iterable[int]) -> dict[int, Paths]:
-        """Return the paths of inodes that were read, and are still the same."""
+    def _paths_of(self, inodes: Mapping[int, int | None]) -> dict[int, Paths]:
+        """Return the paths of inodes that still have their generations; None is of no file."""
         if self.inodes is None or self.view.root is None:
             note = f"the kernel does not name the files of {self.name}"
             return {inode: Paths(complete=False, notes=(note,)) for inode in inodes}
-        finder = PathFinder(self.view, self.view.root, self.inodes, self.progress)
-        facts = {inode: self._facts.get(inode) for inode in inodes}
-        return finder.find(
-            {inode: None if one is None else one.generation for inode, one in facts.items()}
-        )
+        return PathFinder(self.view, self.view.root, self.inodes, self.progress).find(inodes)
 
     def _check_open(self) -> None:
         check_open(self.view.point, closed=self._closed)

@@ -88,10 +88,10 @@ class Ext4Inodes:
         """Return whether a file or its names are encrypted; raises OSError."""
         return bool(self._read(inode).flags & EXT4_ENCRYPT_FL)
 
-    def has_names(self, facts: InodeFacts, count: int) -> bool:
+    def has_names(self, inode: int, generation: int, count: int) -> bool:
         """Return whether an inode is still the same, and has so many names; raises OSError."""
-        now = self._read(facts.number)
-        return now.generation == facts.generation and bool(now.is_dir or now.links == count)
+        now = self._read(inode)
+        return now.generation == generation and bool(now.is_dir or now.links == count)
 
     def is_nokey_name(self, inode: int, directory: int, name: bytes) -> bool:
         """Return whether a name is what the kernel shows of an encrypted one without its key."""

@@ -3,7 +3,7 @@
 import contextlib
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Mapping
 from contextlib import ExitStack
 from functools import cached_property
 from typing import Final
@@ -188,25 +188,25 @@ class MountedExt4(FsmapVolume):
     def _metadata_row(self, piece: Piece) -> Owner:
         return make_row(self._live.volume, self._live.fixed, piece, None)
 
-    def _paths_of(self, inodes: Iterable[int]) -> dict[int, Paths]:
+    def _paths_of(self, inodes: Mapping[int, int | None]) -> dict[int, Paths]:
         """Return the paths of inodes; those of the filesystem itself have none."""
         internal = internal_files(self._live.volume)
         found: dict[int, Paths] = {}
-        others: list[int] = []
-        for inode in inodes:
+        others: dict[int, int | None] = {}
+        for inode, generation in inodes.items():
             if inode in internal:
                 found[inode] = Paths(detail=internal[inode])
             else:
-                others.append(inode)
+                others[inode] = generation
         if len(others) > _MANY and self.view.root is not None:
             found |= self._paths_by_blocks(others, self.view.root)
-            others = [inode for inode in others if inode not in found]
+            others = {inode: one for inode, one in others.items() if inode not in found}
         for inode, paths in super()._paths_of(others).items():
             is_nokey = any(self._is_nokey(inode, os.fsencode(path)) for path in paths.paths)
             found[inode] = replace(paths, encrypted_name=True) if is_nokey else paths
         return found
 
-    def _paths_by_blocks(self, inodes: list[int], root: int) -> dict[int, Paths]:
+    def _paths_by_blocks(self, inodes: Mapping[int, int | None], root: int) -> dict[int, Paths]:
         """Return the paths of inodes of which the blocks of directories have all.
 
         Each must lead to the inode, which must then have as many names.  Others are left out.
@@ -214,14 +214,14 @@ class MountedExt4(FsmapVolume):
         finder = PathFinder(self._live.volume, self._live.scan, self.progress)
         found: dict[int, Paths] = {}
         for inode, paths in finder.find(inodes).items():
-            facts = self._facts.get(inode)
-            if facts is None or not paths.complete or not paths.paths:
+            generation = inodes[inode]
+            if generation is None or not paths.complete or not paths.paths:
                 continue
             names = [os.fsencode(path) for path in paths.paths]
             # Moved or gone by now, or encrypted and shown by the kernel with its key.
             with contextlib.suppress(OSError):
                 if all(inode_at(root, name[1:]) == inode for name in names) and (
-                    self._inodes.has_names(facts, len(names))
+                    self._inodes.has_names(inode, generation, len(names))
                 ):
                     places = tuple(
                         place for name in names for place in self.view.places(name, inode)
