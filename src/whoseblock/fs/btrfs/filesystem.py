@@ -21,7 +21,7 @@ from whoseblock.fs.base import (
     remarks_in,
 )
 from whoseblock.fs.btrfs.names.paths import PathFinder, read_facts
-from whoseblock.fs.btrfs.notes import filesystem_doubts, repair_advice
+from whoseblock.fs.btrfs.notes import filesystem_doubts, log_doubts, repair_advice
 from whoseblock.fs.btrfs.owners.finder import Found, OwnerFinder, Piece
 from whoseblock.fs.btrfs.rows import RowMaker, files_of, path_faults
 from whoseblock.fs.btrfs.superblocks import open_devices
@@ -81,7 +81,8 @@ class BtrfsFilesystem(Closing, VolumeProtocol):
     @cached_property
     def doubts(self) -> tuple[str, ...]:
         """The reasons why every answer is incomplete."""
-        notes = [*self._told, *self._superblock_notes, *filesystem_doubts(self.volume)]
+        notes = [*self._told, *self._superblock_notes]
+        notes += [*log_doubts(self.volume), *filesystem_doubts(self.volume)]
         notes += filter(None, (mount_note(media.name) for media in self._members))
         return tuple(notes)
 
