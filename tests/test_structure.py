@@ -26,7 +26,20 @@ class Room(NamedTuple):
 # is its own.
 ROOMS = (
     Room(("watch.__main__",), 7, 7),
-    Room(("byte_range", "ranges", "errors", "closing", "encode", "extras", "process_stat"), 0, -1),
+    Room(
+        (
+            "byte_range",
+            "ranges",
+            "errors",
+            "closing",
+            "encode",
+            "extras",
+            "process_stat",
+            "process_text",
+        ),
+        0,
+        -1,
+    ),
     Room(("media",), 1, 0),
     Room(("signatures",), 1, 0),
     Room(("fs.layout", "fs.*.format"), 2, 0),

@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner
 from tests.support.btrfs_images import Truth, clone, differences, make_image, read_truth
 from tests.support.btrfs_mounted import FilePlace, logical_owners, mapped_sectors
+from tests.support.mapping_processes import running
 from tests.support.mounts import loop_device, mounted
 from tests.support.tools import need_loop_mounts, run
 
@@ -222,9 +223,9 @@ def test_a_mount_point_stands_for_its_device(fresh: Path) -> None:
         done = CliRunner().invoke(cli, ["lookup", "--json", os.fsdecode(folder), "64K"])
         assert done.exit_code == 0, done.output
         assert json.loads(done.output)["owners"][0]["detail"] == "superblock"
-        with opened(fresh) as fs:
-            inside = next(one.start for one in fs.device_segments())
-        assert inside >= 1 << 20
+        with whoseblock.open(os.fsdecode(folder)) as fs:
+            assert [row.kind for row in fs.owners(64 << 10, SECTOR)] == ["metadata"]
+            assert next(iter(fs.device_segments())).start >= 1 << 20
 
 
 def test_a_mount_of_several_devices_takes_logical_addresses(tmp_path: Path) -> None:
@@ -253,5 +254,47 @@ def test_a_mount_of_several_devices_takes_logical_addresses(tmp_path: Path) -> N
                     (found,) = fs.owners(by_name[Path(device).name], 1)
                     assert isinstance(found, FileOwner)
                     assert found.paths == ("/file",)
-            with pytest.raises(UnsupportedError, match="on several devices"):
-                whoseblock.open(folder).owners(0, 1)
+            with (
+                whoseblock.open(os.fsdecode(folder)) as fs,
+                pytest.raises(UnsupportedError, match="on several devices"),
+            ):
+                fs.owners(0, 1)
+
+
+def test_processes_are_those_of_the_subvolume(fresh: Path) -> None:
+    with mounted(fresh, kind="btrfs") as folder:
+        root = Path(os.fsdecode(folder))
+        run(["btrfs", "subvolume", "snapshot", root / "sub", root / "copy"])
+        (root / "copy/new").write_bytes(b"new")
+        os.sync()
+        inode = (root / "sub/file").stat().st_ino
+        assert inode == (root / "copy/file").stat().st_ino
+        # The top-level subvolume has a file of the same number.
+        assert inode == (root / "other").stat().st_ino
+        device = (
+            run(["findmnt", "-no", "SOURCE", os.fsdecode(folder)]).decode().split("[")[0].strip()
+        )
+        with opened(fresh) as fs:
+            (place, *_) = (
+                row.start
+                for row in fs.owners(0, SIZE, paths=False)
+                if isinstance(row, FileOwner) and row.subvolume == 256
+            )
+        program = "map_file(0, PAGE); descriptor = os.open(path, os.O_RDONLY); ready()"
+        with (
+            running(program, root / "sub/file") as (first,),
+            running(program, root / "copy/file") as (second,),
+            running(program, root / "other"),
+        ):
+            arguments = ["lookup", "--json", "--processes", device, f"{place}+1"]
+            done = CliRunner().invoke(cli, arguments)
+            assert done.exit_code == 0, done.output
+            rows = json.loads(done.output)["owners"]
+            found = {row["subvolume_path"]: row["processes"] for row in rows}
+        assert {path: [one["pid"] for one in users] for path, users in found.items()} == {
+            "/sub": [first],
+            "/copy": [second],
+        }
+        for users in found.values():
+            assert [len(one["mappings"]) for one in users] == [1]
+            assert [len(one["open"]) for one in users] == [1]

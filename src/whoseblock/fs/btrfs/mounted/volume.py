@@ -80,9 +80,10 @@ class _Part(NamedTuple):
 class MountedBtrfs(Closing, MountedVolume):
     """The btrfs that a `View` shows, which is closed with it; ranges are of one of its devices.
 
-    ``device`` is the number of that as in ``st_rdev``; with that of the filesystem itself, only
-    logical addresses can be asked about.  Raises `PrivilegeError`, `TargetError` if its devices
-    cannot be read here, `UnsupportedError`, and `BlockError` if the kernel does not answer.
+    ``device`` is the number of that as in ``st_rdev``.  With the number of a filesystem on several
+    devices, only logical addresses can be asked about.  Raises `PrivilegeError`, `TargetError` if
+    its devices cannot be read here, `UnsupportedError`, and `BlockError` if the kernel does not
+    answer.
     """
 
     name = "btrfs"
@@ -92,7 +93,6 @@ class MountedBtrfs(Closing, MountedVolume):
     def __init__(self, view: View, mount: Mount, device: int, device_size: int) -> None:
         self.view = view
         self.progress: Progress = no_progress
-        self.device_size = device_size
         self._closed = False
         self._undo = ExitStack()
         with ExitStack() as undo:
@@ -104,6 +104,7 @@ class MountedBtrfs(Closing, MountedVolume):
             except OSError as error:
                 raise _no_answer(view, error) from error
             undo.pop_all()
+        self.device_size = device_size or (self._asked.size if self._asked else 0)
         self.block_size = commit.volume.sector_size
         self.size = sum(item.size for item in commit.volume.items.values())
         self._device: int | None = None
@@ -144,7 +145,8 @@ class MountedBtrfs(Closing, MountedVolume):
             members[number] = media
         if not members:
             raise TargetError(f"the devices of {self.view.point!r} are not known here")
-        return members.get(device), members
+        only = next(iter(members.values())) if len(members) == 1 else None
+        return members.get(device, only), members
 
     # ------------------------------------------------------------------ the filesystem
 
