@@ -31,7 +31,7 @@ _UNITS: Final = (".service", ".scope", ".socket", ".mount", ".swap")
 
 
 class ProcessStat(NamedTuple):
-    """What proc_pid_stat(5) says of a process."""
+    """The state of a process by proc_pid_stat(5)."""
 
     command: bytes
     zombie: bool

@@ -68,7 +68,7 @@ _HANDLE_HEAD: Final = Struct("=Ii")
 
 
 class FilesystemState(NamedTuple):
-    """What the kernel says of a filesystem.
+    """The state of a filesystem by the kernel.
 
     ``generation`` is that of the last transaction that was begun, None before Linux 5.10.
     """
