@@ -20,7 +20,7 @@ from tests.support.mounts import mounted
 from tests.support.tools import CHECKOUT, need_loop_mounts, need_root, run
 from tests.support.xfs_images import Geometry, make_image
 
-from whoseblock import processes
+from whoseblock import process_text, processes
 from whoseblock.fs.base import Mapping, OpenFile, Process
 from whoseblock.processes import Found, Wanted, find_processes
 
@@ -442,7 +442,7 @@ if os.geteuid() == 0 and sys.argv[1] != "0":
     os.setgroups([])
     os.setresgid(*[int(sys.argv[1])] * 3)
     os.setresuid(*[int(sys.argv[1])] * 3)
-found = find_processes([Wanted(*map(int, sys.argv[2:]))])
+found = find_processes([Wanted(*map(int, sys.argv[2:6]))])
 pids = [process.pid for process in found.processes[0]]
 print(json.dumps([pids, found.hidden, found.unlisted]))
 """
@@ -587,4 +587,4 @@ def test_flags_are_named_as_in_the_kernel(file: Path) -> None:
             stack.callback(os.close, descriptor)
             flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
             expected = [name] if name == "O_PATH" else ["O_RDONLY", name]
-            assert list(processes._flag_names(flags)) == expected
+            assert list(process_text.flag_names(flags)) == expected

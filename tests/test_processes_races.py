@@ -12,6 +12,7 @@ from tests.support.tools import CHECKOUT, need_root
 
 from whoseblock import processes
 from whoseblock.fs.base import Process
+from whoseblock.process_text import ProcessStat
 from whoseblock.processes import Wanted, find_processes
 
 PAGE = 4096
@@ -34,9 +35,7 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, pid: int) -> list[bytes]:
     comm = Path(f"/proc/{pid}/comm")
     describe = processes._Scan._describe
 
-    def interrupted(
-        scan: processes._Scan, folder: int, number: int, stat: processes._Stat
-    ) -> Process:
+    def interrupted(scan: processes._Scan, folder: int, number: int, stat: ProcessStat) -> Process:
         described = describe(scan, folder, number, stat)
         if number == pid:
             before = comm.read_bytes()

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import UNSET
 
-from whoseblock import processes
+from whoseblock import process_text, processes
 from whoseblock.fs.base import Mapping, OpenFile
 from whoseblock.processes import Found, Wanted, find_processes
 
@@ -120,9 +120,9 @@ def test_generated_mappings_are_parsed(
 
 @given(st.binary(max_size=15).map(lambda name: name.partition(b"\0")[0]), st.integers(0, 1 << 60))
 def test_a_hostile_name_does_not_shift_the_fields_of_stat(command: bytes, start: int) -> None:
-    stat = processes._parse_stat(stat_text(command, start=start, state="Z", flags=0x00208040))
+    stat = process_text.parse_stat(stat_text(command, start=start, state="Z", flags=0x00208040))
     assert (stat.zombie, stat.kernel, stat.threads, stat.start_time) == (True, True, 1, start)
-    assert not processes._parse_stat(stat_text(command)).kernel
+    assert not process_text.parse_stat(stat_text(command)).kernel
 
 
 @given(
@@ -227,8 +227,8 @@ def test_a_process_that_is_ending_is_not_one_that_was_refused(
     ],
 )
 def test_control_groups_and_units(text: bytes, cgroup: str, unit: str) -> None:
-    parsed = processes._parse_cgroup(text)
-    found = processes._unit_of(parsed) if isinstance(parsed, str) else UNSET
+    parsed = process_text.parse_cgroup(text)
+    found = process_text.unit_of(parsed) if isinstance(parsed, str) else UNSET
     assert (parsed, found) == (cgroup, unit)
 
 

@@ -29,7 +29,7 @@ ROOMS = (
     Room(
         (
             *("byte_range", "closing", "encode", "errors", "extras", "printable"),
-            *("process_stat", "ranges"),
+            *("process_stat", "process_text", "ranges"),
         ),
         0,
         -1,

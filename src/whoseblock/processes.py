@@ -21,9 +21,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET
 
 from whoseblock.fs.base import Mapping, OpenFile, Process
+from whoseblock.process_text import (
+    ProcessStat,
+    decode,
+    flag_names,
+    parse_cgroup,
+    parse_stat,
+    parse_status,
+    unit_of,
+)
 
 __all__ = ["Found", "Wanted", "find_processes"]
 
@@ -41,7 +50,6 @@ _MOST_PIECES: Final = 64
 #: Longer than the fields before the path in a line of maps, and before the root in mountinfo.
 _HEAD: Final = 256
 
-_PF_KTHREAD: Final = 0x00200000  # linux/sched.h
 _KCMP_FILES: Final = 2  # linux/kcmp.h
 #: The number of kcmp(2), which the C library does not wrap, by machine (asm/unistd.h).
 _KCMP: Final = {"x86_64": 312, "aarch64": 272, "riscv64": 272, "ppc64le": 354, "s390x": 343}
@@ -52,18 +60,6 @@ _FDINFO: Final = re.compile(
     rb"pos:\t(-?[0-9]+)\nflags:\t([0-7]+)\n(?:mnt_id:\t([0-9]+)\n)?(?:ino:\t([0-9]+)\n)?"
 )
 
-_ACCESS: Final = {os.O_RDONLY: "O_RDONLY", os.O_WRONLY: "O_WRONLY", os.O_RDWR: "O_RDWR"}
-#: Flags that include others precede them.
-_FLAGS: Final[dict[int, str]] = {
-    getattr(os, name): name
-    for name in (
-        "O_APPEND O_ASYNC O_DIRECT O_SYNC O_DSYNC O_TMPFILE O_DIRECTORY O_NOATIME O_NOFOLLOW"
-        " O_NONBLOCK O_PATH"
-    ).split()
-}
-
-_UNITS: Final = (".service", ".scope", ".socket", ".mount", ".swap")
-
 
 class Wanted(NamedTuple):
     """A part of a file: ``length`` bytes from byte ``file_offset`` of an inode.
@@ -71,12 +67,16 @@ class Wanted(NamedTuple):
     ``devices`` are the numbers under which files of its filesystem appear, or the only one: those
     of ``st_dev``, and that of mountinfo.  ``file_offset`` is None for a block of the file that is
     not its data: no process can map it, and only descriptors count.
+
+    ``own_device`` is the ``st_dev`` of the file where files with the same number differ only by
+    that: mountinfo and maps do not have it, and stat(2) decides.
     """
 
     devices: int | frozenset[int]
     inode: int
     file_offset: int | None
     length: int
+    own_device: int | None = None
 
 
 class Found(NamedTuple):
@@ -129,6 +129,8 @@ class _File:
         self.inode_text = b"%d" % inode
         self.text = self.device_text + self.inode_text + b" "
         self.places: list[int] = []
+        #: The places for which stat(2) must have another device, by that.
+        self.others: dict[int, int] = {}
         #: Nothing is wanted outside of these.
         self.first = self.end = 0
         self._parts: list[tuple[int, int, int]] = []
@@ -155,24 +157,6 @@ class _File:
                 yield place, max(start, own_start), min(end, own_end)
 
 
-class _Stat(NamedTuple):
-    # What proc_pid_stat(5) says of a process.
-    command: bytes
-    zombie: bool
-    kernel: bool
-    threads: int
-    start_time: int
-    has_memory: bool
-
-    @property
-    def ended(self) -> bool:
-        # A leader that is gone stays as a zombie until all its threads are gone.
-        return self.zombie and self.threads <= 1
-
-    def is_same_program(self, other: "_Stat") -> bool:
-        return (self.start_time, self.command) == (other.start_time, other.command)
-
-
 @dataclass
 class _Seen:
     # What one process has of the files, by place in the question and by file.
@@ -197,11 +181,13 @@ class _Scan:
         self.kernel_seen = False
         self._files: dict[tuple[int, int], _File] = {}
         for place, part in enumerate(wanted):
-            devices = (part.devices,) if isinstance(part.devices, int) else part.devices
-            for key in ((device, part.inode) for device in devices):
-                if key not in self._files:
-                    self._files[key] = _File(*key)
-                self._files[key].add(place, part)
+            devices = {part.devices} if isinstance(part.devices, int) else set(part.devices)
+            own = part.own_device
+            for device in devices if own is None else {*devices, own}:
+                file = self._files.setdefault((device, part.inode), _File(device, part.inode))
+                file.add(place, part)
+                if own not in (None, device):
+                    file.others[place] = own
         #: By device and inode as maps has them.
         self._by_text: dict[bytes, dict[bytes, _File]] = {}
         for file in self._files.values():
@@ -261,6 +247,8 @@ class _Scan:
         found_at: dict[int, set[OpenFile]] = {}
         for file, found in seen.open.items():
             for place in file.places:
+                if place in file.others:
+                    continue
                 # A file may appear under several devices.
                 found_at[place] = found_at.get(place, set()) | found
         open_at = {
@@ -283,24 +271,24 @@ class _Scan:
                 )
             )
 
-    def _describe(self, folder: int, pid: int, stat: _Stat) -> Process:
+    def _describe(self, folder: int, pid: int, stat: ProcessStat) -> Process:
         if self._boot_time is None:
             self._boot_time = _boot_time(self.proc)
         started = self._boot_time + stat.start_time // os.sysconf("SC_CLK_TCK")
-        uid, namespace_pid = _parse_status(_read(folder, "status"))
-        cgroup = _parse_cgroup(_read(folder, "cgroup"))
+        uid, namespace_pid = parse_status(_read(folder, "status"))
+        cgroup = parse_cgroup(_read(folder, "cgroup"))
         return Process(
             pid,
             stat.start_time,
             time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
-            _text(_read(folder, "comm").removesuffix(b"\n")),
+            decode(_read(folder, "comm").removesuffix(b"\n")),
             uid,
             namespace_pid=namespace_pid,
             cgroup=cgroup,
-            unit=UNSET if cgroup is UNSET else _unit_of(cgroup),
+            unit=UNSET if cgroup is UNSET else unit_of(cgroup),
         )
 
-    def _look(self, folder: int, pid: int, stat: _Stat) -> _Seen:
+    def _look(self, folder: int, pid: int, stat: ProcessStat) -> _Seen:
         seen = _Seen()
         tasks = [] if stat.zombie else [""]
         try:
@@ -343,7 +331,7 @@ class _Scan:
             for lines in _lines(folder, f"{task}maps"):
                 some = True
                 for file in self._mentioned(lines):
-                    self._mappings(lines, file, seen)
+                    self._mappings(lines, file, seen, folder)
         return some
 
     def _mentioned(self, lines: bytes) -> list[_File]:
@@ -356,7 +344,7 @@ class _Scan:
             mentioned.update(files[inode] for inode in inodes if inode in files)
         return list(mentioned)
 
-    def _mappings(self, lines: bytes, file: _File, seen: _Seen) -> None:
+    def _mappings(self, lines: bytes, file: _File, seen: _Seen, folder: int) -> None:
         for piece in lines.split(file.text)[:-1]:
             begin = piece.rfind(b"\n") + 1
             addresses, _, rest = piece[begin:].partition(b" ")
@@ -372,7 +360,13 @@ class _Scan:
             end = start + int(high, 16) - address
             if end <= file.first:
                 continue
+            device: int | None = None
             for place, first, stop in file.within(start, end):
+                if place in file.others:
+                    if device is None:
+                        device = _device_at(folder, f"map_files/{os.fsdecode(addresses)}")
+                    if device != file.others[place]:
+                        continue
                 mappings = seen.mappings.setdefault(place, [])
                 if len(mappings) == _MOST:
                     seen.omitted += 1
@@ -409,7 +403,7 @@ class _Scan:
         file = self._file_of(folder, task, name, info, seen)
         if file is not None:
             found = seen.open.setdefault(file, set())
-            one = OpenFile(int(name), _flag_names(int(info[2], 8)), int(info[1]))
+            one = OpenFile(int(name), flag_names(int(info[2], 8)), int(info[1]))
             if len(found) < _MOST:
                 found.add(one)
             else:
@@ -477,6 +471,14 @@ class _Scan:
         return None
 
 
+def _device_at(folder: int, link: str) -> int:
+    # The ``st_dev`` of the file of a mapping, 0 if it is gone by now.
+    try:
+        return os.stat(link, dir_fd=folder).st_dev
+    except FileNotFoundError:
+        return 0
+
+
 def _table_comparer(proc: str) -> Callable[[int, int], bool]:
     # Return a function: whether two tasks are known to share their table of descriptors.
     number = _KCMP.get(os.uname().machine)
@@ -534,67 +536,11 @@ def _lines(folder: int, name: str) -> Iterator[bytes]:
         os.close(descriptor)
 
 
-def _read_stat(folder: int) -> _Stat:
-    return _parse_stat(_read(folder, "stat"))
-
-
-def _parse_stat(text: bytes) -> _Stat:
-    # The name is in parentheses, and may hold more of them, and spaces.
-    head, _, tail = text.rpartition(b")")
-    fields = tail.split()
-    return _Stat(
-        command=head.partition(b"(")[2],
-        zombie=fields[0] in (b"Z", b"X"),
-        kernel=bool(int(fields[6]) & _PF_KTHREAD),
-        threads=int(fields[17]),
-        start_time=int(fields[19]),
-        has_memory=fields[20] != b"0",
-    )
-
-
-def _parse_status(text: bytes) -> tuple[int, int | UnsetType]:
-    # The effective user, and the number in the innermost pid namespace if there are several.
-    users = text.partition(b"\nUid:\t")[2].split(maxsplit=2)
-    numbers = text.partition(b"\nNSpid:\t")[2].partition(b"\n")[0].split()
-    return int(users[1]), int(numbers[-1]) if len(numbers) > 1 else UNSET
-
-
-def _parse_cgroup(text: bytes) -> str | UnsetType:
-    # systemd is in the unified hierarchy, or in one of its own on machines that mount the old ones.
-    paths: dict[bytes, bytes] = {}
-    for line in text.split(b"\n"):
-        number, _, rest = line.partition(b":")
-        controllers, _, path = rest.partition(b":")
-        paths[controllers or number] = path
-    unified, own = paths.get(b"0", b""), paths.get(b"name=systemd", b"")
-    path = own if unified in (b"", b"/") and own else unified
-    return _text(path) if path else UNSET
-
-
-def _unit_of(cgroup: str) -> str | UnsetType:
-    names = cgroup.removesuffix(" (deleted)").split("/")
-    for endings in (_UNITS, ".slice"):
-        for name in reversed(names):
-            if name.endswith(endings) and not name.startswith("."):
-                # systemd's escape for what would collide with a file of the kernel's.
-                return name.removeprefix("_")
-    return UNSET
-
-
-def _flag_names(flags: int) -> tuple[str, ...]:
-    names = [] if flags & os.O_PATH else [_ACCESS.get(flags & os.O_ACCMODE, "O_ACCMODE")]
-    for flag, name in _FLAGS.items():
-        if flags & flag == flag:
-            names.append(name)
-            flags &= ~flag
-    return tuple(names)
+def _read_stat(folder: int) -> ProcessStat:
+    return parse_stat(_read(folder, "stat"))
 
 
 def _boot_time(proc: str) -> int:
     # In seconds since the epoch.
     text = Path(proc, "stat").read_bytes()
     return int(text.partition(b"\nbtime ")[2].split(maxsplit=1)[0])
-
-
-def _text(name: bytes) -> str:
-    return name.decode(errors="surrogateescape")

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 from msgspec import UNSET
 from msgspec.structs import replace
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from whoseblock.processes import Found, Wanted
 
-__all__ = ["QueryOptions", "StreamItem", "find_users", "stream_owners"]
+__all__ = ["FileDevices", "QueryOptions", "StreamItem", "find_users", "stream_owners"]
 
 StreamItem = LeadingRows | Answer
 
@@ -49,21 +49,19 @@ def stream_owners(
     """Yield the owners of ranges, with what ``options`` ask for; see `fs.stream`."""
     stream: Iterable[StreamItem] = space.owners_stream(wanted, paths=options.paths)
     if options.processes and isinstance(space, MountedVolume):
-        stream = _with_processes(stream, space.devices)
+        stream = _with_processes(stream, space)
     if options.verified:
         stream = _verify(stream, space)
     return stream
 
 
-def _with_processes(stream: Iterable[StreamItem], devices: frozenset[int]) -> Iterator[StreamItem]:
-    """Add to every file the processes that use the lost part of it, or have it open.
-
-    ``devices`` are all numbers under which files of the filesystem appear.
-    """
+def _with_processes(stream: Iterable[StreamItem], space: MountedVolume) -> Iterator[StreamItem]:
+    """Add to every file the processes that use the lost part of it, or have it open."""
     # Notes that belong to leading rows stand in the answer that ends them.
     carried: list[str] = []
     for chunk in chunks(stream, ROW_BUDGET):
         files = [row for item in chunk for row in item.owners if isinstance(row, FileOwner)]
+        devices = FileDevices.of(space, files)
         users, notes = find_users((row, devices) for row in files)
         for item in chunk:
             owners = tuple(
@@ -86,8 +84,30 @@ def _with_processes(stream: Iterable[StreamItem], devices: frozenset[int]) -> It
                 )
 
 
+class FileDevices(NamedTuple):
+    """The device numbers under which files of a filesystem appear.
+
+    ``own`` has the ``st_dev`` of the files of subvolumes, which not all lists have.
+    """
+
+    numbers: frozenset[int]
+    own: dict[int, int]
+
+    @classmethod
+    def of(cls, space: MountedVolume, rows: Iterable[Owner]) -> Self:
+        """Return the numbers for the files of some rows."""
+        files = (row for row in rows if isinstance(row, FileOwner))
+        found = {one: space.subvolume_device(one) for one in {row.file.subvolume for row in files}}
+        own = {one: device for one, device in found.items() if device is not None}
+        return cls(space.devices, own)
+
+    def joined(self, other: Self | None) -> Self:
+        """Return these numbers with those of other subvolumes of the same filesystem."""
+        return self if other is None else self._replace(own={**other.own, **self.own})
+
+
 def find_users(
-    files: Iterable[tuple[FileOwner, frozenset[int]]], seconds: float | None = None
+    files: Iterable[tuple[FileOwner, FileDevices]], seconds: float | None = None
 ) -> tuple[Iterator[tuple[Process, ...]], list[str]]:
     """Return the processes that use the lost part of each file, and notes on what may be missing.
 
@@ -100,11 +120,13 @@ def find_users(
     return iter(found.processes), _process_notes(found)
 
 
-def _wanted(row: FileOwner, devices: frozenset[int]) -> "Wanted":
+def _wanted(row: FileOwner, devices: FileDevices) -> "Wanted":
     from whoseblock.processes import Wanted
 
     offset, length = row.lost or (None, row.length)
-    return Wanted(devices, row.inode, offset if row.what == "data" else None, length)
+    own = devices.own.get(row.file.subvolume)
+    offset = offset if row.what == "data" else None
+    return Wanted(devices.numbers, row.inode, offset, length, own)
 
 
 def _process_notes(found: "Found") -> list[str]:

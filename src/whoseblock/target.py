@@ -18,6 +18,7 @@ from whoseblock.media.base import Media
 from whoseblock.media.device import FileMedia
 from whoseblock.media.loops import FileIdentity
 from whoseblock.media.mounts import (
+    block_devices_of,
     find_mounts,
     is_folder,
     mount_note,
@@ -145,6 +146,9 @@ class Target(Closing):
         """Return the layer of the device that is mounted at a folder."""
         device = mounted_device(path) or 0
         name = self.host.find_device_by_number(device)
+        if name is None and len(devices := block_devices_of(device)) == 1:
+            # The filesystem has a number of its own.
+            name = self.host.find_device_by_number(*devices)
         if name is None:
             # Not on one block device: whether the kernel tells anything, it will say.
             return Layer(path, _NO_END, "mounted filesystem", device=device)

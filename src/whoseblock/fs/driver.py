@@ -37,6 +37,7 @@ __all__ = [
     "FileFacts",
     "IndexLeaf",
     "IndexSize",
+    "MountedDevice",
     "MountedVolume",
     "Probe",
     "ReverseMap",
@@ -315,6 +316,13 @@ class MountedVolume(Volume, Protocol):
         """Every ``st_dev`` under which its files appear, as `os.makedev` returns them."""
         ...
 
+    def subvolume_device(self, subvolume: int) -> int | None:
+        """Return the ``st_dev`` of the files of a subvolume, None if all files have the same.
+
+        Lists of mounts and of mappings have that of the filesystem for them.
+        """
+        return None
+
     @property
     def mount_point(self) -> str:
         """The mount point at which it was opened."""
@@ -365,9 +373,10 @@ class MountedVolume(Volume, Protocol):
     def still_maps(self, fd: int, file_offset: int, run: "ByteRange") -> bool:
         """Return whether an open file still has all of ``run`` as written data at an offset.
 
-        ``run`` is in bytes of the device.  Only this file's mapping is read.
+        ``run`` is in bytes of the device.  Only this file's mapping is read.  False if
+        the kernel does not report places on the device.
         """
-        ...
+        return False
 
     def sample_file(self, fd: int) -> ExchangeSample | None:
         """Sample the state of an open file for `exchange_range`; None if that is unsupported."""
@@ -391,6 +400,16 @@ class MountedVolume(Volume, Protocol):
         free, or if the filesystem does not allocate them for the file.  Raises OSError.
         """
         return None
+
+
+class MountedDevice(NamedTuple):
+    """A device of a mounted filesystem: its number, and its size in bytes.
+
+    It may be the number of the filesystem itself, if that is on several devices.
+    """
+
+    number: int
+    size: int
 
 
 class Driver(Protocol):
@@ -423,11 +442,12 @@ class Driver(Protocol):
         ...
 
     def open_mounted(
-        self, mounts: Sequence[Mount], process: int | None, device_size: int
+        self, mounts: Sequence[Mount], process: int | None, device: MountedDevice
     ) -> MountedVolume | None:
         """Open a mounted filesystem for the kernel to answer.
 
         ``mounts`` are its mounts, in the mount namespace of ``process`` if that is not ours.
+        ``device`` was asked about.
         Returns None if the kernel answers only what it does for every kind of filesystem.
         Raises `PrivilegeError`, `UnsupportedError`, `TargetError`, or `BlockError` if the kernel
         does not answer.

@@ -8,7 +8,14 @@ from typing import Final
 
 from whoseblock.errors import BlockError, NotAFilesystemError, UnsupportedError
 from whoseblock.fs import registry
-from whoseblock.fs.driver import AddressSpace, CompanionContent, MountedVolume, Probe, Volume
+from whoseblock.fs.driver import (
+    AddressSpace,
+    CompanionContent,
+    MountedDevice,
+    MountedVolume,
+    Probe,
+    Volume,
+)
 from whoseblock.fs.registry import Registration, driver_of
 from whoseblock.media.base import Media
 from whoseblock.media.mounts import Mount, find_mounts
@@ -138,18 +145,20 @@ def open_mounted(device: int, size: int | None = None) -> MountedVolume | None:
         except (OSError, ValueError):
             # No block device: the kernel reports no owners on such filesystems anyway.
             size = 0
-    return _open_mounts(mounts, process, size)
+    return _open_mounts(mounts, process, MountedDevice(device, size))
 
 
-def _open_mounts(mounts: Sequence[Mount], process: int | None, size: int) -> MountedVolume:
+def _open_mounts(
+    mounts: Sequence[Mount], process: int | None, device: MountedDevice
+) -> MountedVolume:
     driver = driver_of(mounts[0].kind)
     if driver is not None:
-        volume = driver.open_mounted(mounts, process, size)
+        volume = driver.open_mounted(mounts, process, device)
         if volume is not None:
             return volume
     from whoseblock.fs.mounted.volume import FsmapVolume
 
-    return FsmapVolume.open(mounts, process, size)
+    return FsmapVolume.open(mounts, process, device.size)
 
 
 def open_mounted_or_disk(device: int | None, size: int | None, open_disk: OpenDisk) -> Volume:

@@ -19,6 +19,7 @@ __all__ = [
     "SHUT_DOWN",
     "Mount",
     "Reader",
+    "block_devices_of",
     "device_node",
     "devices_of",
     "find_mounts",
@@ -144,6 +145,13 @@ def devices_of(mount: Mount) -> frozenset[int]:
                 found.add(status.st_rdev)
                 found.update(_listed_with(mount.kind, status.st_rdev))
     return frozenset(found)
+
+
+def block_devices_of(device: int) -> list[int]:
+    """Return the numbers of the block devices of a mounted filesystem, by any of its numbers."""
+    _, mounts = find_mounts(device)
+    found = frozenset[int]().union(*map(devices_of, mounts))
+    return sorted(number for number in found if os.major(number))
 
 
 def _listed_with(kind: str, device: int) -> Iterator[int]:

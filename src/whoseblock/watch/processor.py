@@ -518,7 +518,8 @@ class Processor(Closing):
             questions = [(entry.place, one.origin) for entry, one in both]
             try:
                 found, devices = self._probe.find_owners(device, questions)
-                self._devices = {**self._devices, **devices}
+                for name, numbers in devices.items():
+                    self._devices[name] = numbers.joined(self._devices.get(name))
             except OSError as error:
                 found = [unknown_answer(*question, str(error)) for question in questions]
             gone = "another disk got this name before the owners were known"

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from whoseblock.fs.base import Answer, FileOwner, Free, LayerLocation
+from whoseblock.querying import FileDevices
 from whoseblock.watch.attribution.process_search import (
     ProcessSearch,
     SearchLimits,
@@ -44,7 +45,7 @@ def test_the_processes_of_several_answers(tmp_path: Path) -> None:
     path.write_bytes(b"a")
     with path.open("rb") as file, StateFolder(tmp_path / "state") as state:
         status = os.fstat(file.fileno())
-        devices = {"sda": frozenset({status.st_dev})}
+        devices = {"sda": FileDevices(frozenset({status.st_dev}), {})}
         questions = [(answer(status.st_ino), devices), (answer(status.st_ino, "sdb"), devices)]
         assert [may_have_users(*one) for one in questions] == [True, False]
         with ProcessSearch(state) as search:
@@ -71,7 +72,7 @@ def test_a_search_without_an_answer(tmp_path: Path, dies: bool) -> None:  # noqa
         StateFolder(tmp_path / "state") as state,
         ProcessSearch(state, SearchLimits(answer_s=60.0 if dies else 0.0)) as search,
     ):
-        search.start([(answer(1), {"sda": frozenset({1})})])
+        search.start([(answer(1), {"sda": FileDevices(frozenset({1}), {})})])
         assert search._child is not None
         os.kill(search._child[0], 9 if dies else 19)
         (found,) = search.collect(wait=True) or []

@@ -199,6 +199,11 @@ class ChunkMap:
         return iter(self._chunks.values())
 
     @property
+    def end(self) -> int:
+        """The logical address past the last chunk."""
+        return max((chunk.end for chunk in self), default=0)
+
+    @property
     def devices(self) -> list[int]:
         """The numbers of the devices that have chunks, in order."""
         return sorted(self._runs)

@@ -2,14 +2,15 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from whoseblock.fs.driver import Driver, Probe, Volume
+from whoseblock.fs.driver import Driver, MountedDevice, MountedVolume, Probe, Volume
 from whoseblock.media.base import Media
+from whoseblock.media.mounts import Mount
 
 __all__ = ["DRIVER"]
 
 
 class BtrfsDriver(Driver):
-    """Knows btrfs on one device or several, and in images."""
+    """Knows btrfs on one device or several, in images and mounted."""
 
     name = "btrfs"
 
@@ -33,6 +34,14 @@ class BtrfsDriver(Driver):
         for other in companions.values():
             other.close()
         return filesystem
+
+    def open_mounted(
+        self, mounts: Sequence[Mount], process: int | None, device: MountedDevice
+    ) -> MountedVolume | None:
+        """Open a mounted filesystem; see `Driver.open_mounted`."""
+        from whoseblock.fs.btrfs.mounted.volume import MountedBtrfs
+
+        return MountedBtrfs.open(mounts, process, device.size, device.number)
 
 
 DRIVER = BtrfsDriver()

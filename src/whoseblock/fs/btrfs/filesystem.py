@@ -1,45 +1,29 @@
 """A btrfs filesystem that is not mounted, behind the `Volume` protocol."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from functools import cached_property
-from typing import Final
 
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET
 
 from whoseblock.closing import Closing
 from whoseblock.errors import BlockError
 from whoseblock.fs.arguments import check_open, checked_ranges
 from whoseblock.fs.base import (
     Answer,
-    Copy,
     FileId,
-    FileOwner,
-    Free,
-    InlineFile,
-    MetadataOwner,
-    Outside,
     Owner,
     Paths,
     Progress,
-    Unknown,
-    Unreferenced,
     distinct,
     no_progress,
     remarks_in,
 )
-from whoseblock.fs.btrfs.chunks import Place
-from whoseblock.fs.btrfs.format.keys import is_file_tree, tree_name
-from whoseblock.fs.btrfs.names.paths import PathFinder, read_inode
-from whoseblock.fs.btrfs.notes import filesystem_doubts, repair_advice
-from whoseblock.fs.btrfs.owners.finder import (
-    FilePiece,
-    Found,
-    OwnerFinder,
-    Piece,
-    PlainPiece,
-    TreePiece,
-)
+from whoseblock.fs.btrfs.names.paths import PathFinder, read_facts
+from whoseblock.fs.btrfs.notes import filesystem_doubts, log_doubts, repair_advice
+from whoseblock.fs.btrfs.owners.finder import Found, OwnerFinder, Piece
+from whoseblock.fs.btrfs.rows import RowMaker, files_of, path_faults
 from whoseblock.fs.btrfs.superblocks import open_devices
 from whoseblock.fs.btrfs.volume import Volume
 from whoseblock.fs.driver import AddressSpace, DeviceSegment, FileFacts, ReverseMap
@@ -49,9 +33,6 @@ from whoseblock.media.base import Media
 from whoseblock.media.mounts import mount_note
 
 __all__ = ["BtrfsFilesystem"]
-
-_IMMUTABLE: Final = 1 << 6
-_APPEND: Final = 1 << 7
 
 
 class BtrfsFilesystem(Closing, VolumeProtocol):
@@ -80,6 +61,7 @@ class BtrfsFilesystem(Closing, VolumeProtocol):
         self._closed = False
         self._finder = OwnerFinder(self.volume)
         self._paths = PathFinder(self.volume)
+        self._row_maker = RowMaker(self.volume, self._paths)
 
     @property
     def identity(self) -> str:
@@ -99,7 +81,8 @@ class BtrfsFilesystem(Closing, VolumeProtocol):
     @cached_property
     def doubts(self) -> tuple[str, ...]:
         """The reasons why every answer is incomplete."""
-        notes = [*self._told, *self._superblock_notes, *filesystem_doubts(self.volume)]
+        notes = [*self._told, *self._superblock_notes]
+        notes += [*log_doubts(self.volume), *filesystem_doubts(self.volume)]
         notes += filter(None, (mount_note(media.name) for media in self._members))
         return tuple(notes)
 
@@ -138,18 +121,12 @@ class BtrfsFilesystem(Closing, VolumeProtocol):
 
     def device_segments(self) -> Iterator[DeviceSegment]:
         """Yield the chunks on the device; see `Volume.device_segments`."""
-        for run in self.volume.chunks.runs(self._device, 0, self.size):
-            if run.chunk is not None:
-                devices = dict.fromkeys(place.device for place in run.chunk.stripes)
-                others = tuple(self._device_name(one) for one in devices if one != self._device)
-                length = run.end - run.start
-                what = f"{run.chunk.description}, from logical address {run.chunk.start}"
-                yield DeviceSegment(run.start, length, what, others)
+        yield from self._row_maker.segments(self._device)
 
     @cached_property
     def logical_size(self) -> int:
         """The end of the last chunk."""
-        return max((chunk.end for chunk in self.volume.chunks), default=0)
+        return self.volume.chunks.end
 
     def _answer(
         self,
@@ -177,8 +154,6 @@ class BtrfsFilesystem(Closing, VolumeProtocol):
         only = remarks_in(notes, missing, remarks) if remarks else UNSET
         yield Answer(start, length, not missing, notes, rows, remarks=only)
 
-    # ------------------------------------------------------------------ rows
-
     def _rows(
         self,
         pieces: list[Piece],
@@ -187,88 +162,9 @@ class BtrfsFilesystem(Closing, VolumeProtocol):
         with_paths: bool,
     ) -> tuple[Owner, ...]:
         """Return the rows of pieces; adds why paths are missing to ``missing``."""
-        known: dict[FileId, Paths] = {}
-        if with_paths:
-            files: dict[FileId, None] = {}
-            for piece in pieces:
-                if isinstance(piece, FilePiece):
-                    files[piece.part.file] = None
-                elif isinstance(piece, TreePiece):
-                    files.update(dict.fromkeys(piece.inline))
-            known = self._paths.find(file for file in files if is_file_tree(file.subvolume))
-            for paths in known.values():
-                if not paths.complete:
-                    missing.update(dict.fromkeys(paths.notes))
-        return tuple(self._row(piece, known) for piece in pieces)
-
-    def _row(self, piece: Piece, known: Mapping[FileId, Paths]) -> Owner:
-        copies = tuple(self._copy(place) for place in piece.copies) or UNSET
-        if isinstance(piece, FilePiece):
-            return self._file_row(piece, known, copies)
-        if isinstance(piece, TreePiece):
-            inline = tuple(
-                InlineFile(*file, known[file].paths if file in known else UNSET)
-                for file in piece.inline
-            )
-            return MetadataOwner(
-                piece.start,
-                piece.length,
-                "tree",
-                piece.inodes or UNSET,
-                piece.detail,
-                piece.trees or UNSET,
-                inline or UNSET,
-                copies=copies,
-                logical=piece.logical,
-            )
-        return _plain_row(piece, copies)
-
-    def _copy(self, place: Place) -> Copy:
-        return Copy(self._device_name(place.device), place.start)
-
-    def _device_name(self, device: int) -> str:
-        media = self.volume.devices.get(device)
-        return media.name if media else f"missing device {device}"
-
-    def _file_row(
-        self, piece: FilePiece, known: Mapping[FileId, Paths], copies: tuple[Copy, ...] | UnsetType
-    ) -> Owner:
-        part = piece.part
-        if not is_file_tree(part.subvolume):
-            # The cache of free space of older filesystems, or what a balance is moving.
-            detail = f"data of the {tree_name(part.subvolume)}"
-            return MetadataOwner(
-                piece.start,
-                piece.length,
-                "tree",
-                detail=detail,
-                trees=(part.subvolume,),
-                copies=copies,
-                logical=piece.logical,
-            )
-        paths = known.get(part.file)
-        return FileOwner(
-            piece.start,
-            piece.length,
-            part.inode,
-            "data",
-            "data",
-            part.file_offset,
-            part.is_unwritten,
-            piece.shared,
-            UNSET if paths is None else paths.paths,
-            True if paths is not None and paths.unlinked else UNSET,
-            UNSET if paths is None or not paths.detail else paths.detail,
-            subvolume=part.subvolume,
-            subvolume_path=self._subvolume_path(part.subvolume) if known else UNSET,
-            file_length=part.length if part.encoding else UNSET,
-            encoding=part.encoding or UNSET,
-            copies=copies,
-            logical=piece.logical,
-        )
-
-    def _subvolume_path(self, subvolume: int) -> str | UnsetType:
-        return self._paths.subvolume_path(subvolume) or UNSET
+        known = self._paths.find(files_of(pieces)) if with_paths else {}
+        missing.update(path_faults(known))
+        return self._row_maker.rows(pieces, known)
 
     # ------------------------------------------------------------------ files
 
@@ -277,18 +173,8 @@ class BtrfsFilesystem(Closing, VolumeProtocol):
         self._check_open()
         found = {}
         for file in files:
-            try:
-                inode = read_inode(self.volume, file)
-            except BlockError:
-                continue
-            found[file] = FileFacts(
-                inode.mode,
-                inode.size,
-                inode.links,
-                inode.generation,
-                immutable=bool(inode.flags & _IMMUTABLE),
-                append_only=bool(inode.flags & _APPEND),
-            )
+            with suppress(BlockError):
+                found[file] = read_facts(self.volume, file)
         return found
 
     def paths_of(self, files: Iterable[FileId]) -> dict[FileId, Paths]:
@@ -309,18 +195,3 @@ class BtrfsFilesystem(Closing, VolumeProtocol):
             self._closed = True
             for media in self._members:
                 media.close()
-
-
-def _plain_row(piece: PlainPiece, copies: tuple[Copy, ...] | UnsetType) -> Owner:
-    """Return the row of bytes that no file has."""
-    start, length = piece.start, piece.length
-    logical = UNSET if piece.logical is None else piece.logical
-    if piece.kind == "free":
-        return Free(start, length, logical=logical)
-    if piece.kind == "unreferenced":
-        return Unreferenced(start, length, piece.holders, copies=copies, logical=logical)
-    if piece.kind == "static":
-        return MetadataOwner(start, length, "static", detail=piece.detail, logical=logical)
-    if piece.kind == "outside":
-        return Outside(start, length, piece.detail)
-    return Unknown(start, length, logical=logical)

@@ -1,16 +1,35 @@
 """The logical addresses of a btrfs filesystem, which its kernel messages use, as a space to ask."""
 
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from whoseblock.fs.base import Answer, Progress, no_progress
 from whoseblock.fs.driver import AddressSpace
 from whoseblock.fs.stream import LeadingRows
 
-if TYPE_CHECKING:
-    from whoseblock.fs.btrfs.filesystem import BtrfsFilesystem
+__all__ = ["LogicalFilesystem", "LogicalSpace"]
 
-__all__ = ["LogicalSpace"]
+
+class LogicalFilesystem(Protocol):
+    """A filesystem that can be asked about logical addresses."""
+
+    name: str
+    block_size: int
+
+    @property
+    def logical_size(self) -> int:
+        """The end of the addresses."""
+        ...
+
+    def logical_stream(
+        self, ranges: Iterable[tuple[int, int]], *, paths: bool = True
+    ) -> Iterator[LeadingRows | Answer]:
+        """Answer many ranges; see `AddressSpace.owners_stream`."""
+        ...
+
+    def close(self) -> None:
+        """Close the filesystem."""
+        ...
 
 
 class LogicalSpace(AddressSpace):
@@ -19,7 +38,7 @@ class LogicalSpace(AddressSpace):
     The ``copies`` of a row are all places of its first byte.
     """
 
-    def __init__(self, filesystem: "BtrfsFilesystem") -> None:
+    def __init__(self, filesystem: LogicalFilesystem) -> None:
         self.name = filesystem.name
         self.device_size = filesystem.logical_size
         self.block_size = filesystem.block_size

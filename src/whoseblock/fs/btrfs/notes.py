@@ -3,18 +3,21 @@
 from whoseblock.fs.base import Owner
 from whoseblock.fs.btrfs.volume import Volume
 
-__all__ = ["filesystem_doubts", "repair_advice"]
+__all__ = ["filesystem_doubts", "log_doubts", "repair_advice"]
 
 _ERROR_FLAG = 1 << 2
 
 
+def log_doubts(volume: Volume) -> list[str]:
+    """Return the reason why every answer is incomplete that is in the log tree, if any is."""
+    if not volume.sb.log_root:
+        return []
+    return ["the log tree has changes that are not replayed: owners and free space may be older"]
+
+
 def filesystem_doubts(volume: Volume) -> list[str]:
-    """Return the reasons why every answer is incomplete."""
+    """Return the other reasons why every answer is incomplete."""
     sb, notes = volume.sb, []
-    if sb.log_root:
-        notes.append(
-            "the log tree has changes that are not replayed: owners and free space may be older"
-        )
     if sb.flags & _ERROR_FLAG:
         notes.append("the filesystem is marked as having errors: run btrfs check")
     for number, item in volume.items.items():

@@ -61,6 +61,8 @@ class Volume:
         self.sb = sb
         self.sector_size = sb.sector_size
         self.node_size = sb.node_size
+        #: Why bytes that are free here may be allocated by now, "" if they are not.
+        self.later_changes = ""
         self._subvolumes: dict[int, Subvolume | None] = {}
         self._reader = TreeReader(devices, sb, self._system_chunks())
 
@@ -175,6 +177,8 @@ class Volume:
     @cached_property
     def allocation_fault(self) -> str:
         """Why device space without a chunk is not certainly unallocated, "" if it is."""
+        if self.later_changes:
+            return self.later_changes
         extents, faults = self.device_extents
         if faults or self.chunks.faults:
             return (faults or self.chunks.faults)[0]

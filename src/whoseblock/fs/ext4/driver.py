@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 
 from whoseblock.errors import PrivilegeError, TargetError, UnsupportedError
-from whoseblock.fs.driver import Driver, MountedVolume, Probe, Volume
+from whoseblock.fs.driver import Driver, MountedDevice, MountedVolume, Probe, Volume
 from whoseblock.media.base import Media
 from whoseblock.media.mounts import Mount
 
@@ -38,7 +38,7 @@ class Ext4Driver(Driver):
         return filesystem
 
     def open_mounted(
-        self, mounts: Sequence[Mount], process: int | None, device_size: int
+        self, mounts: Sequence[Mount], process: int | None, device: MountedDevice
     ) -> MountedVolume | None:
         """Open a mounted filesystem; see `Driver.open_mounted`.
 
@@ -49,11 +49,11 @@ class Ext4Driver(Driver):
         from whoseblock.fs.mounted.volume import FsmapVolume
 
         try:
-            return MountedExt4.open(mounts, process, device_size)
+            return MountedExt4.open(mounts, process, device.size)
         except PrivilegeError:
             raise
         except (TargetError, UnsupportedError) as error:
-            volume = FsmapVolume.open(mounts, process, device_size)
+            volume = FsmapVolume.open(mounts, process, device.size)
             volume.nameless = str(error)
             return volume
 

@@ -62,16 +62,24 @@ class View(Closing):
 
     def places(self, path: bytes, inode: int) -> Iterator[str]:
         """Yield where the file of a path, from the filesystem's root, can be opened now."""
+        for place, fd, inside in self.candidates(path):
+            with contextlib.suppress(OSError):
+                if not inside or inode_at(fd, inside) == inode:
+                    yield place
+
+    def candidates(self, path: bytes) -> Iterator[tuple[str, int, bytes]]:
+        """Yield where a path from the filesystem's root may be, if nothing is mounted on its way.
+
+        Each with a descriptor of the mount, and the path within that.
+        """
         for mount, fd in self.mounts:
             root = os.fsencode(mount.root).rstrip(b"/")
             if path != root and not path.startswith(root + b"/"):
                 continue
             inside = path[len(root) :].lstrip(b"/")
-            with contextlib.suppress(OSError):
-                if inside and inode_at(fd, inside) != inode:
-                    continue
-                point = os.fsencode(mount.point)
-                yield os.fsdecode(b"/".join((point.rstrip(b"/"), inside)) if inside else point)
+            point = os.fsencode(mount.point)
+            place = b"/".join((point.rstrip(b"/"), inside)) if inside else point
+            yield os.fsdecode(place), fd, inside
 
     def close(self) -> None:
         """Close the filesystem."""

@@ -7,6 +7,7 @@ from whoseblock.fs.driver import (
     AddressSpace,
     CompanionContent,
     Driver,
+    MountedDevice,
     MountedVolume,
     Probe,
     Volume,
@@ -52,12 +53,12 @@ class XfsDriver(Driver):
         return filesystem
 
     def open_mounted(
-        self, mounts: Sequence[Mount], process: int | None, device_size: int
+        self, mounts: Sequence[Mount], process: int | None, device: MountedDevice
     ) -> MountedVolume | None:
         """Open a mounted filesystem for the kernel to answer; see `Driver.open_mounted`."""
         from whoseblock.fs.xfs.mounted.volume import MountedXfs
 
-        return MountedXfs.open(mounts, process, device_size)
+        return MountedXfs.open(mounts, process, device.size)
 
     def open_companion(self, role: str, media: Media, data: Media) -> AddressSpace:
         """Open the external log or the realtime device of the filesystem on ``data``."""

@@ -24,6 +24,7 @@ from whoseblock.lookup import Lookup, Query, QueryOptions
 from whoseblock.media.device import SECTOR
 from whoseblock.media.direct import DirectMedia
 from whoseblock.process_stat import read_start_time
+from whoseblock.querying import FileDevices
 from whoseblock.ranges import ByteRange
 from whoseblock.stack.mounted import companion_devices
 from whoseblock.target import Target, TargetOptions
@@ -128,13 +129,13 @@ class DeviceProbe(Closing):
 
     def find_owners(
         self, device: str, questions: Sequence[tuple[FailureLocation, str]]
-    ) -> tuple[list[Answer], dict[str, frozenset[int]]]:
+    ) -> tuple[list[Answer], dict[str, FileDevices]]:
         """Return the owners of locations that failures of ``device`` were resolved to.
 
         Each location has its layer, and comes with the origin of its report. The second value has
         the device numbers of the mounted filesystems, by the names of their layers.
         """
-        found: tuple[list[Answer], dict[str, frozenset[int]]]
+        found: tuple[list[Answer], dict[str, FileDevices]]
         found = self._query(device, "find_owners", questions)
         return found
 
@@ -257,7 +258,7 @@ def _serve_queries(connection: Connection, root: str) -> None:
                 handlers |= {
                     "locate": one.locate,
                     "find_extents": one.find_extents,
-                    "find_owners": lambda asked, one=one: (one.find_owners(asked), one.devices()),
+                    "find_owners": one.find_owners,
                     "find_failing": one.find_failing,
                 }
             connection.send(handlers[what](*about))
@@ -301,17 +302,21 @@ class _DeviceSession:
         except (WhoseblockError, OSError):
             return None
 
-    def devices(self) -> dict[str, frozenset[int]]:
-        """Return the numbers under which files appear, for each mounted filesystem queried."""
+    def find_owners(
+        self, questions: Sequence[tuple[FailureLocation, str]]
+    ) -> tuple[list[Answer], dict[str, FileDevices]]:
+        """Return the answers, and the numbers under which their files appear by the layer."""
+        answers = self._answer(questions)
+        rows = [row for answer in answers for row in answer]
         found = {}
         for name, layer in self._finder.layers.items():
             with suppress(WhoseblockError):
                 space = self._finder.leaf(layer)
                 if isinstance(space, MountedVolume):
-                    found[name] = space.devices
-        return found
+                    found[name] = FileDevices.of(space, rows)
+        return answers, found
 
-    def find_owners(self, questions: Sequence[tuple[FailureLocation, str]]) -> list[Answer]:
+    def _answer(self, questions: Sequence[tuple[FailureLocation, str]]) -> list[Answer]:
         """Answer all queries together; if that fails, each by itself."""
         try:
             layers = {
@@ -325,7 +330,7 @@ class _DeviceSession:
             return list(self._finder.answers(asked, _QUERY))
         except (WhoseblockError, OSError) as error:
             if len(questions) > 1:
-                return [self.find_owners([one])[0] for one in questions]
+                return [self._answer([one])[0] for one in questions]
             ((place, origin),) = questions
             return [unknown_answer(place, origin, str(error))]
 

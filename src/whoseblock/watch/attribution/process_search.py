@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from whoseblock.closing import Closing
 from whoseblock.fs.base import Answer, FileOwner, Owner, distinct
-from whoseblock.querying import find_users
+from whoseblock.querying import FileDevices, find_users
 from whoseblock.watch.children import STANDARD, end_child, fork
 from whoseblock.watch.store.state import StateFolder
 
@@ -24,7 +24,7 @@ __all__ = ["Devices", "ProcessSearch", "SearchLimits", "may_have_users"]
 
 _NICE: Final = 5
 #: By the name of a layer, the numbers under which files of its filesystem appear.
-Devices = Mapping[str, frozenset[int]]
+Devices = Mapping[str, FileDevices]
 
 
 class SearchLimits(NamedTuple):

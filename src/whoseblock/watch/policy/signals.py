@@ -2,10 +2,13 @@
 
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from whoseblock.errors import WhoseblockError
 from whoseblock.fs.base import FileOwner, Owner, Process
+from whoseblock.fs.opening import open_mounted
 from whoseblock.media.mounts import find_mounts
 from whoseblock.processes import Wanted, find_processes
 from whoseblock.respond.notify import SENT, send_signal, signal_number
@@ -71,12 +74,27 @@ def send_signals(how: Mapping[str, Any], lock: Path) -> str:
 def _search_terms(files: Iterable[tuple[str, int, int, int | None, int]]) -> Iterable[Wanted]:
     """Yield what to search for, with the present device numbers of the filesystems."""
     host = Host()
-    for layer, _subvolume, inode, offset, length in files:
+    for layer, subvolume, inode, offset, length in files:
         device = _device_number(host, layer)
-        if device is not None:
-            # A filesystem of several devices has another number in the mount table.
-            mounts = (mount.device for mount in find_mounts(device)[1])
-            yield Wanted(frozenset((device, *mounts)), inode, offset, length)
+        if device is None:
+            continue
+        own = _subvolume_device(device, subvolume) if subvolume else None
+        if own is None and subvolume:
+            # Without it, files of other subvolumes with the same number would count.
+            continue
+        # A filesystem of several devices has another number in the mount table.
+        mounts = (mount.device for mount in find_mounts(device)[1])
+        yield Wanted(frozenset((device, *mounts)), inode, offset, length, own)
+
+
+def _subvolume_device(device: int, subvolume: int) -> int | None:
+    """Return the ``st_dev`` of the files of a subvolume, None if it is not known."""
+    with suppress(WhoseblockError, OSError):
+        volume = open_mounted(device)
+        if volume is not None:
+            with volume:
+                return volume.subvolume_device(subvolume)
+    return None
 
 
 def _device_number(host: Host, layer: str) -> int | None:

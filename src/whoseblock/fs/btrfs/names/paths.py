@@ -34,8 +34,9 @@ from whoseblock.fs.btrfs.format.keys import (
 )
 from whoseblock.fs.btrfs.trees import LostKeys, Root
 from whoseblock.fs.btrfs.volume import Volume
+from whoseblock.fs.driver import FileFacts
 
-__all__ = ["PathFinder", "read_inode"]
+__all__ = ["PathFinder", "read_facts", "read_inode"]
 
 #: Directories and subvolumes whose paths are kept.
 _KEPT: Final = 1 << 14
@@ -44,6 +45,9 @@ _DEEPEST: Final = 1 << 12
 #: The paths of one inode have at most so many bytes.
 _MOST_BYTES: Final = 32 << 20
 _MAX_OFFSET: Final = 1 << 64
+#: Flags of inodes (BTRFS_INODE_… of linux/btrfs_tree.h).
+_IMMUTABLE: Final = 1 << 6
+_APPEND: Final = 1 << 7
 
 
 class _Prefix(NamedTuple):
@@ -63,6 +67,19 @@ def read_inode(volume: Volume, file: FileId) -> InodeItem:
             tree_name(file.subvolume), root.address, f"it does not have inode {file.inode}"
         )
     return inode
+
+
+def read_facts(volume: Volume, file: FileId) -> FileFacts:
+    """Return the facts of a file; raises `BlockError`."""
+    inode = read_inode(volume, file)
+    return FileFacts(
+        inode.mode,
+        inode.size,
+        inode.links,
+        inode.generation,
+        immutable=bool(inode.flags & _IMMUTABLE),
+        append_only=bool(inode.flags & _APPEND),
+    )
 
 
 class PathFinder:

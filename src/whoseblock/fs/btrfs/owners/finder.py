@@ -1,6 +1,6 @@
 """The owners of ranges of devices and of logical addresses: chunks, extents and free space."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import Final, NamedTuple
 
@@ -95,13 +95,20 @@ class _Cell(NamedTuple):
 
 
 class OwnerFinder:
-    """Finds the owners of ranges of the devices, and of logical addresses."""
+    """Finds the owners of ranges of the devices, and of logical addresses.
 
-    def __init__(self, volume: Volume) -> None:
+    ``make_resolver`` makes what resolves the back references of data.
+    """
+
+    def __init__(
+        self,
+        volume: Volume,
+        make_resolver: Callable[[Volume, SharingIndex], ReferenceResolver] = ReferenceResolver,
+    ) -> None:
         self.volume = volume
         self.extents = ExtentIndex(volume)
         self.sharing = SharingIndex(volume, self.extents)
-        self.resolver = ReferenceResolver(volume, self.sharing)
+        self.resolver = make_resolver(volume, self.sharing)
         self.free = FreeSpace(volume)
 
     def find(self, device: int, start: int, length: int) -> Iterator[Found]:

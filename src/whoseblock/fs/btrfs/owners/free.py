@@ -36,7 +36,7 @@ class FreeSpace:
 
     def fault(self, chunk: Chunk, low: int, high: int) -> str:
         """Return why addresses of a chunk are not certainly free, "" if they are."""
-        if fault := self.group_fault(chunk):
+        if fault := self.volume.later_changes or self.group_fault(chunk):
             return fault
         if not self.volume.sb.has_free_space_tree:
             return ""

@@ -2,7 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Collection, Iterator
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Self
 
 from whoseblock.errors import BlockError, CorruptError
 from whoseblock.fs.base import FileId
@@ -26,7 +26,7 @@ from whoseblock.fs.btrfs.owners.sharing import SharingIndex
 from whoseblock.fs.btrfs.trees import LostKeys
 from whoseblock.fs.btrfs.volume import Volume
 
-__all__ = ["FilePart", "FileParts", "ReferenceResolver"]
+__all__ = ["FilePart", "FileParts", "ReferenceResolver", "part_of"]
 
 #: A compressed extent has at most so many bytes.
 _MAX_COMPRESSED: Final = 128 << 10
@@ -50,6 +50,12 @@ class FilePart(NamedTuple):
     length: int
     is_unwritten: bool
     encoding: str
+
+    @classmethod
+    def of(cls, subvolume: int, inode: int, file_offset: int, item: FileExtent) -> Self:
+        """Make the part that an item of a file has."""
+        unwritten, encoding = item.kind == PREALLOCATED, ENCODINGS[item.compression]
+        return cls(subvolume, inode, file_offset, item.offset, item.length, unwritten, encoding)
 
     @property
     def file(self) -> FileId:
@@ -75,6 +81,11 @@ class ReferenceResolver:
         self.volume = volume
         self.sharing = sharing
         self._kept: OrderedDict[int, FileParts] = OrderedDict()
+        self._count = 0
+
+    def forget(self) -> None:
+        """Forget what was resolved."""
+        self._kept.clear()
         self._count = 0
 
     def resolve(self, extent: Extent) -> FileParts:
@@ -122,17 +133,13 @@ class ReferenceResolver:
             shared = self.sharing.trees_of(address)
             faults.update(dict.fromkeys(shared.faults))
             inode, _, offset = node.keys[index]
-            unwritten, encoding = part.kind == PREALLOCATED, ENCODINGS[part.compression]
             if len(parts) + len(shared.trees) > _MOST_PARTS:
                 faults[
                     f"the extent at logical address {extent.start} has more than {_MOST_PARTS}"
                     " owners, not all of which are listed"
                 ] = None
                 break
-            parts.update(
-                FilePart(tree, inode, offset, part.offset, part.length, unwritten, encoding)
-                for tree in shared.trees
-            )
+            parts.update(FilePart.of(tree, inode, offset, part) for tree in shared.trees)
         return FileParts(tuple(sorted(parts)), tuple(faults))
 
     def _in_tree(
@@ -155,7 +162,7 @@ class ReferenceResolver:
             node = item.node
             if node.header.owner != tree or node.address in leaves:
                 continue
-            part = _part_of(extent, item.data)
+            part = _parse(extent, item.data)
             if part is not None and (item.key[2] - part.offset) % _TOP == offset:
                 yield (node.address, item.slot), node, part
 
@@ -166,16 +173,21 @@ class ReferenceResolver:
             raise CorruptError("tree block", address, "it has data, and is no leaf")
         for index, key in enumerate(node.keys):
             if key[1] == EXTENT_DATA:
-                part = _part_of(extent, node.data(index))
+                part = _parse(extent, node.data(index))
                 if part is not None:
                     yield (address, index), node, part
 
 
-def _part_of(extent: Extent, raw: bytes) -> FileExtent | None:
+def _parse(extent: Extent, raw: bytes) -> FileExtent | None:
     """Return the item of a file if it refers to an extent; raises `CorruptError` if damaged."""
     part = parse_file_extent(raw)
     if part is None:
         raise CorruptError("file extent", extent.start, "damaged item")
+    return part_of(extent, part)
+
+
+def part_of(extent: Extent, part: FileExtent) -> FileExtent | None:
+    """Return an item of a file if it refers to an extent; raises `CorruptError` if it misfits."""
     if part.kind == INLINE or part.address != extent.start:
         return None
     room = part.ram_bytes if part.compression else extent.item.length
