@@ -327,7 +327,7 @@ OTHER_SOURCES = {"support": TESTS / "support", "tools": TOP / "tools"}
 WITHOUT_MODULE = {
     "test_docs.py": "the README, docs/ and the other documents",
     "test_structure.py": "the rules of the house",
-    "watch/test_share.py": "the example of a policy in share/",
+    "watch/test_share.py": "the files in share/",
     "watch/test_soak.py": "the daemon as a process, for a long time",
 }
 

@@ -58,6 +58,7 @@ _PACKAGES = {
         "mount": "losetup mount swapoff swapon umount",
         "ndctl": "ndctl",
         "ntfs-3g": "mkntfs ntfsclone",
+        "prometheus": "promtool",
         "qemu-utils": "qemu-img",
         "systemd": "journalctl systemctl systemd-analyze",
         "util-linux": "blkid dmesg mkswap partx setpriv unshare",
