@@ -28,8 +28,9 @@ from whoseblock.fs.pieces import (
 from whoseblock.fs.xfs import XfsFilesystem
 from whoseblock.fs.xfs.format.inode import ATTR_FORK, DATA_FORK, XFS_DIFLAG2_REFLINK
 from whoseblock.fs.xfs.inodes import InodeTable
-from whoseblock.fs.xfs.owners.crosscheck import BY_FREE_SPACE, CrossCheck
+from whoseblock.fs.xfs.owners.crosscheck import CrossCheck
 from whoseblock.fs.xfs.owners.finder import OwnerFinder
+from whoseblock.fs.xfs.owners.group_btrees import GROUP_BTREES
 
 __all__ = ["measure_all"]
 
@@ -50,7 +51,7 @@ CLASSES: Final = {
     "free": 1,
     "inodes": 1,
     "AG headers, log": 1,
-    "AG btrees": 2,
+    "AG btrees": 1,
 }
 
 
@@ -108,7 +109,8 @@ def _cost(filesystem: XfsFilesystem, places: list[int]) -> _Cost:
         before += without
         extra += more
         # An inode's place follows from its number, and the lookup of its paths reads it anyway.
-        most = max(most, len(more.keys() - {"inode"}))
+        # The AGFL and the head of the block that is asked about are one sector each.
+        most = max(most, len(more.keys() - {"inode", "agfl", "btree"}))
     count = len(places)
     return _Cost(
         before.total() / count, {kind: extra[kind] / count for kind in sorted(extra)}, most
@@ -157,7 +159,7 @@ def _by_class(filesystem: XfsFilesystem) -> dict[str, list[int]]:
         "free": rows.kind == FREE,
         "inodes": metadata & (rows.what == INODES),
         "AG headers, log": metadata & np.isin(rows.what, (STATIC, LOG)),
-        "AG btrees": metadata & np.isin(rows.what, list(BY_FREE_SPACE)),
+        "AG btrees": metadata & np.isin(rows.what, list(GROUP_BTREES)),
     }
     return {name: _some(rows, which) for name, which in chosen.items()}
 

@@ -78,6 +78,10 @@ def several(examples: int) -> settings:
     )
 
 
+#: Metadata that no path depends on.
+NO_PATHS = ("rmapbt", "bnobt", "cntbt", "agfl", "refcountbt", "finobt", "remote value")
+
+
 class Wound(NamedTuple):
     """The damage of one unit of metadata."""
 
@@ -226,9 +230,7 @@ def test_damage_never_causes_a_wrong_owner(patient: Patient, data: st.DataObject
 @several(120)
 def test_damage_never_causes_a_wrong_path(patient: Patient, data: st.DataObject) -> None:
     wounds = [
-        wound(
-            data, patient, sealed=False, without=["rmapbt", "bnobt", "refcountbt", "remote value"]
-        )
+        wound(data, patient, sealed=False, without=NO_PATHS)
         for _ in range(data.draw(st.integers(1, 3)))
     ]
     media = Overlay(patient.media, {each.block.start: each.data for each in wounds})

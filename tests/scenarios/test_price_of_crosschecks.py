@@ -19,7 +19,9 @@ from whoseblock.fs.xfs.format.btree import (
     XFS_RMAP_OWN_AG,
     XFS_RMAP_OWN_COW,
     XFS_RMAP_OWN_FS,
+    XFS_RMAP_OWN_INOBT,
     XFS_RMAP_OWN_INODES,
+    XFS_RMAP_OWN_REFC,
 )
 from whoseblock.fs.xfs.format.inode import XFS_DIFLAG2_REFLINK
 from whoseblock.fs.xfs.owners.crosscheck import Claim, CrossCheck
@@ -29,8 +31,6 @@ BLOCK = 4096
 #: Trees that a lookup without cross-checks descends: for the owner, and for free space.
 UNCHECKED = {"file": {"rmapbt"}, "metadata": {"rmapbt"}, "free": {"rmapbt", "bnobt"}}
 TREES = {"rmapbt", "bnobt", "cntbt", "refcountbt", "inobt", "bmbt"}
-#: Their blocks may be free by now, or shared by now: only one tree each tells.
-AG_BTREES = {"ag", "inode-btree", "refcount-btree"}
 
 SMALL, LARGE, REFLINKED, LOST = 131, 132, 133, 134
 
@@ -55,7 +55,7 @@ def test_one_more_descent_for_each_row(demo: Path) -> None:
             (found, *_) = fs.owners(row.start, BLOCK, paths=False)
             extra = (fs.reads.keys() & TREES) - UNCHECKED[found.kind]
         what = found.what if isinstance(found, FileOwner | MetadataOwner) else found.kind
-        assert len(extra) <= 1 + (what in AG_BTREES), (found, extra)
+        assert len(extra) <= 1, (found, extra)
         seen.add(what)
     assert seen >= {"data", "free", "inodes", "ag", "static", "log"}
 
@@ -94,7 +94,9 @@ class _Maps:
         (LOST, 0, True),
         (XFS_RMAP_OWN_INODES, 0, False),
         (XFS_RMAP_OWN_COW, 0, False),
-        (XFS_RMAP_OWN_AG, 0, True),
+        (XFS_RMAP_OWN_AG, 0, False),
+        (XFS_RMAP_OWN_INOBT, 0, False),
+        (XFS_RMAP_OWN_REFC, 0, False),
         (XFS_RMAP_OWN_FS, 0, True),
     ],
 )

@@ -19,10 +19,17 @@ __all__ = ["Block", "Overlay", "crc_offset", "find_metadata", "limited", "overwr
 
 # Magic numbers and the place of the checksum, as the format's documentation has them; not taken
 # from the program, which is what is tested.
-_SECTORS = {b"XFSB": ("superblock", 224), b"XAGF": ("agf", 216), b"XAGI": ("agi", 312)}
+_SECTORS = {
+    b"XFSB": ("superblock", 224),
+    b"XAGF": ("agf", 216),
+    b"XAGI": ("agi", 312),
+    b"XAFL": ("agfl", 32),
+}
 _BLOCKS = {
     b"AB3B": ("bnobt", 52),
+    b"AB3C": ("cntbt", 52),
     b"IAB3": ("inobt", 52),
+    b"FIB3": ("finobt", 52),
     b"RMB3": ("rmapbt", 52),
     b"R3FC": ("refcountbt", 52),
     b"BMA3": ("bmbt", 64),

@@ -11,6 +11,7 @@ from tests.support.tools import need_loop_mounts
 from tests.support.truth import Truth
 
 import whoseblock
+from whoseblock.fs.xfs import XfsFilesystem
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +51,19 @@ def test_every_owner_in_high_trees(deep: Truth) -> None:
     for question in rng.sample(asked, 20):
         with whoseblock.open(deep.image) as fs:
             same(answer_json(fs.owners(*question, paths=False)), question, expectation, paths=False)
+
+
+def test_blocks_of_high_trees_take_few_reads(deep: Truth) -> None:
+    size = deep.superblock.block
+    rng = random.Random(2)
+    rows = [row for row in deep.rows if row.kind in ("ag", "inode-btree", "refcount-btree")]
+    for row in rng.sample(rows, 60):
+        start = rng.randrange(row.start, row.end, size)
+        with whoseblock.open(deep.image) as fs:
+            assert isinstance(fs, XfsFilesystem)
+            assert fs.owners(start, size, paths=False).complete
+            # Two trees of four levels, and a node more where a block begins like its neighbour.
+            assert fs.reads.total() < 20
 
 
 def test_every_path_in_high_trees(deep: Truth) -> None:

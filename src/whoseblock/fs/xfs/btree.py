@@ -302,15 +302,35 @@ class AgTree:
             pass
         return {agbno for agbno in seen if agbno < self.volume.ag_blocks(self.agno)}
 
+    def leads_to(self, agbno: int, head: bytes) -> bool:
+        """Return whether the tree has a block at the place of one that begins with ``head``.
+
+        It is looked for by the first key of ``head``, and not read itself.
+        """
+        if head[:4] != self._magic:
+            return False
+        start, count = struct.unpack_from(">II", head, self._header)
+        first = size_key(start, count) if self.shape.by_size else start
+
+        def touched(node: Node) -> list[int]:
+            # In the rmap btree several children may begin with the same block.
+            before = max(bisect_left(node.starts, first) - 1, 0)
+            return list(range(before, bisect_right(node.starts, first)))
+
+        level = int.from_bytes(head[4:6], "big")
+        return any(block == agbno for block, _ in self._descend(touched, [], level=level))
+
     def _descend(
         self,
         touched: Callable[[Node], list[int]],
         faults: list[Fault],
         seen: set[int] | None = None,
+        *,
+        level: int = 0,
     ) -> Iterator[tuple[int, Promise]]:
-        """Descend to the leaves that are touched: each one's block, and what is promised of it.
+        """Descend to the blocks of a level that are touched, and what is promised of each.
 
-        ``seen`` receives the blocks on the way.
+        They are not read.  ``seen`` receives the blocks on the way.
         """
         promise = Promise(0, self.limit)
         try:
@@ -323,24 +343,24 @@ class AgTree:
         seen = set() if seen is None else seen
         todo = [(root, levels - 1, promise)]
         while todo:
-            agbno, level, promise = todo.pop()
+            agbno, at, promise = todo.pop()
             if agbno in seen:
                 reason = str(self.corrupt(agbno, "reached twice"))
                 faults.append(Fault(promise.low, promise.high, reason))
                 continue
             seen.add(agbno)
-            if level == 0:
+            if at <= level:
                 yield agbno, promise
                 continue
             try:
-                node = self._node(agbno, level, promise)
+                node = self._node(agbno, at, promise)
             except BlockError as error:
                 faults.append(_fault(promise.low, promise.high, error))
                 continue
             if node.doubt:
                 faults.append(Fault(promise.low, promise.high, node.doubt))
             todo += [
-                (node.children[index], level - 1, self._promise(node, index))
+                (node.children[index], at - 1, self._promise(node, index))
                 for index in reversed(touched(node))
             ]
 

@@ -38,6 +38,7 @@ KINDS: Final = {
     "refcountbt": "refcount btree block",
     "inobt": "inode btree block",
     "finobt": "free-inode btree block",
+    "btree": "btree block",
     "bmbt": "extent map block",
     "inode": "inode",
     "inode-chunk": "inode chunk",

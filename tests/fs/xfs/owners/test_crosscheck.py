@@ -2,9 +2,10 @@
 
 import lzma
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import pytest
@@ -17,12 +18,8 @@ from whoseblock.ranges import ByteRange
 DEMO = Path(__file__).resolve().parents[4] / "demo" / "image.xfs.xz"
 BLOCK = 4096
 HEADER = 56
-INODES, AG, LOG, STATIC, STAGING = (
-    (1 << 64) - 7,
-    (1 << 64) - 5,
-    (1 << 64) - 4,
-    (1 << 64) - 3,
-    (1 << 64) - 9,
+STATIC, LOG, AG, INODE_BTREES, INODES, REFCOUNT_BTREE, STAGING = (
+    (1 << 64) - number for number in range(3, 10)
 )
 UNWRITTEN = 1 << 61
 
@@ -71,10 +68,19 @@ class Image:
                 return record
         raise LookupError("no such record")
 
-    def notes(self, record: Found, fields: tuple[int, ...], code: str) -> list[str]:
-        """Forge a record; return the notes about its blocks, the same singly and in bulk."""
+    def notes(
+        self,
+        record: Found,
+        fields: tuple[int, ...],
+        code: str,
+        others: Mapping[int, bytes] = MappingProxyType({}),
+    ) -> list[str]:
+        """Forge a record, and other blocks.
+
+        Returns the notes about its blocks, the same singly and in bulk.
+        """
         new = overwrite(record.block.data, record.at, struct.pack(code, *fields))
-        patch = {record.block.start: seal(record.block.kind, new)}
+        patch = {record.block.start: seal(record.block.kind, new), **others}
         start = record.group * self.group_size + record.fields[0] * BLOCK
         question = (start, record.fields[1] * BLOCK)
         with whoseblock.open(Overlay(FileMedia(self.path), patch)) as fs:
@@ -99,6 +105,9 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Image:
         (lambda owner, offset: (owner + 1, offset), "extent map"),
         (lambda owner, offset: (owner, offset + 1), "extent map"),
         (lambda owner, offset: (owner, offset | UNWRITTEN), "extent map"),
+        (lambda _owner, _offset: (AG, 0), "rmap btrees and the AGFL have not"),
+        (lambda _owner, _offset: (INODE_BTREES, 0), "the inode btrees have not"),
+        (lambda _owner, _offset: (REFCOUNT_BTREE, 0), "the refcount btree has not"),
         (lambda _owner, _offset: (INODES, 0), "the inode btree has not"),
         (lambda _owner, _offset: (LOG, 0), "the superblock has it elsewhere"),
         (lambda _owner, _offset: (STATIC, 0), "where there are none"),
@@ -113,6 +122,19 @@ def test_an_owner_that_does_not_map_the_block(
     assert image.notes(record, record.fields, ">IIQQ") == []
     notes = image.notes(record, (start, count, *forge(owner, offset)), ">IIQQ")
     assert any("rmap btree" in note and says in note for note in notes) or "inode" in notes[0]
+
+
+@pytest.mark.parametrize("kind", ["bnobt", "cntbt", "rmapbt", "refcountbt"])
+def test_a_block_that_was_of_a_btree(image: Image, kind: str) -> None:
+    # A file that owns it by now has not overwritten it.
+    record = image.data()
+    start, count, _, _ = record.fields
+    at = record.group * image.group_size + start * BLOCK
+    old = next(block for block in image.metadata[kind] if block.start // image.group_size == 0)
+    moved = seal(kind, overwrite(old.data, 16, (at // 512).to_bytes(8, "big")))
+    owner = REFCOUNT_BTREE if kind == "refcountbt" else AG
+    notes = image.notes(record, (start, count, owner, 0), ">IIQQ", {at: moved})
+    assert any("rmap btree has btree blocks" in note for note in notes)
 
 
 @pytest.mark.parametrize("more", [1, -1])

@@ -21,7 +21,10 @@ from whoseblock.media import FileMedia
 
 #: Kinds that answers without paths rest on; the first names must have been changed.
 NEEDED = ("rmapbt", "bnobt", "refcountbt", "inobt", "agf", "inode", "bmbt")
-KINDS = (*NEEDED, "agi", "directory", "attr leaf", "attr node", "superblock")
+KINDS = (
+    *NEEDED,
+    *("agi", "agfl", "cntbt", "finobt", "directory", "attr leaf", "attr node", "superblock"),
+)
 #: Blocks of one kind that are put back, each alone.
 MOST = 12
 #: Rows of an image that are asked about.

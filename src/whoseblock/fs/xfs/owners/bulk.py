@@ -21,7 +21,6 @@ from whoseblock.fs.pieces import (
     FREE,
     INODES,
     LOG,
-    METADATA,
     NO_FORK,
     NOTHING,
     STAGING,
@@ -39,8 +38,9 @@ from whoseblock.fs.xfs.format.btree import (
 )
 from whoseblock.fs.xfs.owners.agree import miscounted, size_keys, within_chunks
 from whoseblock.fs.xfs.owners.confirm import confirm_files
-from whoseblock.fs.xfs.owners.crosscheck import BY_FREE_SPACE, Part, static_blocks
+from whoseblock.fs.xfs.owners.crosscheck import Part, static_blocks
 from whoseblock.fs.xfs.owners.finder import OwnerFinder
+from whoseblock.fs.xfs.owners.group_btrees import GROUP_BTREES
 from whoseblock.fs.xfs.owners.promises import sound_records
 from whoseblock.fs.xfs.owners.rows import MAX_FILE_SIZE, SPECIAL_OWNERS
 from whoseblock.fs.xfs.owners.seams import split
@@ -354,14 +354,10 @@ def _find_free(
 ) -> "tuple[NDArray[np.void], Ints]":
     """Return what the free-space btree has in gaps, and which questions it contradicts.
 
-    Those have a gap that is not all free, or metadata that is, or where a scan found the owners,
-    anything owned that is; all rows are in blocks.
+    Those have a gap that is not all free, or where a scan found the owners, anything owned that is;
+    all rows are in blocks.
     """
-    used = owned
-    if finder.scanned is None:
-        metadata = owned[owned["kind"] == METADATA]
-        used = metadata[np.isin(metadata["what"], list(BY_FREE_SPACE))]
-    both = _join([gaps, used])
+    both = gaps if finder.scanned is None else _join([gaps, owned])
     if not both.size:
         return both, both["question"]
     low, high = both["start"], both["start"] + both["length"]
@@ -417,6 +413,12 @@ def _unplaced(
     unplaced |= (what == STATIC) & (high > static_blocks(volume))
     for row in np.flatnonzero(what == LOG).tolist():
         unplaced[row] = not finder.check.is_log(agno, int(low[row]), int(high[row]))
+    if finder.scanned is None:
+        for btrees in GROUP_BTREES:
+            for row in np.flatnonzero(what == btrees).tolist():
+                unplaced[row] = not finder.check.btrees.has(
+                    agno, btrees, int(low[row]), int(high[row]), []
+                )
     inodes = np.flatnonzero(what == INODES)
     if inodes.size:
         log = volume.sb.inopblog

@@ -3,9 +3,10 @@
 A block of the rmap btree may be valid and outdated, because the medium lost a later write.  Other
 structures hold the same facts.  For the blocks of a question they are compared here:
 
-- who the owner is: the extent map of the inode, the inode btree, the superblock;
+- who the owner is: the extent map of the inode, the inode btree, the superblock, and for blocks of
+  the btrees of a group these btrees and its free list;
 - how many owners there are: the refcount btree, which counts two and more;
-- that there is an owner: the free-space btree, where nothing of the above confirms it.
+- that there is no owner: the free-space btrees.
 
 A contradiction does not show which side is right.  It becomes a note that names both, and the
 answer is incomplete.
@@ -15,7 +16,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from itertools import accumulate
 from operator import gt, itemgetter
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple
 
 from whoseblock.errors import BlockError
 from whoseblock.fs.pieces import (
@@ -32,7 +33,7 @@ from whoseblock.fs.pieces import (
     STAGING,
     STATIC,
 )
-from whoseblock.fs.xfs.btree import BNOBT, CNTBT, INOBT, REFCOUNTBT, AgTree, Fault, Shape, size_key
+from whoseblock.fs.xfs.btree import BNOBT, CNTBT, INOBT, REFCOUNTBT, Fault, size_key
 from whoseblock.fs.xfs.format.ag import AG_HEADERS
 from whoseblock.fs.xfs.format.btree import (
     XFS_INODES_PER_CHUNK,
@@ -42,32 +43,28 @@ from whoseblock.fs.xfs.format.btree import (
     XFS_RMAP_OFF_UNWRITTEN,
 )
 from whoseblock.fs.xfs.format.inode import ATTR_FORK, DATA_FORK, XFS_DIFLAG2_REFLINK
+from whoseblock.fs.xfs.owners.group_btrees import GROUP_BTREES, GroupBtrees, Trees
 from whoseblock.fs.xfs.owners.maps import ExtentMaps
 from whoseblock.fs.xfs.owners.rows import classify
 from whoseblock.fs.xfs.volume import Volume
 
 __all__ = [
-    "BY_FREE_SPACE",
     "Claim",
     "CrossCheck",
     "Part",
     "ScanCheck",
-    "Trees",
     "inode_blocks",
     "most_counted",
     "static_blocks",
 ]
 
-#: Metadata that only the free-space btree can confirm: that its blocks are in use.
-BY_FREE_SPACE: Final = frozenset({AG, INODE_BTREE, REFCOUNT_BTREE})
 _MOST_NOTES: Final = 20
-
-
-class Trees(Protocol):
-    """A provider of trees."""
-
-    def tree(self, agno: int, shape: Shape) -> AgTree:
-        """Return a tree of an allocation group."""
+#: The structures that name the blocks of btrees of a group, for notes.
+_NAMING: Final = {
+    AG: "the free-space and rmap btrees and the AGFL have",
+    INODE_BTREE: "the inode btrees have",
+    REFCOUNT_BTREE: "the refcount btree has",
+}
 
 
 class Claim(NamedTuple):
@@ -112,6 +109,7 @@ class CrossCheck:
         self.volume = volume
         self.trees = trees
         self.maps = maps
+        self.btrees = GroupBtrees(volume, trees)
         #: The notes about numbers of owners, which the caller clears.
         self.miscounts: list[str] = []
 
@@ -127,7 +125,7 @@ class CrossCheck:
     def _needs_count(self, claim: Claim) -> bool:
         kind, what, fork = classify(claim.owner, claim.offset)
         if kind != FILE:
-            return kind != STAGING and what != INODES
+            return kind != STAGING and what != INODES and what not in GROUP_BTREES
         ino = claim.owner
         try:
             if not self.maps.is_btree(ino, DATA_FORK if fork == DATA else ATTR_FORK):
@@ -268,8 +266,8 @@ class CrossCheck:
                 )
         elif what == INODES:
             self._check_inodes(agno, claim, notes)
-        elif what in BY_FREE_SPACE:
-            self.check_used(agno, claim, notes)
+        elif what in GROUP_BTREES:
+            self._check_btrees(agno, claim, what, notes)
 
     def _check_file(self, agno: int, claim: Claim, what: int, fork: str, notes: list[str]) -> None:
         low, high, ino, offset = claim
@@ -338,15 +336,14 @@ class CrossCheck:
             place = self._place(agno, low, high)
             notes.append(f"the rmap btree has inodes at {place}, the inode btree has not")
 
-    def check_used(self, agno: int, claim: Claim, notes: list[str], what: str = "metadata") -> None:
-        """Check that the free-space btree does not have blocks that are owned."""
-        low, high = claim.low, claim.high
-        lost: list[Fault] = []
-        for first, blocks in self.trees.tree(agno, BNOBT).find(low, high, lost):
-            place = self._place(agno, max(first, low), min(first + blocks, high))
-            notes.append(f"{self.source} has {what} at {place}, the free-space btree calls it free")
-            break
-        notes += [fault.note for fault in lost if fault.low < high and low < fault.high]
+    def _check_btrees(self, agno: int, claim: Claim, what: int, notes: list[str]) -> None:
+        lost: list[str] = []
+        if self.btrees.has(agno, what, claim.low, claim.high, lost):
+            return
+        notes += lost[:_MOST_NOTES]
+        if not lost:
+            place = self._place(agno, claim.low, claim.high)
+            notes.append(f"the rmap btree has btree blocks at {place}, {_NAMING[what]} not")
 
     def _place(self, agno: int, low: int, high: int) -> str:
         start = self.volume.ag_to_byte(agno, low)
@@ -370,7 +367,13 @@ class ScanCheck(CrossCheck):
         """Check that the free-space btree does not have the blocks of a claim."""
         kind, _, _ = classify(claim.owner, claim.offset)
         what = f"blocks of inode {claim.owner}" if kind == FILE else "metadata"
-        self.check_used(agno, claim, notes, what)
+        low, high = claim.low, claim.high
+        lost: list[Fault] = []
+        for first, blocks in self.trees.tree(agno, BNOBT).find(low, high, lost):
+            place = self._place(agno, max(first, low), min(first + blocks, high))
+            notes.append(f"{self.source} has {what} at {place}, the free-space btree calls it free")
+            break
+        notes += [fault.note for fault in lost if fault.low < high and low < fault.high]
 
 
 def _overlap(claims: list[Claim]) -> bool:

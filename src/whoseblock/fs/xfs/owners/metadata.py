@@ -5,21 +5,11 @@ inode chunks those of the inode btree, and blocks staged for copy-on-write those
 btree.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Final, NamedTuple
 
-from whoseblock.errors import BlockError
-from whoseblock.fs.xfs.btree import (
-    BNOBT,
-    CNTBT,
-    FINOBT,
-    INOBT,
-    REFCOUNTBT,
-    RMAPBT,
-    Fault,
-    Shape,
-)
-from whoseblock.fs.xfs.format.ag import AGFL, XFS_AGFL_CRC_OFF, XFS_AGFL_MAGIC
+from whoseblock.fs.pieces import AG, INODE_BTREE, REFCOUNT_BTREE
+from whoseblock.fs.xfs.btree import INOBT, REFCOUNTBT, Fault
 from whoseblock.fs.xfs.format.btree import (
     XFS_REFC_COWFLAG,
     XFS_RMAP_OWN_AG,
@@ -30,15 +20,18 @@ from whoseblock.fs.xfs.format.btree import (
     XFS_RMAP_OWN_LOG,
     XFS_RMAP_OWN_REFC,
 )
-from whoseblock.fs.xfs.format.checksum import crc_matches
-from whoseblock.fs.xfs.owners.crosscheck import Part, Trees, inode_blocks, static_blocks
+from whoseblock.fs.xfs.owners.crosscheck import Part, inode_blocks, static_blocks
+from whoseblock.fs.xfs.owners.group_btrees import GroupBtrees, Trees
 from whoseblock.fs.xfs.volume import Volume
 
 __all__ = ["GroupMetadata"]
 
 _CACHED_GROUPS: Final = 256
-_AGFL_SECTOR: Final = 3
-_NUMBER: Final = 4
+_BTREE_OWNERS: Final = {
+    XFS_RMAP_OWN_AG: AG,
+    XFS_RMAP_OWN_INOBT: INODE_BTREE,
+    XFS_RMAP_OWN_REFC: REFCOUNT_BTREE,
+}
 #: The start, the length and the owner of blocks of a group.
 _Run = tuple[int, int, int]
 
@@ -56,6 +49,7 @@ class GroupMetadata:
     def __init__(self, volume: Volume, trees: Trees) -> None:
         self.volume = volume
         self.trees = trees
+        self._btrees = GroupBtrees(volume, trees)
         self._blocks: dict[int, _Blocks] = {}
 
     def find(self, part: Part, notes: list[str]) -> list[tuple[int, int, int, int]]:
@@ -86,51 +80,13 @@ class GroupMetadata:
         if sb.logstart and sb.logstart >> sb.agblklog == agno:
             start = sb.logstart & ((1 << sb.agblklog) - 1)
             runs.append((start, sb.logblocks, XFS_RMAP_OWN_LOG))
-        shapes: dict[Shape, int] = {BNOBT: XFS_RMAP_OWN_AG, CNTBT: XFS_RMAP_OWN_AG}
-        shapes[INOBT] = XFS_RMAP_OWN_INOBT
-        if sb.has_finobt:
-            shapes[FINOBT] = XFS_RMAP_OWN_INOBT
-        if sb.has_reflink:
-            shapes[REFCOUNTBT] = XFS_RMAP_OWN_REFC
-        if sb.has_rmapbt:
-            shapes[RMAPBT] = XFS_RMAP_OWN_AG
         owned: set[tuple[int, int]] = set()
-        for shape, owner in shapes.items():
-            faults: list[Fault] = []
-            blocks = self.trees.tree(agno, shape).blocks(faults)
-            owned.update((block, owner) for block in blocks)
-            notes += [fault.note for fault in faults]
-        try:
-            owned.update((block, XFS_RMAP_OWN_AG) for block in self._free_list(agno))
-        except BlockError as error:
-            notes.append(str(error))
+        for owner, what in _BTREE_OWNERS.items():
+            for blocks, why in self._btrees.named(agno, what):
+                owned.update((block, owner) for block in blocks)
+                notes += why
         runs += _joined((block, 1, owner) for block, owner in sorted(owned))
         return _Blocks(sorted(runs), notes)
-
-    def _free_list(self, agno: int) -> Iterator[int]:
-        """Yield the blocks that wait to become those of btrees; raises `BlockError`."""
-        volume = self.volume
-        agf = volume.agf(agno)
-        size = volume.sb.sectsize
-        start = agno * volume.ag_bytes + _AGFL_SECTOR * size
-        raw = volume.read("agfl", start, size)
-        begin = AGFL.size if volume.has_crc else 0
-        room = (size - begin) // _NUMBER
-        faults = {"more blocks than fit": agf.flcount > room or agf.flfirst >= room}
-        if volume.has_crc:
-            header = AGFL.unpack_from(raw)
-            faults |= {
-                "wrong magic number": header.magicnum != XFS_AGFL_MAGIC,
-                "checksum mismatch": not crc_matches(raw, XFS_AGFL_CRC_OFF),
-                "of another filesystem": header.uuid != volume.uuid,
-                "of another allocation group": header.seqno != agno,
-            }
-        volume.verify(volume.describe("agfl", start), start, faults)
-        for index in range(agf.flfirst, agf.flfirst + agf.flcount):
-            at = begin + index % room * _NUMBER
-            block = int.from_bytes(raw[at : at + _NUMBER], "big")
-            if block < volume.ag_blocks(agno):
-                yield block
 
     def _inodes(self, part: Part, notes: list[str]) -> list[_Run]:
         agno, low, high = part

@@ -19,7 +19,8 @@ from whoseblock.fs.xfs.format.btree import (
     XFS_RMAP_OWN_FS,
     XFS_RMAP_OWN_LOG,
 )
-from whoseblock.fs.xfs.owners.crosscheck import Part, Trees
+from whoseblock.fs.xfs.owners.crosscheck import Part
+from whoseblock.fs.xfs.owners.group_btrees import Trees
 from whoseblock.fs.xfs.owners.metadata import GroupMetadata
 from whoseblock.fs.xfs.scan import InodeScan
 from whoseblock.fs.xfs.volume import MOST_LOST_GROUPS, Volume
