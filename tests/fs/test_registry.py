@@ -16,7 +16,7 @@ from tests.support.tools import need_loop_mounts
 from tests.support.toy_filesystem import BLOCK, make_toy
 
 import whoseblock
-from whoseblock.cli import cli
+from whoseblock.cli.group import cli
 from whoseblock.errors import UnsupportedError
 from whoseblock.fs import opening, registry
 from whoseblock.fs.base import FileId, FileOwner
@@ -188,7 +188,7 @@ def test_a_lookup_imports_only_the_driver_that_it_needs(image: Path) -> None:
     program = (
         "import sys; from tests.support import toy_filesystem; from whoseblock.fs import registry;"
         "registry.DRIVERS.append(toy_filesystem.REGISTRATION);"
-        "from whoseblock.cli import cli;"
+        "from whoseblock.cli.group import cli;"
         "cli(['lookup', '--json', sys.argv[1], '0'], standalone_mode=False);"
         "print(*(name for name in sys.modules if name.startswith('whoseblock.fs.')"
         " or name in ('numpy', 'rich')), file=sys.stderr)"
