@@ -39,8 +39,8 @@ def test_no_memory_is_an_error_of_one_sentence() -> None:
     # The largest allocation of all fails for real, in the middle of a command.
     program = (
         "from whoseblock import cli\n"
-        "from whoseblock.cli import lookup\n"
-        "lookup.lookup.callback = lambda **_: bytearray(1 << 62)\n"
+        "from whoseblock.cli import report_owners\n"
+        "report_owners.report_owners = lambda *_: bytearray(1 << 62)\n"
         "cli.main()"
     )
     done = subprocess.run(

@@ -204,6 +204,7 @@ def test_one_line_names_the_module_of_each_filesystem() -> None:
 NEUTRAL = (
     "lookup", "querying", "target", "summary", "processes", "fs.base", "fs.driver", "fs.pieces",
     "fs.arrays", "fs.stream", "fs.arguments", "stack", "journal", "cli.lookup",
+    "cli.plain", "cli.report_owners", "cli.options.choices", "cli.options.failure_values",
     "cli.options.targets", "cli.presentation.summary", "cli.presentation.table",
 )  # fmt: skip
 
@@ -269,7 +270,7 @@ PACKAGES: dict[str, dict[str, set[str]]] = {
         "status": {"store", "statistics"},
         "unit": {"store"},
         "processor": {"policy", "attribution", "store", "statistics", "log"},
-        "worker": {"processor", "store", "statistics", "log", "children"},
+        "worker": {"processor", "attribution", "store", "statistics", "log", "children"},
         "daemon": {
             *("worker", "processor", "status", "policy", "sources", "store"),
             *("statistics", "log", "clock"),

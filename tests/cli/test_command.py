@@ -3,7 +3,7 @@ from collections.abc import Iterator
 import click
 import pytest
 
-from whoseblock.cli import cli
+from whoseblock.cli.group import cli
 
 WIDTH = 80
 

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from tests.support.commands import whoseblock as run
 from tests.support.journals import PAGE, answer, file_row, metadata_row, opened, report
 
-from whoseblock.cli import cli
+from whoseblock.cli.group import cli
 from whoseblock.cli.journal import _moment
 from whoseblock.errors import JournalError
 from whoseblock.journal import Host, NewReport, PlannedStep

@@ -14,7 +14,7 @@ from tests.support.mapping_processes import running
 from tests.support.mounts import frozen, small_filesystem
 from tests.support.shared_blocks import share_five
 
-from whoseblock.cli import cli
+from whoseblock.cli.group import cli
 from whoseblock.errors import JournalError
 from whoseblock.journal import open_journal
 from whoseblock.ranges import ByteRange

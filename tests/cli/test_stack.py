@@ -11,7 +11,7 @@ from tests.support.disk_images import copy_range, partition
 from tests.support.tools import run
 from tests.support.xfs_images import MIB, Geometry, make_image, sparse_file
 
-from whoseblock.cli import cli
+from whoseblock.cli.group import cli
 from whoseblock.media.device import FileMedia
 from whoseblock.printable import rounded
 

@@ -16,7 +16,7 @@ from tests.support.tools import need_loop_mounts
 from tests.support.toy_filesystem import BLOCK, make_toy
 
 import whoseblock
-from whoseblock.cli import cli
+from whoseblock.cli.group import cli
 from whoseblock.errors import UnsupportedError
 from whoseblock.fs import opening, registry
 from whoseblock.fs.base import FileId, FileOwner
@@ -188,7 +188,7 @@ def test_a_lookup_imports_only_the_driver_that_it_needs(image: Path) -> None:
     program = (
         "import sys; from tests.support import toy_filesystem; from whoseblock.fs import registry;"
         "registry.DRIVERS.append(toy_filesystem.REGISTRATION);"
-        "from whoseblock.cli import cli;"
+        "from whoseblock.cli.group import cli;"
         "cli(['lookup', '--json', sys.argv[1], '0'], standalone_mode=False);"
         "print(*(name for name in sys.modules if name.startswith('whoseblock.fs.')"
         " or name in ('numpy', 'rich')), file=sys.stderr)"
@@ -200,3 +200,25 @@ def test_a_lookup_imports_only_the_driver_that_it_needs(image: Path) -> None:
     drivers = {one.module.rpartition(".")[0] for one in registry.DRIVERS}
     assert not [name for name in loaded for driver in drivers if name.startswith(f"{driver}.")]
     assert not {"numpy", "rich"} & set(loaded)
+
+
+def test_the_registry_knows_which_modules_open_mounted_filesystems() -> None:
+    """Compare with what the driver imports: a daemon imports it before the first failure."""
+    program = (
+        "import sys\n"
+        "from whoseblock.fs.registry import driver_of\n"
+        "driver = driver_of(sys.argv[1])\n"
+        "before = set(sys.modules)\n"
+        "try: driver.open_mounted([], None, 0)\n"
+        "except Exception: pass\n"
+        "print(*(set(sys.modules) - before))"
+    )
+    for one in registry.DRIVERS:
+        done = subprocess.run(
+            [sys.executable, "-c", program, one.kinds[0]],
+            capture_output=True,
+            check=True,
+            text=True,
+        )
+        module = f"{one.module.rpartition('.')[0]}.mounted.volume"
+        assert (module in done.stdout.split()) == one.opens_mounted

@@ -13,7 +13,7 @@ from sqlalchemy import Connection, inspect, text
 from tests.support.journals import PAGE, answer, file_row, opened, report
 from tests.support.tools import CHECKOUT
 
-from whoseblock.cli import cli
+from whoseblock.cli.group import cli
 from whoseblock.errors import JournalError
 from whoseblock.journal import Host, Limits, Plan, PlannedStep, State, open_journal
 from whoseblock.journal.database import Database

@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 from tests.support.journals import PAGE, answer, file_row, opened, report
 
-from whoseblock.cli import cli
+from whoseblock.cli.group import cli
 from whoseblock.errors import JournalError
 from whoseblock.journal import PlannedStep, open_journal
 

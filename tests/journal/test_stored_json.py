@@ -5,7 +5,7 @@ from click.testing import CliRunner
 from sqlalchemy import text
 from tests.support.journals import PAGE, answer, file_row, opened, report
 
-from whoseblock.cli import cli
+from whoseblock.cli.group import cli
 from whoseblock.journal import PlannedStep, open_journal
 from whoseblock.journal.database import Database
 from whoseblock.journal.location import locate

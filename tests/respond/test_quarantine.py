@@ -21,7 +21,7 @@ from tests.support.system_calls import fallocate
 from tests.support.tools import CHECKOUT, run
 from tests.support.xfs_images import Geometry
 
-from whoseblock.cli import cli
+from whoseblock.cli.group import cli
 from whoseblock.fs.xfs.mounted.volume import MountedXfs
 from whoseblock.ranges import ByteRange
 

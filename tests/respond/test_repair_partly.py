@@ -29,7 +29,7 @@ from tests.support.mapping_processes import running
 from tests.support.shared_blocks import Five, share_five
 from tests.support.xfs_images import MIB, Geometry
 
-from whoseblock.cli import cli
+from whoseblock.cli.group import cli
 from whoseblock.fs.xfs.mounted import exchange
 from whoseblock.ranges import ByteRange
 

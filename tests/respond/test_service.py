@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 from demo.demo import unpack
 
-from whoseblock.cli import cli
+from whoseblock.cli.group import cli
 from whoseblock.errors import InUseError, TargetError
 from whoseblock.journal import Plan, State, open_journal
 from whoseblock.journal.journal import Journal

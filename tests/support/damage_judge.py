@@ -11,8 +11,8 @@ from msgspec.structs import replace
 from tests.support.image_damage import Block, find_metadata
 
 import whoseblock
-from whoseblock.cli.lookup import _table_chunks
 from whoseblock.cli.presentation.json_lines import json_chunks
+from whoseblock.cli.report_owners import _table_chunks
 from whoseblock.fs.base import Answer, FileOwner, Free, Paths, Unknown
 from whoseblock.fs.driver import Volume
 from whoseblock.media import FileMedia

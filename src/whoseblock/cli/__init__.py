@@ -1,22 +1,23 @@
-"""The command line: one module for each verb, with arguments and presentation only."""
+"""The command line: one module for each verb, with arguments and presentation only.
+
+click is imported only for command lines that `whoseblock.cli.plain` does not parse.
+"""
 
 import gc
 import io
 import os
 import sys
-from importlib import import_module
 from typing import TYPE_CHECKING
 
-import click
-
 from whoseblock import __version__
-from whoseblock.errors import OUT_OF_MEMORY, OutputError, WhoseblockError, exit_codes
+from whoseblock.cli.presentation.terminal import print_error
+from whoseblock.errors import OUT_OF_MEMORY, PASSED_OVER, OutputError, WhoseblockError
 from whoseblock.printable import printable
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer as Buffer
 
-__all__ = ["cli", "main", "report_error"]
+__all__ = ["ClosedPipeError", "main", "report_error"]
 
 #: The exit codes that a shell reports for a program ended by SIGPIPE, and by Ctrl-C.
 _BROKEN_PIPE, _INTERRUPTED = 141, 130
@@ -24,70 +25,8 @@ _BROKEN_PIPE, _INTERRUPTED = 141, 130
 _STDOUT = "standard output"
 
 
-def _exit_status() -> str:
-    """Return the table of exit codes as a paragraph that click does not reflow."""
-    lines = "".join(f"\n  {code:>3}  {meaning}" for code, meaning in exit_codes().items())
-    return f"\b\nExit status:{lines}"
-
-
-class _BrokenPipeError(Exception):
+class ClosedPipeError(Exception):
     """The reader of standard output has closed the pipe."""
-
-
-#: Every verb; each is a command of the same name in a module of the same name.
-_VERBS = (
-    "completion",
-    "doctor",
-    "emulate",
-    "journal",
-    "lookup",
-    "map",
-    "respond",
-    "stack",
-    "status",
-    "study",
-    "watch",
-)
-
-
-class _Group(click.Group):
-    """A group that imports a verb on first use.
-
-    It raises `_BrokenPipeError` for a broken pipe, where click would exit.
-    """
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        del ctx
-        return list(_VERBS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        del ctx
-        if cmd_name not in _VERBS:
-            return None
-        command = getattr(import_module(f"whoseblock.cli.{cmd_name}"), cmd_name)
-        return command if isinstance(command, click.Command) else None
-
-    def invoke(self, ctx: click.Context) -> object:
-        try:
-            result = super().invoke(ctx)
-            sys.stdout.flush()
-        except BrokenPipeError:
-            raise _BrokenPipeError from None
-        return result
-
-
-@click.group(
-    cls=_Group,
-    epilog=_exit_status(),
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-@click.version_option(__version__, message="%(prog)s %(version)s")
-def cli() -> None:
-    """Find out whose block this is.
-
-    For a poisoned page of persistent memory or a bad sector, report all owners: every file that
-    shares it, with every path, or the metadata, or free space. Repair what can be repaired.
-    """
 
 
 class _StandardOutput(io.FileIO):
@@ -108,7 +47,7 @@ def _name_standard_output() -> None:
     """
     old: object = sys.stdout
     if old is None:
-        click.echo(f"whoseblock: {_STDOUT} is closed", err=True)
+        print_error(f"whoseblock: {_STDOUT} is closed")
         sys.exit(OutputError.exit_code)
     if isinstance(old, io.TextIOWrapper):
         old.flush()
@@ -129,7 +68,7 @@ def _report_os_error(error: OSError) -> int:
         what, code = f"cannot write {_STDOUT}: {what}", OutputError.exit_code
     elif error.filename is not None:
         what = f"{os.fsdecode(error.filename)}: {what}"
-    click.echo(f"whoseblock: {printable(what)}", err=True)
+    print_error(f"whoseblock: {printable(what)}")
     return code
 
 
@@ -146,21 +85,42 @@ def report_error(error: BaseException) -> int:
 
     Raises it again if it is a bug.
     """
-    if isinstance(error, click.ClickException):
-        error.show()
-        return error.exit_code
     if isinstance(error, WhoseblockError):
-        click.echo(f"whoseblock: {printable(str(error))}", err=True)
+        print_error(f"whoseblock: {printable(str(error))}")
         if error.hint:
-            click.echo(f"hint: {error.hint}", err=True)
+            print_error(f"hint: {error.hint}")
         return error.exit_code
     if isinstance(error, MemoryError):
-        click.echo("whoseblock: out of memory", err=True)
-        click.echo("hint: pass fewer or shorter ranges", err=True)
+        print_error("whoseblock: out of memory")
+        print_error("hint: pass fewer or shorter ranges")
         return OUT_OF_MEMORY
     if isinstance(error, OSError):
         return _report_os_error(error)
+    import click
+
+    if isinstance(error, click.Abort):
+        return _INTERRUPTED
+    if isinstance(error, click.ClickException):
+        error.show()
+        return error.exit_code
     raise error
+
+
+def _run(words: list[str]) -> int:
+    """Run a command line; return the exit code."""
+    if words == ["--version"]:
+        sys.stdout.write(f"whoseblock {__version__}\n")
+        return 0
+    from whoseblock.cli.plain import parse_plain
+
+    plain = parse_plain(words)
+    if plain is None:
+        from whoseblock.cli.group import cli
+
+        return cli.main(words, prog_name="whoseblock", standalone_mode=False) or 0
+    from whoseblock.cli.report_owners import report_owners
+
+    return PASSED_OVER if report_owners(*plain) else 0
 
 
 def main() -> None:
@@ -170,14 +130,18 @@ def main() -> None:
     gc.set_threshold(100_000, 50, 100)
     _name_standard_output()
     try:
-        code = cli.main(prog_name="whoseblock", standalone_mode=False) or 0
-    except _BrokenPipeError:
+        code = _run(sys.argv[1:])
+        sys.stdout.flush()
+    except (BrokenPipeError, ClosedPipeError):
         # The interpreter must not fail on the broken pipe again when it closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = _BROKEN_PIPE
-    except (click.Abort, KeyboardInterrupt):
+    except KeyboardInterrupt:
+        print_error("")
         code = _INTERRUPTED
     except Exception as error:  # noqa: BLE001 - a bug is raised again
         code = report_error(error)
     _discard_output()
+    # The interpreter would search all objects for garbage once more before it ends.
+    gc.freeze()
     sys.exit(code)

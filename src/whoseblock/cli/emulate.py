@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from whoseblock.cli.command import Command
-from whoseblock.cli.options.failures import FailureOptions, image_failure_options
+from whoseblock.cli.options.failure_values import FailureOptions
+from whoseblock.cli.options.failures import image_failure_options
 from whoseblock.cli.options.reports import parse_ranges
 from whoseblock.cli.presentation.notices import report_readings
 from whoseblock.errors import PrivilegeError, TargetError, WhoseblockError

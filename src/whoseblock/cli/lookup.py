@@ -1,39 +1,17 @@
-"""``whoseblock lookup``: report the owners of ranges."""
+"""``whoseblock lookup``: report the owners of ranges; `report_owners` does it."""
 
-import os
-from collections.abc import Iterable, Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 import click
 
 from whoseblock.cli.command import Command
-from whoseblock.cli.options.failures import FailureOptions, failure_options
-from whoseblock.cli.options.reports import read_failures, read_lists
+from whoseblock.cli.options.choices import Choices
+from whoseblock.cli.options.failure_values import FailureOptions
+from whoseblock.cli.options.failures import failure_options
 from whoseblock.cli.options.targets import options_of, target_options
-from whoseblock.cli.presentation.notices import (
-    exit_passed_over,
-    is_passed_over,
-    report_options,
-    report_readings,
-    report_resolver,
-)
-from whoseblock.cli.presentation.output import OutputFile, write_chunks
-from whoseblock.cli.presentation.progress import ProgressBar
-from whoseblock.fs.base import Answer
-
-if TYPE_CHECKING:
-    from whoseblock.cli.presentation.summary import SummaryFiles
-    from whoseblock.fs.stream import LeadingRows
-    from whoseblock.lookup import Lookup
-    from whoseblock.query import Query, QueryList
-    from whoseblock.querying import QueryOptions
-    from whoseblock.sources.base import Reading
-    from whoseblock.target import Target
+from whoseblock.cli.presentation.notices import exit_passed_over
 
 __all__ = ["lookup"]
-
-_Item = TypeVar("_Item")
 
 
 @click.command(
@@ -115,178 +93,12 @@ def lookup(target: str | None, ranges: tuple[str, ...], **options: Any) -> None:
     The owners are all files that share the range, with every path, or metadata of the filesystem.
     Free space has no owner.  For a disk, the layers down to the filesystem are shown.
     """
-    from whoseblock.cli.presentation.json_lines import json_chunks
-    from whoseblock.lookup import RESCAN_LIMIT, Lookup
-    from whoseblock.resolve import Resolver
-    from whoseblock.target import Target
-
-    # NumPy is loaded for long lists.  Nothing here multiplies matrices, so that its library for it
-    # need not start a thread on each processor.
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     given = FailureOptions.of(ranges, options)
     given.check(target=target is not None)
-    _check_options(options)
-    files = _summary_files(options, target)
+    choices = Choices(**{name: options[name] for name in Choices._fields})
+    choices.check(offline=options["offline"])
     where = options_of(options)
-    readings: list[Reading] = []
-    with Target(target, where) as opened, Lookup(opened.open_leaf) as finder:
-        _check_mounted(opened, options)
-        with ProgressBar() as progress:
-            finder.progress = progress
-            finder.scans = not options["no_scan"]
-            finder.rescans = options["scan"]
-            finder.rescan_limit = 0 if options["no_scan"] else RESCAN_LIMIT
-            resolver = Resolver(opened, device=where.device, offset=given.offset)
-            asked = resolver.resolve(read_failures(given, opened, finder, readings))
-            if files is not None:
-                from whoseblock.cli.presentation.summary import summarise
+    from whoseblock.cli.report_owners import report_owners
 
-                wanted: Iterable[Query | QueryList] = asked
-                if given.is_one_list:
-                    wanted = resolver.resolve_lists(read_lists(given, opened, finder, readings))
-                lines: Iterable[bytes] = summarise(
-                    finder,
-                    wanted,
-                    files,
-                    paths=not options["no_paths"],
-                    as_json=options["as_json"],
-                )
-                lines = (line + b"\n" for line in lines)
-            elif options["output"] is not None:
-                lines = ()
-                answers = _counted(finder.stream(asked, _query_options(options)), progress)
-                _write_table(options["output"], answers, opened, finder)
-            else:
-                # If there are only ranges, report an invalid one before the first answer.
-                content = _query_options(options)
-                if options["as_json"] and given.is_one_list:
-                    lists = resolver.resolve_lists(read_lists(given, opened, finder, readings))
-                    columns = (
-                        item for some in lists for item in finder.stream_columns(some, content)
-                    )
-                    lines = json_chunks(_counted(columns, progress))
-                else:
-                    single = list(asked) if given.few else asked
-                    chunks = json_chunks if options["as_json"] else _table_chunks
-                    lines = chunks(_counted(finder.stream(single, content), progress))
-            write_chunks(lines)
-        report_readings(readings)
-        report_resolver(resolver, opened)
-        report_options(opened)
-        if is_passed_over(resolver, readings):
-            exit_passed_over()
-
-
-def _check_options(options: dict[str, Any]) -> None:
-    """Raise a usage error for options that have no effect together."""
-    output = options["output"]
-    if options["scan"] and options["no_scan"]:
-        raise click.UsageError("--scan and --no-scan exclude each other")
-    if output is not None and _is_table(output):
-        from whoseblock.extras import check_extra
-
-        check_extra("parquet")
-        others = {"summary": "--summary", "as_json": "--json", "report": "--report"}
-        for name in (others[key] for key in others if options[key]):
-            raise click.UsageError(f"{name} has no effect with a table in --output")
-    elif output is not None and not output.endswith((".csv", ".json")):
-        raise click.UsageError("the FILE of --output must end in .csv, .json, .parquet or .arrow")
-    for name in ("processes", "verify"):
-        if not options[name]:
-            continue
-        for other in ("output", "report", "summary"):
-            if options[other]:
-                raise click.UsageError(f"--{name} has no effect with --{other}")
-        if options["offline"]:
-            raise click.UsageError(f"--{name} queries the kernel, but --offline does not; drop one")
-
-
-def _summary_files(options: dict[str, Any], target: str | None) -> "SummaryFiles | None":
-    """Return the files to write with a summary; None if no summary is wanted.
-
-    Raises `OutputError` if one of them cannot be created.
-    """
-    output, report = options["output"], options["report"]
-    if output is not None and _is_table(output):
-        return None
-    if not options["summary"] and output is None and report is None:
-        return None
-    from whoseblock.cli.presentation.summary import SummaryFiles
-
-    file = page = None
-    if output is not None:
-        file = OutputFile(output)
-        file.check()
-    if report is not None:
-        from whoseblock.cli.presentation.report import ReportFile
-
-        page = ReportFile(report, target)
-    return SummaryFiles(file, page)
-
-
-def _is_table(output: str) -> bool:
-    """Return whether the name of a file is that of a table."""
-    return output.endswith((".parquet", ".arrow"))
-
-
-def _write_table(
-    output: str, answers: "Iterable[LeadingRows | Answer]", target: "Target", finder: "Lookup"
-) -> None:
-    """Write the rows of answers to a table, and say how many there are."""
-    from whoseblock.tables.batches import Origin, record_batches
-    from whoseblock.tables.files import write_table
-    from whoseblock.tables.owner_map import find_origin
-
-    host = os.uname().nodename
-    if target.layer is None:
-        origin = Origin(host, None, "")
-    else:
-        origin = find_origin(finder, target.layer, target.host, host)
-    rows = write_table(Path(output), record_batches(answers, origin))
-    click.echo(f"{rows} rows in {output}", err=True)
-
-
-def _check_mounted(target: "Target", options: dict[str, Any]) -> None:
-    """Raise a usage error for options that need the kernel if the target is not mounted.
-
-    An unmounted filesystem is cached, so that a second query returns the same.
-    """
-    if target.is_mounted is False:
-        for name in ("processes", "verify"):
-            if options[name]:
-                raise click.UsageError(
-                    f"--{name} needs a mounted filesystem; nothing of {target.path} is mounted"
-                )
-
-
-def _query_options(options: dict[str, Any]) -> "QueryOptions":
-    """Return the contents of the answers; the table of root includes processes."""
-    from whoseblock.querying import QueryOptions
-
-    processes = options["processes"] or (not options["as_json"] and os.geteuid() == 0)
-    return QueryOptions(
-        paths=not options["no_paths"],
-        processes=processes,
-        verified=options["verify"],
-        bare=True,
-    )
-
-
-def _counted(answers: Iterable[_Item], progress: ProgressBar) -> Iterable[_Item]:
-    """Show the number of answers, if progress is shown."""
-    return _count_answers(answers, progress) if progress.shown else answers
-
-
-def _count_answers(answers: Iterable[_Item], progress: ProgressBar) -> Iterator[_Item]:
-    number = 0
-    for item in answers:
-        columns = getattr(item, "columns", None)
-        number += isinstance(item, Answer) if columns is None else len(columns.questions)
-        progress("ranges answered", number, None)
-        yield item
-
-
-def _table_chunks(answers: "Iterable[LeadingRows | Answer]") -> Iterator[bytes]:
-    from whoseblock.cli.presentation.table import table_lines
-
-    return (line.encode(errors="backslashreplace") + b"\n" for line in table_lines(answers))
+    if report_owners(target, given, choices, where):
+        exit_passed_over()

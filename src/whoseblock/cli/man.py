@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import click
 
 from whoseblock import __version__
-from whoseblock.cli import cli
+from whoseblock.cli.group import cli
 from whoseblock.errors import exit_codes
 
 __all__ = ["man_page"]

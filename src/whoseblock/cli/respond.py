@@ -9,7 +9,8 @@ import click
 
 from whoseblock import __version__
 from whoseblock.cli.command import Command, is_given
-from whoseblock.cli.options.failures import FailureOptions, failure_options
+from whoseblock.cli.options.failure_values import FailureOptions
+from whoseblock.cli.options.failures import failure_options
 from whoseblock.cli.options.reports import read_failures
 from whoseblock.cli.options.targets import options_of, target_options
 from whoseblock.cli.presentation.notices import (

@@ -9,11 +9,11 @@ from pathlib import Path
 
 def _stderr_of_long_work(demo_image: Path, stderr: int) -> None:
     code = (
-        "import sys; from functools import partial\n"
+        "from functools import partial\n"
         "from whoseblock.cli import main\n"
         "from whoseblock.cli.presentation.progress import ProgressBar\n"
-        "import whoseblock.cli.lookup\n"
-        "sys.modules['whoseblock.cli.lookup'].ProgressBar = partial(ProgressBar, delay_s=0)\n"
+        "from whoseblock.cli import report_owners\n"
+        "report_owners.ProgressBar = partial(ProgressBar, delay_s=0)\n"
         "main()"
     )
     ranges = "".join(f"{page}p\n" for page in range(2000))

@@ -22,7 +22,7 @@ from tests.support.mounts import mounted
 from tests.support.tools import need_loop_mounts, run
 
 import whoseblock
-from whoseblock.cli import cli
+from whoseblock.cli.group import cli
 from whoseblock.errors import UnsupportedError
 from whoseblock.fs.base import FileId, FileOwner, MetadataOwner, Unreferenced
 from whoseblock.fs.btrfs.format.checksum import CHECKSUMS

@@ -17,7 +17,7 @@ from tests.support.btrfs_images import SECTOR, Claim, differences
 from tests.support.tools import need_loop_mounts, run
 
 import whoseblock
-from whoseblock.cli import cli
+from whoseblock.cli.group import cli
 from whoseblock.errors import NotAFilesystemError, UnsupportedError
 
 MIB = 1 << 20

@@ -14,7 +14,7 @@ from tests.support.mounts import mounted
 from tests.support.tools import need_loop_mounts, program, run
 
 import whoseblock
-from whoseblock.cli import cli
+from whoseblock.cli.group import cli
 from whoseblock.errors import UnsupportedError
 from whoseblock.fs.base import FileOwner
 from whoseblock.fs.driver import Volume

@@ -13,7 +13,7 @@ from whoseblock.cli.options.input_files import (
 from whoseblock.sources.base import Failure, Reading
 
 if TYPE_CHECKING:
-    from whoseblock.cli.options.failures import FailureOptions
+    from whoseblock.cli.options.failure_values import FailureOptions
     from whoseblock.sources.block_lists.failure_list import FailureList
     from whoseblock.sources.kernel_log.patterns import Units
 

@@ -4,14 +4,13 @@ from collections.abc import Iterator
 from functools import cache
 from typing import TYPE_CHECKING, Final
 
-import click
-
+from whoseblock.cli.presentation.terminal import print_error
 from whoseblock.errors import PrivilegeError, WhoseblockError
 from whoseblock.ranges import RangeList, parse_range, parse_range_text
 from whoseblock.sources.base import Failure, Reading
 
 if TYPE_CHECKING:
-    from whoseblock.cli.options.failures import FailureOptions
+    from whoseblock.cli.options.failure_values import FailureOptions
     from whoseblock.lookup import Lookup
     from whoseblock.sources.block_lists.failure_list import FailureList
     from whoseblock.sources.kernel_log.patterns import Units
@@ -49,7 +48,7 @@ def read_failures(
             page_size = target.host.page_size
             failures, truncated = parse_bad_block_list(text, page_size, device, name, reading)
             if truncated:
-                click.echo(f"whoseblock: {name}: {TRUNCATED}", err=True)
+                print_error(f"whoseblock: {name}: {TRUNCATED}")
             yield from failures
 
 

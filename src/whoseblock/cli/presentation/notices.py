@@ -3,8 +3,7 @@
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
-import click
-
+from whoseblock.cli.presentation.terminal import print_error
 from whoseblock.errors import PASSED_OVER
 from whoseblock.printable import printable
 
@@ -26,7 +25,7 @@ __all__ = [
 def report(lines: Iterable[str]) -> None:
     """Write lines to standard error, escaped for a terminal."""
     for line in lines:
-        click.echo(f"whoseblock: {printable(line)}", err=True)
+        print_error(f"whoseblock: {printable(line)}")
 
 
 def report_readings(readings: "Iterable[Reading]") -> None:
@@ -41,6 +40,8 @@ def is_passed_over(resolver: "Resolver", readings: "Iterable[Reading]") -> bool:
 
 def exit_passed_over() -> None:
     """Exit with the code for `is_passed_over`."""
+    import click
+
     click.get_current_context().exit(PASSED_OVER)
 
 

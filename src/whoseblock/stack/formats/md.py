@@ -7,11 +7,13 @@ aligned 64 KiB). Checksums as calc_sb_1_csum and calc_sb_csum in drivers/md/md.c
 
 from collections.abc import Sequence
 from struct import Struct, iter_unpack, unpack_from
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from whoseblock.errors import BlockError, UnsupportedError
 from whoseblock.media.base import Media
-from whoseblock.media.striping import Raid0, Raid1, Raid5, Raid10, Striping
+
+if TYPE_CHECKING:
+    from whoseblock.media.striping import Striping
 
 __all__ = [
     "FOREIGN_ARRAYS",
@@ -247,12 +249,14 @@ def compute_data_size(member: MdSuperblock) -> int:
 
 def make_striping(
     level: int, layout: int, chunk: int, sizes: Sequence[int]
-) -> tuple[Striping, int]:
+) -> "tuple[Striping, int]":
     """Return the striping of an array and its size in bytes.
 
     ``sizes`` are the data sizes of the members, as of `compute_data_size`. Raises
     `UnsupportedError` for a layout that is not supported.
     """
+    from whoseblock.media.striping import Raid0, Raid1, Raid5, Raid10
+
     members = len(sizes)
     if level == 1:
         return Raid1(members, max(min(sizes), 1)), min(sizes)

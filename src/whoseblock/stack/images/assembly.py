@@ -10,7 +10,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from whoseblock.media.base import Media, next_data
-from whoseblock.media.mapped import Copy, MappedMedia, MappedRun
 from whoseblock.stack.base import Layer, LinearSegment, Segment, UnmappedSegment
 from whoseblock.stack.formats.md import (
     RESERVED_0_90,
@@ -314,6 +313,7 @@ def partition_name(disk: str, number: int) -> str:
 
 def make_slice(name: str, media: Media, start: int, length: int) -> Media:
     """Return ``length`` bytes from ``start`` of a medium as a medium."""
+    from whoseblock.media.mapped import Copy, MappedMedia, MappedRun
 
     def locate(offset: int, size: int) -> Iterable[MappedRun]:
         return (MappedRun(size, (Copy(media, start + offset),)),)

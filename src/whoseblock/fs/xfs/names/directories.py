@@ -1,7 +1,7 @@
 """Reading directories: who their parent is, and which names they have for which inodes."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from whoseblock.errors import BlockError, CorruptError, MediaError
 from whoseblock.fs.xfs.format.checksum import crc_matches
@@ -22,8 +22,10 @@ from whoseblock.fs.xfs.format.directory import (
 )
 from whoseblock.fs.xfs.format.inode import DATA_FORK, XFS_DINODE_FMT_LOCAL
 from whoseblock.fs.xfs.inodes import InodeTable, LoadedInode
-from whoseblock.fs.xfs.names.hash_index import HashIndex
 from whoseblock.fs.xfs.volume import Volume
+
+if TYPE_CHECKING:
+    from whoseblock.fs.xfs.names.hash_index import HashIndex
 
 __all__ = ["Directories", "Faults"]
 
@@ -166,6 +168,8 @@ class Directories:
         if self.volume.sb.ignores_case:
             return True
         if self._index is None or self._index.ino != ino:
+            from whoseblock.fs.xfs.names.hash_index import HashIndex
+
             self._index = HashIndex(self.volume, self.inodes, ino)
         try:
             if self._index.has(entry.name, offset + entry.at):

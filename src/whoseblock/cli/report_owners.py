@@ -1,0 +1,179 @@
+"""Report the owners of failures, as ``whoseblock lookup`` does, without click."""
+
+import os
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, TypeVar
+
+from whoseblock.cli.options.choices import Choices
+from whoseblock.cli.options.failure_values import FailureOptions
+from whoseblock.cli.options.reports import read_failures, read_lists
+from whoseblock.cli.options.usage import usage_error
+from whoseblock.cli.presentation.json_lines import json_chunks
+from whoseblock.cli.presentation.notices import (
+    is_passed_over,
+    report_options,
+    report_readings,
+    report_resolver,
+)
+from whoseblock.cli.presentation.output import OutputFile, write_chunks
+from whoseblock.cli.presentation.progress import ProgressBar
+from whoseblock.cli.presentation.terminal import print_error
+from whoseblock.fs.base import Answer
+from whoseblock.lookup import RESCAN_LIMIT, Lookup
+from whoseblock.querying import QueryOptions
+from whoseblock.resolve import Resolver
+from whoseblock.target import Target, TargetOptions
+
+if TYPE_CHECKING:
+    from whoseblock.cli.presentation.summary import SummaryFiles
+    from whoseblock.fs.stream import LeadingRows
+    from whoseblock.query import Query, QueryList
+    from whoseblock.sources.base import Reading
+
+__all__ = ["report_owners"]
+
+_Item = TypeVar("_Item")
+
+
+def report_owners(
+    target: str | None, given: FailureOptions, choices: Choices, where: TargetOptions
+) -> bool:
+    """Write the owners of failures to standard output, and messages to standard error.
+
+    Return whether damaged lines of a report, or absent devices, had no answer.  Raises
+    `WhoseblockError` and its kin.
+    """
+    # NumPy is loaded for long lists.  Nothing here multiplies matrices, so that its library for it
+    # need not start a thread on each processor.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    files = _summary_files(choices, target)
+    readings: list[Reading] = []
+    with Target(target, where) as opened, Lookup(opened.open_leaf) as finder:
+        _check_mounted(opened, choices)
+        with ProgressBar() as progress:
+            finder.progress = progress
+            finder.scans = not choices.no_scan
+            finder.rescans = choices.scan
+            finder.rescan_limit = 0 if choices.no_scan else RESCAN_LIMIT
+            resolver = Resolver(opened, device=where.device, offset=given.offset)
+            asked = resolver.resolve(read_failures(given, opened, finder, readings))
+            if files is not None:
+                from whoseblock.cli.presentation.summary import summarise
+
+                wanted: Iterable[Query | QueryList] = asked
+                if given.is_one_list:
+                    wanted = resolver.resolve_lists(read_lists(given, opened, finder, readings))
+                lines: Iterable[bytes] = summarise(
+                    finder,
+                    wanted,
+                    files,
+                    paths=not choices.no_paths,
+                    as_json=choices.as_json,
+                )
+                lines = (line + b"\n" for line in lines)
+            elif choices.output is not None:
+                lines = ()
+                answers = _counted(finder.stream(asked, _query_options(choices)), progress)
+                _write_table(choices.output, answers, opened, finder)
+            else:
+                # If there are only ranges, report an invalid one before the first answer.
+                content = _query_options(choices)
+                if choices.as_json and given.is_one_list:
+                    lists = resolver.resolve_lists(read_lists(given, opened, finder, readings))
+                    columns = (
+                        item for some in lists for item in finder.stream_columns(some, content)
+                    )
+                    lines = json_chunks(_counted(columns, progress))
+                else:
+                    single = list(asked) if given.few else asked
+                    chunks = json_chunks if choices.as_json else _table_chunks
+                    lines = chunks(_counted(finder.stream(single, content), progress))
+            write_chunks(lines)
+        report_readings(readings)
+        report_resolver(resolver, opened)
+        report_options(opened)
+        return is_passed_over(resolver, readings)
+
+
+def _summary_files(choices: Choices, target: str | None) -> "SummaryFiles | None":
+    """Return the files to write with a summary; None if no summary is wanted.
+
+    Raises `OutputError` if one of them cannot be created.
+    """
+    no_file = choices.output is None and choices.report is None
+    if choices.is_table or (no_file and not choices.summary):
+        return None
+    from whoseblock.cli.presentation.summary import SummaryFiles
+
+    file = page = None
+    if choices.output is not None:
+        file = OutputFile(choices.output)
+        file.check()
+    if choices.report is not None:
+        from whoseblock.cli.presentation.report import ReportFile
+
+        page = ReportFile(choices.report, target)
+    return SummaryFiles(file, page)
+
+
+def _write_table(
+    output: str, answers: "Iterable[LeadingRows | Answer]", target: Target, finder: Lookup
+) -> None:
+    """Write the rows of answers to a table, and say how many there are."""
+    from pathlib import Path
+
+    from whoseblock.tables.batches import Origin, record_batches
+    from whoseblock.tables.files import write_table
+    from whoseblock.tables.owner_map import find_origin
+
+    host = os.uname().nodename
+    if target.layer is None:
+        origin = Origin(host, None, "")
+    else:
+        origin = find_origin(finder, target.layer, target.host, host)
+    rows = write_table(Path(output), record_batches(answers, origin))
+    print_error(f"{rows} rows in {output}")
+
+
+def _check_mounted(target: Target, choices: Choices) -> None:
+    """Raise a usage error for options that need the kernel if the target is not mounted.
+
+    An unmounted filesystem is cached, so that a second query returns the same.
+    """
+    if target.is_mounted is False:
+        for name in ("processes", "verify"):
+            if getattr(choices, name):
+                raise usage_error(
+                    f"--{name} needs a mounted filesystem; nothing of {target.path} is mounted"
+                )
+
+
+def _query_options(choices: Choices) -> QueryOptions:
+    """Return the contents of the answers; the table of root includes processes."""
+    processes = choices.processes or (not choices.as_json and os.geteuid() == 0)
+    return QueryOptions(
+        paths=not choices.no_paths,
+        processes=processes,
+        verified=choices.verify,
+        bare=True,
+    )
+
+
+def _counted(answers: Iterable[_Item], progress: ProgressBar) -> Iterable[_Item]:
+    """Show the number of answers, if progress is shown."""
+    return _count_answers(answers, progress) if progress.shown else answers
+
+
+def _count_answers(answers: Iterable[_Item], progress: ProgressBar) -> Iterator[_Item]:
+    number = 0
+    for item in answers:
+        columns = getattr(item, "columns", None)
+        number += isinstance(item, Answer) if columns is None else len(columns.questions)
+        progress("ranges answered", number, None)
+        yield item
+
+
+def _table_chunks(answers: "Iterable[LeadingRows | Answer]") -> Iterator[bytes]:
+    from whoseblock.cli.presentation.table import table_lines
+
+    return (line.encode(errors="backslashreplace") + b"\n" for line in table_lines(answers))
