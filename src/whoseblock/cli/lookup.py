@@ -20,7 +20,7 @@ from whoseblock.cli.presentation.notices import (
 )
 from whoseblock.cli.presentation.output import OutputFile, write_chunks
 from whoseblock.cli.presentation.progress import ProgressBar
-from whoseblock.fs.base import Answer
+from whoseblock.fs.base import MAX_OWNERS, Answer
 
 if TYPE_CHECKING:
     from whoseblock.fs.stream import LeadingRows
@@ -80,6 +80,14 @@ Examples:
     help="Read all inodes to find owners where a reverse map is damaged, even if they are many.",
 )
 @click.option(
+    "--max-owners",
+    type=click.IntRange(min=1),
+    default=MAX_OWNERS,
+    show_default=True,
+    metavar="N",
+    help="List at most N owners of one extent, which thousands of snapshots may share.",
+)
+@click.option(
     "--processes",
     is_flag=True,
     help="Report processes that map the range or have the file open; default in root's table.",
@@ -128,6 +136,7 @@ def lookup(target: str | None, ranges: tuple[str, ...], **options: Any) -> None:
             finder.scans = not options["no_scan"]
             finder.rescans = options["scan"]
             finder.rescan_limit = 0 if options["no_scan"] else RESCAN_LIMIT
+            finder.max_owners = options["max_owners"]
             resolver = Resolver(opened, device=where.device, offset=given.offset)
             asked = resolver.resolve(read_failures(given, opened, finder, readings))
             if options["summary"] or output is not None:
