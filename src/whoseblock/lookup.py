@@ -26,6 +26,7 @@ from whoseblock.errors import (
 from whoseblock.fs import opening
 from whoseblock.fs.arguments import check_list, check_within
 from whoseblock.fs.base import (
+    MAX_OWNERS,
     Answer,
     FileId,
     FileOwner,
@@ -150,6 +151,7 @@ class Lookup(Closing):
         self.scans = True
         self.rescans = False
         self.rescan_limit = 0
+        self.max_owners = MAX_OWNERS
         #: The last permission that was denied.
         self.denied: PrivilegeError | None = None
         self._open_leaf = open_leaf
@@ -249,6 +251,7 @@ class Lookup(Closing):
                 space.scans = self.scans
                 space.rescans = self.rescans
                 space.rescan_limit = self.rescan_limit
+                space.max_owners = self.max_owners
                 leaf = Leaf(space)
             self._leaves[layer] = leaf
         return leaf

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tests.support.mounts import mounted
-from tests.support.tools import run
+from tests.support.tools import btrfsprogs, run
 
 from whoseblock.fs.base import (
     Answer,
@@ -100,11 +100,18 @@ class _Part(NamedTuple):
     unwritten: bool
 
 
-def make_image(path: Path, size: int, *options: str, seed: int = 1, compress: str = "") -> Path:
+def make_image(
+    path: Path,
+    size: int,
+    *options: str,
+    seed: int = 1,
+    compress: str = "",
+    newest: bool = False,
+) -> Path:
     """Make an image with mkfs.btrfs, and fill it through the kernel."""
     with path.open("wb") as file:
         file.truncate(size)
-    run(["mkfs.btrfs", "-q", *options, path])
+    run([btrfsprogs("mkfs.btrfs", newest=newest), "-q", *options, path])
     given = [f"compress-force={compress}"] if compress else []
     with mounted(path, *given, kind="btrfs") as folder:
         fill(Path(os.fsdecode(folder)), seed)
@@ -235,10 +242,10 @@ def _fragment(paths: Iterable[Path], rnd: random.Random) -> None:
 # ---------------------------------------------------------------------- truth
 
 
-def read_truth(image: Path) -> Truth:
-    """Return the owners of every sector, and all paths."""
+def read_truth(image: Path, *, newest: bool = False) -> Truth:
+    """Return the owners of every sector, and all paths; ``newest`` is as for `make_image`."""
     size = image.stat().st_size
-    dump = Dump(image)
+    dump = Dump(image, newest=newest)
     claims: list[set[Claim]] = [
         {Claim("free" if at >= _FIRST_MIB else "static")} for at in range(0, size, SECTOR)
     ]
@@ -258,8 +265,9 @@ def read_truth(image: Path) -> Truth:
 class Dump:
     """The chunks, and the owners of each logical address, as dump-tree prints them."""
 
-    def __init__(self, image: Path) -> None:
-        text = run(["btrfs", "inspect-internal", "dump-tree", image]).decode(errors="replace")
+    def __init__(self, image: Path, *, newest: bool = False) -> None:
+        btrfs = btrfsprogs("btrfs", newest=newest)
+        text = run([btrfs, "inspect-internal", "dump-tree", image]).decode(errors="replace")
         self.chunks: dict[int, tuple[int, list[int]]] = {}
         #: The length, the profile and the stripes of each chunk.
         self.profiles: dict[int, tuple[int, str, list[tuple[int, int]]]] = {}
@@ -267,7 +275,7 @@ class Dump:
         self.inline: dict[int, set[FileId]] = defaultdict(set)
         self.extents: dict[int, int] = {}
         self.parts: list[_Part] = []
-        head = run(["btrfs", "inspect-internal", "dump-super", image]).decode()
+        head = run([btrfs, "inspect-internal", "dump-super", image]).decode()
         node = re.search(r"^nodesize\s+(\d+)", head, re.MULTILINE)
         assert node
         self.node_size = int(node[1])

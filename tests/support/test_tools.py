@@ -55,14 +55,16 @@ def test_xfsprogs_are_found_without_root(monkeypatch: pytest.MonkeyPatch, tmp_pa
         tools.xfsprogs("xfs_db")
 
 
-def test_the_newest_e2fsprogs_are_found_or_missing(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.mark.parametrize("package", ["e2fsprogs", "btrfsprogs"])
+def test_the_newest_programs_are_found_or_missing(
+    package: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(tools, "_NEWEST_E2FSPROGS", tmp_path)
-    with pytest.raises(Missing, match=r"run tools/e2fsprogs$"):
-        tools.e2fsprogs("mke2fs", newest=True)
-    path = make(tmp_path / "mke2fs")
-    assert tools.e2fsprogs("mke2fs", newest=True) == path
+    monkeypatch.setattr(tools, f"_NEWEST_{package.upper()}", tmp_path)
+    find = getattr(tools, package)
+    with pytest.raises(Missing, match=rf"run tools/{package}$"):
+        find("mkfs", newest=True)
+    path = make(tmp_path / "mkfs")
+    assert find("mkfs", newest=True) == path
 
 
 def test_the_skip_of_a_user_names_root(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 __all__ = [
     "Missing",
+    "btrfsprogs",
     "e2fsprogs",
     "find",
     "need_loop_mounts",
@@ -28,6 +29,10 @@ _NEWEST = Path(os.environ.get("WHOSEBLOCK_XFSPROGS") or CHECKOUT / "build" / "xf
 #: The same for `tools/e2fsprogs`.
 _NEWEST_E2FSPROGS = Path(
     os.environ.get("WHOSEBLOCK_E2FSPROGS") or CHECKOUT / "build" / "e2fsprogs" / "bin"
+)
+#: The same for `tools/btrfsprogs`.
+_NEWEST_BTRFSPROGS = Path(
+    os.environ.get("WHOSEBLOCK_BTRFSPROGS") or CHECKOUT / "build" / "btrfs-progs" / "bin"
 )
 
 #: Debian leaves the last two out of an ordinary user's PATH; mkfs.xfs and sfdisk are there.
@@ -120,11 +125,18 @@ def xfsprogs(name: str, *, newest: bool = True) -> Path:
 
 def e2fsprogs(name: str, *, newest: bool) -> Path:
     """Find a program of e2fsprogs: the newest, or the system's own."""
-    if not newest:
-        return Path(program(name))
-    ours = _NEWEST_E2FSPROGS / name
+    return _find_newest(name, _NEWEST_E2FSPROGS, "e2fsprogs") if newest else Path(program(name))
+
+
+def btrfsprogs(name: str, *, newest: bool) -> Path:
+    """Find a program of btrfs-progs: the newest, or the system's own."""
+    return _find_newest(name, _NEWEST_BTRFSPROGS, "btrfsprogs") if newest else Path(program(name))
+
+
+def _find_newest(name: str, folder: Path, tool: str) -> Path:
+    ours = folder / name
     if not os.access(ours, os.X_OK):
-        raise Missing("the newest e2fsprogs are not here: run tools/e2fsprogs")
+        raise Missing(f"the newest {tool} are not here: run tools/{tool}")
     return ours
 
 

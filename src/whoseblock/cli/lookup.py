@@ -10,6 +10,7 @@ from whoseblock.cli.options.failure_values import FailureOptions
 from whoseblock.cli.options.failures import failure_options
 from whoseblock.cli.options.targets import options_of, target_options
 from whoseblock.cli.presentation.notices import exit_passed_over
+from whoseblock.fs.base import MAX_OWNERS
 
 __all__ = ["lookup"]
 
@@ -58,6 +59,14 @@ Examples:
     "--scan",
     is_flag=True,
     help="Read all inodes to find owners where a reverse map is damaged, even if they are many.",
+)
+@click.option(
+    "--max-owners",
+    type=click.IntRange(min=1),
+    default=MAX_OWNERS,
+    show_default=True,
+    metavar="N",
+    help="List at most N owners of one extent, which thousands of snapshots may share.",
 )
 @click.option(
     "--processes",

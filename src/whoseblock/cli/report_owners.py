@@ -55,6 +55,7 @@ def report_owners(
             finder.scans = not choices.no_scan
             finder.rescans = choices.scan
             finder.rescan_limit = 0 if choices.no_scan else RESCAN_LIMIT
+            finder.max_owners = choices.max_owners
             resolver = Resolver(opened, device=where.device, offset=given.offset)
             asked = resolver.resolve(read_failures(given, opened, finder, readings))
             if files is not None:

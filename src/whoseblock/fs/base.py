@@ -11,6 +11,7 @@ from msgspec import UNSET, Struct, UnsetType
 
 __all__ = [
     "MAX_NOTES",
+    "MAX_OWNERS",
     "Answer",
     "Copy",
     "FileId",
@@ -42,6 +43,8 @@ def no_progress(_what: str, _done: int, _total: int | None) -> None:
     """Ignore progress."""
 
 
+#: The usual limit of the owners that are listed of one extent.
+MAX_OWNERS: Final = 1 << 18
 #: A badly damaged filesystem has thousands of notes; more than this many are only counted.
 MAX_NOTES: Final = 20
 _AND, _MORE = "and ", " more notes of this kind"

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, Self, runtime_c
 
 from whoseblock.errors import UnsupportedError
 from whoseblock.fs.arguments import check_inodes
-from whoseblock.fs.base import Answer, FileId, Free, Owner, Paths, Progress
+from whoseblock.fs.base import MAX_OWNERS, Answer, FileId, Free, Owner, Paths, Progress
 from whoseblock.media.base import Media
 from whoseblock.media.mounts import Mount
 
@@ -157,6 +157,8 @@ class AddressSpace(Protocol):
     rescans: bool = False
     #: They may be read in any case if they, with their maps, take at most so many bytes.
     rescan_limit: int = 0
+    #: At most so many owners of one extent are listed, where snapshots may multiply them.
+    max_owners: int = MAX_OWNERS
 
     def owners_many(
         self, ranges: Iterable[tuple[int, int]], *, paths: bool = True

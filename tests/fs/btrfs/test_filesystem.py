@@ -30,13 +30,15 @@ from whoseblock.fs.btrfs.format.checksum import CHECKSUMS
 MIB = 1 << 20
 SIZE = 256 * MIB
 SUPERBLOCK = 64 << 10
-#: By name: the options of mkfs.btrfs, and the option of the mount.
+#: By name: the options of mkfs.btrfs, and the option of the mount.  Some are of the newest one.
 FORMS: dict[str, tuple[str, str]] = {
     "64 KiB nodes, single, no free space tree": (
         "-n 65536 --csum sha256 -m single -R ^free-space-tree",
         "zstd",
     ),
     "mixed": ("-n 4096 --csum blake2 --mixed", ""),
+    "newest": ("", "lzo"),
+    "newest, simple quota": ("-n 4096 -O squota", ""),
     "old features, quota": ("--csum xxhash -O ^skinny-metadata,^no-holes -R quota -d dup", ""),
 }
 
@@ -94,8 +96,9 @@ def check(image: Path, truth: Truth, count: int) -> None:
 def test_rows_and_paths_equal_the_truth(form: str, tmp_path: Path) -> None:
     need_loop_mounts()
     options, compress = FORMS[form]
-    image = make_image(tmp_path / "x.img", SIZE, *options.split(), compress=compress)
-    check(image, read_truth(image), 200)
+    newest = form.startswith("newest")
+    image = make_image(tmp_path / "x.img", SIZE, *options.split(), compress=compress, newest=newest)
+    check(image, read_truth(image, newest=newest), 200)
 
 
 def test_an_image_of_a_filesystem_in_use(default: Path, base: Base) -> None:
@@ -216,6 +219,26 @@ def test_the_command_line(default: Path, base: Base) -> None:
         done = CliRunner().invoke(cli, list(map(str, arguments)))
         assert done.exit_code == 0, done.output
         assert "btrfs" in done.output or "/" in done.output
+
+
+def test_a_limit_of_owners_is_said(default: Path, base: Base) -> None:
+    sector, most = max(
+        ((number, len(claims)) for number, claims in enumerate(base.truth.claims)),
+        key=lambda one: one[1],
+    )
+    assert most > 3
+    with whoseblock.open(default) as fs:
+        assert len(fs.owners(sector * SECTOR, SECTOR)) == most
+        fs.max_owners = 3
+        answer = fs.owners(sector * SECTOR, SECTOR)
+        assert not answer.complete
+        assert len(answer) <= 3
+        assert "has more than 3 owners, not all of which are listed" in str(answer.notes)
+    done = CliRunner().invoke(
+        cli, ["lookup", "--json", "--max-owners", "2", str(default), f"{sector}p"]
+    )
+    assert done.exit_code == 0, done.output
+    assert "has more than 2 owners" in str(json.loads(done.output)["notes"])
 
 
 def test_an_empty_filesystem(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 from whoseblock.cli.options.usage import usage_error
+from whoseblock.fs.base import MAX_OWNERS
 
 __all__ = ["Choices"]
 
@@ -14,6 +15,7 @@ class Choices(NamedTuple):
     no_paths: bool = False
     no_scan: bool = False
     scan: bool = False
+    max_owners: int = MAX_OWNERS
     processes: bool = False
     verify: bool = False
     summary: bool = False

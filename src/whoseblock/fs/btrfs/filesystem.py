@@ -91,6 +91,7 @@ class BtrfsFilesystem(Closing, VolumeProtocol):
     ) -> Iterator[LeadingRows | Answer]:
         """Answer many ranges; see `AddressSpace.owners_stream`."""
         self._check_open()
+        self._finder.resolver.limit(self.max_owners)
         for start, length in checked_ranges(ranges, self._media.name, self.device_size):
             self._check_open()
             found = self._finder.find(self._device, start, length)
@@ -101,6 +102,7 @@ class BtrfsFilesystem(Closing, VolumeProtocol):
     ) -> Iterator[LeadingRows | Answer]:
         """Answer ranges of logical addresses; see `AddressSpace.owners_stream`."""
         self._check_open()
+        self._finder.resolver.limit(self.max_owners)
         for start, length in checked_ranges(ranges, self.identity, self.logical_size):
             self._check_open()
             found = self._finder.find_logical(start, length)

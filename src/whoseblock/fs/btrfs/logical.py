@@ -15,6 +15,7 @@ class LogicalFilesystem(Protocol):
 
     name: str
     block_size: int
+    max_owners: int
 
     @property
     def logical_size(self) -> int:
@@ -49,6 +50,7 @@ class LogicalSpace(AddressSpace):
         self, ranges: Iterable[tuple[int, int]], *, paths: bool = True
     ) -> Iterator[LeadingRows | Answer]:
         """Answer many ranges; see `AddressSpace.owners_stream`."""
+        self._filesystem.max_owners = self.max_owners
         return self._filesystem.logical_stream(ranges, paths=paths)
 
     def close(self) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -109,6 +110,20 @@ def fresh(tmp_path: Path) -> Path:
         (root / "sub/file").write_bytes(random.Random(1).randbytes(40 * SECTOR))
         (root / "other").write_bytes(random.Random(2).randbytes(40 * SECTOR))
     return path
+
+
+def test_a_limit_of_owners_is_said(image: Path, truth: Truth, tmp_path: Path) -> None:
+    sector = max(range(len(truth.claims)), key=lambda one: len(truth.claims[one])) * SECTOR
+    image = Path(shutil.copyfile(image, tmp_path / "copy.img"))
+    for option in ("ro", "commit=300"):
+        with mounted(image, option, kind="btrfs") as folder, opened(image) as fs:
+            if option != "ro":
+                (Path(os.fsdecode(folder)) / "new").touch()
+            fs.max_owners = 3
+            answer = fs.owners(sector, SECTOR)
+            assert not answer.complete
+            assert len(answer) <= 3
+            assert "has more than 3 owners, not all of which are listed" in str(answer.notes)
 
 
 def place_of(path: Path) -> int:

@@ -46,13 +46,17 @@ class LiveResolver(ReferenceResolver):
         named = self._ask(extent)
         known = {_reference(part) for part in committed.parts}
         if self._is_settled:
-            if named == known or self._has_each(extent, committed.parts, named):
+            is_cut = len(known) == self.max_owners
+            if named == known or is_cut or self._has_each(extent, committed.parts, named):
                 return committed
             fault = _OTHERS.format(extent.start)
             return committed._replace(faults=(*committed.faults, fault))
-        parts = self._parts(extent, known | named)
         faults = []
-        if self._ask(extent) != named or self._parts(extent, known | named) != parts:
+        if len(both := sorted(known | named)) > self.max_owners:
+            both = both[: self.max_owners]
+            faults.append(self._too_many(extent))
+        parts = self._parts(extent, both)
+        if self._ask(extent) != named or self._parts(extent, both) != parts:
             faults.append(_CHANGING.format(extent.start))
         elif not parts:
             faults.append(_FREED.format(extent.start))

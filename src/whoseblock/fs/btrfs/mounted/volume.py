@@ -257,6 +257,7 @@ class MountedBtrfs(Closing, MountedVolume):
         elif not moment.is_settled:
             # The kernel may have changed owners since.
             self._state.finder.resolver.forget()
+        self._state.finder.resolver.limit(self.max_owners)
         return self._state
 
     # ------------------------------------------------------------------ owners

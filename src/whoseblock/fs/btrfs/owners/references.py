@@ -2,10 +2,11 @@
 
 from collections import OrderedDict
 from collections.abc import Collection, Iterator
+from itertools import islice
 from typing import Final, NamedTuple, Self
 
 from whoseblock.errors import BlockError, CorruptError
-from whoseblock.fs.base import FileId
+from whoseblock.fs.base import MAX_OWNERS, FileId
 from whoseblock.fs.btrfs.format.extents import Reference
 from whoseblock.fs.btrfs.format.items import (
     ENCODINGS,
@@ -31,8 +32,6 @@ __all__ = ["FilePart", "FileParts", "ReferenceResolver", "part_of"]
 #: A compressed extent has at most so many bytes.
 _MAX_COMPRESSED: Final = 128 << 10
 _TOP: Final = 1 << 64
-#: An extent may have so many owners in all trees; more are not listed.
-_MOST_PARTS: Final = 1 << 18
 #: So many parts of files are kept in all.
 _KEPT: Final = 1 << 16
 
@@ -75,11 +74,12 @@ _Place = tuple[int, int]
 
 
 class ReferenceResolver:
-    """Resolves the back references of extents of data."""
+    """Resolves the back references of extents of data; lists ``max_owners`` of each at most."""
 
     def __init__(self, volume: Volume, sharing: SharingIndex) -> None:
         self.volume = volume
         self.sharing = sharing
+        self.max_owners = MAX_OWNERS
         self._kept: OrderedDict[int, FileParts] = OrderedDict()
         self._count = 0
 
@@ -133,14 +133,27 @@ class ReferenceResolver:
             shared = self.sharing.trees_of(address)
             faults.update(dict.fromkeys(shared.faults))
             inode, _, offset = node.keys[index]
-            if len(parts) + len(shared.trees) > _MOST_PARTS:
-                faults[
-                    f"the extent at logical address {extent.start} has more than {_MOST_PARTS}"
-                    " owners, not all of which are listed"
-                ] = None
+            room = self.max_owners - len(parts)
+            parts.update(
+                FilePart.of(tree, inode, offset, part)
+                for tree in islice(sorted(shared.trees), room)
+            )
+            if len(shared.trees) > room:
+                faults[self._too_many(extent)] = None
                 break
-            parts.update(FilePart.of(tree, inode, offset, part) for tree in shared.trees)
         return FileParts(tuple(sorted(parts)), tuple(faults))
+
+    def _too_many(self, extent: Extent) -> str:
+        return (
+            f"the extent at logical address {extent.start} has more than {self.max_owners} owners,"
+            " not all of which are listed: see --max-owners"
+        )
+
+    def limit(self, most: int) -> None:
+        """Set how many owners of an extent are listed."""
+        if most != self.max_owners:
+            self.max_owners = most
+            self.forget()
 
     def _in_tree(
         self, extent: Extent, reference: Reference, leaves: Collection[int]
