@@ -135,20 +135,21 @@ def _find(
 ) -> OwnerArrays:
     """Answer like `find_many`; ``uncounted`` records of each question are within the budget."""
     volume, scanned = finder.volume, finder.scanned
+    size = volume.block_size
+    low, high = starts // size, (starts + lengths - 1) // size + 1
     # In ascending order every search below walks through memory instead of jumping about in it.
-    order = ascending_order(starts // volume.block_size)
-    low = starts[order]
-    high = low + lengths[order]
+    order = ascending_order(low)
+    low, high = low[order], high[order]
     odd = np.zeros(2 * low.size, dtype=np.bool_)
-    odd[: low.size] = (high > volume.size) | (high - low > MOST_LOST_GROUPS * volume.ag_bytes)
+    is_long = high - low > MOST_LOST_GROUPS * volume.sb.agblocks
+    odd[: low.size] = is_long | (high > volume.size // size)
     if scanned is not None and not scanned.has_columns:
         odd[: low.size] = True
     count, hulls = RecordCount(order, budget, uncounted), Hulls(low.size)
-    number = np.flatnonzero(~odd[: low.size])
     rows = _join(
         [
             _find_in_group(finder, questions, odd, count, hulls)
-            for questions in _by_group(volume, low[number], high[number], number)
+            for questions in _by_group(volume, low, high, np.flatnonzero(~odd[: low.size]))
         ]
     )
     if scanned is None:
@@ -158,7 +159,8 @@ def _find(
     hulls.mark(odd)
     notes: dict[int, tuple[str, ...]] = {}
     if odd.any():
-        single = _find_singly(finder, low, high, odd[: low.size], notes)
+        asked = starts[order], lengths[order]
+        single = _find_singly(finder, *asked, odd[: low.size], notes)
         rows = _join([rows[~odd[rows["question"]]], single])
         notes = {int(order[question]): said for question, said in notes.items()}
     index, question = _in_answer_order(rows, *hulls.spread(rows, odd), order)
@@ -175,28 +177,27 @@ def _find(
 def _columns(
     rows: "NDArray[np.void]", index: "Ints", question: "Ints", starts: "Ints", lengths: "Ints"
 ) -> OwnerArrays:
-    """Return the rows at ``index`` as columns; a row of a hull is clipped to its ``question``."""
+    """Return the rows at ``index``, which are of whole blocks, clipped to their ``question``."""
     # Columns that lie together are in the processor's cache while rows are picked.
     columns = {name: np.ascontiguousarray(rows[name]) for name in _NAMES}
     of_hull = columns.pop("question") >= starts.size
-    start, length, place = (columns.pop(name) for name in ("start", "length", "file_offset"))
-    nowhere = place < 0
-    place = (place - start)[index]
-    if index.size == starts.size and of_hull.all():
-        # Each question has one row.
-        start, length = starts, lengths
-    else:
-        clipped = of_hull[index]
-        start = np.where(clipped, starts[question], start[index])
-        length = np.where(clipped, lengths[question], length[index])
-    place += start
-    if nowhere.any():
-        place[nowhere[index]] = -1
+    row_start, row_length, place = map(columns.pop, ("start", "length", "file_offset"))
+    del columns["subvolume"]
+    # A row of a hull has all bytes of its questions.
+    start, length = starts, lengths
+    if index.size != starts.size or not of_hull.all():
+        end = np.minimum((row_start + row_length)[index], (starts + lengths)[question])
+        start = np.maximum(row_start[index], starts[question])
+        length = end - start
+    file_offset = (place - row_start)[index] + start
+    if (place < 0).any():
+        file_offset[(place < 0)[index]] = -1
     return OwnerArrays(
         question=question,
         start=start,
         length=length,
-        file_offset=place,
+        file_offset=file_offset,
+        subvolume=np.zeros(index.size, dtype=np.uint64),
         complete=np.empty(0, np.bool_),
         notes={},
         **{name: column[index] for name, column in columns.items()},
@@ -204,17 +205,22 @@ def _columns(
 
 
 class _Questions(NamedTuple):
-    """The questions, by number, that touch one allocation group: bytes from low up to high."""
+    """The questions, by number, that touch one allocation group, in the blocks of the group."""
 
     agno: int
     number: "Ints"
     low: "Ints"
     high: "Ints"
+    #: The indices of those that do not lie within the group.
+    cut: "Ints"
 
 
 def _by_group(volume: "Volume", low: "Ints", high: "Ints", number: "Ints") -> Iterator[_Questions]:
-    """Assign the questions, which ascend, to the groups that they touch."""
-    first, last = low // volume.ag_bytes, (high - 1) // volume.ag_bytes
+    """Assign those questions that have a number, in ascending order, to the groups they touch."""
+    size = volume.sb.agblocks
+    if number.size < low.size:
+        low, high = low[number], high[number]
+    first, last = low // size, (high - 1) // size
     long = np.flatnonzero(first < last)
     groups = set(first[run_starts(first)].tolist())
     for begin, end in set(zip(first[long].tolist(), last[long].tolist(), strict=True)):
@@ -226,7 +232,11 @@ def _by_group(volume: "Volume", low: "Ints", high: "Ints", number: "Ints") -> It
         here = slice(start, stop)
         if across.size:
             here = np.concatenate((across, np.arange(start, stop)))
-        yield _Questions(agno, number[here], low[here], high[here])
+        cut = np.flatnonzero((first[here] != agno) | (last[here] != agno)) if long.size else long
+        some_low, some_high = low[here] - agno * size, high[here] - agno * size
+        some_low[cut] = np.maximum(some_low[cut], 0)
+        some_high[cut] = np.minimum(some_high[cut], volume.ag_blocks(agno))
+        yield _Questions(agno, number[here], some_low, some_high, cut)
 
 
 def _in_answer_order(
@@ -257,8 +267,8 @@ def _in_answer_order(
 
 def _find_singly(
     finder: OwnerFinder,
-    low: "Ints",
-    high: "Ints",
+    start: "Ints",
+    length: "Ints",
     odd: "NDArray[np.bool_]",
     notes: dict[int, tuple[str, ...]],
 ) -> "NDArray[np.void]":
@@ -266,25 +276,11 @@ def _find_singly(
     rows: list[tuple[int | bool, ...]] = []
     for question in np.flatnonzero(odd).tolist():
         said: list[str] = []
-        start, end = int(low[question]), int(high[question])
-        rows += [(question, *piece) for piece in finder.find(start, end - start, said)]
+        asked = int(start[question]), int(length[question])
+        rows += [(question, *piece) for piece in finder.find(*asked, said)]
         if said:
             notes[question] = distinct(said)
     return np.array(rows, _ROW)
-
-
-class _Blocks(NamedTuple):
-    """Questions about blocks of a group, and the bytes that they are about.
-
-    The records before the ``candidate`` of a question end before it.
-    """
-
-    candidate: "Ints"
-    number: "Ints"
-    low: "Ints"
-    high: "Ints"
-    start: "Ints"
-    end: "Ints"
 
 
 def _find_in_group(
@@ -296,44 +292,45 @@ def _find_in_group(
 ) -> "NDArray[np.void]":
     """Answer the part of the questions that lies in their group; mark the odd ones.
 
-    Those within one record are answered by one of the ``hulls``.
+    The rows are of whole blocks.  Questions within one record are answered by one of the ``hulls``.
     """
     volume, agno = finder.volume, questions.agno
-    base, size = agno * volume.ag_bytes, volume.block_size
-    blocks = volume.ag_blocks(agno)
-    start = np.maximum(questions.low, base)
-    end = np.minimum(questions.high, base + blocks * size)
-    all_low, all_high = (start - base) // size, -((base - end) // size)
     faults: list[Fault] = []
-
-    merged = merge(all_low, all_high)
+    merged = merge(questions.low, questions.high)
     records = _records(finder, agno, *merged, faults)
     first = records["startblock"].astype(np.int64)
     after = first + records["blockcount"]
     reach = np.maximum.accumulate(after)
-    candidate = np.searchsorted(reach, all_low, "right")
-    asked = _Blocks(candidate, questions.number, all_low, all_high, start, end)
-    inside = _lies_inside(first, after, asked)
-    inside &= (start == questions.low) & (end == questions.high)
-    asked, rest = _join_inside(asked, inside, hulls, base, size)
-    number, low, high = asked.number, asked.low, asked.high
-    window = Window(asked.candidate, np.searchsorted(first, high), bool((reach == after).all()))
-    count.add(number[:rest], low, after, window)
+    candidate = _first_touching(reach, questions.low)
+    number, low, high = questions.number, questions.low, questions.high
+    inside = _lies_inside(first, after, candidate, low, high)
+    inside[questions.cut] = False
+    if inside.any():
+        # Often that is all of them, and nothing need be picked.
+        pick = slice(None) if inside.all() else inside
+        joined = hulls.join(candidate[pick], number[pick], low[pick], high[pick])
+        rest = np.flatnonzero(~inside)
+        candidate, number, low, high = (
+            np.concatenate((column[rest], of_hulls))
+            for column, of_hulls in zip((candidate, number, low, high), joined, strict=True)
+        )
+    window = Window(candidate, np.searchsorted(first, high), bool((reach == after).all()))
     count.add_one(questions.number[inside])
+    count.add(number[number < hulls.questions], low, after, window)
 
-    if window.ends_ascend:
-        which, index = expand(window.first, np.maximum(window.stop - window.first, 0))
-    else:
-        which, index = touching(after, window.first, window.stop, low)
-    begin, until = np.maximum(first[index], low[which]), np.minimum(after[index], high[which])
-    owned = _rows(which, begin, until)
-    _classify(owned, records, index, size)
+    which, index = _match(after, window, low)
+    begin, end = np.maximum(first[index], low[which]), np.minimum(after[index], high[which])
+    owned = _rows(which, begin, end)
+    _classify(owned, records, index, MAX_FILE_SIZE // volume.block_size)
+    # How much of its record was cut off before a piece counts towards its place in the file.
+    owned["file_offset"] += np.where(owned["file_offset"] < 0, 0, begin - first[index])
     overlap = bool((reach[:-1] > first[1:]).any())
     if overlap:
         _mark_shared(owned)
 
-    covered = np.bincount(which, until - begin, low.size) == high - low
+    covered = np.bincount(which, end - begin, low.size) == high - low
     has_gaps = overlap or not covered.all()
+    blocks = volume.ag_blocks(agno)
     gaps = _find_gaps(first, reach, blocks, low, high) if has_gaps else owned[:0]
     free, doubtful = _find_free(finder, agno, owned, gaps, faults)
     odd[number[doubtful]] = True
@@ -343,48 +340,45 @@ def _find_in_group(
         counts = _load(finder.tree(agno, REFCOUNTBT), *merged, faults)
     if overlap or counts.size:
         bad = miscounted(records, counts)
-        odd[questions.number[intersect(*bad, all_low, all_high)[0]]] = True
+        odd[questions.number[intersect(*bad, questions.low, questions.high)[0]]] = True
     for fault in faults:
-        odd[questions.number[(fault.low < all_high) & (all_low < fault.high)]] = True
-    # How much of its record was cut off before a piece counts towards its place in the file.
-    recorded = base + first[index] * size
-    rows = _join([owned, free])
-    _to_bytes(rows, asked, base, size)
-    placed = owned["file_offset"] >= 0
-    rows["file_offset"][: owned.size] += np.where(placed, rows["start"][: owned.size] - recorded, 0)
-    return rows
+        touches = (fault.low < questions.high) & (questions.low < fault.high)
+        odd[questions.number[touches]] = True
+    return _to_bytes(_join([owned, free]), number, agno * volume.ag_bytes, volume.block_size)
 
 
-def _lies_inside(first: "Ints", after: "Ints", asked: _Blocks) -> "NDArray[np.bool_]":
-    """Return which questions lie within one record, and touch no other."""
+def _first_touching(reach: "Ints", low: "Ints") -> "Ints":
+    """Return for each question the first record that ends past its ``low``, which ascends."""
+    if low.size < reach.size:
+        return np.searchsorted(reach, low, "right")
+    # The fewer are looked for among the more.
+    upto = np.concatenate((np.searchsorted(low, reach), [low.size]))
+    return np.repeat(np.arange(upto.size), np.diff(upto, prepend=0))
+
+
+def _lies_inside(
+    first: "Ints", after: "Ints", candidate: "Ints", low: "Ints", high: "Ints"
+) -> "NDArray[np.bool_]":
+    """Return which questions lie within their candidate, and touch no other record."""
     begins, ends = np.append(first, (_NEVER, _NEVER)), np.append(after, _NEVER)
-    inside = (begins[asked.candidate] <= asked.low) & (asked.high <= ends[asked.candidate])
-    return np.asarray(inside & (asked.high <= begins[1:][asked.candidate]))
+    limits = np.minimum(ends, begins[1:])
+    return np.asarray((begins[candidate] <= low) & (high <= limits[candidate]))
 
 
-def _join_inside(
-    asked: _Blocks, inside: "NDArray[np.bool_]", hulls: Hulls, base: int, size: int
-) -> tuple[_Blocks, int]:
-    """Replace the questions ``inside`` by hulls; return also how many are not replaced."""
-    if not inside.any():
-        return asked, inside.size
-    # Often that is all of them, and nothing need be picked.
-    pick = slice(None) if inside.all() else inside
-    record, number, low, high = hulls.join(*(column[pick] for column in asked[:4]))
-    joined = _Blocks(record, number, low, high, base + low * size, base + high * size)
-    if isinstance(pick, slice):
-        return joined, 0
-    rest = _Blocks(*(column[~inside] for column in asked))
-    return _Blocks(*map(np.concatenate, zip(rest, joined, strict=True))), rest.low.size
+def _match(after: "Ints", window: Window, low: "Ints") -> "tuple[Ints, Ints]":
+    """Return every pair of a question and a record that touch."""
+    if window.ends_ascend:
+        return expand(window.first, np.maximum(window.stop - window.first, 0))
+    return touching(after, window.first, window.stop, low)
 
 
-def _to_bytes(rows: "NDArray[np.void]", asked: _Blocks, base: int, size: int) -> None:
-    """Convert rows in blocks to bytes, clip them to their questions, and number these."""
-    which = rows["question"]
-    start = np.maximum(base + rows["start"] * size, asked.start[which])
-    end = np.minimum(base + (rows["start"] + rows["length"]) * size, asked.end[which])
-    rows["start"], rows["length"] = start, end - start
-    rows["question"] = asked.number[which]
+def _to_bytes(rows: "NDArray[np.void]", number: "Ints", base: int, size: int) -> "NDArray[np.void]":
+    """Convert rows from blocks to bytes, and let their questions have the numbers."""
+    rows["start"] = base + rows["start"] * size
+    rows["length"] *= size
+    rows["file_offset"] = np.where(rows["file_offset"] < 0, -1, rows["file_offset"] * size)
+    rows["question"] = number[rows["question"]]
+    return rows
 
 
 def _find_gaps(
@@ -541,9 +535,12 @@ def _load(tree: AgTree, lows: "Ints", highs: "Ints", faults: list[Fault]) -> "ND
 
 
 def _classify(
-    rows: "NDArray[np.void]", records: "NDArray[np.void]", index: "Ints", block_size: int
+    rows: "NDArray[np.void]", records: "NDArray[np.void]", index: "Ints", most_blocks: int
 ) -> None:
-    """Set the fields of row i from record ``index[i]``, as `rows.piece_of` does."""
+    """Set the fields of row i from record ``index[i]``, as `rows.piece_of` does, in blocks.
+
+    A file has at most ``most_blocks``.
+    """
     owner = records["owner"].astype(np.uint64)[index]
     offset = records["offset"].astype(np.uint64)[index]
     attr = (offset & np.uint64(XFS_RMAP_OFF_ATTR_FORK)) != 0
@@ -554,8 +551,8 @@ def _classify(
     rows["inode"] = owner
     rows["unwritten"] = (offset & np.uint64(XFS_RMAP_OFF_UNWRITTEN)) != 0
     block = (offset & np.uint64(XFS_RMAP_OFF_MASK)).astype(np.int64)
-    rows["file_offset"] = block * block_size
-    past = block + records["blockcount"][index] > MAX_FILE_SIZE // block_size
+    rows["file_offset"] = block
+    past = block + records["blockcount"][index] > most_blocks
     rows["kind"][past & ~extent_map] = UNKNOWN
     special = np.flatnonzero((owner & np.uint64(XFS_RMAP_NON_INODE)) != 0)
     rows["kind"][special] = UNKNOWN

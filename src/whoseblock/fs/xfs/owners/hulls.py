@@ -26,7 +26,7 @@ class Hulls:
     """
 
     def __init__(self, questions: int) -> None:
-        self._questions = questions
+        self.questions = questions
         #: The hull of each question, -1 if it is looked up itself.
         self._hull = np.full(questions, -1)
 
@@ -40,13 +40,13 @@ class Hulls:
         heads = run_starts(record)
         if not heads.size:
             return record, number, low, high
-        hulls = self._questions + number[heads]
+        hulls = self.questions + number[heads]
         self._hull[number] = np.repeat(hulls, np.diff(heads, append=number.size))
         return record[heads], hulls, low[heads], np.maximum.reduceat(high, heads)
 
     def mark(self, odd: "Bools") -> None:
         """Mark the questions as odd whose hull is."""
-        if odd[self._questions :].any():
+        if odd[self.questions :].any():
             joined = np.flatnonzero(self._hull >= 0)
             odd[joined] |= odd[self._hull[joined]]
 
@@ -56,10 +56,12 @@ class Hulls:
         A hull that is not ``odd`` has one row, which is that of all its questions but the odd ones.
         """
         number = rows["question"]
-        is_hull = number >= self._questions
-        row_of = np.full(self._questions, -1)
-        row_of[number[is_hull] - self._questions] = np.flatnonzero(is_hull)
+        is_hull = number >= self.questions
+        row_of = np.full(self.questions, -1)
+        row_of[number[is_hull] - self.questions] = np.flatnonzero(is_hull)
         alone = np.flatnonzero(~is_hull)
-        joined = np.flatnonzero((self._hull >= 0) & ~odd[: self._questions])
-        index = row_of[self._hull[joined] - self._questions]
+        joined = np.flatnonzero((self._hull >= 0) & ~odd[: self.questions])
+        index = row_of[self._hull[joined] - self.questions]
+        if not alone.size:
+            return index, joined
         return np.concatenate((alone, index)), np.concatenate((number[alone], joined))
