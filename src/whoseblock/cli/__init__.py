@@ -39,6 +39,7 @@ _VERBS = (
     "completion",
     "doctor",
     "emulate",
+    "file",
     "journal",
     "lookup",
     "map",
