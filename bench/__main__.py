@@ -17,7 +17,7 @@ import rich.table
 from rich.console import Console
 from tests.support.tools import Missing, need_loop_mounts
 
-from bench import ext4, live, maps, memory, price, watch, xfs, xfs_scan
+from bench import ext4, live, maps, memory, price, tables, watch, xfs, xfs_scan
 from bench.measure import Result, Table
 
 _FOLDER = Path("build/bench")
@@ -60,6 +60,7 @@ def _parts() -> list[Callable[[Path], Iterator[Result | Table]]]:
         "price": price.measure_all,
         "maps": maps.measure_all,
         "memory": memory.measure_all,
+        "tables": tables.measure_all,
         "live": live.measure_all,
         "watch": partial(watch.measure_all, idle=given.idle),
         "crowd": watch.measure_crowded,

@@ -76,10 +76,13 @@ def many_extents(path: Path, extents: int, files: int = 1) -> None:
             fragmented_file(folder + b"/%d" % number, extents // files)
 
 
-def many_files(path: Path, files: int, a_folder: int = 100) -> None:
-    """Make an image with ``files`` small files, ``a_folder`` in each folder; no parent pointers."""
+def many_files(path: Path, files: int, a_folder: int = 100, *, written: bool = True) -> None:
+    """Make an image with ``files`` small files, ``a_folder`` in each folder; no parent pointers.
+
+    Their blocks are only reserved, and take no room, unless ``written``.
+    """
     make_empty(path, max(1 << 30, files * BLOCK * 2), "-n", "parent=0")
-    _small_files(path, files, a_folder)
+    _small_files(path, files, a_folder, written=written)
 
 
 def unmapped_files(path: Path, files: int, *, reflink: bool, written: bool = True) -> None:

@@ -42,8 +42,8 @@ ROOMS = (
     Room(("sources",), 1, 0),
     Room(
         (
-            *("columns", "lookup", "losses", "members", "processes", "query", "querying"),
-            *("resolve", "summary", "target"),
+            *("columns", "file_ranges", "lookup", "losses", "members", "processes", "query"),
+            *("querying", "resolve", "summary", "target"),
         ),
         4,
         3,
@@ -240,6 +240,7 @@ PACKAGES: dict[str, dict[str, set[str]]] = {
     },
     "stack": {
         "base": set(),
+        "ascent": {"base"},
         "formats": set(),
         "members": {"base"},
         "kernel": {"base", "formats", "members"},

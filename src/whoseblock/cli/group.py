@@ -23,6 +23,7 @@ _VERBS = (
     "completion",
     "doctor",
     "emulate",
+    "file",
     "journal",
     "lookup",
     "map",

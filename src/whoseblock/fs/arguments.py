@@ -137,7 +137,7 @@ def check_columns(
     wrong = np.flatnonzero((low < 0) | (length <= 0) | (low > device_size - length))
     for index in wrong[:1].tolist():
         check_within(int(low[index]), int(length[index]), device, device_size)
-    return low.astype(np.int64), length.astype(np.int64)
+    return low.astype(np.int64, copy=False), length.astype(np.int64, copy=False)
 
 
 def _column(given: "ArrayLike", what: str) -> "NDArray[np.int64] | NDArray[np.object_]":

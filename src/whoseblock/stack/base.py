@@ -15,6 +15,7 @@ from typing import Final, NamedTuple, Protocol
 from whoseblock.media.base import Media
 
 __all__ = [
+    "MAX_DEPTH",
     "Layer",
     "LayerMapping",
     "LayerOffset",
@@ -25,11 +26,12 @@ __all__ = [
     "descend",
     "layers_below",
     "linear_window",
+    "map_back_linearly",
     "reach",
 ]
 
 #: Limit on the depth of a stack; a table that maps to itself would exceed any limit.
-_MAX_DEPTH: Final = 32
+MAX_DEPTH: Final = 32
 
 
 class LayerMapping(NamedTuple):
@@ -72,6 +74,12 @@ class Segment(Protocol):
     def map_range(self, start: int, length: int) -> Iterable[LayerMapping]:
         """Map a range of the layer, which must be within the segment."""
 
+    def map_back(self, to_start: int, length: int) -> Iterable[tuple[int, int, int]]:
+        """Map what the segment has of a range of ``to`` back to the layer.
+
+        Yield each part as its start in the layer, its length, and its start in ``to``.
+        """
+
 
 class LinearSegment(NamedTuple):
     """A segment that another layer contains unchanged from its offset ``to_start``.
@@ -92,6 +100,10 @@ class LinearSegment(NamedTuple):
         to_start = self.to_start + start - self.start
         said = (self.remark, self.doubt)
         return (LayerMapping(start, length, self.to, to_start, "", True, *said),)  # noqa: FBT003
+
+    def map_back(self, to_start: int, length: int) -> Iterable[tuple[int, int, int]]:
+        """Map what the segment has of a range of ``to`` back to the layer."""
+        return map_back_linearly(self, self.to_start, to_start, length)
 
 
 class UnmappedSegment(NamedTuple):
@@ -117,6 +129,21 @@ class UnmappedSegment(NamedTuple):
         """Map a range of the layer to no layer."""
         said = (self.what, self.certain, self.remark, self.doubt)
         return (LayerMapping(start, length, None, 0, *said),)
+
+    def map_back(self, _to_start: int, _length: int) -> Iterable[tuple[int, int, int]]:
+        """Return nothing: no layer is made of the segment."""
+        return ()
+
+
+def map_back_linearly(
+    segment: Segment, begin: int, to_start: int, length: int
+) -> Iterable[tuple[int, int, int]]:
+    """Map a range back through a segment that begins at byte ``begin`` of its ``to``.
+
+    See `Segment.map_back`.
+    """
+    low, high = max(to_start, begin), min(to_start + length, begin + segment.length)
+    return ((segment.start + low - begin, high - low, low),) if low < high else ()
 
 
 class Layer:
@@ -296,7 +323,7 @@ def _descend(layer: Layer, start: int, length: int, above: _Descent) -> Iterator
         here = _advance(via, distance)
         notes = (*remarks, mapping.remark) if mapping.remark else remarks
         missing = (*doubts, mapping.doubt) if mapping.doubt else doubts
-        if mapping.to is not None and len(via) < _MAX_DEPTH:
+        if mapping.to is not None and len(via) < MAX_DEPTH:
             descent = _Descent(asked + distance, here, notes, missing)
             yield from _descend(mapping.to, mapping.to_start, mapping.length, descent)
             continue
@@ -322,7 +349,7 @@ def linear_window(layer: Layer, at: int) -> RangeMapping | None:
     path: list[tuple[Layer, int]] = []
     remarks: list[str] = []
     doubts: list[str] = []
-    for _ in range(_MAX_DEPTH):
+    for _ in range(MAX_DEPTH):
         path.append((layer, distance))
         remarks += layer.remarks
         doubts += layer.doubts

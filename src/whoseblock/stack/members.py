@@ -38,6 +38,18 @@ class MemberSegment(NamedTuple):
             to_start = self.to_start + content * chunk + within
             yield LayerMapping(at, size, self.to, to_start, remark=remark)
 
+    def map_back(self, to_start: int, length: int) -> Iterable[tuple[int, int, int]]:
+        """Map what the member has of a range of the array back to the layer, chunk by chunk."""
+        chunk = self.striping.chunk
+        begin = max(to_start - self.to_start, 0)
+        end = to_start + length - self.to_start
+        for offset, number, within, size in _split_at_chunks(begin, end - begin, chunk):
+            for cell in self.striping.locate_chunk(number):
+                at = cell.row * chunk + within
+                inside = min(size, self.length - at)
+                if cell.member == self.number and inside > 0:
+                    yield self.start + at, inside, self.to_start + offset
+
 
 class MemberReader(NamedTuple):
     """The medium of a member of an array, whose data begin at ``start``; None if it is missing."""

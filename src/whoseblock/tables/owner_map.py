@@ -2,6 +2,7 @@
 
 from array import array
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from whoseblock.errors import NotAFilesystemError
@@ -12,7 +13,7 @@ from whoseblock.lookup import Lookup
 from whoseblock.query import QueryList
 from whoseblock.querying import QueryOptions, StreamItem
 from whoseblock.ranges import RangeList
-from whoseblock.stack.base import Layer
+from whoseblock.stack.base import MAX_DEPTH, Layer
 from whoseblock.stack.kernel.host import Host
 
 if TYPE_CHECKING:
@@ -69,12 +70,27 @@ def find_origin(finder: Lookup, layer: Layer, host: Host, host_name: str) -> "Or
         with suppress(NotAFilesystemError):
             space = finder.leaf(layer)
             filesystem = space.identity if isinstance(space, Volume) else None
-    folder = host.find_device_folder(layer.name)
     model = serial = None
-    if folder is not None:
-        disk = folder.parent if (folder / "partition").exists() else folder
+    if (disk := _find_disk(host, layer.name)) is not None:
         model = (host.read_text(disk / "device/model") or "").strip() or None
         serial = (
             host.read_text(disk / "device/serial") or host.read_text(disk / "serial") or ""
         ).strip() or None
     return Origin(host_name, filesystem, layer.name, model, serial)
+
+
+def _find_disk(host: Host, layer: str) -> Path | None:
+    """Return the sysfs folder of the only disk that a layer is on; None if there are several."""
+    folder = host.find_device_folder(host.find_device_by_layer(layer))
+    for _ in range(MAX_DEPTH):
+        if folder is None:
+            break
+        if (folder / "partition").exists():
+            folder = folder.parent
+        below = list((folder / "slaves").glob("*"))
+        if not below:
+            return folder
+        if len(below) > 1:
+            return None
+        folder = below[0].resolve()
+    return None

@@ -30,7 +30,11 @@ COLUMNS: Final = (
     Column("host", "text", "the name of the host"),
     Column("filesystem", "text", "the kind and the identity of the filesystem, as in the journal"),
     Column("device", "text", "the layer that `start` counts in, such as `sda` or `disk.img`"),
-    Column("disk_model", "text", "the model of the disk that the device is or is on, if known"),
+    Column(
+        "disk_model",
+        "text",
+        "the model of the disk that the device is or is on, if there is one and it is known",
+    ),
     Column("disk_serial", "text", "the serial number of that disk, if known"),
     Column("start", "int", "the first byte"),
     Column("length", "int", "the number of bytes"),

@@ -4,7 +4,13 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from whoseblock.media.base import Media
-from whoseblock.stack.base import Layer, LayerMapping, Segment, UnmappedSegment
+from whoseblock.stack.base import (
+    Layer,
+    LayerMapping,
+    Segment,
+    UnmappedSegment,
+    map_back_linearly,
+)
 from whoseblock.stack.formats.luks import LuksHeader, read_luks_header
 
 __all__ = ["EncryptedSegment", "add_header", "cut_encrypted"]
@@ -25,6 +31,10 @@ class EncryptedSegment(NamedTuple):
     def map_range(self, start: int, length: int) -> Iterable[LayerMapping]:
         """Map a range of the layer, which must be within the segment."""
         return (LayerMapping(start, length, self.to, start - self.start, doubt=self.doubt),)
+
+    def map_back(self, to_start: int, length: int) -> Iterable[tuple[int, int, int]]:
+        """Map a range of the opened volume back to the layer."""
+        return map_back_linearly(self, 0, to_start, length)
 
 
 def cut_encrypted(layer: Layer, header: LuksHeader, opened: Layer | None) -> Iterator[Segment]:

@@ -94,6 +94,10 @@ class _FileSegment(NamedTuple):
             mappings.append(LayerMapping(start, end - start, what=f"hole in {self.path}"))
         return mappings
 
+    def map_back(self, _to_start: int, _length: int) -> Iterable[tuple[int, int, int]]:
+        """Return nothing: which bytes of a device a file has is known from the file alone."""
+        return ()
+
 
 def find_backing_segments(
     host: Host, loop: str, device_layer: Callable[[str], Layer], read_extents: ReadExtents

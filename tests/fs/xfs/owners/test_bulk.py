@@ -13,7 +13,8 @@ from tests.support.filled_images import Zoo
 import whoseblock
 from whoseblock.errors import OutOfDeviceError
 from whoseblock.fs.pieces import FILE, FILE_DATA
-from whoseblock.fs.xfs.owners import bulk
+from whoseblock.fs.xfs import XfsFilesystem
+from whoseblock.fs.xfs.owners import bulk, intervals
 
 Ints = NDArray[np.int64]
 
@@ -30,17 +31,17 @@ def _columns(pairs: list[tuple[int, int]]) -> tuple[Ints, Ints]:
     return array[:, 0].copy(), array[:, 1].copy()
 
 
-@pytest.mark.parametrize("plenty", [bulk._PLENTY, 0])
+@pytest.mark.parametrize("plenty", [intervals._PLENTY, 0])
 def test_every_touching_record_is_found(plenty: int, monkeypatch: pytest.MonkeyPatch) -> None:
     # Without plenty, the coarse way through the largest ends of blocks is always taken.
-    monkeypatch.setattr(bulk, "_PLENTY", plenty)
+    monkeypatch.setattr(intervals, "_PLENTY", plenty)
 
     @given(_intervals, _intervals)
     def check(records: list[tuple[int, int]], asked: list[tuple[int, int]]) -> None:
         start, end = _columns(records)
         low, high = _columns(asked)
         first = np.searchsorted(np.maximum.accumulate(end), low, "right")
-        question, record = bulk._touching(end, first, np.searchsorted(start, high), low)
+        question, record = intervals.touching(end, first, np.searchsorted(start, high), low)
         assert list(zip(question.tolist(), record.tolist(), strict=True)) == [
             (number, index)
             for number, (begin, stop) in enumerate(asked)
@@ -53,7 +54,7 @@ def test_every_touching_record_is_found(plenty: int, monkeypatch: pytest.MonkeyP
 
 @given(_intervals)
 def test_merging_keeps_the_blocks(asked: list[tuple[int, int]]) -> None:
-    low, high = bulk._merge(*_columns(asked))
+    low, high = intervals.merge(*_columns(asked))
     merged = list(zip(low.tolist(), high.tolist(), strict=True))
     assert {block for pair in merged for block in range(*pair)} == {
         block for pair in asked for block in range(*pair)
@@ -65,9 +66,9 @@ def test_merging_keeps_the_blocks(asked: list[tuple[int, int]]) -> None:
 def test_intersecting_disjoint_intervals(
     parts: list[tuple[int, int]], asked: list[tuple[int, int]]
 ) -> None:
-    starts, ends = bulk._merge(*_columns(parts))
+    starts, ends = intervals.merge(*_columns(parts))
     low, high = _columns(asked)
-    question, begin, end = bulk._intersect(starts, ends, low, high)
+    question, begin, end = intervals.intersect(starts, ends, low, high)
     found = list(zip(question.tolist(), begin.tolist(), end.tolist(), strict=True))
     assert found == [
         (number, max(start, one), min(stop, other))
@@ -110,6 +111,36 @@ def test_many_are_answered_as_each_alone(zoo: Zoo, name: str) -> None:
         arrays = fs.owners_of(starts, lengths)
         assert arrays.question.size == sum(map(len, alone))
         assert arrays.complete.tolist() == [answer.complete for answer in alone]
+
+
+@pytest.mark.parametrize("name", ["1k", "populated-sector4k"])
+def test_many_parts_of_each_record(zoo: Zoo, name: str) -> None:
+    truth = zoo.any(name)
+    rng = random.Random(name)
+    questions = []
+    for row in rng.sample(truth.rows[:-1], min(60, len(truth.rows) - 1)):
+        for _ in range(12):
+            start = rng.randrange(row.start, row.start + row.length)
+            # Now and then one goes on into the next record.
+            end = row.start + row.length + rng.choice((0, 0, 0, 512))
+            questions.append((start, rng.randint(1, end - start)))
+    rng.shuffle(questions)
+    with whoseblock.open(truth.image) as fs:
+        assert isinstance(fs, XfsFilesystem)
+        arrays = fs.owners_of(*zip(*questions, strict=True))
+        rows = zip(*(column.tolist() for column in arrays[:-2]), strict=True)
+        expected = [
+            (number, *piece)
+            for number, question in enumerate(questions)
+            for piece in fs._finder.find(*question, [])
+        ]
+    assert list(rows) == expected
+
+
+@given(st.lists(st.integers(0, 1 << 20) | st.integers(0, 1 << 50), min_size=1))
+def test_order_is_stable(values: list[int]) -> None:
+    order = intervals.ascending_order(np.array(values))
+    assert order.tolist() == sorted(range(len(values)), key=values.__getitem__)
 
 
 @pytest.mark.parametrize(("start", "length"), [(-1, 5), (0, 0), (0, 1 << 62), (1 << 63, 1)])

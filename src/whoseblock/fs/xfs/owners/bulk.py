@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 
-from whoseblock.fs.arrays import OwnerArrays, as_columns, row_dtype
+from whoseblock.fs.arrays import OwnerArrays, row_dtype
 from whoseblock.fs.base import distinct
 from whoseblock.fs.pieces import (
     ATTR,
@@ -37,10 +37,20 @@ from whoseblock.fs.xfs.format.btree import (
     XFS_RMAP_OFF_UNWRITTEN,
 )
 from whoseblock.fs.xfs.owners.agree import miscounted, size_keys, within_chunks
+from whoseblock.fs.xfs.owners.budget import OverBudgetError, RecordCount, Window
 from whoseblock.fs.xfs.owners.confirm import confirm_files
 from whoseblock.fs.xfs.owners.crosscheck import Part, static_blocks
 from whoseblock.fs.xfs.owners.finder import OwnerFinder
 from whoseblock.fs.xfs.owners.group_btrees import GROUP_BTREES
+from whoseblock.fs.xfs.owners.hulls import Hulls
+from whoseblock.fs.xfs.owners.intervals import (
+    ascending_order,
+    expand,
+    intersect,
+    merge,
+    run_starts,
+    touching,
+)
 from whoseblock.fs.xfs.owners.promises import sound_records
 from whoseblock.fs.xfs.owners.rows import MAX_FILE_SIZE, SPECIAL_OWNERS
 from whoseblock.fs.xfs.owners.seams import split
@@ -55,75 +65,11 @@ if TYPE_CHECKING:
 
 __all__ = ["OverBudgetError", "find_all", "find_many"]
 
-#: Candidates are taken one by one up to so many for each question and record, else by blocks...
-_PLENTY: Final = 4
-#: ... of so many records.
-_BLOCK: Final = 64
-
-
 #: Past every block number.
 _NEVER: Final = 1 << 62
 
 _ROW: Final = row_dtype()
-
-
-class OverBudgetError(Exception):
-    """Several questions have more records than the budget.
-
-    ``cuts`` divide them, in the order asked, so that each part is within it as far as counted: the
-    index of its first question, and that past its last.
-    """
-
-    def __init__(self, records: "Ints", budget: int) -> None:
-        super().__init__(f"more than {budget} records")
-        self.cuts: list[tuple[int, int]] = []
-        total = np.cumsum(records)
-        begin = 0
-        while begin < records.size:
-            before = int(total[begin] - records[begin])
-            end = max(int(np.searchsorted(total, before + budget, "right")), begin + 1)
-            self.cuts.append((begin, end))
-            begin = end
-
-
-class _Window(NamedTuple):
-    """The records from ``first[i]`` up to ``stop[i]`` are all that may touch question i.
-
-    If their ends ascend as their starts do, all of them touch it.
-    """
-
-    first: "Ints"
-    stop: "Ints"
-    ends_ascend: bool
-
-
-class _Count:
-    """Counts the records of each question before they are matched with it."""
-
-    def __init__(self, order: "Ints", budget: int | None) -> None:
-        self._order = order
-        self._budget = budget
-        self._records = np.zeros(order.size, dtype=np.int64)
-        self._total = 0
-
-    def add(self, number: "Ints", low: "Ints", after: "Ints", window: "_Window") -> None:
-        """Count the records that touch each question; raises `OverBudgetError`.
-
-        The records end before ``after``, the questions begin at ``low``.
-        """
-        if self._budget is None or self._order.size == 1:
-            return
-        # A record touches a question unless it begins past it or ends before it.
-        before = window.first
-        if not window.ends_ascend:
-            before = np.searchsorted(np.sort(after), low, "right")
-        records = window.stop - before
-        self._records[number] += records
-        self._total += int(records.sum())
-        if self._total > self._budget:
-            asked = np.empty_like(self._records)
-            asked[self._order] = self._records
-            raise OverBudgetError(asked, self._budget)
+_NAMES: Final = _ROW.names or ()
 
 
 def find_many(
@@ -133,62 +79,20 @@ def find_many(
 
     Raises `OverBudgetError` if several questions have more than ``budget`` records.
     """
-    low = np.asarray(starts, dtype=np.int64)
-    rows, notes = _find_rows(finder, low, np.asarray(lengths, dtype=np.int64), budget)
-    complete = np.ones(low.size, dtype=np.bool_)
-    complete[list(notes)] = False
-    return as_columns(rows, complete, notes)
-
-
-def _find_rows(
-    finder: OwnerFinder, low: "Ints", length: "Ints", budget: int | None
-) -> "tuple[NDArray[np.void], dict[int, tuple[str, ...]]]":
-    """Return rows in the order of the contract, and the notes by question."""
-    volume = finder.volume
-    high = low + length
-    # In ascending order every search below walks through memory instead of jumping about in it.
-    # Stable: NumPy's other sort uses AVX2, with which the processor that QEMU 7.2 emulates gets a
-    # quarter of all orders wrong, and rows of a question would be missing.
-    order = np.argsort(low, kind="stable")
-    low, high = low[order], high[order]
-    odd = (high > volume.size) | (high - low > MOST_LOST_GROUPS * volume.ag_bytes)
-    scanned = finder.scanned
-    if scanned is not None and not scanned.has_columns:
-        odd[:] = True
-    count = _Count(order, budget)
-    parts = [
-        _find_in_group(finder, questions, odd, count)
-        for questions in _by_group(volume, low[~odd], high[~odd], np.flatnonzero(~odd))
-    ]
-    rows = _join(parts)
-    notes: dict[int, tuple[str, ...]] = {}
-    if scanned is None:
-        confirm_files(finder, rows, odd)
-    else:
-        scanned.set_whats(rows)
-        if note := scanned.unread_note:
-            fixed = (rows["kind"] == FREE) | np.isin(rows["what"], (STATIC, LOG))
-            notes = dict.fromkeys(rows["question"][~fixed].tolist(), (note,))
-    if odd.any():
-        notes = {question: said for question, said in notes.items() if not odd[question]}
-        single = _find_singly(finder, low, high, odd, notes)
-        rows = _join([rows[~odd[rows["question"]]], single])
-    notes = {int(order[question]): said for question, said in notes.items()}
-    rows["question"] = order[rows["question"]]
-    return _pick(rows, _answer_order(rows, low.size)), notes
+    low, length = np.asarray(starts, dtype=np.int64), np.asarray(lengths, dtype=np.int64)
+    return _find(finder, low, length, budget)
 
 
 def find_all(
     finder: OwnerFinder, starts: "ArrayLike", lengths: "ArrayLike", budget: int
 ) -> OwnerArrays:
-    """Answer like `find_many`, about ``budget`` records at a time.
+    """Answer like `find_many`, about ``budget`` records at a time, and one for each question.
 
     Matching takes several times the memory of the rows that are matched.
     """
     low, length = np.asarray(starts, dtype=np.int64), np.asarray(lengths, dtype=np.int64)
-    complete = np.ones(low.size, dtype=np.bool_)
     notes: dict[int, tuple[str, ...]] = {}
-    parts: list[NDArray[np.void]] = []
+    parts: list[OwnerArrays] = []
     todo = [(0, low.size)]
     while todo:
         begin, end = todo.pop()
@@ -197,61 +101,174 @@ def find_all(
             split_up = split(finder, int(low[begin]), int(length[begin]), budget)
             ranges = [(np.array([at]), np.array([size])) for at, size in split_up]
         try:
-            for starts_here, lengths_here in ranges:
-                rows, said = _find_rows(finder, starts_here, lengths_here, budget)
-                rows["question"] += begin
-                parts.append(rows)
-                for question, more in said.items():
+            for some in ranges:
+                part = _find(finder, *some, budget, uncounted=1)
+                parts.append(part._replace(question=part.question + begin))
+                for question, more in part.notes.items():
                     before = notes.get(begin + question, ())
                     notes[begin + question] = distinct([*before, *more])
         except OverBudgetError as over:
             todo += [(begin + first, begin + stop) for first, stop in reversed(over.cuts)]
+    rows = parts[0] if len(parts) == 1 else _join_arrays(parts)
+    return rows._replace(complete=_completeness(low.size, notes), notes=notes)
+
+
+def _join_arrays(parts: list[OwnerArrays]) -> OwnerArrays:
+    """Concatenate the rows of answers."""
+    names = [*_NAMES, "complete"]
+    joined = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
+    return OwnerArrays(**joined, notes={})
+
+
+def _completeness(questions: int, notes: dict[int, tuple[str, ...]]) -> "NDArray[np.bool_]":
+    complete = np.ones(questions, dtype=np.bool_)
     complete[list(notes)] = False
-    return as_columns(_join(parts), complete, notes)
+    return complete
+
+
+def _find(
+    finder: OwnerFinder,
+    starts: "Ints",
+    lengths: "Ints",
+    budget: int | None,
+    uncounted: int = 0,
+) -> OwnerArrays:
+    """Answer like `find_many`; ``uncounted`` records of each question are within the budget."""
+    volume, scanned = finder.volume, finder.scanned
+    size = volume.block_size
+    low, high = starts // size, (starts + lengths - 1) // size + 1
+    # In ascending order every search below walks through memory instead of jumping about in it.
+    order = ascending_order(low)
+    low, high = low[order], high[order]
+    odd = np.zeros(2 * low.size, dtype=np.bool_)
+    is_long = high - low > MOST_LOST_GROUPS * volume.sb.agblocks
+    odd[: low.size] = is_long | (high > volume.size // size)
+    if scanned is not None and not scanned.has_columns:
+        odd[: low.size] = True
+    count, hulls = RecordCount(order, budget, uncounted), Hulls(low.size)
+    rows = _join(
+        [
+            _find_in_group(finder, questions, odd, count, hulls)
+            for questions in _by_group(volume, low, high, np.flatnonzero(~odd[: low.size]))
+        ]
+    )
+    if scanned is None:
+        confirm_files(finder, rows, odd)
+    else:
+        scanned.set_whats(rows)
+    hulls.mark(odd)
+    notes: dict[int, tuple[str, ...]] = {}
+    if odd.any():
+        asked = starts[order], lengths[order]
+        single = _find_singly(finder, *asked, odd[: low.size], notes)
+        rows = _join([rows[~odd[rows["question"]]], single])
+        notes = {int(order[question]): said for question, said in notes.items()}
+    index, question = _in_answer_order(rows, *hulls.spread(rows, odd), order)
+    arrays = _columns(rows, index, question, starts, lengths)
+    if scanned is not None and (note := scanned.unread_note):
+        fixed = (arrays.kind == FREE) | np.isin(arrays.what, (STATIC, LOG))
+        noted = np.zeros(low.size, dtype=np.bool_)
+        noted[question[~fixed]] = True
+        noted[order[odd[: low.size]]] = False
+        notes |= dict.fromkeys(np.flatnonzero(noted).tolist(), (note,))
+    return arrays._replace(complete=_completeness(low.size, notes), notes=notes)
+
+
+def _columns(
+    rows: "NDArray[np.void]", index: "Ints", question: "Ints", starts: "Ints", lengths: "Ints"
+) -> OwnerArrays:
+    """Return the rows at ``index``, which are of whole blocks, clipped to their ``question``."""
+    # Columns that lie together are in the processor's cache while rows are picked.
+    columns = {name: np.ascontiguousarray(rows[name]) for name in _NAMES}
+    of_hull = columns.pop("question") >= starts.size
+    row_start, row_length, place = map(columns.pop, ("start", "length", "file_offset"))
+    del columns["subvolume"]
+    # A row of a hull has all bytes of its questions.
+    start, length = starts, lengths
+    if index.size != starts.size or not of_hull.all():
+        end = np.minimum((row_start + row_length)[index], (starts + lengths)[question])
+        start = np.maximum(row_start[index], starts[question])
+        length = end - start
+    file_offset = (place - row_start)[index] + start
+    if (place < 0).any():
+        file_offset[(place < 0)[index]] = -1
+    return OwnerArrays(
+        question=question,
+        start=start,
+        length=length,
+        file_offset=file_offset,
+        subvolume=np.zeros(index.size, dtype=np.uint64),
+        complete=np.empty(0, np.bool_),
+        notes={},
+        **{name: column[index] for name, column in columns.items()},
+    )
 
 
 class _Questions(NamedTuple):
-    """The questions, by number, that touch one allocation group: bytes from low up to high."""
+    """The questions, by number, that touch one allocation group, in the blocks of the group."""
 
     agno: int
     number: "Ints"
     low: "Ints"
     high: "Ints"
+    #: The indices of those that do not lie within the group.
+    cut: "Ints"
 
 
 def _by_group(volume: "Volume", low: "Ints", high: "Ints", number: "Ints") -> Iterator[_Questions]:
-    """Assign the questions, which ascend, to the groups that they touch."""
-    first, last = low // volume.ag_bytes, (high - 1) // volume.ag_bytes
+    """Assign those questions that have a number, in ascending order, to the groups they touch."""
+    size = volume.sb.agblocks
+    if number.size < low.size:
+        low, high = low[number], high[number]
+    first, last = low // size, (high - 1) // size
     long = np.flatnonzero(first < last)
-    groups = set(first[_run_starts(first)].tolist())
+    groups = set(first[run_starts(first)].tolist())
     for begin, end in set(zip(first[long].tolist(), last[long].tolist(), strict=True)):
         groups.update(range(begin, end + 1))
+    here: slice | Ints
     for agno in sorted(groups):
         start, stop = np.searchsorted(first, [agno, agno + 1])
         across = long[(first[long] < agno) & (agno <= last[long])]
-        here = np.concatenate((across, np.arange(start, stop)))
-        yield _Questions(agno, number[here], low[here], high[here])
+        here = slice(start, stop)
+        if across.size:
+            here = np.concatenate((across, np.arange(start, stop)))
+        cut = np.flatnonzero((first[here] != agno) | (last[here] != agno)) if long.size else long
+        some_low, some_high = low[here] - agno * size, high[here] - agno * size
+        some_low[cut] = np.maximum(some_low[cut], 0)
+        some_high[cut] = np.minimum(some_high[cut], volume.ag_blocks(agno))
+        yield _Questions(agno, number[here], some_low, some_high, cut)
 
 
-def _answer_order(rows: "NDArray[np.void]", questions: int) -> "Ints":
-    """Return the order of rows by question, then as in an answer."""
-    question = rows["question"]
-    counts = np.bincount(question, minlength=questions)
+def _in_answer_order(
+    rows: "NDArray[np.void]", index: "Ints", question: "Ints", order: "Ints"
+) -> "tuple[Ints, Ints]":
+    """Order rows, given by their ``index``, by question, then as in an answer.
+
+    ``question`` counts in ``order``; the questions that are returned do not.
+    """
+    rows_of = np.bincount(question, minlength=order.size)
+    asked = order[question]
+    if index.size == order.size and (rows_of == 1).all():
+        placed = np.empty_like(index)
+        placed[asked] = index
+        return placed, np.arange(order.size)
+    counts = np.empty_like(rows_of)
+    counts[order] = rows_of
     # Nearly every question has one row, whose place is known without sorting.
-    alone = counts[question] == 1
-    order = np.empty(rows.size, dtype=np.int64)
-    order[(np.cumsum(counts) - counts)[question[alone]]] = np.flatnonzero(alone)
+    alone = rows_of[question] == 1
+    placed = np.empty_like(index)
+    placed[(np.cumsum(counts) - counts)[asked[alone]]] = index[alone]
     several = np.flatnonzero(~alone)
-    some = rows[several]
-    keys = [some[name] for name in ("file_offset", "inode", "start", "question")]
-    order[np.repeat(counts > 1, counts)] = several[np.lexsort(keys)]
-    return order
+    some = rows[index[several]]
+    keys = [*(some[name] for name in ("file_offset", "inode", "start")), asked[several]]
+    placed[np.repeat(counts > 1, counts)] = index[several[np.lexsort(keys)]]
+    return placed, np.repeat(np.arange(counts.size), counts)
 
 
 def _find_singly(
     finder: OwnerFinder,
-    low: "Ints",
-    high: "Ints",
+    start: "Ints",
+    length: "Ints",
     odd: "NDArray[np.bool_]",
     notes: dict[int, tuple[str, ...]],
 ) -> "NDArray[np.void]":
@@ -259,72 +276,108 @@ def _find_singly(
     rows: list[tuple[int | bool, ...]] = []
     for question in np.flatnonzero(odd).tolist():
         said: list[str] = []
-        start, end = int(low[question]), int(high[question])
-        rows += [(question, *piece) for piece in finder.find(start, end - start, said)]
+        asked = int(start[question]), int(length[question])
+        rows += [(question, *piece) for piece in finder.find(*asked, said)]
         if said:
             notes[question] = distinct(said)
     return np.array(rows, _ROW)
 
 
 def _find_in_group(
-    finder: OwnerFinder, questions: _Questions, odd: "NDArray[np.bool_]", count: _Count
+    finder: OwnerFinder,
+    questions: _Questions,
+    odd: "NDArray[np.bool_]",
+    count: RecordCount,
+    hulls: Hulls,
 ) -> "NDArray[np.void]":
-    """Answer the part of the questions that lies in their group; mark the odd ones."""
-    volume, agno = finder.volume, questions.agno
-    base, size = agno * volume.ag_bytes, volume.block_size
-    blocks = volume.ag_blocks(agno)
-    starts = np.maximum(questions.low, base)
-    ends = np.minimum(questions.high, base + blocks * size)
-    low, high = (starts - base) // size, -(-(ends - base) // size)
-    faults: list[Fault] = []
+    """Answer the part of the questions that lies in their group; mark the odd ones.
 
-    merged = _merge(low, high)
+    The rows are of whole blocks.  Questions within one record are answered by one of the ``hulls``.
+    """
+    volume, agno = finder.volume, questions.agno
+    faults: list[Fault] = []
+    merged = merge(questions.low, questions.high)
     records = _records(finder, agno, *merged, faults)
     first = records["startblock"].astype(np.int64)
     after = first + records["blockcount"]
     reach = np.maximum.accumulate(after)
-    window = _Window(
-        np.searchsorted(reach, low, "right"),
-        np.searchsorted(first, high),
-        bool((reach == after).all()),
-    )
-    count.add(questions.number, low, after, window)
-    if window.ends_ascend:
-        asked, index = _expand(window.first, np.maximum(window.stop - window.first, 0))
-    else:
-        asked, index = _touching(after, window.first, window.stop, low)
-    begin, end = np.maximum(first[index], low[asked]), np.minimum(after[index], high[asked])
-    owned = _rows(asked, begin, end)
-    _classify(owned, records, index, size)
+    candidate = _first_touching(reach, questions.low)
+    number, low, high = questions.number, questions.low, questions.high
+    inside = _lies_inside(first, after, candidate, low, high)
+    inside[questions.cut] = False
+    if inside.any():
+        # Often that is all of them, and nothing need be picked.
+        pick = slice(None) if inside.all() else inside
+        joined = hulls.join(candidate[pick], number[pick], low[pick], high[pick])
+        rest = np.flatnonzero(~inside)
+        candidate, number, low, high = (
+            np.concatenate((column[rest], of_hulls))
+            for column, of_hulls in zip((candidate, number, low, high), joined, strict=True)
+        )
+    window = Window(candidate, np.searchsorted(first, high), bool((reach == after).all()))
+    count.add_one(questions.number[inside])
+    count.add(number[number < hulls.questions], low, after, window)
+
+    which, index = _match(after, window, low)
+    begin, end = np.maximum(first[index], low[which]), np.minimum(after[index], high[which])
+    owned = _rows(which, begin, end)
+    _classify(owned, records, index, MAX_FILE_SIZE // volume.block_size)
+    # How much of its record was cut off before a piece counts towards its place in the file.
+    owned["file_offset"] += np.where(owned["file_offset"] < 0, 0, begin - first[index])
     overlap = bool((reach[:-1] > first[1:]).any())
     if overlap:
         _mark_shared(owned)
 
-    gaps = owned[:0]
-    covered = np.bincount(asked, end - begin, low.size) == high - low
-    if overlap or not covered.all():
-        gaps = _find_gaps(first, reach, blocks, low, high)
+    covered = np.bincount(which, end - begin, low.size) == high - low
+    has_gaps = overlap or not covered.all()
+    blocks = volume.ag_blocks(agno)
+    gaps = _find_gaps(first, reach, blocks, low, high) if has_gaps else owned[:0]
     free, doubtful = _find_free(finder, agno, owned, gaps, faults)
-    odd[questions.number[doubtful]] = True
-    odd[questions.number[owned["question"][_unplaced(finder, agno, owned, faults)]]] = True
+    odd[number[doubtful]] = True
+    odd[number[which[_unplaced(finder, agno, owned, faults)]]] = True
     counts = records[:0]
     if volume.sb.has_reflink:
         counts = _load(finder.tree(agno, REFCOUNTBT), *merged, faults)
     if overlap or counts.size:
-        bad_low, bad_high = miscounted(records, counts)
-        odd[questions.number[_intersect(bad_low, bad_high, low, high)[0]]] = True
+        bad = miscounted(records, counts)
+        odd[questions.number[intersect(*bad, questions.low, questions.high)[0]]] = True
     for fault in faults:
-        odd[questions.number[(fault.low < high) & (low < fault.high)]] = True
+        touches = (fault.low < questions.high) & (questions.low < fault.high)
+        odd[questions.number[touches]] = True
+    return _to_bytes(_join([owned, free]), number, agno * volume.ag_bytes, volume.block_size)
 
-    rows = _join([owned, free])
-    which = rows["question"]
-    piece_start = np.maximum(base + rows["start"] * size, starts[which])
-    piece_end = np.minimum(base + (rows["start"] + rows["length"]) * size, ends[which])
-    # How much of its record was cut off before a piece counts towards its place in the file.
-    skipped = piece_start[: owned.size] - base - first[index] * size
-    rows["file_offset"][: owned.size] += np.where(owned["file_offset"] < 0, 0, skipped)
-    rows["start"], rows["length"] = piece_start, piece_end - piece_start
-    rows["question"] = questions.number[which]
+
+def _first_touching(reach: "Ints", low: "Ints") -> "Ints":
+    """Return for each question the first record that ends past its ``low``, which ascends."""
+    if low.size < reach.size:
+        return np.searchsorted(reach, low, "right")
+    # The fewer are looked for among the more.
+    upto = np.concatenate((np.searchsorted(low, reach), [low.size]))
+    return np.repeat(np.arange(upto.size), np.diff(upto, prepend=0))
+
+
+def _lies_inside(
+    first: "Ints", after: "Ints", candidate: "Ints", low: "Ints", high: "Ints"
+) -> "NDArray[np.bool_]":
+    """Return which questions lie within their candidate, and touch no other record."""
+    begins, ends = np.append(first, (_NEVER, _NEVER)), np.append(after, _NEVER)
+    limits = np.minimum(ends, begins[1:])
+    return np.asarray((begins[candidate] <= low) & (high <= limits[candidate]))
+
+
+def _match(after: "Ints", window: Window, low: "Ints") -> "tuple[Ints, Ints]":
+    """Return every pair of a question and a record that touch."""
+    if window.ends_ascend:
+        return expand(window.first, np.maximum(window.stop - window.first, 0))
+    return touching(after, window.first, window.stop, low)
+
+
+def _to_bytes(rows: "NDArray[np.void]", number: "Ints", base: int, size: int) -> "NDArray[np.void]":
+    """Convert rows from blocks to bytes, and let their questions have the numbers."""
+    rows["start"] = base + rows["start"] * size
+    rows["length"] *= size
+    rows["file_offset"] = np.where(rows["file_offset"] < 0, -1, rows["file_offset"] * size)
+    rows["question"] = number[rows["question"]]
     return rows
 
 
@@ -341,7 +394,7 @@ def _find_gaps(
     gap_low, gap_high = gap_low[real], gap_high[real]
     next_gap = np.searchsorted(gap_high, low, "right")
     gapped = np.flatnonzero(np.append(gap_low, _NEVER)[next_gap] < high)
-    asked, begin, end = _intersect(gap_low, gap_high, low[gapped], high[gapped])
+    asked, begin, end = intersect(gap_low, gap_high, low[gapped], high[gapped])
     return _rows(gapped[asked], begin, end)
 
 
@@ -361,17 +414,17 @@ def _find_free(
     if not both.size:
         return both, both["question"]
     low, high = both["start"], both["start"] + both["length"]
-    space = _load(finder.tree(agno, BNOBT), *_merge(low, high), faults)
+    space = _load(finder.tree(agno, BNOBT), *merge(low, high), faults)
     free_low = space["startblock"].astype(np.int64)
-    which, begin, end = _intersect(free_low, free_low + space["blockcount"], low, high)
+    which, begin, end = intersect(free_low, free_low + space["blockcount"], low, high)
     in_gap = which < gaps.size
     free = _rows(both["question"][which[in_gap]], begin[in_gap], end[in_gap])
     free["kind"] = FREE
-    gap_bounds = _merge(low[: gaps.size], high[: gaps.size])
+    gap_bounds = merge(low[: gaps.size], high[: gaps.size])
     in_gaps = np.zeros(space.size, dtype=np.bool_)
-    in_gaps[_intersect(*gap_bounds, *_bounds(space))[0]] = True
+    in_gaps[intersect(*gap_bounds, *_bounds(space))[0]] = True
     space = space[in_gaps]
-    odd = _intersect(*_merge(*_bounds(space[~_sized(finder, agno, space)])), low, high)[0]
+    odd = intersect(*merge(*_bounds(space[~_sized(finder, agno, space)])), low, high)[0]
     confirmed = np.bincount(which, end - begin, both.size)
     confirmed[odd] = -1
     if free.size and finder.free_doubt():
@@ -423,7 +476,7 @@ def _unplaced(
     if inodes.size:
         log = volume.sb.inopblog
         lost: list[Fault] = []
-        asked = _merge(low[inodes] << log, high[inodes] << log)
+        asked = merge(low[inodes] << log, high[inodes] << log)
         chunks = _load(finder.tree(agno, INOBT), *asked, lost)
         faults += [Fault(fault.low >> log, -(-fault.high >> log), fault.note) for fault in lost]
         unplaced[inodes] = ~within_chunks(chunks, log, low[inodes], high[inodes])
@@ -438,17 +491,6 @@ def _join(parts: "list[NDArray[np.void]]") -> "NDArray[np.void]":
     return np.concatenate([np.empty(0, np.uint8), *(part.view(np.uint8) for part in filled)]).view(
         _ROW
     )
-
-
-def _pick(rows: "NDArray[np.void]", index: "Ints") -> "NDArray[np.void]":
-    """Return the rows at ``index``, in its order; as bytes, like `_join`."""
-    table = rows.view(np.uint8).reshape(-1, _ROW.itemsize)
-    return np.take(table, index, axis=0).reshape(-1).view(_ROW)
-
-
-def _run_starts(values: "NDArray[np.generic]") -> "NDArray[np.intp]":
-    """Return the index of each value that differs from the one before it."""
-    return np.flatnonzero(np.concatenate(([True], values[1:] != values[:-1]))[: values.size])
 
 
 def _rows(question: "Ints", low: "Ints", high: "Ints") -> "NDArray[np.void]":
@@ -494,64 +536,13 @@ def _load(tree: AgTree, lows: "Ints", highs: "Ints", faults: list[Fault]) -> "ND
     return records
 
 
-def _merge(low: "Ints", high: "Ints") -> "tuple[Ints, Ints]":
-    """Join questions that touch or overlap; the result ascends."""
-    if (low[1:] < low[:-1]).any():
-        order = np.argsort(low, kind="stable")
-        low, high = low[order], high[order]
-    high = np.maximum.accumulate(high)
-    begins = np.concatenate(([True], low[1:] > high[:-1]))[: low.size]
-    return low[begins], high[np.concatenate((begins[1:], [True]))[: low.size]]
-
-
-def _touching(ends: "Ints", first: "Ints", stop: "Ints", low: "Ints") -> "tuple[Ints, Ints]":
-    """Return every pair of a question and a record of its window that ends past its ``low``.
-
-    The window of question i is the records from ``first[i]`` up to ``stop[i]``.  One early record
-    that ends late makes the windows of all after it begin there.  So if the windows are large, the
-    largest ends of blocks of records are matched first, which skips what cannot match.
-    """
-    counts = np.maximum(stop - first, 0)
-    if counts.sum() <= _PLENTY * (ends.size + low.size) or ends.size <= _BLOCK:
-        question, record = _expand(first, counts)
-    else:
-        largest = np.maximum.reduceat(ends, np.arange(0, ends.size, _BLOCK))
-        asked, block = _touching(largest, first // _BLOCK, -(-stop // _BLOCK), low)
-        block_first = np.maximum(first[asked], block * _BLOCK)
-        block_stop = np.minimum(stop[asked], (block + 1) * _BLOCK)
-        position, record = _expand(block_first, np.maximum(block_stop - block_first, 0))
-        question = asked[position]
-    keep = ends[record] > low[question]
-    return question[keep], record[keep]
-
-
-def _expand(first: "Ints", counts: "Ints") -> "tuple[Ints, Ints]":
-    """Return (i, first[i]), (i, first[i] + 1), … ``counts[i]`` times for every i."""
-    if (counts == 1).all():
-        return np.arange(counts.size), first
-    owner = np.repeat(np.arange(counts.size), counts)
-    begin = np.cumsum(counts) - counts
-    return owner, np.arange(owner.size) - (begin - first)[owner]
-
-
-def _intersect(
-    starts: "Ints", ends: "Ints", low: "Ints", high: "Ints"
-) -> "tuple[Ints, Ints, Ints]":
-    """Intersect disjoint ascending intervals with questions: question, from, to."""
-    first = np.searchsorted(ends, low, "right")
-    stop = np.searchsorted(starts, high)
-    question, index = _expand(first, np.maximum(stop - first, 0))
-    return (
-        question,
-        np.maximum(starts[index], low[question]),
-        np.minimum(ends[index], high[question]),
-    )
-
-
 def _classify(
-    rows: "NDArray[np.void]", records: "NDArray[np.void]", index: "Ints", block_size: int
+    rows: "NDArray[np.void]", records: "NDArray[np.void]", index: "Ints", most_blocks: int
 ) -> None:
-    """Set the fields of row i from record ``index[i]``, as `rows.piece_of` does."""
+    """Set the fields of row i from record ``index[i]``, as `rows.piece_of` does, in blocks.
+
+    A file has at most ``most_blocks``.
+    """
     owner = records["owner"].astype(np.uint64)[index]
     offset = records["offset"].astype(np.uint64)[index]
     attr = (offset & np.uint64(XFS_RMAP_OFF_ATTR_FORK)) != 0
@@ -562,8 +553,8 @@ def _classify(
     rows["inode"] = owner
     rows["unwritten"] = (offset & np.uint64(XFS_RMAP_OFF_UNWRITTEN)) != 0
     block = (offset & np.uint64(XFS_RMAP_OFF_MASK)).astype(np.int64)
-    rows["file_offset"] = block * block_size
-    past = block + records["blockcount"][index] > MAX_FILE_SIZE // block_size
+    rows["file_offset"] = block
+    past = block + records["blockcount"][index] > most_blocks
     rows["kind"][past & ~extent_map] = UNKNOWN
     special = np.flatnonzero((owner & np.uint64(XFS_RMAP_NON_INODE)) != 0)
     rows["kind"][special] = UNKNOWN
