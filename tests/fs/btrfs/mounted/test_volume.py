@@ -16,7 +16,7 @@ from tests.support.mounts import loop_device, mounted
 from tests.support.tools import need_loop_mounts, run
 
 import whoseblock
-from whoseblock.cli import cli
+from whoseblock.cli.group import cli
 from whoseblock.errors import UnsupportedError
 from whoseblock.fs.base import Answer, FileId, FileOwner, Free, Unknown
 from whoseblock.fs.driver import AddressSpace, MountedVolume
