@@ -39,7 +39,7 @@ Examples:
 @target_options
 @click.option("--json", "as_json", is_flag=True, help="Write JSON Lines, one object per range.")
 def file(paths: tuple[str, ...], target: str | None, as_json: bool, **options: Any) -> None:  # noqa: ANN401
-    """Report where the bytes of the files at PATH are, in every layer down from the disk.
+    """Report where the files at PATH are, in every layer.
 
     It is the reverse of lookup.  For a mounted filesystem the kernel is queried, without
     privileges; holes and extended attributes are left out.
