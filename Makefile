@@ -54,8 +54,8 @@ study: $(READY) ## measure the three designs against each other, and update docs
 forms: $(READY) ## write the tables of forms and messages, docs/internals/forms.md
 	$(BIN)/python -m whoseblock.sources.forms > docs/internals/forms.md
 
-man: $(READY) ## write the man page docs/man/whoseblock.1, which the wheel installs
-	$(BIN)/python -m whoseblock.cli.man > docs/man/whoseblock.1
+man: $(READY) ## write the man pages in docs/man, which the wheel installs
+	$(BIN)/python -m whoseblock.cli.man docs/man
 
 signatures: $(READY) ## write the tables of docs/internals/signatures.md
 	$(BIN)/python -m tools.signature_table

@@ -2,7 +2,9 @@ from collections.abc import Iterator
 
 import click
 import pytest
+from tests.support.commands import whoseblock
 
+from whoseblock import __version__
 from whoseblock.cli.group import cli
 
 WIDTH = 80
@@ -34,3 +36,16 @@ def test_help_fits_a_terminal_of_80_columns(context: click.Context) -> None:
     assert [line for line in text.splitlines() if len(line) > WIDTH] == []
     # click ends a summary that is too long for the list of commands so.
     assert "..." not in text.partition("Commands:")[2]
+
+
+def test_a_mistyped_verb_has_a_suggestion() -> None:
+    done = whoseblock("lokup")
+    assert done.returncode == 2
+    assert "No such command 'lokup'. (Did you mean lookup?)" in done.stderr
+    assert "Did you mean" not in whoseblock("zzz").stderr
+
+
+def test_the_version_in_both_forms() -> None:
+    assert (
+        whoseblock("-V").stdout == whoseblock("--version").stdout == f"whoseblock {__version__}\n"
+    )

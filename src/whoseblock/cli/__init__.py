@@ -108,7 +108,7 @@ def report_error(error: BaseException) -> int:
 
 def _run(words: list[str]) -> int:
     """Run a command line; return the exit code."""
-    if words == ["--version"]:
+    if words in (["--version"], ["-V"]):
         sys.stdout.write(f"whoseblock {__version__}\n")
         return 0
     from whoseblock.cli.plain import parse_plain

@@ -52,6 +52,20 @@ class _Group(click.Group):
         command = getattr(import_module(f"whoseblock.cli.{cmd_name}"), cmd_name)
         return command if isinstance(command, click.Command) else None
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Resolve a verb; the error for an unknown one names those with a similar name."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            from difflib import get_close_matches
+
+            if similar := get_close_matches(args[0], _VERBS):
+                hint = f"{error.message} (Did you mean {' or '.join(similar)}?)"
+                raise click.UsageError(hint, ctx) from None
+            raise
+
     def invoke(self, ctx: click.Context) -> object:
         try:
             result = super().invoke(ctx)
@@ -66,7 +80,7 @@ class _Group(click.Group):
     epilog=_exit_status(),
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-@click.version_option(__version__, message="%(prog)s %(version)s")
+@click.version_option(__version__, "-V", "--version", message="%(prog)s %(version)s")
 def cli() -> None:
     """Find out whose block this is.
 
