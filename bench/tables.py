@@ -10,7 +10,7 @@ from typing import Final
 import pyarrow.parquet
 
 import whoseblock
-from bench.measure import Command, Result, Table, measured, peak_memory
+from bench.measure import Command, Result, Table, measured
 from bench.xfs import image
 from whoseblock.fs.pieces import DIRECTORY, FILE, METADATA
 
@@ -20,12 +20,15 @@ FILES: Final = (200_000, 2_000_000)
 MIB: Final = 1 << 20
 
 _MAP: Final = [sys.executable, "-m", "whoseblock", "map"]
-#: Runs a command, and prints how many bytes its system calls read.
+#: Runs a command, and prints how many bytes its system calls read, and its peak memory in KiB.
 _COUNT_READS: Final = """
 import os, sys
 pid = os.spawnv(os.P_NOWAIT, sys.argv[1], sys.argv[1:])
 os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-print(next(line for line in open(f"/proc/{pid}/io") if line.startswith("rchar")).split()[1])
+read = next(line for line in open(f"/proc/{pid}/io") if line.startswith("rchar")).split()[1]
+_, status, usage = os.wait4(pid, 0)
+print(read, usage.ru_maxrss)
+sys.exit(os.waitstatus_to_exitcode(status))
 """
 
 
@@ -38,19 +41,19 @@ def measure_all(folder: Path) -> Iterator[Result | Table]:
         metadata, seconds_plain = _read_metadata(path)
         for form, options in (("with paths", []), ("without paths", ["--no-paths"])):
             command: Command = [*_MAP, path, "--output", table, *options]
-            seconds = measured(command).seconds
+            run = measured([sys.executable, "-I", "-c", _COUNT_READS, *command])
+            read, peak = map(int, run.output.split()[-2:])
             count = pyarrow.parquet.read_metadata(table).num_rows
-            read = _bytes_read(command)
             rows.append(
                 (
                     f"{files:,} files, {form}",
                     count,
-                    seconds,
-                    count / seconds,
+                    run.seconds,
+                    count / run.seconds,
                     read / MIB,
                     metadata / MIB,
                     seconds_plain,
-                    peak_memory(command) / MIB,
+                    peak / 1024,
                 )
             )
             yield Result(
@@ -83,9 +86,3 @@ def _pieces(size: int) -> tuple[list[int], list[int]]:
     piece = 64 * MIB
     starts = list(range(0, size, piece))
     return starts, [min(piece, size - start) for start in starts]
-
-
-def _bytes_read(command: Command) -> int:
-    """Return how many bytes a command reads, from files and devices alike."""
-    counted = [sys.executable, "-I", "-c", _COUNT_READS, *command]
-    return int(measured(counted).output.splitlines()[-1])
