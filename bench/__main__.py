@@ -17,7 +17,7 @@ import rich.table
 from rich.console import Console
 from tests.support.tools import Missing, need_loop_mounts
 
-from bench import ext4, live, maps, memory, price, tables, watch, xfs, xfs_scan
+from bench import ext4, live, maps, memory, price, slopes, tables, watch, xfs, xfs_scan
 from bench.measure import Result, Table
 
 _FOLDER = Path("build/bench")
@@ -61,6 +61,7 @@ def _parts() -> list[Callable[[Path], Iterator[Result | Table]]]:
         "maps": maps.measure_all,
         "memory": memory.measure_all,
         "tables": tables.measure_all,
+        "slopes": slopes.measure_all,
         "live": live.measure_all,
         "watch": partial(watch.measure_all, idle=given.idle),
         "crowd": watch.measure_crowded,

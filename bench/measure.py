@@ -10,7 +10,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["Command", "Comparison", "Result", "Run", "Table", "compare", "measured", "peak_memory"]
+__all__ = [
+    "Command",
+    "Comparison",
+    "Result",
+    "Run",
+    "Table",
+    "Usage",
+    "compare",
+    "measure_usage",
+    "measured",
+    "peak_memory",
+]
 
 
 Command = Sequence[str | Path]
@@ -20,7 +31,8 @@ Command = Sequence[str | Path]
 _GO_BETWEEN = """
 import os, resource, subprocess, sys
 status = subprocess.call(sys.argv[1:], stdout=subprocess.DEVNULL)
-print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+used = resource.getrusage(resource.RUSAGE_CHILDREN)
+print(used.ru_utime + used.ru_stime, used.ru_maxrss)
 sys.exit(status)
 """
 
@@ -74,11 +86,24 @@ def measured(command: Command, stdin: Path | None = None) -> Run:
         return Run(seconds, sink.read())
 
 
-def peak_memory(command: Command) -> int:
-    """Run a command to its end, and give the most memory that it ever had resident, in bytes."""
+class Usage(NamedTuple):
+    """The use of a process: seconds of processors, and bytes of memory resident at most."""
+
+    processor: float
+    memory: int
+
+
+def measure_usage(command: Command) -> Usage:
+    """Run a command to its end; raises `CalledProcessError` if it fails."""
     through = [sys.executable, "-I", "-S", "-c", _GO_BETWEEN, *command]
     done = subprocess.run(through, stdout=subprocess.PIPE, check=True, env=_environment())
-    return int(done.stdout) * 1024
+    processor, memory = done.stdout.split()
+    return Usage(float(processor), int(memory) * 1024)
+
+
+def peak_memory(command: Command) -> int:
+    """Run a command to its end, and give the most memory that it ever had resident, in bytes."""
+    return measure_usage(command).memory
 
 
 class Comparison(NamedTuple):

@@ -27,7 +27,7 @@ from bench.images import BLOCK, made, make_empty
 from bench.measure import Command, Result, Table, peak_memory
 from bench.xfs import image
 
-__all__ = ["measure_all"]
+__all__ = ["LIMIT", "measure_all"]
 
 MIB: Final = 1 << 20
 #: The whole process may have so much resident, whatever is asked.
