@@ -23,7 +23,7 @@ from whoseblock.fs.btrfs.format.node import Node, parse_node
 from whoseblock.fs.btrfs.format.superblock import Superblock
 from whoseblock.media.base import Media
 
-__all__ = ["Item", "LostKeys", "Root", "TreeReader"]
+__all__ = ["Item", "LeafPointer", "LostKeys", "Root", "TreeReader"]
 
 #: Tree blocks that are kept: at most 32 MiB with nodes of 64 KiB.
 _KEPT: Final = 512
@@ -57,6 +57,19 @@ class LostKeys(NamedTuple):
     low: Key
     high: Key
     reason: str
+
+
+class LeafPointer(NamedTuple):
+    """A leaf by its parent: the key with which it begins, and that of what follows.
+
+    ``above`` are the logical address and the generation of each block above it, from the root.
+    """
+
+    address: int
+    generation: int
+    first: Key | None
+    end: Key
+    above: tuple[tuple[int, int], ...]
 
 
 class TreeReader:
@@ -230,6 +243,22 @@ class TreeReader:
         if node.keys and node.keys[-1] >= end:
             raise CorruptError("tree block", address, "keys past those of its parent")
         return node
+
+    def leaves(self, root: Root) -> Iterator[LeafPointer]:
+        """Yield all leaves of a tree, without reading them; raises `BlockError`."""
+        start = LeafPointer(root.address, root.generation, None, BEYOND, ())
+        yield from self._leaves(root.tree, start, root.level)
+
+    def _leaves(self, tree: int, at: LeafPointer, level: int) -> Iterator[LeafPointer]:
+        if level == 0:
+            yield at
+            return
+        place = at.address, at.generation
+        node = self._child(tree, place, level, at.first, at.end)
+        above = (*at.above, place)
+        ends = [*node.keys[1:], at.end]
+        for first, end, child in zip(node.keys, ends, node.places, strict=True):
+            yield from self._leaves(tree, LeafPointer(*child, first, end, above), level - 1)
 
     def last_before(self, root: Root, key: Key) -> Item | LostKeys | None:
         """Return the last item with a lesser key, what may have been it, or None."""
