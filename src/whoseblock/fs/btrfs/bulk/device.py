@@ -61,7 +61,7 @@ def find_on_device(
     inside = run >= 0
     if volume.device_faults.get(device) or not runs:
         return DeviceOwners(
-            SingleOwners.nobody(len(start)), np.zeros(len(start), np.uint64), run, runs
+            SingleOwners.empty(len(start)), np.zeros(len(start), np.uint64), run, runs
         )
     inside &= end <= highs[run]
     for offset in COPIES:
@@ -72,9 +72,9 @@ def find_on_device(
     found = find_single_owners(volume, logical, length[inside].astype(np.uint64), chunk_end)
     if volume.reader.take_remarks():
         # A block was read from a copy: the answers to single questions say for which.
-        return DeviceOwners(SingleOwners.nobody(len(start)), start.astype(np.uint64), run, runs)
+        return DeviceOwners(SingleOwners.empty(len(start)), start.astype(np.uint64), run, runs)
     places = np.flatnonzero(inside)
-    owners = SingleOwners.nobody(len(start))
+    owners = SingleOwners.empty(len(start))
     for whole, some in zip(owners, found, strict=True):
         whole[places] = some
     every = np.zeros(len(start), np.uint64)

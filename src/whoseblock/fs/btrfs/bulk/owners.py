@@ -41,7 +41,7 @@ class SingleOwners(NamedTuple):
     unwritten: NDArray[np.bool_]
 
     @classmethod
-    def nobody(cls, count: int) -> Self:
+    def empty(cls, count: int) -> Self:
         """Return as many questions without an owner that was found."""
         numbers = np.zeros(count, np.uint64)
         return cls(numbers != 0, numbers, numbers.copy(), numbers.astype(np.int64), numbers != 0)
@@ -62,7 +62,7 @@ def find_single_owners(
     chunk_end: NDArray[np.uint64],
 ) -> SingleOwners:
     """Return the owners of ranges of logical addresses, each within a chunk."""
-    found = SingleOwners.nobody(len(logical))
+    found = SingleOwners.empty(len(logical))
     try:
         extents = find_extents(volume, logical, are_trees=False)
     except BlockError:
