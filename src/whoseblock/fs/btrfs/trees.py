@@ -21,6 +21,7 @@ from whoseblock.fs.btrfs.format.keys import (
 )
 from whoseblock.fs.btrfs.format.node import Node, parse_node
 from whoseblock.fs.btrfs.format.superblock import Superblock
+from whoseblock.fs.btrfs.parity import multiplied
 from whoseblock.media.base import Media
 
 __all__ = ["Item", "LeafPointer", "LostKeys", "Root", "TreeReader"]
@@ -158,10 +159,10 @@ class TreeReader:
         raise CorruptError("tree block", address, faults[0])
 
     def _read_part(self, part: LogicalPart, number: int) -> bytes:
-        """Return a part from one of its places, or by the XOR of several; raises `BlockError`."""
+        """Return a part from one of its places, or rebuilt from several; raises `BlockError`."""
         places = part.choices[min(number, len(part.choices) - 1)]
         value = 0
-        for place in places:
+        for place, factor in places:
             media = self.devices.get(place.device)
             if media is None:
                 raise BlockError(f"device {place.device} is missing")
@@ -170,7 +171,7 @@ class TreeReader:
             raw = media.pread(place.start, part.length)
             if len(places) == 1:
                 return raw
-            value ^= int.from_bytes(raw, "little")
+            value ^= int.from_bytes(multiplied(raw, factor), "little")
         return value.to_bytes(part.length, "little")
 
     def _name_choice(self, part: LogicalPart, number: int) -> str:
@@ -178,7 +179,7 @@ class TreeReader:
         places = part.choices[min(number, len(part.choices) - 1)]
         if len(places) > 1:
             return "rebuilt from parity"
-        device, start = places[0]
+        (device, start), _ = places[0]
         where = f" of device {device}" if self.sb.devices > 1 else ""
         return f"read from its copy at byte {start}{where}"
 
