@@ -79,4 +79,6 @@ def find_extents(
         columns.append(tuple(part[single].astype(np.uint64) for part in parts))
     if not columns:
         return SingleExtents(*(np.empty(0, np.uint64) for _ in SingleExtents._fields))
-    return SingleExtents(*map(np.concatenate, zip(*columns, strict=True)))
+    joined = SingleExtents(*map(np.concatenate, zip(*columns, strict=True)))
+    order = np.argsort(joined.start, kind="stable")
+    return SingleExtents(*(column[order] for column in joined))
