@@ -17,7 +17,7 @@ import rich.table
 from rich.console import Console
 from tests.support.tools import Missing, need_loop_mounts
 
-from bench import ext4, live, maps, memory, price, slopes, tables, watch, xfs, xfs_scan
+from bench import btrfs, ext4, live, maps, memory, price, slopes, tables, watch, xfs, xfs_scan
 from bench.measure import Result, Table
 
 _FOLDER = Path("build/bench")
@@ -57,6 +57,7 @@ def _parts() -> list[Callable[[Path], Iterator[Result | Table]]]:
         "xfs": xfs.measure_all,
         "xfs-scan": xfs_scan.measure_all,
         "ext4": ext4.measure_all,
+        "btrfs": btrfs.measure_all,
         "price": price.measure_all,
         "maps": maps.measure_all,
         "memory": memory.measure_all,

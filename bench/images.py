@@ -11,9 +11,11 @@ from tests.support.tools import run, xfsprogs
 
 __all__ = [
     "BLOCK",
+    "btrfs_snapshots",
     "fragmented_file",
     "made",
     "make_empty",
+    "many_btrfs_files",
     "many_ext4_files",
     "many_extents",
     "many_files",
@@ -23,6 +25,8 @@ __all__ = [
 BLOCK = 4096
 _MIB = 1 << 20
 _EXT4_BLOCKS = 2
+#: More than a leaf keeps inside.
+_BTRFS_BYTES = 5000
 
 
 def made(folder: Path, name: str, make: Callable[[Path], None]) -> Path:
@@ -131,3 +135,35 @@ def many_ext4_files(path: Path, files: int, a_folder: int = 200, *, written: boo
             else:
                 os.posix_fallocate(descriptor, 0, size)
             os.close(descriptor)
+
+
+def many_btrfs_files(path: Path, files: int, a_folder: int = 200) -> None:
+    """Make a btrfs image with ``files`` files of two sectors, ``a_folder`` in each folder."""
+    path.unlink(missing_ok=True)
+    with path.open("wb") as file:
+        file.truncate(max(1 << 30, files * 2 * BLOCK * 3 // 2 + (1 << 30)))
+    run(["mkfs.btrfs", "-q", path])
+    with mounted(path, kind="btrfs") as folder:
+        for number in range(files):
+            if number % a_folder == 0:
+                place = folder + b"/%d/%d" % (number // a_folder % 40, number // a_folder)
+                Path(os.fsdecode(place)).mkdir(parents=True)
+            descriptor = os.open(place + b"/file-%d" % number, os.O_WRONLY | os.O_CREAT, 0o644)
+            os.write(descriptor, b"x" * _BTRFS_BYTES)
+            os.close(descriptor)
+
+
+def btrfs_snapshots(path: Path, snapshots: int, files: int = 300) -> None:
+    """Make a btrfs image with ``files`` files in a subvolume, and so many snapshots of it."""
+    path.unlink(missing_ok=True)
+    with path.open("wb") as file:
+        file.truncate(1 << 30)
+    run(["mkfs.btrfs", "-q", path])
+    with mounted(path, kind="btrfs") as folder:
+        root = Path(os.fsdecode(folder))
+        run(["btrfs", "subvolume", "create", root / "sub"])
+        for number in range(files):
+            (root / f"sub/file-{number}").write_bytes(b"x" * _BTRFS_BYTES)
+        os.sync()
+        for number in range(snapshots):
+            run(["btrfs", "subvolume", "snapshot", root / "sub", root / f"snapshot-{number}"])

@@ -30,6 +30,7 @@ from whoseblock.ranges import PHYSICAL_MEMORY
 from whoseblock.stack.base import Layer, LinearSegment, layers_below, reach
 from whoseblock.stack.formats.partitions import read_partition_table
 from whoseblock.stack.images.assembly import Assembly, add_table_structures
+from whoseblock.stack.kernel.contents import devices_in_order
 from whoseblock.stack.kernel.devices import ENCRYPTED_VOLUME, BlockDevices
 from whoseblock.stack.kernel.host import Host
 from whoseblock.stack.mounted import CompanionDevice, companion_devices
@@ -472,7 +473,7 @@ class Target(Closing):
             media = undo.enter_context(closing(layer.open()))
 
             def find_others(own: Probe) -> list[Media]:
-                others = find_other_devices(own, self._candidates(layer), undo)
+                others = find_other_devices(own, self._candidates(layer, own), undo)
                 if others:
                     self._assembly.sets.append([layer, *(other.layer for other in others)])
                 return [other.media for other in others]
@@ -485,10 +486,11 @@ class Target(Closing):
             undo.pop_all()
         return filesystem
 
-    def _candidates(self, layer: Layer) -> Iterator[Layer]:
+    def _candidates(self, layer: Layer, own: Probe) -> Iterator[Layer]:
         """Yield the layers that may be other devices of the filesystem on a layer.
 
-        Those that the user named come first.  For a device of this machine, all others follow.
+        Those that the user named come first.  For a device of this machine, those follow that list
+        its filesystem, and those of which the content is not listed.
         """
         seen = {layer}
         named = filter(None, (*self.members, self.root, *self._named.values()))
@@ -498,7 +500,7 @@ class Target(Closing):
                 yield one
         if layer.device is None or not self.host.live:
             return
-        for name in self.host.block_devices():
+        for name in devices_in_order(self.host, own.name, own.uuid):
             try:
                 one = self._devices.find_layer(name)
             except TargetError:

@@ -33,6 +33,7 @@ WHATS: Final = (
     "block-bitmap",
     "inode-bitmap",
     "mmp",
+    "tree",
 )
 
 

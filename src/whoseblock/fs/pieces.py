@@ -48,6 +48,7 @@ NO_FORK, DATA, ATTR = range(len(FORKS))
     BLOCK_BITMAP,
     INODE_BITMAP,
     MMP,
+    TREE,
 ) = range(len(WHATS))
 
 

@@ -4,6 +4,7 @@ import os
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from itertools import combinations
 from pathlib import Path
 
 import pytest
@@ -163,6 +164,18 @@ def test_without_one_device(filesystem: Filesystem) -> None:
         assert missing == copies_on(whole(filesystem.images), str(filesystem.images[-1]))
 
 
+def test_without_any_two_devices_of_raid6(tmp_path: Path) -> None:
+    """Rebuild metadata from P and Q."""
+    need_loop_mounts()
+    made = make_filesystem(tmp_path, 5, "-d", "raid6", "-m", "raid6")
+    for lost in combinations(range(5), 2):
+        kept = [image for number, image in enumerate(made.images) if number not in lost]
+        answer = whole(kept)
+        assert answer.complete, (lost, answer.notes)
+        first = made.images.index(kept[0])
+        assert differences(made.truths[first], answer) == []
+
+
 def copies_on(answer: Answer, layer: str) -> list[tuple[int, int]]:
     """Return the start of each row with a copy on a layer, and where that is."""
     return sorted(
@@ -198,7 +211,7 @@ def test_both_directions_agree(profile: int, stripes: int, rows: int, at: int) -
     assert chunk is not None
     logical = chunk.start + at % length
     (part,) = chunk.parts(logical, 1)
-    copies = [choice[0] for choice in part.choices if len(choice) == 1]
+    copies = [choice[0][0] for choice in part.choices if len(choice) == 1]
     assert len(set(copies)) == chunk.profile.copies or copied
     for device, start in copies:
         (run_,) = chunks.runs(device, start, start + 1)

@@ -12,6 +12,7 @@ from typing import Final, NamedTuple
 
 from whoseblock.fs.btrfs.format.items import PROFILES, ChunkItem
 from whoseblock.fs.btrfs.format.superblock import STRIPE
+from whoseblock.fs.btrfs.parity import two_lost, without_p
 from whoseblock.media.striping import RIGHT_SYMMETRIC, Cell, Raid0, Raid1, Raid5, Raid10, Striping
 
 __all__ = ["Chunk", "ChunkMap", "LogicalPart", "Place", "StripeCell", "StripeRun"]
@@ -37,6 +38,8 @@ class _Profile(NamedTuple):
 
 
 _MOST_STRIPES: Final = 1 << 12
+#: So many of the data of a row are each taken for the second that is lost.
+_MOST_REBUILT: Final = 32
 _PROFILES: Final = {
     0: _Profile("single", 1, 1),
     0x8: _Profile("RAID0", 1, _MOST_STRIPES, is_striped=True),
@@ -59,13 +62,14 @@ class Place(NamedTuple):
 
 
 class LogicalPart(NamedTuple):
-    """The next ``length`` logical addresses: the XOR of the places of a choice is their bytes.
+    """The next ``length`` logical addresses: the sum of the places of a choice is their bytes.
 
-    Choices with several places rebuild the bytes from parity.
+    Choices with several places rebuild the bytes from parity.  Each place comes with the factor of
+    its bytes; see `whoseblock.fs.btrfs.parity`.
     """
 
     length: int
-    choices: tuple[tuple[Place, ...], ...]
+    choices: tuple[tuple[tuple[Place, int], ...], ...]
 
 
 class StripeCell(NamedTuple):
@@ -143,22 +147,39 @@ class Chunk(NamedTuple):
         while logical < end:
             room, places = self.places(logical)
             size = min(room, end - logical)
-            choices: list[tuple[Place, ...]] = [(place,) for place in places]
+            choices: list[tuple[tuple[Place, int], ...]] = [((place, 1),) for place in places]
             if self.profile.parities:
-                choices.append(self._others(logical))
+                choices += self._rebuilt(logical)
             yield LogicalPart(size, tuple(choices))
             logical += size
 
-    def _others(self, logical: int) -> tuple[Place, ...]:
-        """Return the places of the other data, and of the first parity, in the row of a byte."""
+    def _rebuilt(self, logical: int) -> Iterator[tuple[tuple[Place, int], ...]]:
+        """Yield the places of the row of a byte that give it together, and their factors."""
         number, within = divmod(logical - self.start, self.striping.chunk)
-        (own,) = self.striping.locate_chunk(number)
-        cells = (Cell(member, own.row) for member in range(len(self.stripes)))
-        return tuple(
+        count = len(self.stripes) - self.profile.parities
+        own = number % count
+        first = number - own
+        data = [
             self._place(cell, within)
-            for cell in cells
-            if cell != own and self.striping.identify_cell(cell) != "parity (Q)"
-        )
+            for other in range(first, first + count)
+            for cell in self.striping.locate_chunk(other)
+        ]
+        (cell,) = self.striping.locate_chunk(number)
+        parity = {
+            what: self._place(one, within)
+            for one in (Cell(member, cell.row) for member in range(len(self.stripes)))
+            if isinstance(what := self.striping.identify_cell(one), str)
+        }
+        others = [place for place in data if place != data[own]]
+        p = parity.get("parity") or parity["parity (P)"]
+        yield tuple((place, 1) for place in (*others, p))
+        if (q := parity.get("parity (Q)")) is None:
+            return
+        yield tuple(zip((*others, q), without_p(own, count), strict=True))
+        for other in range(min(count, _MOST_REBUILT)):
+            if other != own:
+                rest = [place for place in others if place != data[other]]
+                yield tuple(zip((*rest, p, q), two_lost(own, other, count), strict=True))
 
     def cells(self, number: int, start: int, end: int) -> Iterator[StripeCell]:
         """Yield what a range of the device has that lies in stripe ``number``, in order."""

@@ -4,12 +4,15 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import cached_property
+from itertools import islice
+from typing import TYPE_CHECKING, Final
 
 from msgspec import UNSET
 
 from whoseblock.closing import Closing
 from whoseblock.errors import BlockError
-from whoseblock.fs.arguments import check_open, checked_ranges
+from whoseblock.fs.arguments import check_columns, check_open, checked_ranges
+from whoseblock.fs.arrays import OwnerArrays
 from whoseblock.fs.base import (
     Answer,
     FileId,
@@ -28,11 +31,19 @@ from whoseblock.fs.btrfs.superblocks import open_devices
 from whoseblock.fs.btrfs.volume import Volume
 from whoseblock.fs.driver import AddressSpace, DeviceSegment, FileFacts, ReverseMap
 from whoseblock.fs.driver import Volume as VolumeProtocol
-from whoseblock.fs.stream import ROW_BUDGET, LeadingRows
+from whoseblock.fs.stream import ROW_BUDGET, LeadingRows, join_rows
 from whoseblock.media.base import Media
 from whoseblock.media.mounts import mount_note
 
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
 __all__ = ["BtrfsFilesystem"]
+
+#: So many questions are answered together if they are short, and fewer one by one.
+_BATCH: Final = 1 << 16
+_MANY: Final = 48
+_SHORT: Final = 1 << 20
 
 
 class BtrfsFilesystem(Closing, VolumeProtocol):
@@ -92,10 +103,16 @@ class BtrfsFilesystem(Closing, VolumeProtocol):
         """Answer many ranges; see `AddressSpace.owners_stream`."""
         self._check_open()
         self._finder.resolver.limit(self.max_owners)
-        for start, length in checked_ranges(ranges, self._media.name, self.device_size):
-            self._check_open()
-            found = self._finder.find(self._device, start, length)
-            yield from self._answer(start, length, found, with_paths=paths)
+        wanted = checked_ranges(ranges, self._media.name, self.device_size)
+        while batch := list(islice(wanted, _BATCH)):
+            if len(batch) < _MANY or max(length for _, length in batch) > _SHORT:
+                for start, length in batch:
+                    self._check_open()
+                    found = self._finder.find(self._device, start, length)
+                    yield from self._answer(start, length, found, with_paths=paths)
+            else:
+                self._check_open()
+                yield from self._answer_together(batch, with_paths=paths)
 
     def logical_stream(
         self, ranges: Iterable[tuple[int, int]], *, paths: bool = True
@@ -129,6 +146,74 @@ class BtrfsFilesystem(Closing, VolumeProtocol):
     def logical_size(self) -> int:
         """The end of the last chunk."""
         return self.volume.chunks.end
+
+    def _answer_together(
+        self, batch: list[tuple[int, int]], *, with_paths: bool
+    ) -> Iterator[LeadingRows | Answer]:
+        """Answer many short questions: those with a single owner as arrays, the others in order."""
+        import numpy as np
+
+        from whoseblock.fs.btrfs.bulk.device import find_on_device
+
+        columns = np.array(batch, np.int64)
+        together = find_on_device(self.volume, self._device, columns[:, 0], columns[:, 1])
+        is_found = together.owners.is_found.tolist()
+        known: dict[FileId, Paths] = {}
+        if with_paths:
+            files = {
+                FileId(*one): None
+                for one, found in zip(
+                    zip(
+                        together.owners.subvolume.tolist(),
+                        together.owners.inode.tolist(),
+                        strict=True,
+                    ),
+                    is_found,
+                    strict=True,
+                )
+                if found
+            }
+            # Files near each other have their names in the same leaves.
+            known = self._paths.find(sorted(files))
+        others: dict[int, list[LeadingRows | Answer]] = {}
+        for number in sorted(range(len(batch)), key=batch.__getitem__):
+            if not is_found[number]:
+                start, length = batch[number]
+                found = self._finder.find(self._device, start, length)
+                others[number] = list(self._answer(start, length, found, with_paths=with_paths))
+        doubts = self.doubts
+        for number, (start, length) in enumerate(batch):
+            if not is_found[number]:
+                yield from others.pop(number)
+                continue
+            piece = together.piece(number, start, length)
+            mine = {piece.part.file: known[piece.part.file]} if with_paths else {}
+            missing = [*doubts, *path_faults(mine)] if doubts or with_paths else []
+            rows = self._row_maker.rows((piece,), mine)
+            yield Answer(start, length, not missing, distinct(missing), rows)
+
+    def owners_of(self, starts: "ArrayLike", lengths: "ArrayLike") -> OwnerArrays:
+        """Answer many ranges as NumPy columns, without paths; see `OwnerArrays`.
+
+        Raises `ArgumentError`, `OutOfDeviceError` and `ClosedError`.
+        """
+        from whoseblock.fs.btrfs.bulk.columns import owners_as_columns
+
+        self._check_open()
+        start, length = check_columns(starts, lengths, self._media.name, self.device_size)
+        return owners_as_columns(
+            self.volume,
+            self._device,
+            (start, length),
+            lambda low, size: next(
+                join_rows(
+                    self._answer(
+                        low, size, self._finder.find(self._device, low, size), with_paths=False
+                    )
+                )
+            ),
+            self.doubts,
+        )
 
     def _answer(
         self,

@@ -21,9 +21,10 @@ from whoseblock.fs.btrfs.format.keys import (
 )
 from whoseblock.fs.btrfs.format.node import Node, parse_node
 from whoseblock.fs.btrfs.format.superblock import Superblock
+from whoseblock.fs.btrfs.parity import multiplied
 from whoseblock.media.base import Media
 
-__all__ = ["Item", "LostKeys", "Root", "TreeReader"]
+__all__ = ["Item", "LeafPointer", "LostKeys", "Root", "TreeReader"]
 
 #: Tree blocks that are kept: at most 32 MiB with nodes of 64 KiB.
 _KEPT: Final = 512
@@ -57,6 +58,19 @@ class LostKeys(NamedTuple):
     low: Key
     high: Key
     reason: str
+
+
+class LeafPointer(NamedTuple):
+    """A leaf by its parent: the key with which it begins, and that of what follows.
+
+    ``above`` are the logical address and the generation of each block above it, from the root.
+    """
+
+    address: int
+    generation: int
+    first: Key | None
+    end: Key
+    above: tuple[tuple[int, int], ...]
 
 
 class TreeReader:
@@ -145,10 +159,10 @@ class TreeReader:
         raise CorruptError("tree block", address, faults[0])
 
     def _read_part(self, part: LogicalPart, number: int) -> bytes:
-        """Return a part from one of its places, or by the XOR of several; raises `BlockError`."""
+        """Return a part from one of its places, or rebuilt from several; raises `BlockError`."""
         places = part.choices[min(number, len(part.choices) - 1)]
         value = 0
-        for place in places:
+        for place, factor in places:
             media = self.devices.get(place.device)
             if media is None:
                 raise BlockError(f"device {place.device} is missing")
@@ -157,7 +171,7 @@ class TreeReader:
             raw = media.pread(place.start, part.length)
             if len(places) == 1:
                 return raw
-            value ^= int.from_bytes(raw, "little")
+            value ^= int.from_bytes(multiplied(raw, factor), "little")
         return value.to_bytes(part.length, "little")
 
     def _name_choice(self, part: LogicalPart, number: int) -> str:
@@ -165,7 +179,7 @@ class TreeReader:
         places = part.choices[min(number, len(part.choices) - 1)]
         if len(places) > 1:
             return "rebuilt from parity"
-        device, start = places[0]
+        (device, start), _ = places[0]
         where = f" of device {device}" if self.sb.devices > 1 else ""
         return f"read from its copy at byte {start}{where}"
 
@@ -230,6 +244,22 @@ class TreeReader:
         if node.keys and node.keys[-1] >= end:
             raise CorruptError("tree block", address, "keys past those of its parent")
         return node
+
+    def leaves(self, root: Root) -> Iterator[LeafPointer]:
+        """Yield all leaves of a tree, without reading them; raises `BlockError`."""
+        start = LeafPointer(root.address, root.generation, None, BEYOND, ())
+        yield from self._leaves(root.tree, start, root.level)
+
+    def _leaves(self, tree: int, at: LeafPointer, level: int) -> Iterator[LeafPointer]:
+        if level == 0:
+            yield at
+            return
+        place = at.address, at.generation
+        node = self._child(tree, place, level, at.first, at.end)
+        above = (*at.above, place)
+        ends = [*node.keys[1:], at.end]
+        for first, end, child in zip(node.keys, ends, node.places, strict=True):
+            yield from self._leaves(tree, LeafPointer(*child, first, end, above), level - 1)
 
     def last_before(self, root: Root, key: Key) -> Item | LostKeys | None:
         """Return the last item with a lesser key, what may have been it, or None."""

@@ -1,6 +1,7 @@
 """Tree blocks (``struct btrfs_header``, ``btrfs_item``, ``btrfs_key_ptr``)."""
 
-from itertools import pairwise
+from itertools import islice
+from operator import lt
 from struct import Struct
 from typing import Final, NamedTuple
 
@@ -73,12 +74,10 @@ def parse_node(raw: bytes) -> Node | str:  # noqa: PLR0911 - faults
         return "more items than it has room for"
     if header.level and not header.items:
         return "a node without children"
-    keys: list[Key] = []
-    places: list[tuple[int, int]] = []
-    for objectid, kind, offset, one, two in each.iter_unpack(raw[HEADER_SIZE:end]):
-        keys.append((objectid, kind, offset))
-        places.append((one, two))
-    if any(one >= two for one, two in pairwise(keys)):
+    items = list(each.iter_unpack(raw[HEADER_SIZE:end]))
+    keys: list[Key] = [item[:3] for item in items]
+    places: list[tuple[int, int]] = [item[3:] for item in items]
+    if not all(map(lt, keys, islice(keys, 1, None))):
         return "keys out of order"
     if header.level == 0:
         # Data of items grows from the end of the block down, without gaps.

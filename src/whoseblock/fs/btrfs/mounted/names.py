@@ -55,7 +55,9 @@ class LiveNames:
 
     def find(self, files: dict[FileId, None]) -> dict[FileId, Paths]:
         """Return every path of each file, and what may be missing."""
-        return {file: self._find(file, known) for file, known in self.finder.find(files).items()}
+        # Files near each other have their names in the same leaves.
+        known = self.finder.find(sorted(files))
+        return {file: self._find(file, paths) for file, paths in known.items()}
 
     def _find(self, file: FileId, known: Paths) -> Paths:
         generation = 0

@@ -41,7 +41,7 @@ from whoseblock.fs.driver import (
 )
 from whoseblock.fs.mounted.recovery import unrecovered_by, unrecovered_note
 from whoseblock.fs.mounted.view import View, open_view
-from whoseblock.fs.stream import ROW_BUDGET, LeadingRows
+from whoseblock.fs.stream import ROW_BUDGET, LeadingRows, join_rows
 from whoseblock.media.base import Media
 from whoseblock.media.direct import DirectMedia
 from whoseblock.media.mounts import Mount, device_node, devices_of, find_mounts
@@ -50,6 +50,8 @@ __all__ = ["MountedBtrfs"]
 
 #: So many questions are answered with one look at the state of the filesystem.
 _BATCH: Final = 1 << 10
+#: Up to this length, in the order of their places.
+_SHORT: Final = 1 << 20
 #: How often a question is repeated while the filesystem is committed.
 _ATTEMPTS: Final = 4
 _CHANGING: Final = "the filesystem was committed each time while it was read: ask again"
@@ -294,18 +296,31 @@ class MountedBtrfs(Closing, MountedVolume):
         self, wanted: Iterator[tuple[int, int]], find: _Find, *, with_paths: bool
     ) -> Iterator[LeadingRows | Answer]:
         while batch := list(islice(wanted, _BATCH)):
-            todo = deque(_Rest(start, length, start) for start, length in batch)
-            # Notes that belong to leading rows stand in the answer that ends them.
-            carried: dict[str, None] = {}
-            while todo:
-                self._check_open()
-                for part, rows, notes in self._settle(todo, find, with_paths=with_paths):
-                    carried.update(dict.fromkeys(notes))
-                    if part.more:
-                        yield LeadingRows(part.rest.start, part.rest.length, rows)
-                    else:
-                        yield self._answer(part, rows, carried)
-                        carried = {}
+            if max(length for _, length in batch) > _SHORT:
+                yield from self._answers(batch, find, with_paths=with_paths)
+                continue
+            # Those near each other need the same tree blocks.
+            order = sorted(range(len(batch)), key=batch.__getitem__)
+            near = (batch[number] for number in order)
+            answers = join_rows(self._answers(near, find, with_paths=with_paths))
+            found = dict(zip(order, answers, strict=True))
+            yield from (found.pop(number) for number in range(len(batch)))
+
+    def _answers(
+        self, batch: Iterable[tuple[int, int]], find: _Find, *, with_paths: bool
+    ) -> Iterator[LeadingRows | Answer]:
+        todo = deque(_Rest(start, length, start) for start, length in batch)
+        # Notes that belong to leading rows stand in the answer that ends them.
+        carried: dict[str, None] = {}
+        while todo:
+            self._check_open()
+            for part, rows, notes in self._settle(todo, find, with_paths=with_paths):
+                carried.update(dict.fromkeys(notes))
+                if part.more:
+                    yield LeadingRows(part.rest.start, part.rest.length, rows)
+                else:
+                    yield self._answer(part, rows, carried)
+                    carried = {}
 
     def _answer(self, part: _Part, rows: tuple[Owner, ...], missing: dict[str, None]) -> Answer:
         remarks = [*self.remarks, *part.remarks]

@@ -1,0 +1,1 @@
+"""Many questions together: the leaves that they need, each read once and decoded as arrays."""
