@@ -17,7 +17,20 @@ import rich.table
 from rich.console import Console
 from tests.support.tools import Missing, need_loop_mounts
 
-from bench import btrfs, ext4, live, maps, memory, price, slopes, tables, watch, xfs, xfs_scan
+from bench import (
+    btrfs,
+    ext4,
+    live,
+    maps,
+    memory,
+    price,
+    slopes,
+    start,
+    tables,
+    watch,
+    xfs,
+    xfs_scan,
+)
 from bench.measure import Result, Table
 
 _FOLDER = Path("build/bench")
@@ -54,6 +67,7 @@ def _parts() -> list[Callable[[Path], Iterator[Result | Table]]]:
     parser.add_argument("--idle", type=float, default=watch.IDLE_S, help="seconds (%(default)g)")
     given = parser.parse_args()
     parts: dict[str, Callable[[Path], Iterator[Result | Table]]] = {
+        "start": start.measure_all,
         "xfs": xfs.measure_all,
         "xfs-scan": xfs_scan.measure_all,
         "ext4": ext4.measure_all,
