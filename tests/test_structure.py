@@ -271,7 +271,7 @@ PACKAGES: dict[str, dict[str, set[str]]] = {
         "status": {"store", "statistics"},
         "unit": {"store"},
         "processor": {"policy", "attribution", "store", "statistics", "log"},
-        "worker": {"processor", "attribution", "store", "statistics", "log", "children"},
+        "worker": {"processor", "store", "statistics", "log", "children"},
         "daemon": {
             *("worker", "processor", "status", "policy", "sources", "store"),
             *("statistics", "log", "clock"),

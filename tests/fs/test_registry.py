@@ -200,25 +200,3 @@ def test_a_lookup_imports_only_the_driver_that_it_needs(image: Path) -> None:
     drivers = {one.module.rpartition(".")[0] for one in registry.DRIVERS}
     assert not [name for name in loaded for driver in drivers if name.startswith(f"{driver}.")]
     assert not {"numpy", "rich"} & set(loaded)
-
-
-def test_the_registry_knows_which_modules_open_mounted_filesystems() -> None:
-    """Compare with what the driver imports: a daemon imports it before the first failure."""
-    program = (
-        "import sys\n"
-        "from whoseblock.fs.registry import driver_of\n"
-        "driver = driver_of(sys.argv[1])\n"
-        "before = set(sys.modules)\n"
-        "try: driver.open_mounted([], None, 0)\n"
-        "except Exception: pass\n"
-        "print(*(set(sys.modules) - before))"
-    )
-    for one in registry.DRIVERS:
-        done = subprocess.run(
-            [sys.executable, "-c", program, one.kinds[0]],
-            capture_output=True,
-            check=True,
-            text=True,
-        )
-        module = f"{one.module.rpartition('.')[0]}.mounted.volume"
-        assert (module in done.stdout.split()) == one.opens_mounted

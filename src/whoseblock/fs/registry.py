@@ -4,7 +4,7 @@ A driver is registered by one line in `DRIVERS`.  Its module is imported when a 
 its filesystem, or when such a filesystem is mounted.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from importlib import import_module
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -21,7 +21,6 @@ __all__ = [
     "companion_mount_options",
     "companions",
     "driver_of",
-    "import_mounted",
     "monitors",
     "titles",
 ]
@@ -54,8 +53,7 @@ class Registration(NamedTuple):
     ``monitor`` names its source of failures in ``whoseblock watch``; the module ``monitor`` beside
     that of the driver then has the `whoseblock.fs.monitor.Monitor` as ``MONITOR``.  ``programs``
     repair what this program does not.  A filesystem that
-    ``spans_devices`` may be on several, which are all alike.  If the driver ``opens_mounted``, the
-    module ``mounted.volume`` beside its own does that.
+    ``spans_devices`` may be on several, which are all alike.
     """
 
     module: str
@@ -66,7 +64,6 @@ class Registration(NamedTuple):
     monitor: str = ""
     programs: tuple[OtherProgram, ...] = ()
     spans_devices: bool = False
-    opens_mounted: bool = False
 
     @property
     def driver(self) -> "Driver":
@@ -105,7 +102,6 @@ DRIVERS: Final[list[Registration]] = [
         (_LOG, _REALTIME),
         monitor="xfs-health",
         programs=(OtherProgram("xfs_repair", "xfsprogs", "repairs the metadata of XFS"),),
-        opens_mounted=True,
     ),
     Registration(
         "whoseblock.fs.ext4.driver",
@@ -113,7 +109,6 @@ DRIVERS: Final[list[Registration]] = [
         ("ext4", "ext3", "ext2"),
         ((0x438, b"\x53\xef"),),
         programs=(OtherProgram("e2fsck", "e2fsprogs", "repairs the metadata of ext2, ext3, ext4"),),
-        opens_mounted=True,
     ),
     Registration(
         "whoseblock.fs.btrfs.driver",
@@ -154,14 +149,6 @@ def companion_mount_options() -> dict[tuple[str, str], str]:
         for companion in one.companions
         if companion.mount_option
     }
-
-
-def import_mounted(kinds: Collection[str]) -> None:
-    """Import what `Driver.open_mounted` needs for these kinds of filesystems, as in mount(8)."""
-    for one in DRIVERS:
-        if one.opens_mounted and any(kind in kinds for kind in one.kinds):
-            import_module(one.module)
-            import_module(f"{one.module.rpartition('.')[0]}.mounted.volume")
 
 
 def driver_of(kind: str) -> "Driver | None":

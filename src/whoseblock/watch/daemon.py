@@ -40,7 +40,6 @@ from whoseblock.watch.store.state import (
 )
 from whoseblock.watch.worker import (
     HelperProcess,
-    import_lookup,
     perform_steps,
     process_spool,
     return_free_memory,
@@ -59,6 +58,7 @@ _RETRY_S: Final = (1.0, 5.0, 15.0, 60.0)
 _TIMEOUT_S: Final = 45.0
 #: Seconds to read at the end what the kernel still has.
 _DRAIN_S: Final = 5.0
+
 
 #: The file of the last status in the state folder.
 _STATUS: Final = "status.json"
@@ -213,7 +213,8 @@ class Daemon:
                     self._ending = True
 
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            # Without a handler the signal would end the process; the number comes by the pipe.
+            # The number arrives through the pipe; without a handler the signal would end the
+            # process.
             before = signal.signal(number, lambda *_: None)
             self._undo.callback(signal.signal, number, before)
         before_fd = signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
@@ -242,9 +243,7 @@ class Daemon:
     # ------------------------------------------------------------------ sources
 
     def _mounts_changed(self) -> None:
-        mounts = list(self._mounts.read().values())
-        import_lookup({one.kind for one in mounts})
-        for source, fault in self._sources.mounts_changed(mounts):
+        for source, fault in self._sources.mounts_changed(list(self._mounts.read().values())):
             self._close_source(source, fault)
 
     def _sweep(self) -> None:

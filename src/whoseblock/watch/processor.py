@@ -34,6 +34,7 @@ from whoseblock.watch.attribution.retry_queue import RETRY_DELAYS_S, RetryQueue
 from whoseblock.watch.attribution.user_queue import Unsearched, UserQueue
 from whoseblock.watch.log import log_event
 from whoseblock.watch.policy.actor import Actor, Responder
+from whoseblock.watch.policy.device_response import DeviceResponder
 from whoseblock.watch.policy.rule_matching import match_rules, mount_points
 from whoseblock.watch.policy.rules import Policy
 from whoseblock.watch.statistics import Statistics, count
@@ -93,7 +94,8 @@ class Processor(Closing):
             self._run = self._undo.enter_context(run)
             undo.pop_all()
         self._lists = setup.state.load("lists.json", HandledLists) or HandledLists()
-        self._actor = Actor(self._journal, self._run, setup.policy, setup.state, setup.responder)
+        responder = setup.responder or DeviceResponder(self._journal, self._run)
+        self._actor = Actor(self._journal, self._run, setup.policy, setup.state, responder)
         self._records = FailureRecords(self._journal, self._run)
         self._host = Host(setup.root)
         probe = DeviceProbe(setup.state, setup.root, setup.probe_limits)

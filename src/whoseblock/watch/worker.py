@@ -1,6 +1,6 @@
 """Run worker and actor: processes that live only as long as there is work.
 
-They load the library of the journal, which the collector never does. They may wait for a
+They load the libraries of lookup and journal, which the collector never does. They may wait for a
 filesystem that does not answer, while the collector goes on reading.
 """
 
@@ -9,7 +9,7 @@ import gc
 import os
 import select
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 __all__ = [
     "HelperProcess",
     "SendStatistics",
-    "import_lookup",
     "perform_steps",
     "process_spool",
     "return_free_memory",
@@ -246,19 +245,6 @@ def return_free_memory() -> None:
     # Only glibc has it.
     with suppress(AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
-
-
-def import_lookup(kinds: Collection[str]) -> None:
-    """Import in the collector what a lookup needs, for mounted filesystems of these kinds.
-
-    The first failure after an idle time need not wait for these modules: its worker and device
-    probe inherit them. SQLAlchemy would take more memory than all else, and is left to the worker.
-    """
-    import whoseblock.watch.attribution.device_probe
-    import whoseblock.watch.attribution.process_search  # noqa: F401 - inherited by the children
-    from whoseblock.fs.registry import import_mounted
-
-    import_mounted(kinds)
 
 
 def _import_modules() -> None:

@@ -48,17 +48,11 @@ class Responder(Protocol):
 class Actor:
     """Plans actions and performs them within the limits; raises `JournalError`.
 
-    One process may plan while another performs. ``responder`` writes to devices, None for the
-    default.
+    One process may plan while another performs.
     """
 
     def __init__(
-        self,
-        journal: Journal,
-        run: Run,
-        policy: Policy,
-        state: StateFolder,
-        responder: Responder | None = None,
+        self, journal: Journal, run: Run, policy: Policy, state: StateFolder, responder: Responder
     ) -> None:
         self._journal = journal
         self._run = run
@@ -190,18 +184,10 @@ class Actor:
         if not any(plan.id == step.plan and plan.authentic for plan in history.plans):
             raise not_authentic(step.plan)
         if kind == "respond":
-            return self._find_responder().respond(history.failure, self._policy, number)
+            return self._responder.respond(history.failure, self._policy, number)
         findings = [finding for finding in history.findings if finding.authentic]
         answer = findings[-1].answer if findings else {}
         return run_program(step.parameters, history.failure, answer)
-
-    def _find_responder(self) -> Responder:
-        """Return the responder, by default one for devices, whose modules few processes need."""
-        if self._responder is not None:
-            return self._responder
-        from whoseblock.watch.policy.device_response import DeviceResponder
-
-        return DeviceResponder(self._journal, self._run)
 
 
 def _digests(policy: Policy) -> list[tuple[str, str]]:
