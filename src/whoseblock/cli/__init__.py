@@ -10,7 +10,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from whoseblock import __version__
-from whoseblock.cli.presentation.terminal import print_error
+from whoseblock.cli.presentation.notices import print_error
 from whoseblock.errors import OUT_OF_MEMORY, PASSED_OVER, OutputError, WhoseblockError
 from whoseblock.printable import printable
 

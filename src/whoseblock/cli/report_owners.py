@@ -11,13 +11,13 @@ from whoseblock.cli.options.usage import usage_error
 from whoseblock.cli.presentation.json_lines import json_chunks
 from whoseblock.cli.presentation.notices import (
     is_passed_over,
+    print_error,
     report_options,
     report_readings,
     report_resolver,
 )
 from whoseblock.cli.presentation.output import OutputFile, write_chunks
 from whoseblock.cli.presentation.progress import ProgressBar
-from whoseblock.cli.presentation.terminal import print_error
 from whoseblock.fs.base import Answer
 from whoseblock.lookup import RESCAN_LIMIT, Lookup
 from whoseblock.querying import QueryOptions

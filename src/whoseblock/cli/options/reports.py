@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from functools import cache
 from typing import TYPE_CHECKING, Final
 
-from whoseblock.cli.presentation.terminal import print_error
+from whoseblock.cli.presentation.notices import print_error
 from whoseblock.errors import PrivilegeError, WhoseblockError
 from whoseblock.ranges import RangeList, parse_range, parse_range_text
 from whoseblock.sources.base import Failure, Reading

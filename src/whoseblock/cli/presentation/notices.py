@@ -1,9 +1,9 @@
 """Messages on standard error beside the answers: inputs read, and options without effect."""
 
+import sys
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from whoseblock.cli.presentation.terminal import print_error
 from whoseblock.errors import PASSED_OVER
 from whoseblock.printable import printable
 
@@ -15,11 +15,19 @@ if TYPE_CHECKING:
 __all__ = [
     "exit_passed_over",
     "is_passed_over",
+    "print_error",
     "report",
     "report_options",
     "report_readings",
     "report_resolver",
 ]
+
+
+def print_error(line: str) -> None:
+    """Print a line on standard error, which may be closed."""
+    if sys.stderr is not None:
+        sys.stderr.write(f"{line}\n")
+        sys.stderr.flush()
 
 
 def report(lines: Iterable[str]) -> None:
