@@ -233,6 +233,20 @@ def test_questions_while_the_filesystem_changes(fresh: Path) -> None:
     check_disk(fresh)
 
 
+def test_a_log_tree_that_the_kernel_has_not_replayed(fresh: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy.img"
+    with mounted(fresh, "commit=300", kind="btrfs") as folder:
+        with (Path(os.fsdecode(folder)) / "new").open("wb") as file:
+            file.write(b"new")
+            os.fsync(file.fileno())
+        shutil.copyfile(fresh, copy)
+    with mounted(copy, "ro", "rescue=nologreplay", kind="btrfs"), opened(copy) as fs:
+        assert "its log tree is not empty" in fs.unreplayed_log
+        answer = fs.owners(0, SECTOR)
+        assert not answer.complete
+        assert "the log tree has changes that are not replayed" in str(answer.notes)
+
+
 def test_a_mount_point_stands_for_its_device(fresh: Path) -> None:
     with mounted(fresh, "ro", "subvol=sub", kind="btrfs") as folder:
         done = CliRunner().invoke(cli, ["lookup", "--json", os.fsdecode(folder), "64K"])
