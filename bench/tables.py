@@ -10,7 +10,7 @@ from typing import Final
 import pyarrow.parquet
 
 import whoseblock
-from bench.measure import Command, Result, Table, measured
+from bench.measure import Command, Table, measured
 from bench.xfs import image
 from whoseblock.fs.pieces import DIRECTORY, FILE, METADATA
 
@@ -32,7 +32,7 @@ sys.exit(os.waitstatus_to_exitcode(status))
 """
 
 
-def measure_all(folder: Path) -> Iterator[Result | Table]:
+def measure_all(folder: Path) -> Iterator[Table]:
     """Write the maps of two filesystems, with paths and without."""
     rows = []
     table = folder / "owners.parquet"
@@ -56,10 +56,6 @@ def measure_all(folder: Path) -> Iterator[Result | Table]:
                     peak / 1024,
                 )
             )
-            yield Result(
-                f"map of {files:,} files {form}: bytes read against all metadata",
-                read / 1e6, metadata / 1e6, "MB", read / metadata, 2, at_least=False,
-            )  # fmt: skip
     heads = ("map", "rows", "s", "rows/s", "MiB read", "MiB metadata", "s to read it", "MiB peak")
     yield Table("owner maps", heads, rows)
 

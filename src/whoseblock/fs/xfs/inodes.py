@@ -14,6 +14,7 @@ from whoseblock.fs.xfs.format.btree import (
     XFS_BTREE_LBLOCK_CRC_OFF,
     XFS_BTREE_MAXLEVELS,
     BmbtRec,
+    InobtRec,
 )
 from whoseblock.fs.xfs.format.checksum import crc_matches
 from whoseblock.fs.xfs.format.inode import (
@@ -100,6 +101,9 @@ class InodeTable:
     def __init__(self, volume: Volume) -> None:
         self.volume = volume
         self._cache: dict[int, LoadedInode] = {}
+        #: The directories of sound chunks, by the first byte of the chunk: each of many searches
+        #: for names need not read all chunks again.
+        self.directories: dict[int, tuple[InobtRec, tuple[int, ...]]] = {}
 
     def get(self, ino: int) -> LoadedInode:
         """Read an inode; raises `BlockError`."""

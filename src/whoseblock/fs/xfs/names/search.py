@@ -24,6 +24,8 @@ __all__ = ["Link", "NameSearch"]
 _FIRST_RING: Final = 64 * XFS_INODES_PER_CHUNK
 _RING_GROWTH: Final = 4
 _S_IFDIR_NIBBLE: Final = 0x4
+#: The directories of so many chunks are remembered, which is of 8 million inodes.
+_MOST_CHUNKS: Final = 1 << 17
 
 #: Where a name was found, so that the nearest sort first.
 _Rank = tuple[int, ...]
@@ -239,16 +241,30 @@ class NameSearch:
 
     def _directories_in(self, agno: int, chunk: InobtRec, near: int | None = None) -> list[int]:
         """Return the directories whose inode is in a chunk; the nearest to an inode first."""
-        volume = self.volume
         self._chunks_searched += 1
         self.progress("inode chunks searched for names", self._chunks_searched, None)
-        start = volume.agino_to_byte(agno, chunk.startino)
+        start = self.volume.agino_to_byte(agno, chunk.startino)
+        known, found = self.inodes.directories.get(start, (None, ()))
+        if known != chunk:
+            found, is_sound = self._find_directories(agno, chunk, start)
+            if is_sound and len(self.inodes.directories) < _MOST_CHUNKS:
+                self.inodes.directories[start] = chunk, found
+        if near is None:
+            return list(found)
+        return sorted(found, key=lambda ino: (abs(ino - near), ino))
+
+    def _find_directories(
+        self, agno: int, chunk: InobtRec, start: int
+    ) -> tuple[tuple[int, ...], bool]:
+        """Read the directories whose inode is in a chunk, and whether nothing there is wrong."""
+        volume = self.volume
         size = volume.inode_size
         raw = self._read_chunk(agno, chunk)
         odd = self._compare_chunk(agno, chunk, raw)
         # The high nibble of a mode is the file's type, and a mode is at byte 2 of an inode.
         nibbles = raw[2::size] if raw else bytes([_S_IFDIR_NIBBLE << 4]) * XFS_INODES_PER_CHUNK
         found = []
+        is_sound = bool(raw) and not odd
         for index, nibble in enumerate(nibbles):
             if nibble >> 4 != _S_IFDIR_NIBBLE or not chunk.is_allocated(index):
                 continue
@@ -261,13 +277,12 @@ class NameSearch:
                     continue
             except BlockError as error:
                 self.faults.add(str(error))
+                is_sound = False
                 continue
             found.append(ino)
             if odd:
                 self._odd[ino] = odd
-        if near is not None:
-            found.sort(key=lambda ino: (abs(ino - near), ino))
-        return found
+        return tuple(found), is_sound
 
     def _read_chunk(self, agno: int, chunk: InobtRec) -> bytes:
         """Read a chunk of inodes; empty if the medium does not return all of it."""
