@@ -273,15 +273,10 @@ class Daemon:
         """Poll a source, and read it when it is readable."""
         if source.fileno() >= 0 and source.name not in self._polled:
             self._polled[source.name] = source.fileno()
-            self._register(source.fileno(), lambda: self._read_new(source))
+            self._register(source.fileno(), lambda: self._read_source(source, source.read))
 
-    def _read_new(self, source: Source) -> None:
-        """Read a source that is readable."""
-        traced = self._sources.open.get("tracepoint")
-        if source.name == "kmsg" and traced is not None:
-            # The log lacks the length of failed requests: their events are to be spooled first.
-            self._read_source(traced, traced.read, others=False)
-        self._read_source(source, source.read)
+    def _read_events(self, traced: Source) -> None:
+        self._read_source(traced, traced.read, others=False)
 
     def _stop_polling(self, source: Source) -> None:
         self._unregister(self._polled.pop(source.name, -1))
@@ -315,6 +310,8 @@ class Daemon:
         except Exception as error:  # noqa: BLE001 - what is wrong with one source ends no other
             fault = error
         reports = mark_history(reports, self._disks, self._watched_since)
+        # The log lacks the length of failed requests: their events are to be spooled first.
+        self._sources.await_events(reports, self._read_events)
         spooled = self._spool_reports(source, reports)
         if fault is not None:
             self._close_source(source, fault)

@@ -13,6 +13,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 from tests.support.tools import need_root, run
 from tests.support.watch_daemon import until
 
@@ -22,6 +23,7 @@ from whoseblock.sources.base import Failure
 from whoseblock.stack.kernel.host import Host
 from whoseblock.watch.clock import boot_id
 from whoseblock.watch.sources.badblock_lists import BadBlockListSource
+from whoseblock.watch.sources.base import Source
 from whoseblock.watch.sources.kmsg import KmsgSource
 from whoseblock.watch.sources.source_set import SourceSet
 from whoseblock.watch.sources.tracepoints import TraceSource
@@ -461,6 +463,51 @@ def test_failed_requests_of_a_disk_that_has_gone(tracefs: Path) -> None:
     source.close()
     assert isinstance(failed, FailedRange)
     assert (failed.device, failed.start, failed.length) == ("259:9999", 4096, 512)
+
+
+def test_events_of_logged_requests_are_read_first(tracefs: Path, tmp_path: Path) -> None:
+    event = tracefs / "instances/test/events/block/block_rq_error"
+    event.mkdir(parents=True)
+    (event / "enable").write_text("0\n")
+    source = trace_source(tracefs)
+    line = (
+        b"    <...>-18649   [001] ..s1.  2207.000001: block_rq_error: 259,9999 R () %d + 8 [-5]\n"
+    )
+    logged = FailedRange(
+        source="kmsg",
+        at=time.time(),
+        key="boot:7",
+        device="259:9999",
+        start=4096,
+        length=512,
+        detail={"message": "I/O error, dev nvme9n1, sector 8 op 0x0:(READ) flags 0x0"},
+    )
+    reads: list[list[Report]] = []
+    with (
+        StateFolder(tmp_path / "state") as state,
+        closing(SourceSet(Host("/"), state, ())) as sources,
+        (tracefs / "instances/test/trace_pipe").open("wb", 0) as pipe,
+    ):
+        sources.open["tracepoint"] = source
+
+        def read(traced: Source) -> None:
+            reads.append(list(traced.read()))
+            # The kernel traces the request only now.
+            pipe.write(line % 8)
+
+        pipe.write(line % 64)
+        for other in (
+            replace(logged, past="before"),
+            replace(logged, at=logged.at - 60),
+            replace(logged, detail={}),
+        ):
+            sources.await_events([other], read)
+        assert reads == []
+        sources.await_events([logged], read)
+        starts = [one.start for found in reads for one in found if isinstance(one, FailedRange)]
+        assert starts == [64 * 512, 4096]
+        sources.await_events([logged], read)
+        assert len(reads) == 2
 
 
 def test_since_when_the_tracepoints_have_all_failures(tracefs: Path) -> None:

@@ -1,11 +1,13 @@
 """Open and reopen all sources of a machine, and keep why one is missing."""
 
+import select
+import time
 from binascii import crc32
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
-from typing import Final, Protocol, runtime_checkable
+from typing import Final, Protocol, TypeGuard, runtime_checkable
 
 from whoseblock.errors import PrivilegeError, WhoseblockError
 from whoseblock.fs.registry import monitors
@@ -19,6 +21,7 @@ from whoseblock.watch.sources.kmsg import KmsgSource
 from whoseblock.watch.sources.monitors import MonitorSource
 from whoseblock.watch.sources.mounts import MountedFilesystem
 from whoseblock.watch.sources.tracepoints import TraceSource
+from whoseblock.watch.store.reports import FailedRange, Report
 from whoseblock.watch.store.state import HandledLists, LogPosition, StateFolder, usual_state_folder
 
 __all__ = ["RETROSPECTIVE", "SourceSet", "instance_name"]
@@ -26,6 +29,10 @@ __all__ = ["RETROSPECTIVE", "SourceSet", "instance_name"]
 #: The sources that report what happened before the daemon started.
 RETROSPECTIVE: Final = ("kmsg", "sysfs")
 _TRACEFS: Final = "sys/kernel/tracing"
+#: Seconds to wait for the event of a request that is logged.
+_EVENT_S: Final = 0.5
+#: What all messages about requests have (blk_print_req_error).
+_REQUEST: Final = " op 0x"
 
 
 @runtime_checkable
@@ -143,6 +150,25 @@ class SourceSet:
             self.missing[name] = why
             log_event("warning", "source", source=name, watched="false", why=why, hint=hint)
 
+    def await_events(self, reports: Iterable[Report], read: Callable[[Source], object]) -> None:
+        """Read the events of failed requests that the log reports, with ``read``.
+
+        The kernel logs a request before it traces it, and may be interrupted in between.
+        """
+        traced = self.open.get("tracepoint")
+        if not isinstance(traced, TraceSource):
+            return
+        logged = [one for one in reports if _is_request(one) and traced.expects(one)]
+        deadline = time.monotonic() + _EVENT_S
+        while any(map(traced.expects, logged)) and (left := deadline - time.monotonic()) > 0:
+            before = traced.events
+            if not select.select([traced], [], [], left)[0]:
+                return
+            read(traced)
+            if traced.events == before:
+                # It was closed, or the spool has no room.
+                return
+
     def mark_spooled(self, source: Source, reports: int) -> None:
         """Record that everything a source reported is in the spool; ``reports`` are new."""
         if isinstance(source, _DrainedSource):
@@ -199,6 +225,15 @@ class SourceSet:
             with suppress(OSError):
                 source.close()
         self.open.clear()
+
+
+def _is_request(report: Report) -> TypeGuard[FailedRange]:
+    """Return whether a report is a message of the log about a failed request."""
+    return (
+        isinstance(report, FailedRange)
+        and not report.past
+        and _REQUEST in str(report.detail.get("message", ""))
+    )
 
 
 def instance_name(state: Path) -> str:

@@ -42,6 +42,8 @@ _BUFFER_KIB: Final = 256
 _PIECE: Final = 1 << 16
 #: The number of pieces read before other sources get their turn.
 _MOST_PIECES: Final = 4
+#: The number of requests that are remembered.
+_MOST_REQUESTS: Final = 4096
 #: Longer than any line of these events.
 _LONGEST: Final = 4096
 _NO_ROOM: Final = "the trace buffer overflowed"
@@ -65,6 +67,8 @@ class TraceSource:
         self._boot = boot
         self._folder = tracefs / "instances" / instance
         self._rest = b""
+        #: The device and the first byte of requests that were read.
+        self._requests: set[tuple[str, int]] = set()
         #: Events that were read, and events that were dropped, as far as they are reported. The
         #: lines of the latter count the same events: ``_by_lines``.
         self._read = self._overrun = self._by_lines = 0
@@ -148,6 +152,16 @@ class TraceSource:
         memory = any(event in self._events for event in _MEMORY_EVENTS)
         return memory and _REQUEST_EVENT in self._events and since >= self._since
 
+    def expects(self, logged: FailedRange) -> bool:
+        """Return whether the event of a request that the kernel has logged is still to be read."""
+        is_traced = _REQUEST_EVENT in self._events and logged.at >= self._since
+        return is_traced and (logged.device, logged.start) not in self._requests
+
+    @property
+    def events(self) -> int:
+        """The number of events that were read."""
+        return self._read
+
     def fileno(self) -> int:
         """Return the descriptor of the trace pipe."""
         return self._fd
@@ -203,12 +217,15 @@ class TraceSource:
 
     def _convert_request(self, event: BlockError, clock: Clock) -> Iterator[Report]:
         """Report the first sector of a failed request: the kernel does not say which one failed."""
-        if -event.error not in MEDIUM_ERRORS or event.operation[0] not in _OPERATIONS:
-            return
         start = event.sector * SECTOR
         if start + SECTOR > 1 << 63:
             return
         device = device_name(self._host, os.makedev(event.major, event.minor))
+        if len(self._requests) >= _MOST_REQUESTS:
+            self._requests.clear()
+        self._requests.add((device, start))
+        if -event.error not in MEDIUM_ERRORS or event.operation[0] not in _OPERATIONS:
+            return
         yield FailedRange(
             source=self.name,
             at=clock.at(event.seconds),
