@@ -11,20 +11,16 @@ from whoseblock.fs.btrfs.format.keys import Key
 from whoseblock.fs.mounted.format import file_handle
 
 __all__ = [
-    "BTRFS_IOC_DEV_INFO",
     "BTRFS_IOC_FS_INFO",
     "BTRFS_IOC_INO_PATHS",
     "BTRFS_IOC_LOGICAL_INO_V2",
     "BTRFS_IOC_TREE_SEARCH_V2",
-    "DeviceState",
     "FilesystemState",
     "Reference",
-    "device_request",
     "filesystem_request",
     "inode_handle",
     "logical_request",
     "paths_request",
-    "read_device",
     "read_filesystem",
     "read_handle",
     "read_item",
@@ -34,19 +30,17 @@ __all__ = [
 ]
 
 BTRFS_IOC_TREE_SEARCH_V2: Final = 0xC0709411
-BTRFS_IOC_DEV_INFO: Final = 0xD000941E
 BTRFS_IOC_FS_INFO: Final = 0x8400941F
 BTRFS_IOC_INO_PATHS: Final = 0xC0389423
 BTRFS_IOC_LOGICAL_INO_V2: Final = 0xC038943B
 
-_FS_INFO_BYTES, _DEV_INFO_BYTES = 1024, 4096
+_FS_INFO_BYTES: Final = 1024
 #: max_id, num_devices, fsid, nodesize, sectorsize, clone_alignment, csum_type, csum_size, flags,
 #: generation
 _FS_INFO: Final = Struct("=QQ16sIIIHHQQ")
 _FLAGS_AT: Final = 48
 _FLAG_GENERATION: Final = 1 << 1
 #: devid, uuid, bytes_used, total_bytes
-_DEV_INFO: Final = Struct("=Q16sQQ")
 #: logical or inode, size, reserved, flags, address of the container
 _BACKREF: Final = Struct("=QQ24sQQ")
 #: bytes_left, bytes_missing, elem_cnt, elem_missed
@@ -79,13 +73,6 @@ class FilesystemState(NamedTuple):
     generation: int | None
 
 
-class DeviceState(NamedTuple):
-    """A device of a mounted filesystem: its number and its size in bytes."""
-
-    number: int
-    size: int
-
-
 class Reference(NamedTuple):
     """A file extent item: its file and its key, with the place in the file where it begins."""
 
@@ -105,19 +92,6 @@ def read_filesystem(answer: bytearray) -> FilesystemState:
     """Return what the kernel says of a filesystem."""
     highest, devices, uuid, *_, flags, generation = _FS_INFO.unpack_from(answer)
     return FilesystemState(uuid, devices, highest, generation if flags & _FLAG_GENERATION else None)
-
-
-def device_request(number: int) -> bytearray:
-    """Make the ``struct btrfs_ioctl_dev_info_args`` about a device."""
-    request = bytearray(_DEV_INFO_BYTES)
-    _DEV_INFO.pack_into(request, 0, number, b"", 0, 0)
-    return request
-
-
-def read_device(answer: bytearray) -> DeviceState:
-    """Return what the kernel says of a device."""
-    number, _, _, size = _DEV_INFO.unpack_from(answer)
-    return DeviceState(number, size)
 
 
 def logical_request(logical: int, size: int, address: int, *, ignore_offset: bool) -> bytearray:

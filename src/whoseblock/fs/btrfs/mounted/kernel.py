@@ -15,20 +15,16 @@ from uuid import UUID
 from whoseblock.fs.base import FileId
 from whoseblock.fs.btrfs.format.keys import EXTENT_DATA, FIRST_FREE, FS_TREE
 from whoseblock.fs.btrfs.mounted.format import (
-    BTRFS_IOC_DEV_INFO,
     BTRFS_IOC_FS_INFO,
     BTRFS_IOC_INO_PATHS,
     BTRFS_IOC_LOGICAL_INO_V2,
     BTRFS_IOC_TREE_SEARCH_V2,
-    DeviceState,
     FilesystemState,
     Reference,
-    device_request,
     filesystem_request,
     inode_handle,
     logical_request,
     paths_request,
-    read_device,
     read_filesystem,
     read_handle,
     read_item,
@@ -40,7 +36,6 @@ from whoseblock.fs.mounted.format import file_handle
 from whoseblock.fs.mounted.kernel import READ_DIRECTORY, needing, open_handle
 
 __all__ = [
-    "device_state",
     "file_extent",
     "filesystem_state",
     "identify",
@@ -74,18 +69,6 @@ def filesystem_state(fd: int) -> FilesystemState:
     answer = filesystem_request()
     fcntl.ioctl(fd, BTRFS_IOC_FS_INFO, answer)
     return read_filesystem(answer)
-
-
-def device_state(fd: int, number: int) -> DeviceState | None:
-    """Return what the kernel says of a device, None if the filesystem has none of that number."""
-    answer = device_request(number)
-    try:
-        fcntl.ioctl(fd, BTRFS_IOC_DEV_INFO, answer)
-    except OSError as error:
-        if error.errno == errno.ENODEV:
-            return None
-        raise
-    return read_device(answer)
 
 
 def reserved_bytes(uuid: bytes) -> int | None:
