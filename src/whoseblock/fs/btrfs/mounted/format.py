@@ -40,7 +40,6 @@ _FS_INFO_BYTES: Final = 1024
 _FS_INFO: Final = Struct("=QQ16sIIIHHQQ")
 _FLAGS_AT: Final = 48
 _FLAG_GENERATION: Final = 1 << 1
-#: devid, uuid, bytes_used, total_bytes
 #: logical or inode, size, reserved, flags, address of the container
 _BACKREF: Final = Struct("=QQ24sQQ")
 #: bytes_left, bytes_missing, elem_cnt, elem_missed
