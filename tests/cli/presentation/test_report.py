@@ -4,11 +4,16 @@ import json
 import re
 from pathlib import Path
 
+import click
 import pytest
 from tests.cli.test_journal import fill
 from tests.support.commands import whoseblock
 from tests.support.disk_images import copy_range, partition
 from tests.support.xfs_images import MIB, sparse_file
+
+from whoseblock.cli.lookup import lookup
+from whoseblock.cli.presentation.report import LOOKUP_ONLY
+from whoseblock.cli.respond import respond
 
 
 def totals_in(page: str) -> dict[str, int]:
@@ -64,6 +69,18 @@ def test_a_report_of_a_disk_has_its_layers_and_a_map_of_the_disk(
     assert areas["starts"][0] == place
     assert f'data-map="0" data-start="{place}"' in text
     assert f"whoseblock respond {disk} {place} --restore-from DIRECTORY" in text
+
+
+def test_the_command_of_the_repair_has_only_options_of_respond() -> None:
+    def options(command: click.Command) -> dict[str, bool]:
+        """Return the options of a command, and whether they take a value."""
+        found = (one for one in command.params if isinstance(one, click.Option))
+        return {name: not one.is_flag for one in found for name in one.opts}
+
+    ours, theirs = options(lookup), options(respond)
+    # --json is left out: people read the plan.
+    differ = {name: ours[name] for name in ours if name not in theirs or name == "--json"}
+    assert differ == LOOKUP_ONLY
 
 
 def test_a_report_of_the_journal(tmp_path: Path) -> None:

@@ -27,17 +27,20 @@ if TYPE_CHECKING:
     from whoseblock.report.content import Content
     from whoseblock.stack.base import Layer
 
-__all__ = ["ReportFile", "write_journal_report"]
+__all__ = ["LOOKUP_ONLY", "ReportFile", "write_journal_report"]
 
 #: The options of lookup that respond does not have; those with a value come with True.
-_LOOKUP_ONLY: Final = {
+LOOKUP_ONLY: Final = {
     "--json": False,
+    "--max-owners": True,
     "--no-paths": False,
     "--no-scan": False,
+    "--processes": False,
     "--scan": False,
     "--summary": False,
     "--output": True,
     "--report": True,
+    "--verify": False,
 }
 
 
@@ -133,8 +136,8 @@ def _response(words: list[str]) -> str:
         name = word.partition("=")[0]
         if skip:
             skip = False
-        elif name in _LOOKUP_ONLY:
-            skip = _LOOKUP_ONLY[name] and "=" not in word
+        elif name in LOOKUP_ONLY:
+            skip = LOOKUP_ONLY[name] and "=" not in word
         else:
             kept.append(word)
     copies = ["--restore-from", "DIRECTORY"]
