@@ -1,6 +1,5 @@
 """The packages of a release: reproducible, and checked for missing and unexpected files."""
 
-import shutil
 import tarfile
 import zipfile
 from pathlib import Path
@@ -86,7 +85,7 @@ def test_a_wheel_with_other_metadata_is_reported(built: Built, tmp_path: Path) -
 def test_a_source_distribution_without_a_file_is_reported(built: Built, tmp_path: Path) -> None:
     unpack(built.sdist, tmp_path)
     (top,) = tmp_path.iterdir()
-    shutil.rmtree(top / "docs" / "man")
+    (top / "docs" / "man" / "whoseblock.1").unlink()
     path = tmp_path / built.sdist.name
     with tarfile.open(path, "w:gz") as archive:
         archive.add(top, top.name)

@@ -3,6 +3,7 @@
 import tarfile
 import tomllib
 import zipfile
+from collections.abc import Iterator
 from email import message_from_bytes
 from pathlib import Path
 
@@ -13,9 +14,13 @@ from tools.release.building import version
 
 __all__ = ["check_sdist", "check_wheel"]
 
-#: What the wheel installs besides the package: by its path there, the file of the project.
+#: What the wheel installs besides the package: by its path there, the file or folder here.
 _SHARED = {
-    "share/man/man1/whoseblock.1": "docs/man/whoseblock.1",
+    "share/man/man1": "docs/man",
+    "share/whoseblock/grafana": "share/grafana",
+    "share/whoseblock/hooks": "share/hooks",
+    "share/whoseblock/prometheus": "share/prometheus",
+    "share/whoseblock/systemd": "share/systemd",
     "share/whoseblock/whoseblock-watch.service": "src/whoseblock/watch/whoseblock-watch.service",
     "share/whoseblock/whoseblock-watch.socket": "src/whoseblock/watch/whoseblock-watch.socket",
     "share/whoseblock/policy.toml": "share/policy.toml",
@@ -63,6 +68,17 @@ def _check_metadata(kind: str, text: bytes, sources: Path) -> list[str]:
     return problems
 
 
+def _shared(sources: Path) -> Iterator[tuple[str, bytes]]:
+    """Yield what the wheel installs besides the package: the path there, and the content."""
+    for name, own in _SHARED.items():
+        path = sources / own
+        if path.is_dir():
+            for file in path.iterdir():
+                yield f"{name}/{file.name}", file.read_bytes()
+        else:
+            yield name, path.read_bytes()
+
+
 def check_wheel(wheel: Path, sources: Path) -> list[str]:
     """Return what is wrong with a wheel."""
     with zipfile.ZipFile(wheel) as archive:
@@ -73,7 +89,7 @@ def check_wheel(wheel: Path, sources: Path) -> list[str]:
         for path in (sources / "src" / "whoseblock").rglob("*")
         if path.is_file()
     }
-    shared = {f"{data}/{name}": (sources / own).read_bytes() for name, own in _SHARED.items()}
+    shared = {f"{data}/{name}": content for name, content in _shared(sources)}
     licence = {f"{info}/licenses/LICENSE": (sources / "LICENSE").read_bytes()}
     expected = {**package, **shared, **licence}
     made = {f"{info}/{name}" for name in ("METADATA", "WHEEL", "RECORD", "entry_points.txt")}
