@@ -1,3 +1,4 @@
+import re
 from collections.abc import Iterator
 
 import click
@@ -49,3 +50,12 @@ def test_the_version_in_both_forms() -> None:
     assert (
         whoseblock("-V").stdout == whoseblock("--version").stdout == f"whoseblock {__version__}\n"
     )
+
+
+def test_options_are_shown_in_groups() -> None:
+    text = whoseblock("lookup", "--help").stdout
+    parts = re.split(r"^(Options|Failures|Target):$", text, flags=re.MULTILINE)
+    assert parts[1::2] == ["Options", "Failures", "Target"]
+    for part, option in zip(parts[2::2], ("--json", "--mapfile", "--offline"), strict=True):
+        assert f"  {option} " in part
+        assert text.count(f"\n  {option} ") == 1

@@ -1,11 +1,40 @@
-"""The base of all verbs: a command that refuses repeated options."""
+"""The base of all verbs: a command that refuses repeated options, and shows options in groups."""
 
 from collections import Counter
+from collections.abc import Iterator
+from typing import Any, Final
 
 import click
 from click.core import ParameterSource
 
-__all__ = ["Command", "is_given"]
+__all__ = ["Command", "GroupedOption", "is_given", "option_groups"]
+
+#: The group of options that are in no other.
+_OWN: Final = "Options"
+
+
+class GroupedOption(click.Option):
+    """An option that the help shows under a heading of its own."""
+
+    def __init__(self, *args: Any, group: str, **attributes: Any) -> None:  # noqa: ANN401 - click's
+        super().__init__(*args, **attributes)
+        self.group = group
+
+
+def option_groups(
+    command: click.Command, context: click.Context
+) -> Iterator[tuple[str, list[tuple[str, str]]]]:
+    """Yield the headings of a command's options, each with names and meanings.
+
+    The command's own options come first.
+    """
+    groups: dict[str, list[tuple[str, str]]] = {_OWN: []}
+    for parameter in command.get_params(context):
+        record = parameter.get_help_record(context)
+        if record is not None and isinstance(parameter, click.Option):
+            title = parameter.group if isinstance(parameter, GroupedOption) else _OWN
+            groups.setdefault(title, []).append(record)
+    yield from groups.items()
 
 
 class Command(click.Command):
@@ -26,6 +55,12 @@ class Command(click.Command):
                     what = f"{name} is given {count} times, but takes one value"
                     raise click.UsageError(what, ctx)
         return super().parse_args(ctx, args)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options in their groups."""
+        for title, records in option_groups(self, ctx):
+            with formatter.section(title):
+                formatter.write_dl(records)
 
 
 def is_given(context: click.Context, name: str) -> bool:

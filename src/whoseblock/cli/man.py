@@ -9,6 +9,7 @@ from typing import Final
 import click
 
 from whoseblock import __version__
+from whoseblock.cli.command import option_groups
 from whoseblock.cli.group import cli
 from whoseblock.errors import exit_codes
 
@@ -112,10 +113,10 @@ def _commands(command: click.Command, name: str) -> Iterator[tuple[str, click.Co
 
 def _options(command: click.Command) -> Iterator[str]:
     context = click.Context(command, help_option_names=_HELP)
-    for parameter in command.get_params(context):
-        record = parameter.get_help_record(context)
-        if record and isinstance(parameter, click.Option):
-            names, meaning = record
+    for number, (title, records) in enumerate(option_groups(command, context)):
+        if number:
+            yield f".SS {_text(title)}"
+        for names, meaning in records:
             yield from (".TP", f".B {_text(names)}", _text(meaning))
 
 

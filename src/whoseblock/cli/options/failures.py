@@ -2,10 +2,12 @@
 
 from collections.abc import Callable
 from datetime import datetime
+from functools import partial
 from typing import Any, Final, TypeVar
 
 import click
 
+from whoseblock.cli.command import GroupedOption
 from whoseblock.cli.options.failure_values import STATUSES
 from whoseblock.errors import PrivilegeError
 from whoseblock.ranges import parse_range
@@ -53,16 +55,18 @@ def _parse_time(
         raise click.BadParameter("a time as 2026-11-24T17:19:55+01:00") from None
 
 
+_option: Final = partial(click.option, cls=GroupedOption, group="Failures")
+
 #: Forms with addresses in the named device or image.
 _IMAGE_OPTIONS: Final = (
-    click.option(
+    _option(
         "--ranges",
         "ranges_file",
         type=_InputFile(),
         metavar="FILE",
         help="Read ranges from FILE, one per line; - is standard input, # starts a comment.",
     ),
-    click.option(
+    _option(
         "--mapfile",
         "mapfiles",
         type=_InputFile(),
@@ -70,7 +74,7 @@ _IMAGE_OPTIONS: Final = (
         metavar="FILE",
         help="Read the unrescued blocks from FILE, a map of GNU ddrescue.",
     ),
-    click.option(
+    _option(
         "--mapfile-status",
         "statuses",
         default=STATUSES,
@@ -79,14 +83,14 @@ _IMAGE_OPTIONS: Final = (
         metavar="CHARS",
         help="Statuses of the map to read: ? not tried, * not trimmed, / not scraped, - bad.",
     ),
-    click.option(
+    _option(
         "--badblocks",
         type=_InputFile(),
         multiple=True,
         metavar="FILE",
         help="Read block numbers from FILE, output of badblocks or dumpe2fs -b; see --block-size.",
     ),
-    click.option(
+    _option(
         "--block-size",
         type=click.IntRange(512, 1 << 20),
         metavar="BYTES",
@@ -108,34 +112,34 @@ def _parse_offset(
 
 #: Forms that name the failed device, or that query the kernel.
 _DEVICE_OPTIONS: Final = (
-    click.option(
+    _option(
         "--offset",
         callback=_parse_offset,
         metavar="BYTES",
         help="Where TARGET begins in the device that the failures are of; 2048s is in sectors.",
     ),
-    click.option(
+    _option(
         "--ndctl",
         type=_InputFile(),
         multiple=True,
         metavar="FILE",
         help="Read bad blocks from FILE, the output of ndctl list --media-errors.",
     ),
-    click.option(
+    _option(
         "--smart",
         type=_InputFile(),
         multiple=True,
         metavar="FILE",
         help="Read failed self-tests and logged errors from FILE, output of smartctl --json -x.",
     ),
-    click.option(
+    _option(
         "--cxl",
         type=_InputFile(),
         multiple=True,
         metavar="FILE",
         help="Read poison from FILE, the output of cxl list --regions --media-errors.",
     ),
-    click.option(
+    _option(
         "--md-badblocks",
         type=_InputFile(),
         multiple=True,
@@ -143,35 +147,35 @@ _DEVICE_OPTIONS: Final = (
         help="Read bad blocks of a member from FILE, output of mdadm --examine-badblocks, or the"
         " file bad_blocks of TARGET in sysfs.",
     ),
-    click.option(
+    _option(
         "--rasdaemon",
         type=click.Path(dir_okay=False, readable=False),
         multiple=True,
         metavar="FILE",
         help="Read failed requests and pages from FILE, the database of rasdaemon.",
     ),
-    click.option(
+    _option(
         "--since",
         callback=_parse_time,
         metavar="TIME",
         help="Skip older rows of --rasdaemon FILE; TIME is as 2026-11-24 or 2026-11-24T17:19.",
     ),
-    click.option(
+    _option(
         "--dmesg",
         type=_InputFile(),
         multiple=True,
         metavar="FILE",
         help="Read memory failures and I/O errors from FILE, a kernel log.",
     ),
-    click.option(
+    _option(
         "--sysfs-badblocks",
         is_flag=True,
         help="Read the kernel's bad-blocks lists of TARGET, its disk and its region.",
     ),
-    click.option(
+    _option(
         "--pfn", "pfns", multiple=True, metavar="N", help="Page frame number of failed memory."
     ),
-    click.option(
+    _option(
         "--phys",
         "addresses",
         multiple=True,

@@ -1,11 +1,13 @@
 """The options that select how a target is read."""
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
+from whoseblock.cli.command import GroupedOption
 from whoseblock.fs.registry import companions
 
 if TYPE_CHECKING:
@@ -15,32 +17,31 @@ __all__ = ["options_of", "target_options"]
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
+_option: Final = partial(click.option, cls=GroupedOption, group="Target")
 #: The role of each companion that a filesystem may need, with the help for its option.
 _ROLES: Final = {companion.role: companion.help for companion in companions()}
 _COMPANION_OPTIONS: Final = tuple(
-    click.option(
-        f"--{role}-device", type=click.Path(readable=False), metavar="DEVICE", help=explanation
-    )
+    _option(f"--{role}-device", type=click.Path(readable=False), metavar="DEVICE", help=explanation)
     for role, explanation in _ROLES.items()
 )
 
 _OPTIONS: Final = (
-    click.option(
+    _option(
         "--at-filesystem",
         is_flag=True,
         help="Read TARGET as the device of a filesystem; do not search partitions or volumes.",
     ),
-    click.option(
+    _option(
         "--offline",
         is_flag=True,
         help="Read the on-disk metadata even if mounted; it may be out of date.",
     ),
-    click.option(
+    _option(
         "--through-loop",
         is_flag=True,
         help="Follow a loop device into the filesystem that holds its file.",
     ),
-    click.option(
+    _option(
         "--member",
         "members",
         multiple=True,
@@ -49,27 +50,27 @@ _OPTIONS: Final = (
         help="Another disk or image of the same volume group, array or filesystem; or LAYER=IMAGE,"
         " what the encrypted LAYER shows if it is opened; may be repeated.",
     ),
-    click.option(
+    _option(
         "--device",
         default="",
         metavar="NAME",
         help="Kernel's name of the device that TARGET is, or is a copy of: sda, pmem0.",
     ),
-    click.option(
+    _option(
         "--sector-size",
         "sector",
         type=click.Choice(["512", "4096"]),
         help="Size of the sectors that the partition table counts, if it is not clear.",
     ),
     *_COMPANION_OPTIONS,
-    click.option(
+    _option(
         "--address-space",
         type=click.Choice(["data", *_ROLES, "logical"]),
         default="data",
         show_default=True,
         help="Device of the filesystem that offsets refer to, or its own logical addresses.",
     ),
-    click.option(
+    _option(
         "--root",
         default="/",
         type=click.Path(exists=True, file_okay=False),
