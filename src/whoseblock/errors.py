@@ -33,6 +33,7 @@ from typing import ClassVar, Final
 from whoseblock.byte_range import ByteRange
 
 __all__ = [
+    "INCOMPLETE",
     "NEWS",
     "OUT_OF_MEMORY",
     "PASSED_OVER",
@@ -63,6 +64,8 @@ __all__ = [
 NEWS: Final = 20
 #: The exit code if a report was answered, but damaged lines or absent devices were passed over.
 PASSED_OVER: Final = 23
+#: The exit code of ``lookup --fail-incomplete`` if an answer is incomplete.
+INCOMPLETE: Final = 24
 #: The exit code if memory is exhausted, of the machine or by a limit on the process.
 OUT_OF_MEMORY: Final = 21
 
@@ -254,6 +257,7 @@ def exit_codes() -> dict[int, str]:
     codes[NEWS] = "`watch --once` found new failures."
     codes[OUT_OF_MEMORY] = "Out of memory."
     codes[PASSED_OVER] = "Damaged lines of a report, or absent devices, were passed over."
+    codes[INCOMPLETE] = "`--fail-incomplete` was given, and an answer is incomplete."
     codes[130] = "Interrupted."
     codes[141] = "Broken pipe."
     return dict(sorted(codes.items()))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from tests.support.commands import whoseblock
+from tests.support.xfs_images import sparse_copy
 
 #: The modules of the package that one lookup on an image of a filesystem loads.
 MOST_MODULES = 88
@@ -119,3 +120,25 @@ def test_a_list_without_paths_has_the_same_answers(demo_image: Path) -> None:
         for owner in other["owners"]:
             owner.pop("paths", None)
         assert one == other
+
+
+@pytest.mark.parametrize("words", [[], ["--json"], ["--json", "--no-paths"], ["--summary"]])
+@pytest.mark.parametrize("form", ["argument", "list"])
+def test_an_incomplete_answer_may_be_a_failure(
+    demo_image: Path, tmp_path: Path, words: list[str], form: str
+) -> None:
+    def code(image: Path, *more: str) -> int:
+        given = ["307p", "100M"] if form == "argument" else ["--ranges", str(ranges)]
+        done = whoseblock("lookup", image, *given, *words, *more)
+        assert done.stdout
+        return done.returncode
+
+    ranges = tmp_path / "ranges"
+    ranges.write_text("307p\n100M\n")
+    # Without its first superblock, every answer about the image is incomplete.
+    damaged = sparse_copy(demo_image, tmp_path / "damaged.img")
+    with damaged.open("r+b") as file:
+        file.write(bytes(512))
+    assert code(demo_image, "--fail-incomplete") == 0
+    assert code(damaged, "--fail-incomplete") == 24
+    assert code(damaged) == 0

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from whoseblock import __version__
 from whoseblock.cli.presentation.notices import print_error
-from whoseblock.errors import OUT_OF_MEMORY, PASSED_OVER, OutputError, WhoseblockError
+from whoseblock.errors import OUT_OF_MEMORY, OutputError, WhoseblockError
 from whoseblock.printable import printable
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def _run(words: list[str]) -> int:
         return cli.main(words, prog_name="whoseblock", standalone_mode=False) or 0
     from whoseblock.cli.report_owners import report_owners
 
-    return PASSED_OVER if report_owners(*plain) else 0
+    return report_owners(*plain)
 
 
 def main() -> None:

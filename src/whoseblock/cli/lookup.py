@@ -9,7 +9,6 @@ from whoseblock.cli.options.choices import Choices
 from whoseblock.cli.options.failure_values import FailureOptions
 from whoseblock.cli.options.failures import failure_options
 from whoseblock.cli.options.targets import options_of, target_options
-from whoseblock.cli.presentation.notices import exit_passed_over
 from whoseblock.fs.base import MAX_OWNERS
 
 __all__ = ["lookup"]
@@ -69,6 +68,11 @@ Examples:
     help="List at most N owners of one extent, which thousands of snapshots may share.",
 )
 @click.option(
+    "--fail-incomplete",
+    is_flag=True,
+    help="Exit with code 24 if an owner or a path may be missing in an answer.",
+)
+@click.option(
     "--processes",
     is_flag=True,
     help="Report processes that map the range or have the file open; default in root's table.",
@@ -109,5 +113,5 @@ def lookup(target: str | None, ranges: tuple[str, ...], **options: Any) -> None:
     where = options_of(options)
     from whoseblock.cli.report_owners import report_owners
 
-    if report_owners(target, given, choices, where):
-        exit_passed_over()
+    if code := report_owners(target, given, choices, where):
+        click.get_current_context().exit(code)

@@ -18,17 +18,20 @@ from whoseblock.cli.presentation.notices import (
 )
 from whoseblock.cli.presentation.output import OutputFile, write_chunks
 from whoseblock.cli.presentation.progress import ProgressBar
+from whoseblock.errors import INCOMPLETE, PASSED_OVER
 from whoseblock.fs.base import Answer
+from whoseblock.fs.stream import AnswerColumns
 from whoseblock.lookup import RESCAN_LIMIT, Lookup
 from whoseblock.querying import QueryOptions
 from whoseblock.resolve import Resolver
 from whoseblock.target import Target, TargetOptions
 
 if TYPE_CHECKING:
-    from whoseblock.cli.presentation.summary import SummaryFiles
+    from whoseblock.cli.presentation.summary import SummaryOutput
     from whoseblock.fs.stream import LeadingRows
     from whoseblock.query import Query, QueryList
     from whoseblock.sources.base import Reading
+    from whoseblock.summary import Summary
 
 __all__ = ["report_owners"]
 
@@ -37,16 +40,18 @@ _Item = TypeVar("_Item")
 
 def report_owners(
     target: str | None, given: FailureOptions, choices: Choices, where: TargetOptions
-) -> bool:
+) -> int:
     """Write the owners of failures to standard output, and messages to standard error.
 
-    Return whether damaged lines of a report, or absent devices, had no answer.  Raises
-    `WhoseblockError` and its kin.
+    Return the exit code: not 0 if damaged lines of a report, or absent devices, had no answer, or
+    if an answer is incomplete and that is to be a failure.  Raises `WhoseblockError` and its kin.
     """
     # NumPy is loaded for long lists.  Nothing here multiplies matrices, so that its library for it
     # need not start a thread on each processor.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    files = _summary_files(choices, target)
+    output = _summary_output(choices, target)
+    summary: Summary | None = None
+    completeness = _Completeness(wanted=choices.fail_incomplete)
     readings: list[Reading] = []
     with Target(target, where) as opened, Lookup(opened.open_leaf) as finder:
         _check_mounted(opened, choices)
@@ -58,24 +63,19 @@ def report_owners(
             finder.max_owners = choices.max_owners
             resolver = Resolver(opened, device=where.device, offset=given.offset)
             asked = resolver.resolve(read_failures(given, opened, finder, readings))
-            if files is not None:
-                from whoseblock.cli.presentation.summary import summarise
+            if output is not None:
+                from whoseblock.cli.presentation.summary import new_summary, summarise
 
                 wanted: Iterable[Query | QueryList] = asked
                 if given.is_one_list:
                     wanted = resolver.resolve_lists(read_lists(given, opened, finder, readings))
-                lines: Iterable[bytes] = summarise(
-                    finder,
-                    wanted,
-                    files,
-                    paths=not choices.no_paths,
-                    as_json=choices.as_json,
-                )
+                summary = new_summary(finder)
+                lines: Iterable[bytes] = summarise(finder, summary, wanted, output)
                 lines = (line + b"\n" for line in lines)
             elif choices.output is not None:
                 lines = ()
-                answers = _counted(finder.stream(asked, _query_options(choices)), progress)
-                _write_table(choices.output, answers, opened, finder)
+                rows = completeness.watch(finder.stream(asked, _query_options(choices)))
+                _write_table(choices.output, _counted(rows, progress), opened, finder)
             else:
                 # If there are only ranges, report an invalid one before the first answer.
                 content = _query_options(choices)
@@ -84,27 +84,60 @@ def report_owners(
                     columns = (
                         item for some in lists for item in finder.stream_columns(some, content)
                     )
-                    lines = json_chunks(_counted(columns, progress))
+                    lines = json_chunks(_counted(completeness.watch(columns), progress))
                 else:
                     single = list(asked) if given.few else asked
                     chunks = json_chunks if choices.as_json else _table_chunks
-                    lines = chunks(_counted(finder.stream(single, content), progress))
+                    answers = completeness.watch(finder.stream(single, content))
+                    lines = chunks(_counted(answers, progress))
             write_chunks(lines)
         report_readings(readings)
         report_resolver(resolver, opened)
         report_options(opened)
-        return is_passed_over(resolver, readings)
+        incomplete = completeness.incomplete if summary is None else bool(summary.incomplete)
+        if incomplete and choices.fail_incomplete:
+            return INCOMPLETE
+        return PASSED_OVER if is_passed_over(resolver, readings) else 0
 
 
-def _summary_files(choices: Choices, target: str | None) -> "SummaryFiles | None":
-    """Return the files to write with a summary; None if no summary is wanted.
+class _Completeness:
+    """Whether an answer that passes is incomplete, if that is ``wanted``."""
+
+    def __init__(self, *, wanted: bool) -> None:
+        self.incomplete = False
+        self._wanted = wanted
+
+    def watch(self, answers: Iterable[_Item]) -> Iterable[_Item]:
+        """Return the answers, which are looked at as they pass."""
+        return self._look_at(answers) if self._wanted else answers
+
+    def _look_at(self, answers: Iterable[_Item]) -> Iterator[_Item]:
+        for item in answers:
+            self.incomplete |= not _is_complete(item)
+            yield item
+
+
+def _is_complete(item: object) -> bool:
+    """Return whether all answers in an item of a stream are complete."""
+    if isinstance(item, Answer):
+        return item.complete
+    columns = getattr(item, "columns", item)
+    if not isinstance(columns, AnswerColumns):
+        return True
+    plain = bool(columns.is_odd.all()) or columns.common.complete
+    odd = columns.is_odd.nonzero()[0].tolist()
+    return plain and all(columns.answer(number).complete for number in odd)
+
+
+def _summary_output(choices: Choices, target: str | None) -> "SummaryOutput | None":
+    """Return the form and the files of a summary; None if no summary is wanted.
 
     Raises `OutputError` if one of them cannot be created.
     """
     no_file = choices.output is None and choices.report is None
     if choices.is_table or (no_file and not choices.summary):
         return None
-    from whoseblock.cli.presentation.summary import SummaryFiles
+    from whoseblock.cli.presentation.summary import SummaryOutput
 
     file = page = None
     if choices.output is not None:
@@ -114,7 +147,7 @@ def _summary_files(choices: Choices, target: str | None) -> "SummaryFiles | None
         from whoseblock.cli.presentation.report import ReportFile
 
         page = ReportFile(choices.report, target)
-    return SummaryFiles(file, page)
+    return SummaryOutput(choices.as_json, not choices.no_paths, file, page)
 
 
 def _write_table(

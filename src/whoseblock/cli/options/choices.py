@@ -16,6 +16,7 @@ class Choices(NamedTuple):
     no_scan: bool = False
     scan: bool = False
     max_owners: int = MAX_OWNERS
+    fail_incomplete: bool = False
     processes: bool = False
     verify: bool = False
     summary: bool = False

@@ -31,6 +31,7 @@ __all__ = ["LOOKUP_ONLY", "ReportFile", "write_journal_report"]
 
 #: The options of lookup that respond does not have; those with a value come with True.
 LOOKUP_ONLY: Final = {
+    "--fail-incomplete": False,
     "--json": False,
     "--max-owners": True,
     "--no-paths": False,

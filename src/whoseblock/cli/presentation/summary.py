@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from whoseblock.lookup import Lookup
     from whoseblock.query import Query, QueryList
 
-__all__ = ["SummaryFiles", "cell", "quoted", "summarise"]
+__all__ = ["SummaryOutput", "cell", "new_summary", "quoted", "summarise"]
 
 #: The first characters of formulas in spreadsheets.
 _FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")
@@ -57,37 +57,41 @@ class _File(Struct, frozen=True):
     subvolume: int | UnsetType = UNSET
 
 
-class SummaryFiles(NamedTuple):
-    """The files to write with a summary: the list, and the report; None for those not wanted."""
+class SummaryOutput(NamedTuple):
+    """The form of a summary, and the files to write with it; None for those not wanted."""
 
-    output: OutputFile | None = None
+    as_json: bool = False
+    paths: bool = True
+    list: OutputFile | None = None
     report: "ReportFile | None" = None
+
+
+def new_summary(finder: "Lookup") -> Summary:
+    """Return an empty summary of the answers of a lookup."""
+    return Summary(lambda name, file: finder.file_size(finder.layers[name], file))
 
 
 def summarise(
     finder: "Lookup",
+    summary: Summary,
     asked: "Iterable[Query | QueryList]",
-    files: SummaryFiles,
-    *,
-    paths: bool,
-    as_json: bool,
+    output: SummaryOutput,
 ) -> Iterator[bytes]:
     """Ask everything, write the files that are wanted, and yield the lines of the summary.
 
-    ``asked`` are single questions, or lists of them.
+    ``asked`` are single questions, or lists of them.  ``summary`` is empty, and then filled.
     """
-    output, report = files
-    summary = Summary(lambda name, file: finder.file_size(finder.layers[name], file))
+    report = output.report
     for layer, item in answer_once(finder, asked, summary):
         if report is not None:
             report.add(layer, item)
-    losses = list(lost_files(finder, summary, paths=paths))
+    losses = list(lost_files(finder, summary, paths=output.paths))
     lost = [_file(*loss) for loss in losses]
-    if output is not None:
-        output.write(_list_lines(output, lost))
+    if output.list is not None:
+        output.list.write(_list_lines(output.list, lost))
     if report is not None:
         report.write(finder, summary, losses)
-    if as_json:
+    if output.as_json:
         yield encode_json(_totals(summary) | {"files": lost})
     else:
         for line in _page(summary, lost):
