@@ -3,7 +3,9 @@
 docs/internals/xfs.md describes what a lookup compares, and why it cannot detect these.
 """
 
+import struct
 from collections import defaultdict
+from typing import NamedTuple
 
 from tools.adversary.bases import Base
 from tools.adversary.verdicts import Verdict
@@ -16,6 +18,8 @@ _NAMES = {"dir block", "inode", "inode cluster"}
 _INODES = {"inode", "inode cluster"}
 #: Where the extents of an inode stand.
 _EXTENTS = {"inode", "inode cluster", "bmbt"}
+#: Level, number of records and inode of a block of an extent map.
+_MAP_HEADER = struct.Struct(">4xHH48xQ8x")
 
 
 def inherent_reason(base: Base, wounds: Wounds, verdict: Verdict) -> str:
@@ -30,7 +34,7 @@ def inherent_reason(base: Base, wounds: Wounds, verdict: Verdict) -> str:
         return ""
     if verdict.fault in {"wrong path", "path missing"}:
         return _of_old_names(base, wounds, verdict)
-    return _of_old_groups(base, wounds, verdict)
+    return _of_old_leaf(base, wounds, verdict) or _of_old_groups(base, wounds, verdict)
 
 
 def _of_lies(wounds: Wounds, verdict: Verdict) -> str:
@@ -72,6 +76,43 @@ def _of_old_names(base: Base, wounds: Wounds, verdict: Verdict) -> str:
         return "an inode from before a further link has as many pointers as links"
     if verdict.fault == "wrong path" and "inode cluster" in kinds:
         return "a file and the directory that it was moved out of are old together"
+    return ""
+
+
+class _MapLeaf(NamedTuple):
+    """A leaf of an extent map: its inode, the first block of the file, and the runs of blocks."""
+
+    level: int
+    inode: int
+    first: int
+    runs: list[tuple[int, int]]
+
+
+def _map_leaf(data: bytes) -> _MapLeaf:
+    """Decode a block of an extent map of version 5."""
+    level, count, inode = _MAP_HEADER.unpack_from(data)
+    words = struct.unpack_from(f">{2 * count}Q", data, _MAP_HEADER.size)
+    runs = [
+        ((high & 0x1FF) << 43 | low >> 21, low & 0x1FFFFF)
+        for high, low in zip(words[::2], words[1::2], strict=True)
+    ]
+    return _MapLeaf(level, inode, words[0] >> 9 & (1 << 54) - 1, runs)
+
+
+def _of_old_leaf(base: Base, wounds: Wounds, verdict: Verdict) -> str:
+    """Excuse an old leaf of the file's map that has the same blocks at other offsets.
+
+    Its parent has the first offset, and a reverse map would have all of them.
+    """
+    if base.geometry.rmapbt or verdict.fault not in {"wrong place", "wrong flag"}:
+        return ""
+    for unit, data, _ in wounds.replaced:
+        if unit.kind != "bmbt":
+            continue
+        old = _map_leaf(data)
+        is_same = not old.level and old == _map_leaf(base.read(unit))
+        if is_same and f", {old.inode}, 'data', " in verdict.actual:
+            return "an old leaf of an extent map has the same blocks elsewhere in the file"
     return ""
 
 

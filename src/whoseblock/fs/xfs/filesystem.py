@@ -83,7 +83,9 @@ class XfsFilesystem(Closing, VolumeProtocol):
         self._media = media
         self._log_media = log_media
         self._closed = False
-        self._finder = OwnerFinder(self.volume, self.inodes, self._free_doubt)
+        self._finder = OwnerFinder(
+            self.volume, self.inodes, self._free_doubt, lambda: not self._known_doubts
+        )
 
     @property
     def identity(self) -> str:

@@ -165,7 +165,7 @@ def _find(
         notes = {int(order[question]): said for question, said in notes.items()}
     index, question = _in_answer_order(rows, *hulls.spread(rows, odd), order)
     arrays = _columns(rows, index, question, starts, lengths)
-    if scanned is not None and (note := scanned.unread_note):
+    if scanned is not None and (note := scanned.doubt):
         fixed = (arrays.kind == FREE) | np.isin(arrays.what, (STATIC, LOG))
         noted = np.zeros(low.size, dtype=np.bool_)
         noted[question[~fixed]] = True
@@ -510,7 +510,7 @@ def _records(
     lost: list[str] = []
     whole = Part(agno, int(lows[0]), int(highs[-1]))
     records = finder.scanned.columns(whole, lost)
-    if not finder.volume.has_crc and (note := finder.scanned.unread_note):
+    if not finder.volume.has_crc and (note := finder.scanned.doubt):
         # Without checksums, free space needs the word of all inodes.
         lost.append(note)
     faults += [Fault(whole.low, whole.high, note) for note in lost]

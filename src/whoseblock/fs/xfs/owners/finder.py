@@ -42,15 +42,21 @@ _MOST_TREES: Final = 2048
 class OwnerFinder:
     """Answers single questions; keeps the trees, and with them the blocks that were read.
 
-    ``free_doubt`` returns why no space of the filesystem can be called free, or "".
+    ``free_doubt`` returns why no space of the filesystem can be called free, or "".  ``is_at_rest``
+    returns whether the blocks on the disk are of one moment.
     """
 
     def __init__(
-        self, volume: Volume, inodes: InodeTable, free_doubt: Callable[[], str] = str
+        self,
+        volume: Volume,
+        inodes: InodeTable,
+        free_doubt: Callable[[], str] = str,
+        is_at_rest: Callable[[], bool] = bool,
     ) -> None:
         self.volume = volume
         self.inodes = inodes
         self.free_doubt = free_doubt
+        self.is_at_rest = is_at_rest
         self._trees: dict[tuple[int, str], AgTree] = {}
         self._lost: dict[int, str] = {}
         self.maps = ExtentMaps(volume, inodes)
@@ -70,7 +76,7 @@ class OwnerFinder:
 
         self.check = ScanCheck(self.volume, self, self.maps)
         scan = InodeScan(self.volume, self.inodes, self.maps)
-        self.scanned = Records(self.volume, self, scan)
+        self.scanned = Records(self.volume, self, scan, self.is_at_rest)
 
     def tree(self, agno: int, shape: Shape) -> AgTree:
         """Return a tree of an allocation group, the same one each time."""

@@ -24,7 +24,7 @@ from whoseblock.fs.xfs.owners.crosscheck import Part, inode_blocks, static_block
 from whoseblock.fs.xfs.owners.group_btrees import GroupBtrees, Trees
 from whoseblock.fs.xfs.volume import Volume
 
-__all__ = ["GroupMetadata"]
+__all__ = ["GroupMetadata", "Run"]
 
 _CACHED_GROUPS: Final = 256
 _BTREE_OWNERS: Final = {
@@ -33,13 +33,13 @@ _BTREE_OWNERS: Final = {
     XFS_RMAP_OWN_REFC: REFCOUNT_BTREE,
 }
 #: The start, the length and the owner of blocks of a group.
-_Run = tuple[int, int, int]
+Run = tuple[int, int, int]
 
 
 class _Blocks(NamedTuple):
     """The blocks of a group that are not found by their place, and why some may be missing."""
 
-    runs: list[_Run]
+    runs: list[Run]
     notes: list[str]
 
 
@@ -58,20 +58,22 @@ class GroupMetadata:
         ``notes`` receives why others may be missing.
         """
         agno, low, high = part
-        blocks = self._group(agno)
-        notes += blocks.notes
-        runs = [run for run in blocks.runs if run[0] < high and low < run[0] + run[1]]
+        runs = [run for run in self.named(agno, notes) if run[0] < high and low < run[0] + run[1]]
         runs += self._inodes(part, notes)
         runs += self._staging(part, notes)
         return [(*run, 0) for run in sorted(runs)]
 
-    def _group(self, agno: int) -> _Blocks:
-        """Return the headers, the log, and the blocks of btrees and of the free list."""
+    def named(self, agno: int, notes: list[str]) -> list[Run]:
+        """Return the headers, the log, and the blocks of btrees and of the free list of a group.
+
+        ``notes`` receives why others may be missing.
+        """
         if agno not in self._blocks:
             if len(self._blocks) >= _CACHED_GROUPS:
                 self._blocks.clear()
             self._blocks[agno] = self._read(agno)
-        return self._blocks[agno]
+        notes += self._blocks[agno].notes
+        return self._blocks[agno].runs
 
     def _read(self, agno: int) -> _Blocks:
         sb = self.volume.sb
@@ -88,7 +90,7 @@ class GroupMetadata:
         runs += _joined((block, 1, owner) for block, owner in sorted(owned))
         return _Blocks(sorted(runs), notes)
 
-    def _inodes(self, part: Part, notes: list[str]) -> list[_Run]:
+    def _inodes(self, part: Part, notes: list[str]) -> list[Run]:
         agno, low, high = part
         log = self.volume.sb.inopblog
         faults: list[Fault] = []
@@ -103,7 +105,7 @@ class GroupMetadata:
         ]
         return _joined(found)
 
-    def _staging(self, part: Part, notes: list[str]) -> list[_Run]:
+    def _staging(self, part: Part, notes: list[str]) -> list[Run]:
         if not self.volume.sb.has_reflink:
             return []
         agno, low, high = part
@@ -117,9 +119,9 @@ class GroupMetadata:
         return _joined(found)
 
 
-def _joined(runs: Iterable[_Run]) -> list[_Run]:
+def _joined(runs: Iterable[Run]) -> list[Run]:
     """Join runs, which are in order, that follow one another and have one owner."""
-    found: list[_Run] = []
+    found: list[Run] = []
     for start, count, owner in runs:
         if found and found[-1][2] == owner and sum(found[-1][:2]) >= start:
             begin = found[-1][0]

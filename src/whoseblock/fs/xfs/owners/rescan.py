@@ -35,7 +35,7 @@ class Rescan:
 
     def __init__(self, finder: OwnerFinder, volume: Volume, inodes: InodeTable) -> None:
         self._finder = finder
-        self._by_scan = OwnerFinder(volume, inodes, finder.free_doubt)
+        self._by_scan = OwnerFinder(volume, inodes, finder.free_doubt, finder.is_at_rest)
         self._by_scan.scan_instead()
 
     def settle(self, cut: Cut, progress: Callable[[int], None]) -> Iterator[tuple[str, Cut]]:

@@ -19,6 +19,7 @@ from whoseblock.fs.xfs.format.btree import (
     XFS_RMAP_OWN_FS,
     XFS_RMAP_OWN_LOG,
 )
+from whoseblock.fs.xfs.owners.coverage import NOT_COVERED, BlockSum, sum_of_files
 from whoseblock.fs.xfs.owners.crosscheck import Part
 from whoseblock.fs.xfs.owners.group_btrees import Trees
 from whoseblock.fs.xfs.owners.metadata import GroupMetadata
@@ -57,15 +58,25 @@ class Recorded(NamedTuple):
 
 
 class ScannedRecords:
-    """The records that a scan makes; `prepare` comes before each batch of questions."""
+    """The records that a scan makes; `prepare` comes before each batch of questions.
 
-    def __init__(self, volume: Volume, trees: Trees, scan: InodeScan) -> None:
+    ``is_at_rest`` returns whether the blocks on the disk are of one moment: the log is clean.
+    """
+
+    def __init__(
+        self, volume: Volume, trees: Trees, scan: InodeScan, is_at_rest: Callable[[], bool]
+    ) -> None:
         self.volume = volume
         self.trees = trees
         self.scan = scan
+        self._is_at_rest = is_at_rest
         self.metadata = GroupMetadata(volume, trees)
         self._wanted = Wanted(())
         self._found: Found | None = None
+        #: A note about files that may own any block, "" if there are none.
+        self.doubt = ""
+        #: The sum over the blocks that files should have, once it is known.
+        self._sum_of_files: int | None = None
         self._arrays: ExtentRecords | None = None
         self._whats: dict[int, int] | None = None
 
@@ -84,18 +95,34 @@ class ScannedRecords:
             if start < end
         )
         self._found = self._arrays = self._whats = None
+        self.doubt = ""
         # Without checksums, no inode may have what a btree has.
         self._wanted = Wanted(self._unexplained(union)) if self.volume.has_crc else union
         if self._wanted and may_scan:
             self._found = self._run(progress)
 
     def _run(self, progress: Callable[[int], None]) -> Found:
-        """Scan all inodes for the owners of ``_wanted``."""
+        """Scan all inodes for the owners of ``_wanted``, and set ``doubt``."""
+        blocks = BlockSum()
         if self.volume.sb.icount < _LARGE:
-            return run_scan(self.scan.batches(), self._wanted, None, progress)
-        from whoseblock.fs.scan.bulk import run_bulk_scan
+            items = blocks.of_extents(self.scan.batches())
+            found = run_scan(items, self._wanted, None, progress)
+        else:
+            from whoseblock.fs.scan.bulk import run_bulk_scan
 
-        return run_bulk_scan(self.scan.columns(), self._wanted, progress)
+            columns = blocks.of_extents(self.scan.columns())
+            found = run_bulk_scan(columns, self._wanted, progress)
+        if found.unread_count:
+            self.doubt = unread_note(found)
+        elif self._is_at_rest() and not self._is_sum_of_files(blocks.value):
+            self.doubt = NOT_COVERED
+        return found
+
+    def _is_sum_of_files(self, value: int) -> bool:
+        """Return whether a sum is that of all files, or may be."""
+        if self._sum_of_files is None:
+            self._sum_of_files = sum_of_files(self.volume, self.trees, self.metadata)
+        return self._sum_of_files in (value, None)
 
     @property
     def remark(self) -> str:
@@ -124,15 +151,10 @@ class ScannedRecords:
         if self._found is not None:
             extents = self._found.within(base + part.low, base + part.high)
             records += _joined(sorted(_record(extent, base) for extent in extents))
-            notes += [self.unread_note] if self.unread_note else []
+            notes += [self.doubt] if self.doubt else []
         elif any(True for _ in self._wanted.within(base + part.low, base + part.high)):
             notes.append(NOT_SCANNED)
         return Recorded(sorted(records), notes, lost)
-
-    @property
-    def unread_note(self) -> str:
-        """A note about inodes that may own blocks and are unread, "" if there are none."""
-        return unread_note(self._found) if self._found and self._found.unread_count else ""
 
     @property
     def has_columns(self) -> bool:
