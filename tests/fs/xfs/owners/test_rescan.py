@@ -27,7 +27,8 @@ _RESCANNED = "the reverse map is damaged here"
 def _leaves(truth: Truth) -> list[IndexLeaf]:
     with XfsFilesystem(FileMedia(truth.image)) as whole:
         found = list(whole.index_leaves())
-    assert len(found) > 2
+    # Of blocks of 64 KiB, each of the two groups has one; how many more depends on the content.
+    assert len(found) >= 2
     return found
 
 
