@@ -19,7 +19,8 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-STUDY = [["study", "{}", "--jobs", jobs] for jobs in ("1", "2")]
+#: With so many steps, a study takes longer than any of the delays, however fast the machine is.
+STUDY = [["study", "{}", "--steps", "1000000", "--jobs", jobs] for jobs in ("1", "2")]
 OTHERS = [
     ["lookup", "{}", "--ranges", "-"],
     ["respond", "{}", "--dmesg", "-", "--journal", "{}.journal"],
