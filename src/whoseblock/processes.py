@@ -68,8 +68,8 @@ class Wanted(NamedTuple):
     of ``st_dev``, and that of mountinfo.  ``file_offset`` is None for a block of the file that is
     not its data: no process can map it, and only descriptors count.
 
-    ``own_device`` is the ``st_dev`` of the file where files with the same number differ only by
-    that: mountinfo and maps do not have it, and stat(2) decides.
+    ``own_device`` is the ``st_dev`` of the file, where files with the same number differ only by
+    it. Only stat(2) returns it; mountinfo and maps lack it.
     """
 
     devices: int | frozenset[int]

@@ -56,7 +56,7 @@ def stream_owners(
 
 
 def _with_processes(stream: Iterable[StreamItem], space: MountedVolume) -> Iterator[StreamItem]:
-    """Add to every file the processes that use the lost part of it, or have it open."""
+    """Add the processes that map the lost part of a file, or have the file open, to its rows."""
     # Notes that belong to leading rows stand in the answer that ends them.
     carried: list[str] = []
     for chunk in chunks(stream, ROW_BUDGET):

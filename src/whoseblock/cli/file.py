@@ -38,7 +38,12 @@ Examples:
 )
 @target_options
 @click.option("--json", "as_json", is_flag=True, help="Write JSON Lines, one object per range.")
-def file(paths: tuple[str, ...], target: str | None, as_json: bool, **options: Any) -> None:  # noqa: ANN401
+def file(
+    paths: tuple[str, ...],
+    target: str | None,
+    as_json: bool,
+    **options: Any,  # noqa: ANN401 - click's
+) -> None:
     """Report where the files at PATH are, in every layer.
 
     It is the reverse of lookup.  For a mounted filesystem the kernel is queried, without

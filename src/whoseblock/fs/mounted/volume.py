@@ -11,21 +11,18 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 from msgspec import UNSET
 
-from whoseblock.closing import Closing
 from whoseblock.errors import BlockError, UnsupportedError
-from whoseblock.fs.arguments import check_columns, check_open, checked_ranges
+from whoseblock.fs.arguments import check_columns, checked_ranges
 from whoseblock.fs.arrays import OwnerArrays, as_columns, row_dtype
 from whoseblock.fs.base import (
     Answer,
     FileId,
     Owner,
     Paths,
-    Progress,
     distinct,
-    no_progress,
     remarks_in,
 )
-from whoseblock.fs.driver import Allocation, FileFacts, MountedVolume, ReverseMap
+from whoseblock.fs.driver import Allocation, FileFacts, ReverseMap
 from whoseblock.fs.mounted import kernel
 from whoseblock.fs.mounted.fiemap import maps_run
 from whoseblock.fs.mounted.format import InodeFacts
@@ -34,6 +31,7 @@ from whoseblock.fs.mounted.paths import InodeAccess, PathFinder, gone_note, unre
 from whoseblock.fs.mounted.records import piece_of
 from whoseblock.fs.mounted.recovery import unrecovered_by, unrecovered_note
 from whoseblock.fs.mounted.view import OpenRoot, View, open_view
+from whoseblock.fs.mounted.viewed import ViewedVolume
 from whoseblock.fs.pieces import (
     FILE,
     FILE_DATA,
@@ -48,7 +46,7 @@ from whoseblock.fs.pieces import (
     row_of,
 )
 from whoseblock.fs.stream import ROW_BUDGET, LeadingRows
-from whoseblock.media.mounts import Mount, find_mounts
+from whoseblock.media.mounts import Mount
 from whoseblock.ranges import ByteRange
 
 if TYPE_CHECKING:
@@ -82,7 +80,7 @@ class _Found(NamedTuple):
     more: bool
 
 
-class FsmapVolume(Closing, MountedVolume):
+class FsmapVolume(ViewedVolume):
     """The filesystem that a `View` shows, which is closed with it.
 
     ``device_size`` is the size of its device in bytes.  ``unnumbered`` is as in
@@ -103,11 +101,9 @@ class FsmapVolume(Closing, MountedVolume):
     known_size: int | None = None
 
     def __init__(self, view: View, device_size: int, unnumbered: int | None = None) -> None:
-        self.view = view
-        self._closed = False
+        super().__init__(view)
         self.name = view.kind
         self.device_size = device_size
-        self.progress: Progress = no_progress
         #: The questions to the kernel, and how often each was asked.
         self.asked: Counter[str] = Counter()
         try:
@@ -139,20 +135,6 @@ class FsmapVolume(Closing, MountedVolume):
         """Every ``st_dev`` under which its files appear."""
         return self._devices
 
-    @property
-    def mount_point(self) -> str:
-        """The mount point at which it was opened."""
-        return self.view.point
-
-    @property
-    def root_fd(self) -> int | None:
-        """A descriptor of its root directory, None if unreachable."""
-        return self.view.top
-
-    def fileno(self) -> int:
-        """Return a descriptor on it, for syncfs(2) and FIFREEZE."""
-        return self.view.fd
-
     @cached_property
     def identity(self) -> str:
         """The identity of the filesystem, whatever its device is called."""
@@ -168,12 +150,6 @@ class FsmapVolume(Closing, MountedVolume):
         """The number of questions to the kernel, by kind."""
         return self.asked
 
-    @property
-    def is_read_only(self) -> bool:
-        """Whether the filesystem is read-only at this moment."""
-        _, mounts = find_mounts(self.view.device)
-        return "ro" in (mounts[0].options if mounts else self.view.options)
-
     @cached_property
     def unreplayed_log(self) -> str:
         """The reason why the kernel does not know changes that are in the log, "" if it does."""
@@ -184,14 +160,6 @@ class FsmapVolume(Closing, MountedVolume):
     def doubts(self) -> tuple[str, ...]:
         """The reasons why every answer is incomplete."""
         return (self.unreplayed_log,) if self.unreplayed_log else ()
-
-    @property
-    def remarks(self) -> tuple[str, ...]:
-        """The notes of every answer that do not make it incomplete."""
-        if self.view.process is None:
-            return ()
-        process, point = self.view.process, self.view.point
-        return (f"it is mounted only in the mount namespace of process {process}, at {point}",)
 
     # ------------------------------------------------------------------ owners
 
@@ -550,14 +518,6 @@ class FsmapVolume(Closing, MountedVolume):
             note = f"the kernel does not name the files of {self.name}"
             return {inode: Paths(complete=False, notes=(note,)) for inode in inodes}
         return PathFinder(self.view, self.view.root, self.inodes, self.progress).find(inodes)
-
-    def _check_open(self) -> None:
-        check_open(self.view.point, closed=self._closed)
-
-    def close(self) -> None:
-        """Close the filesystem; a second time has no effect."""
-        self._closed = True
-        self.view.close()
 
 
 def _order(piece: Piece) -> tuple[int, int, int, int]:

@@ -52,7 +52,7 @@ _SEARCH: Final = Struct("=7Q4I4QQ")
 _FOUND: Final = Struct("=QQQII")
 _TOP: Final = (1 << 64) - 1
 #: The kernel writes as much as a request says that there is room for.
-assert _SEARCH.size == BTRFS_IOC_TREE_SEARCH_V2 >> 16 & 0x3FFF  # noqa: S101
+assert _SEARCH.size == BTRFS_IOC_TREE_SEARCH_V2 >> 16 & 0x3FFF  # noqa: S101 - the ioctl's number has the size
 
 #: FILEID_BTRFS_WITHOUT_PARENT: objectid, root_objectid, gen
 _FILEID: Final = 0x4D

@@ -9,17 +9,14 @@ from typing import Final, NamedTuple, Self
 
 from msgspec import UNSET
 
-from whoseblock.closing import Closing
 from whoseblock.errors import BlockError, TargetError, UnsupportedError
-from whoseblock.fs.arguments import check_open, checked_ranges
+from whoseblock.fs.arguments import checked_ranges
 from whoseblock.fs.base import (
     Answer,
     FileId,
     Owner,
     Paths,
-    Progress,
     distinct,
-    no_progress,
     remarks_in,
 )
 from whoseblock.fs.btrfs.format.keys import FIRST_FREE
@@ -36,15 +33,15 @@ from whoseblock.fs.driver import (
     AddressSpace,
     DeviceSegment,
     FileFacts,
-    MountedVolume,
     ReverseMap,
 )
 from whoseblock.fs.mounted.recovery import unrecovered_by, unrecovered_note
 from whoseblock.fs.mounted.view import View, open_view
+from whoseblock.fs.mounted.viewed import ViewedVolume
 from whoseblock.fs.stream import ROW_BUDGET, LeadingRows, join_rows
 from whoseblock.media.base import Media
 from whoseblock.media.direct import DirectMedia
-from whoseblock.media.mounts import Mount, device_node, devices_of, find_mounts
+from whoseblock.media.mounts import Mount, device_node, devices_of
 
 __all__ = ["MountedBtrfs"]
 
@@ -55,7 +52,6 @@ _SHORT: Final = 1 << 20
 #: How often a question is repeated while the filesystem is committed.
 _ATTEMPTS: Final = 4
 _CHANGING: Final = "the filesystem was committed each time while it was read: ask again"
-
 
 #: Yields the owners of a range by a commit.
 _Find = Callable[[Commit, int, int], Iterator[Found]]
@@ -79,7 +75,7 @@ class _Part(NamedTuple):
     more: bool
 
 
-class MountedBtrfs(Closing, MountedVolume):
+class MountedBtrfs(ViewedVolume):
     """The btrfs that a `View` shows, which is closed with it; ranges are of one of its devices.
 
     ``device`` is the number of that as in ``st_rdev``.  With the number of a filesystem on several
@@ -93,9 +89,7 @@ class MountedBtrfs(Closing, MountedVolume):
     row_budget = ROW_BUDGET
 
     def __init__(self, view: View, mount: Mount, device: int, device_size: int) -> None:
-        self.view = view
-        self.progress: Progress = no_progress
-        self._closed = False
+        super().__init__(view)
         self._undo = ExitStack()
         with ExitStack() as undo:
             undo.callback(self._undo.close)
@@ -181,26 +175,6 @@ class MountedBtrfs(Closing, MountedVolume):
         return None if now is None else now.status.st_dev
 
     @property
-    def mount_point(self) -> str:
-        """The mount point at which it was opened."""
-        return self.view.point
-
-    @property
-    def root_fd(self) -> int | None:
-        """A descriptor of the directory of the top-level subvolume."""
-        return self.view.top
-
-    def fileno(self) -> int:
-        """Return a descriptor on it, for syncfs(2) and FIFREEZE."""
-        return self.view.fd
-
-    @property
-    def is_read_only(self) -> bool:
-        """Whether the filesystem is read-only at this moment."""
-        _, mounts = find_mounts(self.view.device)
-        return "ro" in (mounts[0].options if mounts else self.view.options)
-
-    @property
     def unreplayed_log(self) -> str:
         """The reason why the kernel does not know changes that are in the log, "" if it does."""
         option = unrecovered_by(self.view.options)
@@ -212,14 +186,6 @@ class MountedBtrfs(Closing, MountedVolume):
     def doubts(self) -> tuple[str, ...]:
         """The reasons why every answer is incomplete."""
         return self._commit().doubts
-
-    @property
-    def remarks(self) -> tuple[str, ...]:
-        """The notes of every answer that do not make it incomplete."""
-        if self.view.process is None:
-            return ()
-        process, point = self.view.process, self.view.point
-        return (f"it is mounted only in the mount namespace of process {process}, at {point}",)
 
     def logical_addresses(self) -> AddressSpace:
         """Return the space of the logical addresses; closing it closes the filesystem."""
@@ -440,14 +406,10 @@ class MountedBtrfs(Closing, MountedVolume):
         """Return what repairs a row that is metadata, of the filesystem or of a file."""
         return repair_advice(row)
 
-    def _check_open(self) -> None:
-        check_open(self.view.point, closed=self._closed)
-
     def close(self) -> None:
-        """Close the filesystem; a second time has no effect."""
-        self._closed = True
+        """Close the filesystem and its devices; a second time has no effect."""
         self._undo.close()
-        self.view.close()
+        super().close()
 
 
 def _find_logical(commit: Commit, start: int, length: int) -> Iterator[Found]:
